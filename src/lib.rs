@@ -1,0 +1,5 @@
+//! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+
+pub mod batch;
+pub mod config;
+pub mod stream;

@@ -1,0 +1,124 @@
+//! The four streams, each a pipe of its own from spool to topic.
+
+use std::fmt;
+
+/// One pipe: own spool log, own lane, own topic, own byte budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stream {
+    /// What became of each mail that was sent.
+    Deliveries,
+    /// Mails that came back.
+    Bounces,
+    /// Mails that the sender's service refused to send (Pro plan).
+    Blocks,
+    /// What was authenticated and could not be understood.
+    DeadLetters,
+}
+
+impl Stream {
+    /// Every stream, in the order of [`Stream::index`].
+    pub const ALL: [Stream; 4] = [
+        Stream::Deliveries,
+        Stream::Bounces,
+        Stream::Blocks,
+        Stream::DeadLetters,
+    ];
+
+    /// The streams that a webhook can name in `event_type`.
+    pub const EVENTS: [Stream; 3] = [Stream::Deliveries, Stream::Bounces, Stream::Blocks];
+
+    /// The name used in configuration, metrics, directories and Kafka ids.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Deliveries => "deliveries",
+            Stream::Bounces => "bounces",
+            Stream::Blocks => "blocks",
+            Stream::DeadLetters => "dead_letters",
+        }
+    }
+
+    /// The stream that a webhook's `event_type` names, if any.
+    pub fn from_event_type(event_type: &str) -> Option<Stream> {
+        Stream::EVENTS.into_iter().find(|s| s.name() == event_type)
+    }
+
+    /// A dense index, for arrays with one place for each stream.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The values of the metric label `status` on this stream; the last one stands for every value not listed.
+    ///
+    /// Deliveries: the sender's documented statuses. Bounces: its documented codes (1 unknown host … 99 others).
+    /// Blocks have no documented status, dead letters have none.
+    pub fn statuses(self) -> &'static [&'static str] {
+        match self {
+            Stream::Deliveries => &["queued", "succeeded", "failed", "deferred", "other"],
+            Stream::Bounces => &[
+                "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "99", "other",
+            ],
+            Stream::Blocks | Stream::DeadLetters => &["other"],
+        }
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How many events of a batch have which status: one count for each of [`Stream::statuses`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally([u32; 13]);
+
+impl Tally {
+    /// Counts one event of `stream` whose `status` member has this text (`None`: no such member, or no string).
+    pub fn count(&mut self, stream: Stream, status: Option<&str>) {
+        let known = stream.statuses();
+        let index = status
+            .and_then(|status| known.iter().position(|k| *k == status))
+            .unwrap_or(known.len() - 1);
+        self.0[index] += 1;
+    }
+
+    /// The counts, in the order of [`Stream::statuses`]; places beyond the stream's list are zero.
+    pub fn counts(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// All events counted.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|n| u64::from(*n)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tally_counts_known_and_other() {
+        let mut tally = Tally::default();
+        tally.count(Stream::Bounces, Some("99"));
+        tally.count(Stream::Bounces, Some("100"));
+        tally.count(Stream::Bounces, None);
+        assert_eq!(tally.counts()[11], 1);
+        assert_eq!(tally.counts()[12], 2);
+        assert_eq!(tally.total(), 3);
+    }
+
+    #[test]
+    fn every_status_list_fits_a_tally_and_ends_with_other() {
+        for stream in Stream::ALL {
+            assert!(stream.statuses().len() <= Tally::default().counts().len());
+            assert_eq!(stream.statuses().last(), Some(&"other"));
+        }
+    }
+
+    #[test]
+    fn no_event_type_names_the_dead_letters() {
+        assert_eq!(Stream::from_event_type("bounces"), Some(Stream::Bounces));
+        assert_eq!(Stream::from_event_type("dead_letters"), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! Integration tests against the real binary and a real Apache Kafka.
