@@ -1,5 +1,6 @@
 //! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
 
+pub mod accounts;
 pub mod batch;
 pub mod config;
 pub mod stream;

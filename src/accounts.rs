@@ -1,0 +1,159 @@
+//! The books of one stream: `recovered + accepted = delivered + diverted + backlog`, true at every instant.
+//!
+//! The two sides come from different places, so that the identity is a check and not a definition: accepted is counted
+//! when the spool's writer has made a batch durable, delivered and diverted when Kafka has committed a transaction,
+//! and the backlog is the difference of two running totals that the spool's records carry. Writer and lane each make
+//! one change under the lock for each commit; a scrape copies all of it at once.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::stream::Tally;
+
+/// The books of one stream. Totals count the events of the log's whole life; the others those of this process.
+#[derive(Debug, Default)]
+pub struct Accounts(Mutex<Books>);
+
+/// A consistent copy of a stream's books.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Books {
+    /// Events found in the log at start and not known to be in Kafka.
+    pub recovered: u64,
+    /// Events made durable since, by status, in the order of [`crate::stream::Stream::statuses`].
+    pub accepted: [u64; 13],
+    /// Events that Kafka has committed since.
+    pub delivered: u64,
+    /// Events that Kafka refused one by one and that stand in the dead-letter topic instead.
+    pub diverted: u64,
+    /// All events that were ever made durable in this log.
+    pub durable_total: u64,
+    /// All events of this log before the lane's position.
+    pub position_total: u64,
+    /// When the first event after the position was received, microseconds since the Unix epoch; `None` without backlog.
+    pub oldest_micros: Option<i64>,
+}
+
+impl Books {
+    /// Durable events that are not known to be in Kafka.
+    pub fn backlog(&self) -> u64 {
+        self.durable_total.saturating_sub(self.position_total)
+    }
+
+    /// All accepted events, whatever their status.
+    pub fn accepted_total(&self) -> u64 {
+        self.accepted.iter().sum()
+    }
+
+    /// Whether the books agree.
+    pub fn balanced(&self) -> bool {
+        self.recovered + self.accepted_total() == self.delivered + self.diverted + self.backlog()
+    }
+}
+
+impl Accounts {
+    /// The books at this instant.
+    pub fn snapshot(&self) -> Books {
+        self.lock().clone()
+    }
+
+    /// The log was opened: it holds `durable_total` events, those before `position_total` are known to be in Kafka.
+    pub fn opened(&self, durable_total: u64, position_total: u64, oldest_micros: Option<i64>) {
+        *self.lock() = Books {
+            recovered: durable_total.saturating_sub(position_total),
+            durable_total,
+            position_total,
+            oldest_micros,
+            ..Books::default()
+        };
+    }
+
+    /// A commit of the log is durable: it held the events of `tally`, the first of them received at this time.
+    pub fn accepted(&self, tally: &Tally, received_micros: i64) {
+        let mut books = self.lock();
+        for (sum, n) in books.accepted.iter_mut().zip(tally.counts()) {
+            *sum += u64::from(*n);
+        }
+        if books.backlog() == 0 {
+            books.oldest_micros = Some(received_micros);
+        }
+        books.durable_total += tally.total();
+    }
+
+    /// The lane learnt that a former process had delivered everything before `position_total`.
+    pub fn found_delivered(&self, position_total: u64, oldest_micros: Option<i64>) {
+        let mut books = self.lock();
+        let step = position_total.saturating_sub(books.position_total);
+        let before = step.min(books.recovered);
+        books.recovered -= before;
+        books.delivered += step - before;
+        books.move_to(position_total, oldest_micros);
+    }
+
+    /// Kafka committed a transaction that moves the position to `position_total`.
+    pub fn advanced(&self, position_total: u64, delivered: u64, diverted: u64, oldest_micros: Option<i64>) {
+        let mut books = self.lock();
+        books.delivered += delivered;
+        books.diverted += diverted;
+        books.move_to(position_total, oldest_micros);
+        debug_assert!(books.balanced(), "{books:?}");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // Each change is a few additions; a panic between them is impossible, so a poisoned lock is still consistent.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Books {
+    fn move_to(&mut self, position_total: u64, oldest_micros: Option<i64>) {
+        self.position_total = position_total;
+        // Without a look at the next batch the old time stays: too old is the safe direction for an alert.
+        self.oldest_micros = match (self.backlog(), oldest_micros) {
+            (0, _) => None,
+            (_, Some(oldest)) => Some(oldest),
+            (_, None) => self.oldest_micros,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::Stream;
+
+    fn tally(events: u32) -> Tally {
+        let mut tally = Tally::default();
+        for _ in 0..events {
+            tally.count(Stream::Deliveries, Some("queued"));
+        }
+        tally
+    }
+
+    #[test]
+    fn balanced_through_a_life() {
+        let accounts = Accounts::default();
+        accounts.opened(100, 90, Some(5));
+        assert_eq!(accounts.snapshot().recovered, 10);
+        accounts.accepted(&tally(4), 7);
+        assert_eq!(accounts.snapshot().oldest_micros, Some(5));
+        // The lane finds four of the recovered ones already in Kafka.
+        accounts.found_delivered(94, None);
+        accounts.advanced(100, 5, 1, Some(7));
+        accounts.advanced(104, 4, 0, None);
+        let books = accounts.snapshot();
+        assert!(books.balanced());
+        assert_eq!((books.recovered, books.backlog()), (6, 0));
+        assert_eq!((books.delivered, books.diverted), (9, 1));
+        assert_eq!(books.oldest_micros, None);
+    }
+
+    #[test]
+    fn what_another_process_delivered_of_this_ones_events_counts_as_delivered() {
+        let accounts = Accounts::default();
+        accounts.opened(10, 8, None);
+        accounts.accepted(&tally(3), 1);
+        accounts.found_delivered(12, Some(1));
+        let books = accounts.snapshot();
+        assert!(books.balanced());
+        assert_eq!((books.recovered, books.delivered, books.backlog()), (0, 2, 1));
+    }
+}
