@@ -41,6 +41,16 @@ impl Batch {
     pub fn events(&self) -> u32 {
         self.events
     }
+
+    /// When the webhook arrived, microseconds since the Unix epoch.
+    pub fn received_at_micros(&self) -> i64 {
+        received_at_micros(&self.bytes).unwrap_or_default()
+    }
+}
+
+/// When the webhook of an encoded batch arrived, without decoding the rest of it.
+pub fn received_at_micros(encoded: &[u8]) -> Option<i64> {
+    encoded.get(1..9)?.try_into().ok().map(i64::from_le_bytes)
 }
 
 /// Encodes a batch record by record.

@@ -3,4 +3,5 @@
 pub mod accounts;
 pub mod batch;
 pub mod config;
+pub mod spool;
 pub mod stream;

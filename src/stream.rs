@@ -87,6 +87,13 @@ impl Tally {
         &self.0
     }
 
+    /// Counts what another tally counted.
+    pub fn add(&mut self, other: &Tally) {
+        for (sum, n) in self.0.iter_mut().zip(other.0) {
+            *sum += n;
+        }
+    }
+
     /// All events counted.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|n| u64::from(*n)).sum()

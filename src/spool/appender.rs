@@ -1,0 +1,219 @@
+//! Where webhooks hand their batches to the writer thread and wait until they are durable.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::{batch::Batch, stream::Tally};
+
+/// Why a batch was not made durable. It may still become so after `TooSlow` and `Failed`: no answer but "no 200" is
+/// right then.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum AppendError {
+    /// The byte budget is used up, or the disk has no room.
+    #[error("the spool is full")]
+    Full,
+    /// The disk took longer than the limit.
+    #[error("the spool is too slow")]
+    TooSlow,
+    /// Writing failed; the process is about to end.
+    #[error("the spool has failed")]
+    Failed,
+    /// The log is being closed.
+    #[error("the spool is closed")]
+    Closed,
+}
+
+/// Whether a log takes batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogState {
+    Accepting,
+    /// The byte budget is used up, or the disk has no room. It recovers by itself.
+    Full,
+    /// Writing failed; the process is about to end.
+    Failed,
+}
+
+/// A batch on its way to the disk.
+pub(super) struct Pending {
+    pub batch: Batch,
+    pub tally: Tally,
+    /// Set when the webhook has been answered without waiting any longer.
+    pub withdrawn: Arc<AtomicBool>,
+    pub done: oneshot::Sender<Result<(), AppendError>>,
+    /// Its share of the budget for bytes in flight, given back with the rest.
+    pub _permit: OwnedSemaphorePermit,
+}
+
+/// The queue between webhooks and writer.
+pub(super) struct Queue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
+    max_bytes: u64,
+    /// Written and not yet trimmed bytes of the log.
+    used: AtomicU64,
+    no_room: AtomicBool,
+    failed: AtomicU8,
+}
+
+pub(super) struct QueueState {
+    pub waiting: VecDeque<Pending>,
+    /// Bytes waiting or being written.
+    pub bytes: u64,
+    pub closed: bool,
+    writer_sleeps: bool,
+}
+
+impl Queue {
+    pub fn new(max_bytes: u64) -> Queue {
+        Queue {
+            state: Mutex::new(QueueState {
+                waiting: VecDeque::new(),
+                bytes: 0,
+                closed: false,
+                writer_sleeps: false,
+            }),
+            changed: Condvar::new(),
+            max_bytes,
+            used: AtomicU64::new(0),
+            no_room: AtomicBool::new(false),
+            failed: AtomicU8::new(0),
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a batch is there or the queue is closed, at most this long.
+    pub fn wait(&self, limit: Option<Duration>) -> MutexGuard<'_, QueueState> {
+        let mut state = self.lock();
+        if state.waiting.is_empty() && !state.closed {
+            state.writer_sleeps = true;
+            state = match limit {
+                Some(limit) => {
+                    self.changed
+                        .wait_timeout(state, limit)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.writer_sleeps = false;
+        }
+        state
+    }
+
+    /// No more batches; those that wait are still written.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn set_used(&self, bytes: u64) {
+        self.used.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the disk has no room for another segment.
+    pub fn set_no_room(&self, no_room: bool) {
+        self.no_room.store(no_room, Ordering::Relaxed);
+    }
+
+    /// From now on every append fails.
+    pub fn fail(&self) {
+        self.failed.store(1, Ordering::SeqCst);
+        let mut state = self.lock();
+        state.closed = true;
+        for pending in state.waiting.drain(..) {
+            let _ = pending.done.send(Err(AppendError::Failed));
+        }
+    }
+
+    fn state(&self) -> LogState {
+        if self.failed.load(Ordering::SeqCst) != 0 {
+            LogState::Failed
+        } else if self.no_room.load(Ordering::Relaxed) || self.used() >= self.max_bytes {
+            LogState::Full
+        } else {
+            LogState::Accepting
+        }
+    }
+}
+
+/// Appends batches to one log. Cheap to clone.
+#[derive(Clone)]
+pub struct Appender {
+    pub(super) queue: Arc<Queue>,
+}
+
+impl Appender {
+    /// Makes a batch durable; returns when it is, or after `limit`.
+    ///
+    /// Dropping the future does not withdraw the batch. `permit` is the batch's share of the bytes in flight; it is
+    /// released when the batch has been written or withdrawn.
+    pub async fn append(
+        &self,
+        batch: Batch,
+        tally: Tally,
+        permit: OwnedSemaphorePermit,
+        limit: Duration,
+    ) -> Result<(), AppendError> {
+        let withdrawn = Arc::new(AtomicBool::new(false));
+        let (done, durable) = oneshot::channel();
+        {
+            let bytes = batch.bytes().len() as u64;
+            let mut state = self.queue.lock();
+            if self.queue.failed.load(Ordering::SeqCst) != 0 {
+                return Err(AppendError::Failed);
+            }
+            if state.closed {
+                return Err(AppendError::Closed);
+            }
+            if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
+                return Err(AppendError::Full);
+            }
+            state.bytes += bytes;
+            state.waiting.push_back(Pending {
+                batch,
+                tally,
+                withdrawn: Arc::clone(&withdrawn),
+                done,
+                _permit: permit,
+            });
+            if state.writer_sleeps {
+                self.queue.changed.notify_one();
+            }
+        }
+        match tokio::time::timeout(limit, durable).await {
+            Ok(Ok(result)) => result,
+            // The writer ended without an answer: it failed.
+            Ok(Err(_)) => Err(AppendError::Failed),
+            Err(_) => {
+                withdrawn.store(true, Ordering::Relaxed);
+                Err(AppendError::TooSlow)
+            }
+        }
+    }
+
+    /// Whether batches are taken now.
+    pub fn state(&self) -> LogState {
+        self.queue.state()
+    }
+
+    /// Written and not yet trimmed bytes.
+    pub fn used_bytes(&self) -> u64 {
+        self.queue.used()
+    }
+}

@@ -1,0 +1,187 @@
+//! The lane's side of a log: what is not yet in Kafka, and where the lane stands.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use crate::accounts::Accounts;
+
+use super::{
+    Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch,
+    appender::Queue,
+    checkpoint::Checkpoint,
+    log::{Tail, trim},
+    reader::Reader,
+    recovery::Recovered,
+    segment::{self, History},
+    storage::Storage,
+};
+
+/// Reads a log in order and keeps its checkpoint. There is one for each log.
+pub struct Backlog {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    manifest: Manifest,
+    history: History,
+    checkpoint: Option<Checkpoint>,
+    blocking: Option<Damage>,
+    /// The position that is known, which the checkpoint may lag behind.
+    position: Position,
+    reader: Reader,
+    /// A batch that was read ahead.
+    peeked: Option<StoredBatch>,
+    tail: Arc<Tail>,
+    queue: Arc<Queue>,
+    accounts: Arc<Accounts>,
+}
+
+impl Backlog {
+    #[allow(clippy::too_many_arguments)] // The parts of one open log; only `Log::open` calls it.
+    pub(super) fn new(
+        storage: Arc<dyn Storage>,
+        dir: PathBuf,
+        recovered: Recovered,
+        history: History,
+        mut reader: Reader,
+        tail: Arc<Tail>,
+        queue: Arc<Queue>,
+        accounts: Arc<Accounts>,
+    ) -> Backlog {
+        reader.seek(recovered.position.seq);
+        Backlog {
+            storage,
+            dir,
+            manifest: recovered.manifest,
+            history,
+            checkpoint: recovered.checkpoint,
+            blocking: recovered.blocking,
+            position: recovered.position,
+            reader,
+            peeked: None,
+            tail,
+            queue,
+            accounts,
+        }
+    }
+
+    /// Names the log in Kafka.
+    pub fn group_id(&self) -> Uuid {
+        self.manifest.group_id
+    }
+
+    /// Who wrote which sequences.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The position that is known: the checkpoint's at first.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The durable end.
+    pub fn end(&self) -> Position {
+        self.tail.lock().end
+    }
+
+    /// Damage because of which no position can be trusted: nothing may be delivered.
+    pub fn blocking_damage(&self) -> Option<&Damage> {
+        self.blocking.as_ref()
+    }
+
+    /// The stream's books.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// The next batch from the reading place on, without moving behind it; `None` at the durable end.
+    pub fn peek(&mut self) -> Result<Option<&StoredBatch>, ReadError> {
+        if self.peeked.is_none() {
+            self.peeked = self.reader.next()?;
+        }
+        Ok(self.peeked.as_ref())
+    }
+
+    /// The next batch, and moves behind it; `None` at the durable end.
+    pub fn take(&mut self) -> Result<Option<StoredBatch>, ReadError> {
+        match self.peeked.take() {
+            Some(batch) => Ok(Some(batch)),
+            None => self.reader.next(),
+        }
+    }
+
+    /// Reads from the known position again.
+    pub fn rewind(&mut self) {
+        self.peeked = None;
+        self.reader.seek(self.position.seq);
+    }
+
+    /// Moves reading place and known position to a batch, which must not lie beyond the durable end.
+    pub fn seek(&mut self, seq: Seq) -> Result<Position, ReadError> {
+        self.peeked = None;
+        self.reader.seek(seq);
+        let end = self.end();
+        let events = match self.peek()? {
+            Some(batch) => batch.events_before,
+            None => end.events,
+        };
+        self.position = Position { seq, events };
+        Ok(self.position)
+    }
+
+    /// Kafka has everything before this position.
+    pub fn advance(&mut self, position: Position) {
+        self.position = position;
+    }
+
+    /// Waits until there is something to read, at most this long.
+    pub fn wait(&self, limit: Duration) {
+        if self.peeked.is_none() {
+            self.tail.wait_beyond(self.position, limit);
+        }
+    }
+
+    /// Wakes [`Backlog::wait`], whatever thread calls it.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
+        let tail = Arc::clone(&self.tail);
+        move || tail.wake()
+    }
+
+    /// Whether the stored checkpoint lags behind the known position.
+    pub fn checkpoint_due(&self) -> bool {
+        self.checkpoint
+            .as_ref()
+            .is_some_and(|checkpoint| checkpoint.position() != self.position)
+    }
+
+    /// Stores the known position durably, then removes the segments that are wholly before it.
+    pub fn store_checkpoint(&mut self) -> Result<(), SpoolError> {
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return Ok(());
+        };
+        if checkpoint.position() != self.position {
+            checkpoint.store(self.position)?;
+        }
+        let gone = trim(&self.tail, &self.queue, self.position);
+        for info in &gone {
+            let path = self.dir.join(segment::file_name(info.id));
+            self.storage
+                .remove(&path)
+                .map_err(SpoolError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the log a new name in Kafka, for the position stored there under the old one belongs to another life of
+    /// this directory. The own position is stored first, so that nothing is skipped or sent again.
+    pub fn renew_group(&mut self) -> Result<Uuid, SpoolError> {
+        self.store_checkpoint()?;
+        let manifest = Manifest {
+            group_id: Uuid::new_v4(),
+            ..self.manifest
+        };
+        manifest.write(&*self.storage, &self.dir)?;
+        self.manifest = manifest;
+        Ok(manifest.group_id)
+    }
+}

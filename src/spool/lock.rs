@@ -1,0 +1,50 @@
+//! One process for each spool: an advisory lock (`flock`) on `<spool.dir>/lock`, held until the process ends.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    path::Path,
+};
+
+use super::SpoolError;
+
+/// Holds the spool's lock for as long as it lives.
+#[derive(Debug)]
+pub struct SpoolLock {
+    _file: File,
+}
+
+impl SpoolLock {
+    /// Locks the spool in `dir`, which is created when missing.
+    pub fn acquire(dir: &Path) -> Result<SpoolLock, SpoolError> {
+        fs::create_dir_all(dir).map_err(SpoolError::io("create the directory", dir))?;
+        let path = dir.join("lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(SpoolError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(SpoolLock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(SpoolError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(SpoolError::io("lock", &path)(source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_one_is_refused_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = SpoolLock::acquire(dir.path()).unwrap();
+        let refusal = SpoolLock::acquire(dir.path()).unwrap_err();
+        assert!(matches!(refusal, SpoolError::Locked { .. }));
+        assert!(refusal.to_string().contains("another cmc-bridge"));
+        drop(first);
+        SpoolLock::acquire(dir.path()).unwrap();
+    }
+}

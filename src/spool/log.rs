@@ -1,0 +1,457 @@
+//! One open log: the writer thread, the durable end that readers follow, and trimming.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use prometheus::Histogram;
+use uuid::Uuid;
+
+use crate::{accounts::Accounts, config::Durability, stream::Tally};
+
+use super::{
+    AppendError, Appender, Damage, Position, SpoolError,
+    appender::{Pending, Queue},
+    backlog::Backlog,
+    prepare::{Preparer, SPARE, Spare, Taken},
+    reader::Reader,
+    recovery::{End, Recovered, SegmentInfo, recover},
+    segment::{self, Incarnation},
+    storage::{Access, Storage},
+    writer::{NewSegment, Writer},
+};
+
+/// A commit holds no more bytes than this, unless one batch alone does.
+const COMMIT_BYTES: usize = 4 << 20;
+/// The log is sealed when nothing came for this long.
+const SEAL_AFTER: Duration = Duration::from_millis(100);
+/// After the disk was full, the writer looks again so much later.
+const ROOM_CHECK: Duration = Duration::from_secs(1);
+
+/// How to open a log.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// The log's directory.
+    pub dir: PathBuf,
+    /// Names the log's threads.
+    pub name: &'static str,
+    /// Written and not yet trimmed bytes beyond which appends are refused.
+    pub max_bytes: u64,
+    pub segment_bytes: u64,
+    pub durability: Durability,
+}
+
+/// What the writer measures.
+#[derive(Clone, Debug)]
+pub struct LogMetrics {
+    /// Seconds of a commit's write and sync.
+    pub sync_seconds: Histogram,
+    /// Webhooks in a commit.
+    pub commit_webhooks: Histogram,
+}
+
+/// An open log.
+pub struct Log {
+    queue: Arc<Queue>,
+    tail: Arc<Tail>,
+    writer: Option<thread::JoinHandle<()>>,
+    damage: Vec<Damage>,
+}
+
+/// What readers follow.
+pub(super) struct Tail {
+    state: Mutex<TailState>,
+    grown: Condvar,
+}
+
+pub(super) struct TailState {
+    /// The segments, from the one that holds the position on.
+    pub segments: Vec<SegmentInfo>,
+    /// The durable end's offset in the last segment.
+    pub durable_offset: u64,
+    /// The durable end.
+    pub end: Position,
+    /// Nothing will be written any more.
+    pub closed: bool,
+}
+
+impl Tail {
+    pub fn lock(&self) -> MutexGuard<'_, TailState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the durable end lies beyond `position` or nothing will come any more, at most this long.
+    pub fn wait_beyond(&self, position: Position, limit: Duration) {
+        let state = self.lock();
+        // Both time and spurious wake-ups are the caller's to look at again.
+        let _ = self.grown.wait_timeout_while(state, limit, |state| {
+            state.end.seq <= position.seq && !state.closed
+        });
+    }
+
+    /// Wakes whoever waits.
+    pub fn wake(&self) {
+        self.grown.notify_all();
+    }
+
+    fn used(state: &TailState) -> u64 {
+        state.segments.iter().map(|s| s.bytes).sum()
+    }
+}
+
+impl Log {
+    /// Opens the log, begins a fresh segment and starts its writer.
+    ///
+    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+        on_failure: impl FnOnce(SpoolError) + Send + 'static,
+    ) -> Result<(Log, Backlog), SpoolError> {
+        let mut recovered = recover(&*storage, &options.dir)?;
+        let incarnation = Incarnation(Uuid::new_v4().as_u64_pair().0);
+        let writer = Writer::new(
+            Arc::clone(&storage),
+            &options.dir,
+            options.durability,
+            incarnation,
+            &recovered,
+        );
+        accounts.opened(recovered.events, recovered.position.events, None);
+        storage
+            .remove(&options.dir.join(SPARE))
+            .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
+
+        let queue = Arc::new(Queue::new(options.max_bytes));
+        let tail = Arc::new(Tail {
+            state: Mutex::new(TailState {
+                segments: std::mem::take(&mut recovered.segments),
+                durable_offset: 0,
+                end: Position {
+                    seq: recovered.next_seq,
+                    events: recovered.events,
+                },
+                closed: false,
+            }),
+            grown: Condvar::new(),
+        });
+        let history = writer.history().clone();
+        let mut thread = WriterThread {
+            storage: Arc::clone(&storage),
+            dir: options.dir.clone(),
+            segment_bytes: options.segment_bytes,
+            writer,
+            preparer: None,
+            queue: Arc::clone(&queue),
+            tail: Arc::clone(&tail),
+            accounts: Arc::clone(&accounts),
+            metrics,
+        };
+        thread.begin(&recovered)?;
+        thread.preparer = Some(
+            Preparer::start(
+                Arc::clone(&storage),
+                options.dir.clone(),
+                format!("prepare-{}", options.name),
+            )
+            .map_err(SpoolError::io("start a thread for", &options.dir))?,
+        );
+        let handle = thread::Builder::new()
+            .name(format!("write-{}", options.name))
+            .spawn(move || thread.run(on_failure))
+            .map_err(SpoolError::io("start a thread for", &options.dir))?;
+
+        let reader = Reader::new(
+            Arc::clone(&storage),
+            options.dir.clone(),
+            recovered.manifest.log_id.into_bytes(),
+            Arc::clone(&tail),
+        );
+        let damage = std::mem::take(&mut recovered.damage);
+        let backlog = Backlog::new(
+            storage,
+            options.dir.clone(),
+            recovered,
+            history,
+            reader,
+            Arc::clone(&tail),
+            Arc::clone(&queue),
+            accounts,
+        );
+        let log = Log {
+            queue,
+            tail,
+            writer: Some(handle),
+            damage,
+        };
+        Ok((log, backlog))
+    }
+
+    /// Takes batches for this log.
+    pub fn appender(&self) -> Appender {
+        Appender {
+            queue: Arc::clone(&self.queue),
+        }
+    }
+
+    /// What was found damaged at the opening.
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Refuses further batches, makes the waiting ones durable, seals the log and ends its writer.
+    pub fn close(&mut self) {
+        self.queue.close();
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer has been reported by its hook; there is nothing left to close then.
+            let _ = writer.join();
+        }
+        self.tail.lock().closed = true;
+        self.tail.wake();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct WriterThread {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    writer: Writer,
+    preparer: Option<Preparer>,
+    queue: Arc<Queue>,
+    tail: Arc<Tail>,
+    accounts: Arc<Accounts>,
+    metrics: LogMetrics,
+}
+
+impl WriterThread {
+    /// Takes the fresh segment into use, then removes what recovery found to be done with. A full disk is no reason not
+    /// to start: appends are refused until there is room.
+    fn begin(&mut self, recovered: &Recovered) -> Result<(), SpoolError> {
+        match Spare::prepare(&*self.storage, &self.dir, self.segment_bytes) {
+            Ok(spare) => {
+                self.roll(spare)?;
+                if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
+                    let path = self.dir.join(segment::file_name(id));
+                    self.storage
+                        .open(&path, Access::Write)
+                        .and_then(|file| file.set_len(end))
+                        .map_err(SpoolError::io("cut", &path))?;
+                }
+            }
+            Err(error) if error.is_no_space() => self.queue.set_no_room(true),
+            Err(error) => return Err(error),
+        }
+        for id in &recovered.obsolete {
+            let path = self.dir.join(segment::file_name(*id));
+            self.storage
+                .remove(&path)
+                .map_err(SpoolError::io("remove", &path))?;
+        }
+        self.queue.set_used(Tail::used(&self.tail.lock()));
+        Ok(())
+    }
+
+    fn run(mut self, on_failure: impl FnOnce(SpoolError)) {
+        if let Err(error) = self.serve() {
+            self.queue.fail();
+            self.tail.lock().closed = true;
+            self.tail.wake();
+            on_failure(error);
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), SpoolError> {
+        let mut group: Vec<Pending> = Vec::new();
+        let mut no_room = self.writer.offset() == 0;
+        let mut unsealed = false;
+        loop {
+            let limit = match (no_room, unsealed) {
+                (true, _) => Some(ROOM_CHECK),
+                (_, true) => Some(SEAL_AFTER),
+                _ => None,
+            };
+            let closed = {
+                let mut state = self.queue.wait(limit);
+                let mut bytes = 0;
+                while let Some(next) = state.waiting.front()
+                    && (group.is_empty() || bytes + next.batch.bytes().len() <= COMMIT_BYTES)
+                {
+                    bytes += next.batch.bytes().len();
+                    group.extend(state.waiting.pop_front());
+                }
+                state.closed
+            };
+            if group.is_empty() {
+                if no_room {
+                    no_room = !self.ensure_room(0)?;
+                }
+                self.writer.seal()?;
+                self.publish();
+                unsealed = false;
+                if closed {
+                    return Ok(());
+                }
+                continue;
+            }
+            no_room = !self.write(&mut group)?;
+            unsealed = true;
+        }
+    }
+
+    /// Writes the group in as few commits as the segments allow; false when the disk had no room for all of it.
+    fn write(&mut self, group: &mut Vec<Pending>) -> Result<bool, SpoolError> {
+        let mut written: Vec<Pending> = Vec::with_capacity(group.len());
+        let mut room = true;
+        for pending in group.drain(..) {
+            let len = pending.batch.bytes().len();
+            if pending.withdrawn.load(Ordering::Relaxed) {
+                self.queue.lock().bytes -= len as u64;
+                continue;
+            }
+            if !self.writer.fits(len) {
+                self.commit(&mut written)?;
+                if !self.ensure_room(len)? {
+                    self.queue.lock().bytes -= len as u64;
+                    room = false;
+                    let _ = pending.done.send(Err(AppendError::Full));
+                    continue;
+                }
+            }
+            self.writer.add(pending.batch.bytes(), pending.batch.events());
+            written.push(pending);
+        }
+        self.commit(&mut written)?;
+        Ok(room)
+    }
+
+    /// Makes the batches added to the writer durable and answers those who wait for them.
+    fn commit(&mut self, written: &mut Vec<Pending>) -> Result<(), SpoolError> {
+        let Some(first) = written.first() else {
+            return Ok(());
+        };
+        let received_micros = first.batch.received_at_micros();
+        let timer = self.metrics.sync_seconds.start_timer();
+        if let Err(error) = self.writer.commit() {
+            timer.stop_and_discard();
+            for pending in written.drain(..) {
+                let _ = pending.done.send(Err(AppendError::Failed));
+            }
+            return Err(error);
+        }
+        timer.stop_and_record();
+        self.metrics.commit_webhooks.observe(written.len() as f64);
+        let mut tally = Tally::default();
+        let mut bytes = 0;
+        for pending in written.iter() {
+            tally.add(&pending.tally);
+            bytes += pending.batch.bytes().len() as u64;
+        }
+        // The books first: the lane may deliver a batch as soon as the end is published.
+        self.accounts.accepted(&tally, received_micros);
+        self.publish();
+        self.queue.lock().bytes -= bytes;
+        for pending in written.drain(..) {
+            let _ = pending.done.send(Ok(()));
+        }
+        if self.writer.half_full()
+            && let Some(preparer) = &self.preparer
+        {
+            preparer.want(self.segment_bytes);
+        }
+        Ok(())
+    }
+
+    /// Makes a segment with room for a batch of this length the active one; false when the disk has no room for it.
+    fn ensure_room(&mut self, payload_len: usize) -> Result<bool, SpoolError> {
+        if self.writer.fits(payload_len) {
+            self.queue.set_no_room(false);
+            return Ok(true);
+        }
+        let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
+        let taken = match &self.preparer {
+            Some(preparer) => preparer.take(len),
+            None => Taken::NoSpace,
+        };
+        match taken {
+            Taken::Spare(spare) => {
+                self.roll(spare)?;
+                self.queue.set_no_room(false);
+                Ok(true)
+            }
+            Taken::NoSpace => {
+                self.queue.set_no_room(true);
+                Ok(false)
+            }
+            Taken::Failed(error) => Err(error),
+        }
+    }
+
+    fn roll(&mut self, spare: Spare) -> Result<(), SpoolError> {
+        let NewSegment { id, first_seq } = self.writer.roll(spare, now_micros())?;
+        let mut state = self.tail.lock();
+        let offset = state.durable_offset;
+        if let Some(last) = state.segments.last_mut()
+            && last.end == End::Durable
+        {
+            last.end = End::At(offset);
+        }
+        state.durable_offset = self.writer.offset();
+        state.segments.push(SegmentInfo {
+            id,
+            first_seq,
+            end: End::Durable,
+            bytes: self.writer.offset(),
+        });
+        Ok(())
+    }
+
+    /// Tells readers of the new durable end.
+    fn publish(&self) {
+        let (seq, events) = self.writer.end();
+        let mut state = self.tail.lock();
+        if self.writer.offset() > 0 {
+            state.durable_offset = self.writer.offset();
+            if let Some(last) = state.segments.last_mut() {
+                last.bytes = self.writer.offset();
+            }
+        }
+        let grown = state.end.seq != seq;
+        state.end = Position { seq, events };
+        self.queue.set_used(Tail::used(&state));
+        drop(state);
+        if grown {
+            self.tail.wake();
+        }
+    }
+}
+
+/// Removes the segments wholly before `position` from the list; their files are the caller's to remove.
+pub(super) fn trim(tail: &Tail, queue: &Queue, position: Position) -> Vec<SegmentInfo> {
+    let mut state = tail.lock();
+    let keep_from = state
+        .segments
+        .iter()
+        .rposition(|s| s.first_seq <= position.seq)
+        .unwrap_or(0);
+    let gone = state.segments.drain(..keep_from).collect();
+    queue.set_used(Tail::used(&state));
+    gone
+}
+
+/// Microseconds since the Unix epoch.
+fn now_micros() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as i64)
+}

@@ -1,0 +1,129 @@
+//! The manifest: which log this is. JSON, replaced by rename, never changed in place.
+//!
+//! ```json
+//! {"format":1,"log":"<uuid>","group":"<uuid>","crc32c":123}
+//! ```
+//!
+//! `log` goes into every checksum and never changes. `group` names the log towards Kafka (transactional id and consumer
+//! group); the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers
+//! the text `<format> <log> <group>`.
+
+use std::{io, path::Path};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    SpoolError,
+    segment::FORMAT,
+    storage::{Access, Storage, StorageFile},
+};
+
+const NAME: &str = "manifest";
+const MAX_BYTES: u64 = 4096;
+
+/// Which log a directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Covered by every checksum of the log.
+    pub log_id: Uuid,
+    /// Names the log in Kafka.
+    pub group_id: Uuid,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Text {
+    format: u32,
+    log: Uuid,
+    group: Uuid,
+    crc32c: u32,
+}
+
+impl Manifest {
+    /// The manifest of a log that begins now.
+    pub fn begin() -> Manifest {
+        let id = Uuid::new_v4();
+        Manifest {
+            log_id: id,
+            group_id: id,
+        }
+    }
+
+    /// Reads the manifest of the log in `dir`; `None` when there is none.
+    pub fn read(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
+        let path = dir.join(NAME);
+        let unusable = |what: String| SpoolError::Unusable {
+            path: path.clone(),
+            what,
+        };
+        let bytes = match read_small(storage, &path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(SpoolError::io("read", &path)(error)),
+        };
+        let format = serde_json::from_slice::<serde_json::Value>(&bytes)
+            .ok()
+            .and_then(|text| text.get("format")?.as_u64())
+            .ok_or_else(|| unusable("the manifest is damaged; restore it from a copy of the spool".into()))?;
+        if format != u64::from(FORMAT) {
+            return Err(unusable(format!(
+                "its format is {format}, this version knows {FORMAT}; use the version of cmc-bridge that wrote it"
+            )));
+        }
+        let text: Text = serde_json::from_slice(&bytes)
+            .map_err(|error| unusable(format!("the manifest is damaged ({error})")))?;
+        let manifest = Manifest {
+            log_id: text.log,
+            group_id: text.group,
+        };
+        if text.crc32c != manifest.crc() {
+            return Err(unusable("the manifest's checksum is wrong".into()));
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Makes this the manifest of the log in `dir`, durably.
+    pub fn write(&self, storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
+        let text = Text {
+            format: FORMAT,
+            log: self.log_id,
+            group: self.group_id,
+            crc32c: self.crc(),
+        };
+        let path = dir.join(NAME);
+        let bytes = serde_json::to_vec(&text)
+            .map_err(|error| SpoolError::io("encode", &path)(io::Error::other(error)))?;
+        replace(storage, dir, NAME, &bytes)
+    }
+
+    fn crc(&self) -> u32 {
+        crc32c::crc32c(format!("{FORMAT} {} {}", self.log_id, self.group_id).as_bytes())
+    }
+}
+
+fn read_small(storage: &dyn Storage, path: &Path) -> io::Result<Vec<u8>> {
+    let file = storage.open(path, Access::Read)?;
+    let mut bytes = vec![0; file.size()?.min(MAX_BYTES) as usize];
+    let n = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+/// Puts a file of this content in place, atomically and durably.
+pub(super) fn replace(
+    storage: &dyn Storage,
+    dir: &Path,
+    name: &str,
+    content: &[u8],
+) -> Result<(), SpoolError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.tmp"));
+    let write = || -> io::Result<()> {
+        let file = storage.open(&temporary, Access::Create)?;
+        StorageFile::write_all_at(&*file, content, 0)?;
+        file.sync_data()?;
+        storage.rename(&temporary, &path)?;
+        storage.sync_dir(dir)
+    };
+    write().map_err(SpoolError::io("write", &path))
+}

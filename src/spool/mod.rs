@@ -1,0 +1,169 @@
+//! The spool: one append-only log for each stream, durable before a webhook is answered.
+//!
+//! The spool keeps batches of opaque bytes ([`crate::batch`]) in the order of acknowledgement, gives each a *sequence*
+//! (0, 1, 2 …), and hands them to the stream's lane. It knows neither HTTP nor Kafka.
+//!
+//! # Files
+//!
+//! ```text
+//! <spool.dir>/lock                                flock: one process for each spool
+//! <spool.dir>/<stream>/manifest                   format, log id, group id               (manifest.rs)
+//! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots         (checkpoint.rs)
+//! <spool.dir>/<stream>/<20 digits>.segment        header, then records                   (segment.rs, record.rs)
+//! <spool.dir>/<stream>/next.spare                 a zero-filled segment not yet in use
+//! ```
+//!
+//! All numbers in these files are little-endian; all checksums are CRC-32C.
+//!
+//! # Writing
+//!
+//! A *commit* is a group of records that one `pwrite` wrote and one `fdatasync` made durable; a webhook's batch is one
+//! record, so it is durable whole or not at all. The rules that recovery relies on:
+//!
+//! 1. Commit n+1 is written only after the `fdatasync` of commit n returned. So a valid record of a *later* commit
+//!    proves that everything before it was durable once.
+//! 2. A commit never spans segments. A segment's header is durable under the segment's name before its first record is
+//!    written; it names the exact end of the segment before it, whose last commit is durable by then.
+//! 3. A segment is written in one process life only. Every open begins a fresh one, under a new random *incarnation*.
+//! 4. A record's checksum covers the log id and the segment id, so no bytes of another log, of another segment or of a
+//!    payload pass for a record.
+//! 5. When the log falls idle and at a clean stop an empty *seal* commit follows, so that the last commit with data has
+//!    a later one behind it and bit rot in it can be told from a torn tail.
+//! 6. After an error of `pwrite` or `fdatasync` nothing more is written: the log has failed, the process must end.
+//!
+//! # Opening
+//!
+//! Headers are read and chained from the checkpoint on; only the last segment's records are scanned. In it, an invalid
+//! record with no valid record of a later commit behind it is a *torn tail* and is cut; else it is *damage*, which is
+//! reported and blocks the lane when it gets there, while new batches go on into the fresh segment. What was read may
+//! stand in the page cache only, so the last valid commit is written again and synced before anything is served. With
+//! `durability = "page-cache"` a segment says so in its header, and there the first invalid record is the end.
+//!
+//! # Reading and trimming
+//!
+//! A reader never passes the durable end. The checkpoint is durable before the segments wholly below it are unlinked.
+
+mod appender;
+mod backlog;
+mod checkpoint;
+mod lock;
+mod log;
+mod manifest;
+mod prepare;
+mod reader;
+mod record;
+mod recovery;
+mod segment;
+pub mod storage;
+mod writer;
+
+pub use appender::{AppendError, Appender, LogState};
+pub use backlog::Backlog;
+pub use lock::SpoolLock;
+pub use log::{Log, LogMetrics, LogOptions};
+pub use manifest::Manifest;
+pub use reader::{ReadError, StoredBatch};
+pub use segment::{History, Incarnation};
+
+use std::{fmt, io, path::Path, path::PathBuf};
+
+use thiserror::Error;
+
+/// The number of a batch in its log: 0, 1, 2 …
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// The number of a commit in its log; 0 stands before the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitNo(pub u64);
+
+/// The number of a segment in its log, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u64);
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A place between two batches: everything before it is in Kafka.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The next batch.
+    pub seq: Seq,
+    /// How many events the log's batches before `seq` hold, over the log's whole life.
+    pub events: u64,
+}
+
+/// Bytes of the spool that should be there and are not, or are wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment with the wrong bytes, or the missing one.
+    pub segment: SegmentId,
+    /// Byte range in the segment's file; `None` when it is the whole file.
+    pub bytes: Option<(u64, u64)>,
+    /// The first batch that can't be read.
+    pub from: Seq,
+    /// The first readable batch after it, when known.
+    pub to: Option<Seq>,
+    /// What was found.
+    pub what: &'static str,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in segment {}", self.what, self.segment)?;
+        if let Some((from, to)) = self.bytes {
+            write!(f, ", bytes {from} to {to}")?;
+        }
+        write!(f, ", batches from {}", self.from)?;
+        match self.to {
+            Some(to) => write!(f, " to before {to}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The spool can't go on. The process should end with the sysexits code of [`SpoolError::exit_code`].
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// The directory's manifest or format can't be used.
+    #[error("{} can't be used as a spool: {what}", path.display())]
+    Unusable { path: PathBuf, what: String },
+    /// Another process has the spool open.
+    #[error(
+        "{} is locked: another cmc-bridge has this spool open. Stop it first, or give each its own spool.dir",
+        path.display()
+    )]
+    Locked { path: PathBuf },
+}
+
+impl SpoolError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+        move |source| SpoolError::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    /// Whether the disk has no room: it may have again later.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, SpoolError::Io { source, .. }
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}

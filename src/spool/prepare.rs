@@ -1,0 +1,183 @@
+//! Prepares the next segment in the background, so that taking it into use costs the writer no wait.
+//!
+//! A prepared segment is a file of zeros, synced. Overwriting blocks that exist makes a commit's `fdatasync` cheaper
+//! than appending, since the file's metadata doesn't change, and a full disk is met here, where nobody waits yet.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    SpoolError,
+    storage::{Access, Storage, StorageFile},
+};
+
+/// The name of the prepared segment; there is never more than one.
+pub const SPARE: &str = "next.spare";
+/// After the disk was full, the next try comes so much later.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A prepared segment.
+pub struct Spare {
+    pub file: Box<dyn StorageFile>,
+    pub path: PathBuf,
+    pub len: u64,
+}
+
+impl Spare {
+    /// Makes a file of `len` zeros and syncs it.
+    pub fn prepare(storage: &dyn Storage, dir: &Path, len: u64) -> Result<Spare, SpoolError> {
+        let path = dir.join(SPARE);
+        let fill = || -> io::Result<Box<dyn StorageFile>> {
+            let file = storage.open(&path, Access::Create)?;
+            let zeros = vec![0; len.min(1 << 20) as usize];
+            let mut offset = 0;
+            while offset < len {
+                let n = (len - offset).min(zeros.len() as u64);
+                file.write_all_at(&zeros[..n as usize], offset)?;
+                offset += n;
+            }
+            file.sync_data()?;
+            Ok(file)
+        };
+        match fill() {
+            Ok(file) => Ok(Spare { file, path, len }),
+            Err(error) => {
+                // A half-made file would keep the room that the disk lacks; the error that counts is the first one.
+                let _ = storage.remove(&path);
+                Err(SpoolError::io("prepare", &path)(error))
+            }
+        }
+    }
+}
+
+/// What the background thread is at.
+enum State {
+    Idle,
+    Wanted(u64),
+    Ready(Spare),
+    /// The disk was full; not tried again before this time.
+    NoSpace {
+        len: u64,
+        until: Instant,
+    },
+    Failed(SpoolError),
+    Stopped,
+}
+
+/// Prepares one segment ahead, on a thread of its own.
+pub struct Preparer {
+    shared: Arc<(Mutex<State>, Condvar)>,
+}
+
+/// What [`Preparer::take`] gives.
+pub enum Taken {
+    Spare(Spare),
+    /// The disk has no room now.
+    NoSpace,
+    Failed(SpoolError),
+}
+
+impl Preparer {
+    pub fn start(storage: Arc<dyn Storage>, dir: PathBuf, thread_name: String) -> io::Result<Preparer> {
+        let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
+        let thread_shared = Arc::clone(&shared);
+        thread::Builder::new()
+            .name(thread_name)
+            .spawn(move || run(&*storage, &dir, &thread_shared))?;
+        Ok(Preparer { shared })
+    }
+
+    /// Asks for a segment of this length, unless one is there or under way.
+    pub fn want(&self, len: u64) {
+        let mut state = lock(&self.shared.0);
+        if matches!(*state, State::Idle) {
+            *state = State::Wanted(len);
+            self.shared.1.notify_all();
+        }
+    }
+
+    /// Takes a segment of at least this length; waits while it is being prepared, but not for room on the disk.
+    pub fn take(&self, len: u64) -> Taken {
+        let (mutex, changed) = &*self.shared;
+        let mut state = lock(mutex);
+        loop {
+            match std::mem::replace(&mut *state, State::Idle) {
+                State::Ready(spare) if spare.len >= len => return Taken::Spare(spare),
+                // Too small for an unusually large batch: make a larger one in its place.
+                State::Idle | State::Ready(_) => {
+                    *state = State::Wanted(len);
+                    changed.notify_all();
+                }
+                State::NoSpace { len, until } => {
+                    *state = State::NoSpace { len, until };
+                    return Taken::NoSpace;
+                }
+                State::Failed(error) => return Taken::Failed(error),
+                State::Stopped => {
+                    *state = State::Stopped;
+                    return Taken::NoSpace;
+                }
+                wanted @ State::Wanted(_) => {
+                    *state = wanted;
+                    state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        *lock(&self.shared.0) = State::Stopped;
+        self.shared.1.notify_all();
+    }
+}
+
+fn lock(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(storage: &dyn Storage, dir: &Path, (mutex, changed): &(Mutex<State>, Condvar)) {
+    let mut state = lock(mutex);
+    loop {
+        let len = match &*state {
+            State::Stopped => return,
+            State::Wanted(len) => *len,
+            State::NoSpace { len, until } => {
+                let (len, wait) = (*len, until.saturating_duration_since(Instant::now()));
+                if !wait.is_zero() {
+                    state = changed
+                        .wait_timeout(state, wait)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                    continue;
+                }
+                len
+            }
+            State::Idle | State::Ready(_) | State::Failed(_) => {
+                state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+        };
+        drop(state);
+        let result = Spare::prepare(storage, dir, len);
+        state = lock(mutex);
+        if matches!(*state, State::Stopped) {
+            return;
+        }
+        *state = match result {
+            Ok(spare) => State::Ready(spare),
+            Err(error) if error.is_no_space() => State::NoSpace {
+                len,
+                until: Instant::now() + RETRY,
+            },
+            Err(error) => State::Failed(error),
+        };
+        changed.notify_all();
+    }
+}

@@ -1,0 +1,280 @@
+//! Reads a log's batches in order, never beyond its durable end.
+
+use std::{path::PathBuf, sync::Arc};
+
+use thiserror::Error;
+
+use super::{
+    Damage, Position, SegmentId, Seq, SpoolError,
+    log::Tail,
+    record::{self, Checksum, Header, Kind},
+    recovery::{End, valid_records},
+    segment,
+    storage::{Access, Storage, StorageFile},
+};
+
+/// How much is read from a file at once.
+const CHUNK: usize = 256 << 10;
+
+/// A batch as the log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBatch {
+    pub seq: Seq,
+    /// Events in all batches before this one.
+    pub events_before: u64,
+    pub events: u32,
+    /// The encoded batch: see [`crate::batch`].
+    pub payload: Vec<u8>,
+}
+
+impl StoredBatch {
+    /// The position behind this batch.
+    pub fn end(&self) -> Position {
+        Position {
+            seq: Seq(self.seq.0 + 1),
+            events: self.events_before + u64::from(self.events),
+        }
+    }
+}
+
+/// Why nothing could be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The bytes that should be there are not, or are wrong. It will not go away by itself.
+    #[error("the spool is damaged: {0}")]
+    Damaged(Damage),
+    /// A system call failed.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// Reads one log from a position on.
+pub struct Reader {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    log_id: [u8; 16],
+    tail: Arc<Tail>,
+    next: Seq,
+    open: Option<OpenSegment>,
+}
+
+struct OpenSegment {
+    id: SegmentId,
+    file: Box<dyn StorageFile>,
+    checksum: Checksum,
+    offset: u64,
+    limit: Limit,
+    buffer: Vec<u8>,
+    /// The file offset of the buffer's first byte.
+    buffer_at: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    /// The segment ends here.
+    End(u64),
+    /// More may follow behind this offset.
+    SoFar(u64),
+    /// It ends before the first invalid record.
+    FirstInvalid,
+}
+
+impl Reader {
+    pub(super) fn new(storage: Arc<dyn Storage>, dir: PathBuf, log_id: [u8; 16], tail: Arc<Tail>) -> Reader {
+        Reader {
+            storage,
+            dir,
+            log_id,
+            tail,
+            next: Seq(0),
+            open: None,
+        }
+    }
+
+    /// Moves to a batch. The next one read is the first at or behind `seq`.
+    pub fn seek(&mut self, seq: Seq) {
+        self.next = seq;
+        self.open = None;
+    }
+
+    /// The next batch, and moves behind it; `None` at the durable end.
+    pub fn next(&mut self) -> Result<Option<StoredBatch>, ReadError> {
+        loop {
+            if self.open.is_none() && !self.open_segment(None)? {
+                return Ok(None);
+            }
+            let Some(open) = &mut self.open else {
+                return Ok(None);
+            };
+            let (limit, ends_unsaid) = match open.limit {
+                Limit::End(end) | Limit::SoFar(end) => (end, false),
+                Limit::FirstInvalid => (u64::MAX, true),
+            };
+            if open.offset >= limit {
+                let (id, offset) = (open.id, open.offset);
+                let refreshed = limit_of(&self.tail, id);
+                match refreshed {
+                    Some(Limit::SoFar(end)) if end <= offset => return Ok(None),
+                    Some(Limit::End(end)) if end <= offset => {
+                        if !self.open_segment(Some(id))? {
+                            return Ok(None);
+                        }
+                    }
+                    Some(limit) => open.limit = limit,
+                    None => self.open = None,
+                }
+                continue;
+            }
+            match open.record(limit)? {
+                Some((header, _)) if header.kind == Kind::Seal || header.seq < self.next => {
+                    open.offset += header.record_len() as u64;
+                }
+                Some((header, payload)) if header.seq == self.next => {
+                    let batch = StoredBatch {
+                        seq: header.seq,
+                        events_before: header.events_before,
+                        events: header.events,
+                        payload: payload.to_vec(),
+                    };
+                    open.offset += header.record_len() as u64;
+                    self.next = Seq(header.seq.0 + 1);
+                    return Ok(Some(batch));
+                }
+                _ if ends_unsaid => {
+                    let id = open.id;
+                    if !self.open_segment(Some(id))? {
+                        return Ok(None);
+                    }
+                }
+                _ => return Err(ReadError::Damaged(open.damage(limit, self.next)?)),
+            }
+        }
+    }
+
+    /// Opens the segment that holds the next batch, or the one behind `after`; false when there is none yet.
+    fn open_segment(&mut self, after: Option<SegmentId>) -> Result<bool, ReadError> {
+        let found = {
+            let state = self.tail.lock();
+            let index = match after {
+                Some(id) => state.segments.iter().position(|s| s.id > id),
+                None => state
+                    .segments
+                    .iter()
+                    .rposition(|s| s.first_seq <= self.next)
+                    .or((!state.segments.is_empty()).then_some(0)),
+            };
+            index.map(|index| state.segments[index].clone())
+        };
+        let Some(info) = found else {
+            return Ok(false);
+        };
+        if let End::Damaged(damage) = info.end {
+            // What was readable before it has been read: the loss begins exactly here.
+            let from = damage.from.max(self.next);
+            return Err(ReadError::Damaged(Damage { from, ..damage }));
+        }
+        if info.first_seq > self.next {
+            return Err(ReadError::Damaged(Damage {
+                segment: info.id,
+                bytes: None,
+                from: self.next,
+                to: Some(info.first_seq),
+                what: "batches are missing before the segment",
+            }));
+        }
+        let path = self.dir.join(segment::file_name(info.id));
+        let file = self
+            .storage
+            .open(&path, Access::Read)
+            .map_err(SpoolError::io("open", &path))?;
+        self.open = Some(OpenSegment {
+            id: info.id,
+            file,
+            checksum: Checksum::new(&self.log_id, info.id),
+            offset: segment::HEADER as u64,
+            limit: Limit::SoFar(0),
+            buffer: Vec::new(),
+            buffer_at: 0,
+        });
+        Ok(true)
+    }
+}
+
+/// Up to where a segment may be read now; `None` when it is not part of the log any more.
+fn limit_of(tail: &Tail, id: SegmentId) -> Option<Limit> {
+    let state = tail.lock();
+    let info = state.segments.iter().find(|s| s.id == id)?;
+    Some(match info.end {
+        End::At(end) => Limit::End(end),
+        End::Durable => Limit::SoFar(state.durable_offset),
+        End::FirstInvalid => Limit::FirstInvalid,
+        End::Damaged(_) => return None,
+    })
+}
+
+impl OpenSegment {
+    /// The record at the offset, when a valid one ends at or before `limit`.
+    fn record(&mut self, limit: u64) -> Result<Option<(Header, &[u8])>, SpoolError> {
+        if self.fill(record::HEADER, limit)? < record::HEADER {
+            return Ok(None);
+        }
+        let start = (self.offset - self.buffer_at) as usize;
+        let Some(header) = Header::parse(&self.buffer[start..]) else {
+            return Ok(None);
+        };
+        let needed = record::HEADER + header.payload_len;
+        if self.fill(needed, limit)? < needed {
+            return Ok(None);
+        }
+        let start = (self.offset - self.buffer_at) as usize;
+        Ok(self.checksum.verify(&self.buffer[start..]))
+    }
+
+    /// Makes `wanted` bytes from the offset on stand in the buffer, as far as `limit` and the file allow; how many do.
+    fn fill(&mut self, wanted: usize, limit: u64) -> Result<usize, SpoolError> {
+        let have = (self.buffer_at + self.buffer.len() as u64)
+            .saturating_sub(self.offset)
+            .min(self.buffer.len() as u64) as usize;
+        if have < wanted {
+            let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
+            self.buffer.clear();
+            self.buffer.resize(room, 0);
+            let n = self
+                .file
+                .read_at(&mut self.buffer, self.offset)
+                .map_err(|source| SpoolError::Io {
+                    action: "read",
+                    path: segment::file_name(self.id).into(),
+                    source,
+                })?;
+            self.buffer.truncate(n);
+            self.buffer_at = self.offset;
+            return Ok(n.min(wanted));
+        }
+        Ok(wanted)
+    }
+
+    /// What is wrong at the offset, and where the next valid record is.
+    fn damage(&self, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
+        let mut bytes = vec![0; limit.saturating_sub(self.offset) as usize];
+        let n = self
+            .file
+            .read_at(&mut bytes, self.offset)
+            .map_err(|source| SpoolError::Io {
+                action: "read",
+                path: segment::file_name(self.id).into(),
+                source,
+            })?;
+        let next = valid_records(&bytes[..n], &self.checksum, record::ALIGN).next();
+        Ok(Damage {
+            segment: self.id,
+            bytes: Some((
+                self.offset,
+                next.as_ref().map_or(limit, |found| self.offset + found.at as u64),
+            )),
+            from,
+            to: next.map(|found| found.header.seq),
+            what: "records are damaged",
+        })
+    }
+}

@@ -1,0 +1,204 @@
+//! Records: how a batch or a seal stands in a segment.
+//!
+//! ```text
+//! offset size
+//!  0     4    magic "CMCr"
+//!  4     4    CRC-32C of: log id (16 bytes), segment id (8), header bytes 8 to 48, payload
+//!  8     4    payload length in bytes
+//! 12     1    kind: 1 batch, 2 seal (no payload, uses no sequence)
+//! 13     3    zero
+//! 16     8    sequence: this batch's, or for a seal the next batch's
+//! 24     8    commit number
+//! 32     8    events in all batches before this record
+//! 40     4    events in this batch
+//! 44     4    bytes between the beginning of this record's commit and this record
+//! 48          payload, then zeros up to a multiple of 16
+//! ```
+//!
+//! The last field tells which bytes before a record belong to its own commit: an invalid place inside it is a torn
+//! tail, one before it is damage.
+//!
+//! A record begins at a multiple of 16 of the segment's file, so a scan can find the next valid one behind damage.
+
+use super::{CommitNo, SegmentId, Seq};
+
+pub const HEADER: usize = 48;
+pub const ALIGN: usize = 16;
+const MAGIC: [u8; 4] = *b"CMCr";
+/// No record is longer: a limit far above any batch, so that a wrong length can't ask for much memory.
+const MAX_PAYLOAD: usize = 1 << 30;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Batch,
+    Seal,
+}
+
+/// The header of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub payload_len: usize,
+    pub seq: Seq,
+    pub commit: CommitNo,
+    pub events_before: u64,
+    pub events: u32,
+    pub in_commit: u32,
+}
+
+impl Header {
+    /// Bytes of the whole record in the segment.
+    pub fn record_len(&self) -> usize {
+        record_len(self.payload_len)
+    }
+
+    /// The sequence of the next batch.
+    pub fn next_seq(&self) -> Seq {
+        match self.kind {
+            Kind::Batch => Seq(self.seq.0 + 1),
+            Kind::Seal => self.seq,
+        }
+    }
+
+    /// Events in all batches up to and with this record.
+    pub fn events_after(&self) -> u64 {
+        self.events_before + u64::from(self.events)
+    }
+
+    /// Reads a header without proof that it is one: see [`Checksum::verify`].
+    pub fn parse(bytes: &[u8]) -> Option<Header> {
+        let header: &[u8; HEADER] = bytes.first_chunk()?;
+        if header[..4] != MAGIC || header[13..16] != [0; 3] {
+            return None;
+        }
+        let kind = match header[12] {
+            1 => Kind::Batch,
+            2 => Kind::Seal,
+            _ => return None,
+        };
+        let payload_len = u32_at(header, 8) as usize;
+        if payload_len > MAX_PAYLOAD {
+            return None;
+        }
+        Some(Header {
+            kind,
+            payload_len,
+            seq: Seq(u64_at(header, 16)),
+            commit: CommitNo(u64_at(header, 24)),
+            events_before: u64_at(header, 32),
+            events: u32_at(header, 40),
+            in_commit: u32_at(header, 44),
+        })
+    }
+}
+
+/// Bytes of a record with a payload of this length.
+pub fn record_len(payload_len: usize) -> usize {
+    (HEADER + payload_len).next_multiple_of(ALIGN)
+}
+
+/// The checksum of the records of one segment of one log.
+#[derive(Clone, Copy, Debug)]
+pub struct Checksum(u32);
+
+impl Checksum {
+    pub fn new(log_id: &[u8; 16], segment: SegmentId) -> Checksum {
+        Checksum(crc32c::crc32c_append(
+            crc32c::crc32c(log_id),
+            &segment.0.to_le_bytes(),
+        ))
+    }
+
+    fn of(self, header_tail: &[u8], payload: &[u8]) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c_append(self.0, header_tail), payload)
+    }
+
+    /// Appends a record to `out`. The payload's length must fit in a u32.
+    pub fn encode(self, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+        debug_assert_eq!(header.payload_len, payload.len());
+        let start = out.len();
+        let mut bytes = [0u8; HEADER];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&(header.payload_len as u32).to_le_bytes());
+        bytes[12] = match header.kind {
+            Kind::Batch => 1,
+            Kind::Seal => 2,
+        };
+        bytes[16..24].copy_from_slice(&header.seq.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&header.commit.0.to_le_bytes());
+        bytes[32..40].copy_from_slice(&header.events_before.to_le_bytes());
+        bytes[40..44].copy_from_slice(&header.events.to_le_bytes());
+        bytes[44..48].copy_from_slice(&header.in_commit.to_le_bytes());
+        let crc = self.of(&bytes[8..], payload);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&bytes);
+        out.extend_from_slice(payload);
+        out.resize(start + header.record_len(), 0);
+    }
+
+    /// The record at the beginning of `bytes`, when it is whole and its checksum is right.
+    pub fn verify(self, bytes: &[u8]) -> Option<(Header, &[u8])> {
+        let header = Header::parse(bytes)?;
+        let payload = bytes.get(HEADER..HEADER + header.payload_len)?;
+        let crc = u32_at(bytes, 4);
+        (self.of(&bytes[8..HEADER], payload) == crc).then_some((header, payload))
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut array = [0; 4];
+    array.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(array)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut array = [0; 8];
+    array.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(array)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(payload_len: usize) -> Header {
+        Header {
+            kind: Kind::Batch,
+            payload_len,
+            seq: Seq(7),
+            commit: CommitNo(3),
+            events_before: 20,
+            events: 2,
+            in_commit: 64,
+        }
+    }
+
+    #[test]
+    fn verifies_what_it_encodes_and_nothing_else() {
+        let checksum = Checksum::new(&[1; 16], SegmentId(4));
+        let mut bytes = Vec::new();
+        checksum.encode(&header(5), b"hello", &mut bytes);
+        assert_eq!(bytes.len(), 64);
+        assert_eq!(checksum.verify(&bytes), Some((header(5), &b"hello"[..])));
+
+        assert_eq!(
+            Checksum::new(&[2; 16], SegmentId(4)).verify(&bytes),
+            None,
+            "another log"
+        );
+        assert_eq!(
+            Checksum::new(&[1; 16], SegmentId(5)).verify(&bytes),
+            None,
+            "another segment"
+        );
+        for end in 0..HEADER + 5 {
+            assert_eq!(checksum.verify(&bytes[..end]), None, "cut at {end}");
+        }
+        for bit in 0..(HEADER + 5) * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(checksum.verify(&flipped), None, "bit {bit}");
+        }
+    }
+}

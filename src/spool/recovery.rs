@@ -1,0 +1,493 @@
+//! Opening a log: what is there, where it ends, and whether anything is damaged.
+//!
+//! See the module head of [`super`] for the rules. The steps:
+//!
+//! 1. Manifest and checkpoint; a directory without a manifest begins a new log.
+//! 2. Every segment header from the checkpoint on, chained by id and by the predecessor's end. A missing segment, a
+//!    header that can't be read and a broken chain are damage.
+//! 3. The records of the last segment, which alone may have a torn tail.
+//! 4. The last valid commit is written again and synced, and the directory is synced.
+//!
+//! Nothing is deleted or cut here; the caller does that once the fresh segment stands.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Durability;
+
+use super::{
+    CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
+    checkpoint::Checkpoint,
+    record::{self, ALIGN, Checksum},
+    segment::{self, History},
+    storage::{Access, Storage, StorageFile},
+};
+
+/// A segment as a reader needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    pub id: SegmentId,
+    /// The first sequence in it. For one that can't be used: the first sequence behind it.
+    pub first_seq: Seq,
+    pub end: End,
+    /// Bytes that count against the budget.
+    pub bytes: u64,
+}
+
+/// Where a segment's records end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At this offset of the file.
+    At(u64),
+    /// At the log's durable end: the segment is being written.
+    Durable,
+    /// Before the first invalid record: the segment behind it, which would say more, is damaged.
+    FirstInvalid,
+    /// The whole segment is unusable.
+    Damaged(Damage),
+}
+
+/// What opening a log found.
+pub struct Recovered {
+    pub manifest: Manifest,
+    /// `None` when it can't be read, which is damage.
+    pub checkpoint: Option<Checkpoint>,
+    /// The position to go on from, as far as the disk knows.
+    pub position: Position,
+    /// The segments from the position on.
+    pub segments: Vec<SegmentInfo>,
+    /// Segments wholly before the position: to be removed.
+    pub obsolete: Vec<SegmentId>,
+    /// The newest segment and its exact end.
+    pub last: Option<(SegmentId, u64)>,
+    /// Whether what is behind that end may be cut off the file: it is a torn tail or was never written.
+    pub cut: bool,
+    /// Whether a torn tail was found.
+    pub torn: bool,
+    pub next_seq: Seq,
+    pub next_commit: CommitNo,
+    /// Events in all batches of the log.
+    pub events: u64,
+    pub history: History,
+    /// Everything that is wrong.
+    pub damage: Vec<Damage>,
+    /// Damage that no reader would meet by itself: the lane must not begin at all.
+    pub blocking: Option<Damage>,
+}
+
+/// Opens the log in `dir`, which is created when missing.
+pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolError> {
+    storage
+        .create_dir_all(dir)
+        .and_then(|()| match dir.parent() {
+            Some(parent) => storage.sync_dir(parent),
+            None => Ok(()),
+        })
+        .map_err(SpoolError::io("create the directory", dir))?;
+    let names = storage.list(dir).map_err(SpoolError::io("list", dir))?;
+    let mut ids: Vec<SegmentId> = names
+        .iter()
+        .filter_map(|name| segment::parse_file_name(name))
+        .collect();
+    ids.sort_unstable();
+
+    let manifest = match Manifest::read(storage, dir)? {
+        Some(manifest) => manifest,
+        None if ids.is_empty() => {
+            let manifest = Manifest::begin();
+            // The checkpoint first: a manifest then always has one beside it.
+            Checkpoint::create(storage, dir, manifest.log_id.into_bytes())?;
+            manifest.write(storage, dir)?;
+            manifest
+        }
+        None => {
+            return Err(SpoolError::Unusable {
+                path: dir.to_path_buf(),
+                what: "it has segments but no manifest; restore the manifest from a copy of the spool".into(),
+            });
+        }
+    };
+    let recovery = Recovery {
+        storage,
+        dir,
+        log_id: manifest.log_id.into_bytes(),
+    };
+    recovery.run(manifest, &ids)
+}
+
+struct Recovery<'a> {
+    storage: &'a dyn Storage,
+    dir: &'a Path,
+    log_id: [u8; 16],
+}
+
+impl Recovery<'_> {
+    fn run(&self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
+        let headers = ids
+            .iter()
+            .map(|id| Ok((*id, self.header(*id)?)))
+            .collect::<Result<Vec<_>, SpoolError>>()?;
+        let first_known = headers.iter().find_map(|(_, header)| header.as_ref());
+        let checkpoint = Checkpoint::open(self.storage, self.dir, self.log_id)?;
+        let mut damage = Vec::new();
+        let mut blocking = None;
+        let position = match &checkpoint {
+            Some(checkpoint) => checkpoint.position(),
+            None => {
+                let position = first_known.map_or(Position::default(), |header| Position {
+                    seq: header.first_seq,
+                    events: header.events_before,
+                });
+                blocking = Some(Damage {
+                    segment: SegmentId(0),
+                    bytes: None,
+                    from: position.seq,
+                    to: None,
+                    what: "the checkpoint is unreadable: the position is unknown",
+                });
+                position
+            }
+        };
+
+        // From the last segment that begins at or before the position; what is before it is done with.
+        let start = headers
+            .iter()
+            .rposition(|(_, h)| h.as_ref().is_some_and(|h| h.first_seq <= position.seq))
+            .unwrap_or(0);
+        let obsolete = ids[..start].to_vec();
+        let headers = &headers[start..];
+        let mut segments = self.chain(headers, position, &mut damage)?;
+
+        let mut recovered = Recovered {
+            manifest,
+            checkpoint,
+            position,
+            obsolete,
+            last: None,
+            cut: false,
+            torn: false,
+            next_seq: Seq(0),
+            next_commit: CommitNo(1),
+            events: 0,
+            history: headers
+                .iter()
+                .rev()
+                .find_map(|(_, h)| Some(h.as_ref()?.history.clone()))
+                .unwrap_or_default(),
+            segments: Vec::new(),
+            damage: Vec::new(),
+            blocking: None,
+        };
+        if let Some((id, header)) = headers.last() {
+            let scan = self.last_segment(*id, header.as_ref(), &headers[..headers.len() - 1], position)?;
+            recovered.last = Some((*id, scan.end));
+            recovered.torn = scan.torn;
+            recovered.cut = header.is_some() && scan.damage.is_empty();
+            recovered.next_seq = scan.next_seq;
+            recovered.next_commit = CommitNo(scan.commit.0 + 1);
+            recovered.events = scan.events;
+            damage.extend(scan.damage);
+            if let Some(info) = segments.last_mut() {
+                info.bytes = scan.end;
+                match header {
+                    Some(_) => info.end = End::At(scan.end),
+                    None => info.first_seq = scan.next_seq,
+                }
+            }
+        }
+        if position.seq > recovered.next_seq {
+            blocking.get_or_insert(Damage {
+                segment: recovered.last.unwrap_or_default().0,
+                bytes: None,
+                from: recovered.next_seq,
+                to: Some(position.seq),
+                what: "the checkpoint lies beyond the log's end: the tail is lost",
+            });
+            recovered.next_seq = position.seq;
+            recovered.events = recovered.events.max(position.events);
+        }
+        damage.extend(blocking.clone());
+        recovered.segments = segments;
+        recovered.damage = damage;
+        recovered.blocking = blocking;
+        self.storage
+            .sync_dir(self.dir)
+            .map_err(SpoolError::io("sync", self.dir))?;
+        Ok(recovered)
+    }
+
+    /// The segments from the position on, each with its end as its successor tells it.
+    fn chain(
+        &self,
+        headers: &[(SegmentId, Option<segment::Header>)],
+        position: Position,
+        damage: &mut Vec<Damage>,
+    ) -> Result<Vec<SegmentInfo>, SpoolError> {
+        let mut segments: Vec<SegmentInfo> = Vec::with_capacity(headers.len());
+        let first_behind = |i: usize| {
+            headers[i..]
+                .iter()
+                .find_map(|(_, h)| h.as_ref().map(|h| h.first_seq))
+        };
+        let mut report = |id: SegmentId, from: Seq, to: Option<Seq>, what: &'static str| {
+            let found = Damage {
+                segment: id,
+                bytes: None,
+                from,
+                to,
+                what,
+            };
+            damage.push(found.clone());
+            SegmentInfo {
+                id,
+                first_seq: to.unwrap_or(from),
+                end: End::Damaged(found),
+                bytes: 0,
+            }
+        };
+        for (i, (id, header)) in headers.iter().enumerate() {
+            let before = segments.last().map(|s| s.id);
+            let known_from = segments.last().map_or(position.seq, |s| s.first_seq);
+            let Some(header) = header else {
+                segments.push(report(
+                    *id,
+                    known_from,
+                    first_behind(i),
+                    "a segment header is unreadable",
+                ));
+                continue;
+            };
+            let linked = match (before, header.predecessor) {
+                // The first one of the chain: nothing before it matters, when it begins at or before the position.
+                (None, _) => header.first_seq <= position.seq,
+                (Some(before), Some((named, _))) => named == before && before.0 + 1 == id.0,
+                (Some(_), None) => false,
+            };
+            if !linked
+                && !matches!(segments.last(), Some(s) if matches!(s.end, End::Damaged(_)) && s.id.0 + 1 == id.0)
+            {
+                segments.push(report(
+                    SegmentId(id.0 - 1),
+                    known_from,
+                    Some(header.first_seq),
+                    "a segment is missing",
+                ));
+            } else if let (Some(previous), Some((_, end))) = (segments.last_mut(), header.predecessor)
+                && previous.end == End::FirstInvalid
+            {
+                previous.end = End::At(end);
+                previous.bytes = end;
+            }
+            segments.push(SegmentInfo {
+                id: *id,
+                first_seq: header.first_seq,
+                end: End::FirstInvalid,
+                bytes: segment::HEADER as u64,
+            });
+        }
+        Ok(segments)
+    }
+
+    /// Where the last segment ends, and so the log.
+    fn last_segment(
+        &self,
+        id: SegmentId,
+        header: Option<&segment::Header>,
+        before: &[(SegmentId, Option<segment::Header>)],
+        position: Position,
+    ) -> Result<Scan, SpoolError> {
+        if let Some(header) = header {
+            let (bytes, file) = self.read(id, Access::Write)?;
+            let scan = scan(&bytes, &self.log_id, header);
+            // What was read may be in the page cache only: after a crash between write and sync, or a failed sync.
+            let commit = &bytes[scan.last_commit_at as usize..scan.end as usize];
+            file.write_all_at(commit, scan.last_commit_at)
+                .and_then(|()| file.sync_data())
+                .map_err(SpoolError::io("write again the end of", &self.path(id)))?;
+            return Ok(scan);
+        }
+        // The header is unreadable. New sequences must lie above every one that the segment may hold.
+        let mut floor = match before.iter().rev().find_map(|(id, h)| Some((*id, h.as_ref()?))) {
+            Some((id, header)) => scan(&self.read(id, Access::Read)?.0, &self.log_id, header),
+            None => Scan {
+                end: 0,
+                last_commit_at: 0,
+                torn: false,
+                next_seq: position.seq,
+                commit: CommitNo(0),
+                events: position.events,
+                damage: Vec::new(),
+            },
+        };
+        let bytes = self.read(id, Access::Read)?.0;
+        let checksum = Checksum::new(&self.log_id, id);
+        let mut found = false;
+        for record in valid_records(&bytes, &checksum, segment::HEADER) {
+            found = true;
+            floor.next_seq = floor.next_seq.max(record.header.next_seq());
+            floor.commit = floor.commit.max(record.header.commit);
+            floor.events = floor.events.max(record.header.events_after());
+        }
+        if !found {
+            let most = (bytes.len() / record::HEADER) as u64;
+            floor.next_seq.0 += most;
+            floor.commit.0 += most;
+        }
+        Ok(Scan {
+            end: bytes.len() as u64,
+            torn: false,
+            damage: Vec::new(),
+            ..floor
+        })
+    }
+
+    fn path(&self, id: SegmentId) -> PathBuf {
+        self.dir.join(segment::file_name(id))
+    }
+
+    fn header(&self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {
+        read_header(self.storage, self.dir, &self.log_id, id)
+    }
+
+    fn read(&self, id: SegmentId, access: Access) -> Result<(Vec<u8>, Box<dyn StorageFile>), SpoolError> {
+        let path = self.path(id);
+        let read = || {
+            let file = self.storage.open(&path, access)?;
+            let mut bytes = vec![0; file.size()? as usize];
+            let n = file.read_at(&mut bytes, 0)?;
+            bytes.truncate(n);
+            Ok((bytes, file))
+        };
+        read().map_err(SpoolError::io("read", &path))
+    }
+}
+
+/// The header of a segment; `None` when it is not one of this log and this id.
+pub fn read_header(
+    storage: &dyn Storage,
+    dir: &Path,
+    log_id: &[u8; 16],
+    id: SegmentId,
+) -> Result<Option<segment::Header>, SpoolError> {
+    let path = dir.join(segment::file_name(id));
+    let mut bytes = vec![0; segment::HEADER];
+    let n = storage
+        .open(&path, Access::Read)
+        .and_then(|file| file.read_at(&mut bytes, 0))
+        .map_err(SpoolError::io("read", &path))?;
+    Ok(segment::Header::decode(&bytes[..n]).filter(|header| header.log_id == *log_id && header.id == id))
+}
+
+/// What a scan of a segment's records found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// Offset behind the last valid record.
+    pub end: u64,
+    /// Offset of the first record of the last commit; `end` when there is none.
+    pub last_commit_at: u64,
+    /// Whether non-zero bytes follow that belong to a commit that was never durable.
+    pub torn: bool,
+    pub next_seq: Seq,
+    /// The last commit.
+    pub commit: CommitNo,
+    pub events: u64,
+    pub damage: Vec<Damage>,
+}
+
+/// Reads a segment's records to its end and tells a torn tail from damage.
+pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header) -> Scan {
+    let checksum = Checksum::new(log_id, header.id);
+    let mut at = segment::HEADER.min(bytes.len());
+    let mut scan = Scan {
+        end: at as u64,
+        last_commit_at: at as u64,
+        torn: false,
+        next_seq: header.first_seq,
+        commit: CommitNo(header.first_commit.0.saturating_sub(1)),
+        events: header.events_before,
+        damage: Vec::new(),
+    };
+    loop {
+        if let Some((record, _)) = bytes.get(at..).and_then(|rest| checksum.verify(rest))
+            && scan.follows(&record, at)
+        {
+            scan.take(&record, at, bytes.len());
+            at = scan.end as usize;
+            continue;
+        }
+        // Only a commit that begins behind the invalid place proves that the place was durable once. Without one, valid
+        // records behind it are of the same, never acknowledged commit.
+        let behind = (at + ALIGN).min(bytes.len());
+        let proven = header.durability == Durability::Fsync
+            && valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at);
+        let next = valid_records(bytes, &checksum, behind).next();
+        let Some(next) = next.filter(|_| proven) else {
+            scan.torn = bytes[at..].iter().any(|byte| *byte != 0);
+            return scan;
+        };
+        scan.damage.push(Damage {
+            segment: header.id,
+            bytes: Some((at as u64, next.at as u64)),
+            from: scan.next_seq,
+            to: Some(next.header.seq),
+            what: "records are damaged",
+        });
+        // The next valid record is taken as it stands.
+        scan.take(&next.header, next.at, bytes.len());
+        at = scan.end as usize;
+    }
+}
+
+impl Scan {
+    /// Whether a record is the one that the writer would have written here.
+    fn follows(&self, record: &record::Header, at: usize) -> bool {
+        let commit_at = (at as u64).checked_sub(u64::from(record.in_commit));
+        let in_order = if record.commit == self.commit {
+            commit_at == Some(self.last_commit_at) && self.last_commit_at < self.end
+        } else {
+            record.commit.0 == self.commit.0 + 1 && record.in_commit == 0
+        };
+        in_order && record.seq == self.next_seq && record.events_before == self.events
+    }
+
+    fn take(&mut self, record: &record::Header, at: usize, file_len: usize) {
+        self.next_seq = record.next_seq();
+        self.commit = record.commit;
+        self.events = record.events_after();
+        self.last_commit_at = (at as u64).saturating_sub(u64::from(record.in_commit));
+        // The padding of a file's very last record may be missing.
+        self.end = (at + record.record_len()).min(file_len) as u64;
+    }
+}
+
+/// A record whose checksum is right.
+pub struct Found {
+    pub at: usize,
+    pub header: record::Header,
+}
+
+impl Found {
+    /// Where its commit begins.
+    fn commit_at(&self) -> usize {
+        self.at.saturating_sub(self.header.in_commit as usize)
+    }
+}
+
+/// The valid records at or behind `from`, wherever they begin.
+pub fn valid_records<'a>(
+    bytes: &'a [u8],
+    checksum: &'a Checksum,
+    from: usize,
+) -> impl Iterator<Item = Found> + 'a {
+    let mut at = from.next_multiple_of(ALIGN);
+    std::iter::from_fn(move || {
+        while at < bytes.len() {
+            let here = at;
+            if let Some((header, _)) = checksum.verify(&bytes[here..]) {
+                at += header.record_len();
+                return Some(Found { at: here, header });
+            }
+            at += ALIGN;
+        }
+        None
+    })
+}

@@ -1,0 +1,227 @@
+//! Segment headers and file names.
+//!
+//! A segment's first [`HEADER`] bytes:
+//!
+//! ```text
+//! offset size
+//!   0     8   magic "CMCspool"
+//!   8     4   CRC-32C of bytes 12 to 4096
+//!  12     4   format, 1
+//!  16    16   log id
+//!  32     8   segment id
+//!  40     8   first sequence
+//!  48     8   first commit number
+//!  56     8   events in all batches before this segment
+//!  64     8   id of the segment before, 0 for none
+//!  72     8   its exact end, bytes from the beginning of its file
+//!  80     8   created at, microseconds since the Unix epoch
+//!  88     1   durability: 1 fsync, 2 page-cache
+//!  89     5   zero
+//!  94     2   number of history entries
+//!  96         history: (incarnation u64, first sequence u64) for each, the oldest first; the last is this segment's
+//! ```
+//!
+//! The *history* says which process life (incarnation) wrote which sequences. It goes along with the position into
+//! Kafka, and shows at the next start whether log and position belong together.
+
+use crate::config::Durability;
+
+use super::{CommitNo, SegmentId, Seq};
+
+pub const HEADER: usize = 4096;
+pub const FORMAT: u32 = 1;
+const MAGIC: &[u8; 8] = b"CMCspool";
+const HISTORY_AT: usize = 96;
+const MAX_HISTORY: usize = 128;
+
+/// A random number that one open of a log took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation(pub u64);
+
+/// Who wrote which sequences: each incarnation from its first sequence up to the next one's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History(Vec<(Incarnation, Seq)>);
+
+impl History {
+    /// The entries, the oldest first; sequences strictly rise.
+    pub fn entries(&self) -> &[(Incarnation, Seq)] {
+        &self.0
+    }
+
+    /// A history with one more incarnation that begins at `first`. Entries that would cover no sequence, and the oldest
+    /// ones beyond 128, are dropped.
+    pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
+        while self.0.last().is_some_and(|(_, seq)| *seq >= first) {
+            self.0.pop();
+        }
+        self.0.push((incarnation, first));
+        if self.0.len() > MAX_HISTORY {
+            self.0.drain(..self.0.len() - MAX_HISTORY);
+        }
+        self
+    }
+}
+
+/// What a segment says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub log_id: [u8; 16],
+    pub id: SegmentId,
+    pub first_seq: Seq,
+    pub first_commit: CommitNo,
+    pub events_before: u64,
+    /// The segment before and its exact end; `None` for a log's first one.
+    pub predecessor: Option<(SegmentId, u64)>,
+    pub created_micros: i64,
+    pub durability: Durability,
+    pub history: History,
+}
+
+impl Header {
+    pub fn encode(&self) -> Box<[u8; HEADER]> {
+        let mut bytes = Box::new([0u8; HEADER]);
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let (before, before_end) = self.predecessor.unwrap_or_default();
+        put(0, MAGIC);
+        put(12, &FORMAT.to_le_bytes());
+        put(16, &self.log_id);
+        put(32, &self.id.0.to_le_bytes());
+        put(40, &self.first_seq.0.to_le_bytes());
+        put(48, &self.first_commit.0.to_le_bytes());
+        put(56, &self.events_before.to_le_bytes());
+        put(64, &before.0.to_le_bytes());
+        put(72, &before_end.to_le_bytes());
+        put(80, &self.created_micros.to_le_bytes());
+        put(
+            88,
+            &[match self.durability {
+                Durability::Fsync => 1,
+                Durability::PageCache => 2,
+            }],
+        );
+        put(94, &(self.history.0.len() as u16).to_le_bytes());
+        for (i, (incarnation, seq)) in self.history.0.iter().enumerate() {
+            put(HISTORY_AT + i * 16, &incarnation.0.to_le_bytes());
+            put(HISTORY_AT + i * 16 + 8, &seq.0.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&bytes[12..]);
+        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header at the beginning of `bytes`, when it is one of this format and its checksum is right.
+    pub fn decode(bytes: &[u8]) -> Option<Header> {
+        let bytes: &[u8; HEADER] = bytes.first_chunk()?;
+        let u64_at = |at: usize| {
+            let mut array = [0; 8];
+            array.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(array)
+        };
+        let crc_ok = bytes[8..12] == crc32c::crc32c(&bytes[12..]).to_le_bytes();
+        if bytes[..8] != *MAGIC || !crc_ok || bytes[12..16] != FORMAT.to_le_bytes() {
+            return None;
+        }
+        let mut log_id = [0; 16];
+        log_id.copy_from_slice(&bytes[16..32]);
+        let entries = usize::from(bytes[94]) | usize::from(bytes[95]) << 8;
+        if entries > MAX_HISTORY {
+            return None;
+        }
+        let history = (0..entries)
+            .map(|i| HISTORY_AT + i * 16)
+            .map(|at| (Incarnation(u64_at(at)), Seq(u64_at(at + 8))))
+            .collect();
+        Some(Header {
+            log_id,
+            id: SegmentId(u64_at(32)),
+            first_seq: Seq(u64_at(40)),
+            first_commit: CommitNo(u64_at(48)),
+            events_before: u64_at(56),
+            predecessor: match u64_at(64) {
+                0 => None,
+                id => Some((SegmentId(id), u64_at(72))),
+            },
+            created_micros: u64_at(80) as i64,
+            durability: match bytes[88] {
+                1 => Durability::Fsync,
+                2 => Durability::PageCache,
+                _ => return None,
+            },
+            history: History(history),
+        })
+    }
+}
+
+/// The file name of a segment.
+pub fn file_name(id: SegmentId) -> String {
+    format!("{:020}.segment", id.0)
+}
+
+/// The segment that a file name names.
+pub fn parse_file_name(name: &str) -> Option<SegmentId> {
+    let digits = name.strip_suffix(".segment")?;
+    if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok().filter(|id| *id > 0).map(SegmentId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decodes_what_it_encodes_and_nothing_else() {
+        let header = Header {
+            log_id: [9; 16],
+            id: SegmentId(3),
+            first_seq: Seq(10),
+            first_commit: CommitNo(8),
+            events_before: 99,
+            predecessor: Some((SegmentId(2), 4160)),
+            created_micros: 1_700_000_000_000_000,
+            durability: Durability::PageCache,
+            history: History::default()
+                .then(Incarnation(1), Seq(0))
+                .then(Incarnation(2), Seq(10)),
+        };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes[..]), Some(header));
+        for at in (0..HEADER).step_by(7) {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 0x10;
+            assert_eq!(Header::decode(&wrong[..]), None, "byte {at}");
+        }
+        assert_eq!(Header::decode(&bytes[..HEADER - 1]), None);
+        assert_eq!(Header::decode(&[0; HEADER]), None);
+    }
+
+    #[test]
+    fn a_history_keeps_no_empty_ranges_and_no_more_than_fit() {
+        let history = History::default()
+            .then(Incarnation(1), Seq(0))
+            .then(Incarnation(2), Seq(0))
+            .then(Incarnation(3), Seq(5))
+            .then(Incarnation(4), Seq(5));
+        assert_eq!(
+            history.entries(),
+            [(Incarnation(2), Seq(0)), (Incarnation(4), Seq(5))]
+        );
+        let long = (0..500).fold(History::default(), |h, n| h.then(Incarnation(n), Seq(n)));
+        assert_eq!(long.entries().len(), MAX_HISTORY);
+        assert_eq!(long.entries().last(), Some(&(Incarnation(499), Seq(499))));
+    }
+
+    #[test]
+    fn file_names() {
+        assert_eq!(parse_file_name(&file_name(SegmentId(42))), Some(SegmentId(42)));
+        for name in [
+            "next.spare",
+            "1.segment",
+            "00000000000000000000.segment",
+            "0000000000000000000x.segment",
+        ] {
+            assert_eq!(parse_file_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The writing side of a log, without threads: records are added, a commit makes them durable, a full segment is left
+//! for a prepared one. The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::config::Durability;
+
+use super::{
+    CommitNo, SegmentId, Seq, SpoolError,
+    prepare::Spare,
+    record::{self, Checksum, Kind},
+    recovery::Recovered,
+    segment::{self, History, Incarnation},
+    storage::{Storage, StorageFile},
+};
+
+/// Bytes kept free at a segment's end for the seal.
+const SEAL: u64 = record::HEADER as u64;
+
+/// Appends to one log. After an error nothing more may be written with it.
+pub struct Writer {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    log_id: [u8; 16],
+    durability: Durability,
+    history: History,
+    /// The segment being written; `None` until the first roll after an open.
+    active: Option<Active>,
+    /// The newest segment and its end: what the next segment's header names as its predecessor.
+    last: Option<(SegmentId, u64)>,
+    next_seq: Seq,
+    next_commit: CommitNo,
+    events: u64,
+    /// Whether the last commit holds batches, so that a seal is due.
+    unsealed: bool,
+    /// The records of the commit being built.
+    buffer: Vec<u8>,
+}
+
+struct Active {
+    file: Box<dyn StorageFile>,
+    path: PathBuf,
+    len: u64,
+    offset: u64,
+    checksum: Checksum,
+}
+
+/// A segment that was just taken into use.
+#[derive(Clone, Copy, Debug)]
+pub struct NewSegment {
+    pub id: SegmentId,
+    pub first_seq: Seq,
+}
+
+impl Writer {
+    /// A writer that goes on where recovery ended, as a new incarnation.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        durability: Durability,
+        incarnation: Incarnation,
+        recovered: &Recovered,
+    ) -> Writer {
+        Writer {
+            storage,
+            dir: dir.to_path_buf(),
+            log_id: recovered.manifest.log_id.into_bytes(),
+            durability,
+            history: recovered.history.clone().then(incarnation, recovered.next_seq),
+            active: None,
+            last: recovered.last,
+            next_seq: recovered.next_seq,
+            next_commit: recovered.next_commit,
+            events: recovered.events,
+            unsealed: false,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Who wrote which sequences, this incarnation included.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The durable end: next sequence, and events before it.
+    pub fn end(&self) -> (Seq, u64) {
+        (self.next_seq, self.events)
+    }
+
+    /// Bytes written to the active segment, its header included.
+    pub fn offset(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.offset)
+    }
+
+    /// Whether more than half of the active segment is used, so that the next one should be prepared.
+    pub fn half_full(&self) -> bool {
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.offset > active.len / 2)
+    }
+
+    /// The length that a segment needs to hold a batch of this many bytes.
+    pub fn segment_len_for(payload_len: usize) -> u64 {
+        segment::HEADER as u64 + record::record_len(payload_len) as u64 + SEAL
+    }
+
+    /// Whether a batch of this many bytes fits behind what the commit being built holds already.
+    pub fn fits(&self, payload_len: usize) -> bool {
+        let needed = (self.buffer.len() + record::record_len(payload_len)) as u64 + SEAL;
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.offset + needed <= active.len)
+    }
+
+    /// Adds a batch to the commit being built. It must fit.
+    pub fn add(&mut self, payload: &[u8], events: u32) {
+        debug_assert!(self.fits(payload.len()));
+        self.push(Kind::Batch, payload, events);
+        self.next_seq.0 += 1;
+        self.events += u64::from(events);
+        self.unsealed = true;
+    }
+
+    /// Writes the commit being built and makes it as durable as configured.
+    pub fn commit(&mut self) -> Result<(), SpoolError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        active
+            .file
+            .write_all_at(&self.buffer, active.offset)
+            .map_err(SpoolError::io("write", &active.path))?;
+        if self.durability == Durability::Fsync {
+            active
+                .file
+                .sync_data()
+                .map_err(SpoolError::io("sync", &active.path))?;
+        }
+        active.offset += self.buffer.len() as u64;
+        if let Some((_, end)) = &mut self.last {
+            *end = active.offset;
+        }
+        self.next_commit.0 += 1;
+        self.buffer.clear();
+        // One giant batch must not keep its memory for ever.
+        self.buffer.shrink_to(8 << 20);
+        Ok(())
+    }
+
+    /// Writes an empty commit behind the last one, unless a seal stands there already.
+    pub fn seal(&mut self) -> Result<(), SpoolError> {
+        if !self.unsealed || self.active.is_none() {
+            return Ok(());
+        }
+        self.push(Kind::Seal, &[], 0);
+        self.commit()?;
+        self.unsealed = false;
+        Ok(())
+    }
+
+    /// Leaves the active segment for a prepared one. Nothing may be pending.
+    ///
+    /// The header is durable before the rename, the rename before the first record: so a segment's name always stands
+    /// over a whole header, and the header always names a predecessor whose end is durable.
+    pub fn roll(&mut self, spare: Spare, now_micros: i64) -> Result<NewSegment, SpoolError> {
+        debug_assert!(self.buffer.is_empty());
+        if let Some(active) = &self.active
+            && self.durability == Durability::PageCache
+        {
+            active
+                .file
+                .sync_data()
+                .map_err(SpoolError::io("sync", &active.path))?;
+        }
+        let id = SegmentId(self.last.map_or(1, |(id, _)| id.0 + 1));
+        let header = segment::Header {
+            log_id: self.log_id,
+            id,
+            first_seq: self.next_seq,
+            first_commit: self.next_commit,
+            events_before: self.events,
+            predecessor: self.last,
+            created_micros: now_micros,
+            durability: self.durability,
+            history: self.history.clone(),
+        };
+        let path = self.dir.join(segment::file_name(id));
+        spare
+            .file
+            .write_all_at(&header.encode()[..], 0)
+            .and_then(|()| spare.file.sync_data())
+            .and_then(|()| self.storage.rename(&spare.path, &path))
+            .and_then(|()| self.storage.sync_dir(&self.dir))
+            .map_err(SpoolError::io("begin", &path))?;
+        let offset = segment::HEADER as u64;
+        self.last = Some((id, offset));
+        self.active = Some(Active {
+            file: spare.file,
+            path,
+            len: spare.len,
+            offset,
+            checksum: Checksum::new(&self.log_id, id),
+        });
+        self.unsealed = false;
+        Ok(NewSegment {
+            id,
+            first_seq: self.next_seq,
+        })
+    }
+
+    fn push(&mut self, kind: Kind, payload: &[u8], events: u32) {
+        if let Some(active) = &self.active {
+            let header = record::Header {
+                kind,
+                payload_len: payload.len(),
+                seq: self.next_seq,
+                commit: self.next_commit,
+                events_before: self.events,
+                events,
+                in_commit: self.buffer.len() as u32,
+            };
+            active.checksum.encode(&header, payload, &mut self.buffer);
+        }
+    }
+}
