@@ -2,5 +2,7 @@
 
 pub mod accounts;
 pub mod batch;
+pub mod cmc;
 pub mod config;
+pub mod dead_letter;
 pub mod stream;
