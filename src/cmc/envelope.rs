@@ -96,14 +96,14 @@ pub(super) enum Text<'a> {
     #[default]
     Missing,
     Found(Cow<'a, str>),
-    NoText(Option<usize>),
+    Unusable(Option<usize>),
 }
 
 impl<'a> Text<'a> {
     fn found(self) -> Option<Cow<'a, str>> {
         match self {
             Text::Found(text) => Some(text),
-            Text::Missing | Text::NoText(_) => None,
+            Text::Missing | Text::Unusable(_) => None,
         }
     }
 }
@@ -150,7 +150,7 @@ impl<'a> Fields<'a> {
         if self.key_spans.is_empty() {
             self.api_key = text;
         } else {
-            self.api_key = Text::NoText(offset);
+            self.api_key = Text::Unusable(offset);
             self.note_duplicate(offset, "api_key is there more than once");
         }
         self.key_spans.push(span);
@@ -200,7 +200,7 @@ impl<'a> Fields<'a> {
         let event_type = match &self.event_type {
             Text::Found(event_type) => event_type,
             Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
-            Text::NoText(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
+            Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
         };
         match &self.server_composition {
             Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
@@ -218,7 +218,7 @@ impl<'a> Fields<'a> {
                     "there is no server_composition",
                 );
             }
-            Text::NoText(at) => {
+            Text::Unusable(at) => {
                 return fail(
                     Reason::InvalidServerComposition,
                     *at,
@@ -316,10 +316,10 @@ fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> (Text<'a>, Span) {
     match value.kind {
         Kind::String(quoted) => {
             let decoded = quoted.decode(text);
-            let found = decoded.map_or(Text::NoText(Some(value.span.start)), Text::Found);
+            let found = decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found);
             (found, quoted.span)
         }
-        _ => (Text::NoText(Some(value.span.start)), value.span),
+        _ => (Text::Unusable(Some(value.span.start)), value.span),
     }
 }
 

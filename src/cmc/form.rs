@@ -52,7 +52,7 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             Ok(value) => value,
             Err(malformed) => {
                 if name == "api_key" {
-                    let nothing = Text::NoText(Some(value_at));
+                    let nothing = Text::Unusable(Some(value_at));
                     fields.set_api_key(nothing, value_at..value_at + value.len(), Some(value_at));
                 }
                 fields.note(malformed);
