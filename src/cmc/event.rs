@@ -9,7 +9,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     MAX_KEY, Malformed, Request, Rules,
-    envelope::{Element, Envelope, Opened, Unexpected},
+    elements::Element,
+    envelope::{Envelope, Opened, Unexpected},
     id::Ids,
     json::{Quoted, unescape},
     mask::{mask, mask_text},

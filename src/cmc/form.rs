@@ -8,7 +8,8 @@ use std::{borrow::Cow, str};
 
 use super::{
     Malformed, Rules,
-    envelope::{Fields, Opened, Text, read_event},
+    elements::{Event, read_event},
+    envelope::{Fields, Opened, Text},
     json::{self, Cursor},
 };
 use crate::dead_letter::Reason;
@@ -82,7 +83,7 @@ fn text_of(event: Option<Cow<'_, [u8]>>) -> Cow<'_, str> {
     }
 }
 
-fn open_event(value: &[u8], rules: &Rules) -> Result<super::envelope::Event, Malformed> {
+fn open_event(value: &[u8], rules: &Rules) -> Result<Event, Malformed> {
     let text = json::validate(value)?;
     let mut cursor = Cursor::new(text);
     cursor.peek();

@@ -29,6 +29,7 @@
 //!
 //! All of this takes time and memory in proportion to the body at most, with no recursion.
 
+mod elements;
 mod envelope;
 mod event;
 mod form;

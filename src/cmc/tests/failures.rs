@@ -262,7 +262,7 @@ fn too_many_elements_are_not_stored() {
 
         let mut cursor = json::Cursor::new(&body);
         cursor.at = body.find(r#"{"deliveries"#).unwrap();
-        let event = envelope::read_event(&mut cursor, &body, rules.max_events)
+        let event = elements::read_event(&mut cursor, &body, rules.max_events)
             .ok()
             .unwrap();
         assert_eq!(event.elements.len(), 100);
