@@ -112,23 +112,33 @@ fn broken_percent(offset: usize) -> Malformed {
 /// Decodes a name or a value, or says where it is broken.
 fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
     let special = |byte: &u8| matches!(byte, b'%' | b'+');
-    if !raw.iter().any(special) {
+    let mut rest = raw;
+    let mut out = Vec::new();
+    while let Some(run) = rest.iter().position(special) {
+        if out.is_empty() {
+            out.reserve_exact(raw.len());
+        }
+        out.extend_from_slice(&rest[..run]);
+        rest = match rest[run..] {
+            [b'+', ref tail @ ..] => {
+                out.push(b' ');
+                tail
+            }
+            [b'%', high, low, ref tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                out.push(hex(high) << 4 | hex(low));
+                tail
+            }
+            _ => return Err(raw.len() - rest.len() + run),
+        };
+    }
+    if out.is_empty() {
         return Ok(Cow::Borrowed(raw));
     }
-    let mut out = Vec::with_capacity(raw.len());
-    let mut at = 0;
-    while let Some(&byte) = raw.get(at) {
-        match byte {
-            b'+' => out.push(b' '),
-            b'%' => {
-                let digit = |at: usize| raw.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-                let (high, low) = digit(at + 1).zip(digit(at + 2)).ok_or(at)?;
-                out.push((high << 4 | low) as u8);
-                at += 2;
-            }
-            _ => out.push(byte),
-        }
-        at += 1;
-    }
+    out.extend_from_slice(rest);
     Ok(Cow::Owned(out))
+}
+
+/// The value of a hexadecimal digit.
+fn hex(digit: u8) -> u8 {
+    (digit & 0xF) + 9 * (digit >> 6)
 }
