@@ -1,0 +1,142 @@
+//! The object `event`: its lists, and of each element what a record needs.
+//!
+//! All lists are read alike, for `event_type` may stand behind them. Beyond the limits elements and members are read over
+//! and no longer stored.
+
+use std::ops::Range;
+
+use super::{
+    MAX_DEPTH, MAX_MEMBERS, Malformed,
+    json::{Cursor, Kind, Quoted, Span},
+};
+use crate::dead_letter::Reason;
+
+/// The object `event`.
+#[derive(Default)]
+pub(super) struct Event {
+    pub members: Vec<Member>,
+    /// The elements of all lists, one list after the other.
+    pub elements: Vec<Element>,
+    /// The first thing that is wrong with them.
+    pub malformed: Option<Malformed>,
+}
+
+/// A member of `event`.
+pub(super) struct Member {
+    pub name: Quoted,
+    pub value: Span,
+    /// Which of [`Event::elements`] are this list's; `None` when the member is no list.
+    pub list: Option<Range<usize>>,
+}
+
+/// An element of a list.
+pub(super) struct Element {
+    pub span: Span,
+    pub is_object: bool,
+    /// Whether a member of it is called as one of those that are put first.
+    pub reserved: bool,
+    /// The strings of these members; of repeated ones the last counts.
+    pub message_id: Option<Quoted>,
+    pub created: Option<Quoted>,
+    pub status: Option<Quoted>,
+}
+
+/// Reads the value of `event`, storing no more than the limits allow.
+pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize) -> Result<Event, Malformed> {
+    let start = cursor.at;
+    if cursor.peek() != b'{' {
+        cursor.value();
+        let detail = "event is no object";
+        return Err(Malformed::new(Reason::EventNotObject, Some(start), detail));
+    }
+    cursor.enter();
+    let mut event = Event::default();
+    while let Some(name) = cursor.member() {
+        if event.members.len() == MAX_MEMBERS {
+            event.malformed.get_or_insert_with(|| {
+                let detail = format!("event has more than {MAX_MEMBERS} members");
+                Malformed::new(Reason::TooManyMembers, Some(cursor.at), detail)
+            });
+            cursor.value();
+            continue;
+        }
+        let start = cursor.at;
+        let list = if cursor.peek() == b'[' {
+            let first = event.elements.len();
+            cursor.enter();
+            while cursor.element() {
+                event.read_element(cursor, text, max_events);
+            }
+            Some(first..event.elements.len())
+        } else {
+            cursor.value();
+            None
+        };
+        event.members.push(Member {
+            name,
+            value: start..cursor.at,
+            list,
+        });
+    }
+    Ok(event)
+}
+
+impl Event {
+    /// Reads the element at the cursor.
+    fn read_element(&mut self, cursor: &mut Cursor<'_>, text: &str, max_events: usize) {
+        if self.elements.len() == max_events {
+            self.malformed.get_or_insert_with(|| {
+                let detail = format!("more than {max_events} elements");
+                Malformed::new(Reason::TooManyEvents, Some(cursor.at), detail)
+            });
+            cursor.value();
+            return;
+        }
+        let mut element = Element {
+            span: cursor.at..cursor.at,
+            is_object: false,
+            reserved: false,
+            message_id: None,
+            created: None,
+            status: None,
+        };
+        let depth = if cursor.peek() == b'{' {
+            element.is_object = true;
+            element.read_members(cursor, text)
+        } else {
+            cursor.value().depth
+        };
+        element.span.end = cursor.at;
+        if depth > MAX_DEPTH {
+            self.malformed.get_or_insert_with(|| {
+                let detail = format!("an element is nested more than {MAX_DEPTH} levels deep");
+                Malformed::new(Reason::TooDeep, Some(element.span.start), detail)
+            });
+        }
+        self.elements.push(element);
+    }
+}
+
+impl Element {
+    /// Reads the object at the cursor; its depth.
+    fn read_members(&mut self, cursor: &mut Cursor<'_>, text: &str) -> usize {
+        let mut depth = 1;
+        cursor.enter();
+        while let Some(name) = cursor.member() {
+            let value = cursor.value();
+            depth = depth.max(value.depth + 1);
+            let string = match value.kind {
+                Kind::String(quoted) => Some(quoted),
+                _ => None,
+            };
+            match name.decode(text).as_deref() {
+                Some("messageId") => self.message_id = string,
+                Some("created") => self.created = string,
+                Some("status") => self.status = string,
+                Some("event_type" | "server_composition") => self.reserved = true,
+                _ => {}
+            }
+        }
+        depth
+    }
+}

@@ -1,0 +1,296 @@
+//! A webhook's envelope: its few members, and where the elements stand.
+//!
+//! What is wrong is noted and reading goes on, for the `api_key` may stand behind it; [`Fields::finish`] then decides. A
+//! form brings the same [`Fields`] by another way.
+
+use std::borrow::Cow;
+
+use super::{
+    MAX_COMPOSITION, MAX_MEMBERS, Malformed, Rules,
+    elements::{Event, Member, read_event},
+    json::{self, Cursor, Kind, Span},
+};
+use crate::{dead_letter::Reason, stream::Stream};
+
+/// A body that was read. It holds the `api_key`, so it has no `Debug`.
+pub struct Opened<'a> {
+    /// The `api_key`, when it can be found and is a string; `None` too when there is more than one.
+    pub api_key: Option<Cow<'a, str>>,
+    /// `event_type`, when it can be found and is a string.
+    pub event_type: Option<Cow<'a, str>>,
+    /// `server_composition`, when it can be found and is a string.
+    pub server_composition: Option<Cow<'a, str>>,
+    /// What is in it, or why that can't be told.
+    pub content: Result<Envelope<'a>, Malformed>,
+    /// Where the values of `api_key` stand in the body.
+    pub(super) key_spans: Vec<Span>,
+}
+
+impl Opened<'_> {
+    /// A body of which nothing else is known.
+    fn closed(malformed: Malformed) -> Self {
+        Opened {
+            api_key: None,
+            event_type: None,
+            server_composition: None,
+            content: Err(malformed),
+            key_spans: Vec::new(),
+        }
+    }
+}
+
+/// A webhook of the right shape.
+pub struct Envelope<'a> {
+    /// The stream of its events; `None` when `event_type` names no enabled one.
+    pub(super) stream: Option<Stream>,
+    /// The JSON text that all spans speak of.
+    pub(super) text: Cow<'a, str>,
+    pub(super) event: Event,
+    pub(super) unexpected: Vec<Unexpected<'a>>,
+}
+
+impl Envelope<'_> {
+    /// The stream of its events; `None` when `event_type` names no enabled one.
+    pub fn stream(&self) -> Option<Stream> {
+        self.stream
+    }
+}
+
+/// A list or an object beside `event`.
+pub(super) struct Unexpected<'a> {
+    pub name: Cow<'a, str>,
+    pub value: Cow<'a, str>,
+}
+
+/// What became of a member that should be a string.
+#[derive(Default)]
+pub(super) enum Text<'a> {
+    #[default]
+    Missing,
+    Found(Cow<'a, str>),
+    Unusable(Option<usize>),
+}
+
+impl<'a> Text<'a> {
+    fn found(self) -> Option<Cow<'a, str>> {
+        match self {
+            Text::Found(text) => Some(text),
+            Text::Missing | Text::Unusable(_) => None,
+        }
+    }
+}
+
+/// The members of an envelope as they are found.
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    event_type: Text<'a>,
+    server_composition: Text<'a>,
+    api_key: Text<'a>,
+    event: Option<Result<Event, Malformed>>,
+    unexpected: Vec<Unexpected<'a>>,
+    key_spans: Vec<Span>,
+    /// The first thing that is wrong whatever else is found.
+    malformed: Option<Malformed>,
+}
+
+impl<'a> Fields<'a> {
+    /// Notes what is wrong; the first counts.
+    pub fn note(&mut self, malformed: Malformed) {
+        self.malformed.get_or_insert(malformed);
+    }
+
+    fn note_duplicate(&mut self, offset: Option<usize>, detail: &'static str) {
+        self.note(Malformed::new(Reason::DuplicateMember, offset, detail));
+    }
+
+    pub fn set_event_type(&mut self, text: Text<'a>, offset: Option<usize>) {
+        match self.event_type {
+            Text::Missing => self.event_type = text,
+            _ => self.note_duplicate(offset, "event_type is there more than once"),
+        }
+    }
+
+    pub fn set_server_composition(&mut self, text: Text<'a>, offset: Option<usize>) {
+        match self.server_composition {
+            Text::Missing => self.server_composition = text,
+            _ => self.note_duplicate(offset, "server_composition is there more than once"),
+        }
+    }
+
+    /// `span`: where the value stands in the body.
+    pub fn set_api_key(&mut self, text: Text<'a>, span: Span, offset: Option<usize>) {
+        if self.key_spans.is_empty() {
+            self.api_key = text;
+        } else {
+            self.api_key = Text::Unusable(offset);
+            self.note_duplicate(offset, "api_key is there more than once");
+        }
+        self.key_spans.push(span);
+    }
+
+    pub fn set_event(&mut self, event: Result<Event, Malformed>, offset: Option<usize>) {
+        match self.event {
+            None => self.event = Some(event),
+            Some(_) => self.note_duplicate(offset, "event is there more than once"),
+        }
+    }
+
+    pub fn add_unexpected(&mut self, name: Cow<'a, str>, value: Cow<'a, str>, offset: Option<usize>) {
+        if self.unexpected.len() < MAX_MEMBERS {
+            self.unexpected.push(Unexpected { name, value });
+        } else {
+            self.note(Malformed::new(
+                Reason::TooManyMembers,
+                offset,
+                format!("more than {MAX_MEMBERS} lists and objects beside event"),
+            ));
+        }
+    }
+
+    /// Decides what the body is. `text`: what the spans of `event` speak of.
+    pub fn finish(mut self, text: Cow<'a, str>, rules: &Rules) -> Opened<'a> {
+        let content = self.judge(&text, rules).map(|(stream, event)| Envelope {
+            stream,
+            text,
+            event,
+            unexpected: self.unexpected,
+        });
+        Opened {
+            api_key: self.api_key.found(),
+            event_type: self.event_type.found(),
+            server_composition: self.server_composition.found(),
+            content,
+            key_spans: self.key_spans,
+        }
+    }
+
+    fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
+        let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
+        if let Some(malformed) = self.malformed.take() {
+            return Err(malformed);
+        }
+        let event_type = match &self.event_type {
+            Text::Found(event_type) => event_type,
+            Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
+            Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
+        };
+        match &self.server_composition {
+            Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
+            Text::Found(_) => {
+                return Err(Malformed::new(
+                    Reason::InvalidServerComposition,
+                    None,
+                    format!("server_composition is longer than {MAX_COMPOSITION} bytes"),
+                ));
+            }
+            Text::Missing => {
+                return fail(
+                    Reason::MissingServerComposition,
+                    None,
+                    "there is no server_composition",
+                );
+            }
+            Text::Unusable(at) => {
+                return fail(
+                    Reason::InvalidServerComposition,
+                    *at,
+                    "server_composition is no string",
+                );
+            }
+        }
+        let mut event = match self.event.take() {
+            None => return fail(Reason::MissingEvent, None, "there is no event"),
+            Some(event) => event?,
+        };
+        let Some(stream) = rules.stream(event_type) else {
+            return Ok((None, event));
+        };
+        if let Some(malformed) = event.malformed.take() {
+            return Err(malformed);
+        }
+        let mut named = event
+            .members
+            .iter()
+            .filter(|member| member.name.decode(text).as_deref() == Some(stream.name()));
+        match (named.next(), named.next()) {
+            (None, _) => fail(
+                Reason::MissingList,
+                None,
+                "event has no member of the name in event_type",
+            ),
+            (Some(_), Some(second)) => fail(
+                Reason::DuplicateMember,
+                Some(second.value.start),
+                "event has more than one member of the name in event_type",
+            ),
+            (
+                Some(Member {
+                    list: None, value, ..
+                }),
+                None,
+            ) => fail(
+                Reason::ListNotArray,
+                Some(value.start),
+                "the member of event with the name in event_type is no list",
+            ),
+            (Some(_), None) => Ok((Some(stream), event)),
+        }
+    }
+}
+
+/// Opens a JSON body.
+pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
+    let text = match json::validate(body) {
+        Ok(text) => text,
+        Err(malformed) => return Opened::closed(malformed),
+    };
+    let mut cursor = Cursor::new(text);
+    if cursor.peek() != b'{' {
+        let offset = Some(cursor.at);
+        return Opened::closed(Malformed::new(
+            Reason::BodyNotObject,
+            offset,
+            "the body is no JSON object",
+        ));
+    }
+    cursor.enter();
+    let mut fields = Fields::default();
+    while let Some(name) = cursor.member() {
+        let at = cursor.at;
+        let name = name
+            .decode(text)
+            .unwrap_or(Cow::Borrowed(&text[name.span.clone()]));
+        match &*name {
+            "event_type" => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
+            "server_composition" => fields.set_server_composition(read_text(&mut cursor, text).0, Some(at)),
+            "api_key" => {
+                let (key, span) = read_text(&mut cursor, text);
+                fields.set_api_key(key, span, Some(at));
+            }
+            "event" => {
+                let event = read_event(&mut cursor, text, rules.max_events);
+                fields.set_event(event, Some(at));
+            }
+            _ => {
+                let value = cursor.value();
+                if value.depth > 0 {
+                    fields.add_unexpected(name, Cow::Borrowed(&text[value.span]), Some(at));
+                }
+            }
+        }
+    }
+    fields.finish(Cow::Borrowed(text), rules)
+}
+
+/// Reads a value that should be a string; with where it stands (a string: between its quotes).
+fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> (Text<'a>, Span) {
+    let value = cursor.value();
+    match value.kind {
+        Kind::String(quoted) => {
+            let decoded = quoted.decode(text);
+            let found = decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found);
+            (found, quoted.span)
+        }
+        _ => (Text::Unusable(Some(value.span.start)), value.span),
+    }
+}

@@ -1,0 +1,362 @@
+//! From an envelope to records: `docs/events.md` is the contract.
+//!
+//! The loop over the elements is the hot one: an event costs a hash, a few short texts on the stack and one copy of its
+//! bytes into the batch.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{
+    MAX_KEY, Malformed, Request, Rules,
+    elements::Element,
+    envelope::{Envelope, Opened, Unexpected},
+    id::Ids,
+    json::{Quoted, unescape},
+    mask::{mask, mask_text},
+    time::Clock,
+};
+use crate::{
+    batch::{Batch, BatchBuilder, alone_in_batch},
+    dead_letter::{DeadLetter, Reason, rfc3339_micros},
+    stream::{Stream, Tally},
+};
+
+/// What an opened body becomes.
+#[derive(Debug, Default)]
+pub struct Split {
+    /// The events that go on; `None` when there are none.
+    pub events: Option<(Stream, Batch, Tally)>,
+    /// The records for [`Stream::DeadLetters`]; `None` when there are none.
+    pub dead_letters: Option<(Batch, Tally)>,
+    /// One entry for each thing that was dead-lettered, however many parts it has.
+    pub failures: Vec<Reason>,
+}
+
+/// Makes the records of an opened body, whatever it was found to be: a malformed one becomes a dead letter.
+pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    let envelope = match &opened.content {
+        Ok(envelope) => envelope,
+        Err(malformed) => {
+            return Split {
+                events: None,
+                dead_letters: Some(dead_letter_body(malformed, Some(opened), rules, request)),
+                failures: vec![malformed.reason],
+            };
+        }
+    };
+    let Some(stream) = envelope.stream else {
+        let unknown = Malformed::new(
+            Reason::UnknownEventType,
+            None,
+            "event_type names no enabled stream",
+        );
+        return Split {
+            events: None,
+            dead_letters: Some(dead_letter_body(&unknown, Some(opened), rules, request)),
+            failures: vec![unknown.reason],
+        };
+    };
+    let mut letters = Letters::new(Some(opened), rules, request);
+    let events = split_events(stream, envelope, opened, rules, request, &mut letters);
+    for Unexpected { name, value } in &envelope.unexpected {
+        letters.add(Reason::UnexpectedMember, None, Some(name), value.as_bytes());
+    }
+    let failures = std::mem::take(&mut letters.failures);
+    Split {
+        events,
+        dead_letters: letters.finish(),
+        failures,
+    }
+}
+
+/// Makes the dead letter of a whole body. `opened`: what could be found in it, if it was opened at all.
+pub fn dead_letter_body(
+    malformed: &Malformed,
+    opened: Option<&Opened<'_>>,
+    rules: &Rules,
+    request: &Request<'_>,
+) -> (Batch, Tally) {
+    let mut body = Cow::Borrowed(request.body);
+    for span in opened.iter().flat_map(|opened| &opened.key_spans) {
+        if let Some(key) = body.to_mut().get_mut(span.clone()) {
+            key.fill(b'*');
+        }
+    }
+    let key_masked = opened.is_some_and(|opened| opened.key_spans.iter().any(|span| !span.is_empty()));
+    let mut letters = Letters::new(opened, rules, request);
+    letters.masked |= key_masked;
+    letters.offset = malformed.offset;
+    letters.add(malformed.reason, None, None, &body);
+    let batch = letters.batch.finish();
+    let tally = tally_dead_letters(&batch);
+    (batch, tally)
+}
+
+fn split_events(
+    stream: Stream,
+    envelope: &Envelope<'_>,
+    opened: &Opened<'_>,
+    rules: &Rules,
+    request: &Request<'_>,
+    letters: &mut Letters<'_>,
+) -> Option<(Stream, Batch, Tally)> {
+    let text = &*envelope.text;
+    let composition = opened.server_composition.as_deref().unwrap_or_default();
+    let common = Common::new(stream, composition, request.received_at_micros);
+    let headers = common.headers();
+    let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
+    let mut writer = Writer {
+        stream,
+        text,
+        common: &headers,
+        prefix: prefix(stream, composition),
+        ids: Ids::new(stream.name(), composition),
+        clock: Clock::new(rules.time_zone(composition)),
+        max_record_bytes: rules.max_record_bytes,
+        batch: BatchBuilder::new(request.received_at_micros, &headers, capacity),
+        tally: Tally::default(),
+        scratch: String::new(),
+    };
+    for member in &envelope.event.members {
+        let name = member.name.decode(text);
+        let Some(list) = &member.list else {
+            let value = &text[member.value.clone()];
+            letters.add(Reason::UnexpectedValue, None, name.as_deref(), value.as_bytes());
+            continue;
+        };
+        let ours = name.as_deref() == Some(stream.name());
+        let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
+        for (index, element) in elements.iter().enumerate() {
+            let result = if ours {
+                writer.push(element)
+            } else {
+                Err(Reason::UnexpectedList)
+            };
+            if let Err(reason) = result {
+                let value = &text[element.span.clone()];
+                letters.add(reason, Some(index), name.as_deref(), value.as_bytes());
+            }
+        }
+    }
+    let batch = writer.batch.finish();
+    (batch.events() > 0).then_some((stream, batch, writer.tally))
+}
+
+/// A guess of what an event adds to its own bytes in a batch: names put first, key, headers, lengths.
+const EVENT_OVERHEAD: usize = 320;
+
+/// The headers that all events of a webhook share.
+struct Common {
+    event_type: String,
+    source: String,
+    received_at: String,
+}
+
+/// All but the characters that RFC 3986 calls unreserved.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+impl Common {
+    fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
+        Common {
+            event_type: format!("jp.smtps.cmc.{stream}"),
+            source: format!("/cmc/{}", utf8_percent_encode(composition, ENCODED)),
+            received_at: rfc3339_micros(received_at_micros),
+        }
+    }
+
+    fn headers(&self) -> [(&str, &[u8]); 5] {
+        [
+            ("ce_specversion", b"1.0"),
+            ("ce_type", self.event_type.as_bytes()),
+            ("ce_source", self.source.as_bytes()),
+            ("content-type", b"application/json"),
+            ("cmc-received-at", self.received_at.as_bytes()),
+        ]
+    }
+}
+
+/// What every value begins with, up to and without the comma before the element's own members.
+fn prefix(stream: Stream, composition: &str) -> String {
+    let composition = serde_json::Value::from(composition);
+    format!(r#"{{"event_type":"{stream}","server_composition":{composition}"#)
+}
+
+/// Writes events into a batch.
+struct Writer<'w> {
+    stream: Stream,
+    text: &'w str,
+    common: &'w [(&'w str, &'w [u8])],
+    prefix: String,
+    ids: Ids,
+    clock: Clock<'w>,
+    max_record_bytes: usize,
+    batch: BatchBuilder,
+    tally: Tally,
+    /// Holds a decoded text while an event is written.
+    scratch: String,
+}
+
+impl Writer<'_> {
+    fn push(&mut self, element: &Element) -> Result<(), Reason> {
+        let raw = &self.text[element.span.clone()];
+        if !element.is_object {
+            return Err(Reason::ElementNotObject);
+        }
+        if element.reserved {
+            return Err(Reason::ReservedMember);
+        }
+        let status = element
+            .status
+            .as_ref()
+            .and_then(|status| decode_short(status, self.text, &mut self.scratch));
+        let mut tally = self.tally;
+        tally.count(self.stream, status);
+
+        let rest = &raw.as_bytes()[1..];
+        let comma: &[u8] = if rest.trim_ascii_start() == b"}" {
+            b""
+        } else {
+            b","
+        };
+        let time = element
+            .created
+            .as_ref()
+            .and_then(|created| decode_short(created, self.text, &mut self.scratch))
+            .and_then(|created| self.clock.time(created));
+        let key = element
+            .message_id
+            .as_ref()
+            .and_then(|id| decode_short(id, self.text, &mut self.scratch))
+            .filter(|id| !id.is_empty());
+        let mut id_buffer = [0; 36];
+        let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
+
+        let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
+        let mut count = 1;
+        if let Some(key) = key {
+            headers[count] = ("ce_subject", key.as_bytes());
+            count += 1;
+        }
+        if let Some(time) = time {
+            headers[count] = ("ce_time", time);
+            count += 1;
+        }
+        let headers = &headers[..count];
+        let key = key.map(str::as_bytes);
+        let value_len = self.prefix.len() + comma.len() + rest.len();
+        let all = self.common.iter().chain(headers).copied();
+        if alone_in_batch(key, all, value_len) > self.max_record_bytes {
+            return Err(Reason::RecordTooLarge);
+        }
+        self.batch
+            .push(key, headers, &[self.prefix.as_bytes(), comma, rest]);
+        self.tally = tally;
+        Ok(())
+    }
+}
+
+/// The decoded text when it has at most [`MAX_KEY`] bytes.
+fn decode_short<'t>(quoted: &Quoted, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
+    /// An escape of six bytes makes one byte at least.
+    const MOST_ESCAPED: usize = MAX_KEY * 6;
+    let raw = &text[quoted.span.clone()];
+    let decoded = if quoted.escaped {
+        if raw.len() > MOST_ESCAPED {
+            return None;
+        }
+        scratch.clear();
+        unescape(raw, scratch)?;
+        scratch.as_str()
+    } else {
+        raw
+    };
+    (decoded.len() <= MAX_KEY).then_some(decoded)
+}
+
+/// Collects the dead letters of one webhook.
+struct Letters<'a> {
+    rules: &'a Rules,
+    batch: BatchBuilder,
+    failures: Vec<Reason>,
+    received_at_micros: i64,
+    offset: Option<usize>,
+    event_type: Option<Cow<'a, str>>,
+    server_composition: Option<Cow<'a, str>>,
+    path: Cow<'a, str>,
+    content_type: Option<Cow<'a, str>>,
+    /// Whether one of the texts here was masked.
+    masked: bool,
+}
+
+impl<'a> Letters<'a> {
+    fn new(opened: Option<&'a Opened<'_>>, rules: &'a Rules, request: &Request<'a>) -> Self {
+        let mut masked = false;
+        let mut text = |text: &'a str| {
+            let text = mask_text(text, &rules.secrets);
+            masked |= matches!(text, Cow::Owned(_));
+            text
+        };
+        let event_type = opened
+            .and_then(|opened| opened.event_type.as_deref())
+            .map(&mut text);
+        let server_composition = opened
+            .and_then(|opened| opened.server_composition.as_deref())
+            .map(&mut text);
+        let path = text(request.path);
+        let content_type = request.content_type.map(&mut text);
+        Letters {
+            rules,
+            batch: BatchBuilder::new(request.received_at_micros, &[], 0),
+            failures: Vec::new(),
+            received_at_micros: request.received_at_micros,
+            offset: None,
+            event_type,
+            server_composition,
+            path,
+            content_type,
+            masked,
+        }
+    }
+
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: Option<&str>, value: &[u8]) {
+        let value = mask(value, &self.rules.secrets);
+        let member = member.map(|member| mask_text(member, &self.rules.secrets));
+        let masked = self.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
+        let letter = DeadLetter {
+            offset: self.offset,
+            index,
+            member: member.as_deref(),
+            event_type: self.event_type.as_deref(),
+            server_composition: self.server_composition.as_deref(),
+            path: Some(&self.path),
+            content_type: self.content_type.as_deref(),
+            masked,
+            ..DeadLetter::new(reason, self.received_at_micros, &value)
+        };
+        letter.push(&mut self.batch, self.rules.max_record_bytes);
+        self.failures.push(reason);
+    }
+
+    fn finish(self) -> Option<(Batch, Tally)> {
+        if self.batch.events() == 0 {
+            return None;
+        }
+        let batch = self.batch.finish();
+        let tally = tally_dead_letters(&batch);
+        Some((batch, tally))
+    }
+}
+
+/// Every part counts: it is a record of its own.
+fn tally_dead_letters(batch: &Batch) -> Tally {
+    let mut tally = Tally::default();
+    for _ in 0..batch.events() {
+        tally.count(Stream::DeadLetters, None);
+    }
+    tally
+}
