@@ -2,5 +2,8 @@
 
 pub mod accounts;
 pub mod batch;
+pub mod cli;
 pub mod config;
+pub mod exit;
+pub mod logging;
 pub mod stream;
