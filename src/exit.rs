@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 
+const USAGE: u8 = 64;
+
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Exit {
@@ -25,7 +27,7 @@ impl Exit {
     /// The code of sysexits.
     pub fn code(&self) -> u8 {
         match self {
-            Exit::Usage(_) => 64,
+            Exit::Usage(_) => USAGE,
             Exit::Unavailable(_) => 69,
             Exit::Io(_) => 74,
             Exit::Config(_) => 78,
@@ -42,6 +44,16 @@ impl From<std::io::Error> for Exit {
 impl From<&Exit> for ExitCode {
     fn from(exit: &Exit) -> ExitCode {
         ExitCode::from(exit.code())
+    }
+}
+
+/// Prints what clap has to say (help, the version, or an error) and how to end after it.
+pub fn command_line(error: &clap::Error) -> ExitCode {
+    // Nobody is left to hear of a closed terminal.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(USAGE),
     }
 }
 

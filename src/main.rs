@@ -3,34 +3,21 @@ use std::{io, process::ExitCode};
 use clap::Parser;
 use cmc_bridge::{
     cli::{Cli, Command, ConfigCommand, check, config_show},
-    exit::Exit,
+    exit::{self, Exit},
 };
 
 fn main() -> ExitCode {
-    let result = parse().and_then(run);
-    match &result {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::command_line(&error),
+    };
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            let message = exit.to_string();
-            if !message.is_empty() {
-                eprintln!("cmc-bridge: {message}");
-            }
-            exit.into()
+            eprintln!("cmc-bridge: {exit}");
+            ExitCode::from(&exit)
         }
     }
-}
-
-/// Parses the command line; help and version are printed here and end the process well.
-fn parse() -> Result<Cli, Exit> {
-    Cli::try_parse().map_err(|error| match error.exit_code() {
-        0 => {
-            error.exit();
-        }
-        _ => {
-            let text = error.render().to_string();
-            Exit::Usage(text)
-        }
-    })
 }
 
 fn run(cli: Cli) -> Result<(), Exit> {

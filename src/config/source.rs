@@ -94,6 +94,12 @@ impl Layer {
                         format!("write [{full}] and its entries below"),
                     ));
                 }
+                (Some(key), ValueKind::Table(_)) => problems.push(Problem::new(
+                    key.name,
+                    origin.clone(),
+                    "is a single key, not a table",
+                    "give it a value",
+                )),
                 (Some(key), kind) => self.insert((key.name, None), kind, origin, problems),
                 (None, ValueKind::Table(inner)) if keys::is_table(&full) => {
                     self.descend(&format!("{full}."), inner, origin, problems);
