@@ -67,24 +67,23 @@ fn tables() -> impl Iterator<Item = &'static str> {
         .flat_map(|key| key.name.match_indices('.').map(|(dot, _)| &key.name[..dot]))
 }
 
-/// The known name that an unknown one most likely means.
-///
-/// The same last part in another table counts as near (`max_events` for `ingest.max_events`); otherwise up to a third
-/// of the letters may differ.
+/// The known name that an unknown one most likely means: the nearest with up to a third of the letters different, else
+/// the nearest of those with the same last part (`max_events` for `ingest.max_events`).
 pub(super) fn nearest(unknown: &str, with_tables: WithTables) -> Option<&'static str> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let limit = (unknown.chars().count() / 3).max(2);
     let tables = tables().filter(|_| with_tables == WithTables::Yes);
     KEYS.iter()
         .map(|key| key.name)
         .chain(tables)
-        .map(|name| {
-            let distance = strsim::damerau_levenshtein(unknown, name);
-            (last(unknown) != last(name) && distance > 1, distance, name)
-        })
-        .filter(|(differs, distance, _)| !differs || *distance <= limit)
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
+        .map(|(distance, name)| (distance > limit, distance, name))
+        .filter(|(far, _, name)| !far || last_part(unknown) == last_part(name))
         .min()
         .map(|(_, _, name)| name)
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(_, last)| last)
 }
 
 /// Whether [`nearest`] may answer with a table's name.
