@@ -325,12 +325,10 @@ fn read(path: &Path) -> Result<String, (String, &'static str)> {
 pub(super) fn require_credentials(config: &Config) -> Result<(), ConfigError> {
     match &config.ingest.auth {
         Auth::Credentials(credentials) if credentials.is_empty() => {
-            let lists: Vec<String> = LISTS
-                .iter()
-                .flat_map(|(_, _, key, file_key)| [key_and_variable(key), key_and_variable(file_key)])
-                .collect();
+            let lists = LISTS.map(|(_, _, key, _)| key_and_variable(key));
             let fix = format!(
-                "set one of {} or [[{CREDENTIALS}]]; or, if the network admits only the sender, {} = true",
+                "set one of {} (or name a file that has it: the same names with _file or _FILE) or \
+                 [[{CREDENTIALS}]]; or, if the network admits only the sender, {} = true",
                 lists.join(", "),
                 key_and_variable(ALLOW_ANONYMOUS),
             );

@@ -4,10 +4,14 @@ mod layers;
 mod refusals;
 mod secrets;
 mod shipped;
+mod unknown;
 
 use std::path::PathBuf;
 
 use super::{ConfigError, Loaded, Setting, load};
+
+/// Part of every secret in these tests.
+const SECRET: &str = "hunter2";
 
 /// Files and variables to load.
 #[derive(Default)]
@@ -75,4 +79,15 @@ fn setting<'a>(loaded: &'a Loaded, key: &str) -> &'a Setting {
         .iter()
         .find(|setting| setting.key == key)
         .unwrap_or_else(|| panic!("no {key}"))
+}
+
+/// Loads and expects exactly one problem, whose line has all the parts and no secret.
+fn one(given: &Given, parts: &[&str]) {
+    let lines = given.refused();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    for part in parts {
+        assert!(lines[0].contains(part), "no {part:?} in {:?}", lines[0]);
+    }
+    let error = given.load().map(|_| ()).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
 }
