@@ -1,12 +1,79 @@
 //! The validated configuration: what the rest of the program sees.
 //!
-//! Raw values (files, then environment) become these types once, at the edge; see [`load`].
+//! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files named by `--config`
+//! in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
+//! read. What is unknown or wrong is refused, all of it in one [`ConfigError`]; secrets are in none of the messages.
+
+mod auth;
+mod keys;
+mod parse;
+mod problem;
+mod properties;
+mod raw;
+mod show;
+mod source;
+#[cfg(test)]
+mod tests;
+mod validate;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
+pub use self::{
+    parse::{human_duration, human_size},
+    problem::{ConfigError, Origin, Problem},
+    show::{Setting, to_toml},
+    source::environment,
+};
 use crate::stream::Stream;
+
+/// A valid configuration, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// Every key with its value and origin, secrets redacted.
+    pub settings: Vec<Setting>,
+}
+
+impl Loaded {
+    /// What `serve` asks for beyond validity: somebody must be able to post webhooks.
+    ///
+    /// # Errors
+    /// No credential is set and anonymous posting is not allowed; says what to set.
+    pub fn require_credentials(&self) -> Result<(), ConfigError> {
+        auth::require_credentials(&self.config)
+    }
+}
+
+/// Loads and validates: defaults, then `files` in order, then the variables of the bridge among `environment`.
+///
+/// # Errors
+/// Everything that is wrong, one line each.
+pub fn load(
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let mut problems = Vec::new();
+    let mut layers = vec![source::Layer::defaults()];
+    layers.extend(files.iter().map(|file| source::Layer::file(file, &mut problems)));
+    layers.push(source::Layer::environment(environment, &mut problems));
+    let root = source::merge(layers).map_err(|error| ConfigError {
+        problems: vec![Problem::new(
+            "",
+            Origin::Default,
+            error.to_string(),
+            "report this as a defect",
+        )],
+    })?;
+    let mut raw = raw::Raw::new(root, problems);
+    let config = validate::config(&mut raw);
+    let settings = raw.settings();
+    match (config, raw.into_problems()) {
+        (Some(config), problems) if problems.is_empty() => Ok(Loaded { config, settings }),
+        (_, problems) => Err(ConfigError { problems }),
+    }
+}
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -65,7 +132,8 @@ pub struct Ingest {
 pub enum Auth {
     /// `ingest.auth.allow_anonymous = true`: anybody who can reach the port.
     Anonymous,
-    /// Whoever presents one of these; never empty.
+    /// Whoever presents one of these. With none nobody can post: `check` and `dev` may see that, `serve` refuses it
+    /// by [`Loaded::require_credentials`].
     Credentials(Vec<Credential>),
 }
 

@@ -1,0 +1,344 @@
+//! `cmc-bridge check`: what would run with this configuration, and what to think about first.
+//!
+//! Opens no port, asks no broker and writes nothing.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::Access;
+
+use crate::{
+    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
+    exit::Exit,
+    stream::Stream,
+};
+
+/// Prints the summary and the warnings.
+///
+/// # Errors
+/// `serve` would refuse the configuration.
+pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<(), Exit> {
+    let config = &loaded.config;
+    let directory = Directory::look(&config.spool.dir);
+    summary(config, &directory, out)?;
+    for warning in warnings(config, &directory) {
+        writeln!(out, "warning: {warning}")?;
+    }
+    loaded.require_credentials()?;
+    writeln!(out, "the configuration is valid")?;
+    Ok(out.flush()?)
+}
+
+fn summary(config: &Config, directory: &Directory, out: &mut impl Write) -> std::io::Result<()> {
+    let (ingest, spool, kafka) = (&config.ingest, &config.spool, &config.kafka);
+    writeln!(out, "webhooks      http://{}{}", ingest.listen, ingest.path)?;
+    writeln!(out, "credentials   {}", credentials(&ingest.auth))?;
+    writeln!(out, "admin         http://{}/", config.admin.listen)?;
+    writeln!(
+        out,
+        "spool         {}: {}",
+        spool.dir.display(),
+        directory.describe()
+    )?;
+    writeln!(
+        out,
+        "              {} for each stream, durable by {}",
+        human_size(spool.max_bytes),
+        match spool.durability {
+            Durability::Fsync => "fsync",
+            Durability::PageCache => "page-cache",
+        }
+    )?;
+    writeln!(
+        out,
+        "kafka         {}, {}",
+        kafka.bootstrap_servers,
+        match kafka.delivery {
+            Delivery::ExactlyOnce => "exactly-once",
+        }
+    )?;
+    if !kafka.properties.is_empty() {
+        let names: Vec<&str> = kafka.properties.keys().map(String::as_str).collect();
+        writeln!(out, "              with {}", names.join(", "))?;
+    }
+    for stream in Stream::ALL {
+        let settings = config.stream(stream);
+        match settings.enabled {
+            true => writeln!(out, "stream        {stream} -> topic {}", settings.topic)?,
+            false => writeln!(out, "stream        {stream} is disabled")?,
+        }
+    }
+    Ok(())
+}
+
+fn credentials(auth: &Auth) -> String {
+    let Auth::Credentials(credentials) = auth else {
+        return "none needed: anybody may post".to_owned();
+    };
+    let kinds = [
+        (CredentialKind::Bearer, "bearer"),
+        (CredentialKind::Basic, "basic"),
+        (CredentialKind::ApiKey, "api_key"),
+    ];
+    let counts: Vec<String> = kinds
+        .into_iter()
+        .map(|(kind, word)| {
+            (
+                credentials
+                    .iter()
+                    .filter(|credential| credential.kind == kind)
+                    .count(),
+                word,
+            )
+        })
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    if counts.is_empty() {
+        "none".to_owned()
+    } else {
+        counts.join(", ")
+    }
+}
+
+/// What there is at `spool.dir`.
+enum Directory {
+    /// It is there and can be written; this many bytes are free.
+    Ready { free: Option<u64> },
+    /// It is missing and can be made.
+    Creatable,
+    /// Why it can't be used from here.
+    Unusable(String),
+}
+
+impl Directory {
+    fn look(dir: &Path) -> Directory {
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
+        match std::fs::metadata(dir) {
+            Ok(metadata) if !metadata.is_dir() => Directory::Unusable("is not a directory".to_owned()),
+            Ok(_) => match writable(dir) {
+                Ok(()) => {
+                    let free = rustix::fs::statvfs(dir).ok();
+                    Directory::Ready {
+                        free: free.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
+                    }
+                }
+                Err(error) => Directory::Unusable(format!("can't be written by this user: {error}")),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let parent = existing_parent(dir);
+                match writable(&parent) {
+                    Ok(()) => Directory::Creatable,
+                    Err(error) => Directory::Unusable(format!(
+                        "is missing and can't be made in {} by this user: {error}",
+                        parent.display()
+                    )),
+                }
+            }
+            Err(error) => Directory::Unusable(format!("can't be looked at: {error}")),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Directory::Ready { free: Some(free) } => {
+                format!("writable, {} MiB free", free / (1 << 20))
+            }
+            Directory::Ready { free: None } => "writable".to_owned(),
+            Directory::Creatable => "will be created".to_owned(),
+            Directory::Unusable(why) => why.clone(),
+        }
+    }
+}
+
+fn existing_parent(dir: &Path) -> PathBuf {
+    let parents = dir
+        .ancestors()
+        .skip(1)
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parents
+        .into_iter()
+        .find(|parent| parent.exists())
+        .map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let enabled = || {
+        Stream::ALL
+            .into_iter()
+            .filter(|stream| config.stream(*stream).enabled)
+    };
+    if let Auth::Anonymous = config.ingest.auth {
+        warnings.push(format!(
+            "ingest.auth.allow_anonymous: anybody who reaches {} can make events",
+            config.ingest.listen
+        ));
+    }
+    if config.spool.durability == Durability::PageCache {
+        warnings.push(
+            "spool.durability = \"page-cache\": a power cut or kernel crash loses webhooks that were answered 200"
+                .to_owned(),
+        );
+    }
+    match directory {
+        Directory::Unusable(why) => {
+            warnings.push(format!("spool.dir: {} {why}", config.spool.dir.display()));
+        }
+        Directory::Ready { free: Some(free) } => {
+            let most = config.spool.max_bytes.saturating_mul(enabled().count() as u64);
+            if most > *free {
+                warnings.push(format!(
+                    "spool.max_bytes: {} streams of {} may need more than the {} MiB that are free",
+                    enabled().count(),
+                    human_size(config.spool.max_bytes),
+                    free / (1 << 20)
+                ));
+            }
+        }
+        Directory::Ready { free: None } | Directory::Creatable => {}
+    }
+    if !Stream::EVENTS
+        .into_iter()
+        .any(|stream| config.stream(stream).enabled)
+    {
+        warnings.push("streams: none for events is enabled, so every webhook is dead-lettered".to_owned());
+    }
+    let kafka = &config.kafka;
+    if !kafka.create_topics && (kafka.topic_partitions.is_some() || kafka.topic_replication.is_some()) {
+        warnings.push(
+            "kafka.topic_partitions, kafka.topic_replication: without effect while kafka.create_topics is false"
+                .to_owned(),
+        );
+    }
+    let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for stream in enabled() {
+        by_topic
+            .entry(&config.stream(stream).topic)
+            .or_default()
+            .push(stream.name());
+    }
+    for (topic, streams) in by_topic.iter().filter(|(_, streams)| streams.len() > 1) {
+        if streams.contains(&Stream::DeadLetters.name()) {
+            warnings.push(format!(
+                "streams: {} share the topic {topic}; its consumers will meet dead letters among the events",
+                streams.join(", ")
+            ));
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn check(variables: &[(&str, &str)]) -> (String, Result<(), Exit>) {
+        let variables = variables
+            .iter()
+            .map(|(key, value)| (format!("CMC_BRIDGE__{key}"), (*value).to_owned()));
+        let loaded = load(&[], variables).unwrap();
+        let mut out = Vec::new();
+        let result = run(&loaded, &mut out);
+        (String::from_utf8(out).unwrap(), result)
+    }
+
+    #[test]
+    fn says_what_would_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, result) = check(&[
+            ("SPOOL__DIR", dir.path().to_str().unwrap()),
+            ("SPOOL__MAX_BYTES", "64MiB"),
+            ("INGEST__AUTH__BEARER_TOKENS", "s3cr3t-1,s3cr3t-2"),
+            ("INGEST__AUTH__BASIC", "cmc:s3cr3t"),
+            ("KAFKA__PROPERTIES__SASL_PASSWORD", "s3cr3t"),
+        ]);
+        result.unwrap();
+        for part in [
+            "http://0.0.0.0:8080/webhooks/events",
+            "2 bearer, 1 basic\n",
+            "writable",
+            "64 MiB for each stream, durable by fsync",
+            "localhost:9092, exactly-once",
+            "with sasl.password",
+            "deliveries -> topic cmc.deliveries",
+            "blocks is disabled",
+            "dead_letters -> topic cmc.dead-letters",
+            "is valid",
+        ] {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
+        }
+        assert!(!out.contains("s3cr3t") && !out.contains("warning"), "{out}");
+    }
+
+    #[test]
+    fn warns() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[], "ingest.auth.allow_anonymous: anybody"),
+            (&[("SPOOL__DURABILITY", "page-cache")], "power cut"),
+            (&[("SPOOL__DIR", file.to_str().unwrap())], "is not a directory"),
+            (
+                &[
+                    ("SPOOL__DIR", dir.path().to_str().unwrap()),
+                    ("SPOOL__MAX_BYTES", "900TiB"),
+                ],
+                "spool.max_bytes: 3 streams of 900 TiB",
+            ),
+            (&[("KAFKA__TOPIC_PARTITIONS", "6")], "without effect"),
+            (
+                &[
+                    ("STREAMS__DELIVERIES__ENABLED", "false"),
+                    ("STREAMS__BOUNCES__ENABLED", "false"),
+                ],
+                "every webhook is dead-lettered",
+            ),
+        ];
+        for (variables, warning) in cases {
+            let mut variables = variables.to_vec();
+            variables.push(("INGEST__AUTH__ALLOW_ANONYMOUS", "true"));
+            let (out, result) = check(&variables);
+            result.unwrap();
+            let found = out
+                .lines()
+                .any(|line| line.starts_with("warning: ") && line.contains(warning));
+            assert!(found, "no {warning:?} in\n{out}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_serve_refuses() {
+        let (out, result) = check(&[]);
+        assert!(
+            out.contains("credentials   none\n") && !out.contains("is valid"),
+            "{out}"
+        );
+        let exit = result.unwrap_err();
+        assert_eq!(exit.code(), 78);
+        for part in [
+            "ingest.auth.bearer_tokens",
+            "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS",
+        ] {
+            assert!(exit.to_string().contains(part), "{exit}");
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_is_looked_for_in_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Directory::look(&dir.path().join("a/b")),
+            Directory::Creatable
+        ));
+        assert_eq!(
+            existing_parent(Path::new("no-such-directory/b")),
+            PathBuf::from(".")
+        );
+    }
+}

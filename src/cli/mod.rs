@@ -1,0 +1,95 @@
+//! The command line.
+
+pub mod check;
+pub mod config_show;
+pub mod dev;
+pub mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, ConfigError, Loaded};
+
+/// Takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+#[derive(Debug, Parser)]
+#[command(name = "cmc-bridge", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Configuration: built-in defaults, then the files named by --config in their order, then environment variables:
+CMC_BRIDGE__ and the key in upper case, __ for each dot (CMC_BRIDGE__INGEST__LISTEN is ingest.listen).
+config/default.toml shows and explains every key.
+
+Exit codes: 0 success, 64 wrong command line, 69 something needed is unavailable, 74 disk or file error,
+78 configuration refused.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Receive webhooks and deliver their events to Kafka, until SIGTERM
+    Serve(serve::ServeArgs),
+    /// Try it out on this machine: no Kafka and no credentials needed
+    Dev(dev::DevArgs),
+    /// Validate the configuration and show what would run, without starting anything
+    ///
+    /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, with 78 if not.
+    Check(ConfigArgs),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every key with its value and where that came from, as TOML; secrets are redacted
+    Show(ConfigArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigArgs {
+    /// Configuration file (TOML); may be repeated, later files win key by key
+    #[arg(long = "config", short = 'c', value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// Loads the files and this process's environment.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        config::load(&self.files, config::environment()?.into_iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn config_may_be_repeated() {
+        let cli = Cli::try_parse_from(["cmc-bridge", "config", "show", "--config", "a", "-c", "b"]).unwrap();
+        let Command::Config(ConfigCommand::Show(args)) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(args.files, [PathBuf::from("a"), PathBuf::from("b")]);
+    }
+
+    #[test]
+    fn dev_listens_on_loopback() {
+        let cli = Cli::try_parse_from(["cmc-bridge", "dev", "--sample"]).unwrap();
+        let Command::Dev(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert!(args.listen.ip().is_loopback() && args.admin_listen.ip().is_loopback());
+        assert!(args.sample);
+    }
+}

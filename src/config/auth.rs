@@ -1,0 +1,342 @@
+//! Who may post webhooks: `[ingest.auth]`.
+//!
+//! Credentials come as lists (values or a file with one a line) and as named entries; all of them are valid at once.
+//! No credential at all is accepted here, so that `check` and `dev` can go on; `serve` refuses it by
+//! [`require_credentials`].
+
+use std::{collections::BTreeMap, path::Path};
+
+use ::config::{Value, ValueKind};
+use secrecy::SecretString;
+
+use super::{
+    Auth, Config, Credential, CredentialKind, parse,
+    problem::{ConfigError, Origin, Problem},
+    raw::{Raw, key_and_variable},
+    source,
+};
+
+const ALLOW_ANONYMOUS: &str = "ingest.auth.allow_anonymous";
+const CREDENTIALS: &str = "ingest.auth.credentials";
+const ENTRY_KEYS: [&str; 4] = ["name", "kind", "value", "value_file"];
+
+/// A kind, its word in named entries, and the keys of its lists.
+const LISTS: [(CredentialKind, &str, &str, &str); 3] = [
+    (
+        CredentialKind::Bearer,
+        "bearer",
+        "ingest.auth.bearer_tokens",
+        "ingest.auth.bearer_tokens_file",
+    ),
+    (
+        CredentialKind::Basic,
+        "basic",
+        "ingest.auth.basic",
+        "ingest.auth.basic_file",
+    ),
+    (
+        CredentialKind::ApiKey,
+        "api_key",
+        "ingest.auth.api_keys",
+        "ingest.auth.api_keys_file",
+    ),
+];
+
+/// A credential and where it was given.
+struct Found {
+    credential: Credential,
+    key: String,
+    origin: Origin,
+}
+
+pub(super) fn auth(raw: &mut Raw) -> Option<Auth> {
+    let allow_anonymous = raw.boolean(ALLOW_ANONYMOUS)?;
+    let mut found = Vec::new();
+    for (kind, word, key, file_key) in LISTS {
+        listed(raw, (kind, word), key, file_key, &mut found);
+    }
+    named(raw, &mut found);
+    refuse_equal_names(raw, &found);
+    if !allow_anonymous {
+        return Some(Auth::Credentials(
+            found.into_iter().map(|found| found.credential).collect(),
+        ));
+    }
+    if let Some(first) = found.first() {
+        let what = format!(
+            "allows everybody, but {} ({}) asks for a credential",
+            first.key, first.origin
+        );
+        raw.problem(
+            ALLOW_ANONYMOUS,
+            what,
+            "set it to false, or take the credentials out",
+        );
+    }
+    Some(Auth::Anonymous)
+}
+
+/// Takes the credentials of one kind's list or file.
+fn listed(
+    raw: &mut Raw,
+    (kind, word): (CredentialKind, &str),
+    key: &'static str,
+    file_key: &'static str,
+    found: &mut Vec<Found>,
+) {
+    let values = raw.list(key).unwrap_or_default();
+    let file = raw.file(file_key);
+    let (key, secrets) = match file {
+        Some(_) if !values.is_empty() => {
+            let what = format!("{key} is given too ({})", raw.origin(key));
+            raw.problem(file_key, what, "keep the values or the file");
+            return;
+        }
+        Some(path) => match read(&path) {
+            Ok(text) => {
+                let lines = text.lines().map(str::trim);
+                let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+                let secrets: Vec<String> = lines.map(str::to_owned).collect();
+                if secrets.is_empty() {
+                    raw.problem(file_key, "the file has no secret in it", "write one a line");
+                }
+                (file_key, secrets)
+            }
+            Err((what, fix)) => {
+                raw.problem(file_key, what, fix);
+                return;
+            }
+        },
+        None => (key, values),
+    };
+    let origin = raw.origin(key);
+    for (index, secret) in secrets.into_iter().enumerate() {
+        let number = index + 1;
+        if let Some((what, fix)) = secret_problem(kind, &secret) {
+            raw.problem(key, format!("entry {number} {what}"), fix);
+        }
+        found.push(Found {
+            credential: Credential {
+                name: format!("{}-{number}", word.replace('_', "-")),
+                kind,
+                secret: SecretString::from(secret),
+            },
+            key: key.to_owned(),
+            origin: origin.clone(),
+        });
+    }
+}
+
+/// Takes the named credentials.
+fn named(raw: &mut Raw, found: &mut Vec<Found>) {
+    let Some(value) = raw.value(CREDENTIALS).cloned() else {
+        return;
+    };
+    let origin = Origin::of(&value);
+    let ValueKind::Array(entries) = value.kind else {
+        raw.problem(
+            CREDENTIALS,
+            "is not a list of tables",
+            format!("write [[{CREDENTIALS}]]"),
+        );
+        return;
+    };
+    for (index, entry) in entries.into_iter().enumerate() {
+        let key = format!("{CREDENTIALS}[{index}]");
+        let ValueKind::Table(entry) = entry.kind else {
+            let fix = format!("write [[{CREDENTIALS}]] with name, kind and value or value_file");
+            raw.problem_at(key, origin.clone(), "is not a table", fix);
+            continue;
+        };
+        let mut problems = Vec::new();
+        let credential = one_named(&entry.into_iter().collect(), &mut problems);
+        for (name, what, fix) in problems {
+            raw.problem_at(format!("{key}.{name}"), origin.clone(), what, fix);
+        }
+        if let Some(credential) = credential {
+            found.push(Found {
+                credential,
+                key,
+                origin: origin.clone(),
+            });
+        }
+    }
+}
+
+/// A key of a named entry, what is wrong, what to do.
+type EntryProblem = (String, String, String);
+
+fn one_named(entry: &BTreeMap<String, Value>, problems: &mut Vec<EntryProblem>) -> Option<Credential> {
+    let mut problem = |name: &str, what: &str, fix: &str| {
+        problems.push((name.to_owned(), what.to_owned(), fix.to_owned()));
+    };
+    for unknown in entry.keys().filter(|name| !ENTRY_KEYS.contains(&name.as_str())) {
+        problem(unknown, "there is no such key", &nearest_entry_key(unknown));
+    }
+    let text = |name: &str| entry.get(name).map(|value| parse::text(&value.kind));
+    let name = match text("name") {
+        Some(Some(name)) if is_name(name) => Some(name.to_owned()),
+        Some(_) => {
+            problem(
+                "name",
+                "is not a name for metrics",
+                "give 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'",
+            );
+            None
+        }
+        None => {
+            problem(
+                "name",
+                "is missing",
+                "name the credential, as metrics and logs shall call it",
+            );
+            None
+        }
+    };
+    let word = text("kind").flatten();
+    let kind = LISTS
+        .iter()
+        .find(|(_, known, ..)| Some(*known) == word)
+        .map(|(kind, ..)| *kind);
+    if kind.is_none() {
+        problem(
+            "kind",
+            "is missing or not a kind",
+            "give bearer, basic or api_key",
+        );
+    }
+    let (secret_key, secret) = match (text("value"), text("value_file")) {
+        (Some(Some(value)), None) => ("value", value.to_owned()),
+        (None, Some(Some(path))) => match read_secret(path.trim().as_ref()) {
+            Ok(secret) => ("value_file", secret),
+            Err((what, fix)) => {
+                problem("value_file", &what, fix);
+                return None;
+            }
+        },
+        (Some(_), Some(_)) => {
+            problem("value_file", "value is given too", "keep the value or the file");
+            return None;
+        }
+        (None, None) => {
+            problem("value", "is missing", "give value or value_file");
+            return None;
+        }
+        _ => {
+            problem("value", "the secret is not text", "put it in quotes");
+            return None;
+        }
+    };
+    let kind = kind?;
+    if let Some((what, fix)) = secret_problem(kind, &secret) {
+        problem(secret_key, what, fix);
+    }
+    Some(Credential {
+        name: name?,
+        kind,
+        secret: SecretString::from(secret),
+    })
+}
+
+fn nearest_entry_key(unknown: &str) -> String {
+    ENTRY_KEYS
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 2)
+        .map_or_else(
+            || format!("an entry has {}", ENTRY_KEYS.join(", ")),
+            |(_, known)| format!("did you mean {known}?"),
+        )
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// What makes a secret one that no request could ever present, or that anybody could.
+fn secret_problem(kind: CredentialKind, secret: &str) -> Option<(&'static str, &'static str)> {
+    if secret.trim().is_empty() {
+        return Some(("is an empty secret", "give the secret, or take the entry out"));
+    }
+    if secret.chars().any(char::is_control) {
+        return Some(("contains a control character", "take out line ends and the like"));
+    }
+    match kind {
+        CredentialKind::Bearer if !secret.bytes().all(|byte| byte.is_ascii_graphic()) => Some((
+            "can't stand in a header",
+            "a bearer token is ASCII without white space",
+        )),
+        CredentialKind::Basic => match secret.split_once(':') {
+            None => Some(("has no colon", "give user:password")),
+            Some((_, "")) => Some(("has an empty password", "give user:password")),
+            Some(_) => None,
+        },
+        _ => None,
+    }
+}
+
+fn refuse_equal_names(raw: &mut Raw, found: &[Found]) {
+    let mut seen: BTreeMap<&str, &Found> = BTreeMap::new();
+    for this in found {
+        if let Some(first) = seen.insert(&this.credential.name, this) {
+            let what = format!("the name {} is used by {} too", this.credential.name, first.key);
+            raw.problem_at(
+                &this.key,
+                this.origin.clone(),
+                what,
+                "give each credential a name of its own",
+            );
+        }
+    }
+}
+
+/// Reads a file that is one secret; the line end after it is not part of it.
+pub(super) fn read_secret(path: &Path) -> Result<String, (String, &'static str)> {
+    let text = read(path)?;
+    let secret = text.strip_suffix('\n').unwrap_or(&text);
+    let secret = secret.strip_suffix('\r').unwrap_or(secret);
+    if secret.is_empty() {
+        return Err(("the file is empty".to_owned(), "write the secret into it"));
+    }
+    Ok(secret.to_owned())
+}
+
+fn read(path: &Path) -> Result<String, (String, &'static str)> {
+    source::read(path).map_err(|what| {
+        // A secret that was put here by mistake does not look like a path and is not repeated.
+        let file = path.to_string_lossy();
+        let shown = if ["/", "./", "../"].iter().any(|start| file.starts_with(start)) {
+            format!("{} {what}", parse::quoted(&file))
+        } else {
+            format!("the file {what}")
+        };
+        (
+            shown,
+            "give the path of a readable text file, not the secret itself",
+        )
+    })
+}
+
+/// Refuses a configuration with which nobody could post: no credential, and anonymous posting not allowed.
+pub(super) fn require_credentials(config: &Config) -> Result<(), ConfigError> {
+    match &config.ingest.auth {
+        Auth::Credentials(credentials) if credentials.is_empty() => {
+            let lists = LISTS.map(|(_, _, key, _)| key_and_variable(key));
+            let fix = format!(
+                "set one of {} (or name a file that has it: the same names with _file or _FILE) or \
+                 [[{CREDENTIALS}]]; or, if the network admits only the sender, {} = true",
+                lists.join(", "),
+                key_and_variable(ALLOW_ANONYMOUS),
+            );
+            let what = "no credential is set, so nobody could post webhooks";
+            Err(ConfigError {
+                problems: vec![Problem::new("ingest.auth", Origin::Default, what, fix)],
+            })
+        }
+        Auth::Credentials(_) | Auth::Anonymous => Ok(()),
+    }
+}

@@ -1,0 +1,334 @@
+//! Values that are refused, with what its line must say.
+
+use super::{Given, file, one, variable};
+
+#[test]
+fn files_that_are_no_configuration() {
+    let missing = Given {
+        files: vec!["/no/such/file.toml".into()],
+        ..Given::default()
+    };
+    one(
+        &missing,
+        &["file /no/such/file.toml: can't be read", "--config names"],
+    );
+    one(&file("[ingest\n"), &["bridge.toml: TOML parse error at line 1"]);
+    one(
+        &file("[kafka.properties]\nsasl.password = \"a\"\n\"sasl.password\" = \"b\""),
+        &["is given twice"],
+    );
+}
+
+#[test]
+fn single_values() {
+    let cases = [
+        (
+            "INGEST__LISTEN",
+            "localhost:8080",
+            "\"localhost:8080\" is not an address",
+            "such as 0.0.0.0:8080",
+        ),
+        (
+            "ADMIN__LISTEN",
+            "9464",
+            "is not an address",
+            "an IP address and a port",
+        ),
+        ("INGEST__PATH", "webhooks", "is not a path", "/webhooks/events"),
+        ("INGEST__PATH", "/", "is not a path", "other than /"),
+        ("INGEST__PATH", "/a?b", "is not a path", "without query"),
+        (
+            "INGEST__MAX_BODY_BYTES",
+            "8 Mb!",
+            "\"8 Mb!\" is not a size",
+            "KiB, MiB, GiB",
+        ),
+        (
+            "INGEST__MAX_BODY_BYTES",
+            "10",
+            "\"10\" is too small",
+            "give 1 KiB to 1 GiB",
+        ),
+        (
+            "INGEST__MAX_BODY_BYTES",
+            "512MiB",
+            "larger than ingest.max_bytes_in_flight (256 MiB)",
+            "lower it",
+        ),
+        ("INGEST__MAX_EVENTS", "many", "is not a whole number", "digits"),
+        ("INGEST__MAX_EVENTS", "0", "is too small", "give 1 to 1000000"),
+        ("INGEST__MAX_CONNECTIONS", "-1", "is not a whole number", "digits"),
+        ("INGEST__MAX_BYTES_IN_FLIGHT", "5TiB", "is too large", "to 1 TiB"),
+        ("INGEST__HEADER_TIMEOUT", "10 minutes", "is not a time", "500ms"),
+        (
+            "INGEST__HEADER_TIMEOUT",
+            "0",
+            "is too small",
+            "give 100 ms to 1 h",
+        ),
+        ("INGEST__BODY_TIMEOUT", "2h", "is too large", "1 h"),
+        ("INGEST__APPEND_TIMEOUT", "1d", "is not a time", "ms, s, m or h"),
+        (
+            "INGEST__RETRY_AFTER",
+            "1500ms",
+            "no whole number of seconds",
+            "whole seconds",
+        ),
+        ("INGEST__RETRY_AFTER", "0", "is too small", "1 s"),
+        (
+            "INGEST__MALFORMED_STATUS",
+            "500",
+            "\"500\" is not a status",
+            "200 or 400 to 499",
+        ),
+        (
+            "INGEST__TIME_ZONE",
+            "Tokyo",
+            "\"Tokyo\" is not a time zone",
+            "Asia/Tokyo",
+        ),
+        (
+            "INGEST__TIME_ZONES__PRO",
+            "JST9",
+            "\"JST9\" is not a time zone",
+            "Asia/Tokyo",
+        ),
+        (
+            "INGEST__AUTH__ALLOW_ANONYMOUS",
+            "yes",
+            "\"yes\" is not true or false",
+            "true or false",
+        ),
+        ("SPOOL__DIR", "", "is empty", "leave the key out"),
+        (
+            "SPOOL__MAX_BYTES",
+            "32MiB",
+            "less than four segments",
+            "at least 64 MiB",
+        ),
+        (
+            "SPOOL__SEGMENT_BYTES",
+            "4KiB",
+            "is too small",
+            "give 64 KiB to 1 GiB",
+        ),
+        (
+            "SPOOL__DURABILITY",
+            "sync",
+            "\"sync\" is not a choice",
+            "fsync or page-cache",
+        ),
+        ("KAFKA__BOOTSTRAP_SERVERS", "", "is empty", "host:port"),
+        (
+            "KAFKA__BOOTSTRAP_SERVERS",
+            "a:9092,b",
+            "\"b\" is not a broker's address",
+            "host:port",
+        ),
+        (
+            "KAFKA__BOOTSTRAP_SERVERS",
+            "a:0",
+            "is not a broker's address",
+            "host:port",
+        ),
+        (
+            "KAFKA__DELIVERY",
+            "at-least-once",
+            "not available in this version",
+            "use exactly-once",
+        ),
+        (
+            "KAFKA__DELIVERY",
+            "at-most-once",
+            "is not a choice",
+            "give exactly-once",
+        ),
+        (
+            "KAFKA__CREATE_TOPICS",
+            "1",
+            "is not true or false",
+            "true or false",
+        ),
+        ("KAFKA__TOPIC_PARTITIONS", "x", "is not a whole number", "digits"),
+        ("KAFKA__TOPIC_REPLICATION", "70000", "is too large", "0 to 1000"),
+        ("KAFKA__ID_PREFIX", "a b", "is not a prefix", "A-Z"),
+        ("KAFKA__MAX_RECORD_BYTES", "1000", "is too small", "1 KiB"),
+        ("KAFKA__TRANSACTION_EVENTS", "0", "is too small", "1 to 1000000"),
+        ("KAFKA__TRANSACTION_BYTES", "1k", "is too small", "64 KiB"),
+        (
+            "KAFKA__TRANSACTION_TIMEOUT",
+            "500ms",
+            "is too small",
+            "give 1 s to 15 min",
+        ),
+        ("KAFKA__TRANSACTION_TIMEOUT", "16m", "is too large", "15 min"),
+        (
+            "STREAMS__DEAD_LETTERS__ENABLED",
+            "false",
+            "would vanish",
+            "leave it true",
+        ),
+        (
+            "STREAMS__BLOCKS__TOPIC",
+            "a/b",
+            "\"a/b\" is not a topic's name",
+            "249",
+        ),
+        ("STREAMS__BLOCKS__TOPIC", "..", "is not a topic's name", "249"),
+        (
+            "STREAMS__BLOCKS__ENABLED",
+            "",
+            "is not true or false",
+            "true or false",
+        ),
+        ("SHUTDOWN__LAME_DUCK", "x", "is not a time", "seconds"),
+        ("SHUTDOWN__GRACE", "2h", "is too large", "0 s to 1 h"),
+        ("LOG__FORMAT", "xml", "is not a choice", "text or json"),
+        ("LOG__LEVEL", "inof", "\"inof\" is not a log filter", "debug"),
+        ("LOG__LEVEL", "info,a=b=c", "is not a log filter", "target=level"),
+    ];
+    for (name, value, what, fix) in cases {
+        let key = name.to_ascii_lowercase().replace("__", ".");
+        let start = format!("{key} (environment variable CMC_BRIDGE__{name}): ");
+        one(&variable(name, value), &[&start, what, fix]);
+    }
+    one(
+        &variable("STREAMS__BOUNCES__TOPIC", &"t".repeat(250)),
+        &["is not a topic's name"],
+    );
+    one(
+        &variable("ADMIN__LISTEN", "127.0.0.1:8080"),
+        &["admin.listen", "taken by ingest.listen", "a port each"],
+    );
+}
+
+#[test]
+fn values_of_the_wrong_type_in_files() {
+    let cases = [
+        (
+            "[streams.bounces]\ntopic = 123",
+            "streams.bounces.topic",
+            "123 is not text",
+            "quotes",
+        ),
+        (
+            "[spool]\ndir = [\"a\"]",
+            "spool.dir",
+            "a list is not text",
+            "quotes",
+        ),
+        (
+            "[ingest]\nmax_events = 1.5",
+            "ingest.max_events",
+            "1.5 is not a whole number",
+            "digits",
+        ),
+        (
+            "[ingest.max_events]\nx = 1",
+            "ingest.max_events",
+            "is a single key, not a table",
+            "give it a value",
+        ),
+        (
+            "[ingest]\nmax_body_bytes = -1",
+            "ingest.max_body_bytes",
+            "-1 is not a size",
+            "bytes",
+        ),
+        (
+            "[kafka]\ncreate_topics = 1",
+            "kafka.create_topics",
+            "1 is not true or false",
+            "true or false",
+        ),
+        (
+            "[kafka]\nbootstrap_servers = 9092",
+            "kafka.bootstrap_servers",
+            "not a list of texts",
+            "one,two",
+        ),
+        (
+            "[ingest.time_zones]\npro = 9",
+            "ingest.time_zones.pro",
+            "9 is not a time zone",
+            "Asia/Tokyo",
+        ),
+        (
+            "[kafka.properties]\n\"linger.ms\" = [5]",
+            "kafka.properties.linger.ms",
+            "is not text",
+            "quotes",
+        ),
+    ];
+    for (text, key, what, fix) in cases {
+        one(&file(text), &[&format!("{key} (file "), what, fix]);
+    }
+}
+
+#[test]
+fn properties_that_the_bridge_owns() {
+    let cases = [
+        ("transactional.id", "set kafka.id_prefix"),
+        ("group.id", "set kafka.id_prefix"),
+        ("bootstrap.servers", "set kafka.bootstrap_servers"),
+        ("message.max.bytes", "set kafka.max_record_bytes"),
+        ("transaction.timeout.ms", "set kafka.transaction_timeout"),
+        ("allow.auto.create.topics", "set kafka.create_topics"),
+        ("enable.idempotence", "leave it out"),
+        ("acks", "leave it out"),
+        ("isolation.level", "leave it out"),
+        ("batch.num.messages", "leave it out"),
+        ("partitioner", "murmur2_random"),
+        ("enable.auto.commit", "leave it out"),
+        ("message.timeout.ms", "the spool"),
+        ("log.level", "set log.level"),
+    ];
+    for (name, instead) in cases {
+        let text = format!("[kafka.properties]\n\"{name}\" = \"x\"");
+        one(
+            &file(&text),
+            &[
+                &format!("kafka.properties.{name} (file "),
+                "is set by the bridge itself",
+                instead,
+            ],
+        );
+        let upper = name.to_ascii_uppercase().replace('.', "_");
+        one(
+            &variable(&format!("KAFKA__PROPERTIES__{upper}"), "x"),
+            &["is set by the bridge itself", instead],
+        );
+    }
+    let file_of_no_secret = variable("KAFKA__PROPERTIES__X", "y");
+    assert!(
+        file_of_no_secret.load().is_ok(),
+        "unknown names are librdkafka's to refuse"
+    );
+}
+
+#[test]
+fn everything_is_told_at_once() {
+    let given = file("[ingest]\nlisten = \"x\"\nlistn = 1\n[kafka]\ndelivery = \"at-least-once\"")
+        .config_file("broken.toml", "[")
+        .variable("LOG__LEVEL", "loud")
+        .variable("SPOOL__DURABILITY", "maybe")
+        .variable("NOPE", "1");
+    let lines = given.refused();
+    for key in [
+        "ingest.listen ",
+        "ingest.listn ",
+        "kafka.delivery ",
+        "log.level ",
+        "spool.durability ",
+        "nope ",
+        "file ",
+    ] {
+        assert!(
+            lines.iter().any(|line| line.starts_with(key)),
+            "no {key} in {lines:#?}"
+        );
+    }
+    assert_eq!(lines.len(), 7, "{lines:#?}");
+    let error = given.load().unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 8, "{error}");
+}

@@ -1,0 +1,371 @@
+//! From merged values to the validated types: ranges, forms, and what must fit together.
+
+use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use jiff::tz::TimeZone;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+
+use super::{
+    Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, auth,
+    parse, problem::Origin, properties, raw::Raw, source::full_name,
+};
+use crate::stream::Stream;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// Times that a client or the disk may take.
+const WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+
+/// Reads every section; `None` only with a problem noted.
+pub(super) fn config(raw: &mut Raw) -> Option<Config> {
+    let ingest = ingest(raw);
+    let admin = admin(raw);
+    let spool = spool(raw);
+    let kafka = kafka(raw);
+    let streams = Stream::ALL.map(|stream| stream_config(raw, stream));
+    let shutdown = shutdown(raw);
+    let log = log(raw);
+    let (ingest, admin) = (ingest?, admin?);
+    refuse_shared_listener(raw, ingest.listen, admin.listen);
+    let [Some(deliveries), Some(bounces), Some(blocks), Some(dead_letters)] = streams else {
+        return None;
+    };
+    Some(Config {
+        ingest,
+        admin,
+        spool: spool?,
+        kafka: kafka?,
+        streams: [deliveries, bounces, blocks, dead_letters],
+        shutdown: shutdown?,
+        log: log?,
+    })
+}
+
+fn ingest(raw: &mut Raw) -> Option<Ingest> {
+    let listen = listen(raw, "ingest.listen");
+    let path = path(raw);
+    let auth = auth::auth(raw);
+    let max_body_bytes = raw.size::<usize>("ingest.max_body_bytes", KIB..=GIB);
+    let max_events = raw.number("ingest.max_events", 1..=1_000_000);
+    let time_zone = raw.text("ingest.time_zone").and_then(|name| {
+        let zone = TimeZone::get(&name).ok();
+        if zone.is_none() {
+            raw.problem("ingest.time_zone", not_a_zone(&name), ZONE_FIX);
+        }
+        zone
+    });
+    let time_zones = time_zones(raw);
+    let malformed_status = malformed_status(raw);
+    let max_connections = raw.number("ingest.max_connections", 1..=1_000_000);
+    let max_bytes_in_flight = raw.size::<usize>("ingest.max_bytes_in_flight", MIB..=TIB);
+    let header_timeout = raw.duration("ingest.header_timeout", WAIT);
+    let body_timeout = raw.duration("ingest.body_timeout", WAIT);
+    let append_timeout = raw.duration("ingest.append_timeout", WAIT);
+    let retry_after = retry_after(raw);
+    if let (Some(body), Some(flight)) = (max_body_bytes, max_bytes_in_flight)
+        && body > flight
+    {
+        raw.problem(
+            "ingest.max_body_bytes",
+            format!(
+                "a body may be larger than ingest.max_bytes_in_flight ({})",
+                parse::human_size(flight as u64)
+            ),
+            "lower it, or raise ingest.max_bytes_in_flight",
+        );
+    }
+    Some(Ingest {
+        listen: listen?,
+        path: path?,
+        auth: auth?,
+        max_body_bytes: max_body_bytes?,
+        max_events: max_events?,
+        time_zone: time_zone?,
+        time_zones,
+        malformed_status: malformed_status?,
+        max_connections: max_connections?,
+        max_bytes_in_flight: max_bytes_in_flight?,
+        header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
+        append_timeout: append_timeout?,
+        retry_after: retry_after?,
+    })
+}
+
+fn listen(raw: &mut Raw, key: &str) -> Option<SocketAddr> {
+    raw.parsed(
+        key,
+        "an address",
+        "give an IP address and a port, such as 0.0.0.0:8080 or [::]:8080",
+        |kind| parse::text(kind)?.trim().parse().ok(),
+    )
+}
+
+fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) {
+    let overlap = ingest.ip() == admin.ip() || ingest.ip().is_unspecified() || admin.ip().is_unspecified();
+    if overlap && ingest.port() == admin.port() && admin.port() != 0 {
+        let what = format!("{admin} is taken by ingest.listen ({ingest})");
+        raw.problem("admin.listen", what, "give webhooks and metrics a port each");
+    }
+}
+
+fn path(raw: &mut Raw) -> Option<String> {
+    let text = raw.text("ingest.path")?;
+    let path = text.trim_end_matches('/');
+    let plain = path
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    if path.starts_with('/') && plain {
+        return Some(path.to_owned());
+    }
+    let what = format!("{} is not a path for webhooks", parse::quoted(&text));
+    raw.problem(
+        "ingest.path",
+        what,
+        "give a path other than /, without query, such as /webhooks/events",
+    );
+    None
+}
+
+const ZONE_FIX: &str = "give a name of the IANA time zone database, such as Asia/Tokyo or UTC";
+
+fn not_a_zone(name: &str) -> String {
+    format!("{} is not a time zone", parse::quoted(name))
+}
+
+fn time_zones(raw: &mut Raw) -> BTreeMap<String, TimeZone> {
+    const KEY: &str = "ingest.time_zones";
+    let mut zones = BTreeMap::new();
+    for (composition, value) in raw.members(KEY) {
+        match parse::text(&value.kind).and_then(|name| TimeZone::get(name.trim()).ok()) {
+            Some(zone) => {
+                zones.insert(composition, zone);
+            }
+            None => {
+                let key = full_name(KEY, Some(&composition));
+                let what = format!("{} is not a time zone", parse::shown(&value));
+                raw.problem_at(key, Origin::of(&value), what, ZONE_FIX);
+            }
+        }
+    }
+    zones
+}
+
+fn malformed_status(raw: &mut Raw) -> Option<u16> {
+    raw.parsed(
+        "ingest.malformed_status",
+        "a status for malformed webhooks",
+        "give 200 or 400 to 499",
+        |kind| {
+            parse::number(kind)
+                .filter(|status| *status == 200 || (400..500).contains(status))
+                .and_then(|status| u16::try_from(status).ok())
+        },
+    )
+}
+
+fn retry_after(raw: &mut Raw) -> Option<Duration> {
+    const KEY: &str = "ingest.retry_after";
+    let duration = raw.duration(KEY, Duration::from_secs(1)..=Duration::from_secs(3600))?;
+    if duration.subsec_nanos() != 0 {
+        raw.problem(
+            KEY,
+            "is no whole number of seconds",
+            "give whole seconds, as the header Retry-After needs",
+        );
+        return None;
+    }
+    Some(duration)
+}
+
+fn admin(raw: &mut Raw) -> Option<Admin> {
+    Some(Admin {
+        listen: listen(raw, "admin.listen")?,
+    })
+}
+
+fn spool(raw: &mut Raw) -> Option<Spool> {
+    let dir = raw.text("spool.dir");
+    let max_bytes = raw.size("spool.max_bytes", 256 * KIB..=1024 * TIB);
+    let segment_bytes = raw.size("spool.segment_bytes", 64 * KIB..=GIB);
+    let durability = raw.choice(
+        "spool.durability",
+        &[
+            ("fsync", Durability::Fsync),
+            ("page-cache", Durability::PageCache),
+        ],
+    );
+    if let (Some(max), Some(segment)) = (max_bytes, segment_bytes)
+        && max < 4 * segment
+    {
+        raw.problem(
+            "spool.max_bytes",
+            format!(
+                "is less than four segments of spool.segment_bytes ({})",
+                parse::human_size(segment)
+            ),
+            format!(
+                "give at least {}, or lower spool.segment_bytes",
+                parse::human_size(4 * segment)
+            ),
+        );
+    }
+    Some(Spool {
+        dir: dir?.into(),
+        max_bytes: max_bytes?,
+        segment_bytes: segment_bytes?,
+        durability: durability?,
+    })
+}
+
+fn kafka(raw: &mut Raw) -> Option<Kafka> {
+    let bootstrap_servers = bootstrap_servers(raw);
+    let delivery = delivery(raw);
+    let create_topics = raw.boolean("kafka.create_topics");
+    let topic_partitions = raw.number::<u32>("kafka.topic_partitions", 0..=1_000_000);
+    let topic_replication = raw.number::<u16>("kafka.topic_replication", 0..=1000);
+    let id_prefix = id_prefix(raw);
+    let max_record_bytes = raw.size("kafka.max_record_bytes", KIB..=1_000_000_000);
+    let transaction_events = raw.number("kafka.transaction_events", 1..=1_000_000);
+    let transaction_bytes = raw.size("kafka.transaction_bytes", 64 * KIB..=GIB);
+    let transaction_timeout = raw.duration(
+        "kafka.transaction_timeout",
+        Duration::from_secs(1)..=Duration::from_secs(900),
+    );
+    let properties = properties::properties(raw);
+    Some(Kafka {
+        bootstrap_servers: bootstrap_servers?,
+        delivery: delivery?,
+        create_topics: create_topics?,
+        topic_partitions: Some(topic_partitions?).filter(|partitions| *partitions > 0),
+        topic_replication: Some(topic_replication?).filter(|replication| *replication > 0),
+        id_prefix: id_prefix?,
+        max_record_bytes: max_record_bytes?,
+        transaction_events: transaction_events?,
+        transaction_bytes: transaction_bytes?,
+        transaction_timeout: transaction_timeout?,
+        properties,
+    })
+}
+
+fn bootstrap_servers(raw: &mut Raw) -> Option<String> {
+    const KEY: &str = "kafka.bootstrap_servers";
+    let servers = raw.list(KEY)?;
+    let wrong = servers.iter().find(|server| !is_server(server));
+    let what = match wrong {
+        Some(server) => format!("{} is not a broker's address", parse::quoted(server)),
+        None if servers.is_empty() => "is empty".to_owned(),
+        None => return Some(servers.join(",")),
+    };
+    raw.problem(KEY, what, "give host:port, several with commas");
+    None
+}
+
+/// `host:port` or `[v6]:port`, no white space.
+fn is_server(server: &str) -> bool {
+    let Some((host, port)) = server.rsplit_once(':') else {
+        return false;
+    };
+    !host.is_empty()
+        && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+        && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn delivery(raw: &mut Raw) -> Option<Delivery> {
+    const KEY: &str = "kafka.delivery";
+    if raw.value(KEY).and_then(|value| parse::text(&value.kind)) == Some("at-least-once") {
+        raw.problem(
+            KEY,
+            "at-least-once is not available in this version",
+            "use exactly-once",
+        );
+        return None;
+    }
+    raw.choice(KEY, &[("exactly-once", Delivery::ExactlyOnce)])
+}
+
+/// Whether Kafka's letters are the only ones: they do for topics, ids and groups.
+fn has_kafka_letters(name: &str) -> bool {
+    name.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+fn id_prefix(raw: &mut Raw) -> Option<String> {
+    const KEY: &str = "kafka.id_prefix";
+    let prefix = raw.text(KEY)?;
+    if prefix.len() <= 100 && has_kafka_letters(&prefix) {
+        return Some(prefix);
+    }
+    let what = format!("{} is not a prefix for ids", parse::quoted(&prefix));
+    raw.problem(KEY, what, "give up to 100 of A-Z, a-z, 0-9, '.', '_', '-'");
+    None
+}
+
+fn stream_config(raw: &mut Raw, stream: Stream) -> Option<StreamConfig> {
+    let (enabled_key, topic_key) = (
+        format!("streams.{stream}.enabled"),
+        format!("streams.{stream}.topic"),
+    );
+    let enabled = raw.boolean(&enabled_key);
+    if stream == Stream::DeadLetters && enabled == Some(false) {
+        raw.problem(
+            &enabled_key,
+            "dead letters can't be disabled: what can't be understood would vanish",
+            "leave it true; streams.dead_letters.topic may be a topic with short retention",
+        );
+    }
+    let topic = raw.text(&topic_key);
+    if let Some(topic) = &topic
+        && !(topic.len() <= 249 && has_kafka_letters(topic) && topic != "." && topic != "..")
+    {
+        let what = format!("{} is not a topic's name", parse::quoted(topic));
+        raw.problem(
+            &topic_key,
+            what,
+            "Kafka takes up to 249 of A-Z, a-z, 0-9, '.', '_', '-'",
+        );
+    }
+    Some(StreamConfig {
+        enabled: enabled?,
+        topic: topic?,
+    })
+}
+
+fn shutdown(raw: &mut Raw) -> Option<Shutdown> {
+    let range = Duration::ZERO..=Duration::from_secs(3600);
+    let lame_duck = raw.duration("shutdown.lame_duck", range.clone());
+    let grace = raw.duration("shutdown.grace", range);
+    Some(Shutdown {
+        lame_duck: lame_duck?,
+        grace: grace?,
+    })
+}
+
+fn log(raw: &mut Raw) -> Option<Log> {
+    let format = raw.choice(
+        "log.format",
+        &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+    );
+    let level = raw.text("log.level");
+    if let Some(level) = &level
+        && !is_filter(level)
+    {
+        let what = format!("{} is not a log filter", parse::quoted(level));
+        let fix = "give off, error, warn, info, debug or trace, parts with target=level: info,cmc_bridge::lane=debug";
+        raw.problem("log.level", what, fix);
+    }
+    Some(Log {
+        format: format?,
+        level: level?,
+    })
+}
+
+/// Whether it is a filter. A lone word must be a level: `tracing` would take a mistyped one for a target, and silence
+/// everything else.
+fn is_filter(filter: &str) -> bool {
+    let plain_words = |part: &str| part.contains(['=', '[', ':']) || part.parse::<LevelFilter>().is_ok();
+    filter.split(',').all(|part| plain_words(part.trim())) && EnvFilter::builder().parse(filter).is_ok()
+}

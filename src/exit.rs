@@ -1,0 +1,78 @@
+//! How the process ends: the codes of sysexits, which scripts and Kubernetes can tell apart.
+
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+
+const USAGE: u8 = 64;
+
+/// Why a command did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Exit {
+    /// 64: the command line is wrong. Waiting does not help.
+    #[error("{0}")]
+    Usage(String),
+    /// 69: something that is needed is not there, such as a port that is in use. Trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// 74: a disk or file failed.
+    #[error("{0}")]
+    Io(String),
+    /// 78: the configuration is refused. Waiting does not help.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+}
+
+impl Exit {
+    /// The code of sysexits.
+    pub fn code(&self) -> u8 {
+        match self {
+            Exit::Usage(_) => USAGE,
+            Exit::Unavailable(_) => 69,
+            Exit::Io(_) => 74,
+            Exit::Config(_) => 78,
+        }
+    }
+}
+
+impl From<std::io::Error> for Exit {
+    fn from(error: std::io::Error) -> Exit {
+        Exit::Io(error.to_string())
+    }
+}
+
+impl From<&Exit> for ExitCode {
+    fn from(exit: &Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}
+
+/// Prints what clap has to say (help, the version, or an error) and how to end after it.
+pub fn command_line(error: &clap::Error) -> ExitCode {
+    // Nobody is left to hear of a closed terminal.
+    let _ = error.print();
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(USAGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes() {
+        let refused = ConfigError { problems: Vec::new() };
+        let codes = [
+            (Exit::Usage(String::new()), 64),
+            (Exit::Unavailable(String::new()), 69),
+            (Exit::Io(String::new()), 74),
+            (Exit::from(std::io::Error::other("full")), 74),
+            (Exit::from(refused), 78),
+        ];
+        for (exit, code) in codes {
+            assert_eq!(exit.code(), code, "{exit:?}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Log lines go to stderr: text for people, or one JSON object a line.
+//!
+//! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, the span's
+//! fields (such as a request's id) under `span`. Colours only on a terminal, and not with `NO_COLOR`.
+//! The filter decides for every target; librdkafka's lines arrive as events of the lane.
+
+use std::io::{self, IsTerminal};
+
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// Logging could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// Validated configuration has a good filter; other callers may not.
+    #[error("log.level is not a log filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("logging is already set up: {0}")]
+    AlreadySet(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Begins logging for the whole process; once only.
+pub fn init(log: &Log) -> Result<(), LoggingError> {
+    let filter = EnvFilter::builder().parse(&log.level)?;
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let ansi = io::stderr().is_terminal() && !no_color;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines(log.format, ansi, io::stderr))
+        .try_init()?;
+    Ok(())
+}
+
+/// The layer that writes lines.
+fn lines<S, W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    match format {
+        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(ansi).boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .with_writer(writer)
+            .boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, ansi: bool) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let layer = lines(format, ansi, move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(EnvFilter::new("info"))
+            .with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!("request", id = 7);
+            let _entered = span.enter();
+            tracing::info!(target: "bridge", stream = "bounces", count = 3, "committed");
+            tracing::debug!("hidden");
+        });
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn json_lines_are_flat() {
+        let text = logged(LogFormat::Json, true);
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["target"], "bridge");
+        assert_eq!(line["message"], "committed");
+        assert_eq!(line["stream"], "bounces");
+        assert_eq!(line["count"], 3);
+        assert_eq!(line["span"]["id"], 7);
+        assert!(line["timestamp"].is_string());
+        assert!(line.get("spans").is_none());
+    }
+
+    #[test]
+    fn text_lines_have_colours_only_when_asked() {
+        let plain = logged(LogFormat::Text, false);
+        assert!(
+            plain.contains("committed") && plain.contains("stream=\"bounces\""),
+            "{plain}"
+        );
+        assert!(!plain.contains('\u{1b}'), "{plain}");
+        assert!(logged(LogFormat::Text, true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_bad_filter_is_an_error() {
+        let log = Log {
+            format: LogFormat::Text,
+            level: "a=b=c".to_owned(),
+        };
+        assert!(matches!(init(&log), Err(LoggingError::Filter(_))));
+    }
+}
