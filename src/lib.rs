@@ -1,6 +1,9 @@
 //! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
 
 pub mod accounts;
+pub mod admin;
 pub mod batch;
+pub mod cmc;
 pub mod config;
+pub mod spool;
 pub mod stream;

@@ -1,0 +1,450 @@
+//! All metrics: one struct, registered into the registry that is passed in.
+//!
+//! Names and labels are those of `docs/operations.md` and don't change. Units are base units. Label sets are closed
+//! (the enums here, [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
+//! exists before its first event, so that a rate never misses the first one.
+//!
+//! Whoever counts holds a handle of its own: ingest the fields of [`Metrics`], a spool log and a lane their
+//! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
+//! time; see [`super::books`].
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    process_collector::ProcessCollector,
+};
+
+use crate::{cmc::dead_letter::Reason, stream::Stream};
+
+/// What became of a request on the ingest port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 200: durable.
+    Accepted,
+    /// 400, or what `ingest.malformed_status` says: not understood.
+    Malformed,
+    /// 401: no valid credential.
+    Unauthorized,
+    /// 404: another path.
+    NotFound,
+    /// 405: another method.
+    MethodNotAllowed,
+    /// 408: header or body came too slowly.
+    Timeout,
+    /// 413: the body is over the limit.
+    TooLarge,
+    /// 415: another content type, or a content encoding.
+    Unsupported,
+    /// 431: the header is over the limit.
+    HeaderTooLarge,
+    /// 400: not HTTP.
+    InvalidHttp,
+    /// 503: too many connections or bytes in flight, a full spool, or a wait for the disk that was too long.
+    Overloaded,
+    /// 503: the spool can't be written.
+    Failed,
+    /// 503: the bridge is stopping.
+    Draining,
+    /// No answer: the client went away first.
+    Disconnected,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of [`Outcome::index`].
+    pub const ALL: [Outcome; 14] = [
+        Outcome::Accepted,
+        Outcome::Malformed,
+        Outcome::Unauthorized,
+        Outcome::NotFound,
+        Outcome::MethodNotAllowed,
+        Outcome::Timeout,
+        Outcome::TooLarge,
+        Outcome::Unsupported,
+        Outcome::HeaderTooLarge,
+        Outcome::InvalidHttp,
+        Outcome::Overloaded,
+        Outcome::Failed,
+        Outcome::Draining,
+        Outcome::Disconnected,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Accepted => "accepted",
+            Outcome::Malformed => "malformed",
+            Outcome::Unauthorized => "unauthorized",
+            Outcome::NotFound => "not_found",
+            Outcome::MethodNotAllowed => "method_not_allowed",
+            Outcome::Timeout => "timeout",
+            Outcome::TooLarge => "too_large",
+            Outcome::Unsupported => "unsupported",
+            Outcome::HeaderTooLarge => "header_too_large",
+            Outcome::InvalidHttp => "invalid_http",
+            Outcome::Overloaded => "overloaded",
+            Outcome::Failed => "failed",
+            Outcome::Draining => "draining",
+            Outcome::Disconnected => "disconnected",
+        }
+    }
+
+    /// A dense index, for arrays with one place for each outcome.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Why a lane does not deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockReason {
+    /// No broker can be reached.
+    Connect,
+    /// The broker refuses the credentials.
+    Authentication,
+    /// An ACL is missing.
+    Authorization,
+    /// The topic does not exist.
+    TopicMissing,
+    /// The topic can't take the records (partitions, sizes, policy).
+    TopicInvalid,
+    /// A transaction failed; a new producer is being made.
+    Transaction,
+    /// Another producer took over.
+    Fenced,
+    /// The spool log has damage before the lane's next batch.
+    Damage,
+    /// A refused record could not be put into the dead-letter topic either.
+    DeadLetterRefused,
+    /// Anything else; the log says what.
+    Other,
+}
+
+impl BlockReason {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: [BlockReason; 10] = [
+        BlockReason::Connect,
+        BlockReason::Authentication,
+        BlockReason::Authorization,
+        BlockReason::TopicMissing,
+        BlockReason::TopicInvalid,
+        BlockReason::Transaction,
+        BlockReason::Fenced,
+        BlockReason::Damage,
+        BlockReason::DeadLetterRefused,
+        BlockReason::Other,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            BlockReason::Connect => "connect",
+            BlockReason::Authentication => "authentication",
+            BlockReason::Authorization => "authorization",
+            BlockReason::TopicMissing => "topic_missing",
+            BlockReason::TopicInvalid => "topic_invalid",
+            BlockReason::Transaction => "transaction",
+            BlockReason::Fenced => "fenced",
+            BlockReason::Damage => "damage",
+            BlockReason::DeadLetterRefused => "dead_letter_refused",
+            BlockReason::Other => "other",
+        }
+    }
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionOutcome {
+    Committed,
+    /// The lane gave it up itself.
+    Aborted,
+    /// The broker did not confirm it; the committed position will tell.
+    Failed,
+}
+
+impl TransactionOutcome {
+    /// Every outcome, in the order of their declaration.
+    pub const ALL: [TransactionOutcome; 3] = [
+        TransactionOutcome::Committed,
+        TransactionOutcome::Aborted,
+        TransactionOutcome::Failed,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            TransactionOutcome::Committed => "committed",
+            TransactionOutcome::Aborted => "aborted",
+            TransactionOutcome::Failed => "failed",
+        }
+    }
+}
+
+const ACKNOWLEDGEMENT_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const SYNC_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+const COMMIT_WEBHOOKS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+const DELIVERY_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+const TRANSACTION_SECONDS: &[f64] = &[
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Every metric that is counted where it happens.
+pub struct Metrics {
+    webhooks: [IntCounter; Outcome::ALL.len()],
+    parse_failures: IntCounterVec,
+    acknowledgement_seconds: Histogram,
+    credential_uses: IntCounterVec,
+    ready: IntGauge,
+    sync_seconds: HistogramVec,
+    commit_webhooks: HistogramVec,
+    delivery_seconds: HistogramVec,
+    lane_blocked: IntGaugeVec,
+    transactions: IntCounterVec,
+    transaction_seconds: HistogramVec,
+}
+
+impl Metrics {
+    /// Makes all metrics, with the series of these streams and credentials, and registers them. Fails only when the
+    /// registry holds one of the names already.
+    pub fn new<'c>(
+        registry: &Registry,
+        streams: &[Stream],
+        credentials: impl IntoIterator<Item = &'c str>,
+    ) -> prometheus::Result<Metrics> {
+        let register = Register(registry);
+        let webhooks = register.counters(
+            "cmc_bridge_webhooks_total",
+            "Requests on the ingest port, by what became of them",
+            &["outcome"],
+        )?;
+        let metrics = Metrics {
+            webhooks: Outcome::ALL.map(|outcome| webhooks.with_label_values(&[outcome.label()])),
+            parse_failures: register.counters(
+                "cmc_bridge_parse_failures_total",
+                "Bodies and elements that could not be understood",
+                &["scope", "reason"],
+            )?,
+            acknowledgement_seconds: register.histogram(
+                "cmc_bridge_acknowledgement_seconds",
+                "From the end of a request's header to its answer",
+                ACKNOWLEDGEMENT_SECONDS,
+            )?,
+            credential_uses: register.counters(
+                "cmc_bridge_credential_uses_total",
+                "Requests that this credential admitted",
+                &["credential"],
+            )?,
+            ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
+            sync_seconds: register.histograms(
+                "cmc_bridge_spool_sync_seconds",
+                "Making one commit of the spool durable",
+                SYNC_SECONDS,
+            )?,
+            commit_webhooks: register.histograms(
+                "cmc_bridge_spool_commit_webhooks",
+                "Webhooks that shared one commit of the spool",
+                COMMIT_WEBHOOKS,
+            )?,
+            delivery_seconds: register.histograms(
+                "cmc_bridge_delivery_seconds",
+                "From the receipt of a webhook to its events' commit in Kafka",
+                DELIVERY_SECONDS,
+            )?,
+            lane_blocked: register.gauges(
+                "cmc_bridge_lane_blocked",
+                "1 for the reason why a stream is not being delivered, else 0",
+                &["stream", "reason"],
+            )?,
+            transactions: register.counters(
+                "cmc_bridge_transactions_total",
+                "Kafka transactions, by how they ended",
+                &["stream", "outcome"],
+            )?,
+            transaction_seconds: register.histograms(
+                "cmc_bridge_transaction_seconds",
+                "From the begin of a Kafka transaction to its end",
+                TRANSACTION_SECONDS,
+            )?,
+        };
+        register
+            .gauges(
+                "cmc_bridge_build_info",
+                "1; the label says what is running",
+                &["version"],
+            )?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+
+        for reason in Reason::ALL {
+            metrics
+                .parse_failures
+                .with_label_values(&[reason.scope(), reason.label()]);
+        }
+        for credential in credentials {
+            metrics.credential(credential);
+        }
+        for stream in streams {
+            metrics.for_stream(*stream);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts a request by what became of it.
+    pub fn webhook(&self, outcome: Outcome) {
+        self.webhooks[outcome.index()].inc();
+    }
+
+    /// Counts a body or an element that could not be understood.
+    pub fn parse_failure(&self, reason: Reason) {
+        self.parse_failures
+            .with_label_values(&[reason.scope(), reason.label()])
+            .inc();
+    }
+
+    /// Observes the time from the end of a request's header to its answer.
+    pub fn acknowledged(&self, seconds: f64) {
+        self.acknowledgement_seconds.observe(seconds);
+    }
+
+    /// The counter of one credential's uses.
+    pub fn credential(&self, name: &str) -> IntCounter {
+        self.credential_uses.with_label_values(&[name])
+    }
+
+    /// Whether a webhook can be made durable now.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// The handles for one stream's log and lane.
+    pub fn for_stream(&self, stream: Stream) -> StreamMetrics {
+        let name = stream.name();
+        StreamMetrics {
+            sync_seconds: self.sync_seconds.with_label_values(&[name]),
+            commit_webhooks: self.commit_webhooks.with_label_values(&[name]),
+            delivery_seconds: self.delivery_seconds.with_label_values(&[name]),
+            blocked: BlockReason::ALL
+                .map(|reason| self.lane_blocked.with_label_values(&[name, reason.label()])),
+            transactions: TransactionOutcome::ALL
+                .map(|outcome| self.transactions.with_label_values(&[name, outcome.label()])),
+            transaction_seconds: self.transaction_seconds.with_label_values(&[name]),
+        }
+    }
+}
+
+/// One stream's metrics; clones count into the same series.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    /// Seconds of one `fdatasync`.
+    pub sync_seconds: Histogram,
+    /// Webhooks in one commit of the log.
+    pub commit_webhooks: Histogram,
+    /// Seconds from the receipt of a batch to its commit in Kafka.
+    pub delivery_seconds: Histogram,
+    /// Seconds of one transaction.
+    pub transaction_seconds: Histogram,
+    blocked: [IntGauge; BlockReason::ALL.len()],
+    transactions: [IntCounter; TransactionOutcome::ALL.len()],
+}
+
+impl StreamMetrics {
+    /// Says why the lane is blocked, or that it is not. A lane has one reason at a time.
+    pub fn lane_blocked(&self, reason: Option<BlockReason>) {
+        for (candidate, gauge) in BlockReason::ALL.iter().zip(&self.blocked) {
+            gauge.set(i64::from(Some(*candidate) == reason));
+        }
+    }
+
+    /// Counts a transaction by how it ended.
+    pub fn transaction(&self, outcome: TransactionOutcome) {
+        self.transactions[outcome as usize].inc();
+    }
+}
+
+/// Makes a metric and registers it at once.
+struct Register<'r>(&'r Registry);
+
+impl Register<'_> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let metric = IntGauge::new(name, help)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    /// A histogram for each stream.
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<HistogramVec> {
+        let metric = HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            &["stream"],
+        )?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense_and_labels_differ() {
+        let mut labels = std::collections::HashSet::new();
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome.index(), index);
+            assert!(labels.insert(outcome.label()));
+        }
+        for (index, reason) in BlockReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        for (index, outcome) in TransactionOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
+
+    #[test]
+    fn a_lane_has_one_reason_at_a_time() {
+        let metrics = Metrics::new(&Registry::new(), &[Stream::Bounces], []).unwrap();
+        let bounces = metrics.for_stream(Stream::Bounces);
+        let sum = || bounces.blocked.iter().map(IntGauge::get).sum::<i64>();
+        bounces.lane_blocked(Some(BlockReason::Connect));
+        bounces.lane_blocked(Some(BlockReason::Damage));
+        assert_eq!(
+            (sum(), bounces.blocked[BlockReason::Damage as usize].get()),
+            (1, 1)
+        );
+        bounces.lane_blocked(None);
+        assert_eq!(sum(), 0);
+    }
+
+    #[test]
+    fn names_are_registered_once() {
+        let registry = Registry::new();
+        assert!(Metrics::new(&registry, &[], []).is_ok());
+        assert!(Metrics::new(&registry, &[], []).is_err());
+    }
+}
