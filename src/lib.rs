@@ -5,5 +5,7 @@ pub mod admin;
 pub mod batch;
 pub mod cmc;
 pub mod config;
+pub mod dead_letter;
+pub mod ingest;
 pub mod spool;
 pub mod stream;

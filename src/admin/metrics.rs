@@ -13,7 +13,10 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
-use crate::{cmc::dead_letter::Reason, stream::Stream};
+use crate::{
+    dead_letter::{Reason, Scope},
+    stream::Stream,
+};
 
 /// What became of a request on the ingest port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,10 +285,13 @@ impl Metrics {
             .set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
 
-        for reason in Reason::ALL {
+        for reason in Reason::ALL
+            .into_iter()
+            .filter(|reason| reason.scope() != Scope::Broker)
+        {
             metrics
                 .parse_failures
-                .with_label_values(&[reason.scope(), reason.label()]);
+                .with_label_values(&[reason.scope().name(), reason.name()]);
         }
         for credential in credentials {
             metrics.credential(credential);
@@ -304,7 +310,7 @@ impl Metrics {
     /// Counts a body or an element that could not be understood.
     pub fn parse_failure(&self, reason: Reason) {
         self.parse_failures
-            .with_label_values(&[reason.scope(), reason.label()])
+            .with_label_values(&[reason.scope().name(), reason.name()])
             .inc();
     }
 

@@ -4,43 +4,10 @@ use std::borrow::Cow;
 
 use crate::{
     batch::{Batch, BatchBuilder},
+    config::{Ingest, Kafka, StreamConfig},
+    dead_letter::Reason,
     stream::{Stream, Tally},
 };
-
-pub mod dead_letter {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Reason {
-        Syntax,
-        ContentType,
-        ContentEncoding,
-        EventType,
-    }
-
-    impl Reason {
-        pub const ALL: [Reason; 4] = [
-            Reason::Syntax,
-            Reason::ContentType,
-            Reason::ContentEncoding,
-            Reason::EventType,
-        ];
-
-        pub fn label(self) -> &'static str {
-            match self {
-                Reason::Syntax => "syntax",
-                Reason::ContentType => "content_type",
-                Reason::ContentEncoding => "content_encoding",
-                Reason::EventType => "event_type",
-            }
-        }
-
-        pub fn scope(self) -> &'static str {
-            match self {
-                Reason::EventType => "element",
-                _ => "body",
-            }
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEncoding {
@@ -48,35 +15,57 @@ pub enum BodyEncoding {
     Form,
 }
 
+#[derive(Clone, Debug)]
 pub struct Rules;
 
-pub struct RequestContext<'a> {
+impl Rules {
+    pub fn new(_ingest: &Ingest, _kafka: &Kafka, _streams: &[StreamConfig; 4]) -> Self {
+        Rules
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
     pub received_at_micros: i64,
     pub path: &'a str,
     pub content_type: Option<&'a str>,
     pub body: &'a [u8],
 }
 
+#[derive(Clone, Debug)]
 pub struct Malformed {
-    pub reason: dead_letter::Reason,
+    pub reason: Reason,
     pub offset: Option<usize>,
-    pub detail: String,
+    pub detail: Cow<'static, str>,
 }
 
+impl Malformed {
+    pub fn new(reason: Reason, offset: Option<usize>, detail: impl Into<Cow<'static, str>>) -> Self {
+        Malformed {
+            reason,
+            offset,
+            detail: detail.into(),
+        }
+    }
+}
+
+#[derive(Debug)]
 pub struct Envelope<'a>(&'a [u8]);
 
+#[derive(Debug)]
 pub struct Opened<'a> {
     pub api_key: Option<Cow<'a, str>>,
     pub content: Result<Envelope<'a>, Malformed>,
 }
 
+#[derive(Debug, Default)]
 pub struct Split {
     pub events: Option<(Stream, Batch, Tally)>,
     pub dead_letters: Option<(Batch, Tally)>,
-    pub failures: Vec<dead_letter::Reason>,
+    pub failures: Vec<Reason>,
 }
 
-pub fn open(body: &[u8], _encoding: BodyEncoding) -> Opened<'_> {
+pub fn open<'a>(body: &'a [u8], _encoding: BodyEncoding, _rules: &Rules) -> Opened<'a> {
     let api_key = std::str::from_utf8(body)
         .ok()
         .and_then(|text| text.split_once("\"api_key\":\""))
@@ -87,32 +76,33 @@ pub fn open(body: &[u8], _encoding: BodyEncoding) -> Opened<'_> {
         content: if body.starts_with(b"{") && body.ends_with(b"}") {
             Ok(Envelope(body))
         } else {
-            Err(Malformed {
-                reason: dead_letter::Reason::Syntax,
-                offset: Some(0),
-                detail: "not JSON".to_owned(),
-            })
+            Err(Malformed::new(Reason::InvalidJson, Some(0), "not JSON"))
         },
     }
 }
 
-pub fn split(envelope: &Envelope<'_>, _rules: &Rules, _context: &RequestContext<'_>) -> Split {
-    let _ = envelope.0;
-    Split {
-        events: None,
-        dead_letters: None,
-        failures: Vec::new(),
+pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    match &opened.content {
+        Ok(envelope) => {
+            let _ = envelope.0;
+            Split::default()
+        }
+        Err(malformed) => Split {
+            events: None,
+            dead_letters: Some(dead_letter_body(malformed, Some(opened), rules, request)),
+            failures: vec![malformed.reason],
+        },
     }
 }
 
 pub fn dead_letter_body(
-    _reason: dead_letter::Reason,
-    _offset: Option<usize>,
+    _malformed: &Malformed,
+    _opened: Option<&Opened<'_>>,
     _rules: &Rules,
-    context: &RequestContext<'_>,
+    request: &Request<'_>,
 ) -> (Batch, Tally) {
-    let mut builder = BatchBuilder::new(context.received_at_micros, &[], context.body.len());
-    builder.push(None, &[], &[context.body]);
+    let mut builder = BatchBuilder::new(request.received_at_micros, &[], request.body.len());
+    builder.push(None, &[], &[request.body]);
     let mut tally = Tally::default();
     tally.count(Stream::DeadLetters, None);
     (builder.finish(), tally)
