@@ -56,19 +56,16 @@ impl Answer {
         }
     }
 
-    /// The body was not understood and stands in the dead letters. The status is `ingest.malformed_status`.
+    /// The body was not understood and stands in the dead letters. The status is `ingest.malformed_status`;
+    /// with one that means success the sender is told `ok`.
     pub(super) fn malformed(status: StatusCode, malformed: Malformed) -> Answer {
-        let content = if status == StatusCode::OK {
-            Content::Ok
-        } else {
-            Content::Problem(Problem {
-                status,
-                title: "Invalid request",
-                detail: malformed.detail,
-                reason: Some(malformed.reason.name()),
-                offset: malformed.offset,
-            })
-        };
+        let content = Content::Problem(Problem {
+            status,
+            title: "Invalid request",
+            detail: malformed.detail,
+            reason: Some(malformed.reason.name()),
+            offset: malformed.offset,
+        });
         Answer {
             outcome: Outcome::Malformed,
             content,
@@ -188,6 +185,15 @@ impl Answer {
         }
     }
 
+    fn render(&self) -> (HeaderValue, Bytes) {
+        match &self.content {
+            Content::Problem(problem) if !problem.status.is_success() => {
+                (PROBLEM_JSON, problem.body(self.outcome))
+            }
+            _ => (TEXT, Bytes::from_static(b"ok")),
+        }
+    }
+
     /// Why a body was not understood, and where: for the log.
     pub(super) fn cause(&self) -> (Option<&'static str>, Option<usize>) {
         match &self.content {
@@ -199,10 +205,7 @@ impl Answer {
     /// The HTTP answer. `headers` is an empty map to be filled: the request's own, for the sake of its allocation.
     pub(super) fn into_response(self, mut headers: HeaderMap, ending: Ending) -> HttpResponse {
         let status = self.status();
-        let (content_type, body) = match self.content {
-            Content::Ok => (TEXT, Bytes::from_static(b"ok")),
-            Content::Problem(problem) => (PROBLEM_JSON, problem.body(self.outcome)),
-        };
+        let (content_type, body) = self.render();
         headers.insert(CONTENT_TYPE, content_type);
         if let Some((name, value)) = self.header {
             headers.insert(name, value);
@@ -219,16 +222,13 @@ impl Answer {
     /// The answer as it goes over the wire, for a connection that hyper does not serve (any more). It closes.
     pub(super) fn into_wire(self) -> Vec<u8> {
         let status = self.status();
-        let body = match self.content {
-            Content::Ok => Bytes::from_static(b"ok"),
-            Content::Problem(problem) => problem.body(self.outcome),
-        };
-        let mut wire = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n",
-            body.len(),
-        )
-        .into_bytes();
-        if let Some((name, value)) = self.header {
+        let (content_type, body) = self.render();
+        let mut wire = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len()).into_bytes();
+        let fixed = [
+            (CONTENT_TYPE, content_type),
+            (CONNECTION, HeaderValue::from_static("close")),
+        ];
+        for (name, value) in fixed.into_iter().chain(self.header) {
             wire.extend_from_slice(name.as_str().as_bytes());
             wire.extend_from_slice(b": ");
             wire.extend_from_slice(value.as_bytes());

@@ -182,6 +182,9 @@ struct Acceptor {
 impl Acceptor {
     fn take(&mut self, stream: TcpStream) {
         let limit = self.intake.max_connections;
+        while let Some(end) = self.connections.try_join_next() {
+            ended(end);
+        }
         if self.connections.len() >= limit {
             self.intake.metrics.webhook(Outcome::Overloaded);
             self.refused.take(stream, limit);
