@@ -11,6 +11,7 @@
 
 pub mod books;
 pub mod health;
+mod labels;
 pub mod metrics;
 mod server;
 
