@@ -1,0 +1,127 @@
+//! Whether the bridge can make a webhook durable: the answer of `/readyz`.
+//!
+//! Kafka is not asked: an outage of it is what the spool is for. Not ready is a bridge that is stopping, one with a log
+//! that can't be written any more, and one in which every event stream's log is full. A single full log is not enough:
+//! the other streams are served, and the full one answers 503 by itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{
+    spool::{Appender, LogState},
+    stream::Stream,
+};
+
+/// The state that the probes report.
+pub struct Health {
+    logs: Vec<(Stream, Appender)>,
+    draining: AtomicBool,
+}
+
+/// The answer of a readiness probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    Draining,
+    LogFailed(Stream),
+    LogsFull,
+}
+
+impl Readiness {
+    /// Whether webhooks should be sent here.
+    pub fn is_ready(self) -> bool {
+        self == Readiness::Ready
+    }
+
+    /// The text for whoever reads a probe's answer.
+    pub fn text(self) -> &'static str {
+        match self {
+            Readiness::Ready => "ready\n",
+            Readiness::Draining => "draining: the bridge is stopping\n",
+            Readiness::LogFailed(Stream::Deliveries) => "failed: the log of deliveries can't be written\n",
+            Readiness::LogFailed(Stream::Bounces) => "failed: the log of bounces can't be written\n",
+            Readiness::LogFailed(Stream::Blocks) => "failed: the log of blocks can't be written\n",
+            Readiness::LogFailed(Stream::DeadLetters) => "failed: the log of dead_letters can't be written\n",
+            Readiness::LogsFull => "full: no event stream's log accepts webhooks\n",
+        }
+    }
+}
+
+impl Health {
+    /// Watches the logs of all enabled streams.
+    pub fn new(logs: Vec<(Stream, Appender)>) -> Health {
+        Health {
+            logs,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on not ready, for the process is going to stop.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The readiness at this instant.
+    pub fn readiness(&self) -> Readiness {
+        let states = self.logs.iter().map(|(stream, log)| (*stream, log.state()));
+        judge(self.draining.load(Ordering::Relaxed), states)
+    }
+}
+
+fn judge(draining: bool, states: impl Iterator<Item = (Stream, LogState)>) -> Readiness {
+    if draining {
+        return Readiness::Draining;
+    }
+    let mut accepting = false;
+    for (stream, state) in states {
+        match state {
+            LogState::Failed => return Readiness::LogFailed(stream),
+            LogState::Accepting => accepting |= stream != Stream::DeadLetters,
+            LogState::Full => {}
+        }
+    }
+    if accepting {
+        Readiness::Ready
+    } else {
+        Readiness::LogsFull
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_table() {
+        use LogState::{Accepting, Failed, Full};
+        let table = [
+            (false, [Accepting, Accepting, Accepting], Readiness::Ready),
+            (false, [Full, Accepting, Full], Readiness::Ready),
+            (false, [Accepting, Accepting, Full], Readiness::Ready),
+            (false, [Full, Full, Accepting], Readiness::LogsFull),
+            (
+                false,
+                [Accepting, Failed, Accepting],
+                Readiness::LogFailed(Stream::Bounces),
+            ),
+            (
+                false,
+                [Accepting, Accepting, Failed],
+                Readiness::LogFailed(Stream::DeadLetters),
+            ),
+            (true, [Accepting, Accepting, Accepting], Readiness::Draining),
+        ];
+        for (draining, states, expected) in table {
+            let streams = [Stream::Deliveries, Stream::Bounces, Stream::DeadLetters];
+            let found = judge(draining, streams.into_iter().zip(states));
+            assert_eq!(found, expected, "{draining} {states:?}");
+            assert_eq!(found.text() == "ready\n", found.is_ready());
+        }
+    }
+
+    #[test]
+    fn the_text_names_the_failed_log() {
+        for stream in Stream::ALL {
+            assert!(Readiness::LogFailed(stream).text().contains(stream.name()));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The closed label sets of the metrics.
+
+/// What became of a request on the ingest port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 200: durable.
+    Accepted,
+    /// 400, or what `ingest.malformed_status` says: not understood.
+    Malformed,
+    /// 401: no valid credential.
+    Unauthorized,
+    /// 404: another path.
+    NotFound,
+    /// 405: another method.
+    MethodNotAllowed,
+    /// 408: header or body came too slowly.
+    Timeout,
+    /// 413: the body is over the limit.
+    TooLarge,
+    /// 415: another content type, or a content encoding.
+    Unsupported,
+    /// 431: the header is over the limit.
+    HeaderTooLarge,
+    /// 400: not HTTP.
+    InvalidHttp,
+    /// 503: too many connections or bytes in flight, a full spool, or a wait for the disk that was too long.
+    Overloaded,
+    /// 503: the spool can't be written.
+    Failed,
+    /// 503: the bridge is stopping.
+    Draining,
+    /// No answer: the client went away first.
+    Disconnected,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of [`Outcome::index`].
+    pub const ALL: [Outcome; 14] = [
+        Outcome::Accepted,
+        Outcome::Malformed,
+        Outcome::Unauthorized,
+        Outcome::NotFound,
+        Outcome::MethodNotAllowed,
+        Outcome::Timeout,
+        Outcome::TooLarge,
+        Outcome::Unsupported,
+        Outcome::HeaderTooLarge,
+        Outcome::InvalidHttp,
+        Outcome::Overloaded,
+        Outcome::Failed,
+        Outcome::Draining,
+        Outcome::Disconnected,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Accepted => "accepted",
+            Outcome::Malformed => "malformed",
+            Outcome::Unauthorized => "unauthorized",
+            Outcome::NotFound => "not_found",
+            Outcome::MethodNotAllowed => "method_not_allowed",
+            Outcome::Timeout => "timeout",
+            Outcome::TooLarge => "too_large",
+            Outcome::Unsupported => "unsupported",
+            Outcome::HeaderTooLarge => "header_too_large",
+            Outcome::InvalidHttp => "invalid_http",
+            Outcome::Overloaded => "overloaded",
+            Outcome::Failed => "failed",
+            Outcome::Draining => "draining",
+            Outcome::Disconnected => "disconnected",
+        }
+    }
+
+    /// A dense index, for arrays with one place for each outcome.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Why a lane does not deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockReason {
+    /// No broker can be reached.
+    Connect,
+    /// The broker refuses the credentials.
+    Authentication,
+    /// An ACL is missing.
+    Authorization,
+    /// The topic does not exist.
+    TopicMissing,
+    /// The topic can't take the records (partitions, sizes, policy).
+    TopicInvalid,
+    /// A transaction failed; a new producer is being made.
+    Transaction,
+    /// Another producer took over.
+    Fenced,
+    /// The spool log has damage before the lane's next batch.
+    Damage,
+    /// A refused record could not be put into the dead-letter topic either.
+    DeadLetterRefused,
+    /// Anything else; the log says what.
+    Other,
+}
+
+impl BlockReason {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: [BlockReason; 10] = [
+        BlockReason::Connect,
+        BlockReason::Authentication,
+        BlockReason::Authorization,
+        BlockReason::TopicMissing,
+        BlockReason::TopicInvalid,
+        BlockReason::Transaction,
+        BlockReason::Fenced,
+        BlockReason::Damage,
+        BlockReason::DeadLetterRefused,
+        BlockReason::Other,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            BlockReason::Connect => "connect",
+            BlockReason::Authentication => "authentication",
+            BlockReason::Authorization => "authorization",
+            BlockReason::TopicMissing => "topic_missing",
+            BlockReason::TopicInvalid => "topic_invalid",
+            BlockReason::Transaction => "transaction",
+            BlockReason::Fenced => "fenced",
+            BlockReason::Damage => "damage",
+            BlockReason::DeadLetterRefused => "dead_letter_refused",
+            BlockReason::Other => "other",
+        }
+    }
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionOutcome {
+    Committed,
+    /// The lane gave it up itself.
+    Aborted,
+    /// The broker did not confirm it; the committed position will tell.
+    Failed,
+}
+
+impl TransactionOutcome {
+    /// Every outcome, in the order of their declaration.
+    pub const ALL: [TransactionOutcome; 3] = [
+        TransactionOutcome::Committed,
+        TransactionOutcome::Aborted,
+        TransactionOutcome::Failed,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            TransactionOutcome::Committed => "committed",
+            TransactionOutcome::Aborted => "aborted",
+            TransactionOutcome::Failed => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense_and_labels_differ() {
+        let mut labels = std::collections::HashSet::new();
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome.index(), index);
+            assert!(labels.insert(outcome.label()));
+        }
+        for (index, reason) in BlockReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        for (index, outcome) in TransactionOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! All metrics: one struct, registered into the registry that is passed in.
+//!
+//! Names and labels are those of `docs/operations.md` and don't change. Units are base units. Label sets are closed
+//! (the enums of [`super::labels`], [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
+//! exists before its first event, so that a rate never misses the first one.
+//!
+//! Whoever counts holds a handle of its own: ingest the fields of [`Metrics`], a spool log and a lane their
+//! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
+//! time; see [`super::books`].
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    process_collector::ProcessCollector,
+};
+
+pub use super::labels::{BlockReason, Outcome, TransactionOutcome};
+use crate::{
+    dead_letter::{Reason, Scope},
+    stream::Stream,
+};
+
+const ACKNOWLEDGEMENT_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const SYNC_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+const COMMIT_WEBHOOKS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+const DELIVERY_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+const TRANSACTION_SECONDS: &[f64] = &[
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Every metric that is counted where it happens.
+pub struct Metrics {
+    webhooks: [IntCounter; Outcome::ALL.len()],
+    parse_failures: IntCounterVec,
+    acknowledgement_seconds: Histogram,
+    credential_uses: IntCounterVec,
+    ready: IntGauge,
+    sync_seconds: HistogramVec,
+    commit_webhooks: HistogramVec,
+    delivery_seconds: HistogramVec,
+    lane_blocked: IntGaugeVec,
+    transactions: IntCounterVec,
+    transaction_seconds: HistogramVec,
+}
+
+impl Metrics {
+    /// Makes all metrics, with the series of these streams and credentials, and registers them. Fails only when the
+    /// registry holds one of the names already.
+    pub fn new<'c>(
+        registry: &Registry,
+        streams: &[Stream],
+        credentials: impl IntoIterator<Item = &'c str>,
+    ) -> prometheus::Result<Metrics> {
+        let register = Register(registry);
+        let webhooks = register.counters(
+            "cmc_bridge_webhooks_total",
+            "Requests on the ingest port, by what became of them",
+            &["outcome"],
+        )?;
+        let metrics = Metrics {
+            webhooks: Outcome::ALL.map(|outcome| webhooks.with_label_values(&[outcome.label()])),
+            parse_failures: register.counters(
+                "cmc_bridge_parse_failures_total",
+                "Bodies and elements that could not be understood",
+                &["scope", "reason"],
+            )?,
+            acknowledgement_seconds: register.histogram(
+                "cmc_bridge_acknowledgement_seconds",
+                "From the end of a request's header to its answer",
+                ACKNOWLEDGEMENT_SECONDS,
+            )?,
+            credential_uses: register.counters(
+                "cmc_bridge_credential_uses_total",
+                "Requests that this credential admitted",
+                &["credential"],
+            )?,
+            ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
+            sync_seconds: register.histograms(
+                "cmc_bridge_spool_sync_seconds",
+                "Making one commit of the spool durable",
+                SYNC_SECONDS,
+            )?,
+            commit_webhooks: register.histograms(
+                "cmc_bridge_spool_commit_webhooks",
+                "Webhooks that shared one commit of the spool",
+                COMMIT_WEBHOOKS,
+            )?,
+            delivery_seconds: register.histograms(
+                "cmc_bridge_delivery_seconds",
+                "From the receipt of a webhook to its events' commit in Kafka",
+                DELIVERY_SECONDS,
+            )?,
+            lane_blocked: register.gauges(
+                "cmc_bridge_lane_blocked",
+                "1 for the reason why a stream is not being delivered, else 0",
+                &["stream", "reason"],
+            )?,
+            transactions: register.counters(
+                "cmc_bridge_transactions_total",
+                "Kafka transactions, by how they ended",
+                &["stream", "outcome"],
+            )?,
+            transaction_seconds: register.histograms(
+                "cmc_bridge_transaction_seconds",
+                "From the begin of a Kafka transaction to its end",
+                TRANSACTION_SECONDS,
+            )?,
+        };
+        register
+            .gauges(
+                "cmc_bridge_build_info",
+                "1; the label says what is running",
+                &["version"],
+            )?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+
+        for reason in Reason::ALL
+            .into_iter()
+            .filter(|reason| reason.scope() != Scope::Broker)
+        {
+            metrics
+                .parse_failures
+                .with_label_values(&[reason.scope().name(), reason.name()]);
+        }
+        for credential in credentials {
+            metrics.credential(credential);
+        }
+        for stream in streams {
+            metrics.for_stream(*stream);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts a request by what became of it.
+    pub fn webhook(&self, outcome: Outcome) {
+        self.webhooks[outcome.index()].inc();
+    }
+
+    /// Counts a body or an element that could not be understood.
+    pub fn parse_failure(&self, reason: Reason) {
+        self.parse_failures
+            .with_label_values(&[reason.scope().name(), reason.name()])
+            .inc();
+    }
+
+    /// Observes the time from the end of a request's header to its answer.
+    pub fn acknowledged(&self, seconds: f64) {
+        self.acknowledgement_seconds.observe(seconds);
+    }
+
+    /// The counter of one credential's uses.
+    pub fn credential(&self, name: &str) -> IntCounter {
+        self.credential_uses.with_label_values(&[name])
+    }
+
+    /// Whether a webhook can be made durable now.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// The handles for one stream's log and lane.
+    pub fn for_stream(&self, stream: Stream) -> StreamMetrics {
+        let name = stream.name();
+        StreamMetrics {
+            sync_seconds: self.sync_seconds.with_label_values(&[name]),
+            commit_webhooks: self.commit_webhooks.with_label_values(&[name]),
+            delivery_seconds: self.delivery_seconds.with_label_values(&[name]),
+            blocked: BlockReason::ALL
+                .map(|reason| self.lane_blocked.with_label_values(&[name, reason.label()])),
+            transactions: TransactionOutcome::ALL
+                .map(|outcome| self.transactions.with_label_values(&[name, outcome.label()])),
+            transaction_seconds: self.transaction_seconds.with_label_values(&[name]),
+        }
+    }
+}
+
+/// One stream's metrics; clones count into the same series.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    /// Seconds of one `fdatasync`.
+    pub sync_seconds: Histogram,
+    /// Webhooks in one commit of the log.
+    pub commit_webhooks: Histogram,
+    /// Seconds from the receipt of a batch to its commit in Kafka.
+    pub delivery_seconds: Histogram,
+    /// Seconds of one transaction.
+    pub transaction_seconds: Histogram,
+    blocked: [IntGauge; BlockReason::ALL.len()],
+    transactions: [IntCounter; TransactionOutcome::ALL.len()],
+}
+
+impl StreamMetrics {
+    /// Says why the lane is blocked, or that it is not. A lane has one reason at a time.
+    pub fn lane_blocked(&self, reason: Option<BlockReason>) {
+        for (candidate, gauge) in BlockReason::ALL.iter().zip(&self.blocked) {
+            gauge.set(i64::from(Some(*candidate) == reason));
+        }
+    }
+
+    /// Counts a transaction by how it ended.
+    pub fn transaction(&self, outcome: TransactionOutcome) {
+        self.transactions[outcome as usize].inc();
+    }
+}
+
+/// Makes a metric and registers it at once.
+struct Register<'r>(&'r Registry);
+
+impl Register<'_> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let metric = IntGauge::new(name, help)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    /// A histogram for each stream.
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<HistogramVec> {
+        let metric = HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            &["stream"],
+        )?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_has_one_reason_at_a_time() {
+        let metrics = Metrics::new(&Registry::new(), &[Stream::Bounces], []).unwrap();
+        let bounces = metrics.for_stream(Stream::Bounces);
+        let sum = || bounces.blocked.iter().map(IntGauge::get).sum::<i64>();
+        bounces.lane_blocked(Some(BlockReason::Connect));
+        bounces.lane_blocked(Some(BlockReason::Damage));
+        assert_eq!(
+            (sum(), bounces.blocked[BlockReason::Damage as usize].get()),
+            (1, 1)
+        );
+        bounces.lane_blocked(None);
+        assert_eq!(sum(), 0);
+    }
+
+    #[test]
+    fn names_are_registered_once() {
+        let registry = Registry::new();
+        assert!(Metrics::new(&registry, &[], []).is_ok());
+        assert!(Metrics::new(&registry, &[], []).is_err());
+    }
+}

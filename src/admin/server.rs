@@ -1,0 +1,278 @@
+//! The HTTP server of the admin port.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::sleep,
+};
+use tracing::{error, info, warn};
+
+use super::{health::Health, metrics::Metrics};
+
+/// Scrapers and probes are few; a further connection is closed at once.
+const MAX_CONNECTIONS: usize = 64;
+/// Time for a request's header, and for a kept-alive connection between two requests: above a scrape interval.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Wait after a failed accept, which fails again at once while file descriptors are missing.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The admin port, bound and not yet served.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    desk: Arc<Desk>,
+}
+
+/// What answers need.
+struct Desk {
+    registry: Registry,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+impl Server {
+    /// Binds the port. The registry is the one that `metrics` is registered in.
+    pub async fn bind(
+        listen: SocketAddr,
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> io::Result<Server> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let desk = Arc::new(Desk {
+            registry,
+            metrics,
+            health,
+        });
+        Ok(Server {
+            listener,
+            address,
+            desk,
+        })
+    }
+
+    /// The address that it listens on, with the port that was given for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the future is dropped: probes are answered until the process ends.
+    pub async fn run(self) {
+        info!(address = %self.address, "metrics and probes are served");
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => {
+                        connections.spawn(serve(stream, Arc::clone(&self.desk)));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(%error, "a connection to the admin port could not be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, desk: Arc<Desk>) {
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let answer = desk.answer(request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    // A connection ends in an error when its client goes away: nothing that anybody could act on.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+impl Desk {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        let answer: fn(&Desk) -> Response<Full<Bytes>> = match path {
+            "/livez" => |_| text(StatusCode::OK, "alive\n"),
+            "/readyz" => Desk::readyz,
+            "/metrics" => Desk::metrics,
+            _ => return text(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        if method == Method::GET || method == Method::HEAD {
+            return answer(self);
+        }
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response
+    }
+
+    fn readyz(&self) -> Response<Full<Bytes>> {
+        let readiness = self.health.readiness();
+        let status = if readiness.is_ready() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        text(status, readiness.text())
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        self.metrics.set_ready(self.health.readiness().is_ready());
+        let encoder = TextEncoder::new();
+        let mut body = Vec::with_capacity(64 * 1024);
+        if let Err(error) = encoder.encode(&self.registry.gather(), &mut body) {
+            error!(%error, "the metrics could not be encoded");
+            return text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the metrics could not be encoded\n",
+            );
+        }
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        response
+    }
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{
+        accounts::Accounts,
+        admin::books::{BooksCollector, StreamBooks},
+        stream::Stream,
+    };
+
+    fn desk() -> Desk {
+        let registry = Registry::new();
+        let streams = [Stream::Deliveries, Stream::DeadLetters];
+        let metrics = Metrics::new(&registry, &streams, ["bearer-1"]).unwrap();
+        let books = streams.map(|stream| StreamBooks {
+            stream,
+            accounts: Arc::new(Accounts::default()),
+            spool_bytes: Box::new(|| 0),
+            spool_limit_bytes: 1,
+        });
+        registry
+            .register(Box::new(BooksCollector::new(books.into()).unwrap()))
+            .unwrap();
+        Desk {
+            registry,
+            metrics: Arc::new(metrics),
+            health: Arc::new(Health::new(Vec::new())),
+        }
+    }
+
+    #[tokio::test]
+    async fn every_name_stands_in_the_first_scrape() {
+        let body = desk().metrics().into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(body.into()).unwrap();
+        for start in [
+            "cmc_bridge_webhooks_total{outcome=\"accepted\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"malformed\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"unauthorized\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"too_large\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"unsupported\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"overloaded\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"timeout\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"disconnected\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"not_found\"} 0",
+            "cmc_bridge_parse_failures_total{reason=",
+            "cmc_bridge_events_total{status=\"queued\",stream=\"deliveries\"} 0",
+            "cmc_bridge_events_total{status=\"other\",stream=\"dead_letters\"} 0",
+            "cmc_bridge_acknowledgement_seconds_bucket{le=\"0.0001\"} 0",
+            "cmc_bridge_acknowledgement_seconds_bucket{le=\"10\"} 0",
+            "cmc_bridge_spool_sync_seconds_count{stream=\"deliveries\"} 0",
+            "cmc_bridge_spool_commit_webhooks_count{stream=\"deliveries\"} 0",
+            "cmc_bridge_spool_bytes{stream=\"deliveries\"} 0",
+            "cmc_bridge_spool_limit_bytes{stream=\"deliveries\"} 1",
+            "cmc_bridge_oldest_event_timestamp_seconds{stream=\"deliveries\"} 0",
+            "cmc_bridge_recovered_events{stream=\"deliveries\"} 0",
+            "cmc_bridge_backlog_events{stream=\"deliveries\"} 0",
+            "cmc_bridge_delivered_events_total{stream=\"deliveries\"} 0",
+            "cmc_bridge_diverted_events_total{stream=\"deliveries\"} 0",
+            "cmc_bridge_delivery_seconds_count{stream=\"deliveries\"} 0",
+            "cmc_bridge_lane_blocked{reason=\"topic_missing\",stream=\"deliveries\"} 0",
+            "cmc_bridge_transactions_total{outcome=\"committed\",stream=\"deliveries\"} 0",
+            "cmc_bridge_transaction_seconds_count{stream=\"deliveries\"} 0",
+            "cmc_bridge_ready 0",
+            "cmc_bridge_build_info{version=\"",
+            "cmc_bridge_credential_uses_total{credential=\"bearer-1\"} 0",
+            "process_resident_memory_bytes ",
+        ] {
+            assert!(
+                text.lines().any(|l| l.starts_with(start)),
+                "{start} is missing in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn paths_and_methods() {
+        let desk = desk();
+        for (method, path, status) in [
+            (Method::GET, "/livez", 200),
+            (Method::HEAD, "/livez", 200),
+            (Method::POST, "/livez", 405),
+            (Method::GET, "/metrics", 200),
+            (Method::DELETE, "/metrics", 405),
+            (Method::GET, "/readyz", 503),
+            (Method::GET, "/", 404),
+            (Method::POST, "/webhooks/events", 404),
+        ] {
+            assert_eq!(desk.answer(&method, path).status(), status, "{method} {path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_a_socket() {
+        let desk = desk();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(listen, desk.registry, desk.metrics, desk.health)
+            .await
+            .unwrap();
+        let mut client = TcpStream::connect(server.local_addr()).await.unwrap();
+        let server = tokio::spawn(server.run());
+        client
+            .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with("alive\n"), "{answer}");
+        server.abort();
+    }
+}

@@ -1,0 +1,278 @@
+//! Who may post webhooks.
+//!
+//! One valid credential suffices, wherever it stands: the header `Authorization` (Basic, Bearer) is looked at first,
+//! before a byte of the body is read; the body's `api_key` is asked for only when no such header decided it.
+//!
+//! Time tells nothing about a secret. What was presented is compared with every configured credential of its kind, and
+//! with every byte of each, by `subtle`, with no early exit: the time depends on the number and lengths of the
+//! configured secrets and on nothing in what was presented. (Lengths are compared too, but only after the bytes.)
+//! Basic is compared in its base64 form without padding, so that nothing needs to be decoded.
+//!
+//! A 401 names what is accepted in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, and a 401 must
+//! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
+//! in a header.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use hyper::{
+    HeaderMap,
+    header::{AUTHORIZATION, HeaderValue},
+};
+use prometheus::IntCounter;
+use secrecy::{ExposeSecret, SecretString};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use crate::{
+    admin::metrics::Metrics,
+    config::{Auth, CredentialKind},
+};
+
+/// Decides whom a request comes from.
+pub(super) struct Guard {
+    anonymous: bool,
+    bearer: Vec<Known>,
+    basic: Vec<Known>,
+    api_keys: Vec<Known>,
+    challenge: HeaderValue,
+}
+
+/// One configured credential in the form in which it is presented.
+struct Known {
+    presented_as: SecretString,
+    uses: IntCounter,
+}
+
+/// What a request's header says about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A valid credential, or none is needed.
+    Admitted,
+    /// A wrong credential, or none where only a header could carry one.
+    Refused,
+    /// No credential so far; the body may hold an API key.
+    AskBody,
+}
+
+impl Guard {
+    pub(super) fn new(auth: &Auth, metrics: &Metrics) -> Guard {
+        let mut guard = Guard {
+            anonymous: matches!(auth, Auth::Anonymous),
+            bearer: Vec::new(),
+            basic: Vec::new(),
+            api_keys: Vec::new(),
+            challenge: HeaderValue::from_static("ApiKey realm=\"cmc-bridge\""),
+        };
+        if let Auth::Credentials(credentials) = auth {
+            for credential in credentials {
+                let secret = credential.secret.expose_secret();
+                let (list, presented_as) = match credential.kind {
+                    CredentialKind::Bearer => (&mut guard.bearer, secret.to_owned()),
+                    CredentialKind::Basic => (&mut guard.basic, STANDARD_NO_PAD.encode(secret)),
+                    CredentialKind::ApiKey => (&mut guard.api_keys, secret.to_owned()),
+                };
+                list.push(Known {
+                    presented_as: presented_as.into(),
+                    uses: metrics.credential(&credential.name),
+                });
+            }
+        }
+        guard.challenge = HeaderValue::from_static(match (guard.basic.is_empty(), guard.bearer.is_empty()) {
+            (false, false) => "Basic realm=\"cmc-bridge\", Bearer",
+            (false, true) => "Basic realm=\"cmc-bridge\"",
+            (true, false) => "Bearer",
+            (true, true) => "ApiKey realm=\"cmc-bridge\"",
+        });
+        guard
+    }
+
+    /// The value of `WWW-Authenticate`.
+    pub(super) fn challenge(&self) -> HeaderValue {
+        self.challenge.clone()
+    }
+
+    /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
+    /// it: a proxy may have put it there for itself.
+    pub(super) fn judge(&self, headers: &HeaderMap) -> Verdict {
+        if self.anonymous {
+            return Verdict::Admitted;
+        }
+        if !self.basic.is_empty() || !self.bearer.is_empty() {
+            let mut presented = headers.get_all(AUTHORIZATION).iter().peekable();
+            if presented.peek().is_some() {
+                return if presented.any(|value| self.admits_header(value.as_bytes())) {
+                    Verdict::Admitted
+                } else {
+                    Verdict::Refused
+                };
+            }
+        }
+        if self.api_keys.is_empty() {
+            Verdict::Refused
+        } else {
+            Verdict::AskBody
+        }
+    }
+
+    /// Whether the body's API key is valid.
+    pub(super) fn admits_api_key(&self, api_key: Option<&str>) -> bool {
+        api_key.is_some_and(|key| admit(&self.api_keys, key.as_bytes()))
+    }
+
+    fn admits_header(&self, value: &[u8]) -> bool {
+        let Some(space) = value.iter().position(|byte| *byte == b' ') else {
+            return false;
+        };
+        let (scheme, rest) = value.split_at(space);
+        let token = rest.trim_ascii();
+        if scheme.eq_ignore_ascii_case(b"bearer") {
+            admit(&self.bearer, token)
+        } else if scheme.eq_ignore_ascii_case(b"basic") {
+            let padding = token.iter().rev().take_while(|byte| **byte == b'=').count();
+            admit(&self.basic, &token[..token.len() - padding])
+        } else {
+            false
+        }
+    }
+}
+
+/// Compares with all of the list, and counts the use of the one that is the same.
+fn admit(list: &[Known], presented: &[u8]) -> bool {
+    let mut admitted = Choice::from(0);
+    let mut which = 0u64;
+    for (index, known) in list.iter().enumerate() {
+        let same = same(known.presented_as.expose_secret().as_bytes(), presented);
+        which.conditional_assign(&(index as u64), same);
+        admitted |= same;
+    }
+    let admitted = bool::from(admitted);
+    if admitted && let Some(known) = list.get(which as usize) {
+        known.uses.inc();
+    }
+    admitted
+}
+
+/// Constant-time equality of byte strings of any lengths: takes as long as the secret is long.
+fn same(secret: &[u8], presented: &[u8]) -> Choice {
+    let mut same = Choice::from(1);
+    for (index, byte) in secret.iter().enumerate() {
+        same &= byte.ct_eq(presented.get(index).unwrap_or(&0));
+    }
+    same & (secret.len() as u64).ct_eq(&(presented.len() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::config::Credential;
+
+    fn guard(credentials: &[(CredentialKind, &str)]) -> Guard {
+        let credentials = credentials
+            .iter()
+            .enumerate()
+            .map(|(index, (kind, secret))| Credential {
+                name: format!("c{index}"),
+                kind: *kind,
+                secret: (*secret).into(),
+            })
+            .collect();
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        Guard::new(&Auth::Credentials(credentials), &metrics)
+    }
+
+    fn headers(authorization: &[&str]) -> HeaderMap {
+        authorization
+            .iter()
+            .map(|value| (AUTHORIZATION, value.parse().unwrap()))
+            .collect()
+    }
+
+    const ALL: &[(CredentialKind, &str)] = &[
+        (CredentialKind::Bearer, "token-1"),
+        (CredentialKind::Bearer, "token-two"),
+        (CredentialKind::Basic, "user:pass"),
+        (CredentialKind::ApiKey, "key"),
+    ];
+
+    #[test]
+    fn header_table() {
+        use Verdict::{Admitted, AskBody, Refused};
+        let table: &[(&[&str], Verdict)] = &[
+            (&["Bearer token-1"], Admitted),
+            (&["bearer  token-two "], Admitted),
+            (&["Basic dXNlcjpwYXNz"], Admitted),
+            (&["BASIC dXNlcjpwYXNz=="], Admitted),
+            (&["Digest x", "Bearer token-1"], Admitted),
+            (&["Bearer token-"], Refused),
+            (&["Bearer token-11"], Refused),
+            (&["Bearer token-1\t1"], Refused),
+            (&["Bearer"], Refused),
+            (&["Bearer "], Refused),
+            (&[""], Refused),
+            (&["Basic dXNlcjpwYXNy"], Refused),
+            (&["Basic user:pass"], Refused),
+            (&["Basic token-1"], Refused),
+            (&["Bearer key"], Refused),
+            (&[], AskBody),
+        ];
+        let guard = guard(ALL);
+        for (authorization, expected) in table {
+            assert_eq!(
+                guard.judge(&headers(authorization)),
+                *expected,
+                "{authorization:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_api_keys_a_missing_header_is_refused() {
+        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Refused);
+    }
+
+    #[test]
+    fn with_api_keys_alone_a_foreign_header_is_ignored() {
+        assert_eq!(
+            guard(&ALL[3..]).judge(&headers(&["Basic eDp5"])),
+            Verdict::AskBody
+        );
+    }
+
+    #[test]
+    fn api_keys() {
+        let guard = guard(ALL);
+        assert!(guard.admits_api_key(Some("key")));
+        for wrong in [None, Some(""), Some("ke"), Some("keys"), Some("token-1")] {
+            assert!(!guard.admits_api_key(wrong), "{wrong:?}");
+        }
+        assert_eq!(guard.api_keys[0].uses.get(), 1);
+    }
+
+    #[test]
+    fn each_use_is_counted_for_its_credential() {
+        let guard = guard(ALL);
+        guard.judge(&headers(&["Bearer token-two"]));
+        guard.judge(&headers(&["Bearer wrong"]));
+        let uses: Vec<_> = guard.bearer.iter().map(|known| known.uses.get()).collect();
+        assert_eq!(uses, [0, 1]);
+    }
+
+    #[test]
+    fn challenges_name_what_is_configured() {
+        for (credentials, challenge) in [
+            (ALL, "Basic realm=\"cmc-bridge\", Bearer"),
+            (&ALL[..2], "Bearer"),
+            (&ALL[2..], "Basic realm=\"cmc-bridge\""),
+            (&ALL[3..], "ApiKey realm=\"cmc-bridge\""),
+        ] {
+            assert_eq!(guard(credentials).challenge(), challenge);
+        }
+    }
+
+    #[test]
+    fn anonymous_admits_everybody() {
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        let guard = Guard::new(&Auth::Anonymous, &metrics);
+        assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Verdict::Admitted);
+    }
+}

@@ -1,0 +1,265 @@
+//! The body of a request: what it is written in, and how it is read.
+//!
+//! A body is read into memory within three bounds: `ingest.max_body_bytes`, the budget of bytes in flight (taken for the
+//! whole Content-Length at once, or frame by frame without one), and the connection's body deadline. A body that came as
+//! one frame is used as it is; else it is put together in one buffer of the announced length.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap,
+    body::{Body, Incoming},
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+
+use super::{connection::Progress, limits::Budget};
+use crate::{cmc::BodyEncoding, dead_letter::Reason};
+
+/// After an early answer so much of the body is still read, so that the client comes to read the answer.
+const DRAIN_BYTES: usize = 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// What a request's header says about its body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Media {
+    Known(BodyEncoding),
+    /// No content type: the first byte decides; see [`sniff`].
+    Unnamed,
+    Unsupported(Reason),
+}
+
+impl Media {
+    /// JSON must be UTF-8 if it says anything. The `charset` of a form is ignored: a form is ASCII, and what its percent
+    /// signs stand for is judged when it is decoded.
+    pub(super) fn of(headers: &HeaderMap) -> Media {
+        for encoding in headers.get_all(CONTENT_ENCODING) {
+            let encoding = encoding.as_bytes().trim_ascii();
+            if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity") {
+                return Media::Unsupported(Reason::UnsupportedEncoding);
+            }
+        }
+        let Some(value) = headers.get(CONTENT_TYPE) else {
+            return Media::Unnamed;
+        };
+        let Ok(value) = value.to_str() else {
+            return Media::Unsupported(Reason::UnsupportedMediaType);
+        };
+        let mut parts = value.split(';').map(str::trim);
+        let essence = parts.next().unwrap_or_default();
+        if essence.is_empty() {
+            Media::Unnamed
+        } else if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+            Media::Known(BodyEncoding::Form)
+        } else if essence.eq_ignore_ascii_case("application/json") && parts.all(is_no_foreign_charset) {
+            Media::Known(BodyEncoding::Json)
+        } else {
+            Media::Unsupported(Reason::UnsupportedMediaType)
+        }
+    }
+}
+
+fn is_no_foreign_charset(parameter: &str) -> bool {
+    let Some((name, value)) = parameter.split_once('=') else {
+        return true;
+    };
+    let value = value.trim().trim_matches('"');
+    !name.trim().eq_ignore_ascii_case("charset")
+        || value.eq_ignore_ascii_case("utf-8")
+        || value.eq_ignore_ascii_case("utf8")
+}
+
+/// The encoding of a body without a content type: JSON when it begins like an object or a list.
+pub(super) fn sniff(body: &[u8]) -> BodyEncoding {
+    match body.trim_ascii_start().first() {
+        Some(b'{' | b'[') => BodyEncoding::Json,
+        _ => BodyEncoding::Form,
+    }
+}
+
+/// The length that a body announces.
+pub(super) fn announced(body: &Incoming) -> Option<u64> {
+    body.size_hint().exact()
+}
+
+/// Why a body could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ReadError {
+    /// It is over the limit; this much of it is known.
+    TooLarge(u64),
+    /// The budget of bytes in flight is used up.
+    Overloaded,
+    /// The deadline passed.
+    TimedOut,
+    /// The client went away.
+    Disconnected,
+}
+
+/// Reads a whole body. The permit covers its bytes.
+pub(super) async fn read(
+    body: &mut Incoming,
+    max: usize,
+    budget: &Budget,
+    progress: &Progress,
+) -> Result<(Bytes, OwnedSemaphorePermit), ReadError> {
+    let announced = match announced(body) {
+        Some(length) => match usize::try_from(length) {
+            Ok(length) if length <= max => Some(length),
+            _ => return Err(ReadError::TooLarge(length)),
+        },
+        None => None,
+    };
+    let mut permit = budget
+        .reserve(announced.unwrap_or(0))
+        .map_err(|_| ReadError::Overloaded)?;
+    let mut collected = Vec::new();
+    // With an announced length the last frame is known without asking for another one.
+    while announced.is_none_or(|length| collected.len() < length) {
+        let data = match poll_fn(|cx| poll_data(body, progress, cx)).await? {
+            Some(data) => data,
+            None => break,
+        };
+        if announced == Some(data.len()) {
+            return Ok((data, permit));
+        }
+        let length = collected.len() + data.len();
+        if length > max {
+            return Err(ReadError::TooLarge(length as u64));
+        }
+        budget
+            .grow(&mut permit, length)
+            .map_err(|_| ReadError::Overloaded)?;
+        if collected.is_empty() {
+            collected.reserve_exact(announced.unwrap_or(data.len()));
+        }
+        collected.extend_from_slice(&data);
+    }
+    Ok((collected.into(), permit))
+}
+
+/// The next bytes of a body. The deadline is the connection's: no timer is set for a body that comes at once.
+fn poll_data(
+    body: &mut Incoming,
+    progress: &Progress,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Bytes>, ReadError>> {
+    loop {
+        if progress.body_expired() {
+            return Poll::Ready(Err(ReadError::TimedOut));
+        }
+        let result = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(None) => Ok(None),
+            Poll::Ready(Some(Err(_))) => Err(ReadError::Disconnected),
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => Ok(Some(data)),
+                // Trailers say nothing that is asked for.
+                Err(_) => continue,
+            },
+        };
+        return Poll::Ready(result);
+    }
+}
+
+/// Reads on and throws away, within bounds. The answer is on its way meanwhile.
+pub(super) async fn drain(mut body: Incoming) {
+    let reading = async {
+        let mut drained = 0;
+        while drained < DRAIN_BYTES
+            && let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+        {
+            drained += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Out of time is one of the ways to end.
+    let _ = timeout(DRAIN_TIME, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(content_type: Option<&str>, encoding: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = content_type {
+            headers.insert(CONTENT_TYPE, value.parse().unwrap());
+        }
+        if let Some(value) = encoding {
+            headers.insert(CONTENT_ENCODING, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn content_types() {
+        const JSON: Media = Media::Known(BodyEncoding::Json);
+        const FORM: Media = Media::Known(BodyEncoding::Form);
+        const TYPE: Media = Media::Unsupported(Reason::UnsupportedMediaType);
+        let table = [
+            (None, Media::Unnamed),
+            (Some(""), Media::Unnamed),
+            (Some("application/json"), JSON),
+            (Some("Application/JSON"), JSON),
+            (Some("application/json; charset=utf-8"), JSON),
+            (Some("application/json;charset=\"UTF-8\""), JSON),
+            (Some("application/json ; Charset = utf8; x=y"), JSON),
+            (Some("application/json; boundary"), JSON),
+            (Some("application/json; charset=Shift_JIS"), TYPE),
+            (Some("application/json; x=y; charset=utf-16"), TYPE),
+            (Some("application/x-www-form-urlencoded"), FORM),
+            (
+                Some("application/x-www-form-urlencoded; charset=ISO-8859-1"),
+                FORM,
+            ),
+            (Some("text/json"), TYPE),
+            (Some("application/jsonp"), TYPE),
+            (Some("application/vnd.api+json"), TYPE),
+            (Some("multipart/form-data; boundary=x"), TYPE),
+            (Some("text/plain"), TYPE),
+            (Some("application/json, text/plain"), TYPE),
+        ];
+        for (content_type, expected) in table {
+            assert_eq!(
+                Media::of(&headers(content_type, None)),
+                expected,
+                "{content_type:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn content_encodings() {
+        const JSON: Media = Media::Known(BodyEncoding::Json);
+        const ENCODING: Media = Media::Unsupported(Reason::UnsupportedEncoding);
+        for (encoding, expected) in [
+            ("identity", JSON),
+            ("Identity ", JSON),
+            ("", JSON),
+            ("gzip", ENCODING),
+            ("identity, gzip", ENCODING),
+            ("br", ENCODING),
+        ] {
+            let headers = headers(Some("application/json"), Some(encoding));
+            assert_eq!(Media::of(&headers), expected, "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn sniffing() {
+        for (body, expected) in [
+            ("{}", BodyEncoding::Json),
+            (" \r\n\t[1]", BodyEncoding::Json),
+            ("event_type=deliveries", BodyEncoding::Form),
+            ("", BodyEncoding::Form),
+            ("\"text\"", BodyEncoding::Form),
+        ] {
+            assert_eq!(sniff(body.as_bytes()), expected, "{body:?}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! One request, from the end of its header to its answer.
+//!
+//! The checks, cheapest first, each with an answer of its own: stopping, path, method, credential in the header, content
+//! type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read from
+//! whoever can't be let in, and nothing is parsed that can't be understood.
+//!
+//! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
+//! a client that still writes would else be cut off before it reads the answer.
+
+use std::{sync::Arc, time::Instant};
+
+use hyper::{
+    Method, Request,
+    body::{Body, Incoming},
+    header::{CONTENT_TYPE, EXPECT},
+    http::request::Parts,
+};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use super::{
+    auth::Verdict,
+    body::{self, Media, ReadError},
+    connection::{Connection, Phase},
+    problem::{Answer, Ending, HttpResponse},
+    webhook::Webhook,
+};
+use crate::admin::metrics::{Metrics, Outcome};
+
+/// The client is gone, and nobody is left to be answered.
+#[derive(Debug, Error)]
+#[error("the client went away before its answer")]
+pub(super) struct Gone;
+
+/// Answers one request, counts it and logs it.
+pub(super) async fn serve(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Result<HttpResponse, Gone> {
+    let began = Instant::now();
+    connection.progress.enter(Phase::Body, began);
+    let intake = &connection.intake;
+    let mut counted = Counted {
+        metrics: &intake.metrics,
+        outcome: Outcome::Disconnected,
+    };
+    let (number, on_connection) = connection.next_request();
+    let (head, body) = request.into_parts();
+    let mut reading = Reading {
+        unread: !body.is_end_stream(),
+        bytes: 0,
+        body,
+    };
+
+    let answer = decide(&connection, &head, &mut reading).await?;
+
+    let ending = if reading.unread || !intake.control.is_serving() {
+        Ending::Close
+    } else {
+        Ending::KeepAlive
+    };
+    let outcome = answer.outcome;
+    let status = answer.status().as_u16();
+    if outcome == Outcome::Accepted {
+        debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
+    } else if let Some(suppressed) = intake.refusal_lines[outcome.index()].pass() {
+        let (reason, offset) = answer.cause();
+        warn!(
+            request = %format_args!("{number:x}-{on_connection}"),
+            outcome = outcome.label(),
+            status,
+            bytes = reading.bytes,
+            reason,
+            offset,
+            suppressed,
+            "a request was refused"
+        );
+    }
+    // A client that waits for `100 Continue` sends no body that would have to be drained.
+    if reading.unread && outcome != Outcome::Timeout && !head.headers.contains_key(EXPECT) {
+        tokio::spawn(body::drain(reading.body));
+    }
+    let mut headers = head.headers;
+    headers.clear();
+    let response = answer.into_response(headers, ending);
+
+    let now = Instant::now();
+    counted.outcome = outcome;
+    intake.metrics.acknowledged((now - began).as_secs_f64());
+    connection.progress.enter(
+        match ending {
+            Ending::KeepAlive => Phase::Idle,
+            Ending::Close => Phase::Closing,
+        },
+        now,
+    );
+    Ok(response)
+}
+
+/// A body and what is known of it.
+struct Reading {
+    body: Incoming,
+    /// Whether some of it has not been read.
+    unread: bool,
+    /// Its size as far as known.
+    bytes: u64,
+}
+
+async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) -> Result<Answer, Gone> {
+    let intake = &connection.intake;
+    reading.bytes = body::announced(&reading.body).unwrap_or(0);
+    if intake.control.is_stopping() {
+        let detail = "The bridge is stopping.";
+        return Ok(Answer::unavailable(
+            Outcome::Draining,
+            detail,
+            &intake.retry_after,
+        ));
+    }
+    let path = head.uri.path();
+    if path.strip_suffix('/').unwrap_or(path) != intake.path {
+        return Ok(Answer::not_found());
+    }
+    if head.method != Method::POST {
+        return Ok(Answer::method_not_allowed());
+    }
+    let verdict = intake.guard.judge(&head.headers);
+    if verdict == Verdict::Refused {
+        return Ok(Answer::unauthorized(intake.guard.challenge()));
+    }
+    let media = Media::of(&head.headers);
+    if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
+        return Ok(Answer::unsupported());
+    }
+    let read = body::read(
+        &mut reading.body,
+        intake.max_body_bytes,
+        &intake.budget,
+        &connection.progress,
+    );
+    let (body, permit) = match read.await {
+        Ok(read) => read,
+        Err(ReadError::TooLarge(bytes)) => {
+            reading.bytes = bytes;
+            return Ok(Answer::too_large(intake.max_body_bytes));
+        }
+        Err(ReadError::Overloaded) => {
+            let detail = "Too many webhooks are being read.";
+            return Ok(Answer::unavailable(
+                Outcome::Overloaded,
+                detail,
+                &intake.retry_after,
+            ));
+        }
+        Err(ReadError::TimedOut) => return Ok(Answer::body_timeout()),
+        Err(ReadError::Disconnected) => return Err(Gone),
+    };
+    reading.unread = false;
+    reading.bytes = body.len() as u64;
+    connection.progress.enter(Phase::Answer, Instant::now());
+    let webhook = Webhook {
+        verdict,
+        media,
+        path,
+        content_type: head.headers.get(CONTENT_TYPE),
+        body,
+        permit,
+    };
+    Ok(webhook.take(intake).await)
+}
+
+/// Counts a request once, whatever becomes of it: hyper drops its future when the client goes away.
+struct Counted<'m> {
+    metrics: &'m Metrics,
+    outcome: Outcome,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.metrics.webhook(self.outcome);
+    }
+}

@@ -1,0 +1,107 @@
+//! Webhooks over HTTP: who may post, how much, and when a 200 is given.
+//!
+//! | case | answer |
+//! |---|---|
+//! | understood | 200 `ok`, after its events are durable |
+//! | not parseable | `ingest.malformed_status` (400), after the body is durable as a dead letter |
+//! | understood in parts | 200 `ok`, after the dead letters and then the events are durable |
+//! | no valid credential | 401 + `WWW-Authenticate`; nothing is stored |
+//! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered when the header authenticates |
+//! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read |
+//! | slow header, slow body | 408, closed |
+//! | too many connections or bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
+//! | another path, another method | 404, 405 + `Allow` |
+//! | header too large, not HTTP | 431, 400 by hyper, without a problem body |
+//!
+//! Errors have `application/problem+json` bodies ([`problem`]). Every request is counted once in
+//! `cmc_bridge_webhooks_total`, and so is a connection that was refused.
+//!
+//! [`Server`] accepts and bounds connections; [`connection`] serves one and watches its time; [`handler`] takes a
+//! request to its answer; [`webhook`] is where the sender's formats and the spool come in. Ingest knows nothing of Kafka.
+//!
+//! Stopping has two steps, both the caller's ([`Control`]): a lame duck serves on and closes each connection with its
+//! next answer, so that clients move to another replica; a stopping server accepts none, finishes what it has begun,
+//! answers 503 to what still comes in, and closes connections that are idle.
+//!
+//! What a request costs is bounded: no timer, no lock shared with other requests but the budget's, no allocation that
+//! hyper does not make except for its body's frames and its batch.
+
+mod auth;
+mod body;
+mod connection;
+mod handler;
+mod limits;
+mod problem;
+mod server;
+mod webhook;
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::StatusCode;
+
+pub use self::server::{Control, Server};
+use self::{
+    auth::Guard,
+    limits::{Budget, LogLimiter},
+    problem::RetryAfter,
+};
+use crate::{
+    admin::metrics::{Metrics, Outcome},
+    cmc::Rules,
+    config,
+    spool::Appender,
+};
+
+/// What all connections share.
+pub struct Intake {
+    path: String,
+    guard: Guard,
+    rules: Rules,
+    /// One for each enabled stream, at [`crate::stream::Stream::index`].
+    logs: [Option<Appender>; 4],
+    budget: Budget,
+    metrics: Arc<Metrics>,
+    control: Control,
+    malformed_status: StatusCode,
+    max_body_bytes: usize,
+    max_connections: usize,
+    header_timeout: Duration,
+    body_timeout: Duration,
+    append_timeout: Duration,
+    retry_after: RetryAfter,
+    refusal_lines: [LogLimiter; Outcome::ALL.len()],
+    dead_letter_lines: LogLimiter,
+}
+
+impl Intake {
+    /// Puts together what requests need. `logs` has the appender of each enabled stream at its index.
+    pub fn new(
+        config: &config::Ingest,
+        rules: Rules,
+        logs: [Option<Appender>; 4],
+        metrics: Arc<Metrics>,
+    ) -> Intake {
+        Intake {
+            path: config.path.trim_end_matches('/').to_owned(),
+            guard: Guard::new(&config.auth, &metrics),
+            rules,
+            logs,
+            budget: Budget::new(config.max_bytes_in_flight),
+            metrics,
+            control: Control::new(),
+            malformed_status: StatusCode::from_u16(config.malformed_status)
+                .unwrap_or(StatusCode::BAD_REQUEST),
+            max_body_bytes: config.max_body_bytes,
+            max_connections: config.max_connections,
+            header_timeout: config.header_timeout,
+            body_timeout: config.body_timeout,
+            append_timeout: config.append_timeout,
+            retry_after: RetryAfter::new(config.retry_after),
+            refusal_lines: std::array::from_fn(|_| LogLimiter::new()),
+            dead_letter_lines: LogLimiter::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,390 @@
+//! Answers: `ok`, and errors as RFC 9457 problem details.
+//!
+//! An answer says what its sender can change and never repeats a credential, an address or a part of the body. The
+//! `type` of a problem is `urn:cmc-bridge:problem:` and the outcome's label; `reason` and `offset` are there when a body
+//! was not understood.
+
+use std::{borrow::Cow, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use serde::Serialize;
+
+use crate::{admin::metrics::Outcome, cmc::Malformed};
+
+/// What hyper sends.
+pub(super) type HttpResponse = Response<Full<Bytes>>;
+
+const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) outcome: Outcome,
+    content: Content,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Ok,
+    Problem(Problem),
+}
+
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    title: &'static str,
+    detail: Cow<'static, str>,
+    reason: Option<&'static str>,
+    offset: Option<usize>,
+}
+
+impl Answer {
+    /// All events of the webhook are durable.
+    pub(super) fn accepted() -> Answer {
+        Answer {
+            outcome: Outcome::Accepted,
+            content: Content::Ok,
+            header: None,
+        }
+    }
+
+    /// The body was not understood and stands in the dead letters. The status is `ingest.malformed_status`;
+    /// with one that means success the sender is told `ok`.
+    pub(super) fn malformed(status: StatusCode, malformed: Malformed) -> Answer {
+        let content = Content::Problem(Problem {
+            status,
+            title: "Invalid request",
+            detail: malformed.detail,
+            reason: Some(malformed.reason.name()),
+            offset: malformed.offset,
+        });
+        Answer {
+            outcome: Outcome::Malformed,
+            content,
+            header: None,
+        }
+    }
+
+    pub(super) fn unauthorized(challenge: HeaderValue) -> Answer {
+        Answer::problem(
+            Outcome::Unauthorized,
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "The request has no valid credential.",
+        )
+        .with(WWW_AUTHENTICATE, challenge)
+    }
+
+    pub(super) fn not_found() -> Answer {
+        Answer::problem(
+            Outcome::NotFound,
+            StatusCode::NOT_FOUND,
+            "Not found",
+            "Webhooks are taken on another path.",
+        )
+    }
+
+    pub(super) fn method_not_allowed() -> Answer {
+        Answer::problem(
+            Outcome::MethodNotAllowed,
+            StatusCode::METHOD_NOT_ALLOWED,
+            "Method not allowed",
+            "Webhooks are posted.",
+        )
+        .with(ALLOW, HeaderValue::from_static("POST"))
+    }
+
+    pub(super) fn body_timeout() -> Answer {
+        Answer::problem(
+            Outcome::Timeout,
+            StatusCode::REQUEST_TIMEOUT,
+            "Request timeout",
+            "The body did not arrive in time.",
+        )
+    }
+
+    pub(super) fn header_timeout() -> Answer {
+        Answer::problem(
+            Outcome::Timeout,
+            StatusCode::REQUEST_TIMEOUT,
+            "Request timeout",
+            "The header did not arrive in time.",
+        )
+    }
+
+    pub(super) fn too_large(max_body_bytes: usize) -> Answer {
+        Answer::problem(
+            Outcome::TooLarge,
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "Content too large",
+            format!("The body is larger than {max_body_bytes} bytes."),
+        )
+    }
+
+    pub(super) fn unsupported() -> Answer {
+        Answer::problem(
+            Outcome::Unsupported,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "Unsupported media type",
+            "The body is neither JSON in UTF-8 nor an urlencoded form, or it has a content encoding.",
+        )
+        .with(
+            ACCEPT_POST,
+            HeaderValue::from_static("application/json, application/x-www-form-urlencoded"),
+        )
+    }
+
+    /// 503: try again later.
+    pub(super) fn unavailable(outcome: Outcome, detail: &'static str, retry_after: &RetryAfter) -> Answer {
+        Answer::problem(
+            outcome,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Service unavailable",
+            detail,
+        )
+        .with(RETRY_AFTER, retry_after.0.clone())
+    }
+
+    fn problem(
+        outcome: Outcome,
+        status: StatusCode,
+        title: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Answer {
+        let problem = Problem {
+            status,
+            title,
+            detail: detail.into(),
+            reason: None,
+            offset: None,
+        };
+        Answer {
+            outcome,
+            content: Content::Problem(problem),
+            header: None,
+        }
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Answer {
+        self.header = Some((name, value));
+        self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        match &self.content {
+            Content::Ok => StatusCode::OK,
+            Content::Problem(problem) => problem.status,
+        }
+    }
+
+    fn render(&self) -> (HeaderValue, Bytes) {
+        match &self.content {
+            Content::Problem(problem) if !problem.status.is_success() => {
+                (PROBLEM_JSON, problem.body(self.outcome))
+            }
+            _ => (TEXT, Bytes::from_static(b"ok")),
+        }
+    }
+
+    /// Why a body was not understood, and where: for the log.
+    pub(super) fn cause(&self) -> (Option<&'static str>, Option<usize>) {
+        match &self.content {
+            Content::Ok => (None, None),
+            Content::Problem(problem) => (problem.reason, problem.offset),
+        }
+    }
+
+    /// The HTTP answer. `headers` is an empty map to be filled: the request's own, for the sake of its allocation.
+    pub(super) fn into_response(self, mut headers: HeaderMap, ending: Ending) -> HttpResponse {
+        let status = self.status();
+        let (content_type, body) = self.render();
+        headers.insert(CONTENT_TYPE, content_type);
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
+        if ending == Ending::Close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// The answer as it goes over the wire, for a connection that hyper does not serve (any more). It closes.
+    pub(super) fn into_wire(self) -> Vec<u8> {
+        let status = self.status();
+        let (content_type, body) = self.render();
+        let mut wire = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len()).into_bytes();
+        let fixed = [
+            (CONTENT_TYPE, content_type),
+            (CONNECTION, HeaderValue::from_static("close")),
+        ];
+        for (name, value) in fixed.into_iter().chain(self.header) {
+            wire.extend_from_slice(name.as_str().as_bytes());
+            wire.extend_from_slice(b": ");
+            wire.extend_from_slice(value.as_bytes());
+            wire.extend_from_slice(b"\r\n");
+        }
+        wire.extend_from_slice(b"\r\n");
+        wire.extend_from_slice(&body);
+        wire
+    }
+}
+
+impl Problem {
+    fn body(&self, outcome: Outcome) -> Bytes {
+        #[derive(Serialize)]
+        struct Body<'p> {
+            r#type: String,
+            title: &'p str,
+            status: u16,
+            detail: &'p str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'p str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            offset: Option<usize>,
+        }
+        let body = Body {
+            r#type: format!("urn:cmc-bridge:problem:{}", outcome.label()),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            reason: self.reason,
+            offset: self.offset,
+        };
+        // Strings and numbers always serialize; an empty object is still a valid problem.
+        serde_json::to_vec(&body)
+            .unwrap_or_else(|_| b"{}".to_vec())
+            .into()
+    }
+}
+
+/// What happens to the connection after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    KeepAlive,
+    Close,
+}
+
+/// The value of `Retry-After`: whole seconds, at least one.
+#[derive(Clone, Debug)]
+pub(super) struct RetryAfter(HeaderValue);
+
+impl RetryAfter {
+    pub(super) fn new(after: Duration) -> RetryAfter {
+        RetryAfter(HeaderValue::from(after.as_secs().max(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::dead_letter::Reason;
+
+    async fn rendered(answer: Answer) -> (u16, HeaderMap, String) {
+        let (head, body) = answer
+            .into_response(HeaderMap::new(), Ending::KeepAlive)
+            .into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (
+            head.status.as_u16(),
+            head.headers,
+            String::from_utf8(body.into()).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn problem_table() {
+        let retry_after = RetryAfter::new(Duration::from_secs(7));
+        let busy = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after);
+        let challenge = HeaderValue::from_static("Bearer");
+        let table = [
+            (Answer::unauthorized(challenge), 401, "www-authenticate", "Bearer"),
+            (
+                Answer::not_found(),
+                404,
+                "content-type",
+                "application/problem+json",
+            ),
+            (Answer::method_not_allowed(), 405, "allow", "POST"),
+            (
+                Answer::body_timeout(),
+                408,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
+                Answer::too_large(5),
+                413,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
+                Answer::unsupported(),
+                415,
+                "accept-post",
+                "application/json, application/x-www-form-urlencoded",
+            ),
+            (busy, 503, "retry-after", "7"),
+        ];
+        for (answer, status, name, value) in table {
+            let label = answer.outcome.label();
+            let (found, headers, body) = rendered(answer).await;
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(found, status);
+            assert_eq!(headers[name], value);
+            assert_eq!(headers["content-type"], "application/problem+json");
+            assert_eq!(body["status"], status);
+            assert_eq!(body["type"], format!("urn:cmc-bridge:problem:{label}"));
+            assert!(body["title"].is_string() && body["detail"].is_string());
+        }
+    }
+
+    fn malformed() -> Malformed {
+        Malformed::new(Reason::ALL[0], Some(17), "A comma is missing.")
+    }
+
+    #[tokio::test]
+    async fn malformed_says_where() {
+        let (status, _, body) = rendered(Answer::malformed(StatusCode::BAD_REQUEST, malformed())).await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(status, 400);
+        assert_eq!(body["title"], "Invalid request");
+        assert_eq!(body["detail"], "A comma is missing.");
+        assert_eq!(body["reason"], Reason::ALL[0].name());
+        assert_eq!(body["offset"], 17);
+    }
+
+    #[tokio::test]
+    async fn malformed_may_be_ok() {
+        let (status, headers, body) = rendered(Answer::malformed(StatusCode::OK, malformed())).await;
+        assert_eq!((status, body.as_str()), (200, "ok"));
+        assert_eq!(headers["content-type"], "text/plain");
+    }
+
+    #[test]
+    fn wire_form() {
+        let retry_after = RetryAfter::new(Duration::from_millis(1));
+        let wire = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after).into_wire();
+        let wire = String::from_utf8(wire).unwrap();
+        let (head, body) = wire.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
+        assert!(head.contains("\r\nconnection: close"), "{head}");
+        assert!(head.ends_with("\r\nretry-after: 1"), "{head}");
+        assert!(
+            head.contains(&format!("\r\ncontent-length: {}\r\n", body.len())),
+            "{head}"
+        );
+    }
+}

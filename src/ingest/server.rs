@@ -1,0 +1,242 @@
+//! Accepting connections, up to a limit, until told to stop.
+//!
+//! A connection over the limit gets a 503 that was made beforehand, written at once or not at all. It has no task; for a
+//! moment its socket is kept half open in a short list, since closing it with the client's request unread would take the
+//! answer back.
+
+use std::{
+    collections::VecDeque,
+    future::ready,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::server::conn::http1;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    Intake,
+    connection::{self, Connection},
+    limits::LogLimiter,
+    problem::Answer,
+};
+use crate::admin::metrics::Outcome;
+
+/// Wait after a failed accept, which fails again at once while file descriptors are missing.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refused connections kept half open.
+const REFUSED_KEPT: usize = 64;
+/// … for so long.
+const REFUSED_TIME: Duration = Duration::from_secs(1);
+/// Connections taken from the kernel's queue after the stop, to be told so.
+const LAST_ACCEPTS: usize = 1024;
+
+const SERVING: u8 = 0;
+const LAME_DUCK: u8 = 1;
+const STOPPING: u8 = 2;
+
+/// Tells a server to stop, in two steps. Clones speak to the same server.
+#[derive(Clone)]
+pub struct Control(Arc<Stage>);
+
+struct Stage {
+    stage: AtomicU8,
+    stopping: Notify,
+}
+
+impl Control {
+    pub(super) fn new() -> Control {
+        Control(Arc::new(Stage {
+            stage: AtomicU8::new(SERVING),
+            stopping: Notify::new(),
+        }))
+    }
+
+    /// Serve on, and close each connection with its next answer.
+    pub fn lame_duck(&self) {
+        self.0.stage.fetch_max(LAME_DUCK, Ordering::Relaxed);
+    }
+
+    /// Accept no more connections, finish the requests that have begun, and end.
+    pub fn stop(&self) {
+        self.0.stage.store(STOPPING, Ordering::Relaxed);
+        self.0.stopping.notify_one();
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.0.stage.load(Ordering::Relaxed) == SERVING
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.0.stage.load(Ordering::Relaxed) == STOPPING
+    }
+}
+
+/// The webhooks' port, bound and not yet served.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    acceptor: Acceptor,
+}
+
+impl Server {
+    /// Binds the port. Connections wait in the kernel's queue until [`Server::run`].
+    pub async fn bind(listen: SocketAddr, intake: Intake) -> io::Result<Server> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let detail = "There are too many connections.";
+        let answer = Answer::unavailable(Outcome::Overloaded, detail, &intake.retry_after).into_wire();
+        let acceptor = Acceptor {
+            intake: Arc::new(intake),
+            http: connection::http(),
+            connections: JoinSet::new(),
+            accepted: 0,
+            refused: Refused {
+                answer,
+                kept: VecDeque::new(),
+                lines: LogLimiter::new(),
+            },
+        };
+        Ok(Server {
+            listener,
+            address,
+            acceptor,
+        })
+    }
+
+    /// The address that it listens on, with the port that was given for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How to stop it.
+    pub fn control(&self) -> Control {
+        self.acceptor.intake.control.clone()
+    }
+
+    /// Serves until it has been stopped and the last connection has ended. Dropping the future cuts all connections.
+    pub async fn run(self) {
+        let Server {
+            listener,
+            address,
+            mut acceptor,
+        } = self;
+        info!(%address, "webhooks are served");
+        let control = acceptor.intake.control.clone();
+        let errors = LogLimiter::new();
+        while !control.is_stopping() {
+            tokio::select! {
+                () = control.0.stopping.notified() => {}
+                Some(end) = acceptor.connections.join_next() => ended(end),
+                () = acceptor.refused.oldest_is_due() => acceptor.refused.close_oldest(),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => acceptor.take(stream),
+                    Err(error) => {
+                        if let Some(suppressed) = errors.pass() {
+                            warn!(%error, suppressed, "a connection could not be accepted");
+                        }
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        for _ in 0..LAST_ACCEPTS {
+            tokio::select! {
+                biased;
+                Ok((stream, _)) = listener.accept() => acceptor.take(stream),
+                () = ready(()) => break,
+            }
+        }
+        drop(listener);
+        while let Some(end) = acceptor.connections.join_next().await {
+            ended(end);
+        }
+    }
+}
+
+fn ended(end: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = end {
+        error!(%error, "a connection's task failed");
+    }
+}
+
+struct Acceptor {
+    intake: Arc<Intake>,
+    http: http1::Builder,
+    connections: JoinSet<()>,
+    accepted: u64,
+    refused: Refused,
+}
+
+impl Acceptor {
+    fn take(&mut self, stream: TcpStream) {
+        let limit = self.intake.max_connections;
+        while let Some(end) = self.connections.try_join_next() {
+            ended(end);
+        }
+        if self.connections.len() >= limit {
+            self.intake.metrics.webhook(Outcome::Overloaded);
+            self.refused.take(stream, limit);
+            return;
+        }
+        // Without it an answer may wait for the client's delayed acknowledgement; that it fails is no reason to refuse.
+        let _ = stream.set_nodelay(true);
+        self.accepted += 1;
+        let connection = Arc::new(Connection::new(Arc::clone(&self.intake), self.accepted));
+        self.connections
+            .spawn(connection::serve(stream, connection, self.http.clone()));
+    }
+}
+
+/// Connections over the limit.
+struct Refused {
+    answer: Vec<u8>,
+    /// The oldest first, and when each is closed.
+    kept: VecDeque<(std::net::TcpStream, Instant)>,
+    lines: LogLimiter,
+}
+
+impl Refused {
+    fn take(&mut self, stream: TcpStream, limit: usize) {
+        if let Some(suppressed) = self.lines.pass() {
+            warn!(limit, suppressed, "a connection over the limit was refused");
+        }
+        // The standard library's socket writes at once, tokio's would first wait to be told that it can.
+        if let Ok(mut stream) = stream.into_std()
+            && stream.write(&self.answer).is_ok()
+            && stream.shutdown(Shutdown::Write).is_ok()
+        {
+            self.kept.push_back((stream, Instant::now() + REFUSED_TIME));
+        }
+        if self.kept.len() > REFUSED_KEPT {
+            self.close_oldest();
+        }
+    }
+
+    /// Ends when the oldest one is to be closed; never without one.
+    async fn oldest_is_due(&self) {
+        match self.kept.front() {
+            Some((_, end)) => sleep_until(*end).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn close_oldest(&mut self) {
+        if let Some((mut stream, _)) = self.kept.pop_front() {
+            // What the client sent is taken, for a socket that is closed with unread bytes is reset. The result says
+            // only whether there was something.
+            let _ = stream.read(&mut [0; 16 * 1024]);
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! The server over loopback sockets, without a spool: everything up to the append. What becomes durable is the matter of
+//! the integration tests.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use prometheus::{Registry, TextEncoder};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+use crate::config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Understood, and nothing to be made durable.
+const EMPTY: &str = r#"{"event_type":"deliveries","server_composition":"pro","event":{"deliveries":[]}}"#;
+
+fn config() -> config::Ingest {
+    let credential = |name: &str, kind, secret: &str| Credential {
+        name: name.to_owned(),
+        kind,
+        secret: secret.into(),
+    };
+    config::Ingest {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        path: "/webhooks/events".to_owned(),
+        auth: Auth::Credentials(vec![
+            credential("bearer-1", CredentialKind::Bearer, "token"),
+            credential("api-key-1", CredentialKind::ApiKey, "secret-key"),
+        ]),
+        max_body_bytes: 100_000,
+        max_events: 100,
+        time_zone: jiff::tz::TimeZone::UTC,
+        time_zones: BTreeMap::new(),
+        malformed_status: 400,
+        max_connections: 8,
+        max_bytes_in_flight: 150_000,
+        header_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(10),
+        append_timeout: Duration::from_secs(10),
+        retry_after: Duration::from_secs(3),
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    control: Control,
+    task: JoinHandle<()>,
+    registry: Registry,
+}
+
+async fn start(config: config::Ingest) -> Running {
+    let registry = Registry::new();
+    let metrics = Arc::new(Metrics::new(&registry, &[], []).unwrap());
+    let kafka = Kafka {
+        bootstrap_servers: String::new(),
+        delivery: Delivery::ExactlyOnce,
+        create_topics: false,
+        topic_partitions: None,
+        topic_replication: None,
+        id_prefix: String::new(),
+        max_record_bytes: 1_000_000,
+        transaction_events: 1,
+        transaction_bytes: 1,
+        transaction_timeout: Duration::from_secs(1),
+        properties: BTreeMap::new(),
+    };
+    let streams = std::array::from_fn(|_| StreamConfig {
+        enabled: true,
+        topic: String::new(),
+    });
+    let rules = Rules::new(&config, &kafka, &streams);
+    let intake = Intake::new(&config, rules, [None, None, None, None], metrics);
+    let server = Server::bind(config.listen, intake).await.unwrap();
+    Running {
+        address: server.local_addr(),
+        control: server.control(),
+        task: tokio::spawn(server.run()),
+        registry,
+    }
+}
+
+impl Running {
+    async fn connect(&self) -> Client {
+        Client(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// One request on a connection of its own.
+    async fn ask(&self, request: &str) -> Answered {
+        let mut client = self.connect().await;
+        client.send(request).await;
+        client.answer().await
+    }
+
+    fn count(&self, outcome: Outcome) -> u64 {
+        let text = TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap();
+        let start = format!("cmc_bridge_webhooks_total{{outcome=\"{}\"}} ", outcome.label());
+        let line = text.lines().find_map(|line| line.strip_prefix(&start));
+        line.unwrap().parse().unwrap()
+    }
+
+    async fn wait_for_count(&self, outcome: Outcome, count: u64) {
+        let waiting = async {
+            while self.count(outcome) != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, waiting).await.unwrap();
+    }
+}
+
+struct Client(TcpStream);
+
+#[derive(Debug)]
+struct Answered {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Client {
+    async fn send(&mut self, bytes: &str) {
+        self.0.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    /// Reads one answer, and not a byte more.
+    async fn answer(&mut self) -> Answered {
+        timeout(DEADLINE, self.read_answer()).await.unwrap()
+    }
+
+    async fn read_answer(&mut self) -> Answered {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.0.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).await.unwrap();
+        let answered = Answered {
+            status: head[9..12].parse().unwrap(),
+            body: String::from_utf8(body).unwrap(),
+            head,
+        };
+        assert!(!answered.head.contains("\r\nserver:"), "{answered:?}");
+        answered
+    }
+
+    /// Waits for the end of the connection, which must come without another byte.
+    async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        let _ = timeout(DEADLINE, self.0.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!(rest, b"");
+    }
+}
+
+fn post(headers: &str, body: &str) -> String {
+    format!(
+        "POST /webhooks/events HTTP/1.1\r\nHost: bridge\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    )
+}
+
+const AUTHORIZED: &str = "Authorization: Bearer token\r\nContent-Type: application/json\r\n";
+
+#[tokio::test]
+async fn understood_webhooks_share_a_connection() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    for _ in 0..3 {
+        client.send(&post(AUTHORIZED, EMPTY)).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
+        assert!(answer.head.contains("\r\ncontent-type: text/plain\r\n"));
+        assert!(!answer.head.contains("\r\nconnection:"));
+    }
+    assert_eq!(server.count(Outcome::Accepted), 3);
+}
+
+#[tokio::test]
+async fn a_body_may_come_in_pieces_chunked_and_without_a_type() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    let request = post(AUTHORIZED, EMPTY);
+    for piece in request.as_bytes().chunks(40) {
+        client.send(std::str::from_utf8(piece).unwrap()).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(client.answer().await.status, 200);
+    client
+        .send("POST /webhooks/events/ HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer token\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    let (first, second) = EMPTY.split_at(20);
+    for piece in [first, second] {
+        client.send(&format!("{:x}\r\n{piece}\r\n", piece.len())).await;
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 200);
+    // The chunked body was read to its end, so the connection goes on.
+    client.send(&request).await;
+    assert_eq!(client.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn refusals() {
+    let server = start(config()).await;
+    let json = "Content-Type: application/json\r\n";
+    let wrong = "Authorization: Bearer wrong\r\nContent-Type: application/json\r\n";
+    let gzip = "Authorization: Bearer token\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\n";
+    let multipart = "Authorization: Bearer token\r\nContent-Type: multipart/form-data\r\n";
+    let key = |key: &str| EMPTY.replacen('{', &format!("{{\"api_key\":\"{key}\","), 1);
+    let large = "x".repeat(100_001);
+    for (request, status, header) in [
+        (post(wrong, EMPTY), 401, "www-authenticate: bearer"),
+        (post(json, EMPTY), 401, "www-authenticate: bearer"),
+        (post(json, &key("secret")), 401, "www-authenticate: bearer"),
+        (post(json, "{"), 401, "www-authenticate: bearer"),
+        (post(json, &key("secret-key")), 200, "content-type: text/plain"),
+        (post(wrong, &key("secret-key")), 401, "www-authenticate: bearer"),
+        (post(gzip, EMPTY), 415, "accept-post: application/json, "),
+        (post(multipart, EMPTY), 415, "accept-post: application/json, "),
+        (post("Content-Type: text/plain\r\n", EMPTY), 415, "accept-post: "),
+        (
+            post(AUTHORIZED, "{"),
+            400,
+            "content-type: application/problem+json",
+        ),
+        (
+            post(AUTHORIZED, &large),
+            413,
+            "content-type: application/problem+json",
+        ),
+        (
+            "GET /webhooks/events HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(),
+            405,
+            "allow: post",
+        ),
+        (
+            "POST /webhooks/inbound HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(),
+            404,
+            "content-type: ",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(),
+            404,
+            "content-type: ",
+        ),
+    ] {
+        let answer = server.ask(&request).await;
+        let shown = request.get(..200).unwrap_or(&request);
+        assert_eq!(answer.status, status, "{shown}\n{answer:?}");
+        assert!(
+            answer.head.contains(&format!("\r\n{header}")),
+            "{shown}\n{answer:?}"
+        );
+        if status != 200 {
+            let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!(body["status"], status);
+            assert!(!answer.body.contains("secret"), "{answer:?}");
+        }
+    }
+    assert_eq!(server.count(Outcome::Unauthorized), 5);
+    assert_eq!(server.count(Outcome::Unsupported), 3);
+    assert_eq!(server.count(Outcome::Malformed), 1);
+    assert_eq!(server.count(Outcome::TooLarge), 1);
+    assert_eq!(server.count(Outcome::MethodNotAllowed), 1);
+    assert_eq!(server.count(Outcome::NotFound), 2);
+}
+
+#[tokio::test]
+async fn malformed_may_be_answered_ok() {
+    let server = start(config::Ingest {
+        malformed_status: 200,
+        ..config()
+    })
+    .await;
+    let answer = server.ask(&post(AUTHORIZED, "{")).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
+    assert_eq!(server.count(Outcome::Malformed), 1);
+}
+
+#[tokio::test]
+async fn events_are_refused_when_their_log_is_closed() {
+    let server = start(config()).await;
+    let events = EMPTY.replace("[]", "[{\"status\":\"queued\"}]");
+    let answer = server.ask(&post(AUTHORIZED, &events)).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("\r\nretry-after: 3"));
+    assert_eq!(server.count(Outcome::Draining), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_still_writes_sees_the_413() {
+    let server = start(config()).await;
+    for announced in ["Content-Length: 700000", "Transfer-Encoding: chunked"] {
+        let mut client = server.connect().await;
+        client
+            .send(&format!(
+                "POST /webhooks/events HTTP/1.1\r\nHost: b\r\n{AUTHORIZED}{announced}\r\n\r\n"
+            ))
+            .await;
+        let chunked = announced.starts_with('T');
+        let piece = "x".repeat(100_000);
+        for _ in 0..7 {
+            if chunked {
+                client.send("186a0\r\n").await;
+            }
+            client.send(&piece).await;
+            if chunked {
+                client.send("\r\n").await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 413);
+        assert!(answer.head.contains("\r\nconnection: close"));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_client_that_waits_to_go_on_is_not_told_to() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    client
+        .send("POST /webhooks/events HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer x\r\nExpect: 100-continue\r\nContent-Length: 80\r\n\r\n")
+        .await;
+    assert_eq!(client.answer().await.status, 401);
+    client.closed().await;
+    let mut client = server.connect().await;
+    client
+        .send(&format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: b\r\n{AUTHORIZED}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            EMPTY.len()
+        ))
+        .await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send(EMPTY).await;
+    assert_eq!(client.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn slow_headers_and_slow_bodies_get_408() {
+    let server = start(config::Ingest {
+        header_timeout: Duration::from_millis(100),
+        body_timeout: Duration::from_millis(150),
+        ..config()
+    })
+    .await;
+    let mut header = server.connect().await;
+    header.send("POST /webhooks/events HTTP/1.1\r\nHo").await;
+    let mut body = server.connect().await;
+    let request = post(AUTHORIZED, EMPTY);
+    body.send(&request[..request.len() - 10]).await;
+    // A request after another one on the same connection.
+    let mut second = server.connect().await;
+    second.send(&request).await;
+    assert_eq!(second.answer().await.status, 200);
+    second.send("POST").await;
+    for client in [&mut header, &mut body, &mut second] {
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 408);
+        assert!(answer.head.contains("\r\nconnection: close"));
+        assert!(answer.head.contains("\r\ncontent-type: application/problem+json"));
+        client.closed().await;
+    }
+    assert_eq!(server.count(Outcome::Timeout), 3);
+    let mut silent = server.connect().await;
+    silent.closed().await;
+    assert_eq!(server.count(Outcome::Timeout), 3);
+}
+
+#[tokio::test]
+async fn bytes_in_flight_are_bounded() {
+    let server = start(config()).await;
+    let head = |length: usize| {
+        format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: b\r\n{AUTHORIZED}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let mut holder = server.connect().await;
+    holder.send(&head(90_000)).await;
+    assert_eq!(holder.answer().await.status, 100);
+    let answer = server.ask(&head(80_000)).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("\r\nretry-after: 3"));
+    assert_eq!(server.ask(&post(AUTHORIZED, EMPTY)).await.status, 200);
+    drop(holder);
+    server.wait_for_count(Outcome::Disconnected, 1).await;
+    let body = "x".repeat(80_000);
+    assert_eq!(server.ask(&post(AUTHORIZED, &body)).await.status, 400);
+}
+
+#[tokio::test]
+async fn a_connection_over_the_limit_is_answered_503() {
+    let server = start(config::Ingest {
+        max_connections: 2,
+        ..config()
+    })
+    .await;
+    let request = post(AUTHORIZED, EMPTY);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = server.connect().await;
+        client.send(&request).await;
+        assert_eq!(client.answer().await.status, 200);
+        held.push(client);
+    }
+    for refused in 1..=100 {
+        let mut client = server.connect().await;
+        client.send(&request).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 503);
+        assert!(answer.head.contains("\r\nretry-after: 3"));
+        assert!(answer.head.contains("\r\nconnection: close"));
+        assert_eq!(server.count(Outcome::Overloaded), refused);
+    }
+    held.pop();
+    let again = async {
+        while server.ask(&request).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_counted() {
+    let server = start(config()).await;
+    let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let mut client = server.connect().await;
+    client.send(&large).await;
+    assert_eq!(client.answer().await.status, 431);
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(101));
+    assert_eq!(server.ask(&many).await.status, 431);
+    assert_eq!(server.ask("\x16\x03\x01 hello\r\n\r\n").await.status, 400);
+    server.wait_for_count(Outcome::HeaderTooLarge, 2).await;
+    server.wait_for_count(Outcome::InvalidHttp, 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_counted() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    let request = post(AUTHORIZED, EMPTY);
+    client.send(&request[..request.len() - 1]).await;
+    drop(client);
+    server.wait_for_count(Outcome::Disconnected, 1).await;
+}
+
+#[tokio::test]
+async fn a_lame_duck_serves_and_closes() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    let request = post(AUTHORIZED, EMPTY);
+    client.send(&request).await;
+    assert_eq!(client.answer().await.status, 200);
+    server.control.lame_duck();
+    client.send(&request).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.head.contains("\r\nconnection: close"));
+    client.closed().await;
+    assert_eq!(server.ask(&request).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stopping_server_finishes_what_has_begun() {
+    let server = start(config()).await;
+    let request = post(AUTHORIZED, EMPTY);
+    let mut kept = server.connect().await;
+    kept.send(&request).await;
+    assert_eq!(kept.answer().await.status, 200);
+    let mut idle = server.connect().await;
+    idle.send(&request).await;
+    assert_eq!(idle.answer().await.status, 200);
+    let mut begun = server.connect().await;
+    begun
+        .send(&format!(
+            "{}Expect: 100-continue\r\n\r\n",
+            request.split_once("\r\n\r\n").unwrap().0.to_owned() + "\r\n"
+        ))
+        .await;
+    assert_eq!(begun.answer().await.status, 100);
+
+    server.control.stop();
+    kept.send(&request).await;
+    let answer = kept.answer().await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("\r\nretry-after: 3"));
+    assert!(answer.head.contains("\r\nconnection: close"));
+    idle.closed().await;
+    begun.send(EMPTY).await;
+    let answer = begun.answer().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.head.contains("\r\nconnection: close"));
+    timeout(DEADLINE, server.task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}

@@ -1,0 +1,197 @@
+//! A webhook whose body has been read: understood, made durable, answered.
+//!
+//! This is the only place where ingest meets the sender's formats ([`cmc`]) and the spool. The body is gone before the
+//! wait for the disk begins; the permit then covers the batches.
+//!
+//! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
+//! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
+//! is written, and the rare webhook that has two is seen through by a task of its own.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::warn;
+
+use super::{
+    Intake,
+    auth::Verdict,
+    body::{Media, sniff},
+    limits::Exhausted,
+    problem::Answer,
+};
+use crate::{
+    admin::metrics::Outcome,
+    batch::Batch,
+    cmc::{self, Malformed, Split},
+    dead_letter::Reason,
+    spool::AppendError,
+    stream::{Stream, Tally},
+};
+
+/// A request that has not been answered yet.
+pub(super) struct Webhook<'h> {
+    pub(super) verdict: Verdict,
+    pub(super) media: Media,
+    pub(super) path: &'h str,
+    pub(super) content_type: Option<&'h HeaderValue>,
+    pub(super) body: Bytes,
+    /// Covers the body.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl Webhook<'_> {
+    /// Takes the webhook to its answer.
+    pub(super) async fn take(self, intake: &Intake) -> Answer {
+        let (understood, permit) = self.understand(intake);
+        match understood {
+            Ok((split, answer)) => match intake.store(split, permit).await {
+                Ok(()) => answer,
+                Err(refusal) => refusal.answer(intake),
+            },
+            Err(answer) => answer,
+        }
+    }
+
+    /// What is to be stored, and the answer for when it is; or the answer at once. Ends the life of the body.
+    fn understand(self, intake: &Intake) -> (Result<(Split, Answer), Answer>, OwnedSemaphorePermit) {
+        let request = cmc::Request {
+            received_at_micros: now_micros(),
+            path: self.path,
+            content_type: self.content_type.and_then(|value| value.to_str().ok()),
+            body: &self.body,
+        };
+        let encoding = match self.media {
+            Media::Known(encoding) => encoding,
+            Media::Unnamed => sniff(&self.body),
+            Media::Unsupported(reason) => {
+                let malformed = Malformed::new(reason, None, "");
+                let dead_letter = cmc::dead_letter_body(&malformed, None, &intake.rules, &request);
+                intake.metrics.parse_failure(reason);
+                let split = Split {
+                    events: None,
+                    dead_letters: Some(dead_letter),
+                    failures: Vec::new(),
+                };
+                return (Ok((split, Answer::unsupported())), self.permit);
+            }
+        };
+        let opened = cmc::open(&self.body, encoding, &intake.rules);
+        if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(opened.api_key.as_deref()) {
+            return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
+        }
+        let split = cmc::split(&opened, &intake.rules, &request);
+        for reason in &split.failures {
+            intake.metrics.parse_failure(*reason);
+        }
+        let answer = match opened.content {
+            Ok(_) => {
+                intake.note_dead_letters(&split.failures);
+                Answer::accepted()
+            }
+            Err(malformed) => Answer::malformed(intake.malformed_status, malformed),
+        };
+        (Ok((split, answer)), self.permit)
+    }
+}
+
+/// Why a webhook could not be made durable.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    Budget,
+    Spool(AppendError),
+}
+
+impl From<Exhausted> for Refusal {
+    fn from(_: Exhausted) -> Refusal {
+        Refusal::Budget
+    }
+}
+
+impl From<AppendError> for Refusal {
+    fn from(error: AppendError) -> Refusal {
+        Refusal::Spool(error)
+    }
+}
+
+impl Refusal {
+    fn answer(self, intake: &Intake) -> Answer {
+        let (outcome, detail) = match self {
+            Refusal::Budget => (Outcome::Overloaded, "Too many webhooks are waiting."),
+            Refusal::Spool(AppendError::Full) => {
+                (Outcome::Overloaded, "The store of waiting events is full.")
+            }
+            Refusal::Spool(AppendError::TooSlow) => (Outcome::Overloaded, "The disk is too slow."),
+            Refusal::Spool(AppendError::Failed) => (Outcome::Failed, "The disk can't be written."),
+            Refusal::Spool(AppendError::Closed) => (Outcome::Draining, "The bridge is stopping."),
+        };
+        Answer::unavailable(outcome, detail, &intake.retry_after)
+    }
+}
+
+impl Intake {
+    /// Makes all of a webhook durable, dead letters first.
+    async fn store(&self, split: Split, mut permit: OwnedSemaphorePermit) -> Result<(), Refusal> {
+        let events = split.events;
+        let dead_letters = split.dead_letters.filter(|_| self.keeps_dead_letters());
+        let letters_len = dead_letters.as_ref().map_or(0, |(batch, _)| batch.bytes().len());
+        let events_len = events.as_ref().map_or(0, |(_, batch, _)| batch.bytes().len());
+        self.budget.grow(&mut permit, letters_len + events_len)?;
+        match (dead_letters, events) {
+            (None, None) => Ok(()),
+            (None, Some((stream, batch, tally))) => Ok(self.append(stream, batch, tally, permit)?.await?),
+            (Some((batch, tally)), None) => {
+                Ok(self.append(Stream::DeadLetters, batch, tally, permit)?.await?)
+            }
+            (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
+                let letters_permit = permit.split(letters_len).ok_or(Refusal::Budget)?;
+                let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_permit)?;
+                let second = self.append(stream, batch, tally, permit)?;
+                let both = tokio::spawn(async {
+                    first.await?;
+                    second.await
+                });
+                Ok(both.await.unwrap_or(Err(AppendError::Failed))?)
+            }
+        }
+    }
+
+    /// The append to a stream's log, to be awaited. A stream without a log is closed.
+    fn append(
+        &self,
+        stream: Stream,
+        batch: Batch,
+        tally: Tally,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<impl Future<Output = Result<(), AppendError>> + Send + use<>, AppendError> {
+        let log = self.logs[stream.index()].clone().ok_or(AppendError::Closed)?;
+        let limit = self.append_timeout;
+        Ok(async move { log.append(batch, tally, permit, limit).await })
+    }
+
+    /// Whether there is a log for dead letters. Without one they are counted, logged and gone, as configured.
+    fn keeps_dead_letters(&self) -> bool {
+        self.logs[Stream::DeadLetters.index()].is_some()
+    }
+
+    fn note_dead_letters(&self, failures: &[Reason]) {
+        if let Some(first) = failures.first()
+            && let Some(suppressed) = self.dead_letter_lines.pass()
+        {
+            warn!(
+                count = failures.len(),
+                first = first.name(),
+                suppressed,
+                "parts of a webhook could not be understood"
+            );
+        }
+    }
+}
+
+/// Now, in microseconds since the Unix epoch.
+fn now_micros() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as i64)
+}
