@@ -1,0 +1,94 @@
+//! What a lane needs of Kafka: a narrow trait, with librdkafka behind it ([`super::kafka`]) and in tests a simulated
+//! broker.
+
+use std::time::Instant;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+pub use crate::admin::metrics::BlockReason;
+use crate::spool::Seq;
+
+/// How records go to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Many in a request.
+    Batched,
+    /// One in a request, so that a refusal names its record.
+    OneByOne,
+}
+
+/// A record on its way to Kafka.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    pub topic: &'a str,
+    pub key: Option<&'a [u8]>,
+    pub headers: &'a [(&'a str, &'a [u8])],
+    pub value: &'a [u8],
+    /// Microseconds since the Unix epoch.
+    pub timestamp_micros: i64,
+}
+
+/// A position as Kafka has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub seq: Seq,
+    /// What was committed with it: see [`super::position`].
+    pub metadata: String,
+}
+
+/// Why the broker refused a record. The same record will be refused again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Larger than the topic's `max.message.bytes`.
+    TooLarge,
+    /// `INVALID_RECORD`, for example a null key in a compacted topic.
+    Invalid,
+}
+
+/// A failure that blocks the lane for now.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{message}")]
+pub struct BrokerError {
+    pub reason: BlockReason,
+    /// The cause, and what to do about it.
+    pub message: String,
+}
+
+/// Why a record could not be sent or delivered.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum DeliveryError {
+    /// A record was refused: the one with this number in the transaction, or when batched one sent along with it.
+    #[error("the broker refused record {index} of the transaction: {refusal:?}")]
+    Refused { index: usize, refusal: Refusal },
+    #[error(transparent)]
+    Failed(#[from] BrokerError),
+}
+
+/// Makes connections for one lane.
+pub trait Connect {
+    type Broker: Broker;
+
+    /// Makes a producer that fences every former one of this group, and checks the topics.
+    fn connect(&self, group: Uuid, mode: Mode) -> Result<Self::Broker, BrokerError>;
+}
+
+/// One producer's life. After any error it must be dropped.
+pub trait Broker {
+    /// The position that Kafka has, once no transaction of a former producer is open.
+    fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;
+
+    /// The size that a record may have for a topic, alone in an uncompressed batch, where that is known for sure.
+    fn record_limit(&self, topic: &str) -> Option<usize>;
+
+    fn begin(&mut self) -> Result<(), BrokerError>;
+
+    /// Queues a record; records of a transaction are numbered from 0. May wait for room, not beyond `deadline`.
+    fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError>;
+
+    /// Waits until everything sent in this transaction is delivered. The first failure ends the wait.
+    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError>;
+
+    /// Commits the transaction, and with it the position and its metadata.
+    fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError>;
+}

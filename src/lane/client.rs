@@ -1,0 +1,242 @@
+//! The librdkafka clients of a lane: their properties, and a context that counts deliveries and takes logs and errors.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use rdkafka::{
+    ClientContext, Message,
+    config::{ClientConfig, RDKafkaLogLevel},
+    consumer::ConsumerContext,
+    error::KafkaError,
+    producer::{DeliveryResult, ProducerContext},
+    types::RDKafkaErrorCode as Code,
+};
+use secrecy::ExposeSecret;
+use tracing::{debug, info, warn};
+
+use crate::{config, stream::Stream};
+
+use super::{broker::Mode, cause::LastError};
+
+/// Room in `message.max.bytes` beyond `kafka.max_record_bytes`: the latter counts a whole batch, librdkafka less.
+const SLACK: usize = 64 << 10;
+
+/// The properties that every client of a lane has: the operator's, and on top what the bridge owns.
+pub fn base(kafka: &config::Kafka, stream: Stream) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    let tls = |name: &str| name == "security.protocol";
+    for (name, value) in &kafka.properties {
+        client.set(name, value.expose_secret());
+        // The vendored OpenSSL knows no distribution's CA directory; librdkafka looks for it then.
+        if tls(name)
+            && value.expose_secret().to_ascii_lowercase().contains("ssl")
+            && !kafka.properties.contains_key("ssl.ca.location")
+            && !kafka.properties.contains_key("ssl.ca.pem")
+        {
+            client.set("ssl.ca.location", "probe");
+        }
+    }
+    client
+        .set("bootstrap.servers", &kafka.bootstrap_servers)
+        .set("allow.auto.create.topics", "false")
+        .set("log.connection.close", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
+    if !kafka.properties.contains_key("client.id") {
+        client.set("client.id", format!("cmc-bridge-{stream}"));
+    }
+    client
+}
+
+/// The transactional producer's properties. `batch_limit` is the smallest `max.message.bytes` of the topics.
+pub fn producer(
+    kafka: &config::Kafka,
+    stream: Stream,
+    group: &str,
+    mode: Mode,
+    batch_limit: Option<usize>,
+) -> ClientConfig {
+    let mut client = base(kafka, stream);
+    let timeout = kafka.transaction_timeout.as_millis().to_string();
+    let default = |client: &mut ClientConfig, name: &str, value: &str| {
+        if !kafka.properties.contains_key(name) {
+            client.set(name, value);
+        }
+    };
+    client
+        .set("transactional.id", group)
+        .set("transaction.timeout.ms", timeout)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("partitioner", "murmur2_random")
+        .set("message.max.bytes", (kafka.max_record_bytes + SLACK).to_string());
+    // After the end of a transaction the broker is still busy with it for some milliseconds; the default of 100 would
+    // be felt in each.
+    default(&mut client, "retry.backoff.ms", "10");
+    default(&mut client, "linger.ms", "1");
+    default(&mut client, "topic.metadata.propagation.max.ms", "5000");
+    match mode {
+        Mode::Batched => {
+            // The broker refuses a batch as a whole, so none may be larger than the topic allows.
+            let most = batch_limit.map_or(1_000_000, |limit| (limit * 9 / 10).clamp(1, 1_000_000));
+            client.set("batch.size", most.to_string());
+        }
+        Mode::OneByOne => {
+            client.set("batch.num.messages", "1").set("max.in.flight", "1");
+        }
+    }
+    client
+}
+
+/// The properties of the consumer that reads the committed position, and reads nothing else.
+pub fn consumer(kafka: &config::Kafka, stream: Stream, group: &str) -> ClientConfig {
+    let mut client = base(kafka, stream);
+    client
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        // The broker then answers only once no transaction of a former producer is open.
+        .set("isolation.level", "read_committed");
+    client
+}
+
+/// What librdkafka tells a client of a lane.
+#[derive(Clone)]
+pub struct Context {
+    stream: Stream,
+    pub last_error: Arc<LastError>,
+    pub deliveries: Arc<Deliveries>,
+}
+
+impl Context {
+    pub fn new(stream: Stream) -> Context {
+        Context {
+            stream,
+            last_error: Arc::default(),
+            deliveries: Arc::default(),
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+        let stream = self.stream;
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => {
+                // Errors that matter block the lane, which says so with cause and cure; these repeat each second.
+                info!(target: "librdkafka", %stream, fac, "{text}");
+            }
+            _ => debug!(target: "librdkafka", %stream, fac, "{text}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(target: "librdkafka", stream = %self.stream, %error, "{reason}");
+        if let Some(code) = error.rdkafka_error_code() {
+            self.last_error.set(code, reason);
+        }
+        if matches!(error, KafkaError::Global(Code::Fatal)) {
+            warn!(stream = %self.stream, "the producer has failed for good and is replaced: {reason}");
+        }
+        self.deliveries.wake();
+    }
+}
+
+impl ConsumerContext for Context {}
+
+impl ProducerContext for Context {
+    /// The record's number in its transaction.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        let outcome = match result {
+            Ok(message) => {
+                debug_assert!(message.offset() >= 0);
+                Ok(())
+            }
+            Err((error, _)) => Err(error.clone()),
+        };
+        self.deliveries.done(number, outcome);
+    }
+}
+
+/// Counts the deliveries of one producer's transaction.
+#[derive(Default)]
+pub struct Deliveries {
+    state: Mutex<Counts>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Counts {
+    done: usize,
+    /// How many deliveries the waiting side wants to see.
+    wanted: usize,
+    first_error: Option<(usize, KafkaError)>,
+}
+
+/// How a wait for deliveries ended.
+pub enum Waited {
+    Delivered,
+    /// The first record that failed, by its number.
+    Failed(usize, KafkaError),
+    TimedOut,
+}
+
+impl Deliveries {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a new transaction's count.
+    pub fn reset(&self) {
+        *self.lock() = Counts::default();
+    }
+
+    fn done(&self, number: usize, outcome: Result<(), KafkaError>) {
+        let mut counts = self.lock();
+        counts.done += 1;
+        if let Err(error) = outcome {
+            counts.first_error.get_or_insert((number, error));
+        }
+        if counts.first_error.is_some() || counts.done >= counts.wanted {
+            self.changed.notify_all();
+        }
+    }
+
+    fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until this many records are delivered, one has failed, or the deadline has come.
+    pub fn wait(&self, wanted: usize, deadline: Instant) -> Waited {
+        let mut counts = self.lock();
+        counts.wanted = wanted;
+        loop {
+            if let Some((number, error)) = &counts.first_error {
+                return Waited::Failed(*number, error.clone());
+            }
+            if counts.done >= wanted {
+                return Waited::Delivered;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Waited::TimedOut;
+            }
+            counts = self
+                .changed
+                .wait_timeout(counts, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Waits until one more record is done, for room in a full queue.
+    pub fn wait_for_room(&self, deadline: Instant) -> Waited {
+        let next = self.lock().done + 1;
+        self.wait(next, deadline)
+    }
+}

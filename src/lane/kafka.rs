@@ -1,0 +1,275 @@
+//! [`Broker`] by librdkafka.
+//!
+//! The order of the calls decides the speed: everything is sent, then the own delivery counter is awaited, and only then
+//! offsets and commit are sent. `flush` would wait in steps of 100 ms.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Offset, TopicPartitionList,
+    admin::AdminClient,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ThreadedProducer},
+    types::RDKafkaErrorCode as Code,
+};
+use tokio::runtime::Handle;
+use tracing::debug;
+use uuid::Uuid;
+
+use crate::{config, spool::Seq, stream::Stream};
+
+use super::{
+    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing},
+    cause::{Names, explain, refusal},
+    client::{self, Context, Waited},
+    topics::{self, Limits},
+};
+
+/// Most time for one question to the cluster.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A coordinator that is still loading is asked again after this time.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Connects one lane to a Kafka cluster.
+#[derive(Clone)]
+pub struct KafkaConnect {
+    pub kafka: Arc<config::Kafka>,
+    pub stream: Stream,
+    pub topic: String,
+    pub dead_letter_topic: String,
+    /// Awaits the admin client's answers.
+    pub runtime: Handle,
+}
+
+/// A transactional producer and the consumer that reads its position.
+pub struct KafkaBroker {
+    producer: ThreadedProducer<Context>,
+    consumer: BaseConsumer<Context>,
+    context: Context,
+    limits: Limits,
+    /// Whether the operator configured a compression: sizes of records can't be foretold then.
+    compressed: bool,
+    names: Names,
+    sent: usize,
+}
+
+impl Connect for KafkaConnect {
+    type Broker = KafkaBroker;
+
+    fn connect(&self, group: Uuid, mode: Mode) -> Result<KafkaBroker, BrokerError> {
+        let group = format!("{}.{}.{group}", self.kafka.id_prefix, self.stream);
+        let names = Names {
+            topic: self.topic.clone(),
+            group: group.clone(),
+            bootstrap_servers: self.kafka.bootstrap_servers.clone(),
+        };
+        let context = Context::new(self.stream);
+        let fail = |doing: &'static str| {
+            let (names, last) = (names.clone(), Arc::clone(&context.last_error));
+            move |error: KafkaError| explain(&error, doing, &names, &last)
+        };
+        let limits = self.check_topics(&context, &names)?;
+        let consumer_config = client::consumer(&self.kafka, self.stream, &group);
+        let consumer = BaseConsumer::from_config_and_context(&consumer_config, context.clone())
+            .map_err(fail("make a Kafka client"))?;
+        let config = client::producer(&self.kafka, self.stream, &group, mode, limits.smallest());
+        let producer: ThreadedProducer<Context> = config
+            .create_with_context(context.clone())
+            .map_err(fail("make a Kafka client"))?;
+        producer
+            .init_transactions(PATIENCE)
+            .map_err(fail("begin as a transactional producer"))?;
+        Ok(KafkaBroker {
+            producer,
+            consumer,
+            limits,
+            compressed: ["compression.type", "compression.codec"]
+                .iter()
+                .any(|name| self.kafka.properties.contains_key(*name)),
+            names,
+            sent: 0,
+            context,
+        })
+    }
+}
+
+impl KafkaConnect {
+    /// Checks the lane's topic, creates what is missing when configured, and reads the topics' limits.
+    fn check_topics(&self, context: &Context, names: &Names) -> Result<Limits, BrokerError> {
+        let fail = |doing: &str, error: KafkaError| explain(&error, doing, names, &context.last_error);
+        let config = client::base(&self.kafka, self.stream);
+        let admin = AdminClient::from_config_and_context(&config, context.clone())
+            .map_err(|error| fail("make a Kafka client", error))?;
+        let mut topics = vec![self.topic.as_str()];
+        if self.dead_letter_topic != self.topic {
+            topics.push(&self.dead_letter_topic);
+        }
+        for topic in &topics {
+            let exists =
+                topics::exists(admin.inner(), topic).map_err(|error| fail("look up the topic", error))?;
+            if !exists && self.kafka.create_topics {
+                topics::create(&admin, &self.runtime, &self.kafka, topic)
+                    .map_err(|error| fail("create the topic", error))?;
+            } else if !exists && *topic == self.topic {
+                // The dead-letter topic matters when something is refused, and its own lane watches over it.
+                return Err(fail(
+                    "find the topic",
+                    KafkaError::MetadataFetch(Code::UnknownTopicOrPartition),
+                ));
+            }
+        }
+        Ok(topics::limits(&admin, &self.runtime, &topics))
+    }
+}
+
+impl KafkaBroker {
+    fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
+        explain(error, doing, &self.names, &self.context.last_error)
+    }
+
+    fn too_slow(&self, doing: &str) -> BrokerError {
+        let timed_out = KafkaError::Flush(Code::OperationTimedOut);
+        self.explain(doing, &timed_out)
+    }
+
+    fn waited(&self, waited: Waited) -> Result<(), DeliveryError> {
+        match waited {
+            Waited::Delivered => Ok(()),
+            Waited::Failed(index, error) => match error.rdkafka_error_code().and_then(refusal) {
+                Some(refusal) => Err(DeliveryError::Refused { index, refusal }),
+                None => Err(self.explain("deliver events", &error).into()),
+            },
+            Waited::TimedOut => Err(self.too_slow("deliver events in time").into()),
+        }
+    }
+}
+
+impl Broker for KafkaBroker {
+    fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut partitions = TopicPartitionList::new();
+            partitions.add_partition(&self.names.topic, 0);
+            let answer = self
+                .consumer
+                .committed_offsets(partitions, deadline.saturating_duration_since(Instant::now()))
+                .and_then(|partitions| {
+                    let Some(found) = partitions.find_partition(&self.names.topic, 0) else {
+                        return Ok(None);
+                    };
+                    found.error()?;
+                    Ok(match found.offset() {
+                        Offset::Offset(offset) => Some(Committed {
+                            seq: Seq(offset as u64),
+                            metadata: found.metadata().to_owned(),
+                        }),
+                        _ => None,
+                    })
+                });
+            match answer {
+                Ok(committed) => return Ok(committed),
+                Err(error) if Instant::now() + ASK_AGAIN < deadline && passing(&error) => {
+                    debug!(%error, "the position can't be read yet");
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => return Err(self.explain("read the position", &error)),
+            }
+        }
+    }
+
+    fn record_limit(&self, topic: &str) -> Option<usize> {
+        self.limits.of(topic).filter(|_| !self.compressed)
+    }
+
+    fn begin(&mut self) -> Result<(), BrokerError> {
+        self.context.deliveries.reset();
+        self.sent = 0;
+        self.producer
+            .begin_transaction()
+            .map_err(|error| self.explain("begin a transaction", &error))
+    }
+
+    fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header {
+                key,
+                value: Some(*value),
+            });
+        }
+        let mut base = BaseRecord::with_opaque_to(record.topic, self.sent)
+            .payload(record.value)
+            .headers(headers)
+            .timestamp(record.timestamp_micros / 1000);
+        if let Some(key) = record.key {
+            base = base.key(key);
+        }
+        loop {
+            let (error, unsent) = match self.producer.send(base) {
+                Ok(()) => {
+                    self.sent += 1;
+                    return Ok(());
+                }
+                Err(refused) => refused,
+            };
+            base = unsent;
+            let code = error.rdkafka_error_code();
+            if code == Some(Code::QueueFull) {
+                self.waited(self.context.deliveries.wait_for_room(deadline))?;
+                continue;
+            }
+            return Err(match code.and_then(refusal) {
+                Some(refusal) => DeliveryError::Refused {
+                    index: self.sent,
+                    refusal,
+                },
+                None => self.explain("send an event", &error).into(),
+            });
+        }
+    }
+
+    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
+        self.waited(self.context.deliveries.wait(self.sent, deadline))
+    }
+
+    fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let mut offsets = TopicPartitionList::new();
+        let group = self.consumer.group_metadata().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gives no group metadata".into(),
+        })?;
+        offsets
+            .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
+            .map_err(|error| self.explain("name the position", &error))?;
+        if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
+            partition.set_metadata(metadata);
+        }
+        self.producer
+            .send_offsets_to_transaction(&offsets, &group, left())
+            .map_err(|error| self.explain("put the position into the transaction", &error))?;
+        self.producer
+            .commit_transaction(left())
+            .map_err(|error| self.explain("commit the transaction", &error))
+    }
+}
+
+/// Errors of a coordinator that is still getting ready.
+fn passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::UnstableOffsetCommit
+                | Code::WaitingForCoordinator
+        )
+    )
+}

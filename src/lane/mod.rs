@@ -1,0 +1,158 @@
+//! A lane: one stream's way from its spool log into its Kafka topic, each event once.
+//!
+//! A lane is a thread with its own cursor, producer and position. It knows Kafka and nothing of the sender. What it does
+//! is written as [`steps`] over the [`broker::Broker`] trait; the thread here only calls them.
+//!
+//! # Exactly once
+//!
+//! The position (the sequence of the next batch) is stored in Kafka, as the offset of the topic's partition 0 in the
+//! lane's own consumer group, and moves in the same transaction as the events. One transaction:
+//!
+//! ```text
+//! begin → send the events of the next whole batches → wait for their deliveries
+//!       → offset = position, metadata = history → commit → checkpoint (at most a second later)
+//! ```
+//!
+//! Rules, each closing a hole:
+//!
+//! 1. The first delivery error ends the wait. Any abort, failed or slow commit, or fence drops the producer; a new one
+//!    fences the old, reads the committed position and goes on. So a commit whose answer was lost is found out, and no
+//!    late callback of an old producer is counted for a new transaction (each has its own counter).
+//! 2. The position is the largest of the one in Kafka, the last one confirmed in memory and the checkpoint. No committed
+//!    offset is never zero: offsets of idle groups expire, and topics get deleted.
+//! 3. A position in Kafka counts only as far as Kafka's metadata and the log agree on who wrote the sequences before it
+//!    ([`position`]). Where they don't, the directory was rolled back, copied, or lost its tail: the agreed position is
+//!    made durable in the checkpoint and the log takes a new name in Kafka, so that new events are not skipped as
+//!    delivered.
+//! 4. Kafka refuses whole batches. After a refusal the same range is sent again, one record a request; what is refused
+//!    alone goes to the dead-letter topic in the same transaction. Nothing else is ever diverted: time-outs, missing
+//!    rights or topics block the lane.
+//! 5. A failure blocks this lane only, with growing waits, a metric and a log line.
+//! 6. While idle, the position is committed again each hour, for offsets of idle groups expire.
+
+pub mod broker;
+mod cause;
+mod client;
+pub mod kafka;
+pub mod position;
+mod refusal;
+pub mod steps;
+mod topics;
+
+use std::{
+    io,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use self::{
+    broker::Connect,
+    steps::{Lane, Turn},
+};
+use crate::spool::SpoolError;
+
+const RUN: u8 = 0;
+const DRAIN: u8 = 1;
+const STOP: u8 = 2;
+
+/// An idle lane looks up this often, for the checkpoint and the hourly commit.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// A running lane.
+pub struct LaneThread {
+    control: Arc<Control>,
+    wake_log: Box<dyn Fn() + Send + Sync>,
+    handle: JoinHandle<()>,
+}
+
+/// What the lane's thread is asked to do.
+struct Control {
+    phase: AtomicU8,
+    sleep: std::sync::Mutex<()>,
+    changed: std::sync::Condvar,
+}
+
+impl LaneThread {
+    /// Starts a lane. `on_failure` is called from its thread when the spool can't go on: the process must end then.
+    pub fn start<C: Connect + Send + 'static>(
+        lane: Lane<C>,
+        on_failure: impl FnOnce(SpoolError) + Send + 'static,
+    ) -> io::Result<LaneThread>
+    where
+        C::Broker: Send,
+    {
+        let control = Arc::new(Control {
+            phase: AtomicU8::new(RUN),
+            sleep: std::sync::Mutex::new(()),
+            changed: std::sync::Condvar::new(),
+        });
+        let wake_log = Box::new(lane.waker());
+        let name = format!("lane-{}", lane.stream());
+        let thread_control = Arc::clone(&control);
+        let handle = thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = run(lane, &thread_control) {
+                on_failure(error);
+            }
+        })?;
+        Ok(LaneThread {
+            control,
+            wake_log,
+            handle,
+        })
+    }
+
+    /// Delivers what is left and then ends.
+    pub fn drain(&self) {
+        self.ask(DRAIN);
+    }
+
+    /// Ends at the next chance, with what is delivered by then in the checkpoint.
+    pub fn stop(&self) {
+        self.ask(STOP);
+    }
+
+    /// Whether the lane has ended.
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    fn ask(&self, phase: u8) {
+        self.control.phase.fetch_max(phase, Ordering::SeqCst);
+        self.control.changed.notify_all();
+        (self.wake_log)();
+    }
+}
+
+impl Control {
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until asked for something else than running, at most this long.
+    fn sleep(&self, limit: Duration) {
+        let phase = self.phase();
+        let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self
+            .changed
+            .wait_timeout_while(guard, limit, |()| self.phase() == phase);
+    }
+}
+
+fn run<C: Connect>(mut lane: Lane<C>, control: &Control) -> Result<(), SpoolError> {
+    loop {
+        let phase = control.phase();
+        if phase == STOP {
+            return lane.finish();
+        }
+        match lane.turn()? {
+            Turn::Progress => {}
+            Turn::Idle if phase == DRAIN => return lane.finish(),
+            Turn::Idle => lane.wait(IDLE),
+            Turn::Blocked(wait) => control.sleep(wait),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Which records go to the dead-letter topic instead: those that the broker refused when each was sent alone.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    batch::{BatchView, RecordView, alone_in_batch},
+    dead_letter::{DeadLetter, Reason},
+    spool::Seq,
+};
+
+use super::broker::Refusal;
+
+/// A range that is being sent one record a request, after a refusal somewhere in it.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// The range ends before this batch.
+    pub until: Seq,
+    /// The records refused alone, by batch and number in it.
+    refused: BTreeMap<(Seq, usize), Refusal>,
+}
+
+impl Refusals {
+    /// A range of which no record is known to be refused yet.
+    pub fn until(seq: Seq) -> Refusals {
+        Refusals {
+            until: seq,
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// The broker refused this record alone.
+    pub fn add(&mut self, seq: Seq, index: usize, refusal: Refusal) {
+        self.refused.insert((seq, index), refusal);
+    }
+
+    /// Whether a record was refused, or is sure to be: `limit` is the topic's own, read from the broker after the
+    /// refusal that began this range, so asking again would give the same answer.
+    pub fn verdict(
+        &self,
+        seq: Seq,
+        index: usize,
+        view: &BatchView<'_>,
+        record: &RecordView<'_>,
+        limit: Option<usize>,
+    ) -> Option<Refusal> {
+        let too_large = || {
+            let size = alone_in_batch(record.key, view.headers(record), record.value.len());
+            limit
+                .is_some_and(|limit| size > limit)
+                .then_some(Refusal::TooLarge)
+        };
+        self.refused.get(&(seq, index)).copied().or_else(too_large)
+    }
+}
+
+/// The dead letter of a refused record.
+pub fn dead_letter<'a>(
+    refusal: Refusal,
+    topic: &'a str,
+    headers: &'a [(&'a str, &'a [u8])],
+    view: &BatchView<'a>,
+    record: &RecordView<'a>,
+) -> DeadLetter<'a> {
+    let reason = match refusal {
+        Refusal::TooLarge => Reason::RefusedTooLarge,
+        Refusal::Invalid => Reason::RefusedInvalid,
+    };
+    DeadLetter {
+        topic: Some(topic),
+        key: record.key,
+        headers,
+        ..DeadLetter::new(reason, view.received_at_micros, record.value)
+    }
+}

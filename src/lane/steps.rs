@@ -1,0 +1,526 @@
+//! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    admin::metrics::{StreamMetrics, TransactionOutcome},
+    batch::{self, BatchView},
+    spool::{Backlog, Damage, Position, ReadError, Seq, SpoolError, StoredBatch},
+    stream::Stream,
+};
+
+use super::{
+    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal},
+    position,
+    refusal::{Refusals, dead_letter},
+};
+
+/// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
+const ONE_BY_ONE_EVENTS: usize = 500;
+/// The checkpoint lags behind Kafka by no more than this.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// An idle lane commits its position again after this time.
+const RECOMMIT_EVERY: Duration = Duration::from_secs(3600);
+/// The first wait after a failure; it doubles up to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What a lane is told.
+#[derive(Clone, Debug)]
+pub struct LaneOptions {
+    pub stream: Stream,
+    pub topic: String,
+    pub dead_letter_topic: String,
+    /// Dead letters are cut into parts of this size.
+    pub max_record_bytes: usize,
+    /// Most events in a transaction; a larger batch still goes whole.
+    pub transaction_events: usize,
+    /// Most encoded bytes in a transaction; a larger batch still goes whole.
+    pub transaction_bytes: usize,
+    /// A transaction that takes longer than this is given up; well below the broker's own time-out.
+    pub transaction_limit: Duration,
+}
+
+/// What came of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There may be more to do at once.
+    Progress,
+    /// Everything durable is in Kafka.
+    Idle,
+    /// Nothing can be done before this time has passed.
+    Blocked(Duration),
+}
+
+/// One stream's way into Kafka.
+pub struct Lane<C: Connect> {
+    options: LaneOptions,
+    backlog: Backlog,
+    connect: C,
+    metrics: StreamMetrics,
+    broker: Option<C::Broker>,
+    /// Set while a range is sent one record a request.
+    refusals: Option<Refusals>,
+    /// The transaction whose commit has not been confirmed.
+    unconfirmed: Option<Sent>,
+    wait: Duration,
+    blocked: Option<BlockReason>,
+    stored_at: Instant,
+    committed_at: Instant,
+}
+
+/// What a transaction holds.
+#[derive(Debug, Default)]
+struct Sent {
+    /// The position behind it.
+    end: Position,
+    events: usize,
+    bytes: usize,
+    diverted: usize,
+    /// For each record sent: its batch, its number in it, and whether it is a part of a dead letter.
+    records: Vec<(Seq, usize, bool)>,
+    /// When the webhooks arrived, with the number of events of each.
+    received: Vec<(i64, usize)>,
+}
+
+/// Why a turn ended early.
+enum Stop {
+    Blocked(BrokerError),
+    /// A record was refused: send the range again another way, at once.
+    Again,
+    Spool(SpoolError),
+}
+
+impl From<BrokerError> for Stop {
+    fn from(error: BrokerError) -> Stop {
+        Stop::Blocked(error)
+    }
+}
+
+impl From<SpoolError> for Stop {
+    fn from(error: SpoolError) -> Stop {
+        Stop::Spool(error)
+    }
+}
+
+impl<C: Connect> Lane<C> {
+    /// A lane that begins at the log's checkpoint and connects at its first turn.
+    pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
+        let oldest = oldest(&mut backlog);
+        backlog
+            .accounts()
+            .found_delivered(backlog.position().events, oldest);
+        Lane {
+            options,
+            backlog,
+            connect,
+            metrics,
+            broker: None,
+            refusals: None,
+            unconfirmed: None,
+            wait: FIRST_WAIT,
+            blocked: None,
+            stored_at: Instant::now(),
+            committed_at: Instant::now(),
+        }
+    }
+
+    /// The lane's stream.
+    pub fn stream(&self) -> Stream {
+        self.options.stream
+    }
+
+    /// Wakes [`Lane::wait`] from another thread.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + use<C> {
+        self.backlog.waker()
+    }
+
+    /// Waits until there is something to deliver, at most this long.
+    pub fn wait(&self, limit: Duration) {
+        self.backlog.wait(limit);
+    }
+
+    /// Stores the checkpoint and lets go of the broker.
+    pub fn finish(&mut self) -> Result<(), SpoolError> {
+        self.broker = None;
+        self.backlog.store_checkpoint()
+    }
+
+    /// Does the next thing: connects, delivers a transaction, or finds that there is nothing to do. An error is the
+    /// spool's, and the process must end.
+    pub fn turn(&mut self) -> Result<Turn, SpoolError> {
+        match self.try_turn() {
+            Ok(turn) => {
+                let due = turn == Turn::Idle || self.stored_at.elapsed() >= CHECKPOINT_EVERY;
+                if due && self.backlog.checkpoint_due() {
+                    self.backlog.store_checkpoint()?;
+                    self.stored_at = Instant::now();
+                }
+                Ok(turn)
+            }
+            Err(stop) => {
+                // Whatever went wrong, this producer's state is not known any more.
+                self.broker = None;
+                self.backlog.rewind();
+                match stop {
+                    Stop::Spool(error) => Err(error),
+                    Stop::Again => Ok(Turn::Progress),
+                    Stop::Blocked(error) => Ok(self.block(error)),
+                }
+            }
+        }
+    }
+
+    fn try_turn(&mut self) -> Result<Turn, Stop> {
+        if let Some(damage) = self.backlog.blocking_damage() {
+            return Err(damaged(damage).into());
+        }
+        if self.broker.is_none() {
+            return self.connect();
+        }
+        let next = self.backlog.peek().map_err(unreadable)?.map(|batch| batch.seq);
+        match (next, &self.refusals) {
+            (Some(next), Some(refusals)) if next >= refusals.until => {
+                debug!(stream = %self.options.stream, "the refused range is done with");
+                self.refusals = None;
+                Err(Stop::Again)
+            }
+            (Some(_), _) => self.transaction(),
+            (None, _) if self.committed_at.elapsed() >= RECOMMIT_EVERY => self.recommit(),
+            (None, _) => {
+                self.unblock();
+                Ok(Turn::Idle)
+            }
+        }
+    }
+
+    /// Makes a producer and settles the position.
+    fn connect(&mut self) -> Result<Turn, Stop> {
+        let mode = match self.refusals {
+            Some(_) => Mode::OneByOne,
+            None => Mode::Batched,
+        };
+        let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
+        let committed = broker.committed()?;
+        self.broker = Some(broker);
+        self.settle(committed)?;
+        self.committed_at = Instant::now();
+        Ok(Turn::Progress)
+    }
+
+    /// Finds the position to go on from: rules 2 and 3.
+    fn settle(&mut self, committed: Option<Committed>) -> Result<(), Stop> {
+        let unconfirmed = self.unconfirmed.take();
+        let own = self.backlog.position();
+        let Some(Committed { seq, metadata }) = committed else {
+            info!(stream = %self.options.stream, position = own.seq.0,
+                "Kafka has no position for this log; the checkpoint counts");
+            return Ok(());
+        };
+        let agreed = position::agreed(self.backlog.history(), self.backlog.end().seq, seq, &metadata);
+        let start = agreed.max(own.seq);
+        if start > own.seq {
+            let found = self.backlog.seek(start).map_err(unreadable)?;
+            let oldest = oldest(&mut self.backlog);
+            match unconfirmed {
+                Some(sent) if sent.end == found => {
+                    let delivered = sent.events - sent.diverted;
+                    let accounts = self.backlog.accounts();
+                    accounts.advanced(found.events, delivered as u64, sent.diverted as u64, oldest);
+                    self.metrics.transaction(TransactionOutcome::Committed);
+                }
+                _ => self.backlog.accounts().found_delivered(found.events, oldest),
+            }
+        }
+        if agreed < seq {
+            error!(
+                stream = %self.options.stream, kafka = seq.0, agreed = agreed.0, position = start.0,
+                "the position in Kafka belongs to another life of this spool directory: it was restored from an older \
+                 copy, copied, or lost its end. Delivery goes on under a new group; nothing is skipped, and what another \
+                 copy of this directory delivered may be delivered again"
+            );
+            self.backlog.renew_group()?;
+            return Err(Stop::Again);
+        }
+        debug!(stream = %self.options.stream, position = start.0, "the position is settled");
+        Ok(())
+    }
+
+    /// Delivers the next batches in one transaction.
+    fn transaction(&mut self) -> Result<Turn, Stop> {
+        let begun = Instant::now();
+        let deadline = begun + self.options.transaction_limit;
+        let mut sent = Sent::default();
+        let delivered = self
+            .send(&mut sent, deadline)
+            .and_then(|()| Ok(self.broker()?.delivered(deadline)?));
+        if let Err(error) = delivered {
+            self.metrics.transaction(TransactionOutcome::Aborted);
+            return Err(match error {
+                DeliveryError::Failed(error) => Stop::Blocked(error),
+                DeliveryError::Refused { index, refusal } => self.refused(&sent, index, refusal),
+            });
+        }
+        let end = sent.end;
+        let metadata = position::metadata(self.backlog.history(), end.seq);
+        self.unconfirmed = Some(sent);
+        if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
+            self.metrics.transaction(TransactionOutcome::Failed);
+            return Err(error.into());
+        }
+        if let Some(sent) = self.unconfirmed.take() {
+            self.confirmed(&sent, begun);
+        }
+        Ok(Turn::Progress)
+    }
+
+    /// Sends whole batches up to the transaction's bounds.
+    fn send(&mut self, sent: &mut Sent, deadline: Instant) -> Result<(), DeliveryError> {
+        self.broker()?.begin()?;
+        let most_events = match self.refusals {
+            Some(_) => ONE_BY_ONE_EVENTS.min(self.options.transaction_events),
+            None => self.options.transaction_events,
+        };
+        loop {
+            let next = match self.backlog.peek() {
+                Ok(next) => next,
+                // What could be read is delivered first; the next turn meets the damage again.
+                Err(_) if sent.events > 0 => break,
+                Err(error) => return Err(unreadable(error).into()),
+            };
+            let Some(next) = next else {
+                break;
+            };
+            let fits = sent.events + next.events as usize <= most_events
+                && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
+            let in_range = self.refusals.as_ref().is_none_or(|r| next.seq < r.until);
+            if sent.events > 0 && !(fits && in_range) {
+                break;
+            }
+            let Some(batch) = self.backlog.take().map_err(unreadable)? else {
+                break;
+            };
+            self.send_batch(&batch, sent, deadline)?;
+            sent.end = batch.end();
+            sent.events += batch.events as usize;
+            sent.bytes += batch.payload.len();
+        }
+        Ok(())
+    }
+
+    fn send_batch(
+        &mut self,
+        batch: &StoredBatch,
+        sent: &mut Sent,
+        deadline: Instant,
+    ) -> Result<(), DeliveryError> {
+        let view = BatchView::decode(&batch.payload).map_err(|error| BrokerError {
+            reason: BlockReason::Damage,
+            message: format!(
+                "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
+                batch.seq
+            ),
+        })?;
+        let Some(broker) = &mut self.broker else {
+            return Err(not_connected().into());
+        };
+        let topic = &self.options.topic;
+        let mut headers = Vec::with_capacity(16);
+        sent.received.push((view.received_at_micros, view.records.len()));
+        for (index, record) in view.records.iter().enumerate() {
+            headers.clear();
+            headers.extend(view.headers(record));
+            let outgoing = Outgoing {
+                topic,
+                key: record.key,
+                headers: &headers,
+                value: record.value,
+                timestamp_micros: view.received_at_micros,
+            };
+            let mut verdict = self.refusals.as_ref().and_then(|refusals| {
+                refusals.verdict(batch.seq, index, &view, record, broker.record_limit(topic))
+            });
+            if verdict.is_none() {
+                match broker.send(outgoing, deadline) {
+                    Ok(()) => sent.records.push((batch.seq, index, false)),
+                    // Refused before it was queued: the transaction is not harmed.
+                    Err(DeliveryError::Refused { refusal, .. }) => verdict = Some(refusal),
+                    Err(error) => return Err(error),
+                }
+            }
+            let Some(refusal) = verdict else {
+                continue;
+            };
+            if self.options.stream == Stream::DeadLetters {
+                return Err(dead_letter_refused(topic, refusal).into());
+            }
+            warn!(
+                stream = %self.options.stream, batch = batch.seq.0, index, topic, ?refusal,
+                "the broker refused a record; it goes to the dead-letter topic"
+            );
+            let dead_letter_topic = &self.options.dead_letter_topic;
+            let most = broker
+                .record_limit(dead_letter_topic)
+                .map_or(self.options.max_record_bytes, |limit| {
+                    limit.min(self.options.max_record_bytes)
+                });
+            for part in dead_letter(refusal, topic, &headers, &view, record)
+                .records(most)
+                .iter()
+            {
+                let outgoing = Outgoing {
+                    topic: dead_letter_topic,
+                    key: part.key,
+                    headers: &part.headers(),
+                    value: part.value,
+                    timestamp_micros: view.received_at_micros,
+                };
+                match broker.send(outgoing, deadline) {
+                    Ok(()) => sent.records.push((batch.seq, index, true)),
+                    Err(DeliveryError::Refused { refusal, .. }) => {
+                        return Err(dead_letter_refused(dead_letter_topic, refusal).into());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            sent.diverted += 1;
+        }
+        Ok(())
+    }
+
+    /// What to do after a refusal: rule 4.
+    fn refused(&mut self, sent: &Sent, index: usize, refusal: Refusal) -> Stop {
+        let topic = &self.options.topic;
+        match (sent.records.get(index), &mut self.refusals) {
+            (Some((_, _, true)), _) => dead_letter_refused(&self.options.dead_letter_topic, refusal).into(),
+            _ if self.options.stream == Stream::DeadLetters => dead_letter_refused(topic, refusal).into(),
+            (Some((seq, number, false)), Some(refusals)) => {
+                refusals.add(*seq, *number, refusal);
+                Stop::Again
+            }
+            (_, refusals) => {
+                info!(
+                    stream = %self.options.stream, topic, ?refusal, events = sent.events,
+                    "the broker refused a batch; its records are sent again one by one"
+                );
+                *refusals = Some(Refusals::until(sent.end.seq));
+                Stop::Again
+            }
+        }
+    }
+
+    fn confirmed(&mut self, sent: &Sent, begun: Instant) {
+        self.backlog.advance(sent.end);
+        let oldest = oldest(&mut self.backlog);
+        self.backlog.accounts().advanced(
+            sent.end.events,
+            (sent.events - sent.diverted) as u64,
+            sent.diverted as u64,
+            oldest,
+        );
+        self.metrics.transaction(TransactionOutcome::Committed);
+        self.metrics
+            .transaction_seconds
+            .observe(begun.elapsed().as_secs_f64());
+        let now = now_micros();
+        for (received, events) in &sent.received {
+            let seconds = (now - received).max(0) as f64 / 1e6;
+            for _ in 0..*events {
+                self.metrics.delivery_seconds.observe(seconds);
+            }
+        }
+        self.committed_at = Instant::now();
+        self.unblock();
+    }
+
+    /// Commits the position alone, so that the group does not expire: rule 6.
+    fn recommit(&mut self) -> Result<Turn, Stop> {
+        let deadline = Instant::now() + self.options.transaction_limit;
+        let position = self.backlog.position();
+        let metadata = position::metadata(self.backlog.history(), position.seq);
+        let broker = self.broker()?;
+        broker.begin()?;
+        broker.commit(position.seq, &metadata, deadline)?;
+        self.committed_at = Instant::now();
+        Ok(Turn::Progress)
+    }
+
+    fn broker(&mut self) -> Result<&mut C::Broker, BrokerError> {
+        self.broker.as_mut().ok_or_else(not_connected)
+    }
+
+    fn block(&mut self, error: BrokerError) -> Turn {
+        let wait = self.wait;
+        self.wait = (wait * 2).min(LONGEST_WAIT);
+        self.blocked = Some(error.reason);
+        self.metrics.lane_blocked(self.blocked);
+        warn!(
+            stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
+            "the lane is blocked: {error}"
+        );
+        Turn::Blocked(wait)
+    }
+
+    fn unblock(&mut self) {
+        self.wait = FIRST_WAIT;
+        if let Some(reason) = self.blocked.take() {
+            self.metrics.lane_blocked(None);
+            info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
+        }
+    }
+}
+
+/// When the next batch was received.
+fn oldest(backlog: &mut Backlog) -> Option<i64> {
+    let next = backlog.peek().ok()??;
+    batch::received_at_micros(&next.payload)
+}
+
+fn now_micros() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+fn unreadable(error: ReadError) -> BrokerError {
+    match error {
+        ReadError::Damaged(damage) => damaged(&damage),
+        ReadError::Spool(error) => BrokerError {
+            reason: BlockReason::Damage,
+            message: format!("the spool can't be read: {error}"),
+        },
+    }
+}
+
+fn damaged(damage: &Damage) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
+             copy of the spool directory before anything else is tried"
+        ),
+    }
+}
+
+fn dead_letter_refused(topic: &str, refusal: Refusal) -> BrokerError {
+    let message = match refusal {
+        Refusal::TooLarge => format!(
+            "topic {topic} refuses dead letters as too large: raise its max.message.bytes above kafka.max_record_bytes, \
+             or lower the latter"
+        ),
+        Refusal::Invalid => format!(
+            "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
+        ),
+    };
+    BrokerError {
+        reason: BlockReason::DeadLetterRefused,
+        message,
+    }
+}
+
+fn not_connected() -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        message: "the lane has no producer".into(),
+    }
+}
