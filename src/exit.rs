@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::config::ConfigError;
+use crate::{config::ConfigError, logging::LoggingError};
 
 const USAGE: u8 = 64;
 
@@ -38,6 +38,12 @@ impl Exit {
 impl From<std::io::Error> for Exit {
     fn from(error: std::io::Error) -> Exit {
         Exit::Io(error.to_string())
+    }
+}
+
+impl From<LoggingError> for Exit {
+    fn from(error: LoggingError) -> Exit {
+        Exit::Unavailable(error.to_string())
     }
 }
 

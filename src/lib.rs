@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod admin;
 pub mod batch;
+pub mod bridge;
 pub mod cli;
 pub mod cmc;
 pub mod config;

@@ -2,7 +2,7 @@ use std::{io, process::ExitCode};
 
 use clap::Parser;
 use cmc_bridge::{
-    cli::{Cli, Command, ConfigCommand, check, config_show},
+    cli::{Cli, Command, ConfigCommand, check, config_show, dev, serve},
     exit::{self, Exit},
 };
 
@@ -21,12 +21,12 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Exit> {
-    let out = &mut io::stdout().lock();
     match cli.command {
-        Command::Check(args) => check::run(&args.load()?, out),
-        Command::Config(ConfigCommand::Show(args)) => config_show::run(&args.load()?, out),
-        Command::Serve(_) | Command::Dev(_) => Err(Exit::Unavailable(
-            "serve and dev are not part of this build".to_owned(),
-        )),
+        Command::Serve(args) => serve::run(args.config.load()?),
+        Command::Dev(args) => dev::run(&args),
+        Command::Check(args) => check::run(&args.load()?, &mut io::stdout().lock()),
+        Command::Config(ConfigCommand::Show(args)) => {
+            config_show::run(&args.load()?, &mut io::stdout().lock())
+        }
     }
 }

@@ -1,10 +1,39 @@
 //! `cmc-bridge dev`: the bridge on one machine, to try it out.
+//!
+//! Everything is real but Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event is
+//! printed as it reaches its topic. The spool lies in a temporary directory. The mock keeps no offsets and writes no
+//! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka.
 
-use std::net::SocketAddr;
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use clap::Args;
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    mocking::MockCluster,
+};
+use tokio::runtime::Runtime;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, post, samples, serve::stop_signals};
+use crate::{
+    bridge::Bridge,
+    config::{Auth, Config},
+    exit::Exit,
+    logging,
+    stream::Stream,
+};
+
+const PARTITIONS: i32 = 3;
 
 /// The arguments of `dev`.
 #[derive(Args, Clone, Debug)]
@@ -20,4 +49,181 @@ pub struct DevArgs {
     /// Post a few sample webhooks, as the sender would, once it is ready
     #[arg(long)]
     pub sample: bool,
+}
+
+/// Runs until Ctrl-C.
+pub fn run(args: &DevArgs) -> Result<(), Exit> {
+    let mut config = args.config.load()?.config;
+    let spool = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempdir()?;
+    let mock = MockCluster::new(1).map_err(unavailable)?;
+    adapt(&mut config, args, spool.path(), mock.bootstrap_servers())?;
+    logging::init(&config.log)?;
+    for topic in topics(&config) {
+        mock.create_topic(topic, PARTITIONS, 1).map_err(unavailable)?;
+    }
+    let printer = Printer::start(&config)?;
+    let runtime = Runtime::new()?;
+    let result = runtime.block_on(async {
+        let stop = stop_signals()?;
+        let path = config.ingest.path.clone();
+        let bridge = Bridge::start(config).await?;
+        let url = format!("http://{}{path}", bridge.ingest_address());
+        greet(&url, bridge.admin_address(), spool.path())?;
+        if args.sample {
+            tokio::spawn(post_samples(bridge.ingest_address(), path));
+        }
+        bridge.run(stop).await
+    });
+    printer.stop();
+    runtime.shutdown_background();
+    println!("Stopped. The temporary spool is removed.");
+    result
+}
+
+/// Turns a configuration into one for trying out: loopback, the mock broker, a temporary spool.
+fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: String) -> Result<(), Exit> {
+    config.ingest.listen = args.listen;
+    config.admin.listen = args.admin_listen;
+    config.spool.dir = spool.to_path_buf();
+    config.kafka.bootstrap_servers = brokers;
+    config.kafka.properties.clear();
+    config.streams[Stream::Blocks.index()].enabled = true;
+    config.shutdown.lame_duck = Duration::ZERO;
+    config.shutdown.grace = Duration::from_secs(5);
+    if let Auth::Credentials(credentials) = &config.ingest.auth
+        && credentials.is_empty()
+    {
+        if !args.listen.ip().is_loopback() {
+            return Err(Exit::Usage(format!(
+                "--listen {} is no loopback address: set a credential first, such as CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
+                args.listen
+            )));
+        }
+        config.ingest.auth = Auth::Anonymous;
+    }
+    if std::env::var_os("CMC_BRIDGE__LOG__LEVEL").is_none() && config.log.level == "info" {
+        // What dev has to say is said on standard output.
+        config.log.level = "warn".into();
+    }
+    Ok(())
+}
+
+fn topics(config: &Config) -> Vec<&str> {
+    let mut topics: Vec<&str> = config
+        .streams
+        .iter()
+        .map(|stream| stream.topic.as_str())
+        .collect();
+    topics.sort_unstable();
+    topics.dedup();
+    topics
+}
+
+fn greet(url: &str, admin: SocketAddr, spool: &std::path::Path) -> io::Result<()> {
+    let out = &mut io::stdout().lock();
+    writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
+    writeln!(
+        out,
+        "metrics and probes             http://{admin}/metrics  /livez  /readyz"
+    )?;
+    writeln!(out, "spool (temporary)              {}", spool.display())?;
+    writeln!(out, "\nTry it from another terminal:\n")?;
+    writeln!(
+        out,
+        "curl -i {url} -H 'Content-Type: application/json' -d '{}'",
+        samples::CURL
+    )?;
+    writeln!(
+        out,
+        "\nEvents appear here as they reach their topics. Ctrl-C ends it.\n"
+    )?;
+    out.flush()
+}
+
+async fn post_samples(address: SocketAddr, path: String) {
+    for sample in samples::ALL {
+        let answer = post::post(address, &path, sample.content_type, sample.body.as_bytes()).await;
+        // A line of its own, whatever the printer's thread is at.
+        let line = match answer {
+            Ok(status) => format!("posted {}: {status}\n", sample.what),
+            Err(error) => format!("posted {}: {error}\n", sample.what),
+        };
+        let _ = io::stdout().lock().write_all(line.as_bytes());
+    }
+}
+
+/// Prints each record of the topics as it comes.
+struct Printer {
+    ended: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Printer {
+    fn start(config: &Config) -> Result<Printer, Exit> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &config.kafka.bootstrap_servers)
+            .set("group.id", "cmc-bridge-dev-printer")
+            .set("enable.auto.commit", "false")
+            .set("fetch.wait.max.ms", "50")
+            .create()
+            .map_err(unavailable)?;
+        let mut partitions = TopicPartitionList::new();
+        for topic in topics(config) {
+            for partition in 0..PARTITIONS {
+                partitions
+                    .add_partition_offset(topic, partition, Offset::Beginning)
+                    .map_err(unavailable)?;
+            }
+        }
+        // Assigned, not subscribed: a group's first rebalance takes seconds.
+        consumer.assign(&partitions).map_err(unavailable)?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&ended);
+        let thread = thread::Builder::new().name("printer".into()).spawn(move || {
+            while let Some(result) = consumer
+                .poll(Duration::from_millis(200))
+                .map(Some)
+                .or_else(|| (!flag.load(Ordering::Relaxed)).then_some(None))
+            {
+                if let Some(Ok(record)) = result {
+                    let _ = print(&record, &mut io::stdout().lock());
+                }
+            }
+        })?;
+        Ok(Printer { ended, thread })
+    }
+
+    /// Prints what is there, then ends.
+    fn stop(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // A panic of the printer has been reported already.
+        let _ = self.thread.join();
+    }
+}
+
+fn print(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
+    let text =
+        |bytes: Option<&[u8]>| bytes.map_or("(none)".into(), |b| String::from_utf8_lossy(b).into_owned());
+    writeln!(
+        out,
+        "→ {}  partition {}  offset {}  key {}",
+        record.topic(),
+        record.partition(),
+        record.offset(),
+        text(record.key())
+    )?;
+    if let Some(headers) = record.headers() {
+        let reason = headers
+            .iter()
+            .find(|header| header.key == "cmc-dead-letter-reason");
+        if let Some(reason) = reason {
+            writeln!(out, "  reason {}", text(reason.value))?;
+        }
+    }
+    writeln!(out, "  {}", text(record.payload()))?;
+    out.flush()
+}
+
+fn unavailable(error: rdkafka::error::KafkaError) -> Exit {
+    Exit::Unavailable(format!("the embedded broker failed: {error}"))
 }

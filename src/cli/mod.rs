@@ -3,6 +3,8 @@
 pub mod check;
 pub mod config_show;
 pub mod dev;
+mod post;
+mod samples;
 pub mod serve;
 
 use std::path::PathBuf;

@@ -255,7 +255,7 @@ impl<C: Connect> Lane<C> {
         let mut sent = Sent::default();
         let delivered = self
             .send(&mut sent, deadline)
-            .and_then(|()| Ok(self.broker()?.delivered(deadline)?));
+            .and_then(|()| self.broker()?.delivered(deadline));
         if let Err(error) = delivered {
             self.metrics.transaction(TransactionOutcome::Aborted);
             return Err(match error {

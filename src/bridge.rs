@@ -1,0 +1,358 @@
+//! A whole bridge: spool, lanes, the webhooks' port and the admin port, put together and taken apart again.
+//!
+//! Order of the start: the spool's lock, the logs, both ports, the lanes, and only then requests. A lane's connection to
+//! Kafka is awaited by nobody.
+//!
+//! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
+//! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
+//! no error.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use prometheus::{Registry, process_collector::ProcessCollector};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout_at},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    accounts::Accounts,
+    admin::{
+        self,
+        books::{BooksCollector, StreamBooks},
+        health::Health,
+        metrics::Metrics,
+    },
+    cmc::Rules,
+    config::{Auth, Config},
+    exit::Exit,
+    ingest::{self, Control, Intake},
+    lane::{
+        LaneThread,
+        kafka::KafkaConnect,
+        steps::{Lane, LaneOptions},
+    },
+    spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
+    stream::Stream,
+};
+
+/// How often the end of the lanes is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+/// Of the grace time, what is kept for lanes to end in good order when their backlog is not delivered.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A running bridge.
+pub struct Bridge {
+    config: Config,
+    ingest_address: SocketAddr,
+    admin_address: SocketAddr,
+    control: Control,
+    health: Arc<Health>,
+    ingest: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    streams: Vec<Running>,
+    failures: mpsc::UnboundedReceiver<SpoolError>,
+    _lock: SpoolLock,
+}
+
+/// One stream's log and lane.
+struct Running {
+    stream: Stream,
+    log: Log,
+    lane: LaneThread,
+    accounts: Arc<Accounts>,
+}
+
+/// A log that is open, and what else its lane needs.
+struct Opened {
+    stream: Stream,
+    log: Log,
+    backlog: Backlog,
+    accounts: Arc<Accounts>,
+}
+
+impl Bridge {
+    /// Opens the spool, binds the ports and begins to serve and deliver.
+    pub async fn start(config: Config) -> Result<Bridge, Exit> {
+        let lock = SpoolLock::acquire(&config.spool.dir).map_err(|error| spool_exit(&error))?;
+        let enabled: Vec<Stream> = Stream::ALL
+            .into_iter()
+            .filter(|stream| config.stream(*stream).enabled)
+            .collect();
+        let registry = Registry::new();
+        let metrics =
+            Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
+        let (failed, failures) = mpsc::unbounded_channel();
+        let opened = open_logs(&config, &enabled, &metrics, &failed).map_err(|error| spool_exit(&error))?;
+
+        let appender = |stream: Stream| {
+            opened
+                .iter()
+                .find(|o| o.stream == stream)
+                .map(|o| o.log.appender())
+        };
+        let logs = Stream::ALL.map(appender);
+        let health = Arc::new(Health::new(
+            opened.iter().map(|o| (o.stream, o.log.appender())).collect(),
+        ));
+        register_books(&registry, &opened, config.spool.max_bytes).map_err(internal)?;
+
+        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
+        let ingest = ingest::Server::bind(config.ingest.listen, intake)
+            .await
+            .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
+        let admin = admin::Server::bind(
+            config.admin.listen,
+            registry,
+            Arc::clone(&metrics),
+            Arc::clone(&health),
+        )
+        .await
+        .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
+
+        let streams = opened
+            .into_iter()
+            .map(|opened| start_lane(&config, opened, &metrics, &failed))
+            .collect::<io::Result<Vec<_>>>()?;
+        metrics.set_ready(health.readiness().is_ready());
+        Ok(Bridge {
+            ingest_address: ingest.local_addr(),
+            admin_address: admin.local_addr(),
+            control: ingest.control(),
+            health,
+            ingest: tokio::spawn(ingest.run()),
+            admin: tokio::spawn(admin.run()),
+            streams,
+            failures,
+            config,
+            _lock: lock,
+        })
+    }
+
+    /// Where webhooks are taken.
+    pub fn ingest_address(&self) -> SocketAddr {
+        self.ingest_address
+    }
+
+    /// Where metrics and probes are served.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
+    pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), Exit> {
+        tokio::select! {
+            Some(error) = self.failures.recv() => return Err(spool_exit(&error)),
+            _ = stop.recv() => {}
+        }
+        let mut failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
+        tokio::select! {
+            Some(error) = failures.recv() => Err(spool_exit(&error)),
+            Some(()) = stop.recv() => {
+                warn!("stopped at once; what is not delivered stays in the spool");
+                Ok(())
+            }
+            () = self.stop() => Ok(()),
+        }
+    }
+
+    async fn stop(self) {
+        let shutdown = self.config.shutdown;
+        info!(lame_duck = ?shutdown.lame_duck, grace = ?shutdown.grace, "stopping");
+        self.health.drain();
+        self.control.lame_duck();
+        sleep(shutdown.lame_duck).await;
+
+        let deadline = Instant::now() + shutdown.grace;
+        self.control.stop();
+        if timeout_at(deadline.into(), self.ingest).await.is_err() {
+            warn!("requests were still open when the grace time ended");
+        }
+        let (logs, lanes): (Vec<_>, Vec<_>) = self
+            .streams
+            .into_iter()
+            .map(|running| (running.log, (running.stream, running.lane, running.accounts)))
+            .unzip();
+        let sealed = tokio::task::spawn_blocking(|| logs.into_iter().for_each(|mut log| log.close()));
+        if timeout_at(deadline.into(), sealed).await.is_err() {
+            warn!("the disk was still busy when the grace time ended");
+        }
+        for (_, lane, _) in &lanes {
+            lane.drain();
+        }
+        let all_ended = || lanes.iter().all(|(_, lane, _)| lane.is_finished());
+        let last_words = deadline - LAST_WORDS.min(shutdown.grace / 5);
+        while !all_ended() && Instant::now() < deadline {
+            if Instant::now() >= last_words {
+                lanes.iter().for_each(|(_, lane, _)| lane.stop());
+            }
+            sleep(LOOK).await;
+        }
+        for (stream, _, accounts) in &lanes {
+            let books = accounts.snapshot();
+            let backlog = books.backlog();
+            info!(%stream, delivered = books.delivered, diverted = books.diverted, backlog, "the stream has stopped");
+        }
+        self.admin.abort();
+        info!("stopped");
+    }
+}
+
+fn open_logs(
+    config: &Config,
+    enabled: &[Stream],
+    metrics: &Metrics,
+    failed: &mpsc::UnboundedSender<SpoolError>,
+) -> Result<Vec<Opened>, SpoolError> {
+    // Side by side: each makes and syncs a fresh segment.
+    thread::scope(|scope| {
+        let threads: Vec<_> = enabled
+            .iter()
+            .map(|stream| scope.spawn(|| open_log(config, *stream, metrics, failed.clone())))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}
+
+fn open_log(
+    config: &Config,
+    stream: Stream,
+    metrics: &Metrics,
+    failed: mpsc::UnboundedSender<SpoolError>,
+) -> Result<Opened, SpoolError> {
+    let accounts = Arc::new(Accounts::default());
+    let options = LogOptions {
+        dir: config.spool.dir.join(stream.name()),
+        name: stream.name(),
+        max_bytes: config.spool.max_bytes,
+        segment_bytes: config.spool.segment_bytes,
+        durability: config.spool.durability,
+    };
+    let of_stream = metrics.for_stream(stream);
+    let log_metrics = LogMetrics {
+        sync_seconds: of_stream.sync_seconds.clone(),
+        commit_webhooks: of_stream.commit_webhooks.clone(),
+    };
+    let on_failure = move |error| {
+        // Nobody receives any more when the process is ending already.
+        let _ = failed.send(error);
+    };
+    let (log, backlog) = Log::open(
+        Arc::new(FileSystem),
+        &options,
+        Arc::clone(&accounts),
+        log_metrics,
+        on_failure,
+    )?;
+    for damage in log.damage() {
+        error!(%stream, "the spool is damaged: {damage}");
+    }
+    let backlog_events = accounts.snapshot().backlog();
+    info!(%stream, backlog_events, "the log is open");
+    Ok(Opened {
+        stream,
+        log,
+        backlog,
+        accounts,
+    })
+}
+
+fn start_lane(
+    config: &Config,
+    opened: Opened,
+    metrics: &Metrics,
+    failed: &mpsc::UnboundedSender<SpoolError>,
+) -> io::Result<Running> {
+    let Opened {
+        stream,
+        log,
+        backlog,
+        accounts,
+    } = opened;
+    let kafka = Arc::new(config.kafka.clone());
+    let topic = config.stream(stream).topic.clone();
+    let dead_letter_topic = config.stream(Stream::DeadLetters).topic.clone();
+    let options = LaneOptions {
+        stream,
+        topic: topic.clone(),
+        dead_letter_topic: dead_letter_topic.clone(),
+        max_record_bytes: kafka.max_record_bytes,
+        transaction_events: kafka.transaction_events,
+        transaction_bytes: kafka.transaction_bytes,
+        transaction_limit: kafka.transaction_timeout * 2 / 3,
+    };
+    let connect = KafkaConnect {
+        kafka,
+        stream,
+        topic,
+        dead_letter_topic,
+        runtime: Handle::current(),
+    };
+    let lane = Lane::new(options, backlog, connect, metrics.for_stream(stream));
+    let failed = failed.clone();
+    let lane = LaneThread::start(lane, move |error| {
+        let _ = failed.send(error);
+    })?;
+    Ok(Running {
+        stream,
+        log,
+        lane,
+        accounts,
+    })
+}
+
+fn register_books(registry: &Registry, opened: &[Opened], limit: u64) -> prometheus::Result<()> {
+    let books = opened
+        .iter()
+        .map(|opened| {
+            let appender = opened.log.appender();
+            StreamBooks {
+                stream: opened.stream,
+                accounts: Arc::clone(&opened.accounts),
+                spool_bytes: Box::new(move || appender.used_bytes()),
+                spool_limit_bytes: limit,
+            }
+        })
+        .collect();
+    registry.register(Box::new(BooksCollector::new(books)?))?;
+    registry.register(Box::new(ProcessCollector::for_self()))
+}
+
+fn credential_names(config: &Config) -> Vec<&str> {
+    match &config.ingest.auth {
+        Auth::Anonymous => Vec::new(),
+        Auth::Credentials(credentials) => credentials.iter().map(|c| c.name.as_str()).collect(),
+    }
+}
+
+fn spool_exit(error: &SpoolError) -> Exit {
+    match error {
+        SpoolError::Locked { .. } => Exit::Unavailable(error.to_string()),
+        SpoolError::Io { .. } | SpoolError::Unusable { .. } => Exit::Io(error.to_string()),
+    }
+}
+
+fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
+    Exit::Unavailable(format!("cannot listen on {address} ({key}): {error}"))
+}
+
+fn internal(error: prometheus::Error) -> Exit {
+    Exit::Unavailable(format!("metrics could not be registered: {error}"))
+}
