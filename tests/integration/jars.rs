@@ -92,7 +92,10 @@ fn from_maven() -> Result<PathBuf, String> {
     fs::create_dir_all(&partial).map_err(|error| error.to_string())?;
     let pom = partial.join("pom.xml");
     fs::write(&pom, pom_text()).map_err(|error| error.to_string())?;
-    println!("getting Apache Kafka {KAFKA} from Maven Central into {}", cache.display());
+    println!(
+        "getting Apache Kafka {KAFKA} from Maven Central into {}",
+        cache.display()
+    );
     let output = Command::new("mvn")
         .args(["--batch-mode", "--quiet", "--file"])
         .arg(&pom)

@@ -136,7 +136,10 @@ impl Broker {
             .open(self.log_file())
             .unwrap();
         let java = java();
-        let options = format!("-Dlog4j2.configurationFile={}", self.dir.join("log4j2.xml").display());
+        let options = format!(
+            "-Dlog4j2.configurationFile={}",
+            self.dir.join("log4j2.xml").display()
+        );
         let args: Vec<OsString> = [
             // Quick to start and modest: the tests share the machine with the bridge.
             "-Xms64m",
@@ -158,7 +161,10 @@ impl Broker {
         let process = self.process.insert(Process::spawn(&mut command).unwrap());
         let bootstrap = format!("127.0.0.1:{}", self.port);
         let probe: BaseConsumer = client_config(&bootstrap).create().unwrap();
-        let what = format!("a broker; its output is in {}", self.dir.join("broker.log").display());
+        let what = format!(
+            "a broker; its output is in {}",
+            self.dir.join("broker.log").display()
+        );
         wait::until(START_LIMIT, &what, || {
             if process.exited().is_some() {
                 return Some(false);
@@ -255,14 +261,27 @@ fn format_storage(dir: &Path) {
     let java = java();
     let log = File::create(dir.join("format.log")).unwrap();
     let status = Command::new(&java.program)
-        .arg(format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()))
+        .arg(format!(
+            "-Dlog4j2.configurationFile={}",
+            dir.join("log4j2.xml").display()
+        ))
         .args(["-XX:TieredStopAtLevel=1", "-cp", &java.class_path])
-        .args(["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"])
+        .args([
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            "MkU3OEVBNTcwNTJENDM2Qg",
+            "-c",
+        ])
         .arg(dir.join("server.properties"))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .status()
         .unwrap();
-    assert!(status.success(), "formatting failed; see {}", dir.join("format.log").display());
+    assert!(
+        status.success(),
+        "formatting failed; see {}",
+        dir.join("format.log").display()
+    );
 }

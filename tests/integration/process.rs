@@ -44,11 +44,6 @@ impl Process {
         self.child.stderr.take()
     }
 
-    /// The operating system's id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal, unless the program has ended and been reaped.
     pub fn signal(&mut self, signal: Signal) {
         if self.exited().is_none() {

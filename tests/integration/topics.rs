@@ -92,7 +92,6 @@ pub fn create(bootstrap: &str, what: &str, partitions: i32, config: &[(&str, &st
 #[derive(Clone, Debug)]
 pub struct Record {
     pub partition: i32,
-    pub offset: i64,
     pub timestamp_ms: i64,
     pub key: Option<Vec<u8>>,
     /// In the record's order.
@@ -105,7 +104,11 @@ impl Record {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut all = self.headers.iter().filter(|(key, _)| key == name);
         let first = all.next();
-        assert!(all.next().is_none(), "header {name} stands twice: {:?}", self.headers);
+        assert!(
+            all.next().is_none(),
+            "header {name} stands twice: {:?}",
+            self.headers
+        );
         first.map(|(_, value)| std::str::from_utf8(value).unwrap())
     }
 
@@ -128,6 +131,8 @@ pub struct Reader {
     consumer: BaseConsumer,
     /// Everything read so far, in the order of reading; sentinels left out.
     pub records: Vec<Record>,
+    /// Partition to offset: the last record and the last sentinel.
+    last: BTreeMap<i32, i64>,
     sentinels: BTreeMap<i32, i64>,
 }
 
@@ -143,7 +148,9 @@ impl Reader {
             .create()
             .unwrap();
         let partitions: Vec<i32> = wait::until(LIMIT, &format!("partitions of {topic}"), || {
-            let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
+            let metadata = consumer
+                .fetch_metadata(Some(topic), Duration::from_secs(2))
+                .ok()?;
             let partitions = metadata.topics().first()?.partitions();
             (!partitions.is_empty()).then(|| partitions.iter().map(|p| p.id()).collect())
         });
@@ -159,6 +166,7 @@ impl Reader {
             partitions,
             consumer,
             records: Vec::new(),
+            last: BTreeMap::new(),
             sentinels: BTreeMap::new(),
         }
     }
@@ -180,7 +188,9 @@ impl Reader {
 
     /// Reads until there are so many records.
     pub fn read_count(&mut self, count: usize, limit: Duration) -> &[Record] {
-        self.read_until(limit, &format!("{count} records"), |records| records.len() >= count);
+        self.read_until(limit, &format!("{count} records"), |records| {
+            records.len() >= count
+        });
         &self.records
     }
 
@@ -189,7 +199,10 @@ impl Reader {
     pub fn read_to_end(&mut self, limit: Duration) -> &[Record] {
         let ends = append_sentinels(&self.bootstrap, &self.topic, &self.partitions);
         let deadline = Instant::now() + limit;
-        while !ends.iter().all(|(partition, end)| self.sentinels.get(partition) >= Some(end)) {
+        while !ends
+            .iter()
+            .all(|(partition, end)| self.sentinels.get(partition) >= Some(end))
+        {
             assert!(
                 Instant::now() < deadline,
                 "waited {limit:?} for the end of {}: wanted {ends:?}, passed {:?}",
@@ -218,9 +231,10 @@ impl Reader {
                     self.sentinels.insert(message.partition(), message.offset());
                     return;
                 }
+                let before = self.last.insert(message.partition(), message.offset());
+                assert!(before < Some(message.offset()), "read backwards");
                 self.records.push(Record {
                     partition: message.partition(),
-                    offset: message.offset(),
                     timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
                     key: message.key().map(<[u8]>::to_vec),
                     headers,
@@ -234,13 +248,6 @@ impl Reader {
     }
 }
 
-/// Reads a whole topic to its present end.
-pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Record> {
-    let mut reader = Reader::new(bootstrap, topic);
-    reader.read_to_end(LIMIT);
-    reader.records
-}
-
 struct Ends(std::sync::Mutex<BTreeMap<i32, i64>>);
 
 impl rdkafka::ClientContext for Ends {}
@@ -252,7 +259,10 @@ impl ProducerContext for Ends {
         let message = result
             .as_ref()
             .unwrap_or_else(|(error, _)| panic!("sentinel: {error}"));
-        self.0.lock().unwrap().insert(message.partition(), message.offset());
+        self.0
+            .lock()
+            .unwrap()
+            .insert(message.partition(), message.offset());
     }
 }
 
