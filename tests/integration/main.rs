@@ -1,1 +1,26 @@
 //! Integration tests against the real binary and a real Apache Kafka.
+// Everything in this crate is a test or a test's helper: a panic is how it reports.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+// The harness.
+mod bridge;
+mod cmc;
+mod http;
+mod jars;
+mod kafka;
+mod load;
+mod metrics;
+mod oracle;
+mod process;
+mod topics;
+mod wait;
+
+// The tests, a module for each theme.
+mod accounts;
+mod answers;
+mod crash;
+mod harness;
+mod history;
+mod outage;
+mod refusals;
+mod samples;

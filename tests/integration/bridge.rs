@@ -1,0 +1,285 @@
+//! The real binary, set up by its environment alone.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    http::Client,
+    kafka::new_dir,
+    metrics::{STREAMS, Scrape},
+    process::{Process, watched},
+    topics, wait,
+};
+
+/// Bootstrap servers where nobody listens.
+pub const NO_KAFKA: &str = "127.0.0.1:1";
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A topic for each stream.
+pub struct Topics {
+    pub deliveries: String,
+    pub bounces: String,
+    pub blocks: String,
+    pub dead_letters: String,
+}
+
+impl Topics {
+    /// Unique ones, created with three partitions each.
+    pub fn create(kafka: &str) -> Self {
+        let topic = |what| topics::create(kafka, what, 3, &[]);
+        Topics {
+            deliveries: topic("deliveries"),
+            bounces: topic("bounces"),
+            blocks: topic("blocks"),
+            dead_letters: topic("dead-letters"),
+        }
+    }
+}
+
+/// How to start a bridge: the same setup starts it again on the same spool.
+#[derive(Clone)]
+pub struct Setup {
+    spool: PathBuf,
+    environment: BTreeMap<String, String>,
+}
+
+impl Setup {
+    /// A new spool directory, free ports, anybody may post, no lame duck.
+    pub fn new(bootstrap: &str) -> Self {
+        let setup = Setup {
+            spool: PathBuf::new(),
+            environment: BTreeMap::new(),
+        };
+        setup
+            .spool(&new_dir("spool"))
+            .set("kafka.bootstrap_servers", bootstrap)
+            .set("ingest.listen", "127.0.0.1:0")
+            .set("admin.listen", "127.0.0.1:0")
+            .set("ingest.auth.allow_anonymous", "true")
+            .set("shutdown.lame_duck", "0s")
+            .set("shutdown.grace", "25s")
+            .set("log.format", "json")
+    }
+
+    /// Sets a configuration key (`ingest.max_events`) by its environment variable.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.environment.insert(variable(key), value.to_owned());
+        self
+    }
+
+    /// Takes a setting away, so that the default holds.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.environment.remove(&variable(key));
+        self
+    }
+
+    /// Another spool directory.
+    pub fn spool(mut self, dir: &Path) -> Self {
+        self.spool = dir.to_owned();
+        self.set("spool.dir", dir.to_str().unwrap())
+    }
+
+    /// Where the spool is.
+    pub fn spool_dir(&self) -> &Path {
+        &self.spool
+    }
+
+    /// These topics for the default streams.
+    pub fn topics(self, topics: &Topics) -> Self {
+        self.set("streams.deliveries.topic", &topics.deliveries)
+            .set("streams.bounces.topic", &topics.bounces)
+            .set("streams.blocks.topic", &topics.blocks)
+            .set("streams.dead_letters.topic", &topics.dead_letters)
+    }
+
+    /// Starts the process and no more.
+    pub fn spawn(&self) -> Running {
+        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), &[OsString::from("serve")]);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CMC_BRIDGE")) {
+            command.env_remove(name);
+        }
+        command
+            .envs(&self.environment)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command).unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let stderr = process.take_stderr().unwrap();
+        let reader = thread::spawn({
+            let lines = Arc::clone(&lines);
+            move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    lines.lock().unwrap().push(line);
+                }
+            }
+        });
+        Running {
+            process,
+            lines,
+            reader: Some(reader),
+        }
+    }
+
+    /// Starts the bridge and waits until it serves.
+    pub fn start(&self) -> Bridge {
+        let mut running = self.spawn();
+        let mut find = |message: &str| {
+            wait::until(START_LIMIT, &format!("the log line {message:?}"), || {
+                if let Some(status) = running.process.exited() {
+                    panic!("the bridge ended with {status}:\n{}", running.stderr());
+                }
+                running.logged_address(message)
+            })
+        };
+        let admin = find("metrics and probes are served");
+        let ingest = find("webhooks are served");
+        Bridge {
+            ingest,
+            admin,
+            running,
+        }
+    }
+}
+
+fn variable(key: &str) -> String {
+    format!("CMC_BRIDGE__{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// A bridge process; killed on drop, and its log printed when the test fails.
+pub struct Running {
+    process: Process,
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// All that it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    /// Waits for the end, and all of its output; gives the exit code.
+    pub fn wait_exit(&mut self, limit: Duration) -> i32 {
+        let status = self.process.wait(limit);
+        let Some(status) = status else {
+            panic!("the bridge still ran after {limit:?}");
+        };
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status
+            .code()
+            .unwrap_or_else(|| panic!("the bridge ended by {status}"))
+    }
+
+    fn logged_address(&self, message: &str) -> Option<SocketAddr> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().find_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            if line["message"] != message {
+                return None;
+            }
+            Some(line["address"].as_str()?.parse().unwrap())
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let lines = self.lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let from = lines.len().saturating_sub(60);
+            eprintln!("--- the bridge's last lines\n{}\n---", lines[from..].join("\n"));
+        }
+    }
+}
+
+/// A bridge that serves.
+pub struct Bridge {
+    /// Where webhooks go.
+    pub ingest: SocketAddr,
+    /// Metrics and probes.
+    pub admin: SocketAddr,
+    pub running: Running,
+}
+
+impl Bridge {
+    /// A new client of the webhook side.
+    pub fn client(&self) -> Client {
+        Client::new(self.ingest)
+    }
+
+    /// The status of a probe.
+    pub fn probe(&self, path: &str) -> u16 {
+        Client::new(self.admin).get(path).status
+    }
+
+    /// A scrape; the accounts must agree in every one.
+    pub fn scrape(&self) -> Scrape {
+        let response = Client::new(self.admin).get("/metrics");
+        assert_eq!(response.status, 200);
+        let scrape = Scrape::parse(response.text());
+        scrape.check_accounts();
+        scrape
+    }
+
+    /// Scrapes until `condition` holds.
+    pub fn wait_for(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut condition: impl FnMut(&Scrape) -> bool,
+    ) -> Scrape {
+        wait::until(limit, what, || {
+            let scrape = self.scrape();
+            condition(&scrape).then_some(scrape)
+        })
+    }
+
+    /// Waits until no stream has an undelivered event.
+    pub fn wait_drained(&self, limit: Duration) -> Scrape {
+        self.wait_for(limit, "an empty backlog", |scrape| {
+            STREAMS
+                .iter()
+                .all(|stream| scrape.stream("cmc_bridge_backlog_events", stream) == 0.0)
+        })
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.running.process.kill();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) {
+        self.running.process.signal(Signal::TERM);
+    }
+
+    /// SIGTERM, and the orderly end.
+    pub fn stop(mut self) {
+        self.terminate();
+        assert_eq!(self.running.wait_exit(Duration::from_secs(30)), 0);
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&mut self) {
+        self.running.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.running.process.signal(Signal::CONT);
+    }
+}

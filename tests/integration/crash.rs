@@ -1,0 +1,116 @@
+//! The bridge is killed, stopped and paused under load, again and again: nothing is lost, nothing doubled.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    bridge::{Setup, Topics},
+    kafka,
+    load::{Load, Outcome, Shape, Target},
+    oracle,
+    wait::Random,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn killed_under_load_again_and_again() {
+    let kills: u64 = std::env::var("CMC_BRIDGE_TEST_KILLS")
+        .map(|text| text.parse().expect("CMC_BRIDGE_TEST_KILLS is a number"))
+        .unwrap_or(12);
+    let mut random = Random::new("kills");
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka).topics(&topics);
+    let target = Target::default();
+    let load = Load::start(&target, Shape::default());
+    for _ in 0..kills {
+        let bridge = setup.start();
+        target.set(bridge.ingest);
+        load.wait_acknowledged(1, LIMIT);
+        // A random instant is the point here: during init_transactions, in a transaction, between two.
+        thread::sleep(Duration::from_millis(random.below(2000)));
+        bridge.scrape();
+        bridge.kill();
+    }
+    let bridge = setup.start();
+    target.set(bridge.ingest);
+    load.wait_acknowledged(100, LIMIT);
+    let posted = load.stop();
+    bridge.wait_drained(Duration::from_secs(120));
+    oracle::check(kafka, &topics, &posted);
+    bridge.stop();
+}
+
+#[test]
+fn a_second_bridge_on_the_same_directory_is_refused() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka).topics(&topics);
+    let bridge = setup.start();
+    let mut second = setup.spawn();
+    assert_ne!(second.wait_exit(LIMIT), 0);
+    let log = second.stderr();
+    assert!(log.to_lowercase().contains("lock"), "{log}");
+    assert!(log.contains(setup.spool_dir().to_str().unwrap()), "{log}");
+    // The first one is not disturbed.
+    assert_eq!(bridge.client().post(crate::cmc::delivery("a@test")).status, 200);
+    bridge.wait_drained(LIMIT);
+}
+
+#[test]
+fn stopped_under_load() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka).topics(&topics);
+    let target = Target::default();
+    let mut bridge = setup.start();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(300, LIMIT);
+    bridge.terminate();
+    assert_eq!(
+        bridge.running.wait_exit(Duration::from_secs(26)),
+        0,
+        "within the grace"
+    );
+    let posted = load.stop();
+    // Kafka is there, so the grace was enough to deliver all.
+    oracle::check(kafka, &topics, &posted);
+    let bridge = setup.start();
+    assert_eq!(
+        bridge
+            .wait_drained(LIMIT)
+            .sum("cmc_bridge_delivered_events_total", &[]),
+        0.0
+    );
+    oracle::check(kafka, &topics, &posted);
+}
+
+#[test]
+fn paused_for_longer_than_the_transaction_time_out() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka)
+        .topics(&topics)
+        .set("kafka.transaction_timeout", "2s");
+    let target = Target::default();
+    let mut bridge = setup.start();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    for _ in 0..3 {
+        load.wait_acknowledged(200, LIMIT);
+        bridge.pause();
+        // The broker ends the open transaction meanwhile.
+        thread::sleep(Duration::from_millis(3500));
+        bridge.resume();
+    }
+    load.wait_acknowledged(200, LIMIT);
+    let posted = load.stop();
+    assert!(
+        posted
+            .iter()
+            .all(|webhook| matches!(webhook.outcome, Outcome::Acknowledged(_)))
+    );
+    bridge.wait_drained(LIMIT);
+    oracle::check(kafka, &topics, &posted);
+}

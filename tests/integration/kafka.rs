@@ -1,0 +1,287 @@
+//! Real Kafka brokers: one shared by most tests, and own ones for tests that kill theirs.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Once, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rustix::process::Signal;
+
+use crate::{
+    jars::{java, work_dir},
+    process::{Process, watched},
+    topics::{client_config, try_create_topic},
+    wait::{self, Permit, Random, Semaphore},
+};
+
+/// A broker takes about 600 MB and, while it starts, a core.
+static OWN_BROKERS: Semaphore = Semaphore::new(2);
+
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// The bootstrap servers of the cluster that tests share: topics are unique, and nobody stops it.
+pub fn shared() -> &'static str {
+    static SHARED: OnceLock<(String, Option<Broker>)> = OnceLock::new();
+    let (bootstrap, _) = SHARED.get_or_init(|| match std::env::var("CMC_BRIDGE_TEST_BROKERS") {
+        Ok(brokers) => (brokers, None),
+        Err(_) => {
+            let broker = Broker::start(None);
+            (broker.bootstrap(), Some(broker))
+        }
+    });
+    bootstrap
+}
+
+/// A single-node cluster of our own.
+pub struct Broker {
+    dir: PathBuf,
+    port: u16,
+    process: Option<Process>,
+    _permit: Option<Permit>,
+}
+
+impl Broker {
+    /// Starts one that the caller may kill, pause and restart. Waits while too many run.
+    pub fn own() -> Self {
+        Broker::start(Some(OWN_BROKERS.acquire()))
+    }
+
+    fn start(permit: Option<Permit>) -> Self {
+        let mut random = Random::new("broker ports");
+        for _ in 0..5 {
+            let (port, controller) = (free_port(&mut random), free_port(&mut random));
+            let dir = new_dir("kafka");
+            write_files(&dir, port, controller);
+            format_storage(&dir);
+            let mut broker = Broker {
+                dir,
+                port,
+                process: None,
+                _permit: None,
+            };
+            if broker.try_start() {
+                broker._permit = permit;
+                return broker;
+            }
+            let log = fs::read_to_string(broker.log_file()).unwrap_or_default();
+            assert!(
+                log.contains("already in use"),
+                "the broker ended while starting:\n{log}"
+            );
+        }
+        panic!("no free port in five tries");
+    }
+
+    /// Its `bootstrap.servers`, the same after a restart.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What the broker printed.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("broker.log")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM, and waits for the orderly end.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal(Signal::TERM);
+            assert!(
+                process.wait(Duration::from_secs(60)).is_some(),
+                "the broker did not stop; see {}",
+                self.log_file().display()
+            );
+        }
+    }
+
+    /// SIGSTOP: connections stay open, nobody answers.
+    pub fn pause(&mut self) {
+        self.process.as_mut().unwrap().signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.process.as_mut().unwrap().signal(Signal::CONT);
+    }
+
+    /// Starts it again on the same data and port.
+    pub fn start_again(&mut self) {
+        self.kill();
+        wait::until(START_LIMIT, "the broker's restart on its old port", || {
+            self.try_start().then_some(())
+        });
+    }
+
+    /// Starts the process and waits until topics can be made; false when it ended by itself.
+    fn try_start(&mut self) -> bool {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .unwrap();
+        let java = java();
+        let options = format!(
+            "-Dlog4j2.configurationFile={}",
+            self.dir.join("log4j2.xml").display()
+        );
+        let args: Vec<OsString> = [
+            // Quick to start and modest: the tests share the machine with the bridge.
+            "-Xms64m",
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Xshare:auto",
+            options.as_str(),
+            "-cp",
+            java.class_path.as_str(),
+            "kafka.Kafka",
+        ]
+        .iter()
+        .map(OsString::from)
+        .chain([self.dir.join("server.properties").into_os_string()])
+        .collect();
+        let mut command = watched(&java.program, &args);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let process = self.process.insert(Process::spawn(&mut command).unwrap());
+        let bootstrap = format!("127.0.0.1:{}", self.port);
+        let probe: BaseConsumer = client_config(&bootstrap).create().unwrap();
+        let what = format!(
+            "a broker; its output is in {}",
+            self.dir.join("broker.log").display()
+        );
+        wait::until(START_LIMIT, &what, || {
+            if process.exited().is_some() {
+                return Some(false);
+            }
+            let metadata = probe.fetch_metadata(None, Duration::from_millis(500)).ok()?;
+            // Metadata comes from the listener at once; only a created topic shows that the controller works.
+            (metadata.brokers().len() == 1 && try_create_topic(&bootstrap, "harness-probe", 1, &[]).is_ok())
+                .then_some(true)
+        })
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the broker's output is kept in {}", self.log_file().display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A new directory for this run. Directories of former runs are removed first, unless their process still runs.
+pub fn new_dir(what: &str) -> PathBuf {
+    static CLEAN: Once = Once::new();
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    CLEAN.call_once(|| {
+        for entry in fs::read_dir(work_dir()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("run-"))
+                && !Path::new("/proc").join(pid).exists()
+            {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let dir = work_dir()
+        .join(format!("run-{}", std::process::id()))
+        .join(format!("{what}-{n}"));
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// A free port below the ephemeral range: a client's outgoing connection must not take a stopped broker's port (or,
+/// connecting to it, end up connected to itself).
+fn free_port(random: &mut Random) -> u16 {
+    loop {
+        let port = 15_000 + random.below(17_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn write_files(dir: &Path, port: u16, controller: u16) {
+    let properties = format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         controller.listener.names=CONTROLLER\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         log.dirs={}\n\
+         num.network.threads=2\n\
+         num.io.threads=4\n\
+         auto.create.topics.enable=false\n\
+         default.replication.factor=1\n\
+         min.insync.replicas=1\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=4\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         transaction.state.log.num.partitions=4\n\
+         transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
+         group.initial.rebalance.delay.ms=0\n\
+         broker.session.timeout.ms=3000\n\
+         broker.heartbeat.interval.ms=500\n\
+         log.cleaner.dedupe.buffer.size=4194304\n",
+        dir.join("data").display()
+    );
+    fs::write(dir.join("server.properties"), properties).unwrap();
+    let log4j = r#"<Configuration status="ERROR">
+  <Appenders><Console name="out"><PatternLayout pattern="%d %p %c %m%n%throwable"/></Console></Appenders>
+  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
+"#;
+    fs::write(dir.join("log4j2.xml"), log4j).unwrap();
+}
+
+fn format_storage(dir: &Path) {
+    let java = java();
+    let log = File::create(dir.join("format.log")).unwrap();
+    let status = Command::new(&java.program)
+        .arg(format!(
+            "-Dlog4j2.configurationFile={}",
+            dir.join("log4j2.xml").display()
+        ))
+        .args(["-XX:TieredStopAtLevel=1", "-cp", &java.class_path])
+        .args([
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            "MkU3OEVBNTcwNTJENDM2Qg",
+            "-c",
+        ])
+        .arg(dir.join("server.properties"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "formatting failed; see {}",
+        dir.join("format.log").display()
+    );
+}

@@ -1,0 +1,103 @@
+//! Kafka is gone: webhooks are answered as before, and all arrives when it is back.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    bridge::{Setup, Topics},
+    kafka::Broker,
+    load::{Load, Outcome, Shape, Target, median_latency},
+    oracle,
+};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn webhooks_are_answered_as_fast_while_kafka_is_down() {
+    let mut broker = Broker::own();
+    let kafka = broker.bootstrap();
+    let topics = Topics::create(&kafka);
+    let setup = Setup::new(&kafka).topics(&topics);
+    let bridge = setup.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let run = |webhooks| {
+        let load = Load::start(&target, Shape::default());
+        load.wait_acknowledged(webhooks, LIMIT);
+        load.stop()
+    };
+    // The first deliveries warm everything up and count for the oracle only.
+    let mut posted = run(200);
+    bridge.wait_for(LIMIT, "a first delivery", |scrape| {
+        scrape.sum("cmc_bridge_delivered_events_total", &[]) > 0.0
+    });
+    let before = run(2000);
+
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(200, LIMIT);
+    broker.kill();
+    posted.extend(load.stop());
+    let during = run(2000);
+    assert!(bridge.scrape().backlog() > 0.0);
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
+
+    bridge.kill();
+    let bridge = setup.start();
+    target.set(bridge.ingest);
+    let restarted = run(2000);
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
+    assert!(bridge.scrape().sum("cmc_bridge_recovered_events", &[]) > 0.0);
+
+    let medians = [&before, &during, &restarted].map(|posted| median_latency(posted));
+    let ratios = medians.map(|median| median.as_secs_f64() / medians[0].as_secs_f64());
+    println!("p50 before, during, and after a restart in the outage: {medians:?}, ratios {ratios:.2?}");
+    // Loose: other tests share the processor.
+    assert!(ratios.iter().all(|ratio| *ratio <= 3.0), "{medians:?}");
+
+    broker.start_again();
+    bridge.wait_drained(LIMIT);
+    posted.extend(before.into_iter().chain(during).chain(restarted));
+    assert!(
+        posted
+            .iter()
+            .all(|webhook| matches!(webhook.outcome, Outcome::Acknowledged(_)))
+    );
+    oracle::check(&kafka, &topics, &posted);
+}
+
+#[test]
+fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
+    let mut broker = Broker::own();
+    let kafka = broker.bootstrap();
+    let topics = Topics::create(&kafka);
+    let setup = Setup::new(&kafka)
+        .topics(&topics)
+        .set("kafka.transaction_timeout", "3s");
+    let bridge = setup.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    let delivered = |more: f64| {
+        let now = bridge.scrape().sum("cmc_bridge_delivered_events_total", &[]);
+        bridge.wait_for(LIMIT, "more deliveries", |scrape| {
+            scrape.sum("cmc_bridge_delivered_events_total", &[]) >= now + more
+        });
+    };
+    delivered(200.0);
+    broker.kill();
+    load.wait_acknowledged(200, LIMIT);
+    broker.start_again();
+    delivered(200.0);
+    broker.pause();
+    load.wait_acknowledged(200, LIMIT);
+    // Beyond the transaction's time-out, with connections that stay open.
+    thread::sleep(Duration::from_secs(5));
+    broker.resume();
+    delivered(200.0);
+    broker.stop();
+    load.wait_acknowledged(200, LIMIT);
+    broker.start_again();
+    delivered(200.0);
+    let posted = load.stop();
+    bridge.wait_drained(LIMIT);
+    oracle::check(&kafka, &topics, &posted);
+}

@@ -1,0 +1,98 @@
+//! Child processes that never outlive the tests, however these end.
+//!
+//! A child is started as `sh`, which leaves a watcher behind and becomes (`exec`) the program, so that the child's id
+//! is the program's. The watcher waits on a pipe whose other end only the test process holds: the pipe's end of file
+//! means that the tests are gone, and it kills the program. A line on the pipe means that the program is reaped.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, Write},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const WATCHED: &str = r#"exec 3<&0
+(read -r _ <&3 || kill -9 $$) >/dev/null 2>&1 &
+exec "$@" 3<&- </dev/null"#;
+
+/// A running (or ended) program; killed on drop.
+pub struct Process {
+    child: Child,
+    alive: Option<ChildStdin>,
+}
+
+/// The command for a program that [`Process::spawn`] can start; set its environment and outputs as usual.
+pub fn watched<S: AsRef<OsStr>>(program: S, args: &[OsString]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", WATCHED, "sh"]).arg(program).args(args);
+    command
+}
+
+impl Process {
+    /// Starts what [`watched`] made.
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).spawn()?;
+        // Taken out, for `Child::wait` would close it.
+        let alive = child.stdin.take();
+        Ok(Process { child, alive })
+    }
+
+    /// The standard error, when it was piped and not yet taken.
+    pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Sends a signal, unless the program has ended and been reaped.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.exited().is_none() {
+            let pid = Pid::from_raw(self.child.id() as i32).unwrap();
+            kill_process(pid, signal).unwrap();
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+        self.release();
+    }
+
+    /// The exit status, if it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        // Once reaped, `Child` remembers the status and never asks for the id again.
+        let status = self.child.try_wait().unwrap();
+        if status.is_some() {
+            self.release();
+        }
+        status
+    }
+
+    /// Waits for the end, at most so long.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.exited() {
+                return Some(status);
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(mut alive) = self.alive.take() {
+            // The watcher may be gone; then there is nobody to tell.
+            let _ = alive.write_all(b"reaped\n");
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,309 @@
+//! Topics, and what a `read_committed` consumer sees in them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{Header, Headers, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
+};
+
+use crate::wait::{self, unique};
+
+/// The header that marks a harness's own record at the end of a partition.
+const SENTINEL: &str = "cmc-test-sentinel";
+
+/// How long anything about topics may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The settings that every client of the harness has.
+pub fn client_config(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap)
+        .set("reconnect.backoff.ms", "20")
+        .set("reconnect.backoff.max.ms", "200")
+        .set("allow.auto.create.topics", "false")
+        // Killed brokers are part of the tests: no chatter about them.
+        .set("log_level", "0");
+    config
+}
+
+/// Creates a topic of this name, once; `Ok` as well when it exists.
+pub fn try_create_topic(
+    bootstrap: &str,
+    name: &str,
+    partitions: i32,
+    config: &[(&str, &str)],
+) -> Result<(), String> {
+    let admin: AdminClient<DefaultClientContext> = client_config(bootstrap).create().unwrap();
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    for (key, value) in config {
+        topic = topic.set(key, value);
+    }
+    let options = AdminOptions::new()
+        .request_timeout(Some(Duration::from_secs(5)))
+        .operation_timeout(Some(Duration::from_secs(5)));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let results = runtime
+        .block_on(admin.create_topics([&topic], &options))
+        .map_err(|error| error.to_string())?;
+    for result in results {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(format!("{topic}: {code}")),
+        }
+    }
+    Ok(())
+}
+
+/// Creates a topic of exactly this name and waits until its partitions have leaders.
+pub fn create_named(bootstrap: &str, name: &str, partitions: i32, config: &[(&str, &str)]) {
+    let mut last = String::new();
+    wait::until(LIMIT, &format!("topic {name}"), || {
+        try_create_topic(bootstrap, name, partitions, config)
+            .inspect_err(|error| last.clone_from(error))
+            .ok()
+    });
+    let probe: BaseConsumer = client_config(bootstrap).create().unwrap();
+    wait::until(LIMIT, &format!("leaders of {name} {last}"), || {
+        let metadata = probe.fetch_metadata(Some(name), Duration::from_secs(1)).ok()?;
+        let parts = metadata.topics().first()?.partitions();
+        (parts.len() == partitions as usize && parts.iter().all(|p| p.error().is_none() && p.leader() >= 0))
+            .then_some(())
+    });
+}
+
+/// Creates a topic with a unique name that begins with `what`.
+pub fn create(bootstrap: &str, what: &str, partitions: i32, config: &[(&str, &str)]) -> String {
+    let name = unique(what);
+    create_named(bootstrap, &name, partitions, config);
+    name
+}
+
+/// A record as a consumer gets it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub partition: i32,
+    pub timestamp_ms: i64,
+    pub key: Option<Vec<u8>>,
+    /// In the record's order.
+    pub headers: Vec<(String, Vec<u8>)>,
+    pub value: Vec<u8>,
+}
+
+impl Record {
+    /// The value of the only header of this name, as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers.iter().filter(|(key, _)| key == name);
+        let first = all.next();
+        assert!(
+            all.next().is_none(),
+            "header {name} stands twice: {:?}",
+            self.headers
+        );
+        first.map(|(_, value)| std::str::from_utf8(value).unwrap())
+    }
+
+    /// The key as text.
+    pub fn key_text(&self) -> Option<&str> {
+        self.key.as_deref().map(|key| std::str::from_utf8(key).unwrap())
+    }
+
+    /// The value as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.value).unwrap()
+    }
+}
+
+/// A `read_committed` consumer of all partitions of a topic, from the beginning on.
+pub struct Reader {
+    bootstrap: String,
+    topic: String,
+    partitions: Vec<i32>,
+    consumer: BaseConsumer,
+    /// Everything read so far, in the order of reading; sentinels left out.
+    pub records: Vec<Record>,
+    /// Partition to offset: the last record and the last sentinel.
+    last: BTreeMap<i32, i64>,
+    sentinels: BTreeMap<i32, i64>,
+}
+
+impl Reader {
+    /// Opens a topic that exists.
+    pub fn new(bootstrap: &str, topic: &str) -> Self {
+        let consumer: BaseConsumer = client_config(bootstrap)
+            .set("group.id", unique("reader"))
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("fetch.wait.max.ms", "50")
+            .set("check.crcs", "true")
+            .create()
+            .unwrap();
+        let partitions: Vec<i32> = wait::until(LIMIT, &format!("partitions of {topic}"), || {
+            let metadata = consumer
+                .fetch_metadata(Some(topic), Duration::from_secs(2))
+                .ok()?;
+            let partitions = metadata.topics().first()?.partitions();
+            (!partitions.is_empty()).then(|| partitions.iter().map(|p| p.id()).collect())
+        });
+        let mut list = TopicPartitionList::new();
+        for partition in &partitions {
+            list.add_partition_offset(topic, *partition, Offset::Beginning)
+                .unwrap();
+        }
+        consumer.assign(&list).unwrap();
+        Reader {
+            bootstrap: bootstrap.to_owned(),
+            topic: topic.to_owned(),
+            partitions,
+            consumer,
+            records: Vec::new(),
+            last: BTreeMap::new(),
+            sentinels: BTreeMap::new(),
+        }
+    }
+
+    /// Reads until `condition` holds; panics with what was seen when the deadline passes first.
+    pub fn read_until(&mut self, limit: Duration, what: &str, mut condition: impl FnMut(&[Record]) -> bool) {
+        let deadline = Instant::now() + limit;
+        while !condition(&self.records) {
+            assert!(
+                Instant::now() < deadline,
+                "waited {limit:?} for {what} in {}; {} records so far, the last: {:?}",
+                self.topic,
+                self.records.len(),
+                self.records.last()
+            );
+            self.poll();
+        }
+    }
+
+    /// Reads until there are so many records.
+    pub fn read_count(&mut self, count: usize, limit: Duration) -> &[Record] {
+        self.read_until(limit, &format!("{count} records"), |records| {
+            records.len() >= count
+        });
+        &self.records
+    }
+
+    /// Reads all that stands in the topic now, and nothing more: a record of our own at the end of each partition says
+    /// where that is. A transaction open at this instant holds the reader until it ends, as it does any consumer.
+    pub fn read_to_end(&mut self, limit: Duration) -> &[Record] {
+        let ends = append_sentinels(&self.bootstrap, &self.topic, &self.partitions);
+        let deadline = Instant::now() + limit;
+        while !ends
+            .iter()
+            .all(|(partition, end)| self.sentinels.get(partition) >= Some(end))
+        {
+            assert!(
+                Instant::now() < deadline,
+                "waited {limit:?} for the end of {}: wanted {ends:?}, passed {:?}",
+                self.topic,
+                self.sentinels
+            );
+            self.poll();
+        }
+        &self.records
+    }
+
+    fn poll(&mut self) {
+        match self.consumer.poll(Duration::from_millis(100)) {
+            None => {}
+            Some(Ok(message)) => {
+                let headers: Vec<(String, Vec<u8>)> = message
+                    .headers()
+                    .map(|headers| {
+                        headers
+                            .iter()
+                            .map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec()))
+                            .collect()
+                    })
+                    .unwrap_or_default();
+                if headers.first().is_some_and(|(name, _)| name == SENTINEL) {
+                    self.sentinels.insert(message.partition(), message.offset());
+                    return;
+                }
+                let before = self.last.insert(message.partition(), message.offset());
+                assert!(before < Some(message.offset()), "read backwards");
+                self.records.push(Record {
+                    partition: message.partition(),
+                    timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+                    key: message.key().map(<[u8]>::to_vec),
+                    headers,
+                    value: message.payload().unwrap_or_default().to_vec(),
+                });
+            }
+            // A broker that is down comes back or the deadline passes.
+            Some(Err(KafkaError::MessageConsumption(_))) => {}
+            Some(Err(error)) => panic!("reading {}: {error}", self.topic),
+        }
+    }
+}
+
+struct Ends(std::sync::Mutex<BTreeMap<i32, i64>>);
+
+impl rdkafka::ClientContext for Ends {}
+
+impl ProducerContext for Ends {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        let message = result
+            .as_ref()
+            .unwrap_or_else(|(error, _)| panic!("sentinel: {error}"));
+        self.0
+            .lock()
+            .unwrap()
+            .insert(message.partition(), message.offset());
+    }
+}
+
+fn append_sentinels(bootstrap: &str, topic: &str, partitions: &[i32]) -> BTreeMap<i32, i64> {
+    let producer: ThreadedProducer<Ends> = client_config(bootstrap)
+        .set("acks", "all")
+        .set("linger.ms", "0")
+        .create_with_context(Ends(Default::default()))
+        .unwrap();
+    for partition in partitions {
+        let headers = OwnedHeaders::new().insert(Header {
+            key: SENTINEL,
+            value: Some("end"),
+        });
+        producer
+            .send(
+                BaseRecord::to(topic)
+                    .partition(*partition)
+                    // With a key, for compacted topics want one.
+                    .key(SENTINEL)
+                    .payload("end")
+                    .headers(headers),
+            )
+            .map_err(|(error, _)| error)
+            .unwrap();
+    }
+    wait::until(LIMIT, "the sentinels' acknowledgement", || {
+        let ends = producer.context().0.lock().unwrap();
+        (ends.len() == partitions.len()).then(|| ends.clone())
+    })
+}
+
+/// A transactional producer, for the harness's own tests.
+pub fn transactional_producer(bootstrap: &str, id: &str, timeout_ms: u32) -> BaseProducer {
+    let producer: BaseProducer = client_config(bootstrap)
+        .set("transactional.id", id)
+        .set("transaction.timeout.ms", timeout_ms.to_string())
+        .create()
+        .unwrap();
+    wait::until(LIMIT, "init_transactions", || {
+        producer.init_transactions(Duration::from_secs(10)).ok()
+    });
+    producer
+}
