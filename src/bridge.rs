@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{Registry, process_collector::ProcessCollector};
+use prometheus::Registry;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
@@ -331,8 +331,7 @@ fn register_books(registry: &Registry, opened: &[Opened], limit: u64) -> prometh
             }
         })
         .collect();
-    registry.register(Box::new(BooksCollector::new(books)?))?;
-    registry.register(Box::new(ProcessCollector::for_self()))
+    registry.register(Box::new(BooksCollector::new(books)?))
 }
 
 fn credential_names(config: &Config) -> Vec<&str> {

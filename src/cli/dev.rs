@@ -76,8 +76,9 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     });
     printer.stop();
     runtime.shutdown_background();
+    result?;
     println!("Stopped. The temporary spool is removed.");
-    result
+    Ok(())
 }
 
 /// Turns a configuration into one for trying out: loopback, the mock broker, a temporary spool.
