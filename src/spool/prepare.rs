@@ -82,6 +82,16 @@ pub enum Taken {
     Failed(SpoolError),
 }
 
+impl From<Result<Spare, SpoolError>> for Taken {
+    fn from(prepared: Result<Spare, SpoolError>) -> Taken {
+        match prepared {
+            Ok(spare) => Taken::Spare(spare),
+            Err(error) if error.is_no_space() => Taken::NoSpace,
+            Err(error) => Taken::Failed(error),
+        }
+    }
+}
+
 impl Preparer {
     pub fn start(storage: Arc<dyn Storage>, dir: PathBuf, thread_name: String) -> io::Result<Preparer> {
         let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
