@@ -54,8 +54,17 @@ mod reader;
 mod record;
 mod recovery;
 mod segment;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod storage;
 mod writer;
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod recovery_tests;
 
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
