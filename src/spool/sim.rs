@@ -86,11 +86,12 @@ struct Fault {
 }
 
 impl SimDisk {
+    /// An empty disk with a directory `/spool`.
     pub fn new(seed: u64) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(Disk {
             rng: seed,
-            dirs: [PathBuf::from("/")].into(),
-            durable_dirs: [PathBuf::from("/")].into(),
+            dirs: ["/".into(), "/spool".into()].into(),
+            durable_dirs: ["/".into(), "/spool".into()].into(),
             ..Disk::default()
         })))
     }
