@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{accounts::Accounts, config::Durability, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, SpoolError,
+    AppendError, Appender, Damage, Position, Seq, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
     prepare::{Preparer, SPARE, Spare, Taken},
@@ -76,6 +76,8 @@ pub(super) struct TailState {
     pub end: Position,
     /// Nothing will be written any more.
     pub closed: bool,
+    /// Whoever waits next, or waits now, is to go on without a reason here.
+    woken: bool,
 }
 
 impl Tail {
@@ -83,17 +85,27 @@ impl Tail {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the durable end lies beyond `position` or nothing will come any more, at most this long.
-    pub fn wait_beyond(&self, position: Position, limit: Duration) {
-        let state = self.lock();
-        // Both time and spurious wake-ups are the caller's to look at again.
-        let _ = self.grown.wait_timeout_while(state, limit, |state| {
-            state.end.seq <= position.seq && !state.closed
-        });
+    /// Waits until the durable end lies beyond `seq`, nothing will come any more, or [`Tail::wake`] was called since
+    /// the last wait; at most this long. Which of them it was is the caller's to look at.
+    pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
+        let (mut state, _) = self
+            .grown
+            .wait_timeout_while(self.lock(), limit, |state| {
+                state.end.seq <= seq && !state.closed && !state.woken
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.woken = false;
     }
 
-    /// Wakes whoever waits.
+    /// Ends a wait, also one that is about to begin.
     pub fn wake(&self) {
+        self.lock().woken = true;
+        self.grown.notify_all();
+    }
+
+    /// Nothing will be written any more.
+    fn close(&self) {
+        self.lock().closed = true;
         self.grown.notify_all();
     }
 
@@ -116,12 +128,8 @@ impl Log {
         let (mut writer, backlog, damage) =
             LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
         writer.preparer = Some(
-            Preparer::start(
-                storage,
-                options.dir.clone(),
-                format!("prepare-{}", options.name),
-            )
-            .map_err(SpoolError::io("start a thread for", &options.dir))?,
+            Preparer::start(storage, options.dir.clone(), format!("prepare-{}", options.name))
+                .map_err(SpoolError::io("start a thread for", &options.dir))?,
         );
         let queue = Arc::clone(&writer.queue);
         let tail = Arc::clone(&writer.tail);
@@ -157,8 +165,7 @@ impl Log {
             // A panic of the writer has been reported by its hook; there is nothing left to close then.
             let _ = writer.join();
         }
-        self.tail.lock().closed = true;
-        self.tail.wake();
+        self.tail.close();
     }
 }
 
@@ -214,6 +221,7 @@ impl LogWriter {
                     events: recovered.events,
                 },
                 closed: false,
+                woken: false,
             }),
             grown: Condvar::new(),
         });
@@ -268,8 +276,7 @@ impl LogWriter {
     fn run(mut self, on_failure: impl FnOnce(SpoolError)) {
         if let Err(error) = self.serve() {
             self.queue.fail();
-            self.tail.lock().closed = true;
-            self.tail.wake();
+            self.tail.close();
             on_failure(error);
         }
     }
@@ -307,6 +314,8 @@ impl LogWriter {
                 continue;
             }
             no_room = !self.write(&mut group)?;
+            // What fits in the room that is left makes no roll, which alone would take the notice down.
+            self.queue.set_no_room(no_room);
             unsealed = true;
         }
     }
@@ -440,7 +449,7 @@ impl LogWriter {
         self.queue.set_used(Tail::used(&state));
         drop(state);
         if grown {
-            self.tail.wake();
+            self.tail.grown.notify_all();
         }
     }
 }

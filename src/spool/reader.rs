@@ -97,6 +97,11 @@ impl Reader {
         self.open = None;
     }
 
+    /// The batch that is read next.
+    pub fn place(&self) -> Seq {
+        self.next
+    }
+
     /// The next batch, and moves behind it; `None` at the durable end.
     pub fn next(&mut self) -> Result<Option<StoredBatch>, ReadError> {
         loop {
@@ -146,7 +151,15 @@ impl Reader {
                         return Ok(None);
                     }
                 }
-                _ => return Err(ReadError::Damaged(open.damage(limit, self.next)?)),
+                _ => match open.damage(limit, self.next)? {
+                    // Only what is done with is damaged.
+                    Damage {
+                        to: Some(to),
+                        bytes: Some((_, behind)),
+                        ..
+                    } if to <= self.next => open.offset = behind,
+                    damage => return Err(ReadError::Damaged(damage)),
+                },
             }
         }
     }
