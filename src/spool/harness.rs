@@ -2,10 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use prometheus::{Histogram, HistogramOpts};
@@ -47,7 +44,8 @@ pub fn metrics() -> LogMetrics {
 pub fn batch(number: u64, len: usize) -> (Batch, Tally) {
     let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], len);
     let mut tally = Tally::default();
-    for _ in 0..=number % 3 {
+    for record in 0..=number % 3 {
+        let len = if record == 0 { len } else { 0 };
         builder.push(None, &[], &[&vec![number as u8 | 1; len]]);
         tally.count(Stream::Deliveries, None);
     }
@@ -84,7 +82,10 @@ impl Life {
     }
 
     /// Appends these batches as one group; each one's answer, and what the writer said of the whole.
-    pub fn try_append(&mut self, batches: &[Batch]) -> (Vec<Result<(), AppendError>>, Result<bool, SpoolError>) {
+    pub fn try_append(
+        &mut self,
+        batches: &[Batch],
+    ) -> (Vec<Result<(), AppendError>>, Result<bool, SpoolError>) {
         let mut answers = Vec::new();
         let mut group = Vec::new();
         for batch in batches {
@@ -114,7 +115,10 @@ impl Life {
     pub fn append(&mut self, numbers: impl IntoIterator<Item = u64>, len: usize) {
         let batches: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
         let (answers, result) = self.try_append(&batches);
-        assert!(result.unwrap() && answers.iter().all(Result::is_ok), "{answers:?}");
+        assert!(
+            result.unwrap() && answers.iter().all(Result::is_ok),
+            "{answers:?}"
+        );
     }
 
     /// Seals what was written.
@@ -177,9 +181,4 @@ pub fn segments(disk: &SimDisk) -> Vec<u64> {
         .collect();
     ids.sort_unstable();
     ids
-}
-
-/// Withdraws a batch that waits.
-pub fn withdraw(pending: &Pending) {
-    pending.withdrawn.store(true, Ordering::Relaxed);
 }

@@ -62,6 +62,8 @@ mod writer;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod log_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod recovery_tests;

@@ -106,7 +106,10 @@ impl Model {
         self.position = position.seq.0;
         self.stored = (self.position, self.position);
         let books = life.accounts.snapshot();
-        assert_eq!((books.durable_total, books.position_total), (end.events, position.events));
+        assert_eq!(
+            (books.durable_total, books.position_total),
+            (end.events, position.events)
+        );
         self.read_all(&mut life);
         life
     }

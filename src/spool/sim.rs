@@ -9,6 +9,8 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use super::storage::{Access, Storage, StorageFile};
@@ -53,6 +55,7 @@ struct Disk {
     capacity: Option<usize>,
     fault: Option<Fault>,
     halt_in: Option<u64>,
+    syncs_held: bool,
     life: u64,
     rng: u64,
     counts: BTreeMap<String, u64>,
@@ -170,6 +173,11 @@ impl SimDisk {
     /// sync leaves pages that look clean and have, in part, never reached the disk.
     pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
         self.lock().fault = Some(Fault { op, name, skip });
+    }
+
+    /// While held, no `fdatasync` of a segment returns.
+    pub fn hold_syncs(&self, held: bool) {
+        self.lock().syncs_held = held;
     }
 
     /// All files together hold no more than this many bytes.
@@ -462,6 +470,11 @@ impl StorageFile for OpenFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.mount.lock()?;
         let name = disk.name_of(self.id);
+        while disk.syncs_held && name.ends_with(".segment") {
+            drop(disk);
+            thread::sleep(Duration::from_millis(1));
+            disk = self.mount.lock()?;
+        }
         let result = disk.change(Op::SyncData, &name);
         if disk.halt_in == Some(0) && result.is_err() {
             return result;
