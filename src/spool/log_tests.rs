@@ -306,7 +306,10 @@ async fn a_batch_that_finds_no_room_keeps_no_other_out() {
     assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
     assert_eq!(opened.appender.state(), LogState::Full);
     append(&opened.appender, 1, 40).await.unwrap();
-    assert_eq!(opened.appender.state(), LogState::Accepting);
+    // The writer says so once it has answered; without a batch it would look by itself only a second later.
+    until("it takes batches", || {
+        opened.appender.state() == LogState::Accepting
+    });
     // Nor out of the next segment.
     assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
     for n in 2..5 {
@@ -353,14 +356,16 @@ async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
 fn an_open_does_not_meet_the_former_preparer() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
-    for _ in 0..50 {
+    for _ in 0..20 {
         let preparer = Preparer::start(disk.mount(), DIR.into(), "prepare".into()).unwrap();
-        preparer.want(1 << 20);
+        preparer.want(4 << 20);
+        until("it has begun", || disk.names().contains(&SPARE.to_owned()));
         drop(preparer);
-        let storage = disk.mount();
-        storage.remove(format!("{DIR}/{SPARE}").as_ref()).unwrap();
-        thread::yield_now();
-        assert!(!disk.names().contains(&SPARE.to_owned()));
+        let calls = || disk.count(Op::Write, "") + disk.count(Op::SyncData, "");
+        let before = calls();
+        disk.mount().remove(format!("{DIR}/{SPARE}").as_ref()).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(calls(), before);
     }
 }
 

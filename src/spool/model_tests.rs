@@ -83,13 +83,13 @@ impl Model {
     /// Opens the log, with crashes while it is being opened if one is due, and compares everything with the model.
     fn open(&mut self, disk: &SimDisk) -> Life {
         let options = options(SEGMENT);
-        let mut life = loop {
-            match Life::open(disk, &options) {
-                Ok(life) => break life,
-                // Halted or an injected error; both happen once.
-                Err(_) => disk.kill(),
-            }
-        };
+        // Halted or an injected error: both happen once.
+        let mut life = Life::open(disk, &options)
+            .or_else(|_| {
+                disk.kill();
+                Life::open(disk, &options)
+            })
+            .unwrap();
         self.opens += 1;
         assert_eq!(life.damage, [], "a crash is not damage");
         assert!(life.backlog.blocking_damage().is_none());
