@@ -278,6 +278,47 @@ fn a_seal_makes_rot_in_the_last_commit_detectable() {
 }
 
 #[test]
+fn a_checkpoint_beyond_a_gap_makes_it_damage_too() {
+    let disk = SimDisk::new(1);
+    let mut life = open_clean(&disk);
+    life.append([0], 40);
+    life.append([1, 2, 3], 40);
+    life.deliver_to(2);
+    disk.kill();
+    let at = HEADER + record_len(0, 40);
+    disk.rot(&segment_path(1), at + 50);
+    let range = Some((at, at + record_len(1, 40)));
+    let mut life = open(&disk);
+    assert_eq!(life.damage, [damage(1, range, 1, Some(2), "records are damaged")]);
+    assert!(life.backlog.blocking_damage().is_none());
+    // What the lane needs is there: it was acknowledged.
+    life.expect(2, [2, 3], 40);
+    disk.kill();
+    open_clean(&disk).expect(2, [2, 3], 40);
+
+    // With nothing readable behind it the tail is lost, and what is left of it is not cut off.
+    let disk = SimDisk::new(1);
+    let mut life = open_clean(&disk);
+    life.append([0, 1], 40);
+    life.deliver_to(2);
+    disk.kill();
+    disk.rot(&segment_path(1), at + 50);
+    assert!(open(&disk).backlog.blocking_damage().is_some());
+    assert_eq!(disk.read(&segment_path(1)).len() as u64, SEGMENT);
+}
+
+#[test]
+fn without_a_position_nothing_is_removed() {
+    let disk = one_batch_each(3);
+    disk.rot(&segment_path(1), 45);
+    disk.delete(&checkpoint_path());
+    let mut life = open(&disk);
+    assert!(life.backlog.blocking_damage().is_some());
+    assert!(segments(&disk).contains(&1));
+    life.expect(1, [1, 2], BIG);
+}
+
+#[test]
 fn several_damaged_places_are_all_reported() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
