@@ -249,17 +249,17 @@ impl OpenSegment {
             .saturating_sub(self.offset)
             .min(self.buffer.len() as u64) as usize;
         if have < wanted {
+            let failed = |source| SpoolError::Io {
+                action: "read",
+                path: segment::file_name(self.id).into(),
+                source,
+            };
+            // A rotten length must not ask for more memory than there is file.
+            let limit = limit.min(self.file.size().map_err(failed)?);
             let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
             self.buffer.clear();
             self.buffer.resize(room, 0);
-            let n = self
-                .file
-                .read_at(&mut self.buffer, self.offset)
-                .map_err(|source| SpoolError::Io {
-                    action: "read",
-                    path: segment::file_name(self.id).into(),
-                    source,
-                })?;
+            let n = self.file.read_at(&mut self.buffer, self.offset).map_err(failed)?;
             self.buffer.truncate(n);
             self.buffer_at = self.offset;
             return Ok(n.min(wanted));
