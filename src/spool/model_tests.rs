@@ -28,6 +28,8 @@ enum Step {
     /// A sync fails, of files whose name contains this.
     FailSync(&'static str, u64),
     FailWrite(u64),
+    /// The disk holds no more than so many bytes, or has room again.
+    Room(Option<usize>),
     /// The process dies; the page cache lives on.
     Kill,
     /// The power fails.
@@ -46,6 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (prop_oneof![Just(".segment"), Just("checkpoint"), Just("")], 0u64..4)
             .prop_map(|(name, skip)| Step::FailSync(name, skip)),
         1 => (0u64..6).prop_map(Step::FailWrite),
+        1 => prop::option::of(0usize..60_000).prop_map(Step::Room),
         2 => Just(Step::Kill),
         4 => any::<u64>().prop_map(Step::Crash),
     ]
@@ -63,7 +66,7 @@ struct Model {
     /// The position of this life.
     position: u64,
     numbers: u64,
-    opens: u64,
+    refused: u64,
     crashes: u64,
 }
 
@@ -90,7 +93,6 @@ impl Model {
                 Life::open(disk, &options)
             })
             .unwrap();
-        self.opens += 1;
         assert_eq!(life.damage, [], "a crash is not damage");
         assert!(life.backlog.blocking_damage().is_none());
         let end = life.backlog.end();
@@ -145,6 +147,7 @@ impl Model {
                             self.acknowledged.push(batch);
                         }
                         Err(AppendError::Failed) => self.uncertain.push(batch),
+                        Err(AppendError::Full) => self.refused += 1,
                         Err(error) => panic!("{error}"),
                     }
                 }
@@ -192,6 +195,10 @@ impl Model {
                 disk.fail(Op::Write, "", *skip);
                 true
             }
+            Step::Room(bytes) => {
+                disk.set_capacity(*bytes);
+                true
+            }
             Step::Kill | Step::Crash(_) => false,
         }
     }
@@ -226,6 +233,28 @@ proptest! {
     fn a_log_keeps_what_it_acknowledged(seed: u64, steps in prop::collection::vec(step(), 1..120)) {
         run(seed, &steps);
     }
+}
+
+/// Guards the test above against doing nothing: a fixed life has crashes, refusals and deliveries.
+#[test]
+fn the_model_gets_around() {
+    let steps: Vec<Step> = (0..40)
+        .flat_map(|n| {
+            [
+                Step::Append(vec![900, 30, 2500]),
+                Step::Room((n % 5 == 1).then_some(20_000)),
+                Step::Append(vec![2500]),
+                Step::Advance(3),
+                Step::Store,
+                Step::Halt(n % 9),
+                Step::Append(vec![10, 20]),
+                Step::Crash(n),
+            ]
+        })
+        .collect();
+    let model = run(7, &steps);
+    assert!(model.crashes > 40 && model.refused > 3 && model.position > 60);
+    assert!(model.acknowledged.len() > 100 && model.numbers as usize > model.acknowledged.len());
 }
 
 /// The power fails after each single call of a plain life that rolls, seals, stores and trims, many times over.
