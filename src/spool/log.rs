@@ -251,12 +251,11 @@ impl LogWriter {
         Ok((writer, backlog, damage))
     }
 
-    /// Takes the fresh segment into use, then removes what recovery found to be done with. A full disk is no reason not
-    /// to start: appends are refused until there is room.
+    /// Takes the fresh segment into use and removes what recovery found to be done with, which on a full disk may make
+    /// the room for it. A full disk is no reason not to start: appends are refused until there is room.
     fn begin(&mut self, recovered: &Recovered) -> Result<(), SpoolError> {
-        if self.ensure_room(0)?
-            && let (true, Some((id, end))) = (recovered.cut, recovered.last)
-        {
+        self.ensure_room(0)?;
+        if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
             let path = self.dir.join(segment::file_name(id));
             self.storage
                 .open(&path, Access::Write)
@@ -269,6 +268,7 @@ impl LogWriter {
                 .remove(&path)
                 .map_err(SpoolError::io("remove", &path))?;
         }
+        self.ensure_room(0)?;
         self.queue.set_used(Tail::used(&self.tail.lock()));
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! 3. The records of the last segment, which alone may have a torn tail.
 //! 4. The last valid commit is written again and synced, and the directory is synced.
 //!
-//! Nothing is deleted or cut here; the caller does that once the fresh segment stands.
+//! Nothing is deleted or cut here, that is the caller's; the next open would find the same end either way.
 
 use std::path::{Path, PathBuf};
 

@@ -832,6 +832,20 @@ fn a_full_disk_at_the_open_refuses_appends_and_recovers() {
 }
 
 #[test]
+fn what_an_open_cuts_and_removes_may_be_the_room_it_needs() {
+    let disk = SimDisk::new(1);
+    let mut life = open_clean(&disk);
+    life.append([0], 40);
+    disk.kill();
+    disk.set_capacity(Some(2 * SEGMENT as usize));
+    let mut life = open_clean(&disk);
+    assert_eq!(segments(&disk), [1, 2]);
+    life.append([1], 40);
+    disk.kill();
+    open_clean(&disk).expect(0, [0, 1], 40);
+}
+
+#[test]
 fn a_full_disk_at_a_roll_refuses_what_does_not_fit() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
