@@ -527,6 +527,24 @@ fn the_newest_readable_checkpoint_counts() {
     unknown_position(&disk);
 }
 
+#[test]
+fn a_position_in_the_page_cache_is_made_durable_before_it_counts() {
+    let disk = one_batch_each(4);
+    let mut life = open_clean(&disk);
+    let position = life.backlog.seek(Seq(3)).unwrap();
+    life.backlog.advance(position);
+    disk.fail(Op::SyncData, "checkpoint", 0);
+    assert!(life.backlog.store_checkpoint().is_err());
+    disk.kill();
+    // This open trims by it.
+    assert_eq!(open_clean(&disk).backlog.position(), position);
+    for seed in 0..20 {
+        let disk = disk.fork();
+        disk.crash(seed);
+        open_clean(&disk).expect(3, [3], BIG);
+    }
+}
+
 fn log_id(disk: &SimDisk) -> [u8; 16] {
     let manifest = Manifest::read(&*disk.mount(), Path::new(DIR)).unwrap().unwrap();
     manifest.log_id.into_bytes()
