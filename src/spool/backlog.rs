@@ -134,14 +134,14 @@ impl Backlog {
         self.position = position;
     }
 
-    /// Waits until there is something to read, at most this long.
+    /// Waits until there is something to read, at most this long. Once the log is closed it returns at once.
     pub fn wait(&self, limit: Duration) {
         if self.peeked.is_none() {
-            self.tail.wait_beyond(self.position, limit);
+            self.tail.wait_beyond(self.reader.place(), limit);
         }
     }
 
-    /// Wakes [`Backlog::wait`], whatever thread calls it.
+    /// Ends [`Backlog::wait`], whatever thread calls it; when nobody waits now, the next one ends at once.
     pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
         let tail = Arc::clone(&self.tail);
         move || tail.wake()

@@ -34,8 +34,9 @@
 //! # Opening
 //!
 //! Headers are read and chained from the checkpoint on; only the last segment's records are scanned. In it, an invalid
-//! record with no valid record of a later commit behind it is a *torn tail* and is cut; else it is *damage*, which is
-//! reported and blocks the lane when it gets there, while new batches go on into the fresh segment. What was read may
+//! record with no valid record of a later commit behind it, and with the checkpoint at or before it, is a *torn tail*
+//! and is cut; else it is *damage*, which is reported and blocks the lane when it gets there, while new batches go on
+//! into the fresh segment. What was read may
 //! stand in the page cache only, so the last valid commit is written again and synced before anything is served. With
 //! `durability = "page-cache"` a segment says so in its header, and there the first invalid record is the end.
 //!
@@ -54,8 +55,19 @@ mod reader;
 mod record;
 mod recovery;
 mod segment;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod storage;
 mod writer;
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod log_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod recovery_tests;
 
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
