@@ -1,6 +1,10 @@
 //! The lane's side of a log: what is not yet in Kafka, and where the lane stands.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use uuid::Uuid;
 
@@ -62,6 +66,11 @@ impl Backlog {
             queue,
             accounts,
         }
+    }
+
+    /// The log's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Names the log in Kafka.

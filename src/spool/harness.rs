@@ -16,8 +16,8 @@ use crate::{
 };
 
 use super::{
-    AppendError, Backlog, Damage, LogMetrics, LogOptions, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
-    appender::Pending, log::LogWriter, segment, sim::SimDisk,
+    AppendError, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq, SpoolError,
+    StoredBatch, appender::Pending, log::LogWriter, segment, sim::SimDisk,
 };
 
 pub const DIR: &str = "/spool/deliveries";
@@ -170,6 +170,12 @@ pub fn expect_batches(
         found.iter().map(|f| f.0).collect::<Vec<_>>(),
         wanted.iter().map(|w| w.0).collect::<Vec<_>>()
     );
+}
+
+/// What every checksum of the log covers.
+pub fn log_id(disk: &SimDisk) -> [u8; 16] {
+    let manifest = Manifest::read(&*disk.mount(), Path::new(DIR)).unwrap().unwrap();
+    manifest.log_id.into_bytes()
 }
 
 /// The segments that are there, the oldest first.

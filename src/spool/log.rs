@@ -1,6 +1,8 @@
 //! One open log: the writer thread, the durable end that readers follow, and trimming.
 
 use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
@@ -274,7 +276,12 @@ impl LogWriter {
     }
 
     fn run(mut self, on_failure: impl FnOnce(SpoolError)) {
-        if let Err(error) = self.serve() {
+        // A panic is a bug, and must not leave webhooks waiting for a writer that is gone.
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|_| {
+            let bug = io::Error::other("the writer panicked; its message stands above");
+            Err(SpoolError::io("go on writing to", &self.dir)(bug))
+        });
+        if let Err(error) = served {
             self.queue.fail();
             self.tail.close();
             on_failure(error);

@@ -16,7 +16,7 @@ use crate::accounts::Accounts;
 
 use super::{
     AppendError, Appender, Backlog, Log, LogOptions, LogState, Seq, SpoolError,
-    harness::{DIR, batch, expect_batches, metrics, options, permit, segment_path, segments},
+    harness::{DIR, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
     prepare::{Preparer, SPARE, Taken},
     record, segment,
     sim::{Op, SimDisk},
@@ -210,7 +210,8 @@ async fn closing_makes_durable_what_waits_and_seals() {
     let bytes = disk.read(&segment_path(1));
     let records = [0, 1].map(|n| record::record_len(batch(n, 40).0.bytes().len()));
     let seal = segment::HEADER + records.iter().sum::<usize>();
-    let seals = [seal, seal + record::HEADER].map(|at| record::Header::parse(&bytes[at..]));
+    let checksum = record::Checksum::new(&log_id(&disk), super::SegmentId(1));
+    let seals = [seal, seal + record::HEADER].map(|at| checksum.header(&bytes[at..]));
     assert!(seals.iter().flatten().any(|h| h.kind == record::Kind::Seal));
     drop(appender);
     // The seal is durable too.

@@ -11,6 +11,7 @@
 //! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots         (checkpoint.rs)
 //! <spool.dir>/<stream>/<20 digits>.segment        header, then records                   (segment.rs, record.rs)
 //! <spool.dir>/<stream>/next.spare                 a zero-filled segment not yet in use
+//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery.rs)
 //! ```
 //!
 //! All numbers in these files are little-endian; all checksums are CRC-32C.

@@ -232,7 +232,7 @@ impl OpenSegment {
             return Ok(None);
         }
         let start = (self.offset - self.buffer_at) as usize;
-        let Some(header) = Header::parse(&self.buffer[start..]) else {
+        let Some(header) = self.checksum.header(&self.buffer[start..]) else {
             return Ok(None);
         };
         let needed = record::HEADER + header.payload_len;

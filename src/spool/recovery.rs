@@ -17,6 +17,7 @@ use crate::config::Durability;
 use super::{
     CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
     checkpoint::Checkpoint,
+    manifest,
     record::{self, ALIGN, Checksum},
     segment::{self, History},
     storage::{Access, Storage, StorageFile},
@@ -108,6 +109,7 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
         storage,
         dir,
         log_id: manifest.log_id.into_bytes(),
+        marked: names.iter().any(|name| name == MARK),
     };
     recovery.run(manifest, &ids)
 }
@@ -116,7 +118,12 @@ struct Recovery<'a> {
     storage: &'a dyn Storage,
     dir: &'a Path,
     log_id: [u8; 16],
+    /// Whether an earlier open found blocking damage.
+    marked: bool,
 }
+
+/// The file that keeps blocking damage in mind over later opens, until an operator removes it.
+const MARK: &str = "damage";
 
 impl Recovery<'_> {
     fn run(&self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
@@ -193,17 +200,36 @@ impl Recovery<'_> {
             }
         }
         if position.seq > recovered.next_seq {
-            blocking.get_or_insert(Damage {
+            let lost = Damage {
                 segment: recovered.last.unwrap_or_default().0,
                 bytes: None,
                 from: recovered.next_seq,
                 to: Some(position.seq),
                 what: "the checkpoint lies beyond the log's end: the tail is lost",
-            });
+            };
+            let last = headers.last().and_then(|(_, header)| header.as_ref());
+            if last.is_some_and(|header| header.durability == Durability::PageCache) {
+                // As promised: with the machine the page cache is lost. It was delivered, so nothing is missing.
+                damage.push(lost);
+            } else {
+                blocking.get_or_insert(lost);
+            }
             // What looks like a torn tail may be what is left of the lost one.
             recovered.cut = false;
             recovered.next_seq = position.seq;
             recovered.events = recovered.events.max(position.events);
+        }
+        if let Some(found) = &blocking {
+            // The fresh segment will hide it from the next open.
+            manifest::replace(self.storage, self.dir, MARK, found.to_string().as_bytes())?;
+        } else if self.marked {
+            blocking = Some(Damage {
+                segment: recovered.last.unwrap_or_default().0,
+                bytes: None,
+                from: position.seq,
+                to: None,
+                what: "an earlier start found damage, which the file `damage` beside the segments describes",
+            });
         }
         damage.extend(blocking.clone());
         recovered.segments = segments;

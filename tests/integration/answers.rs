@@ -366,7 +366,8 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
         "nothing refused is stored"
     );
     assert_eq!(client.post(sample("bounces-unknown-user.json")).status, 200);
-    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
+    // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
 }
 
