@@ -369,6 +369,9 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
     // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
+    let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
+    while client.post(&body).status == 200 {}
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
 }
 
 #[test]
