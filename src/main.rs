@@ -1,8 +1,8 @@
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
 use cmc_bridge::{
-    cli::{Cli, Command, ConfigCommand, check, config_show, dev, serve},
+    cli::{Cli, Command, ConfigCommand, check, config_show, dev, output::Output, serve},
     exit::{self, Exit},
 };
 
@@ -24,9 +24,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
     match cli.command {
         Command::Serve(args) => serve::run(args.config.load()?),
         Command::Dev(args) => dev::run(&args),
-        Command::Check(args) => check::run(&args.load()?, &mut io::stdout().lock()),
-        Command::Config(ConfigCommand::Show(args)) => {
-            config_show::run(&args.load()?, &mut io::stdout().lock())
-        }
+        Command::Check(args) => check::command(&args, &mut Output::new()),
+        Command::Config(ConfigCommand::Show(args)) => config_show::run(&args.load()?, &mut Output::new()),
     }
 }

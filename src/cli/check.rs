@@ -1,6 +1,9 @@
 //! `cmc-bridge check`: what would run with this configuration, and what to think about first.
 //!
-//! Opens no port, asks no broker and writes nothing.
+//! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it asks Kafka and the disk, too.
+
+pub mod disk;
+pub mod live;
 
 use std::{
     collections::BTreeMap,
@@ -8,13 +11,42 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clap::Args;
 use rustix::fs::Access;
 
+use super::ConfigArgs;
 use crate::{
     config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
     exit::Exit,
     stream::Stream,
 };
+
+/// The arguments of `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Ask Kafka and the disk as well: brokers, topics and their settings, rights, time of a sync, room
+    ///
+    /// Changes nothing: no topic is made and no event sent. One line for each thing: ok, warn, or FAIL with cause and
+    /// cure. Exits with 69 when a line is FAIL.
+    #[arg(long)]
+    pub live: bool,
+}
+
+/// Checks as asked.
+///
+/// # Errors
+/// 78 when `serve` would refuse the configuration, 69 when with `--live` something else stands in its way.
+pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
+    let loaded = args.config.load()?;
+    run(&loaded, out)?;
+    if args.live {
+        writeln!(out)?;
+        live::run(&loaded.config, out)?;
+    }
+    Ok(())
+}
 
 /// Prints the summary and the warnings.
 ///
@@ -165,13 +197,14 @@ fn existing_parent(dir: &Path) -> PathBuf {
         .map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
+fn enabled(config: &Config) -> impl Iterator<Item = Stream> + '_ {
+    Stream::ALL
+        .into_iter()
+        .filter(|stream| config.stream(*stream).enabled)
+}
+
 fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
     let mut warnings = Vec::new();
-    let enabled = || {
-        Stream::ALL
-            .into_iter()
-            .filter(|stream| config.stream(*stream).enabled)
-    };
     if let Auth::Anonymous = config.ingest.auth {
         warnings.push(format!(
             "ingest.auth.allow_anonymous: anybody who reaches {} can make events",
@@ -189,11 +222,11 @@ fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
             warnings.push(format!("spool.dir: {} {why}", config.spool.dir.display()));
         }
         Directory::Ready { free: Some(free) } => {
-            let most = config.spool.max_bytes.saturating_mul(enabled().count() as u64);
+            let most = config.spool.max_bytes.saturating_mul(enabled(config).count() as u64);
             if most > *free {
                 warnings.push(format!(
                     "spool.max_bytes: {} streams of {} may need more than the {} MiB that are free",
-                    enabled().count(),
+                    enabled(config).count(),
                     human_size(config.spool.max_bytes),
                     free / (1 << 20)
                 ));
@@ -215,7 +248,7 @@ fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
         );
     }
     let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for stream in enabled() {
+    for stream in enabled(config) {
         by_topic
             .entry(&config.stream(stream).topic)
             .or_default()

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod config_show;
 pub mod dev;
+pub mod output;
 mod post;
 mod samples;
 pub mod serve;
@@ -38,7 +39,7 @@ pub enum Command {
     /// Validate the configuration and show what would run, without starting anything
     ///
     /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, with 78 if not.
-    Check(ConfigArgs),
+    Check(check::CheckArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

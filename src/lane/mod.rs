@@ -35,9 +35,11 @@ mod cause;
 mod client;
 pub mod kafka;
 pub mod position;
+pub mod probe;
 mod refusal;
 pub mod steps;
 mod topics;
+pub mod watch;
 
 use std::{
     io,

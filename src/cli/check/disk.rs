@@ -1,0 +1,117 @@
+//! What `check --live` asks of the disk under the spool: may it be written, how long does a sync take, is there room?
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// What one webhook or so costs on disk.
+const WRITE: usize = 4096;
+/// The file is filled first, as the spool's segments are, so that a sync has no file metadata to write.
+const FILE: usize = 1 << 20;
+const SYNCS: usize = 100;
+/// A slow disk is known to be slow before all of them are done.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long `fdatasync` took after small writes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SyncTimes {
+    pub count: usize,
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+/// Writes and syncs in a directory, in a file without a name: it is gone with this process, however that ends.
+pub fn sync_times(dir: &Path) -> io::Result<SyncTimes> {
+    let file = tempfile::tempfile_in(dir)?;
+    file.write_all_at(&vec![0; FILE], 0)?;
+    file.sync_all()?;
+    let start = Instant::now();
+    let mut times = Vec::with_capacity(SYNCS);
+    while times.len() < SYNCS && (times.is_empty() || start.elapsed() < LIMIT) {
+        times.push(write_and_sync(&file, times.len())?);
+    }
+    times.sort_unstable();
+    Ok(SyncTimes {
+        count: times.len(),
+        p50: percentile(&times, 50),
+        p99: percentile(&times, 99),
+    })
+}
+
+fn write_and_sync(file: &File, number: usize) -> io::Result<Duration> {
+    let start = Instant::now();
+    let offset = (number * WRITE % FILE) as u64;
+    file.write_all_at(&[b'x'; WRITE], offset)?;
+    file.sync_data()?;
+    Ok(start.elapsed())
+}
+
+/// The value that so many of a hundred don't exceed; the list is sorted.
+pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+/// Why a file system is no place for a spool, by its kind.
+pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const OVERLAYFS: u64 = 0x794c_7630;
+    const NFS: u64 = 0x6969;
+    let kind = rustix::fs::statfs(dir).ok()?.f_type as u64;
+    match kind & 0xffff_ffff {
+        TMPFS | RAMFS => Some("is in memory: what is acknowledged is gone when this machine stops. Put it on a disk"),
+        OVERLAYFS => Some("is the container's own layer: it is gone with the container. Mount a volume there"),
+        NFS => Some("is on NFS: durability and locks are the server's. Use a local disk or a block volume"),
+        _ => None,
+    }
+}
+
+/// Bytes that the files below a directory take up.
+pub fn used(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => used(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
+        for (percent, millis) in [(50, 100), (99, 198), (100, 200), (0, 1)] {
+            assert_eq!(percentile(&times, percent), Duration::from_millis(millis));
+        }
+        assert_eq!(percentile(&times[..1], 99), Duration::from_millis(1));
+        assert_eq!(percentile(&[], 99), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_sync_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let times = sync_times(dir.path()).unwrap();
+        assert!(times.count > 0 && times.p50 <= times.p99, "{times:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn used_counts_all_below() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a/b"), [0; 300]).unwrap();
+        std::fs::write(dir.path().join("c"), [0; 5]).unwrap();
+        assert_eq!(used(dir.path()), 305);
+        assert_eq!(used(&dir.path().join("nowhere")), 0);
+    }
+}

@@ -1,0 +1,485 @@
+//! `check --live`: what only Kafka and the disk can tell, asked without leaving anything behind.
+
+use std::{collections::BTreeMap, io::Write, path::Path, time::Duration};
+
+use crate::{
+    config::{Config, Durability, Kafka, human_duration, human_size},
+    exit::Exit,
+    lane::probe::{Answer, Probe, TopicSettings},
+    stream::Stream,
+};
+
+use super::{Directory, disk, enabled, existing_parent};
+
+/// A webhook waits for one sync or two; above this, answers are late by what a sender may not wait for.
+const SLOW_SYNC: Duration = Duration::from_millis(100);
+/// No device that keeps what it is told is as quick.
+const TOO_QUICK: Duration = Duration::from_micros(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// The lines, and how many of them are failures.
+struct Lines<'a, W> {
+    out: &'a mut W,
+    warnings: usize,
+    failures: usize,
+}
+
+impl<W: Write> Lines<'_, W> {
+    fn line(&mut self, verdict: Verdict, subject: &str, text: &str) -> std::io::Result<()> {
+        let word = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => {
+                self.warnings += 1;
+                "warn"
+            }
+            Verdict::Fail => {
+                self.failures += 1;
+                "FAIL"
+            }
+        };
+        writeln!(self.out, "{word:<5} {subject}: {text}")?;
+        // Some questions take seconds: what is known shows at once.
+        self.out.flush()
+    }
+}
+
+/// Asks and prints.
+///
+/// # Errors
+/// 69 when at least one line is a FAIL.
+pub fn run(config: &Config, out: &mut impl Write) -> Result<(), Exit> {
+    let mut lines = Lines {
+        out,
+        warnings: 0,
+        failures: 0,
+    };
+    spool(config, &mut lines)?;
+    kafka(config, &mut lines)?;
+    let (warnings, failures) = (lines.warnings, lines.failures);
+    match failures {
+        0 => {
+            writeln!(out, "ready to serve ({warnings} warnings)")?;
+            Ok(out.flush()?)
+        }
+        _ => Err(Exit::Unavailable(format!(
+            "{failures} FAIL, {warnings} warn: see above for what to do"
+        ))),
+    }
+}
+
+fn spool(config: &Config, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
+    let subject = format!("spool {}", config.spool.dir.display());
+    let dir = match Directory::look(&config.spool.dir) {
+        Directory::Unusable(why) => {
+            let cure = "set spool.dir to a directory that this user may write";
+            return lines.line(Verdict::Fail, &subject, &format!("{why}; {cure}"));
+        }
+        Directory::Creatable => existing_parent(&config.spool.dir),
+        Directory::Ready { .. } => config.spool.dir.clone(),
+    };
+    if let Some(why) = disk::doubtful_kind(&dir) {
+        lines.line(Verdict::Warn, &subject, why)?;
+    }
+    match disk::sync_times(&dir) {
+        Err(error) => {
+            let text = format!("can't be written and synced: {error}; serve would end with 74");
+            lines.line(Verdict::Fail, &subject, &text)?;
+        }
+        Ok(times) => {
+            let (verdict, advice) = judge_sync(&times, config);
+            let text = format!(
+                "writable, fdatasync p50 {} p99 {} ({} syncs of 4 KiB){advice}",
+                short(times.p50),
+                short(times.p99),
+                times.count
+            );
+            lines.line(verdict, &subject, &text)?;
+        }
+    }
+    room(config, &dir, lines)
+}
+
+fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Verdict, String) {
+    if config.spool.durability == Durability::PageCache {
+        return (Verdict::Ok, "; page-cache doesn't wait for it".to_owned());
+    }
+    if times.p50 > config.ingest.append_timeout {
+        let limit = human_duration(config.ingest.append_timeout);
+        return (
+            Verdict::Fail,
+            format!("; webhooks may wait {limit} (ingest.append_timeout) and would be answered 503: use a faster disk"),
+        );
+    }
+    if times.p99 > SLOW_SYNC {
+        return (
+            Verdict::Warn,
+            "; slow: each answer waits for a sync, a crowd shares one. Use a faster disk if the sender has a short time-out"
+                .to_owned(),
+        );
+    }
+    if times.p50 < TOO_QUICK {
+        return (
+            Verdict::Warn,
+            "; too quick for a device that keeps what it is told: make sure that a sync means something here".to_owned(),
+        );
+    }
+    (Verdict::Ok, String::new())
+}
+
+fn room(config: &Config, dir: &Path, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
+    let Ok(stat) = rustix::fs::statvfs(dir) else {
+        return lines.line(Verdict::Warn, "disk", "does not say how much room it has");
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let streams = enabled(config).count() as u64;
+    let (max, segment) = (config.spool.max_bytes, config.spool.segment_bytes);
+    let (verdict, text) = judge_room(free, disk::used(&config.spool.dir), streams, max, segment);
+    lines.line(verdict, "disk", &text)
+}
+
+fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Verdict, String) {
+    let need = max.saturating_add(segment).saturating_mul(streams);
+    // A new log begins with one segment, and has the next one ready.
+    let least = segment.saturating_mul(2 * streams);
+    let has = format!("{} free, {} used by the spool", mebibytes(free), mebibytes(used));
+    let wants = format!(
+        "{streams} streams may need {} (spool.max_bytes {} and a segment each)",
+        mebibytes(need),
+        human_size(max)
+    );
+    if free.saturating_add(used) < least {
+        let text = format!("{has}; not even two segments fit for each of {streams} streams: make room");
+        (Verdict::Fail, text)
+    } else if free.saturating_add(used) < need {
+        let text = format!("{has}, but {wants}: lower spool.max_bytes or use a larger volume");
+        (Verdict::Warn, text)
+    } else {
+        (Verdict::Ok, format!("{has}; {wants}"))
+    }
+}
+
+fn kafka(config: &Config, lines: &mut Lines<'_, impl Write>) -> Result<(), Exit> {
+    let kafka = &config.kafka;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut first = true;
+    let mut topics: BTreeMap<&str, Vec<Stream>> = BTreeMap::new();
+    for stream in enabled(config) {
+        topics
+            .entry(&config.stream(stream).topic)
+            .or_default()
+            .push(stream);
+    }
+    for stream in enabled(config) {
+        let topic = config.stream(stream).topic.as_str();
+        let probe = match Probe::connect(kafka, stream, topic, runtime.handle()) {
+            Ok(probe) => probe,
+            Err(error) => {
+                // The next stream would meet the same.
+                let text = format!("{error}. Topics and rights could not be asked for");
+                return Ok(lines.line(Verdict::Fail, "kafka", &text)?);
+            }
+        };
+        if std::mem::take(&mut first) {
+            brokers(kafka, &probe, lines)?;
+        }
+        let streams = topics.remove(topic);
+        let exists = match streams {
+            Some(streams) => topic_line(kafka, &probe, topic, &streams, lines)?,
+            // Another stream's, too, and told there.
+            None => probe.topic(topic).is_ok_and(|found| !found.partitions.is_empty()),
+        };
+        rights(kafka, &probe, stream, topic, exists, lines)?;
+    }
+    lines.line(
+        Verdict::Ok,
+        "not asked",
+        "WRITE on topics and READ on groups (only a write would tell); Kafka's version (clients aren't told)",
+    )?;
+    Ok(())
+}
+
+fn brokers(kafka: &Kafka, probe: &Probe, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
+    let list: Vec<String> = probe
+        .brokers
+        .iter()
+        .map(|(id, address)| format!("{id} at {address}"))
+        .collect();
+    let cluster = probe.cluster_id.as_deref().unwrap_or("unknown");
+    let security = kafka
+        .properties
+        .iter()
+        .find(|(name, _)| *name == "security.protocol")
+        .map_or("plaintext".to_owned(), |(_, value)| {
+            secrecy::ExposeSecret::expose_secret(value).to_lowercase()
+        });
+    let text = format!("cluster {cluster} by {security}, brokers {}", list.join(", "));
+    lines.line(Verdict::Ok, "kafka", &text)?;
+    let Some(settings) = probe.broker_settings() else {
+        return lines.line(
+            Verdict::Ok,
+            "kafka",
+            "does not tell its settings to this user (DESCRIBE_CONFIGS on the cluster; not needed)",
+        );
+    };
+    if let Some(version) = settings.protocol_version {
+        lines.line(
+            Verdict::Ok,
+            "kafka",
+            &format!("inter.broker.protocol.version {version}"),
+        )?;
+    }
+    if let Some(most) = settings.transaction_max_timeout {
+        let ours = kafka.transaction_timeout;
+        let (verdict, advice) = match ours > most {
+            true => (Verdict::Fail, ": lower kafka.transaction_timeout"),
+            false => (Verdict::Ok, ""),
+        };
+        let text = format!(
+            "transaction.max.timeout.ms is {}, kafka.transaction_timeout {}{advice}",
+            most.as_millis(),
+            human_duration(ours)
+        );
+        lines.line(verdict, "kafka", &text)?;
+    }
+    Ok(())
+}
+
+/// Whether the topic is there.
+fn topic_line(
+    kafka: &Kafka,
+    probe: &Probe,
+    topic: &str,
+    streams: &[Stream],
+    lines: &mut Lines<'_, impl Write>,
+) -> std::io::Result<bool> {
+    let names: Vec<&str> = streams.iter().map(|stream| stream.name()).collect();
+    let subject = format!("topic {topic} ({})", names.join(", "));
+    let found = match probe.topic(topic) {
+        Ok(found) => found,
+        Err(error) => {
+            lines.line(Verdict::Fail, &subject, &error.message)?;
+            return Ok(false);
+        }
+    };
+    if found.partitions.is_empty() {
+        let (verdict, text) = match kafka.create_topics {
+            true => (Verdict::Warn, "is not there; serve will create it (kafka.create_topics)"),
+            false => (
+                Verdict::Fail,
+                "is not there, or this user has no DESCRIBE on it: create it, grant it, or set kafka.create_topics = true",
+            ),
+        };
+        lines.line(verdict, &subject, text)?;
+        return Ok(false);
+    }
+    if found.without_leader > 0 {
+        let text = format!(
+            "{} of {} partitions have no leader, so they can't be written now: look at the brokers",
+            found.without_leader,
+            found.partitions.len()
+        );
+        lines.line(Verdict::Fail, &subject, &text)?;
+    }
+    let text = format!("{} partitions, {} replicas", found.partitions.len(), found.replicas);
+    match found.replicas {
+        0 | 1 if probe.brokers.len() > 1 => {
+            let text = format!("{text}: events are gone with one broker's disk; use more replicas");
+            lines.line(Verdict::Warn, &subject, &text)?;
+        }
+        _ => lines.line(Verdict::Ok, &subject, &text)?,
+    }
+    match probe.topic_settings(topic) {
+        Err(error) => {
+            let text = format!(
+                "max.message.bytes and cleanup.policy could not be read (DESCRIBE_CONFIGS; not needed): {error}"
+            );
+            lines.line(Verdict::Warn, &subject, &text)?;
+        }
+        Ok(settings) => {
+            for (verdict, text) in judge_topic(&settings, kafka.max_record_bytes, streams) {
+                lines.line(verdict, &subject, &text)?;
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) -> Vec<(Verdict, String)> {
+    let mut found = Vec::new();
+    if let Some(limit) = settings.max_message_bytes {
+        let text = format!("max.message.bytes {limit}, kafka.max_record_bytes {max_record}");
+        let dead_letters = streams.contains(&Stream::DeadLetters);
+        found.push(if limit >= max_record {
+            (Verdict::Ok, text)
+        } else if dead_letters {
+            let why = "large dead letters would be refused, and nothing takes those: raise the one or lower the other";
+            (Verdict::Fail, format!("{text}: {why}"))
+        } else {
+            let why = "larger events would become dead letters: raise the one or lower the other";
+            (Verdict::Warn, format!("{text}: {why}"))
+        });
+    }
+    if let Some(policy) = &settings.cleanup_policy {
+        let what = if !policy.split(',').any(|word| word.trim() == "compact") {
+            None
+        } else if streams.contains(&Stream::DeadLetters) {
+            Some("dead letters mostly have no key, and a compacted topic refuses those")
+        } else {
+            Some("only the last event of each mail is kept, and events without a key are refused")
+        };
+        found.push(match what {
+            None => (Verdict::Ok, format!("cleanup.policy {policy}")),
+            Some(why) => (
+                Verdict::Warn,
+                format!("cleanup.policy {policy}: {why}; set it to delete"),
+            ),
+        });
+    }
+    found
+}
+
+fn rights(
+    kafka: &Kafka,
+    probe: &Probe,
+    stream: Stream,
+    topic: &str,
+    exists: bool,
+    lines: &mut Lines<'_, impl Write>,
+) -> std::io::Result<()> {
+    let subject = format!("rights ({stream})");
+    let mut granted = Vec::new();
+    let mut answers = Vec::new();
+    if exists {
+        answers.push((format!("READ on topic {topic}"), probe.may_read(topic)));
+    }
+    let prefix = format!("{}.{stream}.*", kafka.id_prefix);
+    answers.push((
+        format!("DESCRIBE on group {prefix}"),
+        probe.may_describe_group(topic),
+    ));
+    answers.push((
+        format!("WRITE on transactional id {prefix}"),
+        probe.may_begin_transactions(topic),
+    ));
+    for (right, answer) in answers {
+        match answer {
+            Answer::Granted => granted.push(right),
+            Answer::Refused(error) => {
+                lines.line(Verdict::Fail, &subject, &format!("no {right}: {error}"))?;
+            }
+            Answer::Unknown(error) => {
+                let text = format!("could not ask for {right}: {error}");
+                lines.line(Verdict::Warn, &subject, &text)?;
+            }
+        }
+    }
+    if !granted.is_empty() {
+        lines.line(Verdict::Ok, &subject, &granted.join(", "))?;
+    }
+    Ok(())
+}
+
+/// A time for people, with two or three digits.
+pub fn short(time: Duration) -> String {
+    let micros = time.as_micros();
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..10_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        10_000..1_000_000 => format!("{} ms", micros / 1_000),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+    const SEGMENT: u64 = 16 << 20;
+
+    #[test]
+    fn room_for_all_streams() {
+        let cases = [
+            (13 * GIB, 0, Verdict::Ok),
+            (12 * GIB, 0, Verdict::Warn),
+            // What the spool has already counts as room.
+            (5 * GIB, 8 * GIB, Verdict::Ok),
+            (5 * SEGMENT, 0, Verdict::Fail),
+            (5 * SEGMENT, SEGMENT, Verdict::Warn),
+        ];
+        for (free, used, verdict) in cases {
+            let (found, text) = judge_room(free, used, 3, 4 * GIB, SEGMENT);
+            assert_eq!(found, verdict, "{text}");
+        }
+    }
+
+    #[test]
+    fn topics_are_judged_by_their_streams() {
+        let cases = [
+            (1_048_588, "delete", Stream::Bounces, [Verdict::Ok, Verdict::Ok]),
+            (999_999, "delete", Stream::Bounces, [Verdict::Warn, Verdict::Ok]),
+            (999_999, "delete", Stream::DeadLetters, [Verdict::Fail, Verdict::Ok]),
+            (1_000_000, "compact", Stream::Deliveries, [Verdict::Ok, Verdict::Warn]),
+            (
+                1_000_000,
+                "compact,delete",
+                Stream::DeadLetters,
+                [Verdict::Ok, Verdict::Warn],
+            ),
+        ];
+        for (limit, policy, stream, verdicts) in cases {
+            let settings = TopicSettings {
+                max_message_bytes: Some(limit),
+                cleanup_policy: Some(policy.to_owned()),
+            };
+            let found = judge_topic(&settings, 1_000_000, &[stream]);
+            let found: Vec<Verdict> = found.into_iter().map(|(verdict, _)| verdict).collect();
+            assert_eq!(found, verdicts, "{limit} {policy} {stream}");
+        }
+        assert!(judge_topic(&TopicSettings::default(), 1, &[Stream::Blocks]).is_empty());
+    }
+
+    #[test]
+    fn syncs_are_judged_by_what_waits_for_them() {
+        let mut config = crate::config::load(&[], std::iter::empty()).unwrap().config;
+        let cases = [
+            (300, 2_000, Verdict::Ok),
+            (300, 200_000, Verdict::Warn),
+            (1, 2_000, Verdict::Warn),
+            (11_000_000, 12_000_000, Verdict::Fail),
+        ];
+        let times = |p50, p99| disk::SyncTimes {
+            count: 100,
+            p50: Duration::from_micros(p50),
+            p99: Duration::from_micros(p99),
+        };
+        for (p50, p99, verdict) in cases {
+            assert_eq!(judge_sync(&times(p50, p99), &config).0, verdict, "{p50} {p99}");
+        }
+        config.spool.durability = Durability::PageCache;
+        assert_eq!(judge_sync(&times(11_000_000, 12_000_000), &config).0, Verdict::Ok);
+    }
+
+    #[test]
+    fn times_are_short() {
+        let cases = [
+            (7, "7 µs"),
+            (1_540, "1.5 ms"),
+            (23_400, "23 ms"),
+            (2_340_000, "2.3 s"),
+        ];
+        for (micros, text) in cases {
+            assert_eq!(short(Duration::from_micros(micros)), text);
+        }
+    }
+}
