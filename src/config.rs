@@ -54,6 +54,34 @@ pub fn load(
     files: &[PathBuf],
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
+    match look(files, environment)? {
+        (Some(config), settings, problems) if problems.is_empty() => Ok(Loaded { config, settings }),
+        (_, _, problems) => Err(ConfigError { problems }),
+    }
+}
+
+/// Every key with its value and origin, secrets redacted, and what is wrong with them, if anything.
+///
+/// # Errors
+/// The layers can't be merged.
+pub fn settings(
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<(Vec<Setting>, Result<(), ConfigError>), ConfigError> {
+    let (_, settings, problems) = look(files, environment)?;
+    let verdict = match problems.is_empty() {
+        true => Ok(()),
+        false => Err(ConfigError { problems }),
+    };
+    Ok((settings, verdict))
+}
+
+type Looked = (Option<Config>, Vec<Setting>, Vec<Problem>);
+
+fn look(
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Looked, ConfigError> {
     let mut problems = Vec::new();
     let mut layers = vec![source::Layer::defaults()];
     layers.extend(files.iter().map(|file| source::Layer::file(file, &mut problems)));
@@ -69,10 +97,7 @@ pub fn load(
     let mut raw = raw::Raw::new(root, problems);
     let config = validate::config(&mut raw);
     let settings = raw.settings();
-    match (config, raw.into_problems()) {
-        (Some(config), problems) if problems.is_empty() => Ok(Loaded { config, settings }),
-        (_, problems) => Err(ConfigError { problems }),
-    }
+    Ok((config, settings, raw.into_problems()))
 }
 
 /// Everything that can be set.

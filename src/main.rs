@@ -2,7 +2,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cmc_bridge::{
-    cli::{Cli, Command, ConfigCommand, check, config_show, dev, output::Output, serve},
+    cli::{
+        Cli, Command, ConfigCommand, check, completions, config_show, dev, output::Output, send_sample,
+        serve, tap,
+    },
     exit::{self, Exit},
 };
 
@@ -25,6 +28,9 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Serve(args) => serve::run(args.config.load()?),
         Command::Dev(args) => dev::run(&args),
         Command::Check(args) => check::command(&args, &mut Output::new()),
-        Command::Config(ConfigCommand::Show(args)) => config_show::run(&args.load()?, &mut Output::new()),
+        Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, &mut Output::new()),
+        Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
+        Command::Tap(args) => tap::run(&args, &mut Output::new()),
+        Command::Completions(args) => completions::run(&args, &mut Output::new()),
     }
 }

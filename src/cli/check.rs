@@ -222,7 +222,10 @@ fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
             warnings.push(format!("spool.dir: {} {why}", config.spool.dir.display()));
         }
         Directory::Ready { free: Some(free) } => {
-            let most = config.spool.max_bytes.saturating_mul(enabled(config).count() as u64);
+            let most = config
+                .spool
+                .max_bytes
+                .saturating_mul(enabled(config).count() as u64);
             if most > *free {
                 warnings.push(format!(
                     "spool.max_bytes: {} streams of {} may need more than the {} MiB that are free",

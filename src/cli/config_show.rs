@@ -1,14 +1,39 @@
 //! `cmc-bridge config show`: every key with its value and origin, as TOML, secrets redacted.
+//!
+//! A configuration that is refused is shown as well, for that is when one wants to see where a value comes from; what is
+//! wrong with it follows.
 
 use std::io::Write;
 
+use clap::Args;
+
+use super::ConfigArgs;
 use crate::{
-    config::{Loaded, to_toml},
+    config::{self, Origin, to_toml},
     exit::Exit,
 };
 
+/// The arguments of `config show`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Leave out what has its default
+    #[arg(long)]
+    pub changed: bool,
+}
+
 /// Prints the configuration.
-pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<(), Exit> {
-    out.write_all(to_toml(&loaded.settings).as_bytes())?;
-    Ok(out.flush()?)
+///
+/// # Errors
+/// 78 when it is refused, after it is printed.
+pub fn run(args: &ShowArgs, out: &mut impl Write) -> Result<(), Exit> {
+    let environment = config::environment()?.into_iter();
+    let (mut settings, verdict) = config::settings(&args.config.files, environment)?;
+    if args.changed {
+        settings.retain(|setting| setting.origin != Origin::Default);
+    }
+    out.write_all(to_toml(&settings).as_bytes())?;
+    out.flush()?;
+    Ok(verdict?)
 }

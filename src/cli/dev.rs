@@ -15,16 +15,22 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use clap::Args;
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
     mocking::MockCluster,
 };
 use tokio::runtime::Runtime;
 
-use super::{ConfigArgs, post, samples, serve::stop_signals};
+use super::{
+    ConfigArgs,
+    post::{Poster, Target},
+    records::{self, Form},
+    samples,
+    serve::stop_signals,
+};
 use crate::{
     bridge::Bridge,
     config::{Auth, Config},
@@ -34,6 +40,8 @@ use crate::{
 };
 
 const PARTITIONS: i32 = 3;
+/// How long a sample may wait for its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The arguments of `dev`.
 #[derive(Args, Clone, Debug)]
@@ -77,7 +85,8 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     printer.stop();
     runtime.shutdown_background();
     result?;
-    println!("Stopped. The temporary spool is removed.");
+    // Whoever read it may be gone.
+    let _ = writeln!(io::stdout(), "Stopped. The temporary spool is removed.");
     Ok(())
 }
 
@@ -142,11 +151,13 @@ fn greet(url: &str, admin: SocketAddr, spool: &std::path::Path) -> io::Result<()
 }
 
 async fn post_samples(address: SocketAddr, path: String) {
+    let mut poster = Poster::new(Target::new(address, &path), None);
     for sample in samples::ALL {
-        let answer = post::post(address, &path, sample.content_type, sample.body.as_bytes()).await;
+        let body = Bytes::from_static(sample.body.as_bytes());
+        let answer = poster.post(sample.content_type, body, PATIENCE).await;
         // A line of its own, whatever the printer's thread is at.
         let line = match answer {
-            Ok(status) => format!("posted {}: {status}\n", sample.what),
+            Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
             Err(error) => format!("posted {}: {error}\n", sample.what),
         };
         let _ = io::stdout().lock().write_all(line.as_bytes());
@@ -187,7 +198,7 @@ impl Printer {
                 .or_else(|| (!flag.load(Ordering::Relaxed)).then_some(None))
             {
                 if let Some(Ok(record)) = result {
-                    let _ = print(&record, &mut io::stdout().lock());
+                    let _ = records::print(&record, Form::Text, &mut io::stdout().lock());
                 }
             }
         })?;
@@ -200,29 +211,6 @@ impl Printer {
         // A panic of the printer has been reported already.
         let _ = self.thread.join();
     }
-}
-
-fn print(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
-    let text =
-        |bytes: Option<&[u8]>| bytes.map_or("(none)".into(), |b| String::from_utf8_lossy(b).into_owned());
-    writeln!(
-        out,
-        "→ {}  partition {}  offset {}  key {}",
-        record.topic(),
-        record.partition(),
-        record.offset(),
-        text(record.key())
-    )?;
-    if let Some(headers) = record.headers() {
-        let reason = headers
-            .iter()
-            .find(|header| header.key == "cmc-dead-letter-reason");
-        if let Some(reason) = reason {
-            writeln!(out, "  reason {}", text(reason.value))?;
-        }
-    }
-    writeln!(out, "  {}", text(record.payload()))?;
-    out.flush()
 }
 
 fn unavailable(error: rdkafka::error::KafkaError) -> Exit {

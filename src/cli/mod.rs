@@ -1,12 +1,18 @@
 //! The command line.
 
 pub mod check;
+pub mod completions;
 pub mod config_show;
 pub mod dev;
 pub mod output;
 mod post;
+mod progress;
+mod recipe;
+mod records;
 mod samples;
+pub mod send_sample;
 pub mod serve;
+pub mod tap;
 
 use std::path::PathBuf;
 
@@ -43,12 +49,21 @@ pub enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Post sample webhooks to a bridge, as Customers Mail Cloud would
+    #[command(after_help = send_sample::AFTER_HELP)]
+    SendSample(send_sample::SendSampleArgs),
+    /// Print the events of the topics as they come
+    #[command(after_help = tap::AFTER_HELP)]
+    Tap(tap::TapArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = completions::AFTER_HELP)]
+    Completions(completions::CompletionsArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print every key with its value and where that came from, as TOML; secrets are redacted
-    Show(ConfigArgs),
+    Show(config_show::ShowArgs),
 }
 
 /// Where the configuration comes from.
@@ -83,7 +98,7 @@ mod tests {
         let Command::Config(ConfigCommand::Show(args)) = cli.command else {
             panic!("{cli:?}")
         };
-        assert_eq!(args.files, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(args.config.files, [PathBuf::from("a"), PathBuf::from("b")]);
     }
 
     #[test]

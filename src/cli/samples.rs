@@ -7,8 +7,8 @@ pub struct Sample {
     pub body: &'static str,
 }
 
-const JSON: &str = "application/json";
-const FORM: &str = "application/x-www-form-urlencoded";
+pub const JSON: &str = "application/json";
+pub const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A body that survives single quotes in a shell.
 pub const CURL: &str = r#"{"event_type":"bounces","server_composition":"pro","event":{"bounces":[{"messageId":"<1@example.co.jp>","created":"2026-10-01 09:15:06","subject":"十月のお知らせ","from":"news@example.co.jp","to":"nobody@example.net","status":"2","reason":"550 5.1.1 User unknown"}]}}"#;

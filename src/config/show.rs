@@ -19,8 +19,10 @@ pub struct Setting {
 }
 
 /// What stands for a secret.
+const REDACTED: &str = "\"<redacted>\"";
+
 pub(super) fn redacted() -> String {
-    "\"<redacted>\"".to_owned()
+    REDACTED.to_owned()
 }
 
 /// A key's value as TOML. Of lists of secrets only the number of entries is shown.
@@ -101,6 +103,9 @@ fn quoted(text: &str) -> String {
 }
 
 /// All settings as one TOML document, each line with its origin as a comment.
+///
+/// Lines with secrets are comments as a whole: who uses the document as a file must not end up with a token that
+/// everybody can guess.
 pub fn to_toml(settings: &[Setting]) -> String {
     let mut text = String::new();
     let mut table = None;
@@ -112,8 +117,12 @@ pub fn to_toml(settings: &[Setting]) -> String {
             text.push_str(&format!("[{}]\n", setting.table));
             table = Some(&setting.table);
         }
+        let hidden = match setting.value.contains(REDACTED) {
+            true => "# ",
+            false => "",
+        };
         text.push_str(&format!(
-            "{} = {}  # {}\n",
+            "{hidden}{} = {}  # {}\n",
             setting.name, setting.value, setting.origin
         ));
     }

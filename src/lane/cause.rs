@@ -45,7 +45,11 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
     let vague = matches!(
         code,
         None | Some(
-            Code::OperationTimedOut | Code::RequestTimedOut | Code::MessageTimedOut | Code::AllBrokersDown
+            Code::OperationTimedOut
+                | Code::RequestTimedOut
+                | Code::MessageTimedOut
+                | Code::AllBrokersDown
+                | Code::BrokerTransportFailure
         )
     );
     if vague && let Some((code, cause)) = last.get() {

@@ -12,6 +12,7 @@ use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    metadata::Metadata,
     producer::{BaseProducer, Producer},
     types::RDKafkaErrorCode as Code,
 };
@@ -100,10 +101,7 @@ impl Probe {
         config.set("enable.partition.eof", "true");
         let consumer = BaseConsumer::from_config_and_context(&config, context.clone())
             .map_err(|error| fail("make a Kafka client", error))?;
-        let metadata = admin
-            .inner()
-            .fetch_metadata(Some(topic), PATIENCE)
-            .map_err(|error| fail("reach a broker", error))?;
+        let metadata = reach(&consumer, topic).map_err(|error| fail("reach a broker", error))?;
         let mut brokers: Vec<(i32, String)> = metadata
             .brokers()
             .iter()
@@ -124,7 +122,8 @@ impl Probe {
     }
 
     fn explain(&self, error: &KafkaError, doing: &str, topic: &str) -> BrokerError {
-        let names = names(&self.kafka, &lane_id(&self.kafka, self.stream), topic);
+        let any_log = format!("{}.{}.*", self.kafka.id_prefix, self.stream);
+        let names = names(&self.kafka, &any_log, topic);
         explain(error, doing, &names, &self.context.last_error)
     }
 
@@ -195,14 +194,22 @@ impl Probe {
         let answer = self.within(COORDINATOR, || {
             let mut partitions = TopicPartitionList::new();
             partitions.add_partition(topic, 0);
-            let asked = self.consumer.committed_offsets(partitions, PATIENCE);
+            let asked = self
+                .consumer
+                .committed_offsets(partitions, Duration::from_secs(1));
             let asked = asked.and_then(|list| list.elements().iter().try_for_each(|found| found.error()));
-            match asked {
-                Err(error) if passing(&error) => {
+            // A coordinator that may not be asked for is reported to the client, and the call only times out.
+            let mut reports =
+                std::iter::from_fn(|| self.consumer.poll(Duration::ZERO)).filter_map(Result::err);
+            let refused =
+                reports.find(|report| report.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed));
+            match (asked, refused) {
+                (Err(_), Some(refused)) => Some(Err(refused)),
+                (Err(error), None) if passing(&error) => {
                     std::thread::sleep(ASK_AGAIN);
                     None
                 }
-                other => Some(other),
+                (other, _) => Some(other),
             }
         });
         self.answer(answer, "look up the consumer group", topic)
@@ -279,8 +286,36 @@ fn value(entries: &[ConfigEntry], name: &str) -> Option<String> {
 fn passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
-        Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+        Some(
+            Code::NotCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::WaitingForCoordinator
+                | Code::OperationTimedOut
+        )
     )
+}
+
+/// Gets a first answer from the cluster.
+pub(super) fn reach(consumer: &BaseConsumer<Context>, topic: &str) -> Result<Metadata, KafkaError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let error = match consumer.fetch_metadata(Some(topic), Duration::from_secs(1)) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => error,
+        };
+        // Only a poll hands the client's own errors to the context, which then knows why.
+        let mut reports = std::iter::from_fn(|| consumer.poll(Duration::ZERO)).filter_map(Result::err);
+        let hopeless = reports.any(|report| {
+            matches!(
+                report.rdkafka_error_code(),
+                Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)
+            )
+        });
+        if hopeless || Instant::now() >= deadline {
+            return Err(error);
+        }
+    }
 }
 
 /// A topic's partitions; none when there is no such topic.
@@ -301,7 +336,10 @@ pub(super) fn describe(consumer: &BaseConsumer<Context>, name: &str) -> Result<T
     }
     let partitions = found.partitions();
     topic.partitions = partitions.iter().map(|partition| partition.id()).collect();
-    topic.without_leader = partitions.iter().filter(|partition| partition.leader() < 0).count();
+    topic.without_leader = partitions
+        .iter()
+        .filter(|partition| partition.leader() < 0)
+        .count();
     topic.replicas = partitions
         .iter()
         .map(|partition| partition.replicas().len())

@@ -15,7 +15,7 @@ use super::{
     broker::BrokerError,
     cause::explain,
     client::{self, Context},
-    probe::{PATIENCE, describe, names},
+    probe::{PATIENCE, describe, names, reach},
 };
 
 /// A consumer of whole topics that is in nobody's way.
@@ -59,6 +59,9 @@ impl Watcher {
     /// partitions.
     pub fn assign(&self, topics: &[&str], from: From) -> Result<usize, BrokerError> {
         let mut list = TopicPartitionList::new();
+        if let Some(topic) = topics.first() {
+            reach(&self.consumer, topic).map_err(|error| self.explain(&error, "reach a broker", topic))?;
+        }
         for topic in topics {
             let fail = |error| self.explain(&error, "read the topic", topic);
             let found = describe(&self.consumer, topic).map_err(fail)?;
@@ -74,7 +77,8 @@ impl Watcher {
                         Offset::Offset(ends.map_err(fail)?.1)
                     }
                 };
-                list.add_partition_offset(topic, partition, offset).map_err(fail)?;
+                list.add_partition_offset(topic, partition, offset)
+                    .map_err(fail)?;
             }
         }
         let fail = |error| self.explain(&error, "read the topics", topics.first().unwrap_or(&""));

@@ -64,8 +64,12 @@ pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
     const NFS: u64 = 0x6969;
     let kind = rustix::fs::statfs(dir).ok()?.f_type as u64;
     match kind & 0xffff_ffff {
-        TMPFS | RAMFS => Some("is in memory: what is acknowledged is gone when this machine stops. Put it on a disk"),
-        OVERLAYFS => Some("is the container's own layer: it is gone with the container. Mount a volume there"),
+        TMPFS | RAMFS => {
+            Some("is in memory: what is acknowledged is gone when this machine stops. Put it on a disk")
+        }
+        OVERLAYFS => {
+            Some("is the container's own layer: it is gone with the container. Mount a volume there")
+        }
         NFS => Some("is on NFS: durability and locks are the server's. Use a local disk or a block volume"),
         _ => None,
     }

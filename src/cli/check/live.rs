@@ -113,7 +113,9 @@ fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Verdict, String) {
         let limit = human_duration(config.ingest.append_timeout);
         return (
             Verdict::Fail,
-            format!("; webhooks may wait {limit} (ingest.append_timeout) and would be answered 503: use a faster disk"),
+            format!(
+                "; webhooks may wait {limit} (ingest.append_timeout) and would be answered 503: use a faster disk"
+            ),
         );
     }
     if times.p99 > SLOW_SYNC {
@@ -126,7 +128,8 @@ fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Verdict, String) {
     if times.p50 < TOO_QUICK {
         return (
             Verdict::Warn,
-            "; too quick for a device that keeps what it is told: make sure that a sync means something here".to_owned(),
+            "; too quick for a device that keeps what it is told: make sure that a sync means something here"
+                .to_owned(),
         );
     }
     (Verdict::Ok, String::new())
@@ -147,10 +150,10 @@ fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Ve
     let need = max.saturating_add(segment).saturating_mul(streams);
     // A new log begins with one segment, and has the next one ready.
     let least = segment.saturating_mul(2 * streams);
-    let has = format!("{} free, {} used by the spool", mebibytes(free), mebibytes(used));
+    let has = format!("{} free, {} used by the spool", room_size(free), room_size(used));
     let wants = format!(
         "{streams} streams may need {} (spool.max_bytes {} and a segment each)",
-        mebibytes(need),
+        room_size(need),
         human_size(max)
     );
     if free.saturating_add(used) < least {
@@ -166,7 +169,9 @@ fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Ve
 
 fn kafka(config: &Config, lines: &mut Lines<'_, impl Write>) -> Result<(), Exit> {
     let kafka = &config.kafka;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut first = true;
     let mut topics: BTreeMap<&str, Vec<Stream>> = BTreeMap::new();
     for stream in enabled(config) {
@@ -269,7 +274,10 @@ fn topic_line(
     };
     if found.partitions.is_empty() {
         let (verdict, text) = match kafka.create_topics {
-            true => (Verdict::Warn, "is not there; serve will create it (kafka.create_topics)"),
+            true => (
+                Verdict::Warn,
+                "is not there; serve will create it (kafka.create_topics)",
+            ),
             false => (
                 Verdict::Fail,
                 "is not there, or this user has no DESCRIBE on it: create it, grant it, or set kafka.create_topics = true",
@@ -286,7 +294,11 @@ fn topic_line(
         );
         lines.line(Verdict::Fail, &subject, &text)?;
     }
-    let text = format!("{} partitions, {} replicas", found.partitions.len(), found.replicas);
+    let text = format!(
+        "partitions: {}, replicas: {}",
+        found.partitions.len(),
+        found.replicas
+    );
     match found.replicas {
         0 | 1 if probe.brokers.len() > 1 => {
             let text = format!("{text}: events are gone with one broker's disk; use more replicas");
@@ -396,8 +408,11 @@ pub fn short(time: Duration) -> String {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes >> 20)
+fn room_size(bytes: u64) -> String {
+    match bytes >> 20 {
+        mebibytes @ 0..10_240 => format!("{mebibytes} MiB"),
+        mebibytes => format!("{} GiB", mebibytes >> 10),
+    }
 }
 
 #[cfg(test)]
@@ -428,8 +443,18 @@ mod tests {
         let cases = [
             (1_048_588, "delete", Stream::Bounces, [Verdict::Ok, Verdict::Ok]),
             (999_999, "delete", Stream::Bounces, [Verdict::Warn, Verdict::Ok]),
-            (999_999, "delete", Stream::DeadLetters, [Verdict::Fail, Verdict::Ok]),
-            (1_000_000, "compact", Stream::Deliveries, [Verdict::Ok, Verdict::Warn]),
+            (
+                999_999,
+                "delete",
+                Stream::DeadLetters,
+                [Verdict::Fail, Verdict::Ok],
+            ),
+            (
+                1_000_000,
+                "compact",
+                Stream::Deliveries,
+                [Verdict::Ok, Verdict::Warn],
+            ),
             (
                 1_000_000,
                 "compact,delete",

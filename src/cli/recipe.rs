@@ -1,0 +1,237 @@
+//! Webhooks made to order, as many as wanted, each event with a messageId of its own.
+
+use std::fmt::Write;
+
+use clap::ValueEnum;
+use jiff::{Timestamp, tz::TimeZone};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::samples::{FORM, JSON};
+
+/// What kind of webhook is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// What became of mails: queued, succeeded, deferred, failed in turn
+    Deliveries,
+    /// Mails that came back, with each code in turn
+    Bounces,
+    /// Mails that were not sent (a stream that is off by default: they become dead letters then)
+    Blocks,
+    /// Bodies that break off: answered 400, and kept as dead letters
+    Malformed,
+    /// Three webhooks of deliveries, then one of bounces
+    Mixed,
+}
+
+/// How a webhook is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Json,
+    /// application/x-www-form-urlencoded, the sender's default
+    Form,
+}
+
+impl Format {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::Json => JSON,
+            Format::Form => FORM,
+        }
+    }
+}
+
+/// What every webhook of a run has in common.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub kind: Kind,
+    pub format: Format,
+    /// Events in each webhook.
+    pub events: u64,
+    pub server_composition: String,
+    pub api_key: Option<String>,
+    /// Part of each messageId, so that no other run has the same ones.
+    pub run: String,
+}
+
+const SUBJECTS: [&str; 5] = [
+    "十月のお知らせ",
+    "ご注文ありがとうございます",
+    "【重要】パスワード再設定のご案内",
+    "発送が完了しました（お届け予定日のご連絡）",
+    "髙橋様　ご予約の確認",
+];
+
+const STATUSES: [(&str, &str); 4] = [
+    ("queued", ""),
+    ("succeeded", ""),
+    ("deferred", "451 4.3.0 Temporary failure"),
+    ("failed", "550 5.1.1 User unknown"),
+];
+
+const CODES: [(&str, &str); 12] = [
+    ("1", "Host or domain name not found"),
+    ("2", "550 5.1.1 User unknown"),
+    ("3", "Retransmission timeout"),
+    ("4", "554 5.7.1 Rejected by policy"),
+    ("5", "552 5.2.2 Mailbox full"),
+    ("6", "Forwarding error"),
+    ("7", "451 4.3.0 Error of the receiving server"),
+    ("8", "552 5.3.4 Message too big"),
+    ("9", "501 5.1.3 Bad recipient address syntax"),
+    ("10", "Blocked address"),
+    ("11", "One-click unsubscribed"),
+    ("99", "Other"),
+];
+
+/// A space is a `+` in a form: [`field`].
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'*')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b' ');
+
+impl Recipe {
+    /// The body of webhook number `number`; its events carry the time `now`.
+    pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
+        let event_type = match self.kind {
+            Kind::Bounces => "bounces",
+            Kind::Blocks => "blocks",
+            Kind::Mixed if number % 4 == 3 => "bounces",
+            Kind::Deliveries | Kind::Malformed | Kind::Mixed => "deliveries",
+        };
+        let zone = TimeZone::get("Asia/Tokyo").unwrap_or(TimeZone::UTC);
+        let created = zone.to_datetime(now).strftime("%Y-%m-%d %H:%M:%S").to_string();
+        let mut event = format!(r#"{{"{event_type}":["#);
+        for index in 0..self.events {
+            if index > 0 {
+                event.push(',');
+            }
+            self.event(event_type, number * self.events + index, &created, &mut event);
+        }
+        event.push_str("]}");
+        if self.kind == Kind::Malformed {
+            // It breaks off, as a form's field too.
+            event.truncate(event.len() - 3);
+        }
+        let (key, composition) = (&self.api_key, &self.server_composition);
+        let body = match self.format {
+            Format::Json => {
+                let key = key.as_ref().map(|key| format!(r#""api_key":{},"#, text(key)));
+                format!(
+                    r#"{{{}"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
+                    key.unwrap_or_default(),
+                    text(composition)
+                )
+            }
+            Format::Form => {
+                let key = key.as_ref().map(|key| format!("api_key={}&", field(key)));
+                format!(
+                    "{}server_composition={}&event_type={event_type}&event={}",
+                    key.unwrap_or_default(),
+                    field(composition),
+                    field(&event)
+                )
+            }
+        };
+        body.into_bytes()
+    }
+
+    fn event(&self, event_type: &str, number: u64, created: &str, out: &mut String) {
+        let turn = |length: usize| (number % length as u64) as usize;
+        let (status, reason) = match event_type {
+            "deliveries" => STATUSES[turn(STATUSES.len())],
+            "bounces" => CODES[turn(CODES.len())],
+            _ => ("", "Blocked address"),
+        };
+        let ips = match event_type {
+            "deliveries" => r#""sourceIp":"192.0.2.10","senderIp":"198.51.100.7","#,
+            _ => "",
+        };
+        let (subject, run) = (SUBJECTS[turn(SUBJECTS.len())], &self.run);
+        // Angle brackets as the sender writes them in places. Writing into a string can't fail.
+        let _ = write!(
+            out,
+            r#"{{"reason":"{reason}",{ips}"returnPath":"bounce@mail.example.co.jp","created":"{created}","subject":"{subject}","apiData":"","messageId":"\u003C{run}.{number}@mail.example.co.jp\u003E","from":"news@example.co.jp","to":"user{number}@example.net","status":"{status}"}}"#,
+        );
+    }
+}
+
+/// A JSON string.
+fn text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A form's value.
+fn field(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string().replace(' ', "+")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{
+        cmc::{self, BodyEncoding, Rules},
+        config,
+    };
+
+    const KEY: &str = "k+ &\"\\秘";
+
+    fn recipe(kind: Kind, format: Format) -> Recipe {
+        Recipe {
+            kind,
+            format,
+            events: 3,
+            server_composition: "メール \"&=+".to_owned(),
+            api_key: Some(KEY.to_owned()),
+            run: format!("{kind:?}"),
+        }
+    }
+
+    #[test]
+    fn bodies_are_what_they_say() {
+        let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
+        let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
+        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        for kind in Kind::value_variants() {
+            for (format, encoding) in [
+                (Format::Json, BodyEncoding::Json),
+                (Format::Form, BodyEncoding::Form),
+            ] {
+                for number in 0..5 {
+                    let body = recipe(*kind, format).body(number, Timestamp::UNIX_EPOCH);
+                    let opened = cmc::open(&body, encoding, &rules);
+                    let shown = String::from_utf8_lossy(&body);
+                    assert_eq!(opened.content.is_err(), *kind == Kind::Malformed, "{shown}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_event_has_its_own_id() {
+        let mut ids = BTreeSet::new();
+        for kind in [Kind::Deliveries, Kind::Bounces, Kind::Blocks, Kind::Mixed] {
+            for number in 0..5 {
+                let body = recipe(kind, Format::Json).body(number, Timestamp::UNIX_EPOCH);
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(body["api_key"], KEY);
+                let list = body["event"][body["event_type"].as_str().unwrap()].as_array();
+                for event in list.unwrap() {
+                    assert_eq!(event["created"], "1970-01-01 09:00:00");
+                    ids.insert(event["messageId"].as_str().unwrap().to_owned());
+                }
+            }
+        }
+        assert_eq!(ids.len(), 4 * 5 * 3);
+        assert!(ids.contains("<Mixed.14@mail.example.co.jp>"), "{ids:?}");
+    }
+
+    #[test]
+    fn forms_carry_every_character() {
+        assert_eq!(field("a b+c&d=e%-._*"), "a+b%2Bc%26d%3De%25-._*");
+        assert_eq!(field("十"), "%E5%8D%81");
+    }
+}

@@ -1,0 +1,209 @@
+//! Records of topics in print: for people, or one JSON object a line.
+
+use std::io::{self, Write};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rdkafka::{Message, message::Headers};
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::stream::Stream;
+
+const REASON: &str = "cmc-dead-letter-reason";
+
+/// How records are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Text,
+    Json,
+}
+
+/// Prints a record.
+pub fn print(record: &impl Message, form: Form, out: &mut impl Write) -> io::Result<()> {
+    match form {
+        Form::Text => text(record, out)?,
+        Form::Json => json(record, out)?,
+    }
+    out.flush()
+}
+
+fn text(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
+    let text = |bytes: Option<&[u8]>| match bytes {
+        None => "(none)".to_owned(),
+        Some(bytes) => visible(&String::from_utf8_lossy(bytes)),
+    };
+    writeln!(
+        out,
+        "→ {}  partition {}  offset {}  key {}",
+        record.topic(),
+        record.partition(),
+        record.offset(),
+        text(record.key())
+    )?;
+    if let Some(reason) = header(record, REASON) {
+        writeln!(out, "  reason {}", text(Some(reason)))?;
+    }
+    writeln!(out, "  {}", text(record.payload()))
+}
+
+/// A text on one line, without what would steer a terminal: it was made by strangers.
+fn visible(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\r' | '\t' => ' ',
+            c if c.is_control() => '\u{FFFD}',
+            c => c,
+        })
+        .collect()
+}
+
+fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
+    let timestamp = record.timestamp().to_millis();
+    let mut line = format!(
+        r#"{{"topic":{},"partition":{},"offset":{},"timestamp":{},"key":{},"headers":{},"value":"#,
+        json!(record.topic()),
+        record.partition(),
+        record.offset(),
+        json!(timestamp),
+        bytes(record.key()),
+        headers(record)
+    )
+    .into_bytes();
+    let raw = record
+        .payload()
+        .and_then(|value| serde_json::from_slice::<&RawValue>(value).ok());
+    match raw {
+        // Between tokens a line break is white space, and inside a string there is none.
+        Some(raw) => line.extend(raw.get().bytes().map(|byte| match byte {
+            b'\n' | b'\r' => b' ',
+            byte => byte,
+        })),
+        None => line.extend_from_slice(bytes(record.payload()).to_string().as_bytes()),
+    }
+    line.extend_from_slice(b"}\n");
+    out.write_all(&line)
+}
+
+/// Text as a string; what is none as `{"base64": …}`.
+fn bytes(bytes: Option<&[u8]>) -> Value {
+    match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
+        None => Value::Null,
+        Some((Ok(text), _)) => Value::String(text.to_owned()),
+        Some((Err(_), bytes)) => json!({ "base64": STANDARD.encode(bytes) }),
+    }
+}
+
+/// Headers by name; one that stands several times has a list.
+fn headers(record: &impl Message) -> Value {
+    let mut found = Map::new();
+    for header in record.headers().into_iter().flat_map(Headers::iter) {
+        let value = bytes(header.value);
+        match found.get_mut(header.key) {
+            None => {
+                found.insert(header.key.to_owned(), value);
+            }
+            Some(Value::Array(list)) => list.push(value),
+            Some(first) => *first = json!([first.take(), value]),
+        }
+    }
+    Value::Object(found)
+}
+
+/// A header's value.
+pub fn header<'a>(record: &'a impl Message, name: &str) -> Option<&'a [u8]> {
+    let headers = record.headers()?;
+    headers.iter().find(|header| header.key == name)?.value
+}
+
+/// The stream that a record of the bridge came by.
+pub fn stream(record: &impl Message) -> Option<Stream> {
+    if header(record, REASON).is_some() {
+        return Some(Stream::DeadLetters);
+    }
+    let kind = std::str::from_utf8(header(record, "ce_type")?).ok()?;
+    Stream::from_event_type(kind.strip_prefix("jp.smtps.cmc.")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::{
+        Timestamp,
+        message::{Header, OwnedHeaders, OwnedMessage},
+    };
+
+    use super::*;
+
+    fn record(key: Option<&[u8]>, headers: &[(&str, &[u8])], value: Option<&[u8]>) -> OwnedMessage {
+        let mut all = OwnedHeaders::new();
+        for (key, value) in headers {
+            all = all.insert(Header {
+                key,
+                value: Some(*value),
+            });
+        }
+        OwnedMessage::new(
+            value.map(<[u8]>::to_vec),
+            key.map(<[u8]>::to_vec),
+            "cmc.bounces".to_owned(),
+            Timestamp::CreateTime(1_700_000_000_123),
+            2,
+            7,
+            Some(all),
+        )
+    }
+
+    fn printed(record: &OwnedMessage, form: Form) -> String {
+        let mut out = Vec::new();
+        print(record, form, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn json_values_stay_as_they_are() {
+        let record = record(
+            Some(b"<1@example.co.jp>"),
+            &[
+                ("ce_type", b"jp.smtps.cmc.bounces"),
+                ("a", b"1"),
+                ("a", b"2"),
+                ("b", b"\xff"),
+            ],
+            Some("{\"n\":1000.0,\r\n\"s\":\"\\u003C十月\"}".as_bytes()),
+        );
+        assert_eq!(
+            printed(&record, Form::Json),
+            concat!(
+                r#"{"topic":"cmc.bounces","partition":2,"offset":7,"timestamp":1700000000123,"key":"<1@example.co.jp>","#,
+                r#""headers":{"a":["1","2"],"b":{"base64":"/w=="},"ce_type":"jp.smtps.cmc.bounces"},"#,
+                "\"value\":{\"n\":1000.0,  \"s\":\"\\u003C十月\"}}\n"
+            )
+        );
+    }
+
+    #[test]
+    fn every_line_is_json() {
+        let values: [(Option<&[u8]>, Value); 5] = [
+            (None, Value::Null),
+            (Some(b""), json!("")),
+            (Some(b"{\"broken\n"), json!("{\"broken\n")),
+            (Some(b"\xff\xfe"), json!({ "base64": "//4=" })),
+            (Some(b" [1]\n"), json!([1])),
+        ];
+        for (value, wanted) in values {
+            let line = printed(&record(None, &[], value), Form::Json);
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+            let parsed: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(parsed["value"], wanted);
+            assert_eq!(parsed["key"], Value::Null);
+        }
+    }
+
+    #[test]
+    fn text_can_not_steer_a_terminal() {
+        let record = record(None, &[(REASON, b"invalid_json")], Some(b"a\x1b[2Jb\nc"));
+        assert_eq!(
+            printed(&record, Form::Text),
+            "→ cmc.bounces  partition 2  offset 7  key (none)\n  reason invalid_json\n  a\u{FFFD}[2Jb c\n"
+        );
+        assert_eq!(stream(&record), Some(Stream::DeadLetters));
+    }
+}

@@ -1,0 +1,486 @@
+//! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud would, and says what became of them.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use clap::{Args, value_parser};
+use hyper::header::HeaderValue;
+use jiff::Timestamp;
+use tokio::{runtime::Runtime, time::sleep_until};
+use uuid::Uuid;
+
+use super::{
+    check::{disk::percentile, live::short},
+    post::{Poster, Target},
+    progress::Progress,
+    recipe::{Format, Kind, Recipe},
+};
+use crate::exit::Exit;
+
+/// How long a webhook may wait for its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the progress is drawn.
+const REDRAW: Duration = Duration::from_millis(100);
+
+const BEARER: &str = "CMC_BRIDGE_SEND_BEARER";
+const BASIC: &str = "CMC_BRIDGE_SEND_BASIC";
+const API_KEY: &str = "CMC_BRIDGE_SEND_API_KEY";
+
+pub const AFTER_HELP: &str = "\
+Credentials are best not written on the command line, where other users see them: the environment variables
+CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY do the same, and so do the _file options. Of a
+file the first line counts that is neither blank nor begins with #, so the bridge's own files can be used.
+
+Only http: TLS ends at an ingress. To try that one, use curl as `cmc-bridge dev` prints it.
+
+Exits with 0 when every answer was 200, and with 69 when one was not or did not come. Malformed webhooks are answered
+400, so sending those ends with 69.
+
+Examples:
+  cmc-bridge send-sample http://127.0.0.1:8080/webhooks/events --bearer-file /run/secrets/token
+  cmc-bridge send-sample --kind mixed --format form --events 100 --count 1000 --concurrency 16";
+
+/// The arguments of `send-sample`.
+#[derive(Args, Clone, Debug)]
+pub struct SendSampleArgs {
+    /// The webhook endpoint; without a path /webhooks/events is meant
+    #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = value_parser!(Target))]
+    url: Target,
+    /// What to send
+    #[arg(long, value_enum, default_value = "deliveries")]
+    kind: Kind,
+    /// How to write it
+    #[arg(long, value_enum, default_value = "json")]
+    format: Format,
+    /// Events in each webhook
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
+    events: u64,
+    /// Webhooks in all
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
+    count: u64,
+    /// Webhooks a second; 0 is as fast as they are answered
+    #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
+    rate: f64,
+    /// Connections, each with one webhook under way
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1024))]
+    concurrency: u64,
+    /// The server_composition to name
+    #[arg(long, value_name = "NAME", default_value = "pro")]
+    server_composition: String,
+    #[command(flatten)]
+    credentials: CredentialArgs,
+}
+
+/// What the sender presents. Without a Debug of its own: these are secrets.
+#[derive(Args, Clone)]
+struct CredentialArgs {
+    /// Present this Bearer token
+    #[arg(long, value_name = "TOKEN", group = "authorization")]
+    bearer: Option<String>,
+    /// Present the Bearer token in this file
+    #[arg(long, alias = "bearer_file", value_name = "FILE", group = "authorization")]
+    bearer_file: Option<PathBuf>,
+    /// Present this user and password
+    #[arg(long, value_name = "USER:PASSWORD", group = "authorization")]
+    basic: Option<String>,
+    /// Present the user:password in this file
+    #[arg(long, alias = "basic_file", value_name = "FILE", group = "authorization")]
+    basic_file: Option<PathBuf>,
+    /// Put this api_key into each body
+    #[arg(long, value_name = "KEY", conflicts_with = "api_key_file")]
+    api_key: Option<String>,
+    /// Put the api_key in this file into each body
+    #[arg(long, alias = "api_key_file", value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for CredentialArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CredentialArgs")
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate == 0.0 || (0.001..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("give a number of webhooks a second, 0.001 to 1000000, or 0 for no limit".to_owned()),
+    }
+}
+
+/// Sends them all and prints the summary.
+///
+/// # Errors
+/// 64 for a credential that can't be used, 69 when an answer was not 200 or did not come.
+pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
+    let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
+    let recipe = Recipe {
+        kind: args.kind,
+        format: args.format,
+        events: args.events,
+        server_composition: args.server_composition.clone(),
+        api_key: credentials.api_key,
+        run: Uuid::new_v4().simple().to_string().split_off(20),
+    };
+    let job = Arc::new(Job {
+        target: args.url.clone(),
+        authorization: credentials.authorization,
+        recipe,
+        count: args.count,
+        pause: (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate)),
+        next: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+    });
+    let start = Instant::now();
+    let runtime = Runtime::new()?;
+    let tally = runtime.block_on(send_all(&job, args.concurrency.min(args.count)))?;
+    summary(&job, &tally, start.elapsed(), out)?;
+    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    match args.count - good {
+        0 => Ok(()),
+        bad => Err(Exit::Unavailable(format!(
+            "{bad} of {} webhooks were not answered 200{}",
+            args.count,
+            advice(&tally)
+        ))),
+    }
+}
+
+/// What all connections share.
+struct Job {
+    target: Target,
+    authorization: Option<HeaderValue>,
+    recipe: Recipe,
+    count: u64,
+    /// Between the begins of two webhooks.
+    pause: Option<Duration>,
+    next: AtomicU64,
+    done: AtomicU64,
+}
+
+/// What became of the webhooks.
+#[derive(Default)]
+struct Tally {
+    answers: BTreeMap<u16, Answers>,
+    /// Without an answer, and why the last one had none.
+    unanswered: u64,
+    last_error: String,
+    /// Of those that were answered.
+    times: Vec<Duration>,
+}
+
+#[derive(Default)]
+struct Answers {
+    count: u64,
+    /// What the first one said.
+    text: String,
+}
+
+impl Tally {
+    fn add(&mut self, other: Tally) {
+        for (status, answers) in other.answers {
+            let sum = self.answers.entry(status).or_default();
+            sum.count += answers.count;
+            if sum.text.is_empty() {
+                sum.text = answers.text;
+            }
+        }
+        self.unanswered += other.unanswered;
+        if self.last_error.is_empty() {
+            self.last_error = other.last_error;
+        }
+        self.times.extend(other.times);
+    }
+}
+
+async fn send_all(job: &Arc<Job>, connections: u64) -> Result<Tally, Exit> {
+    let start = tokio::time::Instant::now();
+    let workers: Vec<_> = (0..connections)
+        .map(|_| tokio::spawn(send_some(Arc::clone(job), start)))
+        .collect();
+    let progress = Progress::new(job.count);
+    if progress.shown() {
+        while !workers.iter().all(tokio::task::JoinHandle::is_finished) {
+            progress.draw(job.done.load(Ordering::Relaxed));
+            tokio::time::sleep(REDRAW).await;
+        }
+        progress.clear();
+    }
+    let mut tally = Tally::default();
+    for worker in workers {
+        tally.add(worker.await.map_err(std::io::Error::other)?);
+    }
+    tally.times.sort_unstable();
+    Ok(tally)
+}
+
+/// One connection's share.
+async fn send_some(job: Arc<Job>, start: tokio::time::Instant) -> Tally {
+    let mut poster = Poster::new(job.target.clone(), job.authorization.clone());
+    let mut tally = Tally::default();
+    loop {
+        let number = job.next.fetch_add(1, Ordering::Relaxed);
+        if number >= job.count {
+            return tally;
+        }
+        if let Some(pause) = job.pause {
+            sleep_until(start + pause.mul_f64(number as f64)).await;
+        }
+        let body = Bytes::from(job.recipe.body(number, Timestamp::now()));
+        let begin = Instant::now();
+        match poster
+            .post(job.recipe.format.content_type(), body, PATIENCE)
+            .await
+        {
+            Ok(answer) => {
+                tally.times.push(begin.elapsed());
+                let answers = tally.answers.entry(answer.status.as_u16()).or_default();
+                answers.count += 1;
+                if answers.text.is_empty() {
+                    answers.text = answer.text;
+                }
+            }
+            Err(error) => {
+                tally.unanswered += 1;
+                tally.last_error = error.to_string();
+            }
+        }
+        job.done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> std::io::Result<()> {
+    let (count, events) = (job.count, job.recipe.events);
+    writeln!(
+        out,
+        "posted to    http://{}{}, messageIds <{}.0@…> to <{}.{}@…>",
+        job.target.address,
+        job.target.path,
+        job.recipe.run,
+        job.recipe.run,
+        count * events - 1
+    )?;
+    for (status, answers) in &tally.answers {
+        let text = match status {
+            200 => String::new(),
+            _ => format!("  {}", first_line(&answers.text)),
+        };
+        writeln!(out, "answer {status}   {}{text}", answers.count)?;
+    }
+    if tally.unanswered > 0 {
+        writeln!(out, "no answer    {}  {}", tally.unanswered, tally.last_error)?;
+    }
+    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    let seconds = took.as_secs_f64().max(0.001);
+    writeln!(
+        out,
+        "rate         {:.0} webhooks/s, {:.0} events/s answered 200, in {}",
+        count as f64 / seconds,
+        (good * events) as f64 / seconds,
+        short(took)
+    )?;
+    if let Some(max) = tally.times.last() {
+        writeln!(
+            out,
+            "latency      p50 {}  p99 {}  max {}",
+            short(percentile(&tally.times, 50)),
+            short(percentile(&tally.times, 99)),
+            short(*max)
+        )?;
+    }
+    out.flush()
+}
+
+/// The answer's text on one line, and not too long a one.
+fn first_line(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+fn advice(tally: &Tally) -> &'static str {
+    let answered = |status| tally.answers.contains_key(&status);
+    if tally.unanswered > 0 && tally.answers.is_empty() {
+        "; is a bridge running there? `cmc-bridge dev` starts one to try"
+    } else if answered(401) {
+        "; give --bearer-file, --basic-file or --api-key-file (or their variables) with a credential that the bridge knows"
+    } else if answered(404) || answered(405) {
+        "; is the path that of ingest.path?"
+    } else if answered(503) {
+        "; the bridge is full or stopping: see its metrics and log"
+    } else {
+        ""
+    }
+}
+
+#[derive(Debug)]
+struct Credentials {
+    authorization: Option<HeaderValue>,
+    api_key: Option<String>,
+}
+
+impl CredentialArgs {
+    /// What is on the command line goes before the environment.
+    fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Credentials, Exit> {
+        let from_environment = |name: &str| match variable(name).filter(|value| !value.is_empty()) {
+            None => Ok(None),
+            Some(value) => value
+                .into_string()
+                .map(Some)
+                .map_err(|_| Exit::Usage(format!("{name} is not UTF-8"))),
+        };
+        let file = |path: &Option<PathBuf>| path.as_deref().map(first_secret).transpose();
+        let mut bearer = self.bearer.clone().or(file(&self.bearer_file)?);
+        let mut basic = self.basic.clone().or(file(&self.basic_file)?);
+        if bearer.is_none() && basic.is_none() {
+            bearer = from_environment(BEARER)?;
+            basic = from_environment(BASIC)?;
+        }
+        let authorization = match (bearer, basic) {
+            (Some(_), Some(_)) => {
+                let text = format!("{BEARER} and {BASIC} are both set; a webhook presents one of them");
+                return Err(Exit::Usage(text));
+            }
+            (Some(token), None) => Some(format!("Bearer {token}")),
+            (None, Some(pair)) if !pair.contains(':') => {
+                return Err(Exit::Usage(
+                    "a Basic credential is user:password, and this one has no colon".to_owned(),
+                ));
+            }
+            (None, Some(pair)) => Some(format!("Basic {}", STANDARD.encode(pair))),
+            (None, None) => None,
+        };
+        let authorization = authorization.map(|text| {
+            let mut value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
+                Exit::Usage("the Bearer token has characters that a header can't carry".to_owned())
+            })?;
+            value.set_sensitive(true);
+            Ok::<_, Exit>(value)
+        });
+        let api_key = self.api_key.clone().or(file(&self.api_key_file)?);
+        Ok(Credentials {
+            authorization: authorization.transpose()?,
+            api_key: match api_key {
+                None => from_environment(API_KEY)?,
+                some => some,
+            },
+        })
+    }
+}
+
+fn first_secret(path: &Path) -> Result<String, Exit> {
+    let refused = |why: String| Exit::Usage(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    let mut lines = text.lines().map(str::trim);
+    let found = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+    found
+        .map(str::to_owned)
+        .ok_or_else(|| refused("holds no credential".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn resolve(
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<(Option<String>, Option<String>), String> {
+        let line = ["cmc-bridge", "send-sample"].iter().chain(args);
+        let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
+        let Command::SendSample(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert!(!format!("{args:?}").contains("s3cr3t"));
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let found = args
+            .credentials
+            .resolve(variable)
+            .map_err(|exit| exit.to_string())?;
+        let header = found
+            .authorization
+            .map(|value| value.to_str().unwrap().to_owned());
+        Ok((header, found.api_key))
+    }
+
+    #[test]
+    fn credentials_from_everywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens");
+        std::fs::write(&file, "# ours\n\n  s3cr3t-1  \ns3cr3t-2\n").unwrap();
+        let file = file.to_str().unwrap();
+        let some = |text: &str| Some(text.to_owned());
+        let cases: [(&[&str], &[(&str, &str)], _); 6] = [
+            (&[], &[], (None, None)),
+            (
+                &["--bearer", "s3cr3t"],
+                &[(BASIC, "a:b")],
+                (some("Bearer s3cr3t"), None),
+            ),
+            (&["--bearer-file", file], &[], (some("Bearer s3cr3t-1"), None)),
+            (
+                &[],
+                &[(BASIC, "user:s3cr3t")],
+                (some("Basic dXNlcjpzM2NyM3Q="), None),
+            ),
+            (
+                &["--api_key_file", file],
+                &[(API_KEY, "x")],
+                (None, some("s3cr3t-1")),
+            ),
+            (&[], &[(API_KEY, "k"), (BEARER, "")], (None, some("k"))),
+        ];
+        for (args, variables, wanted) in cases {
+            assert_eq!(
+                resolve(args, variables).unwrap(),
+                wanted,
+                "{args:?} {variables:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn credentials_that_can_not_be_used() {
+        let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+            (&["--bearer", "a", "--basic", "b:c"], &[], "cannot be used with"),
+            (&["--basic", "nocolon"], &[], "user:password"),
+            (&["--bearer", "a\nb"], &[], "header can't carry"),
+            (
+                &["--bearer-file", "/no/such/file"],
+                &[],
+                "/no/such/file: No such file",
+            ),
+            (&["--bearer-file", "/dev/null"], &[], "holds no credential"),
+            (&[], &[(BEARER, "a"), (BASIC, "b:c")], "both set"),
+        ];
+        for (args, variables, wanted) in cases {
+            let error = resolve(args, variables).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for good in ["0", "1", "0.5", "1e3"] {
+            assert!(rate(good).is_ok(), "{good}");
+        }
+        for bad in ["-1", "x", "NaN", "inf", "1e9", ""] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+}
