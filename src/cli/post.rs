@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, str::FromStr, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
@@ -14,6 +14,9 @@ use tokio::{net::TcpStream, time::timeout};
 
 /// The path that is meant when a URL has none: the bridge's default.
 const PATH: &str = "/webhooks/events";
+
+/// No webhook's answer is longer.
+const ANSWER: usize = 64 << 10;
 
 /// Where webhooks go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +127,8 @@ impl Poster {
                 Err(error) => return Err(io::Error::other(error)),
             };
             let status = answer.status();
-            let body = answer.into_body().collect().await.map_err(io::Error::other)?;
+            let body = Limited::new(answer.into_body(), ANSWER);
+            let body = body.collect().await.map_err(io::Error::other)?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             return Ok(Answer { status, text });
         }

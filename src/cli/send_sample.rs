@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use clap::{Args, value_parser};
 use hyper::header::HeaderValue;
 use jiff::Timestamp;
-use tokio::{runtime::Runtime, time::sleep_until};
+use tokio::{runtime::Runtime, task::JoinSet, time::sleep_until};
 use uuid::Uuid;
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     post::{Poster, Target},
     progress::Progress,
     recipe::{Format, Kind, Recipe},
+    serve::stop_signals,
 };
 use crate::exit::Exit;
 
@@ -44,7 +45,7 @@ file the first line counts that is neither blank nor begins with #, so the bridg
 
 Only http: TLS ends at an ingress. To try that one, use curl as `cmc-bridge dev` prints it.
 
-Exits with 0 when every answer was 200, and with 69 when one was not or did not come. Malformed webhooks are answered
+Ctrl-C ends it with the summary of what was sent. Exits with 0 when every answer was 200, and with 69 when one was not or did not come. Malformed webhooks are answered
 400, so sending those ends with 69.
 
 Examples:
@@ -67,7 +68,7 @@ pub struct SendSampleArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
     events: u64,
     /// Webhooks in all
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=10_000_000))]
     count: u64,
     /// Webhooks a second; 0 is as fast as they are answered
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
@@ -140,6 +141,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
         pause: (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate)),
         next: AtomicU64::new(0),
         done: AtomicU64::new(0),
+        stopped: AtomicBool::new(false),
     });
     let start = Instant::now();
     let runtime = Runtime::new()?;
@@ -166,6 +168,7 @@ struct Job {
     pause: Option<Duration>,
     next: AtomicU64,
     done: AtomicU64,
+    stopped: AtomicBool,
 }
 
 /// What became of the webhooks.
@@ -187,6 +190,10 @@ struct Answers {
 }
 
 impl Tally {
+    fn sent(&self) -> u64 {
+        self.answers.values().map(|answers| answers.count).sum::<u64>() + self.unanswered
+    }
+
     fn add(&mut self, other: Tally) {
         for (status, answers) in other.answers {
             let sum = self.answers.entry(status).or_default();
@@ -203,23 +210,32 @@ impl Tally {
     }
 }
 
+/// Sends until all are sent. A signal ends the sending, a second one the waiting for what is under way.
 async fn send_all(job: &Arc<Job>, connections: u64) -> Result<Tally, Exit> {
     let start = tokio::time::Instant::now();
-    let workers: Vec<_> = (0..connections)
-        .map(|_| tokio::spawn(send_some(Arc::clone(job), start)))
-        .collect();
+    let mut stop = stop_signals()?;
     let progress = Progress::new(job.count);
-    if progress.shown() {
-        while !workers.iter().all(tokio::task::JoinHandle::is_finished) {
-            progress.draw(job.done.load(Ordering::Relaxed));
-            tokio::time::sleep(REDRAW).await;
-        }
-        progress.clear();
+    let mut workers = JoinSet::new();
+    for _ in 0..connections {
+        workers.spawn(send_some(Arc::clone(job), start));
     }
     let mut tally = Tally::default();
-    for worker in workers {
-        tally.add(worker.await.map_err(std::io::Error::other)?);
+    loop {
+        progress.draw(job.done.load(Ordering::Relaxed));
+        tokio::select! {
+            ended = workers.join_next() => match ended {
+                Some(share) => tally.add(share.map_err(std::io::Error::other)?),
+                None => break,
+            },
+            () = tokio::time::sleep(REDRAW), if progress.shown() => {}
+            _ = stop.recv() => {
+                if job.stopped.swap(true, Ordering::Relaxed) {
+                    break;
+                }
+            }
+        }
     }
+    progress.clear();
     tally.times.sort_unstable();
     Ok(tally)
 }
@@ -235,6 +251,9 @@ async fn send_some(job: Arc<Job>, start: tokio::time::Instant) -> Tally {
         }
         if let Some(pause) = job.pause {
             sleep_until(start + pause.mul_f64(number as f64)).await;
+        }
+        if job.stopped.load(Ordering::Relaxed) {
+            return tally;
         }
         let body = Bytes::from(job.recipe.body(number, Timestamp::now()));
         let begin = Instant::now();
@@ -280,15 +299,21 @@ fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> st
     if tally.unanswered > 0 {
         writeln!(out, "no answer    {}  {}", tally.unanswered, tally.last_error)?;
     }
+    let unsent = count - tally.sent();
+    if unsent > 0 {
+        writeln!(out, "not sent     {unsent}")?;
+    }
     let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
     let seconds = took.as_secs_f64().max(0.001);
-    writeln!(
-        out,
-        "rate         {:.0} webhooks/s, {:.0} events/s answered 200, in {}",
-        count as f64 / seconds,
-        (good * events) as f64 / seconds,
-        short(took)
-    )?;
+    if good > 0 {
+        writeln!(
+            out,
+            "rate         {:.0} webhooks/s, {:.0} events/s answered 200, in {}",
+            good as f64 / seconds,
+            (good * events) as f64 / seconds,
+            short(took)
+        )?;
+    }
     if let Some(max) = tally.times.last() {
         writeln!(
             out,

@@ -132,20 +132,20 @@ impl Probe {
         describe(&self.consumer, name).map_err(|error| self.explain(&error, "look up the topic", name))
     }
 
-    /// A topic's settings. Needs DESCRIBE_CONFIGS on it, which the bridge itself can do without.
-    pub fn topic_settings(&self, name: &str) -> Result<TopicSettings, BrokerError> {
-        let fail = |error| self.explain(&error, "read the topic's settings", name);
-        let entries = self.settings(ResourceSpecifier::Topic(name)).map_err(fail)?;
-        Ok(TopicSettings {
+    /// A topic's settings; `None` when the cluster doesn't tell. Needs DESCRIBE_CONFIGS on the topic, which the bridge
+    /// itself can do without.
+    pub fn topic_settings(&self, name: &str) -> Option<TopicSettings> {
+        let entries = self.settings(ResourceSpecifier::Topic(name))?;
+        Some(TopicSettings {
             max_message_bytes: value(&entries, "max.message.bytes").and_then(|value| value.parse().ok()),
             cleanup_policy: value(&entries, "cleanup.policy"),
         })
     }
 
-    /// The settings of one of the brokers. Needs DESCRIBE_CONFIGS on the cluster.
+    /// The settings of one of the brokers; `None` when it doesn't tell. Needs DESCRIBE_CONFIGS on the cluster.
     pub fn broker_settings(&self) -> Option<BrokerSettings> {
         let (id, _) = self.brokers.first()?;
-        let entries = self.settings(ResourceSpecifier::Broker(*id)).ok()?;
+        let entries = self.settings(ResourceSpecifier::Broker(*id))?;
         let timeout = value(&entries, "transaction.max.timeout.ms").and_then(|value| value.parse().ok());
         Some(BrokerSettings {
             transaction_max_timeout: timeout.map(Duration::from_millis),
@@ -153,16 +153,13 @@ impl Probe {
         })
     }
 
-    fn settings(&self, resource: ResourceSpecifier<'_>) -> Result<Vec<ConfigEntry>, KafkaError> {
+    fn settings(&self, resource: ResourceSpecifier<'_>) -> Option<Vec<ConfigEntry>> {
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-        let answers = self
-            .runtime
-            .block_on(self.admin.describe_configs([&resource], &options))?;
-        match answers.into_iter().next() {
-            Some(Ok(resource)) => Ok(resource.entries),
-            Some(Err(code)) => Err(KafkaError::AdminOp(code)),
-            None => Err(KafkaError::AdminOp(Code::NoEnt)),
-        }
+        let asked = self.admin.describe_configs([&resource], &options);
+        let answers = self.runtime.block_on(asked).ok()?;
+        // Without the right the answer is an empty list, and no error.
+        let resource = answers.into_iter().next()?.ok()?;
+        (!resource.entries.is_empty()).then_some(resource.entries)
     }
 
     /// READ on a topic, by fetching from its end. Nothing is taken away from anybody.
