@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -104,16 +104,21 @@ impl Setup {
             .set("streams.dead_letters.topic", &topics.dead_letters)
     }
 
-    /// Starts the process and no more.
-    pub fn spawn(&self) -> Running {
-        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), &[OsString::from("serve")]);
+    /// A command of the binary with this environment, and no other of the bridge's.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), &args);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CMC_BRIDGE")) {
             command.env_remove(name);
         }
+        command.envs(&self.environment);
         command
-            .envs(&self.environment)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+    }
+
+    /// Starts the process and no more.
+    pub fn spawn(&self) -> Running {
+        let mut command = self.command(&["serve"]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command).unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stderr = process.take_stderr().unwrap();

@@ -18,6 +18,7 @@ mod wait;
 // The tests, a module for each theme.
 mod accounts;
 mod answers;
+mod commands;
 mod crash;
 mod harness;
 mod history;

@@ -44,6 +44,11 @@ impl Process {
         self.child.stderr.take()
     }
 
+    /// The standard output, when it was piped and not yet taken.
+    pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
+        self.child.stdout.take()
+    }
+
     /// Sends a signal, unless the program has ended and been reaped.
     pub fn signal(&mut self, signal: Signal) {
         if self.exited().is_none() {

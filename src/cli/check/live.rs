@@ -329,7 +329,7 @@ fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) 
         found.push(if limit >= max_record {
             (Verdict::Ok, text)
         } else if dead_letters {
-            let why = "large dead letters would be refused, and nothing takes those: raise the one or lower the other";
+            let why = "a large dead letter would be refused, and its lane would stand still: raise the one or lower the other";
             (Verdict::Fail, format!("{text}: {why}"))
         } else {
             let why = "larger events would become dead letters: raise the one or lower the other";
@@ -340,7 +340,7 @@ fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) 
         let what = if !policy.split(',').any(|word| word.trim() == "compact") {
             None
         } else if streams.contains(&Stream::DeadLetters) {
-            Some("dead letters mostly have no key, and a compacted topic refuses those")
+            Some("a dead letter mostly has no key, is refused without one, and then its lane stands still")
         } else {
             Some("only the last event of each mail is kept, and events without a key are refused")
         };
