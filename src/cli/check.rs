@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod live;
+pub mod spool;
 
 use std::{
     collections::BTreeMap,

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod completions;
 pub mod config_show;
+mod credentials;
 pub mod dev;
 pub mod output;
 mod post;
