@@ -44,7 +44,15 @@ fn the_module_map_matches_the_tree() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/events.md"] {
+    for document in [
+        "README.md",
+        "README.ja.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "docs/events.md",
+        "docs/cmc-console.md",
+        "docs/cmc-console.ja.md",
+    ] {
         let path = root().join(document);
         let text = fs::read_to_string(&path).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
@@ -52,7 +60,10 @@ fn links_between_documents_lead_somewhere() {
             if file.is_empty() || file.contains("://") {
                 continue;
             }
-            assert!(path.parent().unwrap().join(file).exists(), "{document} links to {file}");
+            assert!(
+                path.parent().unwrap().join(file).exists(),
+                "{document} links to {file}"
+            );
         }
     }
 }

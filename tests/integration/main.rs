@@ -20,6 +20,7 @@ mod accounts;
 mod answers;
 mod commands;
 mod crash;
+mod documents;
 mod harness;
 mod history;
 mod outage;
