@@ -105,13 +105,13 @@ fn bridge_server() -> (Server, Option<tempfile::TempDir>) {
         ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
         ("CMC_BRIDGE__SPOOL__DIR", spool.path().to_str().expect("UTF-8")),
     ]);
-    (Server::start(&mut command, "webhooks are served"), Some(spool))
+    (Server::start(&mut command, &["webhooks are served"]), Some(spool))
 }
 
 fn bare_process() -> (Server, Option<tempfile::TempDir>) {
     let mut command = Command::new(env::current_exe().expect("this program"));
     command.arg("--bare-server");
-    (Server::start(&mut command, "address"), None)
+    (Server::start(&mut command, &["address"]), None)
 }
 
 /// The floor: reads the body and answers.

@@ -18,11 +18,13 @@ use tokio::{
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    pub admin: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Starts a process that prints a line with `"address":"<ip:port>"` (JSON) for its main port, before or after others.
-    pub fn start(command: &mut Command, line_with: &str) -> Server {
+    /// Starts a process and waits for a line with each of these words and `"address":"<ip:port>"`. The first is its main
+    /// port.
+    pub fn start(command: &mut Command, words: &[&str]) -> Server {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -30,33 +32,49 @@ impl Server {
             .spawn()
             .expect("the server starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let address = loop {
-            let line = lines.next().expect("the server says its address").expect("text");
-            if line.contains(line_with) {
+        let mut found = vec![None; words.len()];
+        let mut said = String::new();
+        while found.contains(&None) {
+            let Some(Ok(line)) = lines.next() else {
+                panic!("the server ended:\n{said}");
+            };
+            if let Some(index) = words.iter().position(|word| line.contains(word)) {
                 let rest = line.split("\"address\":\"").nth(1).expect("an address");
-                break rest.split('"').next().expect("a quote").parse().expect("ip:port");
+                found[index] = rest.split('"').next().expect("a quote").parse().ok();
             }
-        };
+            said = said + &line + "\n";
+        }
         // A full pipe would stop the server.
         std::thread::spawn(move || lines.for_each(drop));
-        Server { child, address }
+        let mut addresses = found.into_iter().flatten();
+        Server {
+            child,
+            address: addresses.next().expect("a main port"),
+            admin: addresses.next(),
+        }
     }
 
     /// CPU time used so far, user and system, of all its threads.
     pub fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("procfs");
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .expect("fields")
-            .split_whitespace()
-            .collect();
-        let ticks: u64 = [11, 12]
-            .iter()
-            .map(|i| fields[*i].parse::<u64>().expect("ticks"))
-            .sum();
-        Duration::from_millis(ticks * 10)
+        cpu_of(&self.child.id().to_string())
     }
+}
+
+/// CPU time that a process has used so far, user and system, by its id or `self`.
+pub fn cpu_of(process: &str) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("procfs");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("fields")
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .map(|i| fields[*i].parse::<u64>().expect("ticks"))
+        .sum();
+    // Linux counts in hundredths of a second there, whatever the kernel's own tick is.
+    Duration::from_millis(ticks * 10)
 }
 
 impl Drop for Server {
