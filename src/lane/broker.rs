@@ -58,7 +58,8 @@ pub struct BrokerError {
 /// Why a record could not be sent or delivered.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DeliveryError {
-    /// A record was refused: the one with this number in the transaction, or when batched one sent along with it.
+    /// A record was refused: the one with this number in the transaction, or when batched one sent along with it. The
+    /// number of the record being sent means that it was not queued, and that the transaction is not harmed.
     #[error("the broker refused record {index} of the transaction: {refusal:?}")]
     Refused { index: usize, refusal: Refusal },
     #[error(transparent)]
@@ -75,7 +76,7 @@ pub trait Connect {
 
 /// One producer's life. After any error it must be dropped.
 pub trait Broker {
-    /// The position that Kafka has, once no transaction of a former producer is open.
+    /// The position that Kafka has, once no transaction of a former producer is open. Asked once, before all else.
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;
 
     /// The size that a record may have for a topic, alone in an uncompressed batch, where that is known for sure.
