@@ -41,8 +41,6 @@ mod refusal;
 pub(crate) mod sim;
 mod statistics;
 pub mod steps;
-#[cfg(test)]
-mod steps_tests;
 mod topics;
 
 use std::{

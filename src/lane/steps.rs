@@ -637,3 +637,7 @@ fn not_connected() -> BrokerError {
         message: "the lane has no producer".into(),
     }
 }
+
+#[cfg(test)]
+#[path = "steps_tests.rs"]
+mod tests;
