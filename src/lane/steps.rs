@@ -373,7 +373,8 @@ impl<C: Connect> Lane<C> {
             let fits = sent.events + next.events as usize <= most_events
                 && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
             let in_range = self.refusals.as_ref().is_none_or(|r| next.seq < r.until);
-            if !sent.is_empty() && !(fits && in_range) {
+            let joins = sent.is_empty() || fits && in_range;
+            if !joins {
                 break;
             }
             let Some(batch) = self.backlog.take().map_err(unreadable)? else {
