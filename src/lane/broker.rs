@@ -1,7 +1,7 @@
 //! What a lane needs of Kafka: a narrow trait, with librdkafka behind it ([`super::kafka`]) and in tests a simulated
 //! broker.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -16,6 +16,19 @@ pub enum Mode {
     Batched,
     /// One in a request, so that a refusal names its record.
     OneByOne,
+}
+
+impl Mode {
+    /// What a time that is meant for a transaction of many in a request becomes in this mode. A webhook of 10,000 events
+    /// goes whole in either.
+    pub fn time(self, batched: Duration) -> Duration {
+        /// The brokers' default of `transaction.max.timeout.ms`
+        const MOST: Duration = Duration::from_secs(900);
+        match self {
+            Mode::Batched => batched,
+            Mode::OneByOne => (batched * 6).min(batched.max(MOST)),
+        }
+    }
 }
 
 /// A record on its way to Kafka.

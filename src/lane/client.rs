@@ -60,7 +60,7 @@ pub fn producer(
     batch_limit: Option<usize>,
 ) -> ClientConfig {
     let mut client = base(kafka, stream);
-    let timeout = kafka.transaction_timeout.as_millis().to_string();
+    let timeout = mode.time(kafka.transaction_timeout).as_millis().to_string();
     let default = |client: &mut ClientConfig, name: &str, value: &str| {
         if !kafka.properties.contains_key(name) {
             client.set(name, value);
@@ -335,6 +335,9 @@ mod tests {
         ] {
             let config = producer(&kafka(properties), Stream::Bounces, "group", mode, limit);
             assert_eq!(config.get("batch.size"), batch);
+            let seconds = if mode == Mode::OneByOne { 90 } else { 15 };
+            let timeout = format!("{seconds}000");
+            assert_eq!(config.get("transaction.timeout.ms"), Some(&timeout[..]));
             let made: Result<rdkafka::producer::ThreadedProducer<Context>, _> =
                 config.create_with_context(context());
             assert!(made.is_ok(), "{:?}", made.err());

@@ -318,7 +318,7 @@ impl<C: Connect> Lane<C> {
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
         let mut sent = Sent::begin();
-        let deadline = sent.begun + self.options.transaction_limit;
+        let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
         let delivered = self
             .send(&mut sent, deadline)
             .and_then(|()| self.broker()?.delivered(deadline));
