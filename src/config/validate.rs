@@ -158,10 +158,10 @@ fn malformed_status(raw: &mut Raw) -> Option<u16> {
     raw.parsed(
         "ingest.malformed_status",
         "a status for malformed webhooks",
-        "give 200 or 400 to 499",
+        "give 200 to 202, or 400 to 499",
         |kind| {
             parse::number(kind)
-                .filter(|status| *status == 200 || (400..500).contains(status))
+                .filter(|status| (200..=202).contains(status) || (400..500).contains(status))
                 .and_then(|status| u16::try_from(status).ok())
         },
     )

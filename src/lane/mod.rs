@@ -45,6 +45,7 @@ mod topics;
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -94,8 +95,17 @@ impl LaneThread {
         let name = format!("lane-{}", lane.stream());
         let thread_control = Arc::clone(&control);
         let handle = thread::Builder::new().name(name).spawn(move || {
-            if let Err(error) = run(lane, &thread_control) {
-                on_failure(error);
+            // A panic is a bug, and must not leave a stream without a lane unnoticed.
+            let dir = lane.log_dir();
+            let ended = catch_unwind(AssertUnwindSafe(|| run(lane, &thread_control)));
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => on_failure(error),
+                Err(_) => on_failure(SpoolError::Io {
+                    action: "go on delivering from",
+                    path: dir,
+                    source: io::Error::other("the lane panicked; its message stands above"),
+                }),
             }
         })?;
         Ok(LaneThread {

@@ -1,6 +1,9 @@
 //! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tracing::{debug, error, info, warn};
 
@@ -171,6 +174,11 @@ impl<C: Connect> Lane<C> {
             stored_at: Instant::now(),
             committed_at: Some(Instant::now()),
         }
+    }
+
+    /// The directory of the lane's log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.backlog.dir().to_path_buf()
     }
 
     /// The lane's stream.

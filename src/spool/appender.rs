@@ -61,6 +61,8 @@ pub(super) struct Queue {
     /// Written and not yet trimmed bytes of the log.
     used: AtomicU64,
     no_room: AtomicBool,
+    /// The budget refused a batch, and nothing has been trimmed since.
+    refused: AtomicBool,
     failed: AtomicU8,
 }
 
@@ -85,6 +87,7 @@ impl Queue {
             max_bytes,
             used: AtomicU64::new(0),
             no_room: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             failed: AtomicU8::new(0),
         }
     }
@@ -123,7 +126,9 @@ impl Queue {
     }
 
     pub fn set_used(&self, bytes: u64) {
-        self.used.store(bytes, Ordering::Relaxed);
+        if self.used.swap(bytes, Ordering::Relaxed) > bytes {
+            self.refused.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Whether the disk has no room for another segment.
@@ -144,7 +149,7 @@ impl Queue {
     fn state(&self) -> LogState {
         if self.failed.load(Ordering::SeqCst) != 0 {
             LogState::Failed
-        } else if self.no_room.load(Ordering::Relaxed) || self.used() >= self.max_bytes {
+        } else if self.no_room.load(Ordering::Relaxed) || self.refused.load(Ordering::Relaxed) {
             LogState::Full
         } else {
             LogState::Accepting
@@ -182,6 +187,7 @@ impl Appender {
                 return Err(AppendError::Closed);
             }
             if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
+                self.queue.refused.store(true, Ordering::Relaxed);
                 return Err(AppendError::Full);
             }
             state.bytes += bytes;

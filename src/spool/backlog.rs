@@ -1,6 +1,10 @@
 //! The lane's side of a log: what is not yet in Kafka, and where the lane stands.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use uuid::Uuid;
 
@@ -62,6 +66,11 @@ impl Backlog {
             queue,
             accounts,
         }
+    }
+
+    /// The log's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Names the log in Kafka.
@@ -134,14 +143,14 @@ impl Backlog {
         self.position = position;
     }
 
-    /// Waits until there is something to read, at most this long.
+    /// Waits until there is something to read, at most this long. Once the log is closed it returns at once.
     pub fn wait(&self, limit: Duration) {
         if self.peeked.is_none() {
-            self.tail.wait_beyond(self.position, limit);
+            self.tail.wait_beyond(self.reader.place(), limit);
         }
     }
 
-    /// Wakes [`Backlog::wait`], whatever thread calls it.
+    /// Ends [`Backlog::wait`], whatever thread calls it; when nobody waits now, the next one ends at once.
     pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
         let tail = Arc::clone(&self.tail);
         move || tail.wake()

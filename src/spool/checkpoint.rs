@@ -1,7 +1,9 @@
 //! The checkpoint: the lane's position, on disk.
 //!
 //! Two slots of 512 bytes, written in turn, each synced before the position counts as stored. A crash can tear only the
-//! slot being written; the other one still holds the position before, which nothing has been trimmed beyond.
+//! slot being written; the other one still holds the position before, which nothing has been trimmed beyond. What an
+//! open reads may stand in the page cache only, since the process before was killed or its sync failed: so it is
+//! written again and synced before it counts.
 //!
 //! ```text
 //! offset size   in each slot
@@ -61,13 +63,18 @@ impl Checkpoint {
             .chunks(SLOT)
             .filter_map(|slot| decode(&log_id, slot))
             .max_by_key(|(generation, _)| *generation);
-        Ok(newest.map(|(generation, position)| Checkpoint {
+        let Some((generation, position)) = newest else {
+            return Ok(None);
+        };
+        let checkpoint = Checkpoint {
             file,
             path,
             log_id,
             generation,
             position,
-        }))
+        };
+        checkpoint.write(generation, position)?;
+        Ok(Some(checkpoint))
     }
 
     /// The position that is durably stored.
@@ -78,14 +85,18 @@ impl Checkpoint {
     /// Stores a position; it is durable when this returns.
     pub fn store(&mut self, position: Position) -> Result<(), SpoolError> {
         let generation = self.generation + 1;
+        self.write(generation, position)?;
+        self.generation = generation;
+        self.position = position;
+        Ok(())
+    }
+
+    fn write(&self, generation: u64, position: Position) -> Result<(), SpoolError> {
         let slot = encode(&self.log_id, generation, position);
         self.file
             .write_all_at(&slot, (generation % 2) * SLOT as u64)
             .and_then(|()| self.file.sync_data())
-            .map_err(SpoolError::io("write", &self.path))?;
-        self.generation = generation;
-        self.position = position;
-        Ok(())
+            .map_err(SpoolError::io("write", &self.path))
     }
 }
 

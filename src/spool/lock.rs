@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
+    io,
     path::Path,
 };
 
@@ -16,7 +17,7 @@ pub struct SpoolLock {
 impl SpoolLock {
     /// Locks the spool in `dir`, which is created when missing.
     pub fn acquire(dir: &Path) -> Result<SpoolLock, SpoolError> {
-        fs::create_dir_all(dir).map_err(SpoolError::io("create the directory", dir))?;
+        create_durably(dir).map_err(SpoolError::io("create the directory", dir))?;
         let path = dir.join("lock");
         let file = OpenOptions::new()
             .read(true)
@@ -33,9 +34,34 @@ impl SpoolLock {
     }
 }
 
+/// Creates a directory and those above it that are missing, and makes the new names durable: without them nothing
+/// below would survive a power loss.
+fn create_durably(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for created in missing {
+        let parent = match created.parent() {
+            // Beside a relative path.
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => continue,
+        };
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_directories_are_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/spool");
+        drop(SpoolLock::acquire(&deep).unwrap());
+        SpoolLock::acquire(&deep).unwrap();
+    }
 
     #[test]
     fn the_second_one_is_refused_until_the_first_is_gone() {

@@ -1,6 +1,8 @@
 //! One open log: the writer thread, the durable end that readers follow, and trimming.
 
 use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
@@ -13,7 +15,7 @@ use uuid::Uuid;
 use crate::{accounts::Accounts, config::Durability, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, SpoolError,
+    AppendError, Appender, Damage, Position, Seq, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
     prepare::{Preparer, SPARE, Spare, Taken},
@@ -76,6 +78,8 @@ pub(super) struct TailState {
     pub end: Position,
     /// Nothing will be written any more.
     pub closed: bool,
+    /// Whoever waits next, or waits now, is to go on without a reason here.
+    woken: bool,
 }
 
 impl Tail {
@@ -83,17 +87,27 @@ impl Tail {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the durable end lies beyond `position` or nothing will come any more, at most this long.
-    pub fn wait_beyond(&self, position: Position, limit: Duration) {
-        let state = self.lock();
-        // Both time and spurious wake-ups are the caller's to look at again.
-        let _ = self.grown.wait_timeout_while(state, limit, |state| {
-            state.end.seq <= position.seq && !state.closed
-        });
+    /// Waits until the durable end lies beyond `seq`, nothing will come any more, or [`Tail::wake`] was called since
+    /// the last wait; at most this long. Which of them it was is the caller's to look at.
+    pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
+        let (mut state, _) = self
+            .grown
+            .wait_timeout_while(self.lock(), limit, |state| {
+                state.end.seq <= seq && !state.closed && !state.woken
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.woken = false;
     }
 
-    /// Wakes whoever waits.
+    /// Ends a wait, also one that is about to begin.
     pub fn wake(&self) {
+        self.lock().woken = true;
+        self.grown.notify_all();
+    }
+
+    /// Nothing will be written any more.
+    fn close(&self) {
+        self.lock().closed = true;
         self.grown.notify_all();
     }
 
@@ -113,76 +127,18 @@ impl Log {
         metrics: LogMetrics,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
     ) -> Result<(Log, Backlog), SpoolError> {
-        let mut recovered = recover(&*storage, &options.dir)?;
-        let incarnation = Incarnation(Uuid::new_v4().as_u64_pair().0);
-        let writer = Writer::new(
-            Arc::clone(&storage),
-            &options.dir,
-            options.durability,
-            incarnation,
-            &recovered,
+        let (mut writer, backlog, damage) =
+            LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
+        writer.preparer = Some(
+            Preparer::start(storage, options.dir.clone(), format!("prepare-{}", options.name))
+                .map_err(SpoolError::io("start a thread for", &options.dir))?,
         );
-        accounts.opened(recovered.events, recovered.position.events, None);
-        storage
-            .remove(&options.dir.join(SPARE))
-            .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
-
-        let queue = Arc::new(Queue::new(options.max_bytes));
-        let tail = Arc::new(Tail {
-            state: Mutex::new(TailState {
-                segments: std::mem::take(&mut recovered.segments),
-                durable_offset: 0,
-                end: Position {
-                    seq: recovered.next_seq,
-                    events: recovered.events,
-                },
-                closed: false,
-            }),
-            grown: Condvar::new(),
-        });
-        let history = writer.history().clone();
-        let mut thread = WriterThread {
-            storage: Arc::clone(&storage),
-            dir: options.dir.clone(),
-            segment_bytes: options.segment_bytes,
-            writer,
-            preparer: None,
-            queue: Arc::clone(&queue),
-            tail: Arc::clone(&tail),
-            accounts: Arc::clone(&accounts),
-            metrics,
-        };
-        thread.begin(&recovered)?;
-        thread.preparer = Some(
-            Preparer::start(
-                Arc::clone(&storage),
-                options.dir.clone(),
-                format!("prepare-{}", options.name),
-            )
-            .map_err(SpoolError::io("start a thread for", &options.dir))?,
-        );
+        let queue = Arc::clone(&writer.queue);
+        let tail = Arc::clone(&writer.tail);
         let handle = thread::Builder::new()
             .name(format!("write-{}", options.name))
-            .spawn(move || thread.run(on_failure))
+            .spawn(move || writer.run(on_failure))
             .map_err(SpoolError::io("start a thread for", &options.dir))?;
-
-        let reader = Reader::new(
-            Arc::clone(&storage),
-            options.dir.clone(),
-            recovered.manifest.log_id.into_bytes(),
-            Arc::clone(&tail),
-        );
-        let damage = std::mem::take(&mut recovered.damage);
-        let backlog = Backlog::new(
-            storage,
-            options.dir.clone(),
-            recovered,
-            history,
-            reader,
-            Arc::clone(&tail),
-            Arc::clone(&queue),
-            accounts,
-        );
         let log = Log {
             queue,
             tail,
@@ -211,8 +167,7 @@ impl Log {
             // A panic of the writer has been reported by its hook; there is nothing left to close then.
             let _ = writer.join();
         }
-        self.tail.lock().closed = true;
-        self.tail.wake();
+        self.tail.close();
     }
 }
 
@@ -222,35 +177,92 @@ impl Drop for Log {
     }
 }
 
-struct WriterThread {
+/// What the writer's thread does; tests call it without the thread.
+pub(super) struct LogWriter {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     segment_bytes: u64,
     writer: Writer,
+    /// `None` until the thread starts: segments are prepared in place then.
     preparer: Option<Preparer>,
-    queue: Arc<Queue>,
+    pub(super) queue: Arc<Queue>,
     tail: Arc<Tail>,
     accounts: Arc<Accounts>,
     metrics: LogMetrics,
 }
 
-impl WriterThread {
-    /// Takes the fresh segment into use, then removes what recovery found to be done with. A full disk is no reason not
-    /// to start: appends are refused until there is room.
+impl LogWriter {
+    /// Recovers the log and begins a fresh segment.
+    pub(super) fn open(
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+    ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
+        let mut recovered = recover(&*storage, &options.dir)?;
+        let incarnation = Incarnation(Uuid::new_v4().as_u64_pair().0);
+        let writer = Writer::new(
+            Arc::clone(&storage),
+            &options.dir,
+            options.durability,
+            incarnation,
+            &recovered,
+        );
+        accounts.opened(recovered.events, recovered.position.events, None);
+        storage
+            .remove(&options.dir.join(SPARE))
+            .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
+
+        let queue = Arc::new(Queue::new(options.max_bytes));
+        let tail = Arc::new(Tail {
+            state: Mutex::new(TailState {
+                segments: std::mem::take(&mut recovered.segments),
+                durable_offset: 0,
+                end: Position {
+                    seq: recovered.next_seq,
+                    events: recovered.events,
+                },
+                closed: false,
+                woken: false,
+            }),
+            grown: Condvar::new(),
+        });
+        let history = writer.history().clone();
+        let mut writer = LogWriter {
+            storage: Arc::clone(&storage),
+            dir: options.dir.clone(),
+            segment_bytes: options.segment_bytes,
+            writer,
+            preparer: None,
+            queue: Arc::clone(&queue),
+            tail: Arc::clone(&tail),
+            accounts: Arc::clone(&accounts),
+            metrics,
+        };
+        writer.begin(&recovered)?;
+
+        let reader = Reader::new(
+            Arc::clone(&storage),
+            options.dir.clone(),
+            recovered.manifest.log_id.into_bytes(),
+            Arc::clone(&tail),
+        );
+        let damage = std::mem::take(&mut recovered.damage);
+        let dir = options.dir.clone();
+        let backlog = Backlog::new(storage, dir, recovered, history, reader, tail, queue, accounts);
+        Ok((writer, backlog, damage))
+    }
+
+    /// Takes the fresh segment into use and removes what recovery found to be done with, which on a full disk may make
+    /// the room for it. A full disk is no reason not to start: appends are refused until there is room.
     fn begin(&mut self, recovered: &Recovered) -> Result<(), SpoolError> {
-        match Spare::prepare(&*self.storage, &self.dir, self.segment_bytes) {
-            Ok(spare) => {
-                self.roll(spare)?;
-                if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
-                    let path = self.dir.join(segment::file_name(id));
-                    self.storage
-                        .open(&path, Access::Write)
-                        .and_then(|file| file.set_len(end))
-                        .map_err(SpoolError::io("cut", &path))?;
-                }
-            }
-            Err(error) if error.is_no_space() => self.queue.set_no_room(true),
-            Err(error) => return Err(error),
+        self.ensure_room(0)?;
+        if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
+            let path = self.dir.join(segment::file_name(id));
+            self.storage
+                .open(&path, Access::Write)
+                .and_then(|file| file.set_len(end))
+                .map_err(SpoolError::io("cut", &path))?;
         }
         for id in &recovered.obsolete {
             let path = self.dir.join(segment::file_name(*id));
@@ -258,15 +270,20 @@ impl WriterThread {
                 .remove(&path)
                 .map_err(SpoolError::io("remove", &path))?;
         }
+        self.ensure_room(0)?;
         self.queue.set_used(Tail::used(&self.tail.lock()));
         Ok(())
     }
 
     fn run(mut self, on_failure: impl FnOnce(SpoolError)) {
-        if let Err(error) = self.serve() {
+        // A panic is a bug, and must not leave webhooks waiting for a writer that is gone.
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|_| {
+            let bug = io::Error::other("the writer panicked; its message stands above");
+            Err(SpoolError::io("go on writing to", &self.dir)(bug))
+        });
+        if let Err(error) = served {
             self.queue.fail();
-            self.tail.lock().closed = true;
-            self.tail.wake();
+            self.tail.close();
             on_failure(error);
         }
     }
@@ -296,8 +313,7 @@ impl WriterThread {
                 if no_room {
                     no_room = !self.ensure_room(0)?;
                 }
-                self.writer.seal()?;
-                self.publish();
+                self.rest()?;
                 unsealed = false;
                 if closed {
                     return Ok(());
@@ -305,12 +321,21 @@ impl WriterThread {
                 continue;
             }
             no_room = !self.write(&mut group)?;
+            // What fits in the room that is left makes no roll, which alone would take the notice down.
+            self.queue.set_no_room(no_room);
             unsealed = true;
         }
     }
 
+    /// Nothing came for a while.
+    pub(super) fn rest(&mut self) -> Result<(), SpoolError> {
+        self.writer.seal()?;
+        self.publish();
+        Ok(())
+    }
+
     /// Writes the group in as few commits as the segments allow; false when the disk had no room for all of it.
-    fn write(&mut self, group: &mut Vec<Pending>) -> Result<bool, SpoolError> {
+    pub(super) fn write(&mut self, group: &mut Vec<Pending>) -> Result<bool, SpoolError> {
         let mut written: Vec<Pending> = Vec::with_capacity(group.len());
         let mut room = true;
         for pending in group.drain(..) {
@@ -381,7 +406,7 @@ impl WriterThread {
         let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
         let taken = match &self.preparer {
             Some(preparer) => preparer.take(len),
-            None => Taken::NoSpace,
+            None => Taken::from(Spare::prepare(&*self.storage, &self.dir, len)),
         };
         match taken {
             Taken::Spare(spare) => {
@@ -431,7 +456,7 @@ impl WriterThread {
         self.queue.set_used(Tail::used(&state));
         drop(state);
         if grown {
-            self.tail.wake();
+            self.tail.grown.notify_all();
         }
     }
 }

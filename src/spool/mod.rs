@@ -11,6 +11,7 @@
 //! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots         (checkpoint.rs)
 //! <spool.dir>/<stream>/<20 digits>.segment        header, then records                   (segment.rs, record.rs)
 //! <spool.dir>/<stream>/next.spare                 a zero-filled segment not yet in use
+//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery.rs)
 //! ```
 //!
 //! All numbers in these files are little-endian; all checksums are CRC-32C.
@@ -34,8 +35,9 @@
 //! # Opening
 //!
 //! Headers are read and chained from the checkpoint on; only the last segment's records are scanned. In it, an invalid
-//! record with no valid record of a later commit behind it is a *torn tail* and is cut; else it is *damage*, which is
-//! reported and blocks the lane when it gets there, while new batches go on into the fresh segment. What was read may
+//! record with no valid record of a later commit behind it, and with the checkpoint at or before it, is a *torn tail*
+//! and is cut; else it is *damage*, which is reported and blocks the lane when it gets there, while new batches go on
+//! into the fresh segment. What was read may
 //! stand in the page cache only, so the last valid commit is written again and synced before anything is served. With
 //! `durability = "page-cache"` a segment says so in its header, and there the first invalid record is the end.
 //!
@@ -54,8 +56,19 @@ mod reader;
 mod record;
 mod recovery;
 mod segment;
+#[cfg(test)]
+pub(crate) mod sim;
 pub mod storage;
 mod writer;
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod log_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod recovery_tests;
 
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;

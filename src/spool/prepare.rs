@@ -72,6 +72,7 @@ enum State {
 /// Prepares one segment ahead, on a thread of its own.
 pub struct Preparer {
     shared: Arc<(Mutex<State>, Condvar)>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 /// What [`Preparer::take`] gives.
@@ -82,14 +83,27 @@ pub enum Taken {
     Failed(SpoolError),
 }
 
+impl From<Result<Spare, SpoolError>> for Taken {
+    fn from(prepared: Result<Spare, SpoolError>) -> Taken {
+        match prepared {
+            Ok(spare) => Taken::Spare(spare),
+            Err(error) if error.is_no_space() => Taken::NoSpace,
+            Err(error) => Taken::Failed(error),
+        }
+    }
+}
+
 impl Preparer {
     pub fn start(storage: Arc<dyn Storage>, dir: PathBuf, thread_name: String) -> io::Result<Preparer> {
         let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
         let thread_shared = Arc::clone(&shared);
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(thread_name)
             .spawn(move || run(&*storage, &dir, &thread_shared))?;
-        Ok(Preparer { shared })
+        Ok(Preparer {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Asks for a segment of this length, unless one is there or under way.
@@ -110,6 +124,11 @@ impl Preparer {
                 State::Ready(spare) if spare.len >= len => return Taken::Spare(spare),
                 // Too small for an unusually large batch: make a larger one in its place.
                 State::Idle | State::Ready(_) => {
+                    *state = State::Wanted(len);
+                    changed.notify_all();
+                }
+                // What has no room may be an unusually large one.
+                State::NoSpace { len: refused, .. } if len < refused => {
                     *state = State::Wanted(len);
                     changed.notify_all();
                 }
@@ -135,6 +154,10 @@ impl Drop for Preparer {
     fn drop(&mut self) {
         *lock(&self.shared.0) = State::Stopped;
         self.shared.1.notify_all();
+        // A later open of the same log must not meet this thread at the spare segment.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

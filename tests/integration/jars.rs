@@ -37,12 +37,12 @@ pub fn work_dir() -> &'static Path {
 }
 
 fn find() -> Result<Java, String> {
-    let program = match std::env::var_os("JAVA_HOME") {
+    let program = match std::env::var_os("JAVA_HOME").filter(|home| !home.is_empty()) {
         Some(home) => PathBuf::from(home).join("bin/java"),
         None => PathBuf::from("java"),
     };
     check_java(&program)?;
-    let libs = match std::env::var_os("KAFKA_HOME") {
+    let libs = match std::env::var_os("KAFKA_HOME").filter(|home| !home.is_empty()) {
         Some(home) => PathBuf::from(home).join("libs"),
         None => from_maven()?,
     };

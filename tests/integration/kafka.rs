@@ -1,8 +1,14 @@
 //! Real Kafka brokers: one shared by most tests, and own ones for tests that kill theirs.
+//!
+//! An own broker has its controller in another process, and after a kill it is started again only when the controller
+//! has fenced it. Otherwise Kafka (seen with 4.3.1) can hang a transaction for ever: the broker comes back as the leader
+//! that it was, takes up a prepared commit, is then fenced and registered anew, and in that moment without a leader its
+//! coordinator takes the partitions for deleted and completes the transaction without writing its markers. A cluster
+//! with replicas moves the leaders instead.
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -26,6 +32,15 @@ use crate::{
 /// A broker takes about 600 MB and, while it starts, a core.
 static OWN_BROKERS: Semaphore = Semaphore::new(2);
 
+/// After so long without a heartbeat the controller fences a broker.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+
+const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
+
+/// What the controller logs when it takes the leaderships away, and when it gives them.
+const TAKEN: [&str; 2] = [" fenced=1,", " inControlledShutdown=1,"];
+const GIVEN: &str = " fenced=-1,";
+
 const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// The bootstrap servers of the cluster that tests share: topics are unique, and nobody stops it.
@@ -41,10 +56,12 @@ pub fn shared() -> &'static str {
     bootstrap
 }
 
-/// A single-node cluster of our own.
+/// A single-broker cluster of our own.
 pub struct Broker {
     dir: PathBuf,
     port: u16,
+    /// Of an own broker; the shared one is its own controller.
+    controller: Option<Process>,
     process: Option<Process>,
     _permit: Option<Permit>,
 }
@@ -56,26 +73,31 @@ impl Broker {
     }
 
     fn start(permit: Option<Permit>) -> Self {
+        let separate = permit.is_some();
         let mut random = Random::new("broker ports");
         for _ in 0..5 {
             let (port, controller) = (free_port(&mut random), free_port(&mut random));
             let dir = new_dir("kafka");
-            write_files(&dir, port, controller);
-            format_storage(&dir);
+            write_files(&dir, port, controller, separate);
             let mut broker = Broker {
                 dir,
                 port,
+                controller: None,
                 process: None,
                 _permit: None,
             };
+            if separate {
+                broker.controller = Some(run_java(&broker.dir, "controller", "256m"));
+            }
             if broker.try_start() {
                 broker._permit = permit;
                 return broker;
             }
-            let log = fs::read_to_string(broker.log_file()).unwrap_or_default();
+            let log = |node: &str| fs::read_to_string(broker.dir.join(node)).unwrap_or_default();
+            let logs = log("broker.log") + &log("controller.log");
             assert!(
-                log.contains("already in use"),
-                "the broker ended while starting:\n{log}"
+                logs.contains("already in use"),
+                "Kafka ended while starting:\n{logs}"
             );
         }
         panic!("no free port in five tries");
@@ -110,7 +132,7 @@ impl Broker {
         }
     }
 
-    /// SIGSTOP: connections stay open, nobody answers.
+    /// SIGSTOP: connections stay open, nobody answers. For less than [`SESSION_TIMEOUT`], or the controller fences it.
     pub fn pause(&mut self) {
         self.process.as_mut().unwrap().signal(Signal::STOP);
     }
@@ -120,45 +142,22 @@ impl Broker {
         self.process.as_mut().unwrap().signal(Signal::CONT);
     }
 
-    /// Starts it again on the same data and port.
+    /// Starts it again on the same data and port, once the controller knows that it was gone.
     pub fn start_again(&mut self) {
         self.kill();
+        wait::until(START_LIMIT, "the controller to fence the broker", || {
+            let log = fs::read_to_string(self.dir.join("controller.log")).unwrap();
+            let taken = TAKEN.iter().filter_map(|line| log.rfind(line)).max();
+            (taken > log.rfind(GIVEN)).then_some(())
+        });
         wait::until(START_LIMIT, "the broker's restart on its old port", || {
             self.try_start().then_some(())
         });
     }
 
-    /// Starts the process and waits until topics can be made; false when it ended by itself.
+    /// Starts the process and waits until topics can be made; false when it (or its controller) ended by itself.
     fn try_start(&mut self) -> bool {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_file())
-            .unwrap();
-        let java = java();
-        let options = format!(
-            "-Dlog4j2.configurationFile={}",
-            self.dir.join("log4j2.xml").display()
-        );
-        let args: Vec<OsString> = [
-            // Quick to start and modest: the tests share the machine with the bridge.
-            "-Xms64m",
-            "-Xmx512m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-Xshare:auto",
-            options.as_str(),
-            "-cp",
-            java.class_path.as_str(),
-            "kafka.Kafka",
-        ]
-        .iter()
-        .map(OsString::from)
-        .chain([self.dir.join("server.properties").into_os_string()])
-        .collect();
-        let mut command = watched(&java.program, &args);
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let process = self.process.insert(Process::spawn(&mut command).unwrap());
+        let process = self.process.insert(run_java(&self.dir, "broker", "512m"));
         let bootstrap = format!("127.0.0.1:{}", self.port);
         let probe: BaseConsumer = client_config(&bootstrap).create().unwrap();
         let what = format!(
@@ -166,7 +165,8 @@ impl Broker {
             self.dir.join("broker.log").display()
         );
         wait::until(START_LIMIT, &what, || {
-            if process.exited().is_some() {
+            let ended = |process: &mut Process| process.exited().is_some();
+            if ended(process) || self.controller.as_mut().is_some_and(ended) {
                 return Some(false);
             }
             let metadata = probe.fetch_metadata(None, Duration::from_millis(500)).ok()?;
@@ -175,6 +175,51 @@ impl Broker {
                 .then_some(true)
         })
     }
+}
+
+/// Runs Kafka with `<node>.properties`, formatting its data directory first if that is new.
+fn run_java(dir: &Path, node: &str, heap: &str) -> Process {
+    let java = java();
+    let properties = dir.join(format!("{node}.properties"));
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.join(format!("{node}.log")))
+        .unwrap();
+    // Quick to start and modest: the tests share the machine with the bridge.
+    let options: Vec<OsString> = [
+        format!("-Xmx{heap}"),
+        "-XX:+UseSerialGC".to_owned(),
+        "-XX:TieredStopAtLevel=1".to_owned(),
+        format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()),
+        "-cp".to_owned(),
+        java.class_path.clone(),
+    ]
+    .map(OsString::from)
+    .to_vec();
+    if !dir.join(format!("{node}-data")).exists() {
+        let status = Command::new(&java.program)
+            .args(&options)
+            .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+            .arg(&properties)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log.try_clone().unwrap())
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "formatting failed; see {node}.log in {}",
+            dir.display()
+        );
+    }
+    let args: Vec<OsString> = options
+        .into_iter()
+        .chain(["kafka.Kafka".into(), properties.into_os_string()])
+        .collect();
+    let mut command = watched(&java.program, &args);
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    Process::spawn(&mut command).unwrap()
 }
 
 impl Drop for Broker {
@@ -221,21 +266,42 @@ fn free_port(random: &mut Random) -> u16 {
     }
 }
 
-fn write_files(dir: &Path, port: u16, controller: u16) {
-    let properties = format!(
-        "process.roles=broker,controller\n\
-         node.id=1\n\
-         controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+fn write_files(dir: &Path, port: u16, controller: u16, separate: bool) {
+    let (roles, controller_id) = if separate {
+        ("broker", 2)
+    } else {
+        ("broker,controller", 1)
+    };
+    let common = format!(
+        "controller.quorum.voters={controller_id}@127.0.0.1:{controller}\n\
          controller.listener.names=CONTROLLER\n\
          listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         broker.session.timeout.ms={}\n\
+         broker.heartbeat.interval.ms=500\n\
+         default.replication.factor=1\n\
+         min.insync.replicas=1\n\
+         auto.create.topics.enable=false\n",
+        SESSION_TIMEOUT.as_millis()
+    );
+    let controller_listener = format!("CONTROLLER://127.0.0.1:{controller}");
+    let mut listeners = format!("PLAINTEXT://127.0.0.1:{port}");
+    if separate {
+        let properties = format!(
+            "process.roles=controller\nnode.id=2\nlisteners={controller_listener}\nlog.dirs={}\n{common}",
+            dir.join("controller-data").display()
+        );
+        fs::write(dir.join("controller.properties"), properties).unwrap();
+    } else {
+        listeners = format!("{listeners},{controller_listener}");
+    }
+    let properties = format!(
+        "process.roles={roles}\n\
+         node.id=1\n\
+         listeners={listeners}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
          log.dirs={}\n\
          num.network.threads=2\n\
          num.io.threads=4\n\
-         auto.create.topics.enable=false\n\
-         default.replication.factor=1\n\
-         min.insync.replicas=1\n\
          offsets.topic.replication.factor=1\n\
          offsets.topic.num.partitions=4\n\
          transaction.state.log.replication.factor=1\n\
@@ -243,45 +309,18 @@ fn write_files(dir: &Path, port: u16, controller: u16) {
          transaction.state.log.num.partitions=4\n\
          transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
          group.initial.rebalance.delay.ms=0\n\
-         broker.session.timeout.ms=3000\n\
-         broker.heartbeat.interval.ms=500\n\
-         log.cleaner.dedupe.buffer.size=4194304\n",
-        dir.join("data").display()
+         log.cleaner.dedupe.buffer.size=4194304\n\
+         {common}",
+        dir.join("broker-data").display()
     );
-    fs::write(dir.join("server.properties"), properties).unwrap();
+    fs::write(dir.join("broker.properties"), properties).unwrap();
     let log4j = r#"<Configuration status="ERROR">
   <Appenders><Console name="out"><PatternLayout pattern="%d %p %c %m%n%throwable"/></Console></Appenders>
-  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
+  <Loggers>
+    <Root level="WARN"><AppenderRef ref="out"/></Root>
+    <Logger name="org.apache.kafka.controller" level="INFO"/>
+  </Loggers>
 </Configuration>
 "#;
     fs::write(dir.join("log4j2.xml"), log4j).unwrap();
-}
-
-fn format_storage(dir: &Path) {
-    let java = java();
-    let log = File::create(dir.join("format.log")).unwrap();
-    let status = Command::new(&java.program)
-        .arg(format!(
-            "-Dlog4j2.configurationFile={}",
-            dir.join("log4j2.xml").display()
-        ))
-        .args(["-XX:TieredStopAtLevel=1", "-cp", &java.class_path])
-        .args([
-            "kafka.tools.StorageTool",
-            "format",
-            "-t",
-            "MkU3OEVBNTcwNTJENDM2Qg",
-            "-c",
-        ])
-        .arg(dir.join("server.properties"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .status()
-        .unwrap();
-    assert!(
-        status.success(),
-        "formatting failed; see {}",
-        dir.join("format.log").display()
-    );
 }

@@ -79,7 +79,7 @@ fn single_values() {
             "INGEST__MALFORMED_STATUS",
             "500",
             "\"500\" is not a status",
-            "200 or 400 to 499",
+            "200 to 202, or 400 to 499",
         ),
         (
             "INGEST__TIME_ZONE",

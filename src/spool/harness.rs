@@ -1,0 +1,190 @@
+//! What the spool's tests share: one life of a log on a simulated disk, without threads.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use prometheus::{Histogram, HistogramOpts};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{
+    accounts::Accounts,
+    batch::{Batch, BatchBuilder},
+    config::Durability,
+    stream::{Stream, Tally},
+};
+
+use super::{
+    AppendError, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq, SpoolError,
+    StoredBatch, appender::Pending, log::LogWriter, segment, sim::SimDisk,
+};
+
+pub const DIR: &str = "/spool/deliveries";
+
+pub fn options(segment_bytes: u64) -> LogOptions {
+    LogOptions {
+        dir: PathBuf::from(DIR),
+        name: "deliveries",
+        max_bytes: 1 << 30,
+        segment_bytes,
+        durability: Durability::Fsync,
+    }
+}
+
+pub fn metrics() -> LogMetrics {
+    let histogram = |name: &str| Histogram::with_opts(HistogramOpts::new(name, name)).unwrap();
+    LogMetrics {
+        sync_seconds: histogram("sync"),
+        commit_webhooks: histogram("webhooks"),
+    }
+}
+
+/// The batch of a number: its bytes tell which one it is, and `len` and more of them there are.
+pub fn batch(number: u64, len: usize) -> (Batch, Tally) {
+    let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], len);
+    let mut tally = Tally::default();
+    for record in 0..=number % 3 {
+        let len = if record == 0 { len } else { 0 };
+        builder.push(None, &[], &[&vec![number as u8 | 1; len]]);
+        tally.count(Stream::Deliveries, None);
+    }
+    (builder.finish(), tally)
+}
+
+pub fn permit() -> OwnedSemaphorePermit {
+    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
+pub fn segment_path(id: u64) -> PathBuf {
+    Path::new(DIR).join(segment::file_name(SegmentId(id)))
+}
+
+/// Appends go to the writer's own functions, in groups, and are answered at once.
+pub struct Life {
+    pub writer: LogWriter,
+    pub backlog: Backlog,
+    pub damage: Vec<Damage>,
+    pub accounts: Arc<Accounts>,
+}
+
+impl Life {
+    pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<Life, SpoolError> {
+        let accounts = Arc::new(Accounts::default());
+        let (writer, backlog, damage) =
+            LogWriter::open(disk.mount(), options, Arc::clone(&accounts), metrics())?;
+        Ok(Life {
+            writer,
+            backlog,
+            damage,
+            accounts,
+        })
+    }
+
+    /// Appends these batches as one group; each one's answer, and what the writer said of the whole.
+    pub fn try_append(
+        &mut self,
+        batches: &[Batch],
+    ) -> (Vec<Result<(), AppendError>>, Result<bool, SpoolError>) {
+        let mut answers = Vec::new();
+        let mut group = Vec::new();
+        for batch in batches {
+            let (done, answer) = oneshot::channel();
+            let mut tally = Tally::default();
+            (0..batch.events()).for_each(|_| tally.count(Stream::Deliveries, None));
+            self.writer.queue.lock().bytes += batch.bytes().len() as u64;
+            answers.push(answer);
+            group.push(Pending {
+                batch: batch.clone(),
+                tally,
+                withdrawn: Arc::new(AtomicBool::new(false)),
+                done,
+                _permit: permit(),
+            });
+        }
+        let result = self.writer.write(&mut group);
+        drop(group);
+        let answers = answers
+            .into_iter()
+            .map(|mut answer| answer.try_recv().unwrap_or(Err(AppendError::Failed)))
+            .collect();
+        (answers, result)
+    }
+
+    /// Appends the batches of these numbers as one group; all must become durable.
+    pub fn append(&mut self, numbers: impl IntoIterator<Item = u64>, len: usize) {
+        let batches: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
+        let (answers, result) = self.try_append(&batches);
+        assert!(
+            result.unwrap() && answers.iter().all(Result::is_ok),
+            "{answers:?}"
+        );
+    }
+
+    /// Seals what was written.
+    pub fn rest(&mut self) {
+        self.writer.rest().unwrap();
+    }
+
+    /// Reads to the end or to the first error.
+    pub fn read(&mut self) -> (Vec<StoredBatch>, Option<Damage>) {
+        let mut batches = Vec::new();
+        loop {
+            match self.backlog.take() {
+                Ok(Some(batch)) => batches.push(batch),
+                Ok(None) => return (batches, None),
+                Err(ReadError::Damaged(damage)) => return (batches, Some(damage)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Reads to the end: these numbers must be there, in order, from sequence `first` on.
+    pub fn expect(&mut self, first: u64, numbers: impl IntoIterator<Item = u64>, len: usize) {
+        let (batches, damage) = self.read();
+        assert_eq!(damage, None);
+        expect_batches(&batches, first, numbers, len);
+        assert_eq!(self.backlog.end().seq.0, first + batches.len() as u64);
+    }
+
+    /// Kafka has everything before `seq`.
+    pub fn deliver_to(&mut self, seq: u64) {
+        let position = self.backlog.seek(Seq(seq)).unwrap();
+        self.backlog.advance(position);
+        self.backlog.store_checkpoint().unwrap();
+    }
+}
+
+pub fn expect_batches(
+    batches: &[StoredBatch],
+    first: u64,
+    numbers: impl IntoIterator<Item = u64>,
+    len: usize,
+) {
+    let found: Vec<(u64, &[u8])> = batches.iter().map(|b| (b.seq.0, &b.payload[..])).collect();
+    let wanted: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
+    let wanted: Vec<(u64, &[u8])> = (first..).zip(wanted.iter().map(Batch::bytes)).collect();
+    assert!(
+        found == wanted,
+        "found sequences {:?}, wanted {:?} (or the content differs)",
+        found.iter().map(|f| f.0).collect::<Vec<_>>(),
+        wanted.iter().map(|w| w.0).collect::<Vec<_>>()
+    );
+}
+
+/// What every checksum of the log covers.
+pub fn log_id(disk: &SimDisk) -> [u8; 16] {
+    let manifest = Manifest::read(&*disk.mount(), Path::new(DIR)).unwrap().unwrap();
+    manifest.log_id.into_bytes()
+}
+
+/// The segments that are there, the oldest first.
+pub fn segments(disk: &SimDisk) -> Vec<u64> {
+    let names = disk.names();
+    let mut ids: Vec<u64> = names
+        .iter()
+        .filter_map(|name| segment::parse_file_name(name).map(|id| id.0))
+        .collect();
+    ids.sort_unstable();
+    ids
+}

@@ -1,0 +1,430 @@
+//! A log with its threads, on the simulated disk.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::accounts::Accounts;
+
+use super::{
+    AppendError, Appender, Backlog, Log, LogOptions, LogState, Seq, SpoolError,
+    harness::{DIR, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
+    prepare::{Preparer, SPARE, Taken},
+    record, segment,
+    sim::{Op, SimDisk},
+    storage::{Access, FileSystem, Storage},
+};
+
+const SEGMENT: u64 = 8 << 10;
+/// Only one batch of this length fits in a segment.
+const BIG: usize = 2500;
+const LONG: Duration = Duration::from_secs(20);
+
+struct Opened {
+    log: Log,
+    backlog: Backlog,
+    appender: Appender,
+    failure: mpsc::Receiver<SpoolError>,
+}
+
+fn open(disk: &SimDisk, options: &LogOptions) -> Opened {
+    let (failed, failure) = mpsc::channel();
+    let (log, backlog) = Log::open(
+        disk.mount(),
+        options,
+        Arc::new(Accounts::default()),
+        metrics(),
+        move |error| failed.send(error).unwrap(),
+    )
+    .unwrap();
+    Opened {
+        appender: log.appender(),
+        log,
+        backlog,
+        failure,
+    }
+}
+
+async fn append(appender: &Appender, number: u64, len: usize) -> Result<(), AppendError> {
+    let (batch, tally) = batch(number, len);
+    appender.append(batch, tally, permit(), LONG).await
+}
+
+fn read(backlog: &mut Backlog, n: usize) -> Vec<super::StoredBatch> {
+    let deadline = Instant::now() + LONG;
+    let mut found = Vec::new();
+    while found.len() < n {
+        assert!(Instant::now() < deadline, "only {} of {n}", found.len());
+        match backlog.take().unwrap() {
+            Some(batch) => found.push(batch),
+            None => backlog.wait(LONG),
+        }
+    }
+    found
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_together_shares_a_sync() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, &options(1 << 20));
+    append(&opened.appender, 0, 40).await.unwrap();
+    let syncs = disk.count(Op::SyncData, ".segment");
+    disk.hold_syncs(true);
+    let tasks: Vec<_> = (1..200)
+        .map(|n| {
+            let appender = opened.appender.clone();
+            tokio::spawn(async move { append(&appender, n, 40).await })
+        })
+        .collect();
+    let queue = Arc::clone(&opened.appender.queue);
+    let bytes: u64 = (1..200).map(|n| batch(n, 40).0.bytes().len() as u64).sum();
+    until("all wait", || queue.lock().bytes == bytes);
+    assert_eq!(opened.backlog.end().seq, Seq(1), "not before the sync");
+    assert!(tasks.iter().all(|task| !task.is_finished()));
+    disk.hold_syncs(false);
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    // What the first of them began with, all others, and a seal in between at most.
+    assert!(disk.count(Op::SyncData, ".segment") - syncs <= 3);
+    assert_eq!(read(&mut opened.backlog, 200).len(), 200);
+    assert_eq!(queue.lock().bytes, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_batch_is_read_once_and_in_order_while_others_append_and_trim() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, &options(SEGMENT));
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    for writer in 0..8 {
+        let appender = opened.appender.clone();
+        let acknowledged = Arc::clone(&acknowledged);
+        tokio::spawn(async move {
+            for n in 0..100 {
+                append(&appender, writer * 1000 + n, 300).await.unwrap();
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let lane = thread::spawn(move || {
+        let mut next = [0; 8];
+        for seq in 0..800 {
+            let found = read(&mut opened.backlog, 1).remove(0);
+            assert_eq!(found.seq, Seq(seq));
+            let writer = (0..8)
+                .find(|w| found.payload == batch(w * 1000 + next[*w as usize], 300).0.bytes())
+                .expect("out of order, or twice");
+            next[writer as usize] += 1;
+            if seq % 13 == 0 {
+                opened.backlog.advance(found.end());
+                opened.backlog.store_checkpoint().unwrap();
+            }
+        }
+        opened
+    });
+    let opened = lane.join().unwrap();
+    until("all are answered", || acknowledged.load(Ordering::Relaxed) == 800);
+    assert!(segments(&disk).len() < 20 && segments(&disk)[0] > 20);
+    assert!(opened.failure.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_failed_sync_is_the_end() {
+    for op in [Op::SyncData, Op::Write] {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk, &options(SEGMENT));
+        append(&opened.appender, 0, 40).await.unwrap();
+        disk.fail(op, ".segment", u64::from(op == Op::Write));
+        disk.hold_syncs(true);
+        let (first, second, third) = tokio::join!(
+            append(&opened.appender, 1, 40),
+            append(&opened.appender, 2, 40),
+            async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                disk.hold_syncs(false);
+                append(&opened.appender, 3, 40).await
+            }
+        );
+        // Whatever was in the commit that failed or behind it has failed; nobody hears of success later.
+        let answers = [first, second, third, append(&opened.appender, 4, 40).await];
+        let good = answers.iter().take_while(|answer| answer.is_ok()).count();
+        assert!(good < 3, "{answers:?}");
+        assert!(
+            answers[good..].iter().all(|a| *a == Err(AppendError::Failed)),
+            "{answers:?}"
+        );
+        opened.failure.recv_timeout(LONG).unwrap();
+        assert_eq!(opened.appender.state(), LogState::Failed);
+        assert_eq!(read(&mut opened.backlog, 1 + good).len(), 1 + good);
+        assert!(opened.backlog.take().unwrap().is_none(), "not what failed");
+        opened.backlog.wait(LONG);
+        opened.log.close();
+        assert!(opened.failure.recv().is_err(), "it is called once");
+        assert_eq!(append(&opened.appender, 5, 40).await, Err(AppendError::Failed));
+    }
+}
+
+#[tokio::test]
+async fn closing_makes_durable_what_waits_and_seals() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, &options(SEGMENT));
+    disk.hold_syncs(true);
+    let appender = opened.appender.clone();
+    let waiting = tokio::spawn(async move {
+        let one = append(&appender, 0, 40);
+        let two = append(&appender, 1, 40);
+        tokio::join!(one, two)
+    });
+    while opened.appender.queue.lock().bytes < 2 * 40 {
+        tokio::task::yield_now().await;
+    }
+    let closing = tokio::task::spawn_blocking(move || {
+        opened.log.close();
+        opened
+    });
+    let appender = loop {
+        disk.hold_syncs(false);
+        if closing.is_finished() {
+            break closing.await.unwrap();
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(waiting.await.unwrap(), (Ok(()), Ok(())));
+    assert_eq!(append(&appender.appender, 2, 40).await, Err(AppendError::Closed));
+    let bytes = disk.read(&segment_path(1));
+    let records = [0, 1].map(|n| record::record_len(batch(n, 40).0.bytes().len()));
+    let seal = segment::HEADER + records.iter().sum::<usize>();
+    let checksum = record::Checksum::new(&log_id(&disk), super::SegmentId(1));
+    let seals = [seal, seal + record::HEADER].map(|at| checksum.header(&bytes[at..]));
+    assert!(seals.iter().flatten().any(|h| h.kind == record::Kind::Seal));
+    drop(appender);
+    // The seal is durable too.
+    disk.crash(3);
+    let mut opened = open(&disk, &options(SEGMENT));
+    expect_batches(&read(&mut opened.backlog, 2), 0, [0, 1], 40);
+}
+
+#[tokio::test]
+async fn a_full_budget_refuses_until_a_trim() {
+    let disk = SimDisk::new(1);
+    let options = LogOptions {
+        max_bytes: 20_000,
+        ..options(SEGMENT)
+    };
+    let mut opened = open(&disk, &options);
+    let mut taken = 0;
+    let refusal = loop {
+        match append(&opened.appender, taken, BIG).await {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refusal, AppendError::Full);
+    // Beyond the payloads there are a header and seals at most.
+    assert!(opened.appender.used_bytes() <= 20_000 + 4096 + 1000);
+    assert!((2..8).contains(&taken), "{taken}");
+    let found = read(&mut opened.backlog, taken as usize);
+    opened.backlog.advance(found[0].end());
+    opened.backlog.store_checkpoint().unwrap();
+    append(&opened.appender, taken, BIG).await.unwrap();
+    assert_eq!(append(&opened.appender, 9, BIG).await, Err(AppendError::Full));
+    // What is on the disk already counts after the next open as well.
+    opened.log.close();
+    let opened = open(&disk, &options);
+    assert_eq!(append(&opened.appender, 9, BIG).await, Err(AppendError::Full));
+    assert_eq!(
+        append(&opened.appender, 9, 30_000).await,
+        Err(AppendError::Full),
+        "never"
+    );
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_withdrawn() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, &options(SEGMENT));
+    append(&opened.appender, 0, 40).await.unwrap();
+    disk.hold_syncs(true);
+    let slots = Arc::new(Semaphore::new(10));
+    let slot = || -> OwnedSemaphorePermit { Arc::clone(&slots).try_acquire_owned().unwrap() };
+    let short = Duration::from_millis(30);
+    for n in 1..4 {
+        let (batch, tally) = batch(n, 40);
+        let answer = opened.appender.append(batch, tally, slot(), short).await;
+        assert_eq!(answer, Err(AppendError::TooSlow));
+    }
+    assert!(slots.available_permits() < 10, "it still takes memory");
+    disk.hold_syncs(false);
+    append(&opened.appender, 4, 40).await.unwrap();
+    assert_eq!(slots.available_permits(), 10);
+    assert_eq!(opened.appender.queue.lock().bytes, 0);
+    // At most the one that was being written is there.
+    let (end, found) = (
+        opened.backlog.end().seq.0,
+        opened.backlog.take().unwrap().unwrap(),
+    );
+    assert_eq!(found.seq, Seq(0));
+    assert!(end <= 3, "{end}");
+}
+
+#[tokio::test]
+async fn a_full_disk_at_the_open_is_waited_out() {
+    let disk = SimDisk::new(1);
+    drop(open(&disk, &options(SEGMENT)));
+    disk.set_capacity(Some(10_000));
+    let opened = open(&disk, &options(SEGMENT));
+    assert_eq!(opened.appender.state(), LogState::Full);
+    assert_eq!(append(&opened.appender, 0, 40).await, Err(AppendError::Full));
+    disk.set_capacity(None);
+    until("it recovers by itself", || {
+        opened.appender.state() == LogState::Accepting
+    });
+    append(&opened.appender, 0, 40).await.unwrap();
+    assert!(opened.failure.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_batch_that_finds_no_room_keeps_no_other_out() {
+    let disk = SimDisk::new(1);
+    let opened = open(&disk, &options(SEGMENT));
+    disk.set_capacity(Some(40_000));
+    assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
+    assert_eq!(opened.appender.state(), LogState::Full);
+    append(&opened.appender, 1, 40).await.unwrap();
+    // The writer says so once it has answered; without a batch it would look by itself only a second later.
+    until("it takes batches", || {
+        opened.appender.state() == LogState::Accepting
+    });
+    // Nor out of the next segment.
+    assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
+    for n in 2..5 {
+        append(&opened.appender, n, BIG).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, &options(SEGMENT));
+    append(&opened.appender, 0, 40).await.unwrap();
+    let took = |backlog: &Backlog, limit| {
+        let start = Instant::now();
+        backlog.wait(limit);
+        start.elapsed()
+    };
+    let short = Duration::from_millis(50);
+    assert!(took(&opened.backlog, LONG) < LONG / 2, "there is something");
+    opened.backlog.take().unwrap().unwrap();
+    // The batch is read and not yet in Kafka.
+    assert!(took(&opened.backlog, short) >= short);
+    let waker = opened.backlog.waker();
+    waker();
+    assert!(took(&opened.backlog, LONG) < LONG / 2, "woken before it waits");
+    assert!(took(&opened.backlog, short) >= short, "once");
+    let backlog = opened.backlog;
+    let waiting = thread::spawn(move || {
+        let first = took(&backlog, LONG);
+        let second = took(&backlog, LONG);
+        (first, second, backlog)
+    });
+    thread::sleep(Duration::from_millis(20));
+    waker();
+    thread::sleep(Duration::from_millis(20));
+    append(&opened.appender, 1, 40).await.unwrap();
+    let (first, second, backlog) = waiting.join().unwrap();
+    assert!(first < LONG / 2 && second < LONG / 2, "{first:?} {second:?}");
+    opened.log.close();
+    assert!(took(&backlog, LONG) < LONG / 2, "nothing will come");
+}
+
+#[test]
+fn an_open_does_not_meet_the_former_preparer() {
+    let disk = SimDisk::new(1);
+    disk.mount().create_dir_all(DIR.as_ref()).unwrap();
+    for _ in 0..20 {
+        let preparer = Preparer::start(disk.mount(), DIR.into(), "prepare".into()).unwrap();
+        preparer.want(4 << 20);
+        until("it has begun", || disk.names().contains(&SPARE.to_owned()));
+        drop(preparer);
+        let calls = || disk.count(Op::Write, "") + disk.count(Op::SyncData, "");
+        let before = calls();
+        disk.mount().remove(format!("{DIR}/{SPARE}").as_ref()).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(calls(), before);
+    }
+}
+
+#[test]
+fn a_preparer_gives_what_was_asked_for() {
+    let disk = SimDisk::new(1);
+    disk.mount().create_dir_all(DIR.as_ref()).unwrap();
+    let preparer = Preparer::start(disk.mount(), DIR.into(), "prepare".into()).unwrap();
+    preparer.want(1000);
+    for len in [1000, 5000, 10] {
+        match preparer.take(len) {
+            Taken::Spare(spare) => assert!(spare.len >= len && spare.file.size().unwrap() == spare.len),
+            _ => panic!("no spare"),
+        }
+    }
+    disk.set_capacity(Some(100_000));
+    assert!(matches!(preparer.take(200_000), Taken::NoSpace));
+    assert!(matches!(preparer.take(200_000), Taken::NoSpace));
+    assert!(matches!(preparer.take(1000), Taken::Spare(_)));
+    disk.fail(Op::SyncData, SPARE, 0);
+    assert!(matches!(preparer.take(1000), Taken::Failed(_)));
+}
+
+/// The same on a real file system.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LogOptions {
+        dir: dir.path().join("deliveries"),
+        ..options(SEGMENT)
+    };
+    let mut n = 0;
+    for life in 0..3 {
+        let (mut log, mut backlog) = Log::open(
+            Arc::new(FileSystem),
+            &options,
+            Arc::new(Accounts::default()),
+            metrics(),
+            |error| panic!("{error}"),
+        )
+        .unwrap();
+        assert_eq!(log.damage(), []);
+        for _ in 0..20 {
+            append(&log.appender(), n, 700).await.unwrap();
+            n += 1;
+        }
+        let position = backlog.position();
+        let wanted = position.seq.0..n;
+        let found = read(&mut backlog, (n - position.seq.0) as usize);
+        expect_batches(&found, position.seq.0, wanted, 700);
+        if life == 1 {
+            backlog.advance(found[30].end());
+            backlog.store_checkpoint().unwrap();
+        }
+        log.close();
+    }
+    let file = FileSystem
+        .open(&options.dir.join("manifest"), Access::Read)
+        .unwrap();
+    assert!(file.size().unwrap() > 0);
+}
