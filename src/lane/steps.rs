@@ -575,15 +575,6 @@ impl<C: Connect> Lane<C> {
     }
 }
 
-impl<C: Connect> Drop for Lane<C> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.metrics.lane_blocked(Some(BlockReason::Other));
-            error!(stream = %self.options.stream, "the lane has ended by a panic; its stream is not delivered any more");
-        }
-    }
-}
-
 /// When the next batch was received.
 fn oldest(backlog: &mut Backlog) -> Option<i64> {
     let next = backlog.peek().ok()??;

@@ -1034,19 +1034,16 @@ fn a_thread_drains_and_stops() {
 }
 
 #[test]
-fn a_panic_shows_in_the_metric() {
+fn a_panic_of_the_lane_is_a_failure_of_the_process() {
     let mut bench = Bench::new();
     bench.append(&[1]);
     bench.cluster.lock().crash = Some(Crash::Before(2));
-    let lane = bench.running.take().unwrap().lane;
-    let died = catch_unwind(AssertUnwindSafe(move || {
-        let mut lane = lane;
-        loop {
-            lane.turn().unwrap();
-        }
-    }));
-    assert!(died.is_err());
-    assert_eq!(bench.metric("cmc_bridge_lane_blocked", "other"), 1.0);
+    let Running { lane, log, .. } = bench.running.take().unwrap();
+    let (failed, failure) = std::sync::mpsc::channel();
+    let _thread = LaneThread::start(lane, move |error| failed.send(error).unwrap()).unwrap();
+    let error = failure.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(matches!(error, SpoolError::Io { .. }), "{error}");
+    drop(log);
 }
 
 /// The process dies before and after each call of a run that has a bit of everything.
