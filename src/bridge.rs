@@ -39,7 +39,7 @@ use crate::{
     lane::{
         LaneThread,
         kafka::KafkaConnect,
-        steps::{Lane, LaneOptions},
+        steps::{Lane, LaneOptions, Timing},
     },
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
@@ -297,15 +297,18 @@ fn start_lane(
         transaction_events: kafka.transaction_events,
         transaction_bytes: kafka.transaction_bytes,
         transaction_limit: kafka.transaction_timeout * 2 / 3,
+        timing: Timing::default(),
     };
+    let of_stream = metrics.for_stream(stream);
     let connect = KafkaConnect {
         kafka,
         stream,
         topic,
         dead_letter_topic,
         runtime: Handle::current(),
+        sums: of_stream.kafka.clone(),
     };
-    let lane = Lane::new(options, backlog, connect, metrics.for_stream(stream));
+    let lane = Lane::new(options, backlog, connect, of_stream);
     let failed = failed.clone();
     let lane = LaneThread::start(lane, move |error| {
         let _ = failed.send(error);
