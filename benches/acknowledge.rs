@@ -4,6 +4,10 @@
 //! the absolute figures don't. Kafka is not there: what is measured is the way to the 200. `cargo bench --bench
 //! acknowledge -- [seconds a round, default 3] [rounds, default 5]`.
 
+// A benchmark that can't go on says so and ends.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
+#[allow(dead_code)] // One module for all benchmarks; this one needs a part of it.
 mod support;
 
 use std::{env, process::Command, time::Duration};

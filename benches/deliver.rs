@@ -4,6 +4,9 @@
 //! idempotent producer that sends what it has in memory and waits for every delivery. Kafka comes as in the tests (Java 17,
 //! Maven). `cargo bench --bench deliver -- [events a round, default 500000] [rounds, default 3]`.
 
+// A benchmark that can't go on says so and ends.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
 // The tests' harness and the other benchmarks' load; this one needs a part of each.
 #[allow(dead_code)]
 #[path = "../tests/integration/jars.rs"]

@@ -6,6 +6,9 @@
 //! directory is on (`/proc/diskstats`), so other programs' writes are counted in.
 //! `cargo bench --bench spool -- [seconds a round, default 3] [rounds, default 3]`.
 
+// A benchmark that can't go on says so and ends.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
 #[allow(dead_code)] // One module for all benchmarks; this one needs a part of it.
 mod support;
 
