@@ -24,7 +24,7 @@ use cmc_bridge::{
     accounts::Accounts,
     batch::{Batch, BatchBuilder},
     config::Durability,
-    spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
+    spool::{Backlog, Log, LogMetrics, LogOptions, storage::FileSystem},
     stream::{Stream, Tally},
 };
 use prometheus::{Histogram, HistogramOpts};
@@ -49,7 +49,7 @@ fn main() {
     println!("| store | body | durable acks/s | p50 | p99 | CPU µs each | device bytes a payload byte |");
     println!("|---|---|---|---|---|---|---|");
     for len in [600, 30_000] {
-        let stores: [(&str, fn(&Path) -> Client); 4] = [
+        let stores: [(&str, Open); 4] = [
             ("own log", own_log),
             ("SQLite", |dir| grouped(Sqlite::open(dir))),
             ("fjall", |dir| grouped(Fjall::open(dir))),
@@ -85,17 +85,21 @@ struct Run {
 
 /// What a client does with a store: append a payload and wait until it is durable.
 enum Client {
-    Own(
-        cmc_bridge::spool::Appender,
-        Arc<Semaphore>,
-        Box<dyn std::any::Any>,
-    ),
+    /// The log goes with it: dropped, it would be closed.
+    Own {
+        appender: cmc_bridge::spool::Appender,
+        budget: Arc<Semaphore>,
+        _log: (Log, Backlog),
+    },
     Grouped(mpsc::Sender<Waiting>),
 }
 
+/// Opens a store in a directory.
+type Open = fn(&Path) -> Client;
+
 type Waiting = (Vec<u8>, oneshot::Sender<()>);
 
-fn run(open: fn(&Path) -> Client, len: usize, time: Duration) -> Run {
+fn run(open: Open, len: usize, time: Duration) -> Run {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let client = open(dir.path());
     let payload = vec![b'x'; len];
@@ -109,7 +113,7 @@ fn run(open: fn(&Path) -> Client, len: usize, time: Duration) -> Run {
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
             match &client {
-                Client::Own(appender, budget, _) => {
+                Client::Own { appender, budget, .. } => {
                     let (appender, budget, batch) = (appender.clone(), Arc::clone(budget), batch(&payload));
                     clients.spawn(async move {
                         let mut times = Vec::new();
@@ -193,11 +197,11 @@ fn own_log(dir: &Path) -> Client {
         },
     )
     .expect("opens");
-    Client::Own(
-        log.appender(),
-        Arc::new(Semaphore::new(2 * CLIENTS)),
-        Box::new((log, backlog)),
-    )
+    Client::Own {
+        appender: log.appender(),
+        budget: Arc::new(Semaphore::new(2 * CLIENTS)),
+        _log: (log, backlog),
+    }
 }
 
 /// A store that keeps payloads under rising keys.
