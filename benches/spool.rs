@@ -89,7 +89,7 @@ enum Client {
     Own {
         appender: cmc_bridge::spool::Appender,
         budget: Arc<Semaphore>,
-        _log: (Log, Backlog),
+        _log: Box<(Log, Backlog)>,
     },
     Grouped(mpsc::Sender<Waiting>),
 }
@@ -200,7 +200,7 @@ fn own_log(dir: &Path) -> Client {
     Client::Own {
         appender: log.appender(),
         budget: Arc::new(Semaphore::new(2 * CLIENTS)),
-        _log: (log, backlog),
+        _log: Box::new((log, backlog)),
     }
 }
 
