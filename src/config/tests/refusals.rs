@@ -99,6 +99,19 @@ fn single_values() {
             "\"yes\" is not true or false",
             "true or false",
         ),
+        (
+            "INGEST__TLS__CERTIFICATE",
+            "/tls.crt",
+            "ingest.tls.key (default): is not set, but ingest.tls.certificate is (environment",
+            "give both files, or none",
+        ),
+        (
+            "INGEST__TLS__KEY",
+            "/tls.key",
+            "ingest.tls.certificate (default): is not set",
+            "give both files, or none",
+        ),
+        ("INGEST__TLS__RELOAD", "0", "is too small", "give 100 ms to 24 h"),
         ("SPOOL__DIR", "", "is empty", "leave the key out"),
         (
             "SPOOL__MAX_BYTES",
