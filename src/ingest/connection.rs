@@ -274,7 +274,11 @@ where
             })
             .await;
         }
-        End::Quiet => {}
+        End::Quiet => {
+            // Over TLS an end has to be said; once, for this client may not be reading.
+            let mut stream = served.into_parts().io.into_inner().stream;
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx).is_ready())).await;
+        }
     }
 }
 
