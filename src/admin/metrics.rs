@@ -255,12 +255,62 @@ impl StreamMetrics {
     }
 }
 
+/// What is known of TLS on the webhooks' port. Its series exist only where it is configured: an expiry at zero would
+/// alarm everybody else.
+pub struct TlsMetrics {
+    expiry: IntGauge,
+    reload_failures: IntCounter,
+    handshake_failures: IntCounter,
+}
+
+impl TlsMetrics {
+    /// Makes and registers them. Fails only when the registry holds one of the names already.
+    pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
+        let register = Register(registry);
+        Ok(TlsMetrics {
+            expiry: register.gauge(
+                "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, in seconds since the Unix epoch",
+            )?,
+            reload_failures: register.counter(
+                "cmc_bridge_tls_reload_failures_total",
+                "Looks at the files of certificate and key that found a pair that can't be used",
+            )?,
+            handshake_failures: register.counter(
+                "cmc_bridge_tls_handshake_failures_total",
+                "TLS handshakes that failed or took too long",
+            )?,
+        })
+    }
+
+    /// The expiry of the certificate in use, in seconds since the Unix epoch.
+    pub fn certificate_expires(&self, at: i64) {
+        self.expiry.set(at);
+    }
+
+    /// Counts a look that found a bad pair.
+    pub fn reload_failed(&self) {
+        self.reload_failures.inc();
+    }
+
+    /// Counts a handshake that did not come about.
+    pub fn handshake_failed(&self) {
+        self.handshake_failures.inc();
+    }
+}
+
 /// Makes a metric and registers it at once.
 struct Register<'r>(&'r Registry);
 
 impl Register<'_> {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
         let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let metric = IntCounter::new(name, help)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }

@@ -13,6 +13,7 @@ use rustix::fs::Access;
 use crate::{
     config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
     exit::Exit,
+    ingest::{Pair, now_seconds},
     stream::Stream,
 };
 
@@ -23,18 +24,33 @@ use crate::{
 pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<(), Exit> {
     let config = &loaded.config;
     let directory = Directory::look(&config.spool.dir);
-    summary(config, &directory, out)?;
-    for warning in warnings(config, &directory) {
+    let pair = config.ingest.tls.as_ref().map(Pair::load).transpose();
+    let usable = pair.as_ref().ok().and_then(Option::as_ref);
+    summary(config, &directory, usable, out)?;
+    for warning in warnings(config, &directory, usable) {
         writeln!(out, "warning: {warning}")?;
     }
     loaded.require_credentials()?;
+    pair?;
     writeln!(out, "the configuration is valid")?;
     Ok(out.flush()?)
 }
 
-fn summary(config: &Config, directory: &Directory, out: &mut impl Write) -> std::io::Result<()> {
+fn summary(
+    config: &Config,
+    directory: &Directory,
+    pair: Option<&Pair>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let (ingest, spool, kafka) = (&config.ingest, &config.spool, &config.kafka);
-    writeln!(out, "webhooks      http://{}{}", ingest.listen, ingest.path)?;
+    let scheme = if ingest.tls.is_some() { "https" } else { "http" };
+    writeln!(out, "webhooks      {scheme}://{}{}", ingest.listen, ingest.path)?;
+    if let Some(tls) = &ingest.tls {
+        let expiry = pair.map_or("can't be used".to_owned(), |pair| {
+            format!("expires {}", pair.expires_at())
+        });
+        writeln!(out, "certificate   {}: {expiry}", tls.certificate.display())?;
+    }
     writeln!(out, "credentials   {}", credentials(&ingest.auth))?;
     writeln!(out, "admin         http://{}/", config.admin.listen)?;
     writeln!(
@@ -165,7 +181,7 @@ fn existing_parent(dir: &Path) -> PathBuf {
         .map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
-fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
+fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<String> {
     let mut warnings = Vec::new();
     let enabled = || {
         Stream::ALL
@@ -176,6 +192,11 @@ fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
         warnings.push(format!(
             "ingest.auth.allow_anonymous: anybody who reaches {} can make events",
             config.ingest.listen
+        ));
+    }
+    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+        warnings.push(format!(
+            "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));
     }
     if config.spool.durability == Durability::PageCache {
@@ -327,6 +348,43 @@ mod tests {
         ] {
             assert!(exit.to_string().contains(part), "{exit}");
         }
+    }
+
+    #[test]
+    fn the_certificate_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let [certificate, key] = ["tls.crt", "tls.key"].map(|name| dir.path().join(name));
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["bridge.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        std::fs::write(&certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        let variables = [
+            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("INGEST__TLS__CERTIFICATE", certificate.to_str().unwrap()),
+            ("INGEST__TLS__KEY", key.to_str().unwrap()),
+        ];
+        let (out, result) = check(&variables);
+        result.unwrap();
+        for part in [
+            "webhooks      https://0.0.0.0:8080/webhooks/events\n",
+            "tls.crt: expires 2021-01-01T00:00:00Z\n",
+            "warning: ingest.tls.certificate: it expired at 2021-01-01T00:00:00Z",
+        ] {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
+        }
+        std::fs::write(&key, "no key").unwrap();
+        let (out, result) = check(&variables);
+        assert!(
+            out.contains("tls.crt: can't be used\n") && !out.contains("is valid"),
+            "{out}"
+        );
+        let exit = result.unwrap_err();
+        assert_eq!(exit.code(), 78);
+        assert!(
+            exit.to_string().contains("tls.key: holds no private key"),
+            "{exit}"
+        );
     }
 
     #[test]
