@@ -1,6 +1,6 @@
 //! The rules of a lane, driven turn by turn over a log on disk and a simulated cluster.
 
-#[path = "steps_random.rs"]
+#[path = "steps_random_tests.rs"]
 mod random;
 
 use std::{
