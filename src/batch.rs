@@ -37,6 +37,12 @@ impl Batch {
         &self.bytes
     }
 
+    /// A batch of any bytes, for tests of what can't be decoded.
+    #[cfg(test)]
+    pub fn of_bytes(bytes: Vec<u8>, events: u32) -> Batch {
+        Batch { bytes, events }
+    }
+
     /// Number of records.
     pub fn events(&self) -> u32 {
         self.events

@@ -1,6 +1,6 @@
 //! A whole bridge: spool, lanes, the webhooks' port and the admin port, put together and taken apart again.
 //!
-//! Order of the start: the spool's lock, the logs, both ports, the lanes, and only then requests. A lane's connection to
+//! Order of the start: the certificate, the spool's lock, the logs, both ports, the lanes, and only then requests. A lane's connection to
 //! Kafka is awaited by nobody.
 //!
 //! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
@@ -30,16 +30,16 @@ use crate::{
         self,
         books::{BooksCollector, StreamBooks},
         health::Health,
-        metrics::Metrics,
+        metrics::{Metrics, TlsMetrics},
     },
     cmc::Rules,
     config::{Auth, Config},
     exit::Exit,
-    ingest::{self, Control, Intake},
+    ingest::{self, Control, Intake, Tls},
     lane::{
         LaneThread,
         kafka::KafkaConnect,
-        steps::{Lane, LaneOptions},
+        steps::{Lane, LaneOptions, Timing},
     },
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
@@ -83,12 +83,20 @@ struct Opened {
 impl Bridge {
     /// Opens the spool, binds the ports and begins to serve and deliver.
     pub async fn start(config: Config) -> Result<Bridge, Exit> {
+        let registry = Registry::new();
+        // Before anything is written: a pair that is refused is a matter of the configuration.
+        let tls = match &config.ingest.tls {
+            Some(files) => {
+                let metrics = TlsMetrics::new(&registry).map_err(internal)?;
+                Some(Tls::open(files.clone(), metrics)?)
+            }
+            None => None,
+        };
         let lock = SpoolLock::acquire(&config.spool.dir).map_err(|error| spool_exit(&error))?;
         let enabled: Vec<Stream> = Stream::ALL
             .into_iter()
             .filter(|stream| config.stream(*stream).enabled)
             .collect();
-        let registry = Registry::new();
         let metrics =
             Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
         let (failed, failures) = mpsc::unbounded_channel();
@@ -108,7 +116,7 @@ impl Bridge {
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
         let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
-        let ingest = ingest::Server::bind(config.ingest.listen, intake)
+        let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
         let admin = admin::Server::bind(
@@ -297,15 +305,18 @@ fn start_lane(
         transaction_events: kafka.transaction_events,
         transaction_bytes: kafka.transaction_bytes,
         transaction_limit: kafka.transaction_timeout * 2 / 3,
+        timing: Timing::default(),
     };
+    let of_stream = metrics.for_stream(stream);
     let connect = KafkaConnect {
         kafka,
         stream,
         topic,
         dead_letter_topic,
         runtime: Handle::current(),
+        sums: of_stream.kafka.clone(),
     };
-    let lane = Lane::new(options, backlog, connect, metrics.for_stream(stream));
+    let lane = Lane::new(options, backlog, connect, of_stream);
     let failed = failed.clone();
     let lane = LaneThread::start(lane, move |error| {
         let _ = failed.send(error);

@@ -150,6 +150,19 @@ pub struct Ingest {
     pub append_timeout: Duration,
     /// `ingest.retry_after`: the `Retry-After` of every 503, whole seconds.
     pub retry_after: Duration,
+    /// `ingest.tls`; plain HTTP without it.
+    pub tls: Option<Tls>,
+}
+
+/// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
+    pub certificate: PathBuf,
+    /// `ingest.tls.key`: PEM, without a passphrase.
+    pub key: PathBuf,
+    /// `ingest.tls.reload`: how often the files are looked at.
+    pub reload: Duration,
 }
 
 /// Who may post webhooks.

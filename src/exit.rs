@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{config::ConfigError, logging::LoggingError};
+use crate::{config::ConfigError, ingest::PairError, logging::LoggingError};
 
 const USAGE: u8 = 64;
 
@@ -21,6 +21,9 @@ pub enum Exit {
     /// 78: the configuration is refused. Waiting does not help.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// 78: the certificate or key that the configuration names is refused.
+    #[error("the TLS certificate is refused:\n  {0}")]
+    Certificate(#[from] PairError),
 }
 
 impl Exit {
@@ -30,7 +33,7 @@ impl Exit {
             Exit::Usage(_) => USAGE,
             Exit::Unavailable(_) => 69,
             Exit::Io(_) => 74,
-            Exit::Config(_) => 78,
+            Exit::Config(_) | Exit::Certificate(_) => 78,
         }
     }
 }

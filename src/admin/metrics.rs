@@ -48,6 +48,9 @@ pub struct Metrics {
     lane_blocked: IntGaugeVec,
     transactions: IntCounterVec,
     transaction_seconds: HistogramVec,
+    kafka_requests: IntCounterVec,
+    kafka_bytes: IntCounterVec,
+    kafka_request_errors: IntCounterVec,
 }
 
 impl Metrics {
@@ -85,16 +88,19 @@ impl Metrics {
             sync_seconds: register.histograms(
                 "cmc_bridge_spool_sync_seconds",
                 "Making one commit of the spool durable",
+                &["stream"],
                 SYNC_SECONDS,
             )?,
             commit_webhooks: register.histograms(
                 "cmc_bridge_spool_commit_webhooks",
                 "Webhooks that shared one commit of the spool",
+                &["stream"],
                 COMMIT_WEBHOOKS,
             )?,
             delivery_seconds: register.histograms(
                 "cmc_bridge_delivery_seconds",
                 "From the receipt of a webhook to its events' commit in Kafka",
+                &["stream"],
                 DELIVERY_SECONDS,
             )?,
             lane_blocked: register.gauges(
@@ -109,8 +115,24 @@ impl Metrics {
             )?,
             transaction_seconds: register.histograms(
                 "cmc_bridge_transaction_seconds",
-                "From the begin of a Kafka transaction to its end",
+                "From the begin of a Kafka transaction to its end, by how it ended",
+                &["stream", "outcome"],
                 TRANSACTION_SECONDS,
+            )?,
+            kafka_requests: register.counters(
+                "cmc_bridge_kafka_requests_total",
+                "Requests that the stream's producers sent to Kafka, as of librdkafka's last statistics",
+                &["stream"],
+            )?,
+            kafka_bytes: register.counters(
+                "cmc_bridge_kafka_bytes_total",
+                "Bytes that the stream's producers sent to Kafka, as of librdkafka's last statistics",
+                &["stream"],
+            )?,
+            kafka_request_errors: register.counters(
+                "cmc_bridge_kafka_request_errors_total",
+                "Requests to Kafka that failed, timed out or were sent again, as of librdkafka's last statistics",
+                &["stream"],
             )?,
         };
         register
@@ -178,7 +200,15 @@ impl Metrics {
                 .map(|reason| self.lane_blocked.with_label_values(&[name, reason.label()])),
             transactions: TransactionOutcome::ALL
                 .map(|outcome| self.transactions.with_label_values(&[name, outcome.label()])),
-            transaction_seconds: self.transaction_seconds.with_label_values(&[name]),
+            transaction_seconds: TransactionOutcome::ALL.map(|outcome| {
+                self.transaction_seconds
+                    .with_label_values(&[name, outcome.label()])
+            }),
+            kafka: KafkaSums {
+                requests: self.kafka_requests.with_label_values(&[name]),
+                bytes: self.kafka_bytes.with_label_values(&[name]),
+                request_errors: self.kafka_request_errors.with_label_values(&[name]),
+            },
         }
     }
 }
@@ -192,10 +222,22 @@ pub struct StreamMetrics {
     pub commit_webhooks: Histogram,
     /// Seconds from the receipt of a batch to its commit in Kafka.
     pub delivery_seconds: Histogram,
-    /// Seconds of one transaction.
-    pub transaction_seconds: Histogram,
+    /// What the stream's Kafka clients report of themselves.
+    pub kafka: KafkaSums,
     blocked: [IntGauge; BlockReason::ALL.len()],
     transactions: [IntCounter; TransactionOutcome::ALL.len()],
+    transaction_seconds: [Histogram; TransactionOutcome::ALL.len()],
+}
+
+/// A few of librdkafka's own sums, over all producers that a stream has had.
+#[derive(Clone, Debug)]
+pub struct KafkaSums {
+    /// Requests sent.
+    pub requests: IntCounter,
+    /// Bytes sent.
+    pub bytes: IntCounter,
+    /// Requests that failed, timed out or were sent again.
+    pub request_errors: IntCounter,
 }
 
 impl StreamMetrics {
@@ -206,9 +248,54 @@ impl StreamMetrics {
         }
     }
 
-    /// Counts a transaction by how it ended.
-    pub fn transaction(&self, outcome: TransactionOutcome) {
+    /// Counts a transaction by how it ended, with the seconds that it took until then.
+    pub fn transaction(&self, outcome: TransactionOutcome, seconds: f64) {
         self.transactions[outcome as usize].inc();
+        self.transaction_seconds[outcome as usize].observe(seconds);
+    }
+}
+
+/// What is known of TLS on the webhooks' port. Its series exist only where it is configured: an expiry at zero would
+/// alarm everybody else.
+pub struct TlsMetrics {
+    expiry: IntGauge,
+    reload_failures: IntCounter,
+    handshake_failures: IntCounter,
+}
+
+impl TlsMetrics {
+    /// Makes and registers them. Fails only when the registry holds one of the names already.
+    pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
+        let register = Register(registry);
+        Ok(TlsMetrics {
+            expiry: register.gauge(
+                "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, in seconds since the Unix epoch",
+            )?,
+            reload_failures: register.counter(
+                "cmc_bridge_tls_reload_failures_total",
+                "Looks at the files of certificate and key that found a pair that can't be used",
+            )?,
+            handshake_failures: register.counter(
+                "cmc_bridge_tls_handshake_failures_total",
+                "TLS handshakes that failed or took too long",
+            )?,
+        })
+    }
+
+    /// The expiry of the certificate in use, in seconds since the Unix epoch.
+    pub fn certificate_expires(&self, at: i64) {
+        self.expiry.set(at);
+    }
+
+    /// Counts a look that found a bad pair.
+    pub fn reload_failed(&self) {
+        self.reload_failures.inc();
+    }
+
+    /// Counts a handshake that did not come about.
+    pub fn handshake_failed(&self) {
+        self.handshake_failures.inc();
     }
 }
 
@@ -218,6 +305,12 @@ struct Register<'r>(&'r Registry);
 impl Register<'_> {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
         let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let metric = IntCounter::new(name, help)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
@@ -240,12 +333,14 @@ impl Register<'_> {
         Ok(metric)
     }
 
-    /// A histogram for each stream.
-    fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<HistogramVec> {
-        let metric = HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-            &["stream"],
-        )?;
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> prometheus::Result<HistogramVec> {
+        let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
     }

@@ -2,23 +2,21 @@
 //!
 //! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it asks Kafka and the disk, too.
 
+mod directory;
 pub mod disk;
 pub mod live;
 pub mod spool;
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io::Write};
 
 use clap::Args;
-use rustix::fs::Access;
 
+use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
     config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
     exit::Exit,
+    ingest::{Pair, now_seconds},
     stream::Stream,
 };
 
@@ -56,18 +54,33 @@ pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
 pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<(), Exit> {
     let config = &loaded.config;
     let directory = Directory::look(&config.spool.dir);
-    summary(config, &directory, out)?;
-    for warning in warnings(config, &directory) {
+    let pair = config.ingest.tls.as_ref().map(Pair::load).transpose();
+    let usable = pair.as_ref().ok().and_then(Option::as_ref);
+    summary(config, &directory, usable, out)?;
+    for warning in warnings(config, &directory, usable) {
         writeln!(out, "warning: {warning}")?;
     }
     loaded.require_credentials()?;
+    pair?;
     writeln!(out, "the configuration is valid")?;
     Ok(out.flush()?)
 }
 
-fn summary(config: &Config, directory: &Directory, out: &mut impl Write) -> std::io::Result<()> {
+fn summary(
+    config: &Config,
+    directory: &Directory,
+    pair: Option<&Pair>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let (ingest, spool, kafka) = (&config.ingest, &config.spool, &config.kafka);
-    writeln!(out, "webhooks      http://{}{}", ingest.listen, ingest.path)?;
+    let scheme = if ingest.tls.is_some() { "https" } else { "http" };
+    writeln!(out, "webhooks      {scheme}://{}{}", ingest.listen, ingest.path)?;
+    if let Some(tls) = &ingest.tls {
+        let expiry = pair.map_or("can't be used".to_owned(), |pair| {
+            format!("expires {}", pair.expires_at())
+        });
+        writeln!(out, "certificate   {}: {expiry}", tls.certificate.display())?;
+    }
     writeln!(out, "credentials   {}", credentials(&ingest.auth))?;
     writeln!(out, "admin         http://{}/", config.admin.listen)?;
     writeln!(
@@ -137,79 +150,23 @@ fn credentials(auth: &Auth) -> String {
     }
 }
 
-/// What there is at `spool.dir`.
-enum Directory {
-    /// It is there and can be written; this many bytes are free.
-    Ready { free: Option<u64> },
-    /// It is missing and can be made.
-    Creatable,
-    /// Why it can't be used from here.
-    Unusable(String),
-}
-
-impl Directory {
-    fn look(dir: &Path) -> Directory {
-        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
-        match std::fs::metadata(dir) {
-            Ok(metadata) if !metadata.is_dir() => Directory::Unusable("is not a directory".to_owned()),
-            Ok(_) => match writable(dir) {
-                Ok(()) => {
-                    let free = rustix::fs::statvfs(dir).ok();
-                    Directory::Ready {
-                        free: free.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
-                    }
-                }
-                Err(error) => Directory::Unusable(format!("can't be written by this user: {error}")),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let parent = existing_parent(dir);
-                match writable(&parent) {
-                    Ok(()) => Directory::Creatable,
-                    Err(error) => Directory::Unusable(format!(
-                        "is missing and can't be made in {} by this user: {error}",
-                        parent.display()
-                    )),
-                }
-            }
-            Err(error) => Directory::Unusable(format!("can't be looked at: {error}")),
-        }
-    }
-
-    fn describe(&self) -> String {
-        match self {
-            Directory::Ready { free: Some(free) } => {
-                format!("writable, {} MiB free", free / (1 << 20))
-            }
-            Directory::Ready { free: None } => "writable".to_owned(),
-            Directory::Creatable => "will be created".to_owned(),
-            Directory::Unusable(why) => why.clone(),
-        }
-    }
-}
-
-fn existing_parent(dir: &Path) -> PathBuf {
-    let parents = dir
-        .ancestors()
-        .skip(1)
-        .filter(|parent| !parent.as_os_str().is_empty());
-    parents
-        .into_iter()
-        .find(|parent| parent.exists())
-        .map_or_else(|| PathBuf::from("."), Path::to_owned)
-}
-
 fn enabled(config: &Config) -> impl Iterator<Item = Stream> + '_ {
     Stream::ALL
         .into_iter()
         .filter(|stream| config.stream(*stream).enabled)
 }
 
-fn warnings(config: &Config, directory: &Directory) -> Vec<String> {
+fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Auth::Anonymous = config.ingest.auth {
         warnings.push(format!(
             "ingest.auth.allow_anonymous: anybody who reaches {} can make events",
             config.ingest.listen
+        ));
+    }
+    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+        warnings.push(format!(
+            "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));
     }
     if config.spool.durability == Durability::PageCache {
@@ -367,15 +324,39 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_looked_for_in_its_parents() {
+    fn the_certificate_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Directory::look(&dir.path().join("a/b")),
-            Directory::Creatable
-        ));
-        assert_eq!(
-            existing_parent(Path::new("no-such-directory/b")),
-            PathBuf::from(".")
+        let [certificate, key] = ["tls.crt", "tls.key"].map(|name| dir.path().join(name));
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["bridge.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        std::fs::write(&certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        let variables = [
+            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("INGEST__TLS__CERTIFICATE", certificate.to_str().unwrap()),
+            ("INGEST__TLS__KEY", key.to_str().unwrap()),
+        ];
+        let (out, result) = check(&variables);
+        result.unwrap();
+        for part in [
+            "webhooks      https://0.0.0.0:8080/webhooks/events\n",
+            "tls.crt: expires 2021-01-01T00:00:00Z\n",
+            "warning: ingest.tls.certificate: it expired at 2021-01-01T00:00:00Z",
+        ] {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
+        }
+        std::fs::write(&key, "no key").unwrap();
+        let (out, result) = check(&variables);
+        assert!(
+            out.contains("tls.crt: can't be used\n") && !out.contains("is valid"),
+            "{out}"
+        );
+        let exit = result.unwrap_err();
+        assert_eq!(exit.code(), 78);
+        assert!(
+            exit.to_string().contains("tls.key: holds no private key"),
+            "{exit}"
         );
     }
 }

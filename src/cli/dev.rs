@@ -2,7 +2,8 @@
 //!
 //! Everything is real but Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event is
 //! printed as it reaches its topic. The spool lies in a temporary directory. The mock keeps no offsets and writes no
-//! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka.
+//! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka. Webhooks come by
+//! plain HTTP, whatever `ingest.tls` says.
 
 use std::{
     io::{self, Write},
@@ -93,6 +94,7 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
 /// Turns a configuration into one for trying out: loopback, the mock broker, a temporary spool.
 fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: String) -> Result<(), Exit> {
     config.ingest.listen = args.listen;
+    config.ingest.tls = None;
     config.admin.listen = args.admin_listen;
     config.spool.dir = spool.to_path_buf();
     config.kafka.bootstrap_servers = brokers;

@@ -1,6 +1,6 @@
 //! Posts webhooks, as the sender would: HTTP/1.1 on a connection that is kept.
 
-use std::{io, net::SocketAddr, str::FromStr, time::Duration};
+use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -10,7 +10,19 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
 
 /// The path that is meant when a URL has none: the bridge's default.
 const PATH: &str = "/webhooks/events";
@@ -27,6 +39,8 @@ pub struct Target {
     authority: String,
     /// With the query.
     pub path: String,
+    /// `https`: the name that the certificate must have.
+    tls: Option<ServerName<'static>>,
 }
 
 impl Target {
@@ -35,7 +49,19 @@ impl Target {
             address: address.to_string(),
             authority: address.to_string(),
             path: path.to_owned(),
+            tls: None,
         }
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_https(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// As the URL that it came from.
+    pub fn url(&self) -> String {
+        let scheme = if self.is_https() { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority, self.path)
     }
 }
 
@@ -45,16 +71,15 @@ impl FromStr for Target {
     fn from_str(url: &str) -> Result<Target, String> {
         let example = "give it as http://127.0.0.1:8080/webhooks/events";
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(
-                    "https is not spoken here: post to the bridge's own port with http, or use curl"
-                        .to_owned(),
-                );
+        let https = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => {
+                return Err(format!(
+                    "the URL does not begin with http:// or https://; {example}"
+                ));
             }
-            _ => return Err(format!("the URL does not begin with http://; {example}")),
-        }
+        };
         let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
             return Err(format!("the URL names no host; {example}"));
         };
@@ -64,8 +89,12 @@ impl FromStr for Target {
             );
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let name = host.trim_matches(['[', ']']).to_owned();
+        let tls = https.then(|| ServerName::try_from(name)).transpose();
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         Ok(Target {
-            address: format!("{host}:{}", uri.port_u16().unwrap_or(80)),
+            address: format!("{host}:{port}"),
+            tls: tls.map_err(|error| format!("no certificate can have the name {host}: {error}"))?,
             authority: authority.to_string(),
             path: if path == "/" {
                 PATH.to_owned()
@@ -88,6 +117,8 @@ pub struct Answer {
 pub struct Poster {
     target: Target,
     authorization: Option<HeaderValue>,
+    /// What verifies the other side; needed for https only.
+    trust: Option<TlsConnector>,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -96,8 +127,15 @@ impl Poster {
         Poster {
             target,
             authorization,
+            trust: None,
             sender: None,
         }
+    }
+
+    /// With the authorities to trust for https.
+    pub fn with_trust(mut self, trust: Option<TlsConnector>) -> Poster {
+        self.trust = trust;
+        self
     }
 
     /// Posts a body and gives the answer.
@@ -153,17 +191,62 @@ impl Poster {
         if !open {
             let stream = TcpStream::connect(&self.target.address).await?;
             stream.set_nodelay(true)?;
-            let (sender, connection) = http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(io::Error::other)?;
-            // The connection's own error reaches the request too.
-            tokio::spawn(connection);
-            self.sender = Some(sender);
+            self.sender = Some(match (&self.target.tls, &self.trust) {
+                (None, _) => speak(stream).await?,
+                (Some(name), Some(trust)) => speak(trust.connect(name.clone(), stream).await?).await?,
+                (Some(_), None) => return Err(io::Error::other("https needs authorities to trust")),
+            });
         }
         self.sender
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> io::Result<SendRequest<Full<Bytes>>> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    // The connection's own error reaches the request too.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Where systems keep the authorities that they trust.
+const SYSTEM: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+
+/// Trusts the authorities in a PEM file, or those of the system.
+///
+/// # Errors
+/// The file, and why it can't be used.
+pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
+    let found = || SYSTEM.iter().map(Path::new).find(|file| file.exists());
+    let file = file
+        .or_else(found)
+        .ok_or("this system keeps no authorities in a known place: give --ca-file")?;
+    let refused = |error: String| format!("{}: {error}; it should hold certificates as PEM", file.display());
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| refused(error.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| refused(error.to_string()))?;
+        // Old authorities that rustls can't read are no loss.
+        let _ = roots.add(certificate);
+    }
+    if roots.is_empty() {
+        return Err(refused("holds no certificate".to_owned()));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 #[cfg(test)]
@@ -177,13 +260,16 @@ mod tests {
             ("http://bridge/", "bridge:80", PATH),
             ("http://bridge:81", "bridge:81", PATH),
             ("http://[::1]:8080/x", "[::1]:8080", "/x"),
+            ("https://bridge/x", "bridge:443", "/x"),
+            ("https://[::1]:8443", "[::1]:8443", PATH),
         ];
         for (url, address, path) in cases {
             let target: Target = url.parse().unwrap();
+            assert_eq!(target.is_https(), url.starts_with("https"));
             assert_eq!((target.address.as_str(), target.path.as_str()), (address, path));
         }
         let refused = [
-            ("https://bridge/", "curl"),
+            ("ftp://bridge/", "https://"),
             ("bridge:8080", "http://"),
             ("/webhooks/events", "http://"),
             ("", "http://"),

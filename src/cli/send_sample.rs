@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::Write,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,12 +16,13 @@ use clap::{Args, value_parser};
 use hyper::header::HeaderValue;
 use jiff::Timestamp;
 use tokio::{runtime::Runtime, task::JoinSet, time::sleep_until};
+use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
 use super::{
     check::{disk::percentile, spool::short},
     credentials::CredentialArgs,
-    post::{Poster, Target},
+    post::{Poster, Target, trust},
     progress::Progress,
     recipe::{Format, Kind, Recipe},
     serve::stop_signals,
@@ -37,7 +39,7 @@ Credentials are best not written on the command line, where other users see them
 CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY do the same, and so do the -file options. Of a
 file the first line counts that is neither blank nor begins with #, so the bridge's own files can be used.
 
-Only http: TLS ends at an ingress. To try that one, use curl as `cmc-bridge dev` prints it.
+The certificate of an https URL must be signed by an authority in --ca-file, or by one that the system trusts.
 
 Ctrl-C ends it with the summary of what was sent. Exits with 0 when every answer was 200, and with 69 when one was not or
 did not come. Malformed webhooks are answered 400, so sending those ends with 69.
@@ -73,6 +75,9 @@ pub struct SendSampleArgs {
     /// The server_composition to name
     #[arg(long, value_name = "NAME", default_value = "pro")]
     server_composition: String,
+    /// Authorities (PEM) to trust for https, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     #[command(flatten)]
     pub(super) credentials: CredentialArgs,
 }
@@ -90,6 +95,8 @@ fn rate(text: &str) -> Result<f64, String> {
 /// 64 for a credential that can't be used, 69 when an answer was not 200 or did not come.
 pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
+    let trust = args.url.is_https().then(|| trust(args.ca_file.as_deref()));
+    let trust = trust.transpose().map_err(Exit::Usage)?;
     let recipe = Recipe {
         kind: args.kind,
         format: args.format,
@@ -101,6 +108,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     let job = Arc::new(Job {
         target: args.url.clone(),
         authorization: credentials.authorization,
+        trust,
         recipe,
         count: args.count,
         pause: (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate)),
@@ -127,6 +135,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
 struct Job {
     target: Target,
     authorization: Option<HeaderValue>,
+    trust: Option<TlsConnector>,
     recipe: Recipe,
     count: u64,
     /// Between the begins of two webhooks.
@@ -207,7 +216,7 @@ async fn send_all(job: &Arc<Job>, connections: u64) -> Result<Tally, Exit> {
 
 /// One connection's share.
 async fn send_some(job: Arc<Job>, start: tokio::time::Instant) -> Tally {
-    let mut poster = Poster::new(job.target.clone(), job.authorization.clone());
+    let mut poster = Poster::new(job.target.clone(), job.authorization.clone()).with_trust(job.trust.clone());
     let mut tally = Tally::default();
     loop {
         let number = job.next.fetch_add(1, Ordering::Relaxed);
@@ -247,9 +256,8 @@ fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> st
     let (count, events) = (job.count, job.recipe.events);
     writeln!(
         out,
-        "posted to    http://{}{}, messageIds <{}.0@…> to <{}.{}@…>",
-        job.target.address,
-        job.target.path,
+        "posted to    {}, messageIds <{}.0@…> to <{}.{}@…>",
+        job.target.url(),
         job.recipe.run,
         job.recipe.run,
         count * events - 1

@@ -25,7 +25,7 @@
 //! - Numbers, strings, `true`, `false` and `null` beside `event` are ignored, as are form fields that are no list or object.
 //!
 //! The `api_key` is found whenever a JSON body is valid JSON, and whenever the form's field decodes, whatever else is wrong.
-//! No error text has it, and nothing that is stored: see [`mask`].
+//! No error text has it, and nothing that is stored: see [`mask()`].
 //!
 //! All of this takes time and memory in proportion to the body at most, with no recursion.
 

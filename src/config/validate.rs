@@ -6,8 +6,8 @@ use jiff::tz::TimeZone;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, auth,
-    parse, problem::Origin, properties, raw::Raw, source::full_name,
+    Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls,
+    auth, parse, problem::Origin, properties, raw::Raw, source::full_name,
 };
 use crate::stream::Stream;
 
@@ -65,6 +65,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let body_timeout = raw.duration("ingest.body_timeout", WAIT);
     let append_timeout = raw.duration("ingest.append_timeout", WAIT);
     let retry_after = retry_after(raw);
+    let tls = tls(raw);
     if let (Some(body), Some(flight)) = (max_body_bytes, max_bytes_in_flight)
         && body > flight
     {
@@ -92,6 +93,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         body_timeout: body_timeout?,
         append_timeout: append_timeout?,
         retry_after: retry_after?,
+        tls: tls?,
     })
 }
 
@@ -179,6 +181,32 @@ fn retry_after(raw: &mut Raw) -> Option<Duration> {
         return None;
     }
     Some(duration)
+}
+
+/// `Some(None)` is plain HTTP.
+fn tls(raw: &mut Raw) -> Option<Option<Tls>> {
+    let [certificate_key, key_key] = ["ingest.tls.certificate", "ingest.tls.key"];
+    let certificate = raw.file(certificate_key);
+    let key = raw.file(key_key);
+    let reload = raw.duration(
+        "ingest.tls.reload",
+        Duration::from_millis(100)..=Duration::from_secs(24 * 3600),
+    )?;
+    let (missing, given) = match (certificate, key) {
+        (None, None) => return Some(None),
+        (Some(certificate), Some(key)) => {
+            return Some(Some(Tls {
+                certificate,
+                key,
+                reload,
+            }));
+        }
+        (Some(_), None) => (key_key, certificate_key),
+        (None, Some(_)) => (certificate_key, key_key),
+    };
+    let what = format!("is not set, but {given} is ({})", raw.origin(given));
+    raw.problem(missing, what, "give both files, or none for plain HTTP");
+    None
 }
 
 fn admin(raw: &mut Raw) -> Option<Admin> {

@@ -5,14 +5,17 @@
 //! connection is doing ([`Phase`]) and for how long, and acts when that is too long:
 //!
 //! ```text
-//! Fresh    no byte came yet            header_timeout   closed without a word
-//! Idle     between two requests        IDLE_TIMEOUT     closed without a word; at the next look when stopping
-//! Head     a request has begun         header_timeout   408, closed
-//! Body     its body is read            body_timeout     Expired; the handler sees that and answers 408
-//! Expired  … and it must answer        LINGER           closed
-//! Answer   it waits for the disk       none             the spool has its own limit
-//! Closing  the last answer was given   LINGER           closed
+//! Handshake  TLS is being agreed on      header_timeout   closed without a word; at the next look when stopping
+//! Fresh      no byte came yet            header_timeout   closed without a word; at the next look when stopping
+//! Idle       between two requests        IDLE_TIMEOUT     closed without a word; at the next look when stopping
+//! Head       a request has begun         header_timeout   408, closed
+//! Body       its body is read            body_timeout     Expired; the handler sees that and answers 408
+//! Expired    … and it must answer        LINGER           closed
+//! Answer     it waits for the disk       none             the spool has its own limit
+//! Closing    the last answer was given   LINGER           closed
 //! ```
+//!
+//! Over TLS everything after the handshake is the same; bytes are then those of requests, not those of the wire.
 //!
 //! So a limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second at
 //! most. All of it happens in the connection's own task; [`Progress`] is atomic only because the task moves between
@@ -35,11 +38,12 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
-    time::sleep,
+    time::{sleep, timeout},
 };
+use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::{Intake, handler, problem::Answer};
+use super::{Intake, handler, problem::Answer, tls::Tls};
 use crate::admin::metrics::Outcome;
 
 /// A kept-alive connection may be quiet for so long. Longer than the usual 60 s of proxies: the side that posts should be
@@ -64,9 +68,10 @@ pub(super) enum Phase {
     Expired,
     Answer,
     Closing,
+    Handshake,
 }
 
-const PHASES: [Phase; 7] = [
+const PHASES: [Phase; 8] = [
     Phase::Fresh,
     Phase::Idle,
     Phase::Head,
@@ -74,6 +79,7 @@ const PHASES: [Phase; 7] = [
     Phase::Expired,
     Phase::Answer,
     Phase::Closing,
+    Phase::Handshake,
 ];
 const PHASE_BITS: u32 = 3;
 
@@ -168,8 +174,55 @@ enum End {
     Quiet,
 }
 
+/// Agrees on TLS, then serves the connection to its end.
+pub(super) async fn serve_tls(
+    stream: TcpStream,
+    tls: Arc<Tls>,
+    connection: Arc<Connection>,
+    http: http1::Builder,
+) {
+    if let Some(stream) = handshake(stream, &tls, &connection).await {
+        drop(tls);
+        connection.progress.enter(Phase::Fresh, Instant::now());
+        serve(stream, connection, http).await;
+    }
+}
+
+/// The stream over TLS; `None` when it did not come about in time or at all.
+async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Option<TlsStream<TcpStream>> {
+    let intake = &connection.intake;
+    let limits = Limits::of(intake);
+    connection.progress.enter(Phase::Handshake, Instant::now());
+    let mut agreed = pin!(tls.acceptor().accept(stream));
+    let mut next = limits.between_looks();
+    loop {
+        match timeout(next, &mut agreed).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => {
+                tls.handshake_failed(&error);
+                return None;
+            }
+            Err(_) => {
+                let (phase, since) = connection.progress.look(Instant::now());
+                let stopping = intake.control.is_stopping();
+                match limits.judge(phase, since, stopping) {
+                    Judgement::LookAgain(soon) => next = soon,
+                    _ if stopping => return None,
+                    _ => {
+                        tls.handshake_failed(&io::ErrorKind::TimedOut.into());
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Serves a connection to its end.
-pub(super) async fn serve(stream: TcpStream, connection: Arc<Connection>, http: http1::Builder) {
+pub(super) async fn serve<S>(stream: S, connection: Arc<Connection>, http: http1::Builder)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let intake = &connection.intake;
     let progress = &connection.progress;
     let io = TokioIo::new(Watched {
@@ -180,10 +233,7 @@ pub(super) async fn serve(stream: TcpStream, connection: Arc<Connection>, http: 
         io,
         service_fn(|request| handler::serve(Arc::clone(&connection), request)),
     );
-    let limits = Limits {
-        header: intake.header_timeout,
-        body: intake.body_timeout,
-    };
+    let limits = Limits::of(intake);
     let mut alarm = pin!(sleep(limits.between_looks()));
     let end = poll_fn(|cx| {
         loop {
@@ -218,11 +268,17 @@ pub(super) async fn serve(stream: TcpStream, connection: Arc<Connection>, http: 
             intake.metrics.webhook(Outcome::Timeout);
             let mut stream = served.into_parts().io.into_inner().stream;
             // Best effort: the socket takes so few bytes at once, or its client isn't reading.
-            if stream.try_write(&Answer::header_timeout().into_wire()).is_ok() {
-                let _ = stream.shutdown().await;
-            }
+            let _ = timeout(LINGER, async {
+                stream.write_all(&Answer::header_timeout().into_wire()).await?;
+                stream.shutdown().await
+            })
+            .await;
         }
-        End::Quiet => {}
+        End::Quiet => {
+            // Over TLS an end has to be said; once, for this client may not be reading.
+            let mut stream = served.into_parts().io.into_inner().stream;
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx).is_ready())).await;
+        }
     }
 }
 
@@ -250,14 +306,21 @@ enum Judgement {
 }
 
 impl Limits {
+    fn of(intake: &Intake) -> Limits {
+        Limits {
+            header: intake.header_timeout,
+            body: intake.body_timeout,
+        }
+    }
+
     fn between_looks(&self) -> Duration {
         (self.header.min(self.body) / 4).clamp(Duration::from_millis(1), LOOK)
     }
 
     fn judge(&self, phase: Phase, since: Duration, stopping: bool) -> Judgement {
         let (limit, then) = match phase {
-            Phase::Fresh | Phase::Idle if stopping => return Judgement::Close,
-            Phase::Fresh => (self.header, Judgement::Close),
+            Phase::Handshake | Phase::Fresh | Phase::Idle if stopping => return Judgement::Close,
+            Phase::Handshake | Phase::Fresh => (self.header, Judgement::Close),
             Phase::Idle => (IDLE_TIMEOUT.max(self.header), Judgement::Close),
             Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
             Phase::Body => (self.body, Judgement::ExpireBody),
@@ -272,13 +335,13 @@ impl Limits {
     }
 }
 
-/// The socket, which tells [`Progress`] when bytes came in.
-struct Watched {
-    stream: TcpStream,
+/// The socket, or TLS on it, which tells [`Progress`] when bytes came in.
+struct Watched<S> {
+    stream: S,
     connection: Arc<Connection>,
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -293,7 +356,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -343,6 +406,7 @@ mod tests {
             (Phase::Body, Phase::Body),
             (Phase::Answer, Phase::Answer),
             (Phase::Closing, Phase::Closing),
+            (Phase::Handshake, Phase::Handshake),
         ] {
             let progress = Progress::new();
             progress.enter(before, Instant::now());
@@ -360,6 +424,9 @@ mod tests {
         };
         let seconds = Duration::from_secs;
         for (phase, since, stopping, expected) in [
+            (Phase::Handshake, seconds(9), false, LookAgain(LOOK)),
+            (Phase::Handshake, seconds(10), false, Close),
+            (Phase::Handshake, seconds(0), true, Close),
             (Phase::Fresh, seconds(1), false, LookAgain(LOOK)),
             (Phase::Fresh, seconds(10), false, Close),
             (Phase::Fresh, seconds(0), true, Close),

@@ -13,6 +13,14 @@
 //! | another path, another method | 404, 405 + `Allow` |
 //! | header too large, not HTTP | 431, 400 by hyper, without a problem body |
 //!
+//! With `ingest.tls` ([`tls`]) the answers are the same, but for what can't be answered:
+//!
+//! | case | what happens |
+//! |---|---|
+//! | plain HTTP, TLS below 1.2, nothing in common | a TLS alert, closed |
+//! | slow handshake | closed after `ingest.header_timeout` |
+//! | too many connections | closed, without the 503: it would cost a handshake |
+//!
 //! Errors have `application/problem+json` bodies ([`problem`]). Every request is counted once in
 //! `cmc_bridge_webhooks_total`, and so is a connection that was refused.
 //!
@@ -28,22 +36,28 @@
 
 mod auth;
 mod body;
+mod certificate;
 mod connection;
 mod handler;
 mod limits;
 mod problem;
 mod server;
+mod tls;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
 
 use hyper::StatusCode;
 
-pub use self::server::{Control, Server};
 use self::{
     auth::Guard,
     limits::{Budget, LogLimiter},
     problem::RetryAfter,
+};
+pub use self::{
+    certificate::{Pair, PairError},
+    server::{Control, Server},
+    tls::{Tls, now_seconds},
 };
 use crate::{
     admin::metrics::{Metrics, Outcome},

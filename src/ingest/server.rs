@@ -2,7 +2,7 @@
 //!
 //! A connection over the limit gets a 503 that was made beforehand, written at once or not at all. It has no task; for a
 //! moment its socket is kept half open in a short list, since closing it with the client's request unread would take the
-//! answer back.
+//! answer back. Over TLS it would have to be agreed on first, so there a connection over the limit is closed.
 
 use std::{
     collections::VecDeque,
@@ -30,6 +30,7 @@ use super::{
     connection::{self, Connection},
     limits::LogLimiter,
     problem::Answer,
+    tls::Tls,
 };
 use crate::admin::metrics::Outcome;
 
@@ -91,14 +92,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port. Connections wait in the kernel's queue until [`Server::run`].
-    pub async fn bind(listen: SocketAddr, intake: Intake) -> io::Result<Server> {
+    /// Binds the port. Connections wait in the kernel's queue until [`Server::run`]. Without `tls` it is plain HTTP.
+    pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<Server> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let detail = "There are too many connections.";
         let answer = Answer::unavailable(Outcome::Overloaded, detail, &intake.retry_after).into_wire();
         let acceptor = Acceptor {
             intake: Arc::new(intake),
+            tls: tls.map(Arc::new),
             http: connection::http(),
             connections: JoinSet::new(),
             accepted: 0,
@@ -132,7 +134,12 @@ impl Server {
             address,
             mut acceptor,
         } = self;
-        info!(%address, "webhooks are served");
+        info!(%address, tls = acceptor.tls.is_some(), "webhooks are served");
+        // Ends with this function.
+        let mut reloading = JoinSet::new();
+        if let Some(tls) = &acceptor.tls {
+            reloading.spawn(Arc::clone(tls).keep_fresh());
+        }
         let control = acceptor.intake.control.clone();
         let errors = LogLimiter::new();
         while !control.is_stopping() {
@@ -173,6 +180,7 @@ fn ended(end: Result<(), tokio::task::JoinError>) {
 
 struct Acceptor {
     intake: Arc<Intake>,
+    tls: Option<Arc<Tls>>,
     http: http1::Builder,
     connections: JoinSet<()>,
     accepted: u64,
@@ -187,15 +195,27 @@ impl Acceptor {
         }
         if self.connections.len() >= limit {
             self.intake.metrics.webhook(Outcome::Overloaded);
-            self.refused.take(stream, limit);
+            self.refused.note(limit);
+            if self.tls.is_none() {
+                self.refused.take(stream);
+            }
             return;
         }
         // Without it an answer may wait for the client's delayed acknowledgement; that it fails is no reason to refuse.
         let _ = stream.set_nodelay(true);
         self.accepted += 1;
         let connection = Arc::new(Connection::new(Arc::clone(&self.intake), self.accepted));
-        self.connections
-            .spawn(connection::serve(stream, connection, self.http.clone()));
+        let http = self.http.clone();
+        match &self.tls {
+            None => self
+                .connections
+                .spawn(connection::serve(stream, connection, http)),
+            Some(tls) => {
+                let tls = Arc::clone(tls);
+                self.connections
+                    .spawn(connection::serve_tls(stream, tls, connection, http))
+            }
+        };
     }
 }
 
@@ -208,10 +228,13 @@ struct Refused {
 }
 
 impl Refused {
-    fn take(&mut self, stream: TcpStream, limit: usize) {
+    fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
             warn!(limit, suppressed, "a connection over the limit was refused");
         }
+    }
+
+    fn take(&mut self, stream: TcpStream) {
         // The standard library's socket writes at once, tokio's would first wait to be told that it can.
         if let Ok(mut stream) = stream.into_std()
             && stream.write(&self.answer).is_ok()

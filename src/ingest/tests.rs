@@ -42,6 +42,7 @@ fn config() -> config::Ingest {
         body_timeout: Duration::from_secs(10),
         append_timeout: Duration::from_secs(10),
         retry_after: Duration::from_secs(3),
+        tls: None,
     }
 }
 
@@ -74,7 +75,7 @@ async fn start(config: config::Ingest) -> Running {
     });
     let rules = Rules::new(&config, &kafka, &streams);
     let intake = Intake::new(&config, rules, [None, None, None, None], metrics);
-    let server = Server::bind(config.listen, intake).await.unwrap();
+    let server = Server::bind(config.listen, intake, None).await.unwrap();
     Running {
         address: server.local_addr(),
         control: server.control(),

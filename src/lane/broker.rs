@@ -1,7 +1,7 @@
 //! What a lane needs of Kafka: a narrow trait, with librdkafka behind it ([`super::kafka`]) and in tests a simulated
 //! broker.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use uuid::Uuid;
@@ -16,6 +16,19 @@ pub enum Mode {
     Batched,
     /// One in a request, so that a refusal names its record.
     OneByOne,
+}
+
+impl Mode {
+    /// What a time that is meant for a transaction of many in a request becomes in this mode. A webhook of 10,000 events
+    /// goes whole in either.
+    pub fn time(self, batched: Duration) -> Duration {
+        /// The brokers' default of `transaction.max.timeout.ms`
+        const MOST: Duration = Duration::from_secs(900);
+        match self {
+            Mode::Batched => batched,
+            Mode::OneByOne => (batched * 6).min(batched.max(MOST)),
+        }
+    }
 }
 
 /// A record on its way to Kafka.
@@ -58,7 +71,8 @@ pub struct BrokerError {
 /// Why a record could not be sent or delivered.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DeliveryError {
-    /// A record was refused: the one with this number in the transaction, or when batched one sent along with it.
+    /// A record was refused: the one with this number in the transaction, or when batched one sent along with it. The
+    /// number of the record being sent means that it was not queued, and that the transaction is not harmed.
     #[error("the broker refused record {index} of the transaction: {refusal:?}")]
     Refused { index: usize, refusal: Refusal },
     #[error(transparent)]
@@ -75,7 +89,7 @@ pub trait Connect {
 
 /// One producer's life. After any error it must be dropped.
 pub trait Broker {
-    /// The position that Kafka has, once no transaction of a former producer is open.
+    /// The position that Kafka has, once no transaction of a former producer is open. Asked once, before all else.
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;
 
     /// The size that a record may have for a topic, alone in an uncompressed batch, where that is known for sure.

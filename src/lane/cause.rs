@@ -1,6 +1,9 @@
 //! What an error of librdkafka means for the operator: a reason for the metric, the cause, and what to do about it.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
@@ -15,33 +18,50 @@ pub struct Names {
     pub bootstrap_servers: String,
 }
 
+/// What a client reported longer ago explains nothing.
+const RECENT: Duration = Duration::from_secs(60);
+
 /// The last error that a client reported by itself. Calls often end with no more than "timed out", and this says why.
 #[derive(Debug, Default)]
-pub struct LastError(Mutex<Option<(Code, String)>>);
+pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 
 impl LastError {
     pub fn set(&self, code: Code, text: &str) {
         // "All brokers down" follows each single failure and says less than it.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if code != Code::AllBrokersDown || last.is_none() {
-            *last = Some((code, text.to_owned()));
+        let recent = last.as_ref().is_some_and(|(when, ..)| when.elapsed() < RECENT);
+        if code != Code::AllBrokersDown || !recent {
+            *last = Some((Instant::now(), code, text.to_owned()));
         }
     }
 
     fn get(&self) -> Option<(Code, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (when, code, text) = last.as_ref()?;
+        (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
 }
 
 /// Explains an error met while `doing` something.
 pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
-    let code = error.rdkafka_error_code();
+    let code = match error {
+        // The library gives no code for this one.
+        KafkaError::AdminOp(code) => Some(*code),
+        _ => error.rdkafka_error_code(),
+    };
     let mut text = match error {
         // Its Display says only the code; the text has the broker's words.
         KafkaError::Transaction(error) => error.string(),
         _ => error.to_string(),
     };
-    let mut found = code.and_then(|code| known(code, names));
+    let mut found = match error {
+        // librdkafka's words name the property.
+        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => Some((
+            BlockReason::Other,
+            "Check [kafka.properties] in the configuration".to_owned(),
+        )),
+        _ => code.and_then(|code| known(code, names)),
+    };
     let vague = matches!(
         code,
         None | Some(
@@ -52,7 +72,12 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
                 | Code::BrokerTransportFailure
         )
     );
-    if vague && let Some((code, cause)) = last.get() {
+    if vague
+        && found
+            .as_ref()
+            .is_none_or(|(reason, _)| *reason != BlockReason::Other)
+        && let Some((code, cause)) = last.get()
+    {
         text = format!("{text}; before that: {cause}");
         found = known(code, names).or(found);
     }
@@ -94,13 +119,22 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         ),
         Code::TopicAuthorizationFailed => (
             BlockReason::Authorization,
-            format!("Grant the bridge's user WRITE, DESCRIBE and READ on topic {topic} (and on the dead-letter topic)"),
+            format!(
+                "Grant the bridge's user WRITE, DESCRIBE and READ on topic {topic} (and on the dead-letter topic), and \
+                 CREATE with kafka.create_topics"
+            ),
         ),
         Code::GroupAuthorizationFailed => (
             BlockReason::Authorization,
             format!("Grant the bridge's user READ on consumer group {group}, best by the prefix kafka.id_prefix"),
         ),
-        Code::TransactionalIdAuthorizationFailed | Code::ClusterAuthorizationFailed => (
+        Code::ClusterAuthorizationFailed => (
+            BlockReason::Authorization,
+            "Grant the bridge's user IDEMPOTENT_WRITE on the cluster (brokers before 2.8 ask for it), and CREATE with \
+             kafka.create_topics"
+                .into(),
+        ),
+        Code::TransactionalIdAuthorizationFailed => (
             BlockReason::Authorization,
             format!("Grant the bridge's user WRITE and DESCRIBE on transactional id {group}, best by the prefix kafka.id_prefix"),
         ),
@@ -111,6 +145,10 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         Code::InvalidTopic | Code::PolicyViolation | Code::InvalidTimestamp => (
             BlockReason::TopicInvalid,
             format!("Check the settings of topic {topic}, and this machine's clock"),
+        ),
+        Code::InvalidPartitions | Code::InvalidReplicationFactor => (
+            BlockReason::TopicInvalid,
+            "Check kafka.topic_partitions and kafka.topic_replication against the number of brokers".into(),
         ),
         Code::InvalidTransactionTimeout => (
             BlockReason::TopicInvalid,
@@ -170,6 +208,29 @@ mod tests {
             assert_eq!(error.reason, reason, "{error}");
             assert!(error.message.contains(cure), "{error}");
         }
+    }
+
+    #[test]
+    fn an_answer_to_the_creation_of_a_topic_is_explained() {
+        let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
+        let error = explain(&error, "create the topic", &names(), &LastError::default());
+        assert_eq!(error.reason, BlockReason::Authorization, "{error}");
+        assert!(error.message.contains("CREATE"), "{error}");
+    }
+
+    #[test]
+    fn a_property_that_librdkafka_refuses_is_named() {
+        let last = LastError::default();
+        last.set(Code::BrokerTransportFailure, "connection refused");
+        let error = rdkafka::ClientConfig::new()
+            .set("no.such.property", "1")
+            .create::<rdkafka::producer::BaseProducer>()
+            .map(drop)
+            .unwrap_err();
+        let error = explain(&error, "make a Kafka client", &names(), &last);
+        assert_eq!(error.reason, BlockReason::Other, "{error}");
+        assert!(error.message.contains("no.such.property"), "{error}");
+        assert!(!error.message.contains("refused"), "{error}");
     }
 
     #[test]

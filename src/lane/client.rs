@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -16,12 +16,14 @@ use rdkafka::{
 use secrecy::ExposeSecret;
 use tracing::{debug, info, warn};
 
-use crate::{config, stream::Stream};
+use crate::{admin::metrics::KafkaSums, config, stream::Stream};
 
-use super::{broker::Mode, cause::LastError};
+use super::{broker::Mode, cause::LastError, statistics::Statistics};
 
 /// Room in `message.max.bytes` beyond `kafka.max_record_bytes`: the latter counts a whole batch, librdkafka less.
 const SLACK: usize = 64 << 10;
+/// Without news of a delivery, a full queue is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// The properties that every client of a lane has: the operator's, and on top what the bridge owns.
 pub fn base(kafka: &config::Kafka, stream: Stream) -> ClientConfig {
@@ -58,7 +60,7 @@ pub fn producer(
     batch_limit: Option<usize>,
 ) -> ClientConfig {
     let mut client = base(kafka, stream);
-    let timeout = kafka.transaction_timeout.as_millis().to_string();
+    let timeout = mode.time(kafka.transaction_timeout).as_millis().to_string();
     let default = |client: &mut ClientConfig, name: &str, value: &str| {
         if !kafka.properties.contains_key(name) {
             client.set(name, value);
@@ -76,14 +78,20 @@ pub fn producer(
     default(&mut client, "retry.backoff.ms", "10");
     default(&mut client, "linger.ms", "1");
     default(&mut client, "topic.metadata.propagation.max.ms", "5000");
+    default(&mut client, "statistics.interval.ms", "5000");
     match mode {
         Mode::Batched => {
             // The broker refuses a batch as a whole, so none may be larger than the topic allows.
-            let most = batch_limit.map_or(1_000_000, |limit| (limit * 9 / 10).clamp(1, 1_000_000));
+            let wanted = kafka.properties.get("batch.size");
+            let wanted = wanted.and_then(|size| size.expose_secret().parse().ok());
+            let most = wanted.unwrap_or(1_000_000);
+            let most = batch_limit.map_or(most, |limit| (limit * 9 / 10).clamp(1, most.max(1)));
             client.set("batch.size", most.to_string());
         }
+        // Several requests are in flight, as in the other mode: answers come in the order of the requests, so the first
+        // error still names its record, and a large webhook gets through within the time of a transaction.
         Mode::OneByOne => {
-            client.set("batch.num.messages", "1").set("max.in.flight", "1");
+            client.set("batch.num.messages", "1");
         }
     }
     client
@@ -106,14 +114,25 @@ pub struct Context {
     stream: Stream,
     pub last_error: Arc<LastError>,
     pub deliveries: Arc<Deliveries>,
+    /// None of a client that is no lane's.
+    statistics: Option<Arc<Statistics>>,
 }
 
 impl Context {
-    pub fn new(stream: Stream) -> Context {
+    pub fn new(stream: Stream, sums: KafkaSums) -> Context {
+        Context {
+            statistics: Some(Arc::new(Statistics::new(sums))),
+            ..Context::uncounted(stream)
+        }
+    }
+
+    /// Of a client beside the lanes, which no metric counts.
+    pub fn uncounted(stream: Stream) -> Context {
         Context {
             stream,
             last_error: Arc::default(),
             deliveries: Arc::default(),
+            statistics: None,
         }
     }
 }
@@ -140,8 +159,14 @@ impl ClientContext for Context {
         }
         if matches!(error, KafkaError::Global(Code::Fatal)) {
             warn!(stream = %self.stream, "the producer has failed for good and is replaced: {reason}");
+            self.deliveries.fail(error);
         }
-        self.deliveries.wake();
+    }
+
+    fn stats_raw(&self, json: &[u8]) {
+        if let Some(statistics) = &self.statistics {
+            statistics.take(json);
+        }
     }
 }
 
@@ -181,7 +206,7 @@ struct Counts {
 /// How a wait for deliveries ended.
 pub enum Waited {
     Delivered,
-    /// The first record that failed, by its number.
+    /// The first record that failed, by its number; of an error of the whole producer the number says nothing.
     Failed(usize, KafkaError),
     TimedOut,
 }
@@ -207,7 +232,9 @@ impl Deliveries {
         }
     }
 
-    fn wake(&self) {
+    /// The producer can't go on: nothing more will be delivered, perhaps without any further callback.
+    fn fail(&self, error: KafkaError) {
+        self.lock().first_error.get_or_insert((usize::MAX, error));
         self.changed.notify_all();
     }
 
@@ -234,9 +261,97 @@ impl Deliveries {
         }
     }
 
-    /// Waits until one more record is done, for room in a full queue.
+    /// Waits for room in a full queue: until one more record is done, or for a moment. For librdkafka frees the room of
+    /// records only after the callbacks of all that it reports together, so the last callback may be over already.
     pub fn wait_for_room(&self, deadline: Instant) -> Waited {
         let next = self.lock().done + 1;
-        self.wait(next, deadline)
+        match self.wait(next, deadline.min(Instant::now() + TRY_AGAIN)) {
+            Waited::TimedOut if Instant::now() < deadline => Waited::Delivered,
+            waited => waited,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[test]
+    fn a_full_queue_whose_callbacks_are_all_over_is_tried_again() {
+        let deliveries = Deliveries::default();
+        deliveries.done(0, Ok(()));
+        let begun = Instant::now();
+        assert!(matches!(deliveries.wait_for_room(soon()), Waited::Delivered));
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        let past = Instant::now();
+        assert!(matches!(deliveries.wait_for_room(past), Waited::TimedOut));
+    }
+
+    #[test]
+    fn the_first_error_ends_the_wait_and_stays() {
+        let deliveries = Deliveries::default();
+        let error = |code| KafkaError::MessageProduction(code);
+        deliveries.done(3, Err(error(Code::InvalidRecord)));
+        deliveries.done(4, Err(error(Code::PurgeInflight)));
+        for _ in 0..2 {
+            let waited = deliveries.wait(9, soon());
+            assert!(matches!(
+                waited,
+                Waited::Failed(3, KafkaError::MessageProduction(Code::InvalidRecord))
+            ),);
+        }
+        deliveries.reset();
+        deliveries.done(0, Ok(()));
+        assert!(matches!(deliveries.wait(1, soon()), Waited::Delivered));
+    }
+
+    #[test]
+    fn a_producer_that_fails_for_good_ends_the_wait_of_another_thread() {
+        let deliveries = Arc::new(Deliveries::default());
+        let theirs = Arc::clone(&deliveries);
+        let waiting = std::thread::spawn(move || matches!(theirs.wait(1, soon()), Waited::Failed(..)));
+        deliveries.fail(KafkaError::Global(Code::Fatal));
+        assert!(waiting.join().unwrap());
+    }
+
+    fn kafka(properties: &[(&str, &str)]) -> config::Kafka {
+        let variable = (
+            "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
+            "true".to_owned(),
+        );
+        let mut kafka = config::load(&[], std::iter::once(variable)).unwrap().config.kafka;
+        for (name, value) in properties {
+            kafka.properties.insert((*name).into(), (*value).into());
+        }
+        kafka
+    }
+
+    #[test]
+    fn librdkafka_takes_the_properties_of_both_modes() {
+        let context = || Context::new(Stream::Bounces, crate::lane::statistics::tests::sums());
+        for (mode, properties, limit, batch) in [
+            (Mode::Batched, &[][..], None, Some("1000000")),
+            (Mode::Batched, &[], Some(20_000), Some("18000")),
+            (
+                Mode::Batched,
+                &[("batch.size", "5000")],
+                Some(20_000),
+                Some("5000"),
+            ),
+            (Mode::OneByOne, &[], Some(20_000), None),
+        ] {
+            let config = producer(&kafka(properties), Stream::Bounces, "group", mode, limit);
+            assert_eq!(config.get("batch.size"), batch);
+            let seconds = if mode == Mode::OneByOne { 90 } else { 15 };
+            let timeout = format!("{seconds}000");
+            assert_eq!(config.get("transaction.timeout.ms"), Some(&timeout[..]));
+            let made: Result<rdkafka::producer::ThreadedProducer<Context>, _> =
+                config.create_with_context(context());
+            assert!(made.is_ok(), "{:?}", made.err());
+        }
     }
 }

@@ -12,7 +12,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     admin::AdminClient,
     config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ThreadedProducer},
@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::{config, spool::Seq, stream::Stream};
+use crate::{admin::metrics::KafkaSums, config, spool::Seq, stream::Stream};
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing},
@@ -45,12 +45,15 @@ pub struct KafkaConnect {
     pub dead_letter_topic: String,
     /// Awaits the admin client's answers.
     pub runtime: Handle,
+    pub sums: KafkaSums,
 }
 
-/// A transactional producer and the consumer that reads its position.
+/// A transactional producer.
 pub struct KafkaBroker {
     producer: ThreadedProducer<Context>,
-    consumer: BaseConsumer<Context>,
+    /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
+    consumer: Option<BaseConsumer<Context>>,
+    group: ConsumerGroupMetadata,
     context: Context,
     limits: Limits,
     /// Whether the operator configured a compression: sizes of records can't be foretold then.
@@ -69,7 +72,7 @@ impl Connect for KafkaConnect {
             group: group.clone(),
             bootstrap_servers: self.kafka.bootstrap_servers.clone(),
         };
-        let context = Context::new(self.stream);
+        let context = Context::new(self.stream, self.sums.clone());
         let fail = |doing: &'static str| {
             let (names, last) = (names.clone(), Arc::clone(&context.last_error));
             move |error: KafkaError| explain(&error, doing, &names, &last)
@@ -78,6 +81,10 @@ impl Connect for KafkaConnect {
         let consumer_config = client::consumer(&self.kafka, self.stream, &group);
         let consumer = BaseConsumer::from_config_and_context(&consumer_config, context.clone())
             .map_err(fail("make a Kafka client"))?;
+        let group_metadata = consumer.group_metadata().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gives no group metadata".into(),
+        })?;
         let config = client::producer(&self.kafka, self.stream, &group, mode, limits.smallest());
         let producer: ThreadedProducer<Context> = config
             .create_with_context(context.clone())
@@ -87,7 +94,8 @@ impl Connect for KafkaConnect {
             .map_err(fail("begin as a transactional producer"))?;
         Ok(KafkaBroker {
             producer,
-            consumer,
+            consumer: Some(consumer),
+            group: group_metadata,
             limits,
             compressed: ["compression.type", "compression.codec"]
                 .iter()
@@ -130,6 +138,10 @@ impl KafkaConnect {
 
 impl KafkaBroker {
     fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
+        // After a fatal error the calls say no more than that there was one.
+        let fatal = self.producer.client().fatal_error();
+        let fatal = fatal.map(|(code, _)| KafkaError::Global(code));
+        let error = fatal.as_ref().unwrap_or(error);
         explain(error, doing, &self.names, &self.context.last_error)
     }
 
@@ -153,11 +165,16 @@ impl KafkaBroker {
 impl Broker for KafkaBroker {
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
         let deadline = Instant::now() + PATIENCE;
+        let Some(consumer) = self.consumer.take() else {
+            return Err(BrokerError {
+                reason: BlockReason::Other,
+                message: "the position has been read already".into(),
+            });
+        };
         loop {
             let mut partitions = TopicPartitionList::new();
             partitions.add_partition(&self.names.topic, 0);
-            let answer = self
-                .consumer
+            let answer = consumer
                 .committed_offsets(partitions, deadline.saturating_duration_since(Instant::now()))
                 .and_then(|partitions| {
                     let Some(found) = partitions.find_partition(&self.names.topic, 0) else {
@@ -241,10 +258,6 @@ impl Broker for KafkaBroker {
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut offsets = TopicPartitionList::new();
-        let group = self.consumer.group_metadata().ok_or_else(|| BrokerError {
-            reason: BlockReason::Other,
-            message: "librdkafka gives no group metadata".into(),
-        })?;
         offsets
             .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
             .map_err(|error| self.explain("name the position", &error))?;
@@ -252,7 +265,7 @@ impl Broker for KafkaBroker {
             partition.set_metadata(metadata);
         }
         self.producer
-            .send_offsets_to_transaction(&offsets, &group, left())
+            .send_offsets_to_transaction(&offsets, &self.group, left())
             .map_err(|error| self.explain("put the position into the transaction", &error))?;
         self.producer
             .commit_transaction(left())

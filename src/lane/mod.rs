@@ -24,9 +24,10 @@
 //!    ([`position`]). Where they don't, the directory was rolled back, copied, or lost its tail: the agreed position is
 //!    made durable in the checkpoint and the log takes a new name in Kafka, so that new events are not skipped as
 //!    delivered.
-//! 4. Kafka refuses whole batches. After a refusal the same range is sent again, one record a request; what is refused
-//!    alone goes to the dead-letter topic in the same transaction. Nothing else is ever diverted: time-outs, missing
-//!    rights or topics block the lane.
+//! 4. Kafka refuses whole batches. After a refusal the same range is sent again, and what is refused alone goes to the
+//!    dead-letter topic in the same transaction. Too large ones are known by the topic's limit, where the broker tells
+//!    it; else the range goes one record a request. Nothing else is ever diverted: time-outs, missing rights or topics
+//!    block the lane.
 //! 5. A failure blocks this lane only, with growing waits, a metric and a log line.
 //! 6. While idle, the position is committed again each hour, for offsets of idle groups expire.
 
@@ -37,6 +38,9 @@ pub mod kafka;
 pub mod position;
 pub mod probe;
 mod refusal;
+#[cfg(test)]
+pub(crate) mod sim;
+mod statistics;
 pub mod steps;
 mod topics;
 pub mod watch;
@@ -88,11 +92,7 @@ impl LaneThread {
     where
         C::Broker: Send,
     {
-        let control = Arc::new(Control {
-            phase: AtomicU8::new(RUN),
-            sleep: std::sync::Mutex::new(()),
-            changed: std::sync::Condvar::new(),
-        });
+        let control = Arc::new(Control::new());
         let wake_log = Box::new(lane.waker());
         let name = format!("lane-{}", lane.stream());
         let thread_control = Arc::clone(&control);
@@ -133,20 +133,33 @@ impl LaneThread {
     }
 
     fn ask(&self, phase: u8) {
-        self.control.phase.fetch_max(phase, Ordering::SeqCst);
-        self.control.changed.notify_all();
+        self.control.ask(phase);
         (self.wake_log)();
     }
 }
 
 impl Control {
+    fn new() -> Control {
+        Control {
+            phase: AtomicU8::new(RUN),
+            sleep: std::sync::Mutex::new(()),
+            changed: std::sync::Condvar::new(),
+        }
+    }
+
+    fn ask(&self, phase: u8) {
+        // Under the lock, so that it can't fall between the sleeper's look at the phase and its sleep.
+        let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.phase.fetch_max(phase, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
     fn phase(&self) -> u8 {
         self.phase.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until asked for something else than running, at most this long.
-    fn sleep(&self, limit: Duration) {
-        let phase = self.phase();
+    /// Sleeps until asked for something else than `phase`, at most this long.
+    fn sleep(&self, phase: u8, limit: Duration) {
         let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self
             .changed
@@ -164,7 +177,35 @@ fn run<C: Connect>(mut lane: Lane<C>, control: &Control) -> Result<(), SpoolErro
             Turn::Progress => {}
             Turn::Idle if phase == DRAIN => return lane.finish(),
             Turn::Idle => lane.wait(IDLE),
-            Turn::Blocked(wait) => control.sleep(wait),
+            Turn::Blocked(wait) => control.sleep(phase, wait),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_word_that_came_during_a_turn_is_not_slept_over() {
+        let control = Control::new();
+        let phase = control.phase();
+        control.ask(DRAIN);
+        let begun = Instant::now();
+        control.sleep(phase, Duration::from_secs(60));
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_sleeper_is_woken() {
+        let control = Arc::new(Control::new());
+        let theirs = Arc::clone(&control);
+        let begun = Instant::now();
+        let sleeper = thread::spawn(move || theirs.sleep(RUN, Duration::from_secs(60)));
+        control.ask(STOP);
+        sleeper.join().unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 }

@@ -91,7 +91,7 @@ impl Probe {
         topic: &str,
         runtime: &Handle,
     ) -> Result<Probe, BrokerError> {
-        let context = Context::new(stream);
+        let context = Context::uncounted(stream);
         let group = lane_id(kafka, stream);
         let names = names(kafka, &group, topic);
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);

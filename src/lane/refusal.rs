@@ -1,4 +1,5 @@
-//! Which records go to the dead-letter topic instead: those that the broker refused when each was sent alone.
+//! Which records go to the dead-letter topic instead: those that the broker refused when each was sent alone, and those
+//! that are sure to be.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +9,25 @@ use crate::{
     spool::Seq,
 };
 
-use super::broker::Refusal;
+use super::broker::{Mode, Refusal};
 
-/// A range that is being sent one record a request, after a refusal somewhere in it.
-#[derive(Debug, Default)]
+/// A range that is being sent again, after a refusal somewhere in it.
+#[derive(Debug)]
 pub struct Refusals {
     /// The range ends before this batch.
     pub until: Seq,
+    /// How it is sent. Batched is enough when the topic's limit tells which records are too large.
+    pub mode: Mode,
     /// The records refused alone, by batch and number in it.
     refused: BTreeMap<(Seq, usize), Refusal>,
 }
 
 impl Refusals {
     /// A range of which no record is known to be refused yet.
-    pub fn until(seq: Seq) -> Refusals {
+    pub fn until(seq: Seq, mode: Mode) -> Refusals {
         Refusals {
             until: seq,
+            mode,
             refused: BTreeMap::new(),
         }
     }

@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
-    batch::{self, BatchView},
+    batch::{self, BatchView, DecodeError},
     spool::{Backlog, Damage, Position, ReadError, Seq, SpoolError, StoredBatch},
     stream::Stream,
 };
@@ -22,13 +22,6 @@ use super::{
 
 /// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
-/// The checkpoint lags behind Kafka by no more than this.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// An idle lane commits its position again after this time.
-const RECOMMIT_EVERY: Duration = Duration::from_secs(3600);
-/// The first wait after a failure; it doubles up to the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// What a lane is told.
 #[derive(Clone, Debug)]
@@ -44,6 +37,30 @@ pub struct LaneOptions {
     pub transaction_bytes: usize,
     /// A transaction that takes longer than this is given up; well below the broker's own time-out.
     pub transaction_limit: Duration,
+    pub timing: Timing,
+}
+
+/// How often a lane does what it does by the clock. Tests choose other values.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// The checkpoint lags behind Kafka by no more than this.
+    pub checkpoint_every: Duration,
+    /// An idle lane commits its position again after this time.
+    pub recommit_every: Duration,
+    /// The first wait after a failure; it doubles up to the longest.
+    pub first_wait: Duration,
+    pub longest_wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            checkpoint_every: Duration::from_secs(1),
+            recommit_every: Duration::from_secs(3600),
+            first_wait: Duration::from_millis(250),
+            longest_wait: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What came of a turn.
@@ -64,19 +81,21 @@ pub struct Lane<C: Connect> {
     connect: C,
     metrics: StreamMetrics,
     broker: Option<C::Broker>,
-    /// Set while a range is sent one record a request.
+    /// Set while a range is sent again after a refusal.
     refusals: Option<Refusals>,
     /// The transaction whose commit has not been confirmed.
     unconfirmed: Option<Sent>,
     wait: Duration,
     blocked: Option<BlockReason>,
     stored_at: Instant,
-    committed_at: Instant,
+    /// When the position in Kafka was known to be this lane's; `None` when it is known not to be.
+    committed_at: Option<Instant>,
 }
 
 /// What a transaction holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sent {
+    begun: Instant,
     /// The position behind it.
     end: Position,
     events: usize,
@@ -86,6 +105,33 @@ struct Sent {
     records: Vec<(Seq, usize, bool)>,
     /// When the webhooks arrived, with the number of events of each.
     received: Vec<(i64, usize)>,
+    /// A batch that can't be decoded was taken and is not part of it.
+    cut: bool,
+}
+
+impl Sent {
+    fn begin() -> Sent {
+        Sent {
+            begun: Instant::now(),
+            end: Position::default(),
+            events: 0,
+            bytes: 0,
+            diverted: 0,
+            records: Vec::new(),
+            received: Vec::new(),
+            cut: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.received.is_empty()
+    }
+
+    /// The position behind every batch of which a record was sent.
+    fn touched(&self) -> Seq {
+        let last = self.records.last().map_or(Seq(0), |(seq, ..)| Seq(seq.0 + 1));
+        last.max(self.end.seq)
+    }
 }
 
 /// Why a turn ended early.
@@ -116,6 +162,7 @@ impl<C: Connect> Lane<C> {
             .accounts()
             .found_delivered(backlog.position().events, oldest);
         Lane {
+            wait: options.timing.first_wait,
             options,
             backlog,
             connect,
@@ -123,10 +170,9 @@ impl<C: Connect> Lane<C> {
             broker: None,
             refusals: None,
             unconfirmed: None,
-            wait: FIRST_WAIT,
             blocked: None,
             stored_at: Instant::now(),
-            committed_at: Instant::now(),
+            committed_at: Some(Instant::now()),
         }
     }
 
@@ -152,33 +198,42 @@ impl<C: Connect> Lane<C> {
 
     /// Stores the checkpoint and lets go of the broker.
     pub fn finish(&mut self) -> Result<(), SpoolError> {
+        // In this order: to let go of a broker that does not answer takes time, and the process may be ended meanwhile.
+        let stored = self.backlog.store_checkpoint();
         self.broker = None;
-        self.backlog.store_checkpoint()
+        stored
     }
 
     /// Does the next thing: connects, delivers a transaction, or finds that there is nothing to do. An error is the
     /// spool's, and the process must end.
     pub fn turn(&mut self) -> Result<Turn, SpoolError> {
-        match self.try_turn() {
-            Ok(turn) => {
-                let due = turn == Turn::Idle || self.stored_at.elapsed() >= CHECKPOINT_EVERY;
-                if due && self.backlog.checkpoint_due() {
-                    self.backlog.store_checkpoint()?;
-                    self.stored_at = Instant::now();
-                }
-                Ok(turn)
-            }
+        let turn = match self.try_turn() {
+            Ok(turn) => turn,
             Err(stop) => {
+                self.backlog.rewind();
+                let turn = match stop {
+                    Stop::Spool(error) => return Err(error),
+                    Stop::Again => Turn::Progress,
+                    Stop::Blocked(error) => self.block(error),
+                };
+                self.store_checkpoint_when_due(turn)?;
                 // Whatever went wrong, this producer's state is not known any more.
                 self.broker = None;
-                self.backlog.rewind();
-                match stop {
-                    Stop::Spool(error) => Err(error),
-                    Stop::Again => Ok(Turn::Progress),
-                    Stop::Blocked(error) => Ok(self.block(error)),
-                }
+                return Ok(turn);
             }
+        };
+        self.store_checkpoint_when_due(turn)?;
+        Ok(turn)
+    }
+
+    fn store_checkpoint_when_due(&mut self, turn: Turn) -> Result<(), SpoolError> {
+        let resting = turn != Turn::Progress;
+        let due = resting || self.stored_at.elapsed() >= self.options.timing.checkpoint_every;
+        if due && self.backlog.checkpoint_due() {
+            self.backlog.store_checkpoint()?;
+            self.stored_at = Instant::now();
         }
+        Ok(())
     }
 
     fn try_turn(&mut self) -> Result<Turn, Stop> {
@@ -189,32 +244,34 @@ impl<C: Connect> Lane<C> {
             return self.connect();
         }
         let next = self.backlog.peek().map_err(unreadable)?.map(|batch| batch.seq);
-        match (next, &self.refusals) {
-            (Some(next), Some(refusals)) if next >= refusals.until => {
-                debug!(stream = %self.options.stream, "the refused range is done with");
-                self.refusals = None;
-                Err(Stop::Again)
-            }
-            (Some(_), _) => self.transaction(),
-            (None, _) if self.committed_at.elapsed() >= RECOMMIT_EVERY => self.recommit(),
-            (None, _) => {
-                self.unblock();
-                Ok(Turn::Idle)
+        if let Some(refusals) = &self.refusals
+            && next.is_none_or(|next| next >= refusals.until)
+        {
+            debug!(stream = %self.options.stream, "the refused range is done with");
+            let mode = refusals.mode;
+            self.refusals = None;
+            if mode == Mode::OneByOne {
+                return Err(Stop::Again);
             }
         }
+        if next.is_some() {
+            return self.transaction();
+        }
+        let every = self.options.timing.recommit_every;
+        if self.committed_at.is_none_or(|at| at.elapsed() >= every) {
+            return self.recommit();
+        }
+        self.unblock();
+        Ok(Turn::Idle)
     }
 
     /// Makes a producer and settles the position.
     fn connect(&mut self) -> Result<Turn, Stop> {
-        let mode = match self.refusals {
-            Some(_) => Mode::OneByOne,
-            None => Mode::Batched,
-        };
+        let mode = self.mode();
         let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
         let committed = broker.committed()?;
         self.broker = Some(broker);
         self.settle(committed)?;
-        self.committed_at = Instant::now();
         Ok(Turn::Progress)
     }
 
@@ -225,22 +282,26 @@ impl<C: Connect> Lane<C> {
         let Some(Committed { seq, metadata }) = committed else {
             info!(stream = %self.options.stream, position = own.seq.0,
                 "Kafka has no position for this log; the checkpoint counts");
+            if own.seq > Seq(0) {
+                self.committed_at = None;
+            }
             return Ok(());
         };
         let agreed = position::agreed(self.backlog.history(), self.backlog.end().seq, seq, &metadata);
         let start = agreed.max(own.seq);
         if start > own.seq {
             let found = self.backlog.seek(start).map_err(unreadable)?;
-            let oldest = oldest(&mut self.backlog);
             match unconfirmed {
-                Some(sent) if sent.end == found => {
-                    let delivered = sent.events - sent.diverted;
-                    let accounts = self.backlog.accounts();
-                    accounts.advanced(found.events, delivered as u64, sent.diverted as u64, oldest);
-                    self.metrics.transaction(TransactionOutcome::Committed);
+                // Its commit was done and the answer lost. It has been counted as failed.
+                Some(sent) if sent.end == found => self.account(&sent),
+                _ => {
+                    let oldest = oldest(&mut self.backlog);
+                    self.backlog.accounts().found_delivered(found.events, oldest);
                 }
-                _ => self.backlog.accounts().found_delivered(found.events, oldest),
             }
+        }
+        if seq < start {
+            self.committed_at = None;
         }
         if agreed < seq {
             error!(
@@ -256,46 +317,62 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
+    fn mode(&self) -> Mode {
+        self.refusals
+            .as_ref()
+            .map_or(Mode::Batched, |refusals| refusals.mode)
+    }
+
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
-        let begun = Instant::now();
-        let deadline = begun + self.options.transaction_limit;
-        let mut sent = Sent::default();
+        let mut sent = Sent::begin();
+        let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
         let delivered = self
             .send(&mut sent, deadline)
             .and_then(|()| self.broker()?.delivered(deadline));
         if let Err(error) = delivered {
-            self.metrics.transaction(TransactionOutcome::Aborted);
+            self.ended(TransactionOutcome::Aborted, sent.begun);
             return Err(match error {
                 DeliveryError::Failed(error) => Stop::Blocked(error),
                 DeliveryError::Refused { index, refusal } => self.refused(&sent, index, refusal),
             });
         }
-        let end = sent.end;
+        let (begun, end) = (sent.begun, sent.end);
         let metadata = position::metadata(self.backlog.history(), end.seq);
         self.unconfirmed = Some(sent);
         if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
-            self.metrics.transaction(TransactionOutcome::Failed);
+            self.ended(TransactionOutcome::Failed, begun);
             return Err(error.into());
         }
+        self.ended(TransactionOutcome::Committed, begun);
         if let Some(sent) = self.unconfirmed.take() {
-            self.confirmed(&sent, begun);
+            self.backlog.advance(end);
+            if sent.cut {
+                self.backlog.rewind();
+            }
+            self.account(&sent);
         }
+        self.committed_at = Some(Instant::now());
+        self.unblock();
         Ok(Turn::Progress)
+    }
+
+    fn ended(&self, outcome: TransactionOutcome, begun: Instant) {
+        self.metrics.transaction(outcome, begun.elapsed().as_secs_f64());
     }
 
     /// Sends whole batches up to the transaction's bounds.
     fn send(&mut self, sent: &mut Sent, deadline: Instant) -> Result<(), DeliveryError> {
         self.broker()?.begin()?;
-        let most_events = match self.refusals {
-            Some(_) => ONE_BY_ONE_EVENTS.min(self.options.transaction_events),
-            None => self.options.transaction_events,
+        let most_events = match self.mode() {
+            Mode::OneByOne => ONE_BY_ONE_EVENTS.min(self.options.transaction_events),
+            Mode::Batched => self.options.transaction_events,
         };
         loop {
             let next = match self.backlog.peek() {
                 Ok(next) => next,
                 // What could be read is delivered first; the next turn meets the damage again.
-                Err(_) if sent.events > 0 => break,
+                Err(_) if !sent.is_empty() => break,
                 Err(error) => return Err(unreadable(error).into()),
             };
             let Some(next) = next else {
@@ -304,13 +381,22 @@ impl<C: Connect> Lane<C> {
             let fits = sent.events + next.events as usize <= most_events
                 && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
             let in_range = self.refusals.as_ref().is_none_or(|r| next.seq < r.until);
-            if sent.events > 0 && !(fits && in_range) {
+            let joins = sent.is_empty() || fits && in_range;
+            if !joins {
                 break;
             }
             let Some(batch) = self.backlog.take().map_err(unreadable)? else {
                 break;
             };
-            self.send_batch(&batch, sent, deadline)?;
+            let view = match BatchView::decode(&batch.payload) {
+                Ok(view) => view,
+                Err(_) if !sent.is_empty() => {
+                    sent.cut = true;
+                    break;
+                }
+                Err(error) => return Err(undecodable(&batch, error).into()),
+            };
+            self.send_batch(&batch, &view, sent, deadline)?;
             sent.end = batch.end();
             sent.events += batch.events as usize;
             sent.bytes += batch.payload.len();
@@ -321,16 +407,10 @@ impl<C: Connect> Lane<C> {
     fn send_batch(
         &mut self,
         batch: &StoredBatch,
+        view: &BatchView<'_>,
         sent: &mut Sent,
         deadline: Instant,
     ) -> Result<(), DeliveryError> {
-        let view = BatchView::decode(&batch.payload).map_err(|error| BrokerError {
-            reason: BlockReason::Damage,
-            message: format!(
-                "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
-                batch.seq
-            ),
-        })?;
         let Some(broker) = &mut self.broker else {
             return Err(not_connected().into());
         };
@@ -348,13 +428,15 @@ impl<C: Connect> Lane<C> {
                 timestamp_micros: view.received_at_micros,
             };
             let mut verdict = self.refusals.as_ref().and_then(|refusals| {
-                refusals.verdict(batch.seq, index, &view, record, broker.record_limit(topic))
+                refusals.verdict(batch.seq, index, view, record, broker.record_limit(topic))
             });
             if verdict.is_none() {
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push((batch.seq, index, false)),
                     // Refused before it was queued: the transaction is not harmed.
-                    Err(DeliveryError::Refused { refusal, .. }) => verdict = Some(refusal),
+                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
+                        verdict = Some(refusal);
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -374,7 +456,7 @@ impl<C: Connect> Lane<C> {
                 .map_or(self.options.max_record_bytes, |limit| {
                     limit.min(self.options.max_record_bytes)
                 });
-            for part in dead_letter(refusal, topic, &headers, &view, record)
+            for part in dead_letter(refusal, topic, &headers, view, record)
                 .records(most)
                 .iter()
             {
@@ -387,7 +469,7 @@ impl<C: Connect> Lane<C> {
                 };
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push((batch.seq, index, true)),
-                    Err(DeliveryError::Refused { refusal, .. }) => {
+                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
                         return Err(dead_letter_refused(dead_letter_topic, refusal).into());
                     }
                     Err(error) => return Err(error),
@@ -400,27 +482,41 @@ impl<C: Connect> Lane<C> {
 
     /// What to do after a refusal: rule 4.
     fn refused(&mut self, sent: &Sent, index: usize, refusal: Refusal) -> Stop {
+        let Some((seq, number, dead_letter)) = sent.records.get(index) else {
+            return Stop::Blocked(BrokerError {
+                reason: BlockReason::Other,
+                message: format!("record {index} was refused, of {} sent", sent.records.len()),
+            });
+        };
         let topic = &self.options.topic;
-        match (sent.records.get(index), &mut self.refusals) {
-            (Some((_, _, true)), _) => dead_letter_refused(&self.options.dead_letter_topic, refusal).into(),
-            _ if self.options.stream == Stream::DeadLetters => dead_letter_refused(topic, refusal).into(),
-            (Some((seq, number, false)), Some(refusals)) => {
-                refusals.add(*seq, *number, refusal);
-                Stop::Again
-            }
-            (_, refusals) => {
-                info!(
-                    stream = %self.options.stream, topic, ?refusal, events = sent.events,
-                    "the broker refused a batch; its records are sent again one by one"
-                );
-                *refusals = Some(Refusals::until(sent.end.seq));
-                Stop::Again
-            }
+        if self.options.stream == Stream::DeadLetters {
+            return dead_letter_refused(topic, refusal).into();
         }
+        if let Some(refusals) = &mut self.refusals
+            && refusals.mode == Mode::OneByOne
+        {
+            if *dead_letter {
+                return dead_letter_refused(&self.options.dead_letter_topic, refusal).into();
+            }
+            refusals.add(*seq, *number, refusal);
+            return Stop::Again;
+        }
+        let limit = self.broker.as_ref().and_then(|b| b.record_limit(topic));
+        let mode = match (&self.refusals, refusal, limit) {
+            (None, Refusal::TooLarge, Some(_)) => Mode::Batched,
+            _ => Mode::OneByOne,
+        };
+        info!(
+            stream = %self.options.stream, topic, ?refusal, ?mode, events = sent.events,
+            "the broker refused a batch; the range is sent again without what it refuses"
+        );
+        let until = self.refusals.as_ref().map_or(Seq(0), |refusals| refusals.until);
+        self.refusals = Some(Refusals::until(until.max(sent.touched()), mode));
+        Stop::Again
     }
 
-    fn confirmed(&mut self, sent: &Sent, begun: Instant) {
-        self.backlog.advance(sent.end);
+    /// Books a committed transaction. The position is behind it.
+    fn account(&mut self, sent: &Sent) {
         let oldest = oldest(&mut self.backlog);
         self.backlog.accounts().advanced(
             sent.end.events,
@@ -428,10 +524,6 @@ impl<C: Connect> Lane<C> {
             sent.diverted as u64,
             oldest,
         );
-        self.metrics.transaction(TransactionOutcome::Committed);
-        self.metrics
-            .transaction_seconds
-            .observe(begun.elapsed().as_secs_f64());
         let now = now_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
@@ -439,19 +531,22 @@ impl<C: Connect> Lane<C> {
                 self.metrics.delivery_seconds.observe(seconds);
             }
         }
-        self.committed_at = Instant::now();
-        self.unblock();
     }
 
     /// Commits the position alone, so that the group does not expire: rule 6.
     fn recommit(&mut self) -> Result<Turn, Stop> {
-        let deadline = Instant::now() + self.options.transaction_limit;
+        let begun = Instant::now();
+        let deadline = begun + self.options.transaction_limit;
         let position = self.backlog.position();
         let metadata = position::metadata(self.backlog.history(), position.seq);
         let broker = self.broker()?;
         broker.begin()?;
-        broker.commit(position.seq, &metadata, deadline)?;
-        self.committed_at = Instant::now();
+        if let Err(error) = broker.commit(position.seq, &metadata, deadline) {
+            self.ended(TransactionOutcome::Failed, begun);
+            return Err(error.into());
+        }
+        self.ended(TransactionOutcome::Committed, begun);
+        self.committed_at = Some(Instant::now());
         Ok(Turn::Progress)
     }
 
@@ -461,7 +556,7 @@ impl<C: Connect> Lane<C> {
 
     fn block(&mut self, error: BrokerError) -> Turn {
         let wait = self.wait;
-        self.wait = (wait * 2).min(LONGEST_WAIT);
+        self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
         self.metrics.lane_blocked(self.blocked);
         warn!(
@@ -472,7 +567,7 @@ impl<C: Connect> Lane<C> {
     }
 
     fn unblock(&mut self) {
-        self.wait = FIRST_WAIT;
+        self.wait = self.options.timing.first_wait;
         if let Some(reason) = self.blocked.take() {
             self.metrics.lane_blocked(None);
             info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
@@ -497,6 +592,16 @@ fn unreadable(error: ReadError) -> BrokerError {
             reason: BlockReason::Damage,
             message: format!("the spool can't be read: {error}"),
         },
+    }
+}
+
+fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
+            batch.seq
+        ),
     }
 }
 
@@ -532,3 +637,7 @@ fn not_connected() -> BrokerError {
         message: "the lane has no producer".into(),
     }
 }
+
+#[cfg(test)]
+#[path = "steps_tests.rs"]
+mod tests;

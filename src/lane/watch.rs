@@ -30,7 +30,7 @@ impl Watcher {
     /// A client with the configuration's properties. Its group's name begins as the lanes' do, so that their rights cover
     /// it; it never joins or commits anything.
     pub fn new(kafka: &config::Kafka) -> Result<Watcher, BrokerError> {
-        let context = Context::new(Stream::Deliveries);
+        let context = Context::uncounted(Stream::Deliveries);
         let group = format!("{}.tap", kafka.id_prefix);
         let mut config = client::consumer(kafka, Stream::Deliveries, &group);
         for (name, value) in [

@@ -144,7 +144,7 @@ impl fmt::Display for Damage {
     }
 }
 
-/// The spool can't go on. The process should end with the sysexits code of [`SpoolError::exit_code`].
+/// The spool can't go on. The process should end with 74, or with 69 when another one holds the lock.
 #[derive(Debug, Error)]
 pub enum SpoolError {
     /// A system call failed.

@@ -287,6 +287,38 @@ fn samples_go_through_the_bridge_and_out_of_the_tap() {
 }
 
 #[test]
+fn samples_go_over_tls() {
+    let dir = new_dir("sample-tls");
+    let [certificate, key, other] = ["tls.crt", "tls.key", "other.crt"].map(|name| dir.join(name));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let signed = |pair| {
+        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.self_signed(pair).unwrap().pem()
+    };
+    fs::write(&certificate, signed(&pair)).unwrap();
+    fs::write(&key, pair.serialize_pem()).unwrap();
+    fs::write(&other, signed(&rcgen::KeyPair::generate().unwrap())).unwrap();
+    let setup = Setup::new(NO_KAFKA)
+        .set("ingest.tls.certificate", certificate.to_str().unwrap())
+        .set("ingest.tls.key", key.to_str().unwrap());
+    let bridge = setup.start();
+    let url = format!("https://{}", bridge.ingest);
+    let send = |trusted: &std::path::Path| {
+        let args = [
+            "send-sample",
+            &url,
+            "--count",
+            "3",
+            "--ca-file",
+            trusted.to_str().unwrap(),
+        ];
+        run(&setup, &args)
+    };
+    send(&certificate).has(0, &["answer 200   3\n", &url]);
+    send(&other).has(69, &["no answer    3", "invalid peer certificate"]);
+}
+
+#[test]
 fn a_tap_ends_when_it_is_asked_to_or_nobody_listens() {
     let topic = topics::create(shared(), "tapped", 1, &[]);
     let setup = Setup::new(shared())
@@ -345,7 +377,10 @@ fn wrong_input_is_answered_with_help() {
             &["send-sample", "localhost:8080"],
             "http://127.0.0.1:8080/webhooks/events",
         ),
-        (&["send-sample", "https://a.example"], "https is not spoken here"),
+        (
+            &["send-sample", "https://a.example", "--ca-file", "/no/such"],
+            "certificates as PEM",
+        ),
         (&["send-sample", "http://u:p@a.example"], "--basic"),
         (
             &["send-sample", "--kind", "delivery"],

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -142,7 +142,7 @@ impl Client {
 }
 
 /// Reads one answer; interim ones (1xx) are skipped.
-pub fn read_response(stream: &mut BufReader<TcpStream>) -> io::Result<Response> {
+pub fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
     loop {
         let status_line = line(stream)?;
         let status = status_line
@@ -183,7 +183,7 @@ pub fn read_response(stream: &mut BufReader<TcpStream>) -> io::Result<Response> 
     }
 }
 
-fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
+fn line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut text = String::new();
     if stream.read_line(&mut text)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -191,13 +191,13 @@ fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-fn exactly(stream: &mut BufReader<TcpStream>, length: usize) -> io::Result<Vec<u8>> {
+fn exactly(stream: &mut impl BufRead, length: usize) -> io::Result<Vec<u8>> {
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     Ok(body)
 }
 
-fn chunks(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
+fn chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let size = usize::from_str_radix(&line(stream)?, 16).map_err(io::Error::other)?;

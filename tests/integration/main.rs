@@ -26,3 +26,4 @@ mod history;
 mod outage;
 mod refusals;
 mod samples;
+mod tls;

@@ -5,7 +5,8 @@ use std::{io::Write, path::Path, time::Duration};
 use crate::config::{Config, Durability, human_duration, human_size};
 
 use super::{
-    Directory, disk, enabled, existing_parent,
+    directory::{Directory, existing_parent},
+    disk, enabled,
     live::{Lines, Verdict},
 };
 

@@ -25,6 +25,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.ingest.append_timeout, Duration::from_secs(10));
     assert_eq!(config.ingest.retry_after, Duration::from_secs(5));
     assert_eq!(config.ingest.malformed_status, 400);
+    assert!(config.ingest.tls.is_none());
     assert_eq!(config.ingest.time_zone.iana_name(), Some("Asia/Tokyo"));
     assert!(config.ingest.time_zones.is_empty());
     assert!(matches!(&config.ingest.auth, Auth::Credentials(none) if none.is_empty()));
@@ -223,6 +224,22 @@ fn time_zones_by_server_composition() {
             ("sandbox", "Europe/Paris"),
             ("transactional-email", "UTC")
         ]
+    );
+}
+
+#[test]
+fn tls_is_two_files() {
+    let loaded =
+        file("[ingest.tls]\ncertificate = \"/tls/tls.crt\"\nkey = \"/tls/tls.key\"\nreload = \"2m\"")
+            .loaded();
+    let tls = loaded.config.ingest.tls.unwrap();
+    assert_eq!(
+        (tls.certificate.to_str(), tls.key.to_str(), tls.reload),
+        (
+            Some("/tls/tls.crt"),
+            Some("/tls/tls.key"),
+            Duration::from_secs(120)
+        )
     );
 }
 

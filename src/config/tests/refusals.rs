@@ -99,6 +99,7 @@ fn single_values() {
             "\"yes\" is not true or false",
             "true or false",
         ),
+        ("INGEST__TLS__RELOAD", "0", "is too small", "give 100 ms to 24 h"),
         ("SPOOL__DIR", "", "is empty", "leave the key out"),
         (
             "SPOOL__MAX_BYTES",
@@ -263,6 +264,25 @@ fn values_of_the_wrong_type_in_files() {
     for (text, key, what, fix) in cases {
         one(&file(text), &[&format!("{key} (file "), what, fix]);
     }
+}
+
+#[test]
+fn one_tls_file_without_the_other() {
+    let fix = "give both files, or none";
+    one(
+        &variable("INGEST__TLS__CERTIFICATE", "/tls.crt"),
+        &[
+            "ingest.tls.key (default): is not set, but ingest.tls.certificate is (environment",
+            fix,
+        ],
+    );
+    one(
+        &file("[ingest.tls]\nkey = \"/tls.key\""),
+        &[
+            "ingest.tls.certificate (default): is not set, but ingest.tls.key is (file",
+            fix,
+        ],
+    );
 }
 
 #[test]

@@ -1,0 +1,213 @@
+//! Events a second from a full spool into real Kafka, beside a bare rdkafka producer of records of the same size.
+//!
+//! In turn, in one run, into the same broker: the bridge, which reads its spool and commits transactions, and a plain
+//! idempotent producer that sends what it has in memory and waits for every delivery. Kafka comes as in the tests (Java 17,
+//! Maven). `cargo bench --bench deliver -- [events a round, default 500000] [rounds, default 3]`.
+
+// A benchmark that can't go on says so and ends.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
+// The tests' harness and the other benchmarks' load; this one needs a part of each.
+#[allow(dead_code)]
+#[path = "../tests/integration/jars.rs"]
+mod jars;
+#[allow(dead_code)]
+#[path = "../tests/integration/kafka.rs"]
+mod kafka;
+#[allow(dead_code)]
+#[path = "../tests/integration/process.rs"]
+mod process;
+#[allow(dead_code)]
+mod support;
+#[allow(dead_code)]
+#[path = "../tests/integration/topics.rs"]
+mod topics;
+#[allow(dead_code)]
+#[path = "../tests/integration/wait.rs"]
+mod wait;
+
+use std::{
+    env,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext,
+    error::RDKafkaErrorCode,
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer},
+};
+use support::{Server, cpu_of, load, machine, median};
+
+const HUNDRED: &[u8] = include_bytes!("../tests/samples/deliveries-batch-100.json");
+const PARTITIONS: i32 = 3;
+
+fn main() {
+    let numbers: Vec<u64> = env::args().filter_map(|arg| arg.parse().ok()).collect();
+    let events = numbers.first().copied().unwrap_or(500_000);
+    let rounds = numbers.get(1).copied().unwrap_or(3);
+    println!(
+        "{}\n{rounds} rounds of {events} events, the bridge and a bare producer in turn\n",
+        machine()
+    );
+    let broker = kafka::Broker::own();
+    let bootstrap = broker.bootstrap();
+    let mut bridge = Vec::new();
+    let mut bare = Vec::new();
+    for _ in 0..rounds {
+        let topic = topics::create(&bootstrap, "deliver", PARTITIONS, &[]);
+        bare.push(bare_producer(&bootstrap, &topic, events));
+        let topic = topics::create(&bootstrap, "deliver", PARTITIONS, &[]);
+        bridge.push(through_bridge(&bootstrap, &topic, events));
+    }
+    println!("| | events/s | CPU µs an event | ratio |\n|---|---|---|---|");
+    let ratio = median(bridge.iter().zip(&bare).map(|(a, b)| a.0 / b.0).collect());
+    for (what, runs, ratio) in [("exactly-once", &bridge, ratio), ("bare producer", &bare, 1.0)] {
+        println!(
+            "| {what} | {:.0} | {:.1} | {ratio:.2} |",
+            median(runs.iter().map(|run| run.0).collect()),
+            median(runs.iter().map(|run| run.1).collect()),
+        );
+    }
+}
+
+/// Fills a spool without Kafka, then starts a bridge on it with Kafka: events/s and CPU µs an event from the first
+/// delivery to the last.
+fn through_bridge(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
+    let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let server = bridge("127.0.0.1:1", topic, spool.path());
+    let mut filled = 0;
+    while filled < events {
+        let body = HUNDRED.trim_ascii_end();
+        filled += 100
+            * runtime
+                .block_on(load(server.address, body, 8, Duration::from_millis(200)))
+                .answers;
+    }
+    drop(server);
+    let server = bridge(bootstrap, topic, spool.path());
+    let admin = server.admin.expect("an admin port");
+    let begun = until(admin, |delivered, _| delivered > 0);
+    let cpu = server.cpu();
+    let ended = until(admin, |_, backlog| backlog == 0);
+    let done = ended.1 - begun.1;
+    let seconds = (ended.0 - begun.0).as_secs_f64();
+    (
+        done as f64 / seconds,
+        (server.cpu() - cpu).as_secs_f64() * 1e6 / done as f64,
+    )
+}
+
+fn bridge(bootstrap: &str, topic: &str, spool: &Path) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"));
+    command.arg("serve").envs([
+        ("CMC_BRIDGE__INGEST__LISTEN", "127.0.0.1:0"),
+        ("CMC_BRIDGE__ADMIN__LISTEN", "127.0.0.1:0"),
+        ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+        ("CMC_BRIDGE__LOG__FORMAT", "json"),
+        ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", bootstrap),
+        ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
+        ("CMC_BRIDGE__SPOOL__DIR", spool.to_str().expect("UTF-8")),
+        ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic),
+    ]);
+    Server::start(
+        &mut command,
+        &["webhooks are served", "metrics and probes are served"],
+    )
+}
+
+/// Looks at the books until they are as wanted: when that was, and how many events were delivered by then.
+fn until(admin: SocketAddr, wanted: impl Fn(u64, u64) -> bool) -> (Instant, u64) {
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        let mut stream = TcpStream::connect(admin).expect("connects");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
+            .expect("sends");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("reads");
+        let figure = |name: &str| -> u64 {
+            let line = format!("{name}{{stream=\"deliveries\"}} ");
+            let value = text
+                .lines()
+                .find_map(|l| l.strip_prefix(&line))
+                .expect("a series");
+            value.parse::<f64>().expect("a number") as u64
+        };
+        let delivered = figure("cmc_bridge_delivered_events_total");
+        if wanted(delivered, figure("cmc_bridge_backlog_events")) {
+            return (Instant::now(), delivered);
+        }
+        assert!(Instant::now() < deadline, "nothing moves: {text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+struct Counter(Arc<AtomicU64>);
+
+impl ClientContext for Counter {}
+
+impl ProducerContext for Counter {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        assert!(result.is_ok(), "a record was not delivered");
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The floor: records of the same size with as many headers, out of memory, each awaited.
+fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
+    let done = Arc::new(AtomicU64::new(0));
+    let producer: ThreadedProducer<Counter> = topics::client_config(bootstrap)
+        .set("enable.idempotence", "true")
+        .set("linger.ms", "1")
+        .create_with_context(Counter(Arc::clone(&done)))
+        .expect("a producer");
+    let value = vec![b'x'; HUNDRED.len() / 100];
+    let headers = [3usize, 23, 8, 16, 27, 36, 60, 25];
+    let send = |n: u64| {
+        let key = format!("<{n:08}-0000-4000-8000-000000001eef@mail.example.co.jp>");
+        loop {
+            let mut own = OwnedHeaders::new_with_capacity(headers.len());
+            for length in headers {
+                own = own.insert(Header {
+                    key: "ce_specversion",
+                    value: Some(&value[..length]),
+                });
+            }
+            let record = BaseRecord::to(topic).key(&key).payload(&value).headers(own);
+            match producer.send(record) {
+                Ok(()) => return,
+                Err((error, _)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err((error, _)) => panic!("{error}"),
+            }
+        }
+    };
+    // Connections and metadata are not what is measured.
+    send(0);
+    while done.load(Ordering::Relaxed) < 1 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (begun, cpu) = (Instant::now(), cpu_of("self"));
+    (1..=events).for_each(send);
+    while done.load(Ordering::Relaxed) <= events {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let rate = events as f64 / begun.elapsed().as_secs_f64();
+    (rate, (cpu_of("self") - cpu).as_secs_f64() * 1e6 / events as f64)
+}

@@ -1,0 +1,85 @@
+//! What there is at `spool.dir`, by looking only.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+
+/// What there is at `spool.dir`.
+pub enum Directory {
+    /// It is there and can be written; this many bytes are free.
+    Ready { free: Option<u64> },
+    /// It is missing and can be made.
+    Creatable,
+    /// Why it can't be used from here.
+    Unusable(String),
+}
+
+impl Directory {
+    pub fn look(dir: &Path) -> Directory {
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
+        match std::fs::metadata(dir) {
+            Ok(metadata) if !metadata.is_dir() => Directory::Unusable("is not a directory".to_owned()),
+            Ok(_) => match writable(dir) {
+                Ok(()) => {
+                    let free = rustix::fs::statvfs(dir).ok();
+                    Directory::Ready {
+                        free: free.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
+                    }
+                }
+                Err(error) => Directory::Unusable(format!("can't be written by this user: {error}")),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let parent = existing_parent(dir);
+                match writable(&parent) {
+                    Ok(()) => Directory::Creatable,
+                    Err(error) => Directory::Unusable(format!(
+                        "is missing and can't be made in {} by this user: {error}",
+                        parent.display()
+                    )),
+                }
+            }
+            Err(error) => Directory::Unusable(format!("can't be looked at: {error}")),
+        }
+    }
+
+    pub fn describe(&self) -> String {
+        match self {
+            Directory::Ready { free: Some(free) } => {
+                format!("writable, {} MiB free", free / (1 << 20))
+            }
+            Directory::Ready { free: None } => "writable".to_owned(),
+            Directory::Creatable => "will be created".to_owned(),
+            Directory::Unusable(why) => why.clone(),
+        }
+    }
+}
+
+/// The nearest directory above that is there.
+pub fn existing_parent(dir: &Path) -> PathBuf {
+    let parents = dir
+        .ancestors()
+        .skip(1)
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parents
+        .into_iter()
+        .find(|parent| parent.exists())
+        .map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_directory_is_looked_for_in_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Directory::look(&dir.path().join("a/b")),
+            Directory::Creatable
+        ));
+        assert_eq!(
+            existing_parent(Path::new("no-such-directory/b")),
+            PathBuf::from(".")
+        );
+    }
+}

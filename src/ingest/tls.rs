@@ -1,0 +1,131 @@
+//! TLS on the webhooks' port: the pair in use, handshakes, and a new pair without a restart.
+//!
+//! A connection takes the pair that is in use when it begins and keeps it. Every `ingest.tls.reload` the files are read,
+//! by their contents: neither times nor names tell whether a symlink was changed. A new pair holds for new connections (and
+//! ends the resumption of older sessions); one that is refused changes nothing, is counted at each look, and is logged when
+//! its cause changes and once an hour.
+//!
+//! TLS 1.2 and 1.3, HTTP/1.1 alone by ALPN, no client certificates: credentials are those of [`super::auth`].
+
+use std::{
+    io,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    certificate::{Pair, PairError},
+    limits::LogLimiter,
+};
+use crate::{admin::metrics::TlsMetrics, config};
+
+/// How often a cause is logged that stays the same.
+const SAME_CAUSE: Duration = Duration::from_secs(3600);
+
+/// What the connections of a port with TLS share.
+pub struct Tls {
+    files: config::Tls,
+    in_use: RwLock<Arc<Pair>>,
+    metrics: TlsMetrics,
+    failures: LogLimiter,
+}
+
+impl Tls {
+    /// Loads the pair.
+    ///
+    /// # Errors
+    /// The pair is refused.
+    pub fn open(files: config::Tls, metrics: TlsMetrics) -> Result<Tls, PairError> {
+        let pair = Pair::load(&files)?;
+        announce(&files, &pair, &metrics);
+        Ok(Tls {
+            files,
+            in_use: RwLock::new(Arc::new(pair)),
+            metrics,
+            failures: LogLimiter::new(),
+        })
+    }
+
+    /// Makes handshakes with the pair in use.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.pair().server))
+    }
+
+    /// Counts and logs a handshake that failed. A client that only came and went is none: probes do that.
+    pub(super) fn handshake_failed(&self, error: &io::Error) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) {
+            debug!(%error, "a client went away before the TLS handshake was done");
+            return;
+        }
+        self.metrics.handshake_failed();
+        if let Some(suppressed) = self.failures.pass() {
+            warn!(%error, suppressed, "a TLS handshake failed");
+        }
+    }
+
+    /// Looks for a new pair again and again; never ends by itself.
+    pub(super) async fn keep_fresh(self: Arc<Tls>) {
+        let mut told: Option<(PairError, Instant)> = None;
+        loop {
+            sleep(self.files.reload).await;
+            let in_use = self.pair().fingerprint();
+            let files = self.files.clone();
+            // A task that failed is one that panicked, which has been reported; the next look may do better.
+            let looked = tokio::task::spawn_blocking(move || Pair::load_other(&files, in_use)).await;
+            match looked {
+                Ok(Ok(None)) => {
+                    if told.take().is_some() {
+                        info!("the TLS files hold the certificate in use again");
+                    }
+                }
+                Ok(Ok(Some(pair))) => {
+                    told = None;
+                    announce(&self.files, &pair, &self.metrics);
+                    *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                }
+                Ok(Err(cause)) => {
+                    self.metrics.reload_failed();
+                    let is_known = told
+                        .as_ref()
+                        .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
+                    if !is_known {
+                        error!(%cause, "the new TLS certificate is refused, the old one stays in use");
+                        told = Some((cause, Instant::now()));
+                    }
+                }
+                Err(failed) => {
+                    self.metrics.reload_failed();
+                    error!(%failed, "looking for a new TLS certificate failed");
+                }
+            }
+        }
+    }
+
+    fn pair(&self) -> Arc<Pair> {
+        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Says which pair is used from now on.
+fn announce(files: &config::Tls, pair: &Pair, metrics: &TlsMetrics) {
+    metrics.certificate_expires(pair.expires());
+    let file = files.certificate.display();
+    info!(%file, expires = pair.expires_at(), "the TLS certificate is loaded");
+    if let Some(warning) = pair.warning(now_seconds()) {
+        warn!(%file, "the TLS certificate {warning}");
+    }
+}
+
+/// Now, in seconds since the Unix epoch.
+pub fn now_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64)
+}
