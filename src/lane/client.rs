@@ -16,7 +16,11 @@ use rdkafka::{
 use secrecy::ExposeSecret;
 use tracing::{debug, info, warn};
 
-use crate::{admin::metrics::KafkaSums, config, stream::Stream};
+use crate::{
+    admin::metrics::KafkaSums,
+    config::{self, Delivery},
+    stream::Stream,
+};
 
 use super::{broker::Mode, cause::LastError, statistics::Statistics};
 
@@ -66,9 +70,18 @@ pub fn producer(
             client.set(name, value);
         }
     };
+    match kafka.delivery {
+        Delivery::ExactlyOnce => {
+            client
+                .set("transactional.id", group)
+                .set("transaction.timeout.ms", timeout);
+        }
+        // The spool is the retry buffer: nothing expires.
+        Delivery::AtLeastOnce => {
+            client.set("message.timeout.ms", "0");
+        }
+    }
     client
-        .set("transactional.id", group)
-        .set("transaction.timeout.ms", timeout)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")

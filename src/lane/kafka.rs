@@ -22,7 +22,12 @@ use tokio::runtime::Handle;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::{admin::metrics::KafkaSums, config, spool::Seq, stream::Stream};
+use crate::{
+    admin::metrics::KafkaSums,
+    config::{self, Delivery},
+    spool::Seq,
+    stream::Stream,
+};
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing},
@@ -48,12 +53,13 @@ pub struct KafkaConnect {
     pub sums: KafkaSums,
 }
 
-/// A transactional producer.
+/// A producer, with at-least-once delivery one without transactions.
 pub struct KafkaBroker {
     producer: ThreadedProducer<Context>,
     /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
     consumer: Option<BaseConsumer<Context>>,
-    group: ConsumerGroupMetadata,
+    /// Set with transactions.
+    group: Option<ConsumerGroupMetadata>,
     context: Context,
     limits: Limits,
     /// Whether the operator configured a compression: sizes of records can't be foretold then.
@@ -78,23 +84,25 @@ impl Connect for KafkaConnect {
             move |error: KafkaError| explain(&error, doing, &names, &last)
         };
         let limits = self.check_topics(&context, &names)?;
-        let consumer_config = client::consumer(&self.kafka, self.stream, &group);
-        let consumer = BaseConsumer::from_config_and_context(&consumer_config, context.clone())
-            .map_err(fail("make a Kafka client"))?;
-        let group_metadata = consumer.group_metadata().ok_or_else(|| BrokerError {
-            reason: BlockReason::Other,
-            message: "librdkafka gives no group metadata".into(),
-        })?;
         let config = client::producer(&self.kafka, self.stream, &group, mode, limits.smallest());
         let producer: ThreadedProducer<Context> = config
             .create_with_context(context.clone())
             .map_err(fail("make a Kafka client"))?;
-        producer
-            .init_transactions(PATIENCE)
-            .map_err(fail("begin as a transactional producer"))?;
+        let (mut consumer, mut group_metadata) = (None, None);
+        if self.kafka.delivery == Delivery::ExactlyOnce {
+            let config = client::consumer(&self.kafka, self.stream, &group);
+            let reader: BaseConsumer<Context> =
+                BaseConsumer::from_config_and_context(&config, context.clone())
+                    .map_err(fail("make a Kafka client"))?;
+            group_metadata = reader.group_metadata();
+            consumer = Some(reader);
+            producer
+                .init_transactions(PATIENCE)
+                .map_err(fail("begin as a transactional producer"))?;
+        }
         Ok(KafkaBroker {
             producer,
-            consumer: Some(consumer),
+            consumer,
             group: group_metadata,
             limits,
             compressed: ["compression.type", "compression.codec"]
@@ -157,7 +165,7 @@ impl KafkaBroker {
                 Some(refusal) => Err(DeliveryError::Refused { index, refusal }),
                 None => Err(self.explain("deliver events", &error).into()),
             },
-            Waited::TimedOut => Err(self.too_slow("deliver events in time").into()),
+            Waited::TimedOut => Err(DeliveryError::Late(self.too_slow("deliver events in time"))),
         }
     }
 }
@@ -207,9 +215,13 @@ impl Broker for KafkaBroker {
     fn begin(&mut self) -> Result<(), BrokerError> {
         self.context.deliveries.reset();
         self.sent = 0;
-        self.producer
-            .begin_transaction()
-            .map_err(|error| self.explain("begin a transaction", &error))
+        match self.group {
+            Some(_) => self
+                .producer
+                .begin_transaction()
+                .map_err(|error| self.explain("begin a transaction", &error)),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
@@ -256,6 +268,10 @@ impl Broker for KafkaBroker {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
+        let group = self.group.as_ref().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gave no group metadata".into(),
+        })?;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut offsets = TopicPartitionList::new();
         offsets
@@ -265,7 +281,7 @@ impl Broker for KafkaBroker {
             partition.set_metadata(metadata);
         }
         self.producer
-            .send_offsets_to_transaction(&offsets, &self.group, left())
+            .send_offsets_to_transaction(&offsets, group, left())
             .map_err(|error| self.explain("put the position into the transaction", &error))?;
         self.producer
             .commit_transaction(left())

@@ -18,6 +18,7 @@ mod wait;
 // The tests, a module for each theme.
 mod accounts;
 mod answers;
+mod at_least_once;
 mod crash;
 mod documents;
 mod harness;
