@@ -12,6 +12,7 @@ mod load;
 mod metrics;
 mod oracle;
 mod process;
+mod secured;
 mod topics;
 mod wait;
 
@@ -24,3 +25,4 @@ mod history;
 mod outage;
 mod refusals;
 mod samples;
+mod secure;
