@@ -1,7 +1,10 @@
 //! The librdkafka clients of a lane: their properties, and a context that counts deliveries and takes logs and errors.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -116,6 +119,8 @@ pub fn consumer(kafka: &config::Kafka, stream: Stream, group: &str) -> ClientCon
     client
         .set("group.id", group)
         .set("enable.auto.commit", "false")
+        // It looks up topics first; see Context::log for what this line is good for.
+        .set("log.connection.close", "true")
         // The broker then answers only once no transaction of a former producer is open.
         .set("isolation.level", "read_committed");
     client
@@ -128,6 +133,7 @@ pub struct Context {
     pub last_error: Arc<LastError>,
     pub deliveries: Arc<Deliveries>,
     statistics: Arc<Statistics>,
+    heard: Arc<AtomicU64>,
 }
 
 impl Context {
@@ -137,13 +143,26 @@ impl Context {
             last_error: Arc::default(),
             deliveries: Arc::default(),
             statistics: Arc::new(Statistics::new(sums)),
+            heard: Arc::default(),
         }
+    }
+
+    /// How many log lines and errors there were.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         let stream = self.stream;
+        self.heard.fetch_add(1, Ordering::Relaxed);
+        // A broker that hangs up is no error to librdkafka. One that does so at the first request may want TLS.
+        if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            let text = format!("{text} (does this port want TLS?)");
+            self.last_error.set(Code::BrokerTransportFailure, &text);
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -157,6 +176,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         debug!(target: "librdkafka", stream = %self.stream, %error, "{reason}");
         if let Some(code) = error.rdkafka_error_code() {
             self.last_error.set(code, reason);

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fs::{self, File},
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -104,16 +105,40 @@ impl Setup {
             .set("streams.dead_letters.topic", &topics.dead_letters)
     }
 
-    /// Starts the process and no more.
-    pub fn spawn(&self) -> Running {
-        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), &[OsString::from("serve")]);
+    /// Sets one of librdkafka's properties by its environment variable.
+    pub fn property(self, name: &str, value: &str) -> Self {
+        self.set(&format!("kafka.properties.{}", name.replace('.', "_")), value)
+    }
+
+    /// Runs another command with these settings and gives all that it wrote.
+    pub fn run(&self, args: &[&str]) -> String {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let log = new_dir("command").join("output");
+        let file = File::create(&log).unwrap();
+        let mut command = self.command(&args);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let status = Process::spawn(&mut command).unwrap().wait(START_LIMIT);
+        let output = fs::read_to_string(log).unwrap();
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{args:?} ended with {status:?}:\n{output}"
+        );
+        output
+    }
+
+    fn command(&self, args: &[OsString]) -> Command {
+        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), args);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CMC_BRIDGE")) {
             command.env_remove(name);
         }
+        command.envs(&self.environment);
         command
-            .envs(&self.environment)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+    }
+
+    /// Starts the process and no more.
+    pub fn spawn(&self) -> Running {
+        let mut command = self.command(&[OsString::from("serve")]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command).unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stderr = process.take_stderr().unwrap();

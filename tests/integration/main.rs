@@ -12,6 +12,7 @@ mod load;
 mod metrics;
 mod oracle;
 mod process;
+mod secured;
 mod topics;
 mod wait;
 
@@ -26,4 +27,5 @@ mod history;
 mod outage;
 mod refusals;
 mod samples;
+mod secure;
 mod tls;
