@@ -299,6 +299,7 @@ fn start_lane(
     let dead_letter_topic = config.stream(Stream::DeadLetters).topic.clone();
     let options = LaneOptions {
         stream,
+        delivery: kafka.delivery,
         topic: topic.clone(),
         dead_letter_topic: dead_letter_topic.clone(),
         max_record_bytes: kafka.max_record_bytes,

@@ -257,6 +257,8 @@ pub struct Kafka {
 pub enum Delivery {
     /// `exactly-once`: transactions; the position moves with the events.
     ExactlyOnce,
+    /// `at-least-once`: an idempotent producer and no transactions; the position is the checkpoint's.
+    AtLeastOnce,
 }
 
 /// One stream.

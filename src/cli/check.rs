@@ -104,6 +104,7 @@ fn summary(
         kafka.bootstrap_servers,
         match kafka.delivery {
             Delivery::ExactlyOnce => "exactly-once",
+            Delivery::AtLeastOnce => "at-least-once",
         }
     )?;
     if !kafka.properties.is_empty() {

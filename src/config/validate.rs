@@ -304,15 +304,13 @@ fn is_server(server: &str) -> bool {
 
 fn delivery(raw: &mut Raw) -> Option<Delivery> {
     const KEY: &str = "kafka.delivery";
-    if raw.value(KEY).and_then(|value| parse::text(&value.kind)) == Some("at-least-once") {
-        raw.problem(
-            KEY,
-            "at-least-once is not available in this version",
-            "use exactly-once",
-        );
-        return None;
-    }
-    raw.choice(KEY, &[("exactly-once", Delivery::ExactlyOnce)])
+    raw.choice(
+        KEY,
+        &[
+            ("exactly-once", Delivery::ExactlyOnce),
+            ("at-least-once", Delivery::AtLeastOnce),
+        ],
+    )
 }
 
 /// Whether Kafka's letters are the only ones: they do for topics, ids and groups.

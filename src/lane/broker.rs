@@ -75,6 +75,9 @@ pub enum DeliveryError {
     /// number of the record being sent means that it was not queued, and that the transaction is not harmed.
     #[error("the broker refused record {index} of the transaction: {refusal:?}")]
     Refused { index: usize, refusal: Refusal },
+    /// The deadline came first.
+    #[error(transparent)]
+    Late(BrokerError),
     #[error(transparent)]
     Failed(#[from] BrokerError),
 }
@@ -87,7 +90,10 @@ pub trait Connect {
     fn connect(&self, group: Uuid, mode: Mode) -> Result<Self::Broker, BrokerError>;
 }
 
-/// One producer's life. After any error it must be dropped.
+/// One producer's life. After any error it must be dropped, but for a late delivery outside transactions.
+///
+/// With at-least-once delivery there are no transactions: `begin` begins a new count of records, and `committed` and
+/// `commit` are not called.
 pub trait Broker {
     /// The position that Kafka has, once no transaction of a former producer is open. Asked once, before all else.
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;

@@ -42,51 +42,89 @@ impl LastError {
     }
 }
 
-/// Explains an error met while `doing` something.
-pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
-    let code = match error {
-        // The library gives no code for this one.
+/// The code behind an error; rdkafka leaves one out.
+fn code_of(error: &KafkaError) -> Option<Code> {
+    match error {
         KafkaError::AdminOp(code) => Some(*code),
         _ => error.rdkafka_error_code(),
-    };
-    let mut text = match error {
+    }
+}
+
+/// Explains an error met while `doing` something.
+pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
+    let code = code_of(error);
+    let (mut text, mut found) = match error {
         // Its Display says only the code; the text has the broker's words.
-        KafkaError::Transaction(error) => error.string(),
-        _ => error.to_string(),
+        KafkaError::Transaction(error) => (error.string(), None),
+        // Its Display shows the value too, which is a secret when a secret's name is misspelt.
+        KafkaError::ClientConfig(_, what, _, _) => (what.clone(), Some(misconfigured(what))),
+        KafkaError::ClientCreation(what) => (what.clone(), Some(misconfigured(what))),
+        _ => (error.to_string(), None),
     };
-    let mut found = match error {
-        // librdkafka's words name the property.
-        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => Some((
-            BlockReason::Other,
-            "Check [kafka.properties] in the configuration".to_owned(),
-        )),
-        _ => code.and_then(|code| known(code, names)),
-    };
+    found = found.or_else(|| known(code?, names));
     let vague = matches!(
         code,
-        None | Some(
+        Some(
             Code::OperationTimedOut
                 | Code::RequestTimedOut
                 | Code::MessageTimedOut
-                | Code::AllBrokersDown
                 | Code::BrokerTransportFailure
+                | Code::AllBrokersDown
         )
     );
-    if vague
-        && found
-            .as_ref()
-            .is_none_or(|(reason, _)| *reason != BlockReason::Other)
-        && let Some((code, cause)) = last.get()
-    {
+    if vague && let Some((code, cause)) = last.get() {
+        // OpenSSL's errors after the handshake come as failures of the transport.
+        found = match cause.contains("SSL routines") {
+            true => Some(tls(&cause)),
+            false => known(code, names).or(found),
+        };
         text = format!("{text}; before that: {cause}");
-        found = known(code, names).or(found);
     }
+    text.truncate(text.trim_end_matches('.').len());
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
     let stop = if advice.is_empty() { "" } else { ". " };
     BrokerError {
         reason,
         message: format!("cannot {doing}: {text}{stop}{advice}"),
     }
+}
+
+/// Explains why a topic could not be created.
+pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &LastError) -> BrokerError {
+    let explained = explain(error, &format!("create topic {topic}"), names, last);
+    match code_of(error) {
+        Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => BrokerError {
+            reason: BlockReason::Authorization,
+            message: format!(
+                "cannot create topic {topic}: {error}. Grant the bridge's user CREATE on it, or create it and set \
+                 kafka.create_topics = false"
+            ),
+        },
+        _ => explained,
+    }
+}
+
+/// What is wrong with `[kafka.properties]`, in librdkafka's words.
+fn misconfigured(what: &str) -> (BlockReason, String) {
+    let advice = if what.contains("SASL mechanism") {
+        "Set sasl.mechanism under [kafka.properties] to one that this build has: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    } else {
+        "Correct it under [kafka.properties], or the file that it names"
+    };
+    (BlockReason::Other, advice.to_owned())
+}
+
+/// What is wrong with TLS, in OpenSSL's words.
+fn tls(what: &str) -> (BlockReason, String) {
+    let advice = if what.contains("verify failed") {
+        "Check that ssl.ca.location has the CA of the broker's certificate (without it the system's are trusted), and that \
+         the certificate is for the name or address in kafka.bootstrap_servers and advertised.listeners"
+    } else if what.contains("alert") {
+        "The broker wants another client certificate, or one at all: check ssl.certificate.location and ssl.key.location"
+    } else {
+        "Check that the broker's port speaks TLS (security.protocol), and ssl.ca.location"
+    };
+    (BlockReason::Authentication, advice.to_owned())
 }
 
 /// The refusal that a delivery error stands for, if it is one.
@@ -107,22 +145,19 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
     Some(match code {
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::OperationTimedOut => (
             BlockReason::Connect,
-            format!("Check that the brokers at {bootstrap_servers} run and can be reached from here (kafka.bootstrap_servers)"),
+            format!(
+                "Check that the brokers at {bootstrap_servers} run and can be reached from here \
+                 (kafka.bootstrap_servers), and that security.protocol is that of their listener"
+            ),
         ),
-        Code::SSL => (
-            BlockReason::Authentication,
-            "Check that the broker's port speaks TLS and that its certificate is signed by a CA in ssl.ca.location".into(),
-        ),
+        Code::SSL => tls(""),
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => (
             BlockReason::Authentication,
             "Check security.protocol, sasl.mechanism, sasl.username and sasl.password under [kafka.properties]".into(),
         ),
         Code::TopicAuthorizationFailed => (
             BlockReason::Authorization,
-            format!(
-                "Grant the bridge's user WRITE, DESCRIBE and READ on topic {topic} (and on the dead-letter topic), and \
-                 CREATE with kafka.create_topics"
-            ),
+            format!("Grant the bridge's user WRITE and READ on topic {topic} (and on the dead-letter topic)"),
         ),
         Code::GroupAuthorizationFailed => (
             BlockReason::Authorization,
@@ -136,7 +171,7 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         ),
         Code::TransactionalIdAuthorizationFailed => (
             BlockReason::Authorization,
-            format!("Grant the bridge's user WRITE and DESCRIBE on transactional id {group}, best by the prefix kafka.id_prefix"),
+            format!("Grant the bridge's user WRITE on transactional id {group}, best by the prefix kafka.id_prefix"),
         ),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => (
             BlockReason::TopicMissing,
@@ -246,5 +281,61 @@ mod tests {
         );
         assert_eq!(error.reason, BlockReason::Authentication);
         assert!(error.message.contains("bad password"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_connection_is_explained_by_what_the_client_said_before() {
+        for (said, reason, cure) in [
+            (
+                "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed",
+                BlockReason::Authentication,
+                "ssl.ca.location",
+            ),
+            (
+                "Receive failed: error:0A000412:SSL routines::ssl/tls alert bad certificate",
+                BlockReason::Authentication,
+                "ssl.key.location",
+            ),
+            (
+                "Disconnected: connecting to a PLAINTEXT broker listener?",
+                BlockReason::Connect,
+                "security.protocol",
+            ),
+        ] {
+            let last = LastError::default();
+            last.set(Code::BrokerTransportFailure, said);
+            let error = KafkaError::MetadataFetch(Code::BrokerTransportFailure);
+            let error = explain(&error, "look up the topic", &names(), &last);
+            assert_eq!(error.reason, reason, "{error}");
+            assert!(
+                error.message.contains(said) && error.message.contains(cure),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_property_that_is_refused_is_named_without_its_value() {
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("sasl.passwort", "s3cr3t");
+        let refused = config.create_native_config().map(|_| ()).unwrap_err();
+        assert!(
+            refused.to_string().contains("s3cr3t"),
+            "rdkafka shows it: {refused}"
+        );
+        let error = explain(&refused, "make a Kafka client", &names(), &LastError::default());
+        assert_eq!(error.reason, BlockReason::Other);
+        assert!(
+            error.message.contains("sasl.passwort") && !error.message.contains("s3cr3t"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_topic_that_must_not_be_created() {
+        let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
+        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        assert_eq!(error.reason, BlockReason::Authorization);
+        assert!(error.message.contains("CREATE"), "{error}");
     }
 }

@@ -1,7 +1,10 @@
 //! The librdkafka clients of a lane: their properties, and a context that counts deliveries and takes logs and errors.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,7 +19,11 @@ use rdkafka::{
 use secrecy::ExposeSecret;
 use tracing::{debug, info, warn};
 
-use crate::{admin::metrics::KafkaSums, config, stream::Stream};
+use crate::{
+    admin::metrics::KafkaSums,
+    config::{self, Delivery},
+    stream::Stream,
+};
 
 use super::{broker::Mode, cause::LastError, statistics::Statistics};
 
@@ -66,9 +73,18 @@ pub fn producer(
             client.set(name, value);
         }
     };
+    match kafka.delivery {
+        Delivery::ExactlyOnce => {
+            client
+                .set("transactional.id", group)
+                .set("transaction.timeout.ms", timeout);
+        }
+        // The spool is the retry buffer: nothing expires.
+        Delivery::AtLeastOnce => {
+            client.set("message.timeout.ms", "0");
+        }
+    }
     client
-        .set("transactional.id", group)
-        .set("transaction.timeout.ms", timeout)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
@@ -103,6 +119,8 @@ pub fn consumer(kafka: &config::Kafka, stream: Stream, group: &str) -> ClientCon
     client
         .set("group.id", group)
         .set("enable.auto.commit", "false")
+        // It looks up topics first; see Context::log for what this line is good for.
+        .set("log.connection.close", "true")
         // The broker then answers only once no transaction of a former producer is open.
         .set("isolation.level", "read_committed");
     client
@@ -116,6 +134,7 @@ pub struct Context {
     pub deliveries: Arc<Deliveries>,
     /// None of a client that is no lane's.
     statistics: Option<Arc<Statistics>>,
+    heard: Arc<AtomicU64>,
 }
 
 impl Context {
@@ -133,13 +152,26 @@ impl Context {
             last_error: Arc::default(),
             deliveries: Arc::default(),
             statistics: None,
+            heard: Arc::default(),
         }
+    }
+
+    /// How many log lines and errors there were.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         let stream = self.stream;
+        self.heard.fetch_add(1, Ordering::Relaxed);
+        // A broker that hangs up is no error to librdkafka. One that does so at the first request may want TLS.
+        if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            let text = format!("{text} (does this port want TLS?)");
+            self.last_error.set(Code::BrokerTransportFailure, &text);
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -153,6 +185,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         debug!(target: "librdkafka", stream = %self.stream, %error, "{reason}");
         if let Some(code) = error.rdkafka_error_code() {
             self.last_error.set(code, reason);

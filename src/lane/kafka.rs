@@ -22,17 +22,24 @@ use tokio::runtime::Handle;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::{admin::metrics::KafkaSums, config, spool::Seq, stream::Stream};
+use crate::{
+    admin::metrics::KafkaSums,
+    config::{self, Delivery},
+    spool::Seq,
+    stream::Stream,
+};
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing},
-    cause::{Names, explain, refusal},
+    cause::{Names, explain, explain_creation, refusal},
     client::{self, Context, Waited},
     topics::{self, Limits},
 };
 
 /// Most time for one question to the cluster.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most time for what a consumer has to say; the producer may talk in between.
+const LISTEN: Duration = Duration::from_millis(500);
 /// A coordinator that is still loading is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -48,12 +55,13 @@ pub struct KafkaConnect {
     pub sums: KafkaSums,
 }
 
-/// A transactional producer.
+/// A producer, with at-least-once delivery one without transactions.
 pub struct KafkaBroker {
     producer: ThreadedProducer<Context>,
     /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
     consumer: Option<BaseConsumer<Context>>,
-    group: ConsumerGroupMetadata,
+    /// Set with transactions.
+    group: Option<ConsumerGroupMetadata>,
     context: Context,
     limits: Limits,
     /// Whether the operator configured a compression: sizes of records can't be foretold then.
@@ -77,24 +85,27 @@ impl Connect for KafkaConnect {
             let (names, last) = (names.clone(), Arc::clone(&context.last_error));
             move |error: KafkaError| explain(&error, doing, &names, &last)
         };
-        let limits = self.check_topics(&context, &names)?;
+        // It looks up topics and reads the position.
         let consumer_config = client::consumer(&self.kafka, self.stream, &group);
-        let consumer = BaseConsumer::from_config_and_context(&consumer_config, context.clone())
-            .map_err(fail("make a Kafka client"))?;
-        let group_metadata = consumer.group_metadata().ok_or_else(|| BrokerError {
-            reason: BlockReason::Other,
-            message: "librdkafka gives no group metadata".into(),
-        })?;
+        let consumer: BaseConsumer<Context> =
+            BaseConsumer::from_config_and_context(&consumer_config, context.clone())
+                .map_err(fail("make a Kafka client"))?;
+        let limits = self.check_topics(&consumer, &context, &names)?;
         let config = client::producer(&self.kafka, self.stream, &group, mode, limits.smallest());
         let producer: ThreadedProducer<Context> = config
             .create_with_context(context.clone())
             .map_err(fail("make a Kafka client"))?;
-        producer
-            .init_transactions(PATIENCE)
-            .map_err(fail("begin as a transactional producer"))?;
+        let mut position = None;
+        if self.kafka.delivery == Delivery::ExactlyOnce {
+            producer
+                .init_transactions(PATIENCE)
+                .map_err(fail("begin as a transactional producer"))?;
+            position = consumer.group_metadata().map(|group| (consumer, group));
+        }
+        let (consumer, group_metadata) = position.unzip();
         Ok(KafkaBroker {
             producer,
-            consumer: Some(consumer),
+            consumer,
             group: group_metadata,
             limits,
             compressed: ["compression.type", "compression.codec"]
@@ -109,27 +120,50 @@ impl Connect for KafkaConnect {
 
 impl KafkaConnect {
     /// Checks the lane's topic, creates what is missing when configured, and reads the topics' limits.
-    fn check_topics(&self, context: &Context, names: &Names) -> Result<Limits, BrokerError> {
+    fn check_topics(
+        &self,
+        consumer: &BaseConsumer<Context>,
+        context: &Context,
+        names: &Names,
+    ) -> Result<Limits, BrokerError> {
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, names, &context.last_error);
+        // Topics are looked up by the consumer, for an admin client never tells why it can't connect.
+        let look_up = |topic: &str| {
+            topics::exists(consumer.client(), topic).map_err(|error| {
+                listen(consumer);
+                fail("look up the topic", error)
+            })
+        };
+        let exists = look_up(&self.topic)?;
         let config = client::base(&self.kafka, self.stream);
         let admin = AdminClient::from_config_and_context(&config, context.clone())
             .map_err(|error| fail("make a Kafka client", error))?;
+        let create = |topic: &str| {
+            topics::create(&admin, &self.runtime, &self.kafka, topic)
+                .map_err(|error| explain_creation(&error, topic, names, &context.last_error))
+        };
+        match (exists, self.kafka.create_topics) {
+            (true, _) => {}
+            (false, true) => create(&self.topic)?,
+            (false, false) => {
+                let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+                return Err(fail("find the topic", missing));
+            }
+        }
         let mut topics = vec![self.topic.as_str()];
         if self.dead_letter_topic != self.topic {
             topics.push(&self.dead_letter_topic);
-        }
-        for topic in &topics {
-            let exists =
-                topics::exists(admin.inner(), topic).map_err(|error| fail("look up the topic", error))?;
-            if !exists && self.kafka.create_topics {
-                topics::create(&admin, &self.runtime, &self.kafka, topic)
-                    .map_err(|error| fail("create the topic", error))?;
-            } else if !exists && *topic == self.topic {
-                // The dead-letter topic matters when something is refused, and its own lane watches over it.
-                return Err(fail(
-                    "find the topic",
-                    KafkaError::MetadataFetch(Code::UnknownTopicOrPartition),
-                ));
+            // It matters to this lane only when something is refused; its own lane watches over it.
+            let made = look_up(&self.dead_letter_topic).and_then(|exists| {
+                let missing = !exists && self.kafka.create_topics;
+                if missing {
+                    create(&self.dead_letter_topic)
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(error) = made {
+                debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
             }
         }
         Ok(topics::limits(&admin, &self.runtime, &topics))
@@ -150,14 +184,26 @@ impl KafkaBroker {
         self.explain(doing, &timed_out)
     }
 
+    /// Why the transaction failed, when a delivery's error is only that it was given up for that.
+    fn failure(&self, error: KafkaError) -> KafkaError {
+        if !matches!(
+            error.rdkafka_error_code(),
+            Some(Code::PurgeQueue | Code::PurgeInflight)
+        ) {
+            return error;
+        }
+        // A call that is not allowed in a failed transaction answers with the error that made it fail.
+        self.producer.begin_transaction().err().unwrap_or(error)
+    }
+
     fn waited(&self, waited: Waited) -> Result<(), DeliveryError> {
         match waited {
             Waited::Delivered => Ok(()),
             Waited::Failed(index, error) => match error.rdkafka_error_code().and_then(refusal) {
                 Some(refusal) => Err(DeliveryError::Refused { index, refusal }),
-                None => Err(self.explain("deliver events", &error).into()),
+                None => Err(self.explain("deliver events", &self.failure(error)).into()),
             },
-            Waited::TimedOut => Err(self.too_slow("deliver events in time").into()),
+            Waited::TimedOut => Err(DeliveryError::Late(self.too_slow("deliver events in time"))),
         }
     }
 }
@@ -195,7 +241,10 @@ impl Broker for KafkaBroker {
                     debug!(%error, "the position can't be read yet");
                     std::thread::sleep(ASK_AGAIN);
                 }
-                Err(error) => return Err(self.explain("read the position", &error)),
+                Err(error) => {
+                    listen(&consumer);
+                    return Err(self.explain("read the position", &error));
+                }
             }
         }
     }
@@ -207,9 +256,13 @@ impl Broker for KafkaBroker {
     fn begin(&mut self) -> Result<(), BrokerError> {
         self.context.deliveries.reset();
         self.sent = 0;
-        self.producer
-            .begin_transaction()
-            .map_err(|error| self.explain("begin a transaction", &error))
+        match self.group {
+            Some(_) => self
+                .producer
+                .begin_transaction()
+                .map_err(|error| self.explain("begin a transaction", &error)),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
@@ -256,6 +309,10 @@ impl Broker for KafkaBroker {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
+        let group = self.group.as_ref().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gave no group metadata".into(),
+        })?;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut offsets = TopicPartitionList::new();
         offsets
@@ -265,11 +322,25 @@ impl Broker for KafkaBroker {
             partition.set_metadata(metadata);
         }
         self.producer
-            .send_offsets_to_transaction(&offsets, &self.group, left())
+            .send_offsets_to_transaction(&offsets, group, left())
             .map_err(|error| self.explain("put the position into the transaction", &error))?;
         self.producer
             .commit_transaction(left())
             .map_err(|error| self.explain("commit the transaction", &error))
+    }
+}
+
+/// Lets a consumer say what happened to it: its errors go to the context, and it has no other events.
+fn listen(consumer: &BaseConsumer<Context>) {
+    let deadline = Instant::now() + LISTEN;
+    loop {
+        // A poll without a result may have taken a log line, with more behind it.
+        let heard = consumer.context().heard();
+        let event = consumer.poll(Duration::ZERO).is_some();
+        let silent = !event && consumer.context().heard() == heard;
+        if silent || Instant::now() > deadline {
+            break;
+        }
     }
 }
 

@@ -30,6 +30,13 @@
 //!    block the lane.
 //! 5. A failure blocks this lane only, with growing waits, a metric and a log line.
 //! 6. While idle, the position is committed again each hour, for offsets of idle groups expire.
+//!
+//! # At least once
+//!
+//! For brokers without transactions, `kafka.delivery = "at-least-once"`: an idempotent producer sends the next whole batches
+//! and awaits their deliveries, and the position lives in the checkpoint alone. A delivery that is late blocks the lane and
+//! keeps the producer, whose own retries make no doubles; a delivery that failed, and a crash, make the lane send again
+//! what is behind the checkpoint or was in flight. Rules 4 and 5 hold as they stand.
 
 pub mod broker;
 mod cause;

@@ -113,6 +113,8 @@ pub struct Inner {
     /// Faults to come.
     pub faults: VecDeque<Fault>,
     pub crash: Option<Crash>,
+    /// There are no transactions: a delivered record is there.
+    pub plain: bool,
     /// librdkafka's own `message.max.bytes`, compared with the value's length.
     pub client_limit: Option<usize>,
     /// Records that fit into the producer's queue.
@@ -323,7 +325,10 @@ impl Producer {
 
     /// Delivers what waits in the queue, up to `limit` records. A batch is all records that wait for a topic.
     fn deliver(&mut self, inner: &mut Inner, limit: usize) -> Result<(), DeliveryError> {
-        let open = inner.groups[&self.group].open.unwrap();
+        let state = match inner.plain {
+            true => State::Committed,
+            false => State::Open(inner.groups[&self.group].open.unwrap()),
+        };
         let waiting = self.delivered..self.sent.len().min(self.delivered.saturating_add(limit));
         for index in waiting.clone() {
             let (topic, record) = &self.sent[index];
@@ -345,7 +350,7 @@ impl Producer {
                     return Err(error(BlockReason::Authorization, "no right to write").into());
                 }
                 Some(topic) => topic.records.push(Record {
-                    state: State::Open(open),
+                    state,
                     ..record.clone()
                 }),
             }
@@ -378,6 +383,9 @@ impl Broker for Producer {
             }
             producer.sent.clear();
             producer.delivered = 0;
+            if inner.plain {
+                return Ok(());
+            }
             inner.next_transaction += 1;
             let number = inner.next_transaction;
             let open = inner
@@ -420,9 +428,11 @@ impl Broker for Producer {
     }
 
     fn delivered(&mut self, _: Instant) -> Result<(), DeliveryError> {
-        self.with(|producer, inner| {
+        let result = self.with(|producer, inner| {
             match inner.take(|f| matches!(f, Fault::Delivery | Fault::Slow)) {
-                Some(Fault::Slow) => return Err(error(BlockReason::Connect, "too slow").into()),
+                Some(Fault::Slow) => {
+                    return Err(DeliveryError::Late(error(BlockReason::Connect, "too slow")));
+                }
                 Some(_) => {
                     let some = producer.sent.len() / 2;
                     producer.deliver(inner, some)?;
@@ -431,7 +441,12 @@ impl Broker for Producer {
                 None => {}
             }
             producer.deliver(inner, usize::MAX)
-        })
+        });
+        // Outside transactions a late delivery is no failure.
+        if matches!(result, Err(DeliveryError::Late(_))) && self.cluster.lock().plain {
+            self.broken = false;
+        }
+        result
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, _: Instant) -> Result<(), BrokerError> {

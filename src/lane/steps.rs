@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
     batch::{self, BatchView, DecodeError},
+    config::Delivery,
     spool::{Backlog, Damage, Position, ReadError, Seq, SpoolError, StoredBatch},
     stream::Stream,
 };
@@ -27,6 +28,7 @@ const ONE_BY_ONE_EVENTS: usize = 500;
 #[derive(Clone, Debug)]
 pub struct LaneOptions {
     pub stream: Stream,
+    pub delivery: Delivery,
     pub topic: String,
     pub dead_letter_topic: String,
     /// Dead letters are cut into parts of this size.
@@ -50,6 +52,8 @@ pub struct Timing {
     /// The first wait after a failure; it doubles up to the longest.
     pub first_wait: Duration,
     pub longest_wait: Duration,
+    /// Without transactions, a wait for deliveries is interrupted this often, for the checkpoint and for the end.
+    pub late_every: Duration,
 }
 
 impl Default for Timing {
@@ -59,6 +63,7 @@ impl Default for Timing {
             recommit_every: Duration::from_secs(3600),
             first_wait: Duration::from_millis(250),
             longest_wait: Duration::from_secs(10),
+            late_every: Duration::from_millis(500),
         }
     }
 }
@@ -85,6 +90,8 @@ pub struct Lane<C: Connect> {
     refusals: Option<Refusals>,
     /// The transaction whose commit has not been confirmed.
     unconfirmed: Option<Sent>,
+    /// With at-least-once delivery: what was sent and is not delivered yet.
+    window: Option<Sent>,
     wait: Duration,
     blocked: Option<BlockReason>,
     stored_at: Instant,
@@ -170,6 +177,7 @@ impl<C: Connect> Lane<C> {
             broker: None,
             refusals: None,
             unconfirmed: None,
+            window: None,
             blocked: None,
             stored_at: Instant::now(),
             committed_at: Some(Instant::now()),
@@ -210,6 +218,7 @@ impl<C: Connect> Lane<C> {
         let turn = match self.try_turn() {
             Ok(turn) => turn,
             Err(stop) => {
+                self.window = None;
                 self.backlog.rewind();
                 let turn = match stop {
                     Stop::Spool(error) => return Err(error),
@@ -243,6 +252,9 @@ impl<C: Connect> Lane<C> {
         if self.broker.is_none() {
             return self.connect();
         }
+        if let Some(sent) = self.window.take() {
+            return self.delivered(sent);
+        }
         let next = self.backlog.peek().map_err(unreadable)?.map(|batch| batch.seq);
         if let Some(refusals) = &self.refusals
             && next.is_none_or(|next| next >= refusals.until)
@@ -255,10 +267,15 @@ impl<C: Connect> Lane<C> {
             }
         }
         if next.is_some() {
-            return self.transaction();
+            return match self.options.delivery {
+                Delivery::ExactlyOnce => self.transaction(),
+                Delivery::AtLeastOnce => self.window(),
+            };
         }
         let every = self.options.timing.recommit_every;
-        if self.committed_at.is_none_or(|at| at.elapsed() >= every) {
+        if self.options.delivery == Delivery::ExactlyOnce
+            && self.committed_at.is_none_or(|at| at.elapsed() >= every)
+        {
             return self.recommit();
         }
         self.unblock();
@@ -269,9 +286,14 @@ impl<C: Connect> Lane<C> {
     fn connect(&mut self) -> Result<Turn, Stop> {
         let mode = self.mode();
         let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
-        let committed = broker.committed()?;
+        let committed = match self.options.delivery {
+            Delivery::ExactlyOnce => Some(broker.committed()?),
+            Delivery::AtLeastOnce => None,
+        };
         self.broker = Some(broker);
-        self.settle(committed)?;
+        if let Some(committed) = committed {
+            self.settle(committed)?;
+        }
         Ok(Turn::Progress)
     }
 
@@ -323,6 +345,44 @@ impl<C: Connect> Lane<C> {
             .map_or(Mode::Batched, |refusals| refusals.mode)
     }
 
+    /// Sends the next batches, to be awaited without a transaction.
+    fn window(&mut self) -> Result<Turn, Stop> {
+        let mut sent = Sent::begin();
+        let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
+        match self.send(&mut sent, deadline) {
+            Ok(()) => self.delivered(sent),
+            Err(DeliveryError::Refused { index, refusal }) => Err(self.refused(&sent, index, refusal)),
+            Err(DeliveryError::Failed(error) | DeliveryError::Late(error)) => Err(error.into()),
+        }
+    }
+
+    /// Awaits what was sent without a transaction. librdkafka tries again for as long as it takes, and a new producer
+    /// would send everything twice: so lateness blocks the lane and keeps the producer.
+    fn delivered(&mut self, sent: Sent) -> Result<Turn, Stop> {
+        let until = Instant::now() + self.options.timing.late_every;
+        match self.broker()?.delivered(until) {
+            Ok(()) => {
+                self.backlog.advance(sent.end);
+                if sent.cut {
+                    self.backlog.rewind();
+                }
+                self.account(&sent);
+                self.unblock();
+                Ok(Turn::Progress)
+            }
+            Err(DeliveryError::Late(error)) => {
+                let late = sent.begun.elapsed() >= self.options.transaction_limit;
+                self.window = Some(sent);
+                if late && self.blocked.is_none() {
+                    self.block(error);
+                }
+                Ok(Turn::Blocked(Duration::ZERO))
+            }
+            Err(DeliveryError::Failed(error)) => Err(error.into()),
+            Err(DeliveryError::Refused { index, refusal }) => Err(self.refused(&sent, index, refusal)),
+        }
+    }
+
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
         let mut sent = Sent::begin();
@@ -333,7 +393,7 @@ impl<C: Connect> Lane<C> {
         if let Err(error) = delivered {
             self.ended(TransactionOutcome::Aborted, sent.begun);
             return Err(match error {
-                DeliveryError::Failed(error) => Stop::Blocked(error),
+                DeliveryError::Failed(error) | DeliveryError::Late(error) => Stop::Blocked(error),
                 DeliveryError::Refused { index, refusal } => self.refused(&sent, index, refusal),
             });
         }

@@ -1,5 +1,7 @@
 //! The rules of a lane, driven turn by turn over a log on disk and a simulated cluster.
 
+#[path = "steps_at_least_once_tests.rs"]
+mod at_least_once;
 #[path = "steps_random_tests.rs"]
 mod random;
 
@@ -98,6 +100,7 @@ struct Event<'a> {
 fn options() -> LaneOptions {
     LaneOptions {
         stream: Stream::Deliveries,
+        delivery: Delivery::ExactlyOnce,
         topic: TOPIC.into(),
         dead_letter_topic: LETTERS.into(),
         max_record_bytes: 100_000,

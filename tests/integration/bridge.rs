@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fs::{self, File},
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -102,6 +103,26 @@ impl Setup {
             .set("streams.bounces.topic", &topics.bounces)
             .set("streams.blocks.topic", &topics.blocks)
             .set("streams.dead_letters.topic", &topics.dead_letters)
+    }
+
+    /// Sets one of librdkafka's properties by its environment variable.
+    pub fn property(self, name: &str, value: &str) -> Self {
+        self.set(&format!("kafka.properties.{}", name.replace('.', "_")), value)
+    }
+
+    /// Runs another command with these settings and gives all that it wrote.
+    pub fn run(&self, args: &[&str]) -> String {
+        let log = new_dir("command").join("output");
+        let file = File::create(&log).unwrap();
+        let mut command = self.command(args);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let status = Process::spawn(&mut command).unwrap().wait(START_LIMIT);
+        let output = fs::read_to_string(log).unwrap();
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{args:?} ended with {status:?}:\n{output}"
+        );
+        output
     }
 
     /// A command of the binary with this environment, and no other of the bridge's.

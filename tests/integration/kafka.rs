@@ -49,17 +49,27 @@ pub fn shared() -> &'static str {
     let (bootstrap, _) = SHARED.get_or_init(|| match std::env::var("CMC_BRIDGE_TEST_BROKERS") {
         Ok(brokers) => (brokers, None),
         Err(_) => {
-            let broker = Broker::start(None);
+            let broker = Broker::start(None, |_, _| Extra::default());
             (broker.bootstrap(), Some(broker))
         }
     });
     bootstrap
 }
 
+/// What a broker has beyond its plain listener.
+#[derive(Default)]
+pub struct Extra {
+    /// Lines of its properties; they win over those above them.
+    pub properties: String,
+    /// Arguments of `StorageTool format`.
+    pub format: Vec<String>,
+}
+
 /// A single-broker cluster of our own.
 pub struct Broker {
     dir: PathBuf,
     port: u16,
+    format: Vec<String>,
     /// Of an own broker; the shared one is its own controller.
     controller: Option<Process>,
     process: Option<Process>,
@@ -69,25 +79,36 @@ pub struct Broker {
 impl Broker {
     /// Starts one that the caller may kill, pause and restart. Waits while too many run.
     pub fn own() -> Self {
-        Broker::start(Some(OWN_BROKERS.acquire()))
+        Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra::default())
     }
 
-    fn start(permit: Option<Permit>) -> Self {
+    /// Starts one; with a permit its controller is a process of its own. `extra` is told the listeners that it has anyway,
+    /// and may take further free ports.
+    pub fn start(
+        permit: Option<Permit>,
+        mut extra: impl FnMut(&str, &mut dyn FnMut() -> u16) -> Extra,
+    ) -> Self {
         let separate = permit.is_some();
         let mut random = Random::new("broker ports");
         for _ in 0..5 {
             let (port, controller) = (free_port(&mut random), free_port(&mut random));
             let dir = new_dir("kafka");
-            write_files(&dir, port, controller, separate);
+            let mut listeners = format!("PLAINTEXT://127.0.0.1:{port}");
+            if !separate {
+                listeners += &format!(",CONTROLLER://127.0.0.1:{controller}");
+            }
+            let extra = extra(&listeners, &mut || free_port(&mut random));
+            write_files(&dir, &listeners, port, controller, separate, &extra.properties);
             let mut broker = Broker {
                 dir,
                 port,
+                format: extra.format,
                 controller: None,
                 process: None,
                 _permit: None,
             };
             if separate {
-                broker.controller = Some(run_java(&broker.dir, "controller", "256m"));
+                broker.controller = Some(run_kafka(&broker.dir, "controller", "256m", &[]));
             }
             if broker.try_start() {
                 broker._permit = permit;
@@ -106,6 +127,11 @@ impl Broker {
     /// Its `bootstrap.servers`, the same after a restart.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What the broker printed.
@@ -157,7 +183,9 @@ impl Broker {
 
     /// Starts the process and waits until topics can be made; false when it (or its controller) ended by itself.
     fn try_start(&mut self) -> bool {
-        let process = self.process.insert(run_java(&self.dir, "broker", "512m"));
+        let process = self
+            .process
+            .insert(run_kafka(&self.dir, "broker", "512m", &self.format));
         let bootstrap = format!("127.0.0.1:{}", self.port);
         let probe: BaseConsumer = client_config(&bootstrap).create().unwrap();
         let what = format!(
@@ -178,30 +206,20 @@ impl Broker {
 }
 
 /// Runs Kafka with `<node>.properties`, formatting its data directory first if that is new.
-fn run_java(dir: &Path, node: &str, heap: &str) -> Process {
-    let java = java();
+fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Process {
     let properties = dir.join(format!("{node}.properties"));
     let log = OpenOptions::new()
         .create(true)
         .append(true)
         .open(dir.join(format!("{node}.log")))
         .unwrap();
-    // Quick to start and modest: the tests share the machine with the bridge.
-    let options: Vec<OsString> = [
-        format!("-Xmx{heap}"),
-        "-XX:+UseSerialGC".to_owned(),
-        "-XX:TieredStopAtLevel=1".to_owned(),
-        format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()),
-        "-cp".to_owned(),
-        java.class_path.clone(),
-    ]
-    .map(OsString::from)
-    .to_vec();
+    let options = java_options(dir, heap);
     if !dir.join(format!("{node}-data")).exists() {
-        let status = Command::new(&java.program)
+        let status = Command::new(&java().program)
             .args(&options)
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
             .arg(&properties)
+            .args(format)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log.try_clone().unwrap())
@@ -217,9 +235,24 @@ fn run_java(dir: &Path, node: &str, heap: &str) -> Process {
         .into_iter()
         .chain(["kafka.Kafka".into(), properties.into_os_string()])
         .collect();
-    let mut command = watched(&java.program, &args);
+    let mut command = watched(&java().program, &args);
     command.stdout(log.try_clone().unwrap()).stderr(log);
     Process::spawn(&mut command).unwrap()
+}
+
+/// Options for a Java program with Kafka's classes that logs by the broker's `log4j2.xml`. Quick to start and modest: the
+/// tests share the machine with the bridge.
+pub fn java_options(dir: &Path, heap: &str) -> Vec<OsString> {
+    [
+        format!("-Xmx{heap}"),
+        "-XX:+UseSerialGC".to_owned(),
+        "-XX:TieredStopAtLevel=1".to_owned(),
+        format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()),
+        "-cp".to_owned(),
+        java().class_path.clone(),
+    ]
+    .map(OsString::from)
+    .to_vec()
 }
 
 impl Drop for Broker {
@@ -266,7 +299,7 @@ fn free_port(random: &mut Random) -> u16 {
     }
 }
 
-fn write_files(dir: &Path, port: u16, controller: u16, separate: bool) {
+fn write_files(dir: &Path, listeners: &str, port: u16, controller: u16, separate: bool, extra: &str) {
     let (roles, controller_id) = if separate {
         ("broker", 2)
     } else {
@@ -284,15 +317,12 @@ fn write_files(dir: &Path, port: u16, controller: u16, separate: bool) {
         SESSION_TIMEOUT.as_millis()
     );
     let controller_listener = format!("CONTROLLER://127.0.0.1:{controller}");
-    let mut listeners = format!("PLAINTEXT://127.0.0.1:{port}");
     if separate {
         let properties = format!(
             "process.roles=controller\nnode.id=2\nlisteners={controller_listener}\nlog.dirs={}\n{common}",
             dir.join("controller-data").display()
         );
         fs::write(dir.join("controller.properties"), properties).unwrap();
-    } else {
-        listeners = format!("{listeners},{controller_listener}");
     }
     let properties = format!(
         "process.roles={roles}\n\
@@ -310,7 +340,7 @@ fn write_files(dir: &Path, port: u16, controller: u16, separate: bool) {
          transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
          group.initial.rebalance.delay.ms=0\n\
          log.cleaner.dedupe.buffer.size=4194304\n\
-         {common}",
+         {common}{extra}",
         dir.join("broker-data").display()
     );
     fs::write(dir.join("broker.properties"), properties).unwrap();

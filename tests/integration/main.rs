@@ -12,12 +12,14 @@ mod load;
 mod metrics;
 mod oracle;
 mod process;
+mod secured;
 mod topics;
 mod wait;
 
 // The tests, a module for each theme.
 mod accounts;
 mod answers;
+mod at_least_once;
 mod commands;
 mod crash;
 mod documents;
@@ -26,4 +28,5 @@ mod history;
 mod outage;
 mod refusals;
 mod samples;
+mod secure;
 mod tls;

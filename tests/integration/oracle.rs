@@ -31,6 +31,32 @@ pub fn check(kafka: &str, topics: &Topics, posted: &[Posted]) {
     );
 }
 
+/// As [`check`], but events may be there more than once: their first appearances are judged. How many come again.
+pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> usize {
+    let streams = [("deliveries", &topics.deliveries), ("bounces", &topics.bounces)];
+    let (mut problems, mut doubles) = (Vec::new(), 0);
+    for (stream, topic) in streams {
+        let mut reader = Reader::new(kafka, topic);
+        let records = reader.read_to_end(Duration::from_secs(120));
+        let mut seen = HashSet::new();
+        let first: Vec<Record> = records
+            .iter()
+            .filter(|record| seen.insert(event_id(record)))
+            .cloned()
+            .collect();
+        doubles += records.len() - first.len();
+        let part: Vec<&Posted> = posted.iter().filter(|p| p.stream == stream).collect();
+        problems.extend(judge(stream, &part, &first));
+    }
+    assert!(
+        problems.is_empty(),
+        "{} problems:\n{}",
+        problems.len(),
+        problems[..problems.len().min(30)].join("\n")
+    );
+    doubles
+}
+
 /// What is wrong with a stream; empty when every acknowledged event is there once, every other at most once, each
 /// webhook whole or not at all, and the order per key agrees with the order of acknowledgement.
 pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String> {

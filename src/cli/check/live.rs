@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write};
 
 use crate::{
-    config::{Config, Kafka, human_duration},
+    config::{Config, Delivery, Kafka, human_duration},
     exit::Exit,
     lane::probe::{Answer, Probe, TopicSettings},
     stream::Stream,
@@ -101,13 +101,17 @@ fn kafka(config: &Config, lines: &mut Lines<'_, impl Write>) -> Result<(), Exit>
             // Another stream's, too, and told there.
             None => probe.topic(topic).is_ok_and(|found| !found.partitions.is_empty()),
         };
-        rights(kafka, &probe, stream, topic, exists, lines)?;
+        // Without transactions neither group nor transactional id is used, and no topic is read.
+        if kafka.delivery == Delivery::ExactlyOnce {
+            rights(kafka, &probe, stream, topic, exists, lines)?;
+        }
     }
-    lines.line(
-        Verdict::Ok,
-        "not asked",
-        "WRITE on topics and READ on groups (only a write would tell); Kafka's version (clients aren't told)",
-    )?;
+    let unasked = match kafka.delivery {
+        Delivery::ExactlyOnce => "WRITE on topics and READ on groups",
+        Delivery::AtLeastOnce => "WRITE on topics",
+    };
+    let text = format!("{unasked} (only a write would tell); Kafka's version (clients aren't told)");
+    lines.line(Verdict::Ok, "not asked", &text)?;
     Ok(())
 }
 
@@ -141,7 +145,9 @@ fn brokers(kafka: &Kafka, probe: &Probe, lines: &mut Lines<'_, impl Write>) -> s
             &format!("inter.broker.protocol.version {version}"),
         )?;
     }
-    if let Some(most) = settings.transaction_max_timeout {
+    if let Some(most) = settings.transaction_max_timeout
+        && kafka.delivery == Delivery::ExactlyOnce
+    {
         let ours = kafka.transaction_timeout;
         let (verdict, advice) = match ours > most {
             true => (Verdict::Fail, ": lower kafka.transaction_timeout"),

@@ -134,15 +134,9 @@ fn single_values() {
         ),
         (
             "KAFKA__DELIVERY",
-            "at-least-once",
-            "not available in this version",
-            "use exactly-once",
-        ),
-        (
-            "KAFKA__DELIVERY",
             "at-most-once",
             "is not a choice",
-            "give exactly-once",
+            "give exactly-once or at-least-once",
         ),
         (
             "KAFKA__CREATE_TOPICS",
@@ -328,7 +322,7 @@ fn properties_that_the_bridge_owns() {
 
 #[test]
 fn everything_is_told_at_once() {
-    let given = file("[ingest]\nlisten = \"x\"\nlistn = 1\n[kafka]\ndelivery = \"at-least-once\"")
+    let given = file("[ingest]\nlisten = \"x\"\nlistn = 1\n[kafka]\ndelivery = \"at-most-once\"")
         .config_file("broken.toml", "[")
         .variable("LOG__LEVEL", "loud")
         .variable("SPOOL__DURABILITY", "maybe")

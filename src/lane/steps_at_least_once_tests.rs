@@ -1,0 +1,108 @@
+//! A lane without transactions: nothing is lost, the order of a key is kept, and what comes twice is what a failure or a
+//! crash made the lane send again.
+
+use super::*;
+
+fn bench() -> Bench {
+    let cluster = Cluster::new(&[TOPIC, LETTERS]);
+    cluster.lock().plain = true;
+    let options = LaneOptions {
+        delivery: Delivery::AtLeastOnce,
+        ..options()
+    };
+    Bench::on(cluster, options)
+}
+
+impl Bench {
+    /// Everything appended is there, and first appearances are in order; how many are there besides.
+    fn doubles(&self) -> usize {
+        let found = self.cluster.values(TOPIC);
+        let mut seen = Vec::new();
+        for value in &found {
+            if !seen.contains(value) {
+                seen.push(value.clone());
+            }
+        }
+        assert_eq!(seen, self.appended);
+        found.len() - seen.len()
+    }
+}
+
+#[test]
+fn without_faults_once() {
+    let mut bench = bench();
+    bench.append(&[3, 1, 7]);
+    bench.settle();
+    bench.append(&[2]);
+    bench.settle();
+    bench.check_delivered();
+    assert_eq!(bench.books().delivered, 13);
+    assert_eq!(bench.committed(), None, "the position is the checkpoint's alone");
+    assert_eq!(bench.metric("cmc_bridge_transactions_total", "committed"), 0.0);
+    bench.lane().finish().unwrap();
+    bench.restart();
+    bench.settle();
+    bench.check_delivered();
+}
+
+#[test]
+fn lateness_blocks_and_keeps_the_producer() {
+    let mut bench = bench();
+    bench.options.transaction_limit = Duration::ZERO;
+    bench.restart();
+    bench.append(&[5]);
+    for _ in 0..4 {
+        bench.cluster.fault(Fault::Slow);
+    }
+    bench.settle_blocked(BlockReason::Connect);
+    assert_eq!(bench.books().backlog(), 5);
+    bench.settle();
+    assert_eq!(bench.doubles(), 0);
+    assert_eq!(bench.cluster.lock().connects, [Mode::Batched]);
+    assert_eq!(bench.metric("cmc_bridge_lane_blocked", "connect"), 0.0);
+}
+
+#[test]
+fn a_failure_sends_the_window_again() {
+    let mut bench = bench();
+    bench.append(&[4, 4]);
+    bench.cluster.fault(Fault::Delivery);
+    bench.settle();
+    assert_eq!(bench.doubles(), 4, "half of the window had been delivered");
+    let books = bench.books();
+    assert_eq!((books.delivered, books.backlog()), (8, 0));
+}
+
+#[test]
+fn a_crash_sends_again_from_the_checkpoint() {
+    let mut bench = bench();
+    bench.append(&[3]);
+    bench.settle();
+    bench.lane().finish().unwrap();
+    bench.restart();
+    bench.append(&[2, 2]);
+    // Delivered, and no checkpoint since: it is stored at rest, so the process must die before it rests.
+    while bench.cluster.values(TOPIC).len() < 7 {
+        bench.turn();
+    }
+    bench.restart();
+    bench.settle();
+    assert_eq!(bench.doubles(), 4);
+    assert_eq!(bench.books().recovered, 4);
+}
+
+#[test]
+fn what_is_refused_alone_is_diverted() {
+    let mut bench = bench();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compacted = true;
+    for (key, value) in [(Some("a"), "1"), (None, "2"), (Some("a"), "3")] {
+        bench.append_events(&[Event { key, value }]);
+    }
+    bench.settle();
+    let letters = bench.cluster.values(LETTERS);
+    assert!(letters.iter().all(|letter| letter == "2") && !letters.is_empty());
+    let values = bench.cluster.values(TOPIC);
+    assert!(values.contains(&"1".to_owned()) && values.last() == Some(&"3".to_owned()));
+    let books = bench.books();
+    assert_eq!((books.delivered, books.diverted), (2, 1));
+}

@@ -1,0 +1,72 @@
+//! Without transactions: killed bridges and killed brokers lose nothing and keep the order of a key; what comes twice is
+//! what a crash made the bridge send again.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    bridge::{Setup, Topics},
+    kafka::{self, Broker},
+    load::{Load, Shape, Target},
+    oracle,
+    wait::Random,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn killed_under_load_it_loses_nothing() {
+    let mut random = Random::new("kills at least once");
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka)
+        .topics(&topics)
+        .set("kafka.delivery", "at-least-once");
+    let target = Target::default();
+    let load = Load::start(&target, Shape::default());
+    for _ in 0..5 {
+        let bridge = setup.start();
+        target.set(bridge.ingest);
+        load.wait_acknowledged(1, LIMIT);
+        // A random instant is the point here.
+        thread::sleep(Duration::from_millis(random.below(2000)));
+        bridge.scrape();
+        bridge.kill();
+    }
+    let bridge = setup.start();
+    target.set(bridge.ingest);
+    load.wait_acknowledged(100, LIMIT);
+    let posted = load.stop();
+    bridge.wait_drained(Duration::from_secs(120));
+    let doubles = oracle::check_at_least_once(kafka, &topics, &posted);
+    println!("{doubles} events came again");
+    bridge.stop();
+}
+
+#[test]
+fn a_killed_broker_costs_no_event_and_no_double() {
+    let mut broker = Broker::own();
+    let kafka = broker.bootstrap();
+    let topics = Topics::create(&kafka);
+    let setup = Setup::new(&kafka)
+        .topics(&topics)
+        .set("kafka.delivery", "at-least-once")
+        .set("kafka.transaction_timeout", "3s");
+    let bridge = setup.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(200, LIMIT);
+    broker.kill();
+    load.wait_acknowledged(200, LIMIT);
+    // Late deliveries are reported, and the producer that will see them through is kept.
+    bridge.wait_for(LIMIT, "a blocked lane", |scrape| {
+        scrape.sum("cmc_bridge_lane_blocked", &[("reason", "connect")]) >= 1.0
+    });
+    broker.start_again();
+    load.wait_acknowledged(200, LIMIT);
+    let posted = load.stop();
+    bridge.wait_drained(Duration::from_secs(120));
+    let doubles = oracle::check_at_least_once(&kafka, &topics, &posted);
+    assert_eq!(doubles, 0, "an idempotent producer's own retries make no doubles");
+    bridge.stop();
+}

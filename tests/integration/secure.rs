@@ -1,0 +1,241 @@
+//! TLS, SASL and ACLs: with them all is delivered once; each thing that is wrong or missing blocks the lanes that need it,
+//! with an error that names cause and cure, and nothing else.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    bridge::{Bridge, Setup, Topics},
+    cmc::{self, message, webhook},
+    load::{Load, Outcome, Shape, Target},
+    metrics::STREAMS,
+    oracle,
+    secured::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
+    topics::{self, Reader},
+    wait::{self, unique},
+};
+
+mod login;
+mod rights;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// docs/kafka-security.md: its blocks of settings, and its commands for ACLs without the tool's own options.
+struct Documented {
+    settings: Vec<BTreeMap<String, String>>,
+    acls: Vec<Vec<String>>,
+}
+
+impl Documented {
+    fn read() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kafka-security.md");
+        let text = fs::read_to_string(path).unwrap();
+        let settings = text.split("```toml\n").skip(1).map(|block| {
+            let block = block.split("```").next().unwrap();
+            block
+                .lines()
+                .filter_map(|line| line.strip_prefix('"')?.strip_suffix('"')?.split_once("\" = \""))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect()
+        });
+        let acls = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("$ kafka-acls.sh "))
+            .map(|line| {
+                let (_, wanted) = line.split_once("admin.properties ").unwrap();
+                wanted.split(' ').map(str::to_owned).collect()
+            });
+        Documented {
+            settings: settings.collect(),
+            acls: acls.collect(),
+        }
+    }
+
+    /// The settings with this value among them, with the test's files.
+    fn with(&self, value: &str, broker: &Secured) -> BTreeMap<String, String> {
+        let mut found = self
+            .settings
+            .iter()
+            .filter(|block| block.values().any(|v| v == value));
+        let mut settings = found
+            .next()
+            .unwrap_or_else(|| panic!("no block with {value}"))
+            .clone();
+        for (name, file) in [
+            ("ssl.ca.location", "ca.pem"),
+            ("ssl.certificate.location", "client.pem"),
+            ("ssl.key.location", "client.key"),
+            ("sasl.password_file", "password"),
+        ] {
+            settings
+                .entry(name.to_owned())
+                .and_modify(|path| *path = broker.file(file));
+        }
+        settings
+    }
+}
+
+fn with_properties(setup: Setup, properties: &BTreeMap<String, String>) -> Setup {
+    properties
+        .iter()
+        .fold(setup, |setup, (name, value)| setup.property(name, value))
+}
+
+/// What a user with SCRAM needs to say.
+fn scram(broker: &Secured, user: &str) -> Setup {
+    Setup::new(&broker.sasl_ssl())
+        .property("security.protocol", "SASL_SSL")
+        .property("ssl.ca.location", &broker.file("ca.pem"))
+        .property("sasl.mechanism", "SCRAM-SHA-512")
+        .property("sasl.username", user)
+        .property("sasl.password_file", &broker.file("password"))
+        .set("kafka.transaction_timeout", "10s")
+}
+
+fn assert_no_secret(what: &str, text: &str) {
+    assert!(!text.contains(PASSWORD), "{what} shows the password:\n{text}");
+    assert!(!text.contains("PRIVATE KEY"), "{what} shows a key:\n{text}");
+}
+
+/// Searches all that a bridge shows.
+fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
+    assert_no_secret("the log", &bridge.running.stderr());
+    let metrics = crate::http::Client::new(bridge.admin).get("/metrics");
+    assert_no_secret("/metrics", metrics.text());
+    for command in [&["config", "show"][..], &["check"]] {
+        assert_no_secret(&command.join(" "), &setup.run(command));
+    }
+}
+
+/// The first warning of a stream's lane with this reason.
+fn warning(bridge: &Bridge, stream: &str, reason: &str) -> Option<String> {
+    bridge.running.stderr().lines().find_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        (line["level"] == "WARN" && line["stream"] == stream && line["reason"] == reason)
+            .then(|| line["message"].as_str().unwrap().to_owned())
+    })
+}
+
+/// Waits until a stream's lane is blocked for this reason, with a warning that has these words.
+fn wait_blocked(case: &str, bridge: &Bridge, stream: &str, reason: &str, words: &[&str]) {
+    let labels = [("stream", stream), ("reason", reason)];
+    bridge.wait_for(
+        Duration::from_secs(45),
+        &format!("{case}: {stream} to be blocked by {reason}"),
+        |scrape| scrape.get("cmc_bridge_lane_blocked", &labels) == 1.0,
+    );
+    let message = wait::until(LIMIT, &format!("{case}: a warning"), || {
+        warning(bridge, stream, reason)
+    });
+    println!("{case}, {stream}, {reason}: {message}");
+    for word in words {
+        assert!(message.contains(word), "{case}: no {word:?} in {message:?}");
+    }
+    assert_eq!(
+        (bridge.probe("/readyz"), bridge.probe("/livez")),
+        (200, 200),
+        "{case}"
+    );
+}
+
+/// Arguments that grant users operations on resources.
+fn grant(users: &[&str], operations: &[&str], resources: &[&str]) -> Vec<String> {
+    let mut args = vec!["--add".to_owned()];
+    for user in users {
+        args.extend(["--allow-principal".to_owned(), format!("User:{user}")]);
+    }
+    for operation in operations {
+        args.extend(["--operation", operation].map(str::to_owned));
+    }
+    args.extend(resources.iter().map(|&resource| resource.to_owned()));
+    args
+}
+
+#[test]
+fn the_documented_features_are_those_of_this_build() {
+    let config = rdkafka::ClientConfig::new().create_native_config().unwrap();
+    let features = config.get("builtin.features").unwrap().replace(',', ", ");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kafka-security.md");
+    let text = fs::read_to_string(path).unwrap();
+    assert!(
+        text.contains(&features),
+        "librdkafka's builtin.features: {features}"
+    );
+}
+
+#[test]
+fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights() {
+    let broker = secured();
+    let kafka = broker.bootstrap();
+    let documented = Documented::read();
+    let topics = Topics {
+        deliveries: "cmc.deliveries".into(),
+        bounces: "cmc.bounces".into(),
+        blocks: "cmc.blocks".into(),
+        dead_letters: "cmc.dead-letters".into(),
+    };
+    for topic in [&topics.deliveries, &topics.bounces, &topics.dead_letters] {
+        topics::create_named(&kafka, topic, 3, &[]);
+    }
+    assert_eq!(documented.acls.len(), 3);
+    let others = [PLAIN_USER.to_owned(), format!("CN={CERTIFIED_USER}")];
+    let acls: Vec<Vec<String>> = documented
+        .acls
+        .iter()
+        .map(|args| {
+            assert!(args.contains(&"User:cmc-bridge".to_owned()), "{args:?}");
+            let others = others
+                .iter()
+                .flat_map(|user| ["--allow-principal".to_owned(), format!("User:{user}")]);
+            args.iter().cloned().chain(others).collect()
+        })
+        .collect();
+    broker.acls(&acls);
+
+    let target = Target::default();
+    let mut posted = Vec::new();
+    for (value, bootstrap, user) in [
+        ("SCRAM-SHA-512", broker.sasl_ssl(), "cmc-bridge"),
+        ("PLAIN", broker.sasl_ssl(), PLAIN_USER),
+        ("SSL", broker.ssl(), CERTIFIED_USER),
+    ] {
+        let mut properties = documented.with(value, broker);
+        properties
+            .entry("sasl.username".into())
+            .and_modify(|name| *name = user.to_owned());
+        // All that librdkafka would tell, too.
+        let setup = with_properties(Setup::new(&bootstrap), &properties)
+            .property("debug", "conf,security,broker,eos")
+            .set("log.level", "trace");
+        let bridge = setup.start();
+        target.set(bridge.ingest);
+        let load = Load::start(&target, Shape::default());
+        bridge.wait_for(LIMIT, &format!("deliveries by {value}"), |scrape| {
+            scrape.sum("cmc_bridge_delivered_events_total", &[]) >= 100.0
+        });
+        bridge.kill();
+        let bridge = setup.start();
+        target.set(bridge.ingest);
+        load.wait_acknowledged(100, LIMIT);
+        posted.extend(load.stop());
+        // A dead letter, for that lane's rights.
+        assert_eq!(bridge.client().post("{").status, 400);
+        bridge.wait_drained(LIMIT);
+        assert_no_secrets(&setup, &bridge);
+        bridge.stop();
+    }
+    assert!(
+        posted
+            .iter()
+            .any(|webhook| matches!(webhook.outcome, Outcome::Acknowledged(_)))
+    );
+    oracle::check(&kafka, &topics, &posted);
+    let mut reader = Reader::new(&kafka, &topics.dead_letters);
+    assert_eq!(reader.read_to_end(LIMIT).len(), 3);
+    for topic in [&topics.deliveries, &topics.bounces, &topics.dead_letters] {
+        for record in Reader::new(&kafka, topic).read_to_end(LIMIT) {
+            assert_no_secret("a record", &format!("{:?} {}", record.headers, record.text()));
+        }
+    }
+}
