@@ -157,7 +157,7 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         ),
         Code::TopicAuthorizationFailed => (
             BlockReason::Authorization,
-            format!("Grant the bridge's user WRITE and READ on topic {topic} (and on the dead-letter topic)"),
+            format!("Grant the bridge's user WRITE and READ on topic {topic} (and on the dead-letter topic), and CREATE with kafka.create_topics"),
         ),
         Code::GroupAuthorizationFailed => (
             BlockReason::Authorization,
