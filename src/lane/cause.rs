@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn an_answer_to_the_creation_of_a_topic_is_explained() {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
-        let error = explain(&error, "create the topic", &names(), &LastError::default());
+        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization, "{error}");
         assert!(error.message.contains("CREATE"), "{error}");
     }
