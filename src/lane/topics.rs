@@ -17,6 +17,8 @@ use super::client::Context;
 
 /// Most time for one question to the cluster.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most time for the limits, without which a lane can do.
+const LIMITS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of a lane's topics: `max.message.bytes` by name, where the broker tells it.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +74,7 @@ pub fn create(
 /// Asks for the topics' `max.message.bytes`. A broker that doesn't tell (no right to describe configurations, not
 /// supported) is no error: records are then refused by the broker or not.
 pub fn limits(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) -> Limits {
-    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+    let options = AdminOptions::new().request_timeout(Some(LIMITS_PATIENCE));
     let resources: Vec<_> = topics
         .iter()
         .map(|topic| ResourceSpecifier::Topic(topic))
