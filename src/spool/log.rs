@@ -299,7 +299,11 @@ impl LogWriter {
                 _ => None,
             };
             let closed = {
-                let mut state = self.queue.wait(limit);
+                drop(self.queue.wait(limit));
+                // Webhooks that are ready now share this commit, on a machine whose cores are all busy too. A lone one
+                // loses nothing: there is nobody to yield to.
+                thread::yield_now();
+                let mut state = self.queue.lock();
                 let mut bytes = 0;
                 while let Some(next) = state.waiting.front()
                     && (group.is_empty() || bytes + next.batch.bytes().len() <= COMMIT_BYTES)
