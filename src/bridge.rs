@@ -39,7 +39,8 @@ use crate::{
     lane::{
         LaneThread,
         kafka::KafkaConnect,
-        steps::{Lane, LaneOptions, Timing},
+        options::{LaneOptions, Timing},
+        steps::Lane,
     },
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,

@@ -42,14 +42,17 @@ pub mod broker;
 mod cause;
 mod client;
 pub mod kafka;
+pub mod options;
 pub mod position;
 pub mod probe;
 mod refusal;
+mod sent;
 #[cfg(test)]
 pub(crate) mod sim;
 mod statistics;
 pub mod steps;
 mod topics;
+mod trouble;
 pub mod watch;
 
 use std::{

@@ -9,64 +9,23 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
-    batch::{self, BatchView, DecodeError},
+    batch::{self, BatchView},
     config::Delivery,
-    spool::{Backlog, Damage, Position, ReadError, Seq, SpoolError, StoredBatch},
+    spool::{Backlog, Seq, SpoolError, StoredBatch},
     stream::Stream,
 };
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal},
+    options::LaneOptions,
     position,
     refusal::{Refusals, dead_letter},
+    sent::Sent,
+    trouble::{damaged, dead_letter_refused, not_connected, undecodable, unreadable},
 };
 
 /// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
-
-/// What a lane is told.
-#[derive(Clone, Debug)]
-pub struct LaneOptions {
-    pub stream: Stream,
-    pub delivery: Delivery,
-    pub topic: String,
-    pub dead_letter_topic: String,
-    /// Dead letters are cut into parts of this size.
-    pub max_record_bytes: usize,
-    /// Most events in a transaction; a larger batch still goes whole.
-    pub transaction_events: usize,
-    /// Most encoded bytes in a transaction; a larger batch still goes whole.
-    pub transaction_bytes: usize,
-    /// A transaction that takes longer than this is given up; well below the broker's own time-out.
-    pub transaction_limit: Duration,
-    pub timing: Timing,
-}
-
-/// How often a lane does what it does by the clock. Tests choose other values.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// The checkpoint lags behind Kafka by no more than this.
-    pub checkpoint_every: Duration,
-    /// An idle lane commits its position again after this time.
-    pub recommit_every: Duration,
-    /// The first wait after a failure; it doubles up to the longest.
-    pub first_wait: Duration,
-    pub longest_wait: Duration,
-    /// Without transactions, a wait for deliveries is interrupted this often, for the checkpoint and for the end.
-    pub late_every: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Timing {
-        Timing {
-            checkpoint_every: Duration::from_secs(1),
-            recommit_every: Duration::from_secs(3600),
-            first_wait: Duration::from_millis(250),
-            longest_wait: Duration::from_secs(10),
-            late_every: Duration::from_millis(500),
-        }
-    }
-}
 
 /// What came of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,48 +56,6 @@ pub struct Lane<C: Connect> {
     stored_at: Instant,
     /// When the position in Kafka was known to be this lane's; `None` when it is known not to be.
     committed_at: Option<Instant>,
-}
-
-/// What a transaction holds.
-#[derive(Debug)]
-struct Sent {
-    begun: Instant,
-    /// The position behind it.
-    end: Position,
-    events: usize,
-    bytes: usize,
-    diverted: usize,
-    /// For each record sent: its batch, its number in it, and whether it is a part of a dead letter.
-    records: Vec<(Seq, usize, bool)>,
-    /// When the webhooks arrived, with the number of events of each.
-    received: Vec<(i64, usize)>,
-    /// A batch that can't be decoded was taken and is not part of it.
-    cut: bool,
-}
-
-impl Sent {
-    fn begin() -> Sent {
-        Sent {
-            begun: Instant::now(),
-            end: Position::default(),
-            events: 0,
-            bytes: 0,
-            diverted: 0,
-            records: Vec::new(),
-            received: Vec::new(),
-            cut: false,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.received.is_empty()
-    }
-
-    /// The position behind every batch of which a record was sent.
-    fn touched(&self) -> Seq {
-        let last = self.records.last().map_or(Seq(0), |(seq, ..)| Seq(seq.0 + 1));
-        last.max(self.end.seq)
-    }
 }
 
 /// Why a turn ended early.
@@ -643,59 +560,6 @@ fn oldest(backlog: &mut Backlog) -> Option<i64> {
 
 fn now_micros() -> i64 {
     jiff::Timestamp::now().as_microsecond()
-}
-
-fn unreadable(error: ReadError) -> BrokerError {
-    match error {
-        ReadError::Damaged(damage) => damaged(&damage),
-        ReadError::Spool(error) => BrokerError {
-            reason: BlockReason::Damage,
-            message: format!("the spool can't be read: {error}"),
-        },
-    }
-}
-
-fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
-    BrokerError {
-        reason: BlockReason::Damage,
-        message: format!(
-            "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
-            batch.seq
-        ),
-    }
-}
-
-fn damaged(damage: &Damage) -> BrokerError {
-    BrokerError {
-        reason: BlockReason::Damage,
-        message: format!(
-            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
-             copy of the spool directory before anything else is tried"
-        ),
-    }
-}
-
-fn dead_letter_refused(topic: &str, refusal: Refusal) -> BrokerError {
-    let message = match refusal {
-        Refusal::TooLarge => format!(
-            "topic {topic} refuses dead letters as too large: raise its max.message.bytes above kafka.max_record_bytes, \
-             or lower the latter"
-        ),
-        Refusal::Invalid => format!(
-            "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
-        ),
-    };
-    BrokerError {
-        reason: BlockReason::DeadLetterRefused,
-        message,
-    }
-}
-
-fn not_connected() -> BrokerError {
-    BrokerError {
-        reason: BlockReason::Other,
-        message: "the lane has no producer".into(),
-    }
 }
 
 #[cfg(test)]

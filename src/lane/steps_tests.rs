@@ -24,6 +24,7 @@ use crate::{
     config::Durability,
     lane::{
         LaneThread,
+        options::Timing,
         sim::{Cluster, Crash, Crashed, Fault, Topic},
     },
     spool::{

@@ -55,6 +55,7 @@ mod prepare;
 mod reader;
 mod record;
 mod recovery;
+mod scan;
 mod segment;
 #[cfg(test)]
 pub(crate) mod sim;

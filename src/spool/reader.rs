@@ -8,7 +8,8 @@ use super::{
     Damage, Position, SegmentId, Seq, SpoolError,
     log::Tail,
     record::{self, Checksum, Header, Kind},
-    recovery::{End, valid_records},
+    recovery::End,
+    scan::valid_records,
     segment,
     storage::{Access, Storage, StorageFile},
 };

@@ -1,0 +1,61 @@
+//! Failures that a lane meets by itself, with their reason, cause and cure. What the broker says is in [`super::cause`].
+
+use crate::{
+    batch::DecodeError,
+    spool::{Damage, ReadError, StoredBatch},
+};
+
+use super::broker::{BlockReason, BrokerError, Refusal};
+
+pub fn unreadable(error: ReadError) -> BrokerError {
+    match error {
+        ReadError::Damaged(damage) => damaged(&damage),
+        ReadError::Spool(error) => BrokerError {
+            reason: BlockReason::Damage,
+            message: format!("the spool can't be read: {error}"),
+        },
+    }
+}
+
+pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
+            batch.seq
+        ),
+    }
+}
+
+pub fn damaged(damage: &Damage) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
+             copy of the spool directory before anything else is tried"
+        ),
+    }
+}
+
+pub fn dead_letter_refused(topic: &str, refusal: Refusal) -> BrokerError {
+    let message = match refusal {
+        Refusal::TooLarge => format!(
+            "topic {topic} refuses dead letters as too large: raise its max.message.bytes above kafka.max_record_bytes, \
+             or lower the latter"
+        ),
+        Refusal::Invalid => format!(
+            "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
+        ),
+    };
+    BrokerError {
+        reason: BlockReason::DeadLetterRefused,
+        message,
+    }
+}
+
+pub fn not_connected() -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        message: "the lane has no producer".into(),
+    }
+}
