@@ -21,7 +21,7 @@ use super::{
     position,
     refusal::{Refusals, dead_letter},
     sent::Sent,
-    trouble::{damaged, dead_letter_refused, not_connected, undecodable, unreadable},
+    trouble::{blocked_by, dead_letter_refused, not_connected, undecodable, unreadable},
 };
 
 /// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
@@ -164,7 +164,7 @@ impl<C: Connect> Lane<C> {
 
     fn try_turn(&mut self) -> Result<Turn, Stop> {
         if let Some(damage) = self.backlog.blocking_damage() {
-            return Err(damaged(damage).into());
+            return Err(blocked_by(damage, self.backlog.dir()).into());
         }
         if self.broker.is_none() {
             return self.connect();

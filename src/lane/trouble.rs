@@ -1,8 +1,10 @@
 //! Failures that a lane meets by itself, with their reason, cause and cure. What the broker says is in [`super::cause`].
 
+use std::path::Path;
+
 use crate::{
     batch::DecodeError,
-    spool::{Damage, ReadError, StoredBatch},
+    spool::{Damage, ReadError, SegmentId, StoredBatch},
 };
 
 use super::broker::{BlockReason, BrokerError, Refusal};
@@ -25,6 +27,20 @@ pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
             batch.seq
         ),
     }
+}
+
+/// Damage that keeps the lane from beginning at all.
+pub fn blocked_by(damage: &Damage, dir: &Path) -> BrokerError {
+    let mut error = damaged(damage);
+    // With an unreadable checkpoint, which is of no segment, there is no position to go on from.
+    if damage.segment != SegmentId(0) {
+        let file = dir.join("damage");
+        error.message.push_str(&format!(
+            ". When the loss is understood, stop the bridge and remove {}: delivery then goes on from the checkpoint",
+            file.display()
+        ));
+    }
+    error
 }
 
 pub fn damaged(damage: &Damage) -> BrokerError {
