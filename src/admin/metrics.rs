@@ -1,6 +1,6 @@
 //! All metrics: one struct, registered into the registry that is passed in.
 //!
-//! Names and labels are those of `docs/operations.md` and don't change. Units are base units. Label sets are closed
+//! Names and labels are part of the public contract and do not change. Units are base units. Label sets are closed
 //! (the enums of [`super::labels`], [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
 //! exists before its first event, so that a rate never misses the first one.
 //!

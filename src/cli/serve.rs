@@ -1,12 +1,13 @@
 //! `cmc-bridge serve`: the bridge itself.
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::ConfigArgs;
 use crate::{bridge::Bridge, config::Loaded, exit::Exit, logging};
@@ -23,14 +24,42 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
     loaded.require_credentials()?;
     logging::init(&loaded.config.log)?;
     info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge begins");
+    let mut config = loaded.config;
+    config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;
     let result = runtime.block_on(async {
         let stop = stop_signals()?;
-        Bridge::start(loaded.config).await?.run(stop).await
+        Bridge::start(config).await?.run(stop).await
     });
     // Lanes that still wait for Kafka must not hold up the end: their events are on disk.
     runtime.shutdown_background();
     result
+}
+
+/// Descriptors that are kept for the spool, Kafka and the admin port.
+const OWN_DESCRIPTORS: u64 = 256;
+
+/// Raises the limit of open files as far as allowed, and gives how many connections fit below it.
+fn within_descriptors(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let now = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let room = now.map_or(u64::MAX, |now| now.saturating_sub(OWN_DESCRIPTORS).max(16));
+    if (wanted as u64) <= room {
+        return wanted;
+    }
+    warn!(
+        max_connections = wanted,
+        possible = room,
+        "fewer connections than configured: raise the limit of open files (ulimit -n)"
+    );
+    room as usize
 }
 
 /// A word for each SIGTERM or SIGINT of this process.

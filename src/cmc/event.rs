@@ -13,7 +13,7 @@ use super::{
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
     json::{Quoted, unescape},
-    mask::{mask, mask_text},
+    mask::{mask, mask_api_key, mask_text},
     time::Clock,
 };
 use crate::{
@@ -60,7 +60,8 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     let mut letters = Letters::new(Some(opened), rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
-        letters.add(Reason::UnexpectedMember, None, Some(name), value.as_bytes());
+        let name = mask_text(name, &rules.secrets);
+        letters.add(Reason::UnexpectedMember, None, Some(&name), value.as_bytes());
     }
     let failures = std::mem::take(&mut letters.failures);
     Split {
@@ -83,7 +84,13 @@ pub fn dead_letter_body(
             key.fill(b'*');
         }
     }
-    let key_masked = opened.is_some_and(|opened| opened.key_spans.iter().any(|span| !span.is_empty()));
+    let mut key_masked = opened.is_some_and(|opened| opened.key_spans.iter().any(|span| !span.is_empty()));
+    // A body that could not be opened says nowhere where its key is.
+    let closed =
+        opened.is_none_or(|opened| opened.event_type.is_none() && opened.server_composition.is_none());
+    if closed && !key_masked {
+        key_masked = mask_api_key(&mut body);
+    }
     let mut letters = Letters::new(opened, rules, request);
     letters.masked |= key_masked;
     letters.offset = malformed.offset;
@@ -122,10 +129,13 @@ fn split_events(
         let name = member.name.decode(text);
         let Some(list) = &member.list else {
             let value = &text[member.value.clone()];
-            letters.add(Reason::UnexpectedValue, None, name.as_deref(), value.as_bytes());
+            let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
+            letters.add(Reason::UnexpectedValue, None, name.as_ref(), value.as_bytes());
             continue;
         };
         let ours = name.as_deref() == Some(stream.name());
+        // Once for each list, however many elements fail: a name can be as long as the body.
+        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
         let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
         for (index, element) in elements.iter().enumerate() {
             let result = if ours {
@@ -135,7 +145,7 @@ fn split_events(
             };
             if let Err(reason) = result {
                 let value = &text[element.span.clone()];
-                letters.add(reason, Some(index), name.as_deref(), value.as_bytes());
+                letters.add(reason, Some(index), name.as_ref(), value.as_bytes());
             }
         }
     }
@@ -323,14 +333,14 @@ impl<'a> Letters<'a> {
         }
     }
 
-    fn add(&mut self, reason: Reason, index: Option<usize>, member: Option<&str>, value: &[u8]) {
+    /// `member` is masked already.
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: Option<&Cow<'_, str>>, value: &[u8]) {
         let value = mask(value, &self.rules.secrets);
-        let member = member.map(|member| mask_text(member, &self.rules.secrets));
         let masked = self.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
         let letter = DeadLetter {
             offset: self.offset,
             index,
-            member: member.as_deref(),
+            member: member.map(|member| &**member),
             event_type: self.event_type.as_deref(),
             server_composition: self.server_composition.as_deref(),
             path: Some(&self.path),

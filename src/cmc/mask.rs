@@ -66,6 +66,44 @@ pub fn mask<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]> {
     masked
 }
 
+/// Overwrites what looks like the value of an `api_key` in a body that could not be opened: behind `"api_key":` as JSON,
+/// behind `api_key=` as a form, in the lines behind `name="api_key"` as multipart. Whether there was something.
+pub(super) fn mask_api_key(body: &mut Cow<'_, [u8]>) -> bool {
+    const NAME: &[u8] = b"api_key";
+    let mut found = false;
+    let mut at = 0;
+    while let Some(next) = body[at..].windows(NAME.len()).position(|window| window == NAME) {
+        at += next + NAME.len();
+        let rest = &body[at..];
+        let space = |bytes: &[u8]| bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let quote = usize::from(rest.first() == Some(&b'"'));
+        let mark = quote + space(&rest[quote..]);
+        let (start, ends): (usize, &[u8]) = match rest.get(mark) {
+            Some(b':') => {
+                let start = mark + 1 + space(&rest[mark + 1..]);
+                match rest.get(start) {
+                    Some(b'"') => (start + 1, b"\""),
+                    _ => (start, b",}"),
+                }
+            }
+            Some(b'=') if mark == 0 => (1, b"&"),
+            Some(_) if rest[quote..].starts_with(b"\r\n\r\n") => (mark, b"\r\n"),
+            _ => continue,
+        };
+        let value = &rest[start..];
+        let len = value
+            .iter()
+            .position(|byte| ends.contains(byte))
+            .unwrap_or(value.len());
+        if len > 0 {
+            let start = at + start;
+            body.to_mut()[start..start + len].fill(b'*');
+            found = true;
+        }
+    }
+    found
+}
+
 /// [`mask`] for text.
 pub(super) fn mask_text<'a>(text: &'a str, secrets: &Secrets) -> Cow<'a, str> {
     match mask(text.as_bytes(), secrets) {
@@ -203,6 +241,28 @@ mod tests {
             secret: SecretString::from((*secret).to_owned()),
         };
         Secrets::new(&Auth::Credentials(list.iter().map(credential).collect()))
+    }
+
+    #[test]
+    fn keys_in_bodies_that_can_not_be_opened() {
+        for (body, expected) in [
+            (r#"{"api_key" : "abc","event":"#, r#"{"api_key" : "***","event":"#),
+            (r#"{"event":{},"api_key":"abc"#, r#"{"event":{},"api_key":"***"#),
+            (r#"{"api_key":123,"#, r#"{"api_key":***,"#),
+            ("event=%zz&api_key=abc&x=1", "event=%zz&api_key=***&x=1"),
+            (
+                "a\r\nname=\"api_key\"\r\n\r\nabc\r\n--b",
+                "a\r\nname=\"api_key\"\r\n\r\n***\r\n--b",
+            ),
+            ("my api_key is secret", "my api_key is secret"),
+            ("api_key", "api_key"),
+            ("api_key=", "api_key="),
+        ] {
+            let mut masked = Cow::Borrowed(body.as_bytes());
+            let found = mask_api_key(&mut masked);
+            assert_eq!(String::from_utf8_lossy(&masked), expected);
+            assert_eq!(found, body != expected, "{body}");
+        }
     }
 
     #[test]

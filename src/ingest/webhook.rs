@@ -7,7 +7,7 @@
 //! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
 //! is written, and the rare webhook that has two is seen through by a task of its own.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hyper::header::HeaderValue;
@@ -26,7 +26,7 @@ use crate::{
     batch::Batch,
     cmc::{self, Malformed, Split},
     dead_letter::Reason,
-    spool::AppendError,
+    spool::{AppendError, LogState},
     stream::{Stream, Tally},
 };
 
@@ -145,6 +145,13 @@ impl Intake {
                 Ok(self.append(Stream::DeadLetters, batch, tally, permit)?.await?)
             }
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
+                // Without room for the events the webhook will come again, and its dead letters with it.
+                if self.logs[stream.index()]
+                    .as_ref()
+                    .is_some_and(|log| log.state() == LogState::Full)
+                {
+                    return Err(Refusal::Spool(AppendError::Full));
+                }
                 let letters_permit = permit.split(letters_len).ok_or(Refusal::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_permit)?;
                 let second = self.append(stream, batch, tally, permit)?;
@@ -166,8 +173,12 @@ impl Intake {
         permit: OwnedSemaphorePermit,
     ) -> Result<impl Future<Output = Result<(), AppendError>> + Send + use<>, AppendError> {
         let log = self.logs[stream.index()].clone().ok_or(AppendError::Closed)?;
-        let limit = self.append_timeout;
-        Ok(async move { log.append(batch, tally, permit, limit).await })
+        // Of a webhook with two appends, both share the time.
+        let deadline = Instant::now() + self.append_timeout;
+        Ok(async move {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            log.append(batch, tally, permit, limit).await
+        })
     }
 
     /// Whether there is a log for dead letters. Without one they are counted, logged and gone, as configured.

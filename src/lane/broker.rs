@@ -22,11 +22,11 @@ impl Mode {
     /// What a time that is meant for a transaction of many in a request becomes in this mode. A webhook of 10,000 events
     /// goes whole in either.
     pub fn time(self, batched: Duration) -> Duration {
-        /// The brokers' default of `transaction.max.timeout.ms`
-        const MOST: Duration = Duration::from_secs(900);
+        /// Brokers whose `transaction.max.timeout.ms` was lowered hardly go below this.
+        const MOST: Duration = Duration::from_secs(60);
         match self {
             Mode::Batched => batched,
-            Mode::OneByOne => (batched * 6).min(batched.max(MOST)),
+            Mode::OneByOne => (batched * 4).min(batched.max(MOST)),
         }
     }
 }

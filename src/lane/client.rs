@@ -379,7 +379,7 @@ mod tests {
         ] {
             let config = producer(&kafka(properties), Stream::Bounces, "group", mode, limit);
             assert_eq!(config.get("batch.size"), batch);
-            let seconds = if mode == Mode::OneByOne { 90 } else { 15 };
+            let seconds = if mode == Mode::OneByOne { 60 } else { 15 };
             let timeout = format!("{seconds}000");
             assert_eq!(config.get("transaction.timeout.ms"), Some(&timeout[..]));
             let made: Result<rdkafka::producer::ThreadedProducer<Context>, _> =

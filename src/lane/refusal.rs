@@ -9,7 +9,10 @@ use crate::{
     spool::Seq,
 };
 
-use super::broker::{Mode, Refusal};
+use super::{
+    broker::{Mode, Refusal},
+    sent::SentRecord,
+};
 
 /// A range that is being sent again, after a refusal somewhere in it.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Refusals {
     pub mode: Mode,
     /// The records refused alone, by batch and number in it.
     refused: BTreeMap<(Seq, usize), Refusal>,
+    /// One without a key was refused as invalid: the topic is compacted, and refuses all without a key.
+    keyless: bool,
 }
 
 impl Refusals {
@@ -29,12 +34,14 @@ impl Refusals {
             until: seq,
             mode,
             refused: BTreeMap::new(),
+            keyless: false,
         }
     }
 
     /// The broker refused this record alone.
-    pub fn add(&mut self, seq: Seq, index: usize, refusal: Refusal) {
-        self.refused.insert((seq, index), refusal);
+    pub fn add(&mut self, record: &SentRecord, refusal: Refusal) {
+        self.refused.insert((record.batch, record.number), refusal);
+        self.keyless |= record.keyless && refusal == Refusal::Invalid;
     }
 
     /// Whether a record was refused, or is sure to be: `limit` is the topic's own, read from the broker after the
@@ -53,7 +60,12 @@ impl Refusals {
                 .is_some_and(|limit| size > limit)
                 .then_some(Refusal::TooLarge)
         };
-        self.refused.get(&(seq, index)).copied().or_else(too_large)
+        let keyless = (self.keyless && record.key.is_none()).then_some(Refusal::Invalid);
+        self.refused
+            .get(&(seq, index))
+            .copied()
+            .or(keyless)
+            .or_else(too_large)
     }
 }
 

@@ -4,6 +4,18 @@ use std::time::Instant;
 
 use crate::spool::{Position, Seq};
 
+/// A record that was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct SentRecord {
+    pub batch: Seq,
+    /// Its number in the batch.
+    pub number: usize,
+    /// Whether it is a part of a dead letter.
+    pub dead_letter: bool,
+    /// Whether its key is null.
+    pub keyless: bool,
+}
+
 /// What a transaction holds.
 #[derive(Debug)]
 pub struct Sent {
@@ -13,8 +25,7 @@ pub struct Sent {
     pub events: usize,
     pub bytes: usize,
     pub diverted: usize,
-    /// For each record sent: its batch, its number in it, and whether it is a part of a dead letter.
-    pub records: Vec<(Seq, usize, bool)>,
+    pub records: Vec<SentRecord>,
     /// When the webhooks arrived, with the number of events of each.
     pub received: Vec<(i64, usize)>,
     /// A batch that can't be decoded was taken and is not part of it.
@@ -42,7 +53,10 @@ impl Sent {
 
     /// The position behind every batch of which a record was sent.
     pub fn touched(&self) -> Seq {
-        let last = self.records.last().map_or(Seq(0), |(seq, ..)| Seq(seq.0 + 1));
+        let last = self
+            .records
+            .last()
+            .map_or(Seq(0), |record| Seq(record.batch.0 + 1));
         last.max(self.end.seq)
     }
 }

@@ -20,7 +20,7 @@ use super::{
     options::LaneOptions,
     position,
     refusal::{Refusals, dead_letter},
-    sent::Sent,
+    sent::{Sent, SentRecord},
     trouble::{blocked_by, dead_letter_refused, not_connected, undecodable, unreadable},
 };
 
@@ -409,7 +409,12 @@ impl<C: Connect> Lane<C> {
             });
             if verdict.is_none() {
                 match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push((batch.seq, index, false)),
+                    Ok(()) => sent.records.push(SentRecord {
+                        batch: batch.seq,
+                        number: index,
+                        dead_letter: false,
+                        keyless: record.key.is_none(),
+                    }),
                     // Refused before it was queued: the transaction is not harmed.
                     Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
                         verdict = Some(refusal);
@@ -445,7 +450,12 @@ impl<C: Connect> Lane<C> {
                     timestamp_micros: view.received_at_micros,
                 };
                 match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push((batch.seq, index, true)),
+                    Ok(()) => sent.records.push(SentRecord {
+                        batch: batch.seq,
+                        number: index,
+                        dead_letter: true,
+                        keyless: part.key.is_none(),
+                    }),
                     Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
                         return Err(dead_letter_refused(dead_letter_topic, refusal).into());
                     }
@@ -459,7 +469,7 @@ impl<C: Connect> Lane<C> {
 
     /// What to do after a refusal: rule 4.
     fn refused(&mut self, sent: &Sent, index: usize, refusal: Refusal) -> Stop {
-        let Some((seq, number, dead_letter)) = sent.records.get(index) else {
+        let Some(record) = sent.records.get(index) else {
             return Stop::Blocked(BrokerError {
                 reason: BlockReason::Other,
                 message: format!("record {index} was refused, of {} sent", sent.records.len()),
@@ -472,10 +482,10 @@ impl<C: Connect> Lane<C> {
         if let Some(refusals) = &mut self.refusals
             && refusals.mode == Mode::OneByOne
         {
-            if *dead_letter {
+            if record.dead_letter {
                 return dead_letter_refused(&self.options.dead_letter_topic, refusal).into();
             }
-            refusals.add(*seq, *number, refusal);
+            refusals.add(record, refusal);
             return Stop::Again;
         }
         let limit = self.broker.as_ref().and_then(|b| b.record_limit(topic));

@@ -32,7 +32,8 @@ pub const HEADER: usize = 4096;
 pub const FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"CMCspool";
 const HISTORY_AT: usize = 96;
-const MAX_HISTORY: usize = 128;
+/// As many as the header has room for.
+const MAX_HISTORY: usize = (HEADER - HISTORY_AT) / 16;
 
 /// A random number that one open of a log took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +50,7 @@ impl History {
     }
 
     /// A history with one more incarnation that begins at `first`. Entries that would cover no sequence, and the oldest
-    /// ones beyond 128, are dropped.
+    /// ones beyond 250, are dropped.
     pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
         while self.0.last().is_some_and(|(_, seq)| *seq >= first) {
             self.0.pop();

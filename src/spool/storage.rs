@@ -5,7 +5,11 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
+
+use rustix::io::Errno;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,28 @@ pub trait StorageFile: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 
+/// Most time to wait for a file descriptor, and between two tries.
+const DESCRIPTOR_WAIT: Duration = Duration::from_secs(30);
+const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
+
+/// Opens something; while descriptors are used up, which is the connections' doing and ends with their time limits, again.
+fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(error)
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::MFILE | Errno::NFILE)
+                ) && begun.elapsed() < DESCRIPTOR_WAIT =>
+            {
+                thread::sleep(DESCRIPTOR_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// The real thing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FileSystem;
@@ -53,7 +79,7 @@ impl Storage for FileSystem {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        fs::read_dir(dir)?
+        patiently(|| fs::read_dir(dir))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
     }
@@ -70,7 +96,7 @@ impl Storage for FileSystem {
                 options.write(true).create(true).truncate(true);
             }
         }
-        Ok(Box::new(options.open(path)?))
+        Ok(Box::new(patiently(|| options.open(path))?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -85,7 +111,7 @@ impl Storage for FileSystem {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        patiently(|| File::open(dir))?.sync_all()
     }
 }
 

@@ -198,6 +198,12 @@ impl Writer {
             .and_then(|()| self.storage.rename(&spare.path, &path))
             .and_then(|()| self.storage.sync_dir(&self.dir))
             .map_err(SpoolError::io("begin", &path))?;
+        // What the budget does not count must not take room either: the zeros behind the end of the segment that is left.
+        if let Some(left) = &self.active {
+            left.file
+                .set_len(left.offset)
+                .map_err(SpoolError::io("cut", &left.path))?;
+        }
         let offset = segment::HEADER as u64;
         self.last = Some((id, offset));
         self.active = Some(Active {

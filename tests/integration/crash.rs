@@ -48,7 +48,7 @@ fn a_second_bridge_on_the_same_directory_is_refused() {
     let setup = Setup::new(kafka).topics(&topics);
     let bridge = setup.start();
     let mut second = setup.spawn();
-    assert_ne!(second.wait_exit(LIMIT), 0);
+    assert_eq!(second.wait_exit(LIMIT), 69);
     let log = second.stderr();
     assert!(log.to_lowercase().contains("lock"), "{log}");
     assert!(log.contains(setup.spool_dir().to_str().unwrap()), "{log}");

@@ -90,12 +90,12 @@ fn room(config: &Config, dir: &Path, lines: &mut Lines<'_, impl Write>) -> std::
 }
 
 fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Verdict, String) {
-    let need = max.saturating_add(segment).saturating_mul(streams);
+    let need = max.saturating_add(2 * segment).saturating_mul(streams);
     // A new log begins with one segment, and has the next one ready.
     let least = segment.saturating_mul(2 * streams);
     let has = format!("{} free, {} used by the spool", room_size(free), room_size(used));
     let wants = format!(
-        "{streams} streams may need {} (spool.max_bytes {} and a segment each)",
+        "{streams} streams may need {} (spool.max_bytes {} and two segments each)",
         room_size(need),
         human_size(max)
     );
