@@ -1085,3 +1085,30 @@ fn a_crash_at_any_call_doubles_and_loses_nothing() {
         }
     }
 }
+
+#[test]
+fn many_records_without_a_key_cost_few_producers() {
+    let mut bench = Bench::new();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compacted = true;
+    let values: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    let events: Vec<_> = values
+        .iter()
+        .enumerate()
+        .map(|(n, value)| Event {
+            key: (n % 10 == 0).then_some("key"),
+            value,
+        })
+        .collect();
+    bench.append_events(&events);
+    bench.settle();
+    let (keyed, keyless): (Vec<_>, Vec<_>) = values.iter().enumerate().partition(|(n, _)| n % 10 == 0);
+    let text = |part: Vec<(usize, &String)>| {
+        part.into_iter()
+            .map(|(_, value)| value.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(bench.cluster.values(TOPIC), text(keyed));
+    assert_eq!(bench.cluster.values(LETTERS), text(keyless));
+    let connects = bench.cluster.lock().connects.len();
+    assert!(connects <= 4, "{connects} producers for one webhook");
+}
