@@ -27,6 +27,11 @@ use super::{
 /// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
 
+/// The first transaction holds no more events than this; see [`Lane::adapt`].
+const FIRST_EVENTS: usize = 1000;
+/// A full transaction that took less than this may be followed by one twice as large.
+const QUICK: Duration = Duration::from_millis(500);
+
 /// What came of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -51,6 +56,8 @@ pub struct Lane<C: Connect> {
     unconfirmed: Option<Sent>,
     /// With at-least-once delivery: what was sent and is not delivered yet.
     window: Option<Sent>,
+    /// Most events in the next transaction, at most `options.transaction_events`.
+    most_events: usize,
     wait: Duration,
     blocked: Option<BlockReason>,
     stored_at: Instant,
@@ -87,6 +94,7 @@ impl<C: Connect> Lane<C> {
             .found_delivered(backlog.position().events, oldest);
         Lane {
             wait: options.timing.first_wait,
+            most_events: FIRST_EVENTS.min(options.transaction_events),
             options,
             backlog,
             connect,
@@ -284,6 +292,7 @@ impl<C: Connect> Lane<C> {
                     self.backlog.rewind();
                 }
                 self.account(&sent);
+                self.adapt(sent.events, Some(sent.begun.elapsed()));
                 self.unblock();
                 Ok(Turn::Progress)
             }
@@ -308,19 +317,26 @@ impl<C: Connect> Lane<C> {
             .send(&mut sent, deadline)
             .and_then(|()| self.broker()?.delivered(deadline));
         if let Err(error) = delivered {
+            if matches!(error, DeliveryError::Late(_)) {
+                self.adapt(sent.events, None);
+            }
             self.ended(TransactionOutcome::Aborted, sent.begun);
             return Err(match error {
                 DeliveryError::Failed(error) | DeliveryError::Late(error) => Stop::Blocked(error),
                 DeliveryError::Refused { index, refusal } => self.refused(&sent, index, refusal),
             });
         }
-        let (begun, end) = (sent.begun, sent.end);
+        let (begun, end, events) = (sent.begun, sent.end, sent.events);
         let metadata = position::metadata(self.backlog.history(), end.seq);
         self.unconfirmed = Some(sent);
         if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
+            if Instant::now() >= deadline {
+                self.adapt(events, None);
+            }
             self.ended(TransactionOutcome::Failed, begun);
             return Err(error.into());
         }
+        self.adapt(events, Some(begun.elapsed()));
         self.ended(TransactionOutcome::Committed, begun);
         if let Some(sent) = self.unconfirmed.take() {
             self.backlog.advance(end);
@@ -334,6 +350,17 @@ impl<C: Connect> Lane<C> {
         Ok(Turn::Progress)
     }
 
+    /// Fits transactions to backlog and broker: large ones deliver a backlog faster, and one that is too large for the
+    /// time it has would never end. `took` is `None` for one that had to be given up for its time.
+    fn adapt(&mut self, events: usize, took: Option<Duration>) {
+        self.most_events = match took {
+            None => (events / 4).max(1),
+            Some(took) if took < QUICK && events > self.most_events / 2 => self.most_events * 2,
+            Some(_) => self.most_events,
+        };
+        self.most_events = self.most_events.min(self.options.transaction_events);
+    }
+
     fn ended(&self, outcome: TransactionOutcome, begun: Instant) {
         self.metrics.transaction(outcome, begun.elapsed().as_secs_f64());
     }
@@ -342,8 +369,8 @@ impl<C: Connect> Lane<C> {
     fn send(&mut self, sent: &mut Sent, deadline: Instant) -> Result<(), DeliveryError> {
         self.broker()?.begin()?;
         let most_events = match self.mode() {
-            Mode::OneByOne => ONE_BY_ONE_EVENTS.min(self.options.transaction_events),
-            Mode::Batched => self.options.transaction_events,
+            Mode::OneByOne => ONE_BY_ONE_EVENTS.min(self.most_events),
+            Mode::Batched => self.most_events,
         };
         loop {
             let next = match self.backlog.peek() {

@@ -794,7 +794,7 @@ fn one_by_one_transactions_are_small_and_the_range_ends() {
     bench.settle();
     bench.check_delivered();
     assert_eq!(bench.cluster.values(LETTERS), ["refused"]);
-    assert_eq!(bench.cluster.lock().transactions, [400, 401, 700, 200]);
+    assert_eq!(bench.cluster.lock().transactions, [400, 401, 900]);
     assert_eq!(bench.books().diverted, 1);
 }
 
@@ -1111,4 +1111,24 @@ fn many_records_without_a_key_cost_few_producers() {
     assert_eq!(bench.cluster.values(LETTERS), text(keyless));
     let connects = bench.cluster.lock().connects.len();
     assert!(connects <= 4, "{connects} producers for one webhook");
+}
+
+#[test]
+fn transactions_grow_with_the_backlog_and_shrink_when_they_take_too_long() {
+    let mut bench = Bench::with(LaneOptions {
+        transaction_events: 4000,
+        ..options()
+    });
+    bench.append(&[250; 64]);
+    bench.settle();
+    assert_eq!(
+        bench.cluster.lock().transactions,
+        [1000, 2000, 4000, 4000, 4000, 1000]
+    );
+    bench.append(&[250; 16]);
+    bench.cluster.lock().transactions.clear();
+    bench.cluster.fault(Fault::Slow);
+    bench.settle();
+    bench.check_delivered();
+    assert_eq!(bench.cluster.lock().transactions, [1000, 2000, 1000]);
 }

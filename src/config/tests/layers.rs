@@ -42,8 +42,8 @@ fn defaults_are_the_documented_ones() {
     );
     assert_eq!(config.kafka.id_prefix, "cmc-bridge");
     assert_eq!(config.kafka.max_record_bytes, 1_000_000);
-    assert_eq!(config.kafka.transaction_events, 10_000);
-    assert_eq!(config.kafka.transaction_bytes, 8 << 20);
+    assert_eq!(config.kafka.transaction_events, 40_000);
+    assert_eq!(config.kafka.transaction_bytes, 32 << 20);
     assert_eq!(config.kafka.transaction_timeout, Duration::from_secs(15));
     assert!(config.kafka.properties.is_empty());
     let streams = Stream::ALL.map(|stream| {
