@@ -34,6 +34,8 @@ pub struct Timing {
     pub longest_wait: Duration,
     /// Without transactions, a wait for deliveries is interrupted this often, for the checkpoint and for the end.
     pub late_every: Duration,
+    /// A full transaction that took less than this may be followed by one twice as large.
+    pub quick: Duration,
 }
 
 impl Default for Timing {
@@ -44,6 +46,7 @@ impl Default for Timing {
             first_wait: Duration::from_millis(250),
             longest_wait: Duration::from_secs(10),
             late_every: Duration::from_millis(500),
+            quick: Duration::from_millis(500),
         }
     }
 }

@@ -29,8 +29,6 @@ const ONE_BY_ONE_EVENTS: usize = 500;
 
 /// The first transaction holds no more events than this; see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
-/// A full transaction that took less than this may be followed by one twice as large.
-const QUICK: Duration = Duration::from_millis(500);
 
 /// What came of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +353,9 @@ impl<C: Connect> Lane<C> {
     fn adapt(&mut self, events: usize, took: Option<Duration>) {
         self.most_events = match took {
             None => (events / 4).max(1),
-            Some(took) if took < QUICK && events > self.most_events / 2 => self.most_events * 2,
+            Some(took) if took < self.options.timing.quick && events > self.most_events / 2 => {
+                self.most_events * 2
+            }
             Some(_) => self.most_events,
         };
         self.most_events = self.most_events.min(self.options.transaction_events);

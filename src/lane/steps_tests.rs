@@ -110,6 +110,7 @@ fn options() -> LaneOptions {
         transaction_limit: Duration::from_secs(10),
         timing: Timing {
             checkpoint_every: Duration::from_secs(3600),
+            quick: Duration::from_secs(3600),
             ..Timing::default()
         },
     }
