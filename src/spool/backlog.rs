@@ -109,6 +109,11 @@ impl Backlog {
         }
     }
 
+    /// Undoes the last [`Backlog::take`].
+    pub fn put_back(&mut self, batch: StoredBatch) {
+        self.peeked = Some(batch);
+    }
+
     /// Reads from the known position again.
     pub fn rewind(&mut self) {
         self.peeked = None;
