@@ -7,6 +7,8 @@
 //! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
 //! no error.
 
+mod drain;
+
 use std::{
     io,
     net::SocketAddr,
@@ -45,6 +47,8 @@ use crate::{
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
 };
+
+pub use drain::{Drained, drain};
 
 /// How often the end of the lanes is looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -93,7 +97,7 @@ impl Bridge {
             }
             None => None,
         };
-        let lock = SpoolLock::acquire(&config.spool.dir).map_err(|error| spool_exit(&error))?;
+        let lock = SpoolLock::acquire(&config.spool.dir)?;
         let enabled: Vec<Stream> = Stream::ALL
             .into_iter()
             .filter(|stream| config.stream(*stream).enabled)
@@ -101,7 +105,7 @@ impl Bridge {
         let metrics =
             Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
         let (failed, failures) = mpsc::unbounded_channel();
-        let opened = open_logs(&config, &enabled, &metrics, &failed).map_err(|error| spool_exit(&error))?;
+        let opened = open_logs(&config, &enabled, &metrics, &failed)?;
 
         let appender = |stream: Stream| {
             opened
@@ -161,12 +165,12 @@ impl Bridge {
     /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), Exit> {
         tokio::select! {
-            Some(error) = self.failures.recv() => return Err(spool_exit(&error)),
+            Some(error) = self.failures.recv() => return Err(error.into()),
             _ = stop.recv() => {}
         }
         let mut failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
         tokio::select! {
-            Some(error) = failures.recv() => Err(spool_exit(&error)),
+            Some(error) = failures.recv() => Err(error.into()),
             Some(()) = stop.recv() => {
                 warn!("stopped at once; what is not delivered stays in the spool");
                 Ok(())
@@ -351,13 +355,6 @@ fn credential_names(config: &Config) -> Vec<&str> {
     match &config.ingest.auth {
         Auth::Anonymous => Vec::new(),
         Auth::Credentials(credentials) => credentials.iter().map(|c| c.name.as_str()).collect(),
-    }
-}
-
-fn spool_exit(error: &SpoolError) -> Exit {
-    match error {
-        SpoolError::Locked { .. } => Exit::Unavailable(error.to_string()),
-        SpoolError::Io { .. } | SpoolError::Unusable { .. } => Exit::Io(error.to_string()),
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Parser;
 use cmc_bridge::{
     cli::{
         Cli, Command, ConfigCommand, check, completions, config_show, dev, output::Output, send_sample,
-        serve, tap,
+        serve, spool, tap,
     },
     exit::{self, Exit},
 };
@@ -31,6 +31,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, &mut Output::new()),
         Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
+        Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, &mut Output::new()),
     }
 }

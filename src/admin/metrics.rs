@@ -248,6 +248,14 @@ impl StreamMetrics {
         }
     }
 
+    /// Why the lane is blocked.
+    pub fn blocked(&self) -> Option<BlockReason> {
+        let mut reasons = BlockReason::ALL.into_iter().zip(&self.blocked);
+        reasons
+            .find(|(_, gauge)| gauge.get() == 1)
+            .map(|(reason, _)| reason)
+    }
+
     /// Counts a transaction by how it ended, with the seconds that it took until then.
     pub fn transaction(&self, outcome: TransactionOutcome, seconds: f64) {
         self.transactions[outcome as usize].inc();

@@ -65,7 +65,13 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
         record.offset(),
         json!(timestamp),
         bytes(record.key()),
-        headers(record)
+        headers(
+            record
+                .headers()
+                .into_iter()
+                .flat_map(Headers::iter)
+                .map(|header| (header.key, header.value))
+        )
     )
     .into_bytes();
     let raw = record
@@ -84,7 +90,7 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Text as a string; what is none as `{"base64": …}`.
-fn bytes(bytes: Option<&[u8]>) -> Value {
+pub fn bytes(bytes: Option<&[u8]>) -> Value {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => Value::Null,
         Some((Ok(text), _)) => Value::String(text.to_owned()),
@@ -93,13 +99,13 @@ fn bytes(bytes: Option<&[u8]>) -> Value {
 }
 
 /// Headers by name; one that stands several times has a list.
-fn headers(record: &impl Message) -> Value {
+pub fn headers<'a>(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Value {
     let mut found = Map::new();
-    for header in record.headers().into_iter().flat_map(Headers::iter) {
-        let value = bytes(header.value);
-        match found.get_mut(header.key) {
+    for (name, value) in headers {
+        let value = bytes(value);
+        match found.get_mut(name) {
             None => {
-                found.insert(header.key.to_owned(), value);
+                found.insert(name.to_owned(), value);
             }
             Some(Value::Array(list)) => list.push(value),
             Some(first) => *first = json!([first.take(), value]),

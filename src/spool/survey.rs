@@ -87,6 +87,11 @@ impl Survey {
         }
     }
 
+    /// What an open finds damaged; it does not read what lies in the middle.
+    pub fn found_at_open(&self) -> &[Damage] {
+        &self.recovered.damage
+    }
+
     /// What is damaged, of what has been read so far.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
