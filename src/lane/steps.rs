@@ -11,6 +11,7 @@ use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
     batch::{self, BatchView},
     config::Delivery,
+    dead_letter::Failure,
     spool::{Backlog, Seq, SpoolError, StoredBatch},
     stream::Stream,
 };
@@ -19,7 +20,7 @@ use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal},
     options::LaneOptions,
     position,
-    refusal::{Refusals, dead_letter},
+    refusal::{self, Refusals, dead_letter},
     sent::{Sent, SentRecord},
     trouble::{blocked_by, dead_letter_refused, not_connected, undecodable, unreadable},
 };
@@ -489,7 +490,10 @@ impl<C: Connect> Lane<C> {
                     Err(error) => return Err(error),
                 }
             }
-            sent.diverted += 1;
+            sent.diverted.push(Failure {
+                reason: refusal::reason(refusal),
+                index: Some(index),
+            });
         }
         Ok(())
     }
@@ -534,10 +538,11 @@ impl<C: Connect> Lane<C> {
         let oldest = oldest(&mut self.backlog);
         self.backlog.accounts().advanced(
             sent.end.events,
-            (sent.events - sent.diverted) as u64,
-            sent.diverted as u64,
+            (sent.events - sent.diverted.len()) as u64,
+            sent.diverted.len() as u64,
             oldest,
         );
+        self.metrics.diverted(&sent.diverted);
         let now = now_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
@@ -572,7 +577,7 @@ impl<C: Connect> Lane<C> {
         let wait = self.wait;
         self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
-        self.metrics.lane_blocked(self.blocked);
+        self.metrics.lane_blocked(error.reason, &error.message);
         warn!(
             stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
             "the lane is blocked: {error}"
@@ -583,7 +588,7 @@ impl<C: Connect> Lane<C> {
     fn unblock(&mut self) {
         self.wait = self.options.timing.first_wait;
         if let Some(reason) = self.blocked.take() {
-            self.metrics.lane_blocked(None);
+            self.metrics.lane_free();
             info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
         }
     }
