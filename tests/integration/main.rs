@@ -30,4 +30,5 @@ mod outage;
 mod refusals;
 mod samples;
 mod secure;
+mod status;
 mod tls;

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 
 use super::{
     Intake, LaneState, LetterReport, Rates, Report, State, StreamReport, Time, chart,
-    text::{Escaped, bytes, duration, grouped, rate},
+    text::{Escaped, bytes, duration, grouped, rate, roughly},
 };
 
 const STYLE: &str = include_str!("style.css");
@@ -273,7 +273,7 @@ fn dead_letters(out: &mut String, report: &Report) -> fmt::Result {
             out,
             "<tr><td>{}<small>{} ago</small></td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
             clock(letter.at, report.at),
-            duration(seconds(letter.at, report.at)),
+            roughly(seconds(letter.at, report.at)),
             // A long name may break where its words do.
             Escaped(letter.reason).to_string().replace('_', "_<wbr/>"),
             place(letter),

@@ -77,6 +77,16 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
+/// A duration in its largest unit.
+pub fn roughly(seconds: u64) -> String {
+    let text = duration(seconds);
+    text.split_inclusive(' ')
+        .take(2)
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +118,11 @@ mod tests {
                 "4 d 4 h"
             ]
         );
+    }
+
+    #[test]
+    fn an_age_needs_one_unit() {
+        assert_eq!([7, 185, 360_000].map(roughly), ["7 s", "3 min", "4 d"]);
     }
 
     #[test]
