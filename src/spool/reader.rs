@@ -98,6 +98,11 @@ impl Reader {
         self.open = None;
     }
 
+    /// Lets go of the open segment when it was trimmed: its file may be written anew.
+    pub fn let_go_of_trimmed(&mut self) {
+        self.open.take_if(|open| limit_of(&self.tail, open.id).is_none());
+    }
+
     /// The batch that is read next.
     pub fn place(&self) -> Seq {
         self.next
