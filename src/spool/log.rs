@@ -83,6 +83,20 @@ pub(super) struct TailState {
 }
 
 impl Tail {
+    /// Of a log that nobody writes.
+    pub fn at_rest(segments: Vec<SegmentInfo>, end: Position) -> Tail {
+        Tail {
+            state: Mutex::new(TailState {
+                segments,
+                durable_offset: 0,
+                end,
+                closed: true,
+                woken: false,
+            }),
+            grown: Condvar::new(),
+        }
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, TailState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -453,6 +467,7 @@ impl LogWriter {
         state.segments.push(SegmentInfo {
             id,
             first_seq,
+            after_loss: false,
             end: End::Durable,
             bytes: self.writer.offset(),
         });

@@ -56,11 +56,13 @@ mod prepare;
 mod reader;
 mod record;
 mod recovery;
+pub mod repair;
 mod scan;
 mod segment;
 #[cfg(test)]
 pub(crate) mod sim;
 pub mod storage;
+pub mod survey;
 mod writer;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! under their own names, so that an open finds and removes them as it does any other below the checkpoint.
 
 use std::{
+    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -27,7 +28,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Trimmed segments that wait to be used again.
 pub struct Trimmed {
-    kept: Mutex<Vec<PathBuf>>,
+    /// The oldest first: what stays is the log's last part, without gaps.
+    kept: Mutex<VecDeque<PathBuf>>,
     most: usize,
 }
 
@@ -46,13 +48,16 @@ impl Trimmed {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let room = kept.len() < self.most;
         if room {
-            kept.push(path);
+            kept.push_back(path);
         }
         room
     }
 
     fn take(&self) -> Option<PathBuf> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 }
 

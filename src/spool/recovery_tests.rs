@@ -245,7 +245,13 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     let file_end = end + record_len(1, 40);
     assert_eq!(
         found,
-        Some(damage(1, Some((end, file_end)), 1, None, "records are damaged"))
+        Some(damage(
+            1,
+            Some((end, file_end)),
+            1,
+            Some(2),
+            "records are damaged"
+        ))
     );
 }
 
