@@ -117,21 +117,26 @@ impl Bridge {
         let health = Arc::new(Health::new(
             opened.iter().map(|o| (o.stream, o.log.appender())).collect(),
         ));
-        register_books(&registry, &opened, config.spool.max_bytes).map_err(internal)?;
+        let books = books(&config, &opened);
+        BooksCollector::new(Arc::clone(&books))
+            .and_then(|collector| registry.register(Box::new(collector)))
+            .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
         let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
-        let admin = admin::Server::bind(
-            config.admin.listen,
+        let sources = admin::Sources {
             registry,
-            Arc::clone(&metrics),
-            Arc::clone(&health),
-        )
-        .await
-        .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            books,
+            spool_dir: config.spool.dir.clone(),
+        };
+        let admin = admin::Server::bind(config.admin.listen, sources)
+            .await
+            .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
 
         let streams = opened
             .into_iter()
@@ -335,20 +340,20 @@ fn start_lane(
     })
 }
 
-fn register_books(registry: &Registry, opened: &[Opened], limit: u64) -> prometheus::Result<()> {
-    let books = opened
+fn books(config: &Config, opened: &[Opened]) -> Arc<[StreamBooks]> {
+    opened
         .iter()
         .map(|opened| {
             let appender = opened.log.appender();
             StreamBooks {
                 stream: opened.stream,
+                topic: config.stream(opened.stream).topic.clone(),
                 accounts: Arc::clone(&opened.accounts),
                 spool_bytes: Box::new(move || appender.used_bytes()),
-                spool_limit_bytes: limit,
+                spool_limit_bytes: config.spool.max_bytes,
             }
         })
-        .collect();
-    registry.register(Box::new(BooksCollector::new(books)?))
+        .collect()
 }
 
 fn credential_names(config: &Config) -> Vec<&str> {

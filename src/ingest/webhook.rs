@@ -24,8 +24,8 @@ use super::{
 use crate::{
     admin::metrics::Outcome,
     batch::Batch,
-    cmc::{self, Malformed, Split},
-    dead_letter::Reason,
+    cmc::{self, Envelope, Malformed, Split},
+    dead_letter::Failure,
     spool::{AppendError, LogState},
     stream::{Stream, Tally},
 };
@@ -68,7 +68,7 @@ impl Webhook<'_> {
             Media::Unsupported(reason) => {
                 let malformed = Malformed::new(reason, None, "");
                 let dead_letter = cmc::dead_letter_body(&malformed, None, &intake.rules, &request);
-                intake.metrics.parse_failure(reason);
+                intake.metrics.parse_failures(None, &[Failure::whole(reason)]);
                 let split = Split {
                     events: None,
                     dead_letters: Some(dead_letter),
@@ -82,9 +82,8 @@ impl Webhook<'_> {
             return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
         }
         let split = cmc::split(&opened, &intake.rules, &request);
-        for reason in &split.failures {
-            intake.metrics.parse_failure(*reason);
-        }
+        let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
+        intake.metrics.parse_failures(stream, &split.failures);
         let answer = match opened.content {
             Ok(_) => {
                 intake.note_dead_letters(&split.failures);
@@ -186,13 +185,13 @@ impl Intake {
         self.logs[Stream::DeadLetters.index()].is_some()
     }
 
-    fn note_dead_letters(&self, failures: &[Reason]) {
+    fn note_dead_letters(&self, failures: &[Failure]) {
         if let Some(first) = failures.first()
             && let Some(suppressed) = self.dead_letter_lines.pass()
         {
             warn!(
                 count = failures.len(),
-                first = first.name(),
+                first = first.reason.name(),
                 suppressed,
                 "parts of a webhook could not be understood"
             );

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use crate::spool::{Position, Seq};
+use crate::{
+    dead_letter::Failure,
+    spool::{Position, Seq},
+};
 
 /// A record that was sent.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +29,7 @@ pub struct Sent {
     pub end: Position,
     pub events: usize,
     pub bytes: usize,
-    pub diverted: usize,
+    pub diverted: Vec<Failure>,
     pub records: Vec<SentRecord>,
     /// When the webhooks arrived, with the number of events of each.
     pub received: Vec<(i64, usize)>,
@@ -41,7 +44,7 @@ impl Sent {
             end: Position::default(),
             events: 0,
             bytes: 0,
-            diverted: 0,
+            diverted: Vec::new(),
             records: Vec::new(),
             received: Vec::new(),
         }

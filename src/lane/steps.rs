@@ -340,10 +340,11 @@ impl<C: Connect> Lane<C> {
         let oldest = oldest(&mut self.backlog);
         self.backlog.accounts().advanced(
             sent.end.events,
-            (sent.events - sent.diverted) as u64,
-            sent.diverted as u64,
+            (sent.events - sent.diverted.len()) as u64,
+            sent.diverted.len() as u64,
             oldest,
         );
+        self.metrics.diverted(&sent.diverted);
         let now = now_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
@@ -378,7 +379,7 @@ impl<C: Connect> Lane<C> {
         let wait = self.wait;
         self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
-        self.metrics.lane_blocked(self.blocked);
+        self.metrics.lane_blocked(error.reason, &error.message);
         warn!(
             stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
             "the lane is blocked: {error}"
@@ -389,7 +390,7 @@ impl<C: Connect> Lane<C> {
     fn unblock(&mut self) {
         self.wait = self.options.timing.first_wait;
         if let Some(reason) = self.blocked.take() {
-            self.metrics.lane_blocked(None);
+            self.metrics.lane_free();
             info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
         }
     }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{
     super::{
         broker::{BlockReason, Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal},
-        refusal::{Refusals, dead_letter},
+        refusal::{self, Refusals, dead_letter},
         sent::{Sent, SentRecord},
         trouble::{dead_letter_refused, not_connected, undecodable, unreadable},
     },
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     batch::BatchView,
+    dead_letter::Failure,
     spool::{Seq, StoredBatch},
     stream::Stream,
 };
@@ -154,7 +155,10 @@ impl<C: Connect> Lane<C> {
                     Err(error) => return Err(error),
                 }
             }
-            sent.diverted += 1;
+            sent.diverted.push(Failure {
+                reason: refusal::reason(refusal),
+                index: Some(index),
+            });
         }
         Ok(())
     }
