@@ -30,5 +30,6 @@ mod outage;
 mod refusals;
 mod samples;
 mod secure;
+mod spool_tools;
 mod status;
 mod tls;

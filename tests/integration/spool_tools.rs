@@ -1,0 +1,256 @@
+//! `spool ls`, `verify`, `export`, `drain` and `repair` on spools that the real bridge left behind.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    bridge::{NO_KAFKA, Setup, Topics},
+    cmc,
+    kafka::{self, new_dir},
+    load::{Load, Shape, Target},
+    oracle,
+    process::Process,
+    topics::Reader,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(setup: &Setup, args: &[&str]) -> Ended {
+    let dir = new_dir("command");
+    let file = |name: &str| File::create(dir.join(name)).unwrap();
+    let mut command = setup.command(args);
+    command.stdout(file("stdout")).stderr(file("stderr"));
+    let status = Process::spawn(&mut command).unwrap().wait(LIMIT);
+    let text = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    let ended = Ended {
+        code: status
+            .unwrap_or_else(|| panic!("{args:?} still runs"))
+            .code()
+            .unwrap(),
+        stdout: text("stdout"),
+        stderr: text("stderr"),
+    };
+    println!(
+        "$ cmc-bridge {}\n{}{}",
+        args.join(" "),
+        ended.stdout,
+        ended.stderr
+    );
+    ended
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let away = Setup::new(NO_KAFKA).topics(&topics);
+    let bridge = away.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(200, LIMIT);
+    let posted = load.stop();
+    assert_eq!(bridge.client().post("not JSON").status, 400);
+    let events: u64 = posted.iter().map(|webhook| u64::from(webhook.events)).sum();
+    // While it runs: ls tells what it can, the others keep away.
+    let ls = run(&away, &["spool", "ls", "--json"]);
+    let listing: Value = serde_json::from_str(&ls.stdout).unwrap();
+    assert_eq!((ls.code, &listing["open"]), (0, &Value::Bool(true)));
+    for command in ["verify", "export", "drain", "repair"] {
+        let ended = run(&away, &["spool", command]);
+        assert_eq!(ended.code, 69, "{command}");
+        assert!(ended.stderr.contains("another cmc-bridge has this spool open"));
+    }
+    bridge.kill();
+
+    let listing: Value = serde_json::from_str(&run(&away, &["spool", "ls", "--json"]).stdout).unwrap();
+    assert_eq!(listing["open"], false);
+    let streams = listing["streams"].as_array().unwrap();
+    let waiting: HashMap<&str, u64> = streams
+        .iter()
+        .map(|s| {
+            (
+                s["stream"].as_str().unwrap(),
+                s["waiting"]["events"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(waiting["deliveries"] + waiting["bounces"], events);
+    assert_eq!(waiting["dead_letters"], 1);
+    assert!(run(&away, &["spool", "ls"]).stdout.contains("events wait in"));
+    let verified = run(&away, &["spool", "verify"]);
+    assert_eq!(verified.code, 0);
+    assert_eq!(
+        verified
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with("ok "))
+            .count(),
+        3
+    );
+
+    let exported = run(&away, &["spool", "export"]);
+    assert_eq!(exported.code, 0);
+    let batches = lines(&exported.stdout);
+    let records = |stream: &str| -> usize {
+        let of = batches.iter().filter(|batch| batch["stream"] == stream);
+        of.map(|batch| batch["records"].as_array().unwrap().len()).sum()
+    };
+    assert_eq!((records("deliveries") + records("bounces")) as u64, events);
+    let letter = batches
+        .iter()
+        .find(|batch| batch["stream"] == "dead_letters")
+        .unwrap();
+    assert_eq!(letter["records"][0]["value"], "not JSON");
+    assert_eq!(
+        letter["records"][0]["headers"]["cmc-dead-letter-reason"],
+        "invalid_json"
+    );
+
+    // Kafka is still away: it says so and ends, and nothing is lost.
+    let ended = run(&away, &["spool", "drain", "--patience", "2"]);
+    assert_eq!(ended.code, 69, "{}", ended.stderr);
+    assert!(ended.stderr.contains("are not delivered"));
+
+    // The configuration of another place, the spool by its name.
+    let elsewhere = Setup::new(kafka).topics(&topics);
+    let dir = away.spool_dir().to_str().unwrap();
+    let drained = run(&elsewhere, &["spool", "drain", "--dir", dir]);
+    assert_eq!(drained.code, 0, "{}", drained.stderr);
+    oracle::check(kafka, &topics, &posted);
+    let again = run(&elsewhere, &["spool", "drain", "--dir", dir]);
+    assert_eq!(again.code, 0);
+    assert!(
+        again
+            .stdout
+            .contains("deliveries: 0 events delivered, 0 diverted to the dead-letter topic, 0 left")
+    );
+    oracle::check(kafka, &topics, &posted);
+}
+
+#[test]
+fn damage_is_named_exported_around_and_repaired() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let away = Setup::new(NO_KAFKA).topics(&topics);
+    let setup = Setup::new(kafka).topics(&topics).spool(away.spool_dir());
+    let bridge = away.start();
+    let mut client = bridge.client();
+    let ids: Vec<String> = (0..30).map(|n| format!("{n:02}@test")).collect();
+    for id in &ids {
+        assert_eq!(client.post(cmc::delivery(id)).status, 200);
+    }
+    client.post(cmc::webhook("bounces", "pro", &[&cmc::message("b@test", "")]));
+    bridge.kill();
+    let segment = first_segment(&away);
+    let mut bytes = fs::read(&segment).unwrap();
+    let at = bytes.windows(7).position(|w| w == b"17@test").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+
+    let verified = run(&setup, &["spool", "verify", "--json"]);
+    assert_eq!(verified.code, 65);
+    let verdicts = lines(&verified.stdout);
+    let damage = |stream: &str| verdicts.iter().find(|v| v["stream"] == stream).unwrap()["damage"].clone();
+    assert_eq!(damage("bounces").as_array().unwrap().len(), 0);
+    let range = &damage("deliveries")[0];
+    assert_eq!(
+        (&range["from_batch"], &range["to_batch"]),
+        (&17.into(), &18.into())
+    );
+    assert_eq!(range["segment"], 1);
+
+    let exported = run(&setup, &["spool", "export", "--stream", "deliveries"]);
+    assert_eq!(exported.code, 65);
+    let exported = lines(&exported.stdout);
+    assert_eq!(exported.len(), 30);
+    assert_eq!(exported[17]["missing"]["from_batch"], 17);
+    let keys: Vec<&str> = exported
+        .iter()
+        .filter_map(|batch| batch["records"][0]["key"].as_str())
+        .collect();
+    assert_eq!(keys.len(), 29);
+
+    // The bridge delivers what is before it, and the other streams; it says what to do.
+    let drained = run(&setup, &["spool", "drain"]);
+    assert_eq!(drained.code, 65, "{}", drained.stderr);
+    assert!(drained.stderr.contains("spool repair"), "{}", drained.stderr);
+    assert_eq!(Reader::new(kafka, &topics.bounces).read_to_end(LIMIT).len(), 1);
+    assert_eq!(delivered(kafka, &topics), ids[..17]);
+
+    let asked = run(&setup, &["spool", "repair"]);
+    assert_eq!(asked.code, 65);
+    assert!(asked.stderr.contains("nothing was changed"));
+    let repaired = run(&setup, &["spool", "repair", "--accept-loss"]);
+    assert_eq!(repaired.code, 0);
+    assert!(
+        repaired.stdout.contains("lost: batch 17, 1 events"),
+        "{}",
+        repaired.stdout
+    );
+    assert_eq!(run(&setup, &["spool", "verify"]).code, 0);
+    let listing = run(&setup, &["spool", "ls"]).stdout;
+    assert!(listing.contains("beside it: deliveries.damaged-"), "{listing}");
+
+    // New webhooks and old ones, each once, without the lost one.
+    let bridge = setup.start();
+    assert_eq!(bridge.client().post(cmc::delivery("new@test")).status, 200);
+    bridge.wait_drained(LIMIT);
+    bridge.stop();
+    let mut wanted = ids.clone();
+    wanted.remove(17);
+    wanted.push("new@test".into());
+    assert_eq!(delivered(kafka, &topics), wanted);
+}
+
+/// The keys on the deliveries' topic, in the order of their numbers.
+fn delivered(kafka: &str, topics: &Topics) -> Vec<String> {
+    let mut reader = Reader::new(kafka, &topics.deliveries);
+    let records = reader.read_to_end(LIMIT);
+    let mut keys: Vec<String> = records
+        .iter()
+        .map(|record| record.key_text().unwrap().trim_matches(['<', '>']).to_owned())
+        .collect();
+    keys.sort();
+    keys
+}
+
+fn first_segment(setup: &Setup) -> PathBuf {
+    setup.spool_dir().join("deliveries/00000000000000000001.segment")
+}
+
+#[test]
+fn what_is_no_spool_is_said_to_be_none() {
+    let setup = Setup::new(NO_KAFKA);
+    for command in ["ls", "verify", "export", "drain", "repair"] {
+        let ended = run(&setup, &["spool", command, "--dir", "/no/such/place"]);
+        assert_eq!(ended.code, 64, "{command}");
+        assert!(
+            ended.stderr.contains("/no/such/place"),
+            "{command}: {}",
+            ended.stderr
+        );
+    }
+    let empty = new_dir("empty");
+    let ended = run(&setup, &["spool", "verify", "--dir", empty.to_str().unwrap()]);
+    assert_eq!(ended.code, 64);
+    assert!(ended.stderr.contains("holds no stream's log"));
+}
