@@ -41,8 +41,10 @@ mod connection;
 mod handler;
 mod limits;
 mod problem;
+mod progress;
 mod server;
 mod tls;
+mod watched;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -81,6 +83,7 @@ pub struct Intake {
     max_connections: usize,
     header_timeout: Duration,
     body_timeout: Duration,
+    idle_timeout: Duration,
     append_timeout: Duration,
     retry_after: RetryAfter,
     refusal_lines: [LogLimiter; Outcome::ALL.len()],
@@ -109,6 +112,7 @@ impl Intake {
             max_connections: config.max_connections,
             header_timeout: config.header_timeout,
             body_timeout: config.body_timeout,
+            idle_timeout: config.idle_timeout,
             append_timeout: config.append_timeout,
             retry_after: RetryAfter::new(config.retry_after),
             refusal_lines: std::array::from_fn(|_| LogLimiter::new()),

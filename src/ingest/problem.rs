@@ -120,6 +120,26 @@ impl Answer {
         )
     }
 
+    /// More header than is taken, in bytes or fields.
+    pub(super) fn header_too_large() -> Answer {
+        Answer::problem(
+            Outcome::HeaderTooLarge,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "Header too large",
+            "The header has too many bytes or fields.",
+        )
+    }
+
+    /// A request that breaks the rules of HTTP.
+    pub(super) fn invalid_http(detail: &'static str) -> Answer {
+        Answer::problem(
+            Outcome::InvalidHttp,
+            StatusCode::BAD_REQUEST,
+            "Invalid HTTP",
+            detail,
+        )
+    }
+
     pub(super) fn too_large(max_body_bytes: usize) -> Answer {
         Answer::problem(
             Outcome::TooLarge,
@@ -140,6 +160,10 @@ impl Answer {
             ACCEPT_POST,
             HeaderValue::from_static("application/json, application/x-www-form-urlencoded"),
         )
+    }
+
+    pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
+        Answer::unavailable(Outcome::Draining, "The bridge is stopping.", retry_after)
     }
 
     /// 503: try again later.
@@ -327,6 +351,18 @@ mod tests {
             (
                 Answer::too_large(5),
                 413,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
+                Answer::header_too_large(),
+                431,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
+                Answer::invalid_http("No."),
+                400,
                 "content-type",
                 "application/problem+json",
             ),
