@@ -122,6 +122,7 @@ impl Row {
 fn understood() -> Vec<Row> {
     let one = webhook("deliveries", "pro", &[&message("one", "s")]);
     let good = || post(one.clone()).events(1);
+    // Two events.
     let form = sample("deliveries-form.txt");
     let with_key = one.replacen('{', &format!("{{\"api_key\":\"{KEY}\","), 1);
     let json = || field(JSON);
@@ -141,12 +142,12 @@ fn understood() -> Vec<Row> {
         good(),
         good().fields([json(), basic(&format!("cmc:{PASSWORD}"))]),
         post(with_key.clone()).fields([json()]).events(1),
-        post(format!("api_key={KEY}&{form}"))
+        post(form.replace("0123456789abcdef0123456789abcdef", KEY))
             .fields([field(FORM)])
-            .events(1),
-        post(form.clone()).fields([field(FORM), bearer(TOKEN)]).events(1),
+            .events(2),
+        post(form.clone()).fields([field(FORM), bearer(TOKEN)]).events(2),
         good().fields([bearer(TOKEN)]),
-        post(form).fields([bearer(TOKEN)]).events(1),
+        post(form).fields([bearer(TOKEN)]).events(2),
         good().fields([
             ("content-type", "application/json; charset=UTF-8".to_owned()),
             bearer(TOKEN),

@@ -195,6 +195,8 @@ fn a_body_has_one_length() {
     let old = request("transfer-encoding: chunked", &chunks).replacen("HTTP/1.1", "HTTP/1.0", 1);
     expect_refusal(&bridge, &old, 400);
     expect_outcome(&bridge, "invalid_http", lengths.len() as f64 + 1.0);
+    expect_refusal(&bridge, &request("content-length: 18446744073709551614", ""), 431);
+    expect_refusal(&bridge, &request("content-length: 18446744073709551613", ""), 413);
     // What is below the chunks is an encoding like any other.
     let zipped = request("transfer-encoding: gzip, chunked", &chunks);
     expect_problem(&bridge.wire().send(zipped).answer(), 415);
