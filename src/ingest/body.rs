@@ -266,6 +266,11 @@ mod tests {
             let headers = headers(Some("application/json"), Some(encoding));
             assert_eq!(Media::of(&headers), expected, "{encoding:?}");
         }
+        for (coding, expected) in [("chunked", JSON), ("gzip, chunked", ENCODING)] {
+            let mut headers = headers(Some("application/json"), None);
+            headers.insert(TRANSFER_ENCODING, coding.parse().unwrap());
+            assert_eq!(Media::of(&headers), expected, "{coding:?}");
+        }
     }
 
     #[test]

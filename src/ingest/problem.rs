@@ -12,6 +12,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
 
 use crate::{admin::metrics::Outcome, cmc::Malformed};
@@ -252,6 +253,10 @@ impl Answer {
             (CONTENT_TYPE, content_type),
             (CONNECTION, HeaderValue::from_static("close")),
         ];
+        if status.is_client_error() {
+            // RFC 9110, 6.6.1. A refused connection's 503 needs none, and was made long before.
+            wire.extend_from_slice(format!("date: {}\r\n", http_date()).as_bytes());
+        }
         for (name, value) in fixed.into_iter().chain(self.header) {
             wire.extend_from_slice(name.as_str().as_bytes());
             wire.extend_from_slice(b": ");
@@ -262,6 +267,14 @@ impl Answer {
         wire.extend_from_slice(&body);
         wire
     }
+}
+
+/// Now, as HTTP writes it.
+fn http_date() -> String {
+    // Fails for years that have no four digits.
+    rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&Timestamp::now())
+        .unwrap_or_default()
 }
 
 impl Problem {
@@ -412,6 +425,8 @@ mod tests {
     #[test]
     fn wire_form() {
         let retry_after = RetryAfter::new(Duration::from_millis(1));
+        let slow = String::from_utf8(Answer::header_timeout().into_wire()).unwrap();
+        assert!(slow.contains("\r\ndate: ") && slow.contains(" GMT\r\n"), "{slow}");
         let wire = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after).into_wire();
         let wire = String::from_utf8(wire).unwrap();
         let (head, body) = wire.split_once("\r\n\r\n").unwrap();

@@ -435,17 +435,36 @@ async fn a_connection_over_the_limit_is_answered_503() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_counted() {
+async fn what_is_not_http_is_told_so() {
     let server = start(config()).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
-    let mut client = server.connect().await;
-    client.send(&large).await;
-    assert_eq!(client.answer().await.status, 431);
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(101));
-    assert_eq!(server.ask(&many).await.status, 431);
-    assert_eq!(server.ask("\x16\x03\x01 hello\r\n\r\n").await.status, 400);
+    let hello = "\x16\x03\x01 hello\r\n\r\n".to_owned();
+    for (request, status) in [(large, 431), (many, 431), (hello, 400)] {
+        let answer = server.ask(&request).await;
+        assert_eq!(answer.status, status);
+        assert!(
+            answer
+                .head
+                .contains("\r\ncontent-type: application/problem+json\r\n"),
+            "{answer:?}"
+        );
+        let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(body["status"], status);
+    }
     server.wait_for_count(Outcome::HeaderTooLarge, 2).await;
     server.wait_for_count(Outcome::InvalidHttp, 1).await;
+}
+
+#[tokio::test]
+async fn a_client_may_close_its_side_before_its_answer() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    client.send(&post(AUTHORIZED, EMPTY)).await;
+    client.0.shutdown().await.unwrap();
+    assert_eq!(client.answer().await.status, 200);
+    client.closed().await;
+    server.wait_for_count(Outcome::Accepted, 1).await;
 }
 
 #[tokio::test]

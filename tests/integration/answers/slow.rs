@@ -23,8 +23,8 @@ const OTHERS: usize = 2_000;
 /// Bytes that the crowd sends in a second, all together.
 const DRIBBLE: usize = 5_000;
 const ROUND: Duration = Duration::from_millis(1500);
-const FEWEST_ROUNDS: usize = 7;
-const MOST_ROUNDS: usize = 8;
+const FEWEST_ROUNDS: usize = 3;
+const MOST_ROUNDS: usize = 7;
 /// hyper's first buffer of 8 KiB, the connection's task, its timer; and as much for what the allocator keeps of former ones.
 const BYTES_EACH: u64 = 40 * 1024;
 
