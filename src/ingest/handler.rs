@@ -1,8 +1,8 @@
 //! One request, from the end of its header to its answer.
 //!
-//! The checks, cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the header, content
-//! type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read from
-//! whoever can't be let in, and nothing is parsed that can't be understood.
+//! The checks, cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the header,
+//! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
+//! from whoever can't be let in, and nothing is parsed that can't be understood.
 //!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
 //! a client that still writes would else be cut off before it reads the answer.

@@ -12,7 +12,8 @@
 //! | too many connections or bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
 //! | another path, another method | 404, 405 + `Allow` |
 //! | header too large (bytes or fields) | 431, closed |
-//! | not HTTP/1.1, no single `Host`, wrong length or chunks | 400, closed |
+//! | not HTTP/1.1, wrong length or chunks | 400, closed |
+//! | no `Host`, or several | 400 |
 //! | a transfer coding besides `chunked` | 415 |
 //! | `Content-Length` beside `Transfer-Encoding` | by the chunks; then closed, so that nothing can be smuggled in behind |
 //! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100 |
