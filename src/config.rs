@@ -146,6 +146,8 @@ pub struct Ingest {
     pub header_timeout: Duration,
     /// `ingest.body_timeout`: from the end of the header to the end of the body.
     pub body_timeout: Duration,
+    /// `ingest.idle_timeout`: how long a connection may be quiet between two requests.
+    pub idle_timeout: Duration,
     /// `ingest.append_timeout`: how long a webhook may wait for the disk before it is answered 503.
     pub append_timeout: Duration,
     /// `ingest.retry_after`: the `Retry-After` of every 503, whole seconds.

@@ -130,6 +130,7 @@ pub(super) const KEYS: &[Key] = &[
     plain("ingest.max_bytes_in_flight", Text("256MiB")),
     plain("ingest.header_timeout", Text("10s")),
     plain("ingest.body_timeout", Text("30s")),
+    plain("ingest.idle_timeout", Text("75s")),
     plain("ingest.append_timeout", Text("10s")),
     plain("ingest.retry_after", Text("5s")),
     plain("ingest.malformed_status", Int(400)),

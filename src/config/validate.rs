@@ -63,6 +63,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let max_bytes_in_flight = raw.size::<usize>("ingest.max_bytes_in_flight", MIB..=TIB);
     let header_timeout = raw.duration("ingest.header_timeout", WAIT);
     let body_timeout = raw.duration("ingest.body_timeout", WAIT);
+    let idle_timeout = raw.duration("ingest.idle_timeout", WAIT);
     let append_timeout = raw.duration("ingest.append_timeout", WAIT);
     let retry_after = retry_after(raw);
     let tls = tls(raw);
@@ -91,6 +92,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         max_bytes_in_flight: max_bytes_in_flight?,
         header_timeout: header_timeout?,
         body_timeout: body_timeout?,
+        idle_timeout: idle_timeout?,
         append_timeout: append_timeout?,
         retry_after: retry_after?,
         tls: tls?,

@@ -5,7 +5,9 @@
 //! one frame is used as it is; else it is put together in one buffer of the announced length.
 
 use std::{
+    error::Error,
     future::poll_fn,
+    io,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -15,16 +17,16 @@ use bytes::Bytes;
 use hyper::{
     HeaderMap,
     body::{Body, Incoming},
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING},
 };
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
-use super::{connection::Progress, limits::Budget};
+use super::{limits::Budget, progress::Progress};
 use crate::{cmc::BodyEncoding, dead_letter::Reason};
 
 /// After an early answer so much of the body is still read, so that the client comes to read the answer.
-const DRAIN_BYTES: usize = 1024 * 1024;
-const DRAIN_TIME: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
+pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// What a request's header says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +41,13 @@ impl Media {
     /// JSON must be UTF-8 if it says anything. The `charset` of a form is ignored: a form is ASCII, and what its percent
     /// signs stand for is judged when it is decoded.
     pub(super) fn of(headers: &HeaderMap) -> Media {
-        for encoding in headers.get_all(CONTENT_ENCODING) {
-            let encoding = encoding.as_bytes().trim_ascii();
-            if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity") {
-                return Media::Unsupported(Reason::UnsupportedEncoding);
+        // hyper takes the chunks off and leaves what is below them.
+        for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
+            for encoding in headers.get_all(name) {
+                let encoding = encoding.as_bytes().trim_ascii();
+                if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(plain.as_bytes()) {
+                    return Media::Unsupported(Reason::UnsupportedEncoding);
+                }
             }
         }
         let Some(value) = headers.get(CONTENT_TYPE) else {
@@ -97,8 +102,21 @@ pub(super) enum ReadError {
     Overloaded,
     /// The deadline passed.
     TimedOut,
+    /// Its chunks are not what they should be.
+    Invalid,
     /// The client went away.
     Disconnected,
+}
+
+impl ReadError {
+    /// hyper tells a wrong chunk from an end in the middle only by the kind of the error beneath.
+    fn of(error: &hyper::Error) -> ReadError {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        match cause.map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => ReadError::Invalid,
+            _ => ReadError::Disconnected,
+        }
+    }
 }
 
 /// Reads a whole body. The permit covers its bytes.
@@ -156,7 +174,7 @@ fn poll_data(
         let result = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => Ok(None),
-            Poll::Ready(Some(Err(_))) => Err(ReadError::Disconnected),
+            Poll::Ready(Some(Err(error))) => Err(ReadError::of(&error)),
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => Ok(Some(data)),
                 // Trailers say nothing that is asked for.
@@ -247,6 +265,11 @@ mod tests {
         ] {
             let headers = headers(Some("application/json"), Some(encoding));
             assert_eq!(Media::of(&headers), expected, "{encoding:?}");
+        }
+        for (coding, expected) in [("chunked", JSON), ("gzip, chunked", ENCODING)] {
+            let mut headers = headers(Some("application/json"), None);
+            headers.insert(TRANSFER_ENCODING, coding.parse().unwrap());
+            assert_eq!(Media::of(&headers), expected, "{coding:?}");
         }
     }
 

@@ -7,131 +7,73 @@
 //! ```text
 //! Handshake  TLS is being agreed on      header_timeout   closed without a word; at the next look when stopping
 //! Fresh      no byte came yet            header_timeout   closed without a word; at the next look when stopping
-//! Idle       between two requests        IDLE_TIMEOUT     closed without a word; at the next look when stopping
+//! Idle       between two requests        header_timeout   looked inside: 408 when a request has begun, else Quiet
+//! Quiet      … and none has begun        idle_timeout     closed without a word; at the next look when stopping
 //! Head       a request has begun         header_timeout   408, closed
 //! Body       its body is read            body_timeout     Expired; the handler sees that and answers 408
 //! Expired    … and it must answer        LINGER           closed
 //! Answer     it waits for the disk       none             the spool has its own limit
+//! Writing    the answer is being sent    header_timeout   closed
 //! Closing    the last answer was given   LINGER           closed
 //! ```
 //!
 //! Over TLS everything after the handshake is the same; bytes are then those of requests, not those of the wire.
 //!
 //! So a limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second at
-//! most. All of it happens in the connection's own task; [`Progress`] is atomic only because the task moves between
-//! threads. A request whose first bytes came together with the end of the request before is seen as Idle until it goes on.
+//! most. A request whose first bytes came together with the end of the request before can't be seen from outside hyper.
+//! That is why an idle connection is taken apart once and put together again: hyper then shows what it holds.
+//!
+//! A client may close its side after its request and still gets its answer (`half_close`). One that is gone looks the same
+//! until the answer reaches it and comes back as a reset. So a request is counted when its answer has been written, and
+//! when the client's side was closed by then, only after [`DOUBT`] or that reset: as its own outcome, or as
+//! `disconnected`. Its events are durable and counted either way.
 
 use std::{
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::TcpStream,
     time::{sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::{Intake, handler, problem::Answer, tls::Tls};
+use super::{
+    Intake,
+    body::{DRAIN_BYTES, DRAIN_TIME},
+    handler,
+    problem::Answer,
+    progress::{Phase, Progress},
+    tls::Tls,
+    watched::{Socket, Watched},
+};
 use crate::admin::metrics::Outcome;
 
-/// A kept-alive connection may be quiet for so long. Longer than the usual 60 s of proxies: the side that posts should be
-/// the one that closes, else it posts into a closing connection, and the sender may not try again.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Time to give, and to take, the last answer.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long a client that closed its side has to turn an answer down.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Most time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of a request's header; more is answered 431 by hyper.
+/// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Most bytes that hyper buffers of a connection, and so the largest frame of a body.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
-/// What a connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    Fresh,
-    Idle,
-    Head,
-    Body,
-    Expired,
-    Answer,
-    Closing,
-    Handshake,
-}
-
-const PHASES: [Phase; 8] = [
-    Phase::Fresh,
-    Phase::Idle,
-    Phase::Head,
-    Phase::Body,
-    Phase::Expired,
-    Phase::Answer,
-    Phase::Closing,
-    Phase::Handshake,
-];
-const PHASE_BITS: u32 = 3;
-
-/// The phase and when it began.
-pub(super) struct Progress {
-    start: Instant,
-    /// Microseconds from `start` to the begin of the phase, then [`PHASE_BITS`] bits of the phase.
-    packed: AtomicU64,
-}
-
-impl Progress {
-    fn new() -> Progress {
-        Progress {
-            start: Instant::now(),
-            packed: AtomicU64::new(Phase::Fresh as u64),
-        }
-    }
-
-    pub(super) fn enter(&self, phase: Phase, now: Instant) {
-        let micros = now.duration_since(self.start).as_micros() as u64;
-        self.packed
-            .store(micros << PHASE_BITS | phase as u64, Ordering::Relaxed);
-    }
-
-    /// The body's deadline has passed.
-    pub(super) fn body_expired(&self) -> bool {
-        self.phase() == Phase::Expired
-    }
-
-    fn phase(&self) -> Phase {
-        self.read().0
-    }
-
-    /// The phase, and the time since its begin.
-    fn look(&self, now: Instant) -> (Phase, Duration) {
-        let (phase, began) = self.read();
-        (phase, now.duration_since(self.start).saturating_sub(began))
-    }
-
-    fn read(&self) -> (Phase, Duration) {
-        let packed = self.packed.load(Ordering::Relaxed);
-        let phase = PHASES[(packed & ((1 << PHASE_BITS) - 1)) as usize % PHASES.len()];
-        (phase, Duration::from_micros(packed >> PHASE_BITS))
-    }
-
-    /// Bytes came in.
-    fn received(&self) {
-        if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
-            self.enter(Phase::Head, Instant::now());
-        }
-    }
-}
+/// The answer was written, but perhaps to a client that is gone.
+const WRITTEN: u8 = 1 << 7;
 
 /// A connection, as its requests see it.
 pub(super) struct Connection {
@@ -139,6 +81,8 @@ pub(super) struct Connection {
     pub(super) progress: Progress,
     id: u64,
     requests: AtomicU64,
+    /// One more than the index of the outcome whose answer is on its way, and [`WRITTEN`]; 0 without one.
+    owed: AtomicU8,
 }
 
 impl Connection {
@@ -148,6 +92,7 @@ impl Connection {
             progress: Progress::new(),
             id,
             requests: AtomicU64::new(0),
+            owed: AtomicU8::new(0),
         }
     }
 
@@ -155,23 +100,71 @@ impl Connection {
     pub(super) fn next_request(&self) -> (u64, u64) {
         (self.id, self.requests.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// An answer is on its way; it is counted when it was written.
+    pub(super) fn owes(&self, outcome: Outcome) {
+        let former = self.owed.swap(outcome.index() as u8 + 1, Ordering::Relaxed);
+        // The client went on, so it is there, whatever its side of the connection looked like.
+        self.count(former);
+    }
+
+    /// All that was to be written is written.
+    pub(super) fn flushed(&self, has_ended: impl FnOnce() -> bool) {
+        if self.progress.phase() == Phase::Writing {
+            self.progress.enter(Phase::Idle, Instant::now());
+        }
+        let owed = self.owed.load(Ordering::Relaxed);
+        if owed == 0 {
+            return;
+        }
+        if has_ended() {
+            self.owed.store(owed | WRITTEN, Ordering::Relaxed);
+        } else {
+            self.owed.store(0, Ordering::Relaxed);
+            self.count(owed);
+        }
+    }
+
+    /// Counts what is still owed at the end of the connection.
+    async fn settle(&self, tcp: &TcpStream) {
+        let owed = self.owed.swap(0, Ordering::Relaxed);
+        if owed == 0 {
+            return;
+        }
+        let is_written = owed & WRITTEN != 0;
+        if is_written && timeout(DOUBT, tcp.ready(Interest::ERROR)).await.is_err() {
+            self.count(owed);
+        } else {
+            self.intake.metrics.webhook(Outcome::Disconnected);
+        }
+    }
+
+    fn count(&self, owed: u8) {
+        if let Some(outcome) = Outcome::ALL.get(usize::from(owed & !WRITTEN).wrapping_sub(1)) {
+            self.intake.metrics.webhook(*outcome);
+        }
+    }
 }
 
 /// The settings of hyper, the same for each connection.
 pub(super) fn http() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.header_read_timeout(None)
+        .half_close(true)
         .max_buf_size(MAX_BUFFER_BYTES)
         .max_header_size(MAX_HEADER_BYTES);
     http
 }
 
-/// Why a connection ends.
+/// Why hyper is not asked any more.
 enum End {
-    /// hyper is done with it.
+    /// It is done with the connection.
     Served(hyper::Result<()>),
+    /// A request may have begun, and took too long.
     HeaderTimeout,
-    Quiet,
+    /// Nothing came for a while, unless hyper holds it.
+    LookInside,
+    TooLong,
 }
 
 /// Agrees on TLS, then serves the connection to its end.
@@ -219,87 +212,112 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve<S>(stream: S, connection: Arc<Connection>, http: http1::Builder)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, http: http1::Builder) {
     let intake = &connection.intake;
     let progress = &connection.progress;
-    let io = TokioIo::new(Watched {
-        stream,
-        connection: Arc::clone(&connection),
-    });
-    let mut served = http.serve_connection(
-        io,
-        service_fn(|request| handler::serve(Arc::clone(&connection), request)),
-    );
     let limits = Limits::of(intake);
     let mut alarm = pin!(sleep(limits.between_looks()));
-    let end = poll_fn(|cx| {
-        loop {
-            if let Poll::Ready(result) = Pin::new(&mut served).poll(cx) {
-                return Poll::Ready(End::Served(result));
-            }
-            if alarm.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            let (phase, since) = progress.look(now);
-            let next = match limits.judge(phase, since, intake.control.is_stopping()) {
-                Judgement::LookAgain(next) => next,
-                Judgement::ExpireBody => {
-                    progress.enter(Phase::Expired, now);
-                    limits.between_looks()
+    let mut io = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
+    let (mut stream, last_answer) = loop {
+        let mut served = http.serve_connection(
+            io,
+            service_fn(|request| handler::serve(Arc::clone(&connection), request)),
+        );
+        let end = poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(result) = Pin::new(&mut served).poll(cx) {
+                    return Poll::Ready(End::Served(result));
                 }
-                Judgement::AnswerHeaderTimeout => return Poll::Ready(End::HeaderTimeout),
-                Judgement::Close => return Poll::Ready(End::Quiet),
-            };
-            alarm.as_mut().reset((now + next).into());
-        }
-    })
-    .await;
-    match end {
-        End::Served(result) => {
-            if let Err(error) = result {
-                note(intake, &error);
+                if alarm.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                let now = Instant::now();
+                let (phase, since) = progress.look(now);
+                let next = match limits.judge(phase, since, intake.control.is_stopping()) {
+                    Judgement::LookAgain(next) => next,
+                    Judgement::ExpireBody => {
+                        progress.enter(Phase::Expired, now);
+                        limits.between_looks()
+                    }
+                    Judgement::AnswerHeaderTimeout => return Poll::Ready(End::HeaderTimeout),
+                    Judgement::LookInside => return Poll::Ready(End::LookInside),
+                    Judgement::Close => return Poll::Ready(End::TooLong),
+                };
+                alarm.as_mut().reset((now + next).into());
             }
-        }
-        End::HeaderTimeout => {
-            intake.metrics.webhook(Outcome::Timeout);
-            let mut stream = served.into_parts().io.into_inner().stream;
+        })
+        .await;
+        let parts = served.into_parts();
+        // Empty lines before a request are no part of it.
+        let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
+        let answer = match end {
+            End::Served(Err(error)) => refusal(intake, progress.phase(), &error),
+            End::LookInside if has_begun && intake.control.is_stopping() => {
+                Some(Answer::stopping(&intake.retry_after))
+            }
+            End::HeaderTimeout | End::LookInside if has_begun => Some(Answer::header_timeout()),
+            End::LookInside if limits.idle > limits.header && !intake.control.is_stopping() => {
+                progress.enter(Phase::Quiet, Instant::now());
+                alarm
+                    .as_mut()
+                    .reset((Instant::now() + limits.between_looks()).into());
+                io = parts.io;
+                continue;
+            }
+            _ => None,
+        };
+        break (parts.io.into_inner().stream, answer);
+    };
+    match last_answer {
+        Some(answer) => {
+            intake.metrics.webhook(answer.outcome);
             // Best effort: the socket takes so few bytes at once, or its client isn't reading.
-            let _ = timeout(LINGER, async {
-                stream.write_all(&Answer::header_timeout().into_wire()).await?;
-                stream.shutdown().await
-            })
-            .await;
+            let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
-        End::Quiet => {
-            // Over TLS an end has to be said; once, for this client may not be reading.
-            let mut stream = served.into_parts().io.into_inner().stream;
+        // Over TLS an end has to be said; once, for this client may not be reading.
+        None => {
             poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx).is_ready())).await;
         }
     }
+    connection.settle(stream.tcp()).await;
 }
 
-/// Counts what hyper answered by itself.
-fn note(intake: &Intake, error: &hyper::Error) {
-    if error.is_parse_too_large() {
-        intake.metrics.webhook(Outcome::HeaderTooLarge);
-    } else if error.is_parse() {
-        intake.metrics.webhook(Outcome::InvalidHttp);
-    }
+/// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
+fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
+    if error.is_parse_too_large() {
+        return Some(Answer::header_too_large());
+    }
+    if error.is_parse() {
+        return Some(Answer::invalid_http("The request is not valid HTTP/1.1."));
+    }
+    if phase == Phase::Head {
+        intake.metrics.webhook(Outcome::Disconnected);
+    }
+    None
+}
+
+/// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
+/// reset, and the answer with it.
+async fn last_words<S: Socket>(stream: &mut S, answer: Answer) -> io::Result<()> {
+    stream.write_all(&answer.into_wire()).await?;
+    stream.shutdown().await?;
+    let mut rest = stream.take(DRAIN_BYTES as u64);
+    let mut nowhere = tokio::io::sink();
+    timeout(DRAIN_TIME, tokio::io::copy(&mut rest, &mut nowhere)).await??;
+    Ok(())
 }
 
 struct Limits {
     header: Duration,
     body: Duration,
+    idle: Duration,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {
     LookAgain(Duration),
+    LookInside,
     ExpireBody,
     AnswerHeaderTimeout,
     Close,
@@ -310,20 +328,24 @@ impl Limits {
         Limits {
             header: intake.header_timeout,
             body: intake.body_timeout,
+            idle: intake.idle_timeout,
         }
     }
 
     fn between_looks(&self) -> Duration {
-        (self.header.min(self.body) / 4).clamp(Duration::from_millis(1), LOOK)
+        (self.header.min(self.body).min(self.idle) / 4).clamp(Duration::from_millis(1), LOOK)
     }
 
     fn judge(&self, phase: Phase, since: Duration, stopping: bool) -> Judgement {
         let (limit, then) = match phase {
-            Phase::Handshake | Phase::Fresh | Phase::Idle if stopping => return Judgement::Close,
+            Phase::Handshake | Phase::Fresh | Phase::Quiet if stopping => return Judgement::Close,
+            Phase::Idle if stopping => return Judgement::LookInside,
             Phase::Handshake | Phase::Fresh => (self.header, Judgement::Close),
-            Phase::Idle => (IDLE_TIMEOUT.max(self.header), Judgement::Close),
+            Phase::Idle => (self.idle.min(self.header), Judgement::LookInside),
+            Phase::Quiet => (self.idle.saturating_sub(self.header), Judgement::Close),
             Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
             Phase::Body => (self.body, Judgement::ExpireBody),
+            Phase::Writing => (self.header, Judgement::Close),
             Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
             Phase::Answer => return Judgement::LookAgain(self.between_looks()),
         };
@@ -335,92 +357,17 @@ impl Limits {
     }
 }
 
-/// The socket, or TLS on it, which tells [`Progress`] when bytes came in.
-struct Watched<S> {
-    stream: S,
-    connection: Arc<Connection>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.connection.progress.received();
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn phases_keep_their_begin() {
-        let progress = Progress::new();
-        assert_eq!(progress.phase(), Phase::Fresh);
-        for (index, phase) in PHASES.into_iter().enumerate() {
-            let now = progress.start + Duration::from_secs(index as u64);
-            progress.enter(phase, now);
-            let later = now + Duration::from_millis(3);
-            assert_eq!(progress.look(later), (phase, Duration::from_millis(3)));
-        }
-    }
-
-    #[test]
-    fn bytes_begin_a_head_only_between_requests() {
-        for (before, after) in [
-            (Phase::Fresh, Phase::Head),
-            (Phase::Idle, Phase::Head),
-            (Phase::Body, Phase::Body),
-            (Phase::Answer, Phase::Answer),
-            (Phase::Closing, Phase::Closing),
-            (Phase::Handshake, Phase::Handshake),
-        ] {
-            let progress = Progress::new();
-            progress.enter(before, Instant::now());
-            progress.received();
-            assert_eq!(progress.phase(), after);
-        }
-    }
-
-    #[test]
     fn judgements() {
-        use Judgement::{AnswerHeaderTimeout, Close, ExpireBody, LookAgain};
+        use Judgement::{AnswerHeaderTimeout, Close, ExpireBody, LookAgain, LookInside};
         let limits = Limits {
             header: Duration::from_secs(10),
             body: Duration::from_secs(30),
+            idle: Duration::from_secs(75),
         };
         let seconds = Duration::from_secs;
         for (phase, since, stopping, expected) in [
@@ -430,15 +377,20 @@ mod tests {
             (Phase::Fresh, seconds(1), false, LookAgain(LOOK)),
             (Phase::Fresh, seconds(10), false, Close),
             (Phase::Fresh, seconds(0), true, Close),
-            (Phase::Idle, seconds(74), false, LookAgain(LOOK)),
-            (Phase::Idle, seconds(75), false, Close),
-            (Phase::Idle, seconds(0), true, Close),
+            (Phase::Idle, seconds(9), false, LookAgain(LOOK)),
+            (Phase::Idle, seconds(10), false, LookInside),
+            (Phase::Idle, seconds(0), true, LookInside),
+            (Phase::Quiet, seconds(64), false, LookAgain(LOOK)),
+            (Phase::Quiet, seconds(65), false, Close),
+            (Phase::Quiet, seconds(0), true, Close),
             (Phase::Head, seconds(9), true, LookAgain(LOOK)),
             (Phase::Head, seconds(10), false, AnswerHeaderTimeout),
             (Phase::Body, seconds(29), true, LookAgain(LOOK)),
             (Phase::Body, seconds(30), false, ExpireBody),
             (Phase::Expired, seconds(5), false, Close),
             (Phase::Answer, seconds(1000), true, LookAgain(LOOK)),
+            (Phase::Writing, seconds(9), true, LookAgain(LOOK)),
+            (Phase::Writing, seconds(10), false, Close),
             (Phase::Closing, seconds(5), false, Close),
         ] {
             assert_eq!(

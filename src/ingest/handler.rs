@@ -1,18 +1,18 @@
 //! One request, from the end of its header to its answer.
 //!
-//! The checks, cheapest first, each with an answer of its own: stopping, path, method, credential in the header, content
-//! type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read from
-//! whoever can't be let in, and nothing is parsed that can't be understood.
+//! The checks, cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the header,
+//! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
+//! from whoever can't be let in, and nothing is parsed that can't be understood.
 //!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
 //! a client that still writes would else be cut off before it reads the answer.
 
-use std::{sync::Arc, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
 use hyper::{
-    Method, Request,
+    Method, Request, Version,
     body::{Body, Incoming},
-    header::{CONTENT_TYPE, EXPECT},
+    header::{CONTENT_TYPE, EXPECT, HOST},
     http::request::Parts,
 };
 use thiserror::Error;
@@ -21,8 +21,9 @@ use tracing::{debug, warn};
 use super::{
     auth::Verdict,
     body::{self, Media, ReadError},
-    connection::{Connection, Phase},
+    connection::Connection,
     problem::{Answer, Ending, HttpResponse},
+    progress::Phase,
     webhook::Webhook,
 };
 use crate::admin::metrics::{Metrics, Outcome};
@@ -32,7 +33,7 @@ use crate::admin::metrics::{Metrics, Outcome};
 #[error("the client went away before its answer")]
 pub(super) struct Gone;
 
-/// Answers one request, counts it and logs it.
+/// Answers one request and logs it; the connection counts it when the answer is written.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
@@ -40,10 +41,7 @@ pub(super) async fn serve(
     let began = Instant::now();
     connection.progress.enter(Phase::Body, began);
     let intake = &connection.intake;
-    let mut counted = Counted {
-        metrics: &intake.metrics,
-        outcome: Outcome::Disconnected,
-    };
+    let unanswered = Unanswered(&intake.metrics);
     let (number, on_connection) = connection.next_request();
     let (head, body) = request.into_parts();
     let mut reading = Reading {
@@ -85,11 +83,12 @@ pub(super) async fn serve(
     let response = answer.into_response(headers, ending);
 
     let now = Instant::now();
-    counted.outcome = outcome;
+    mem::forget(unanswered);
+    connection.owes(outcome);
     intake.metrics.acknowledged((now - began).as_secs_f64());
     connection.progress.enter(
         match ending {
-            Ending::KeepAlive => Phase::Idle,
+            Ending::KeepAlive => Phase::Writing,
             Ending::Close => Phase::Closing,
         },
         now,
@@ -110,12 +109,12 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
     let intake = &connection.intake;
     reading.bytes = body::announced(&reading.body).unwrap_or(0);
     if intake.control.is_stopping() {
-        let detail = "The bridge is stopping.";
-        return Ok(Answer::unavailable(
-            Outcome::Draining,
-            detail,
-            &intake.retry_after,
-        ));
+        return Ok(Answer::stopping(&intake.retry_after));
+    }
+    // RFC 9112, 3.2; hyper leaves it to us.
+    let hosts = head.headers.get_all(HOST).iter().count();
+    if hosts > 1 || hosts == 0 && head.version == Version::HTTP_11 {
+        return Ok(Answer::invalid_http("A request has exactly one Host."));
     }
     let path = head.uri.path();
     if path.strip_suffix('/').unwrap_or(path) != intake.path {
@@ -153,6 +152,7 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
             ));
         }
         Err(ReadError::TimedOut) => return Ok(Answer::body_timeout()),
+        Err(ReadError::Invalid) => return Ok(Answer::invalid_http("The body is not chunked correctly.")),
         Err(ReadError::Disconnected) => return Err(Gone),
     };
     reading.unread = false;
@@ -169,14 +169,11 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
     Ok(webhook.take(intake).await)
 }
 
-/// Counts a request once, whatever becomes of it: hyper drops its future when the client goes away.
-struct Counted<'m> {
-    metrics: &'m Metrics,
-    outcome: Outcome,
-}
+/// Counts a request that comes to no answer: hyper drops its future when the connection breaks.
+struct Unanswered<'m>(&'m Metrics);
 
-impl Drop for Counted<'_> {
+impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        self.metrics.webhook(self.outcome);
+        self.0.webhook(Outcome::Disconnected);
     }
 }

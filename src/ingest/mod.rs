@@ -11,7 +11,14 @@
 //! | slow header, slow body | 408, closed |
 //! | too many connections or bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
 //! | another path, another method | 404, 405 + `Allow` |
-//! | header too large, not HTTP | 431, 400 by hyper, without a problem body |
+//! | header too large (bytes or fields) | 431, closed |
+//! | not HTTP/1.1, wrong length or chunks | 400, closed |
+//! | no `Host`, or several | 400 |
+//! | a transfer coding besides `chunked` | 415 |
+//! | `Content-Length` beside `Transfer-Encoding` | by the chunks; then closed, so that nothing can be smuggled in behind |
+//! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100 |
+//! | the client closes its side after the request | its answer |
+//! | the client goes away, or closes its side in the middle of a request | nobody to answer; what was whole is stored |
 //!
 //! With `ingest.tls` ([`tls`]) the answers are the same, but for what can't be answered:
 //!
@@ -21,7 +28,8 @@
 //! | slow handshake | closed after `ingest.header_timeout` |
 //! | too many connections | closed, without the 503: it would cost a handshake |
 //!
-//! Errors have `application/problem+json` bodies ([`problem`]). Every request is counted once in
+//! Errors have `application/problem+json` bodies ([`problem`]), also where hyper would answer by itself ([`watched`]). What
+//! hyper does not tell apart we can't either: a length from 2^64 - 2 up is 431 as well. Every request is counted once in
 //! `cmc_bridge_webhooks_total`, and so is a connection that was refused.
 //!
 //! [`Server`] accepts and bounds connections; [`connection`] serves one and watches its time; [`handler`] takes a
@@ -41,8 +49,10 @@ mod connection;
 mod handler;
 mod limits;
 mod problem;
+mod progress;
 mod server;
 mod tls;
+mod watched;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -81,6 +91,7 @@ pub struct Intake {
     max_connections: usize,
     header_timeout: Duration,
     body_timeout: Duration,
+    idle_timeout: Duration,
     append_timeout: Duration,
     retry_after: RetryAfter,
     refusal_lines: [LogLimiter; Outcome::ALL.len()],
@@ -109,6 +120,7 @@ impl Intake {
             max_connections: config.max_connections,
             header_timeout: config.header_timeout,
             body_timeout: config.body_timeout,
+            idle_timeout: config.idle_timeout,
             append_timeout: config.append_timeout,
             retry_after: RetryAfter::new(config.retry_after),
             refusal_lines: std::array::from_fn(|_| LogLimiter::new()),

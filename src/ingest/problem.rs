@@ -12,6 +12,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
 
 use crate::{admin::metrics::Outcome, cmc::Malformed};
@@ -120,6 +121,26 @@ impl Answer {
         )
     }
 
+    /// More header than is taken, in bytes or fields.
+    pub(super) fn header_too_large() -> Answer {
+        Answer::problem(
+            Outcome::HeaderTooLarge,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "Header too large",
+            "The header has too many bytes or fields.",
+        )
+    }
+
+    /// A request that breaks the rules of HTTP.
+    pub(super) fn invalid_http(detail: &'static str) -> Answer {
+        Answer::problem(
+            Outcome::InvalidHttp,
+            StatusCode::BAD_REQUEST,
+            "Invalid HTTP",
+            detail,
+        )
+    }
+
     pub(super) fn too_large(max_body_bytes: usize) -> Answer {
         Answer::problem(
             Outcome::TooLarge,
@@ -140,6 +161,10 @@ impl Answer {
             ACCEPT_POST,
             HeaderValue::from_static("application/json, application/x-www-form-urlencoded"),
         )
+    }
+
+    pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
+        Answer::unavailable(Outcome::Draining, "The bridge is stopping.", retry_after)
     }
 
     /// 503: try again later.
@@ -228,6 +253,10 @@ impl Answer {
             (CONTENT_TYPE, content_type),
             (CONNECTION, HeaderValue::from_static("close")),
         ];
+        if status.is_client_error() {
+            // RFC 9110, 6.6.1. A refused connection's 503 needs none, and was made long before.
+            wire.extend_from_slice(format!("date: {}\r\n", http_date()).as_bytes());
+        }
         for (name, value) in fixed.into_iter().chain(self.header) {
             wire.extend_from_slice(name.as_str().as_bytes());
             wire.extend_from_slice(b": ");
@@ -238,6 +267,14 @@ impl Answer {
         wire.extend_from_slice(&body);
         wire
     }
+}
+
+/// Now, as HTTP writes it.
+fn http_date() -> String {
+    // Fails for years that have no four digits.
+    rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&Timestamp::now())
+        .unwrap_or_default()
 }
 
 impl Problem {
@@ -331,6 +368,18 @@ mod tests {
                 "application/problem+json",
             ),
             (
+                Answer::header_too_large(),
+                431,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
+                Answer::invalid_http("No."),
+                400,
+                "content-type",
+                "application/problem+json",
+            ),
+            (
                 Answer::unsupported(),
                 415,
                 "accept-post",
@@ -376,6 +425,8 @@ mod tests {
     #[test]
     fn wire_form() {
         let retry_after = RetryAfter::new(Duration::from_millis(1));
+        let slow = String::from_utf8(Answer::header_timeout().into_wire()).unwrap();
+        assert!(slow.contains("\r\ndate: ") && slow.contains(" GMT\r\n"), "{slow}");
         let wire = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after).into_wire();
         let wire = String::from_utf8(wire).unwrap();
         let (head, body) = wire.split_once("\r\n\r\n").unwrap();

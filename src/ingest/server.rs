@@ -18,7 +18,7 @@ use std::{
 
 use hyper::server::conn::http1;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
@@ -34,14 +34,15 @@ use super::{
 };
 use crate::admin::metrics::Outcome;
 
+/// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). One that finds it full waits
+/// a second or more, so it should hold a burst.
+const QUEUE: u32 = 4096;
 /// Wait after a failed accept, which fails again at once while file descriptors are missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Refused connections kept half open.
 const REFUSED_KEPT: usize = 64;
 /// … for so long.
 const REFUSED_TIME: Duration = Duration::from_secs(1);
-/// Connections taken from the kernel's queue after the stop, to be told so.
-const LAST_ACCEPTS: usize = 1024;
 
 const SERVING: u8 = 0;
 const LAME_DUCK: u8 = 1;
@@ -94,7 +95,14 @@ pub struct Server {
 impl Server {
     /// Binds the port. Connections wait in the kernel's queue until [`Server::run`]. Without `tls` it is plain HTTP.
     pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<Server> {
-        let listener = TcpListener::bind(listen).await?;
+        let socket = match listen {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // As tokio and the standard library do: a restart must not wait for the old connections' last minute.
+        socket.set_reuseaddr(true)?;
+        socket.bind(listen)?;
+        let listener = socket.listen(QUEUE)?;
         let address = listener.local_addr()?;
         let detail = "There are too many connections.";
         let answer = Answer::unavailable(Outcome::Overloaded, detail, &intake.retry_after).into_wire();
@@ -158,7 +166,8 @@ impl Server {
                 },
             }
         }
-        for _ in 0..LAST_ACCEPTS {
+        // Those that still wait in the queue are told so.
+        for _ in 0..QUEUE {
             tokio::select! {
                 biased;
                 Ok((stream, _)) = listener.accept() => acceptor.take(stream),

@@ -40,6 +40,7 @@ fn config() -> config::Ingest {
         max_bytes_in_flight: 150_000,
         header_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(75),
         append_timeout: Duration::from_secs(10),
         retry_after: Duration::from_secs(3),
         tls: None,
@@ -184,7 +185,7 @@ async fn understood_webhooks_share_a_connection() {
         assert!(answer.head.contains("\r\ncontent-type: text/plain\r\n"));
         assert!(!answer.head.contains("\r\nconnection:"));
     }
-    assert_eq!(server.count(Outcome::Accepted), 3);
+    server.wait_for_count(Outcome::Accepted, 3).await;
 }
 
 #[tokio::test]
@@ -269,12 +270,12 @@ async fn refusals() {
             assert!(!answer.body.contains("secret"), "{answer:?}");
         }
     }
-    assert_eq!(server.count(Outcome::Unauthorized), 5);
-    assert_eq!(server.count(Outcome::Unsupported), 3);
-    assert_eq!(server.count(Outcome::Malformed), 1);
-    assert_eq!(server.count(Outcome::TooLarge), 1);
-    assert_eq!(server.count(Outcome::MethodNotAllowed), 1);
-    assert_eq!(server.count(Outcome::NotFound), 2);
+    server.wait_for_count(Outcome::Unauthorized, 5).await;
+    server.wait_for_count(Outcome::Unsupported, 3).await;
+    server.wait_for_count(Outcome::Malformed, 1).await;
+    server.wait_for_count(Outcome::TooLarge, 1).await;
+    server.wait_for_count(Outcome::MethodNotAllowed, 1).await;
+    server.wait_for_count(Outcome::NotFound, 2).await;
 }
 
 #[tokio::test]
@@ -286,7 +287,7 @@ async fn malformed_may_be_answered_ok() {
     .await;
     let answer = server.ask(&post(AUTHORIZED, "{")).await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "ok"));
-    assert_eq!(server.count(Outcome::Malformed), 1);
+    server.wait_for_count(Outcome::Malformed, 1).await;
 }
 
 #[tokio::test]
@@ -296,7 +297,7 @@ async fn events_are_refused_when_their_log_is_closed() {
     let answer = server.ask(&post(AUTHORIZED, &events)).await;
     assert_eq!(answer.status, 503);
     assert!(answer.head.contains("\r\nretry-after: 3"));
-    assert_eq!(server.count(Outcome::Draining), 1);
+    server.wait_for_count(Outcome::Draining, 1).await;
 }
 
 #[tokio::test]
@@ -373,10 +374,10 @@ async fn slow_headers_and_slow_bodies_get_408() {
         assert!(answer.head.contains("\r\ncontent-type: application/problem+json"));
         client.closed().await;
     }
-    assert_eq!(server.count(Outcome::Timeout), 3);
+    server.wait_for_count(Outcome::Timeout, 3).await;
     let mut silent = server.connect().await;
     silent.closed().await;
-    assert_eq!(server.count(Outcome::Timeout), 3);
+    server.wait_for_count(Outcome::Timeout, 3).await;
 }
 
 #[tokio::test]
@@ -434,17 +435,36 @@ async fn a_connection_over_the_limit_is_answered_503() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_counted() {
+async fn what_is_not_http_is_told_so() {
     let server = start(config()).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
-    let mut client = server.connect().await;
-    client.send(&large).await;
-    assert_eq!(client.answer().await.status, 431);
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(101));
-    assert_eq!(server.ask(&many).await.status, 431);
-    assert_eq!(server.ask("\x16\x03\x01 hello\r\n\r\n").await.status, 400);
+    let hello = "\x16\x03\x01 hello\r\n\r\n".to_owned();
+    for (request, status) in [(large, 431), (many, 431), (hello, 400)] {
+        let answer = server.ask(&request).await;
+        assert_eq!(answer.status, status);
+        assert!(
+            answer
+                .head
+                .contains("\r\ncontent-type: application/problem+json\r\n"),
+            "{answer:?}"
+        );
+        let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(body["status"], status);
+    }
     server.wait_for_count(Outcome::HeaderTooLarge, 2).await;
     server.wait_for_count(Outcome::InvalidHttp, 1).await;
+}
+
+#[tokio::test]
+async fn a_client_may_close_its_side_before_its_answer() {
+    let server = start(config()).await;
+    let mut client = server.connect().await;
+    client.send(&post(AUTHORIZED, EMPTY)).await;
+    client.0.shutdown().await.unwrap();
+    assert_eq!(client.answer().await.status, 200);
+    client.closed().await;
+    server.wait_for_count(Outcome::Accepted, 1).await;
 }
 
 #[tokio::test]

@@ -1,13 +1,21 @@
-//! The webhook contract: each case and its answer. No Kafka is needed, and none is there.
+//! The webhook contract: each case and its answer. No Kafka is needed, and none is there, but where the answer's other
+//! half stands in Kafka.
 
 use std::time::Duration;
+
+mod clients;
+mod cost;
+mod limits;
+mod slow;
+mod table;
+mod wire;
 
 use base64::Engine;
 
 use crate::{
     bridge::{Bridge, NO_KAFKA, Setup},
     cmc::{delivery, message, sample, webhook},
-    http::{Client, EVENTS, FORM, JSON, Response},
+    http::{EVENTS, FORM, JSON, Response},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -248,28 +256,6 @@ fn serve_without_credentials_refuses_to_start() {
 }
 
 #[test]
-fn too_large() {
-    let bridge = bridge(&[("ingest.max_body_bytes", "100000")]);
-    let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(100_000))]);
-    expect_problem(&bridge.client().post(&body), 413);
-    // Without a length the limit holds for what is read.
-    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
-    let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
-    chunked.extend(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes());
-    expect_problem(&bridge.client().raw(&chunked).unwrap(), 413);
-    // One that announces a lot and waits is refused by the announcement.
-    let announced = format!("{head}content-length: 100001\r\n\r\n");
-    expect_problem(&bridge.client().raw(announced.as_bytes()).unwrap(), 413);
-    let just_fits = webhook("deliveries", "pro", &[&message("a", &"x".repeat(99_000))]);
-    assert_eq!(bridge.client().post(just_fits).status, 200);
-    assert_eq!(
-        (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
-        (1.0, 0.0)
-    );
-    expect_outcome(&bridge, "too_large", 3.0);
-}
-
-#[test]
 fn wrong_type_or_encoding() {
     let bridge = bridge(&[]);
     let mut client = bridge.client();
@@ -321,87 +307,4 @@ fn other_paths_and_methods() {
         ),
         (200, 200, 404)
     );
-}
-
-#[test]
-fn a_slow_header_and_a_slow_body() {
-    let bridge = bridge(&[
-        ("ingest.header_timeout", "500ms"),
-        ("ingest.body_timeout", "500ms"),
-    ]);
-    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
-    let response = bridge.client().raw(head.as_bytes()).unwrap();
-    assert_eq!(response.status, 408, "a slow header");
-    let begun = format!("{head}content-length: 1000\r\n\r\n{{");
-    let response = bridge.client().raw(begun.as_bytes()).unwrap();
-    expect_problem(&response, 408);
-    assert_eq!(bridge.client().post(delivery("a")).status, 200);
-    assert_eq!(
-        (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
-        (1.0, 0.0)
-    );
-}
-
-#[test]
-fn a_full_spool_refuses_its_own_stream_and_no_other() {
-    let bridge = bridge(&[("spool.segment_bytes", "262144"), ("spool.max_bytes", "1048576")]);
-    let mut client = bridge.client();
-    let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(50_000))]);
-    let mut accepted = 0;
-    let full = loop {
-        let response = client.post(&body);
-        if response.status != 200 {
-            break response;
-        }
-        accepted += 1;
-        assert!(accepted < 100, "no limit after {accepted} × 50 KB");
-    };
-    expect_problem(&full, 503);
-    let seconds: u64 = full.header("retry-after").expect("Retry-After").parse().unwrap();
-    assert!((1..600).contains(&seconds));
-    assert!(accepted >= 5, "full after {accepted} × 50 KB");
-    assert_eq!(
-        events(&bridge, "deliveries"),
-        f64::from(accepted),
-        "nothing refused is stored"
-    );
-    assert_eq!(client.post(sample("bounces-unknown-user.json")).status, 200);
-    // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
-    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
-    expect_outcome(&bridge, "overloaded", 1.0);
-    let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
-    while client.post(&body).status == 200 {}
-    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
-}
-
-#[test]
-fn too_many_connections() {
-    let bridge = bridge(&[("ingest.max_connections", "4")]);
-    let mut held: Vec<Client> = (0..4).map(|_| bridge.client()).collect();
-    for client in &mut held {
-        assert_eq!(client.post(delivery("a")).status, 200);
-    }
-    let response = bridge.client().post(delivery("b"));
-    assert_eq!(response.status, 503);
-    assert!(response.header("retry-after").is_some());
-    held.pop();
-    crate::wait::until(LIMIT, "a place for another connection", || {
-        (bridge.client().post(delivery("c")).status == 200).then_some(())
-    });
-    // Those that were there first are served on.
-    assert_eq!(held[0].post(delivery("d")).status, 200);
-}
-
-#[test]
-fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
-    let mut bridge = bridge(&[("shutdown.lame_duck", "2s"), ("shutdown.grace", "1s")]);
-    let mut client = bridge.client();
-    assert_eq!(client.post(delivery("a")).status, 200);
-    bridge.terminate();
-    crate::wait::until(LIMIT, "/readyz 503", || {
-        (bridge.probe("/readyz") == 503).then_some(())
-    });
-    assert_eq!(bridge.client().post(delivery("b")).status, 200);
-    // The backlog can't be delivered: that is no error.
-    assert_eq!(bridge.running.wait_exit(LIMIT), 0);
 }

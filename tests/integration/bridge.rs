@@ -16,7 +16,7 @@ use std::{
 use rustix::process::Signal;
 
 use crate::{
-    http::Client,
+    http::{Client, Wire},
     kafka::new_dir,
     metrics::{STREAMS, Scrape},
     process::{Process, watched},
@@ -242,6 +242,21 @@ pub struct Bridge {
 }
 
 impl Bridge {
+    /// A raw connection to the webhook side.
+    pub fn wire(&self) -> Wire {
+        Wire::connect(self.ingest)
+    }
+
+    /// Resident memory of the process, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.running.process.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// A new client of the webhook side.
     pub fn client(&self) -> Client {
         Client::new(self.ingest)

@@ -2,8 +2,8 @@
 
 use std::{
     fmt,
-    io::{self, BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -144,42 +144,93 @@ impl Client {
 /// Reads one answer; interim ones (1xx) are skipped.
 pub fn read_response(stream: &mut impl BufRead) -> io::Result<Response> {
     loop {
-        let status_line = line(stream)?;
-        let status = status_line
-            .strip_prefix("HTTP/1.1 ")
-            .and_then(|rest| rest.get(..3)?.parse().ok())
-            .ok_or_else(|| io::Error::other(format!("no status line: {status_line:?}")))?;
-        let mut headers = Vec::new();
-        loop {
-            let text = line(stream)?;
-            if text.is_empty() {
-                break;
-            }
-            let (name, value) = text
-                .split_once(':')
-                .ok_or_else(|| io::Error::other(format!("no header: {text:?}")))?;
-            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        let response = read_one(stream)?;
+        if response.status >= 200 {
+            return Ok(response);
         }
-        if (100..200).contains(&status) {
-            continue;
+    }
+}
+
+/// Reads one answer, or an interim one.
+fn read_one(stream: &mut impl BufRead) -> io::Result<Response> {
+    let status_line = line(stream)?;
+    let status = status_line
+        .strip_prefix("HTTP/1.1 ")
+        .or_else(|| status_line.strip_prefix("HTTP/1.0 "))
+        .and_then(|rest| rest.get(..3)?.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("no status line: {status_line:?}")))?;
+    let mut headers = Vec::new();
+    loop {
+        let text = line(stream)?;
+        if text.is_empty() {
+            break;
         }
-        let mut response = Response {
-            status,
-            headers,
-            body: Vec::new(),
-        };
-        response.body = if response.header("transfer-encoding") == Some("chunked") {
-            chunks(stream)?
-        } else if let Some(length) = response.header("content-length") {
-            exactly(stream, length.parse().map_err(io::Error::other)?)?
-        } else if status == 204 || status == 304 {
-            Vec::new()
-        } else {
-            let mut body = Vec::new();
-            stream.read_to_end(&mut body)?;
-            body
-        };
-        return Ok(response);
+        let (name, value) = text
+            .split_once(':')
+            .ok_or_else(|| io::Error::other(format!("no header: {text:?}")))?;
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    let mut response = Response {
+        status,
+        headers,
+        body: Vec::new(),
+    };
+    response.body = if response.header("transfer-encoding") == Some("chunked") {
+        chunks(stream)?
+    } else if let Some(length) = response.header("content-length") {
+        exactly(stream, length.parse().map_err(io::Error::other)?)?
+    } else if status < 200 || status == 204 || status == 304 {
+        Vec::new()
+    } else {
+        let mut body = Vec::new();
+        stream.read_to_end(&mut body)?;
+        body
+    };
+    Ok(response)
+}
+
+/// A connection on which the test decides about every byte.
+pub struct Wire(BufReader<TcpStream>);
+
+impl Wire {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Wire(BufReader::new(stream))
+    }
+
+    /// Sends these bytes; a server that has closed its side doesn't matter.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        let _ = self.0.get_mut().write_all(bytes.as_ref());
+        self
+    }
+
+    /// Closes this side: no more will be sent.
+    pub fn end(&mut self) -> &mut Self {
+        self.0.get_mut().shutdown(Shutdown::Write).unwrap();
+        self
+    }
+
+    /// The next answer, 100 Continue included.
+    pub fn answer(&mut self) -> Response {
+        read_one(&mut self.0).unwrap()
+    }
+
+    /// The server closes, without another byte.
+    pub fn expect_closed(&mut self) {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+    }
+
+    /// Waits for an answer and leaves it unread, so that the end of this connection will be a reset.
+    pub fn leave_unread(&mut self) -> &mut Self {
+        assert_ne!(self.0.get_mut().peek(&mut [0]).unwrap(), 0);
+        self
     }
 }
 

@@ -49,6 +49,11 @@ impl Process {
         self.child.stdout.take()
     }
 
+    /// The program's process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal, unless the program has ended and been reaped.
     pub fn signal(&mut self, signal: Signal) {
         if self.exited().is_none() {

@@ -1,0 +1,128 @@
+//! The socket under hyper: tells the connection when bytes came in and when an answer went out.
+//!
+//! What hyper answers by itself, to what is not HTTP, has no body. It is the only thing that hyper writes while no request
+//! is being handled; it is thrown away here, and the connection gives an answer of its own when hyper has ended.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{connection::Connection, progress::Phase};
+
+/// What a client is served on.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The TCP connection itself.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Socket for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Socket for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+/// A socket that is watched.
+pub(super) struct Watched<S> {
+    pub(super) stream: S,
+    connection: Arc<Connection>,
+    /// hyper has given an answer of its own, so nothing that it does to the socket counts any more.
+    muted: bool,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Watched<S> {
+        Watched {
+            stream,
+            connection,
+            muted: false,
+        }
+    }
+
+    /// Whether what is about to be written is to be thrown away.
+    fn mutes(&mut self) -> bool {
+        self.muted |= matches!(
+            self.connection.progress.phase(),
+            Phase::Fresh | Phase::Idle | Phase::Quiet | Phase::Head
+        );
+        self.muted
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.connection.progress.received();
+        }
+        result
+    }
+}
+
+impl<S: Socket> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.mutes() {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        let Watched {
+            stream, connection, ..
+        } = &*self;
+        connection.flushed(|| has_ended(stream.tcp(), cx));
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.muted {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.mutes() {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Whether the client will send no more. While it hasn't sent anything this costs no system call.
+fn has_ended(tcp: &TcpStream, cx: &mut Context<'_>) -> bool {
+    let mut byte = [0];
+    matches!(
+        tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)),
+        Poll::Ready(Ok(0) | Err(_))
+    )
+}

@@ -1,0 +1,107 @@
+//! Clients that close one side, or go away: what was whole is kept, whoever is there to be answered.
+
+use super::{LIMIT, bridge, events, expect_outcome};
+use crate::{
+    bridge::{Setup, Topics},
+    cmc::{self, delivery, message, webhook},
+    http::EVENTS,
+    kafka,
+    topics::Reader,
+};
+
+fn post(body: &str) -> String {
+    format!(
+        "POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn a_client_that_closes_its_side_after_the_request_gets_its_answer() {
+    let mut bridge = bridge(&[]);
+    let request = post(&delivery("a"));
+    // Stopped, so that the end is there before the answer.
+    bridge.pause();
+    let mut at_once = bridge.wire();
+    at_once.send(&request).end();
+    let mut several = bridge.wire();
+    several.send(request.repeat(3)).end();
+    bridge.resume();
+    let mut kept = bridge.wire();
+    assert_eq!(kept.send(&request).answer().status, 200);
+    kept.send(&request).end();
+    for (wire, answers) in [(&mut at_once, 1), (&mut several, 3), (&mut kept, 1)] {
+        for _ in 0..answers {
+            let response = wire.answer();
+            assert_eq!((response.status, response.text()), (200, "ok"));
+        }
+        wire.expect_closed();
+    }
+    assert_eq!(events(&bridge, "deliveries"), 6.0);
+    expect_outcome(&bridge, "accepted", 6.0);
+    expect_outcome(&bridge, "disconnected", 0.0);
+}
+
+#[test]
+fn a_request_that_ends_in_the_middle_is_counted_and_nothing_else() {
+    let bridge = bridge(&[]);
+    let request = post(&delivery("a"));
+    let header = request.find("\r\n\r\n").unwrap();
+    for (index, end) in [4, header, header + 3, header + 4, request.len() - 1]
+        .into_iter()
+        .enumerate()
+    {
+        let mut wire = bridge.wire();
+        wire.send(&request[..end]).end().expect_closed();
+        expect_outcome(&bridge, "disconnected", index as f64 + 1.0);
+    }
+    // A connection without a request is none.
+    bridge.wire().end().expect_closed();
+    bridge.wire().send("\r\n\r\n").end().expect_closed();
+    assert_eq!(bridge.client().post(delivery("b")).status, 200);
+    assert_eq!(
+        bridge
+            .scrape()
+            .sum("cmc_bridge_webhooks_total", &[("outcome", "disconnected")]),
+        5.0
+    );
+    assert_eq!(
+        (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
+        (1.0, 0.0)
+    );
+}
+
+#[test]
+fn the_events_of_a_client_that_went_away_are_kept_and_delivered() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let mut bridge = Setup::new(kafka).topics(&topics).start();
+    let elements: Vec<String> = ["before", "reset", "closed"].map(|id| message(id, "s")).into();
+    let requests: Vec<String> = elements
+        .iter()
+        .map(|element| post(&webhook("deliveries", "pro", &[element])))
+        .collect();
+    let mut reset = bridge.wire();
+    // Its answer stays unread, which makes the end a reset.
+    reset.send(&requests[0]).leave_unread();
+    bridge.pause();
+    reset.send(&requests[1]);
+    drop(reset);
+    bridge.wire().send(&requests[2]);
+    bridge.resume();
+    expect_outcome(&bridge, "disconnected", 2.0);
+    expect_outcome(&bridge, "accepted", 1.0);
+    assert_eq!(events(&bridge, "deliveries"), 3.0);
+    bridge.wait_drained(LIMIT);
+    let mut reader = Reader::new(kafka, &topics.deliveries);
+    let mut records = reader.read_to_end(LIMIT).to_vec();
+    assert_eq!(records.len(), 3);
+    for element in &elements {
+        let key = cmc::key_of(element).unwrap();
+        let at = records
+            .iter()
+            .position(|record| record.key_text() == Some(&key))
+            .unwrap();
+        cmc::check(&records.remove(at), "deliveries", "pro", element);
+    }
+}

@@ -1,0 +1,199 @@
+//! Sizes, times, connections, bytes in flight and on disk: beyond each limit stands an answer.
+
+use super::{LIMIT, bridge, events, expect_outcome, expect_problem};
+use crate::{
+    cmc::{delivery, message, sample, webhook},
+    http::{Client, EVENTS},
+};
+
+/// A head that ends before the empty line.
+fn head() -> String {
+    format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+}
+
+#[test]
+fn too_large() {
+    let bridge = bridge(&[("ingest.max_body_bytes", "100000")]);
+    let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(100_000))]);
+    expect_problem(&bridge.client().post(&body), 413);
+    // Without a length the limit holds for what is read.
+    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
+    let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
+    chunked.extend(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes());
+    expect_problem(&bridge.client().raw(&chunked).unwrap(), 413);
+    // One that announces a lot and waits is refused by the announcement.
+    let announced = format!("{head}content-length: 100001\r\n\r\n");
+    expect_problem(&bridge.client().raw(announced.as_bytes()).unwrap(), 413);
+    let just_fits = webhook("deliveries", "pro", &[&message("a", &"x".repeat(99_000))]);
+    assert_eq!(bridge.client().post(just_fits).status, 200);
+    assert_eq!(
+        (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
+        (1.0, 0.0)
+    );
+    expect_outcome(&bridge, "too_large", 3.0);
+}
+
+#[test]
+fn a_slow_header_and_a_slow_body() {
+    let bridge = bridge(&[
+        ("ingest.header_timeout", "500ms"),
+        ("ingest.body_timeout", "500ms"),
+    ]);
+    let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
+    let response = bridge.client().raw(head.as_bytes()).unwrap();
+    expect_problem(&response, 408);
+    let begun = format!("{head}content-length: 1000\r\n\r\n{{");
+    let response = bridge.client().raw(begun.as_bytes()).unwrap();
+    expect_problem(&response, 408);
+    assert_eq!(bridge.client().post(delivery("a")).status, 200);
+    assert_eq!(
+        (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
+        (1.0, 0.0)
+    );
+}
+
+#[test]
+fn a_full_spool_refuses_its_own_stream_and_no_other() {
+    let bridge = bridge(&[("spool.segment_bytes", "262144"), ("spool.max_bytes", "1048576")]);
+    let mut client = bridge.client();
+    let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(50_000))]);
+    let mut accepted = 0;
+    let full = loop {
+        let response = client.post(&body);
+        if response.status != 200 {
+            break response;
+        }
+        accepted += 1;
+        assert!(accepted < 100, "no limit after {accepted} × 50 KB");
+    };
+    expect_problem(&full, 503);
+    let seconds: u64 = full.header("retry-after").expect("Retry-After").parse().unwrap();
+    assert!((1..600).contains(&seconds));
+    assert!(accepted >= 5, "full after {accepted} × 50 KB");
+    assert_eq!(
+        events(&bridge, "deliveries"),
+        f64::from(accepted),
+        "nothing refused is stored"
+    );
+    assert_eq!(client.post(sample("bounces-unknown-user.json")).status, 200);
+    // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
+    expect_outcome(&bridge, "overloaded", 1.0);
+    let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
+    while client.post(&body).status == 200 {}
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
+}
+
+#[test]
+fn too_many_connections() {
+    let bridge = bridge(&[("ingest.max_connections", "4")]);
+    let mut held: Vec<Client> = (0..4).map(|_| bridge.client()).collect();
+    for client in &mut held {
+        assert_eq!(client.post(delivery("a")).status, 200);
+    }
+    let response = bridge.client().post(delivery("b"));
+    assert_eq!(response.status, 503);
+    assert!(response.header("retry-after").is_some());
+    held.pop();
+    crate::wait::until(LIMIT, "a place for another connection", || {
+        (bridge.client().post(delivery("c")).status == 200).then_some(())
+    });
+    // Those that were there first are served on.
+    assert_eq!(held[0].post(delivery("d")).status, 200);
+}
+
+#[test]
+fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
+    let mut bridge = bridge(&[("shutdown.lame_duck", "2s"), ("shutdown.grace", "1s")]);
+    let mut client = bridge.client();
+    assert_eq!(client.post(delivery("a")).status, 200);
+    bridge.terminate();
+    crate::wait::until(LIMIT, "/readyz 503", || {
+        (bridge.probe("/readyz") == 503).then_some(())
+    });
+    assert_eq!(bridge.client().post(delivery("b")).status, 200);
+    // The backlog can't be delivered: that is no error.
+    assert_eq!(bridge.running.wait_exit(LIMIT), 0);
+}
+
+#[test]
+fn bytes_in_flight() {
+    let bridge = bridge(&[
+        ("ingest.max_body_bytes", "1MiB"),
+        ("ingest.max_bytes_in_flight", "1MiB"),
+    ]);
+    let waiting = |length| {
+        format!(
+            "{}expect: 100-continue\r\ncontent-length: {length}\r\n\r\n",
+            head()
+        )
+    };
+    let mut holder = bridge.wire();
+    assert_eq!(holder.send(waiting(900_000)).answer().status, 100);
+    let response = bridge.wire().send(waiting(200_000)).answer();
+    expect_problem(&response, 503);
+    assert_eq!(response.header("retry-after"), Some("5"));
+    expect_outcome(&bridge, "overloaded", 1.0);
+    // There is room for a small one.
+    assert_eq!(bridge.client().post(delivery("a")).status, 200);
+    drop(holder);
+    expect_outcome(&bridge, "disconnected", 1.0);
+    assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
+}
+
+#[test]
+fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
+    let bridge = bridge(&[("ingest.header_timeout", "200ms"), ("ingest.idle_timeout", "2s")]);
+    let body = delivery("a");
+    let request = format!("{}content-length: {}\r\n\r\n{body}", head(), body.len());
+    let mut wire = bridge.wire();
+    assert_eq!(wire.send(&request).answer().status, 200);
+    // Quiet for longer than a header may take, then used again; an empty line behind a body is no request.
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    assert_eq!(wire.send(format!("{request}\r\n")).answer().status, 200);
+    let quiet = std::time::Instant::now();
+    wire.expect_closed();
+    assert!(
+        quiet.elapsed() > std::time::Duration::from_millis(1500),
+        "{:?}",
+        quiet.elapsed()
+    );
+    // Without any request it may not take longer than a header.
+    bridge.wire().expect_closed();
+    expect_outcome(&bridge, "accepted", 2.0);
+    expect_outcome(&bridge, "timeout", 0.0);
+}
+
+#[test]
+fn a_request_that_began_with_the_one_before_is_timed_as_well() {
+    let bridge = bridge(&[("ingest.header_timeout", "500ms")]);
+    let body = delivery("a");
+    let request = format!("{}content-length: {}\r\n\r\n{body}", head(), body.len());
+    let mut wire = bridge.wire();
+    wire.send(format!("{request}POST /webhooks"));
+    assert_eq!(wire.answer().status, 200);
+    expect_problem(&wire.answer(), 408);
+    wire.expect_closed();
+    expect_outcome(&bridge, "timeout", 1.0);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_is_closed() {
+    let bridge = bridge(&[
+        ("ingest.header_timeout", "500ms"),
+        ("ingest.max_connections", "1"),
+    ]);
+    let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+    let mut wire = bridge.wire();
+    // Until its answers fill the buffers of both sides, and the server stops to read.
+    let sender = std::thread::spawn(move || {
+        for _ in 0..2000 {
+            wire.send(&request);
+        }
+    });
+    crate::wait::until(LIMIT, "its place", || {
+        (bridge.client().post(delivery("a")).status == 200).then_some(())
+    });
+    sender.join().unwrap();
+    expect_outcome(&bridge, "disconnected", 1.0);
+}

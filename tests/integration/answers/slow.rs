@@ -1,0 +1,165 @@
+//! A crowd of slow clients costs little memory and takes little from the others.
+
+use std::{
+    io::{ErrorKind, Write},
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{LIMIT, bridge};
+use crate::{bridge::Bridge, cmc::delivery, http::EVENTS, wait};
+
+/// As many slow clients as this, if open files allow.
+const CROWD: usize = 10_000;
+/// Open files of this process that are left to the other tests.
+const OTHERS: usize = 2_000;
+/// Bytes that the crowd sends in a second, all together.
+const DRIBBLE: usize = 5_000;
+const ROUND: Duration = Duration::from_millis(1500);
+const FEWEST_ROUNDS: usize = 3;
+const MOST_ROUNDS: usize = 7;
+/// hyper's first buffer of 8 KiB, the connection's task, its timer; and as much for what the allocator keeps of former ones.
+const BYTES_EACH: u64 = 40 * 1024;
+
+/// How many slow clients there can be: the limit of open files is raised, and each costs one here and one there.
+fn crowd() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let files = limit.maximum.map_or(usize::MAX, |files| files as usize);
+    CROWD.min(files.saturating_sub(OTHERS))
+}
+
+/// Connections that each send a header a byte at a time, until dropped.
+struct Crowd {
+    ended: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Crowd {
+    /// All are connected and have sent the begin of a request.
+    fn gather(bridge: &Bridge, clients: usize) -> Crowd {
+        let begin = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\nx-slow: ");
+        let mut streams: Vec<TcpStream> = (0..clients)
+            .map(|_| {
+                let mut stream = TcpStream::connect(bridge.ingest).unwrap();
+                stream.write_all(begin.as_bytes()).unwrap();
+                stream.set_nonblocking(true).unwrap();
+                stream
+            })
+            .collect();
+        let ended = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let ended = Arc::clone(&ended);
+            move || {
+                let (start, mut sent) = (Instant::now(), 0);
+                while !ended.load(Ordering::Relaxed) {
+                    let due = (start.elapsed().as_secs_f64() * DRIBBLE as f64) as usize;
+                    while sent < due {
+                        let index = sent % streams.len();
+                        match streams[index].write(b"x") {
+                            Ok(_) => {}
+                            Err(error) => {
+                                assert_eq!(error.kind(), ErrorKind::WouldBlock, "client {index}: {error}")
+                            }
+                        }
+                        sent += 1;
+                    }
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+        });
+        Crowd {
+            ended,
+            thread: Some(thread),
+        }
+    }
+
+    fn leave(mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// Good requests one after another for a while; how many a second.
+fn good_requests(bridge: &Bridge) -> f64 {
+    let mut client = bridge.client();
+    let body = delivery("good");
+    let start = Instant::now();
+    let mut count = 0;
+    while start.elapsed() < ROUND {
+        assert_eq!(client.post(&body).status, 200);
+        count += 1;
+    }
+    f64::from(count) / start.elapsed().as_secs_f64()
+}
+
+#[test]
+fn ten_thousand_slow_clients() {
+    let clients = crowd();
+    let places = clients + 4;
+    // With so few places to spare, a place that is not given back would be missed in the next round.
+    let bridge = bridge(&[
+        ("ingest.max_connections", &places.to_string()),
+        ("ingest.header_timeout", "10m"),
+        ("spool.durability", "page-cache"),
+    ]);
+    let mut ratios = Vec::new();
+    let mut before = 0;
+    while ratios.len() < FEWEST_ROUNDS || ratios[ratios.len() / 2] <= 0.5 {
+        let alone = good_requests(&bridge);
+        if before == 0 {
+            before = bridge.resident_bytes();
+        }
+        let crowd = Crowd::gather(&bridge, clients);
+        let beside = good_requests(&bridge);
+        let each = bridge.resident_bytes().saturating_sub(before) / clients as u64;
+        println!(
+            "{clients} slow clients, {each} bytes each; {alone:.0} good requests/s, {beside:.0} beside them"
+        );
+        assert!(each <= BYTES_EACH, "{each} bytes each");
+        crowd.leave();
+        ratios.push(beside / alone);
+        let gone = (clients * ratios.len()) as f64;
+        bridge.wait_for(LIMIT, "the slow clients' ends", |scrape| {
+            scrape.sum("cmc_bridge_webhooks_total", &[("outcome", "disconnected")]) == gone
+        });
+        // Other tests run at the same time: one bad round proves nothing, but most of many do.
+        ratios.sort_by(f64::total_cmp);
+        assert!(
+            ratios.len() < MOST_ROUNDS || ratios[ratios.len() / 2] > 0.5,
+            "{clients} slow clients leave so much to good ones: {ratios:.2?}"
+        );
+    }
+}
+
+#[test]
+fn slow_clients_get_408_all_at_once_and_their_places_back() {
+    let clients = 300;
+    let bridge = bridge(&[("ingest.max_connections", "300"), ("ingest.header_timeout", "2s")]);
+    let mut wires: Vec<_> = (0..clients).map(|_| bridge.wire()).collect();
+    for wire in &mut wires {
+        wire.send("POST / HTTP/1.1\r\nx: ");
+    }
+    let response = bridge.client().post(delivery("over"));
+    assert_eq!(response.status, 503);
+    for wire in &mut wires {
+        super::expect_problem(&wire.answer(), 408);
+        wire.expect_closed();
+    }
+    super::expect_outcome(&bridge, "timeout", f64::from(clients));
+    drop(wires);
+    wait::until(LIMIT, "places", || {
+        (bridge.client().post(delivery("a")).status == 200).then_some(())
+    });
+}
