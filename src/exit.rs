@@ -12,6 +12,9 @@ pub enum Exit {
     /// 64: the command line is wrong. Waiting does not help.
     #[error("{0}")]
     Usage(String),
+    /// 65: the input is not what it should be.
+    #[error("{0}")]
+    Data(String),
     /// 69: something that is needed is not there, such as a port that is in use. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
@@ -31,6 +34,7 @@ impl Exit {
     pub fn code(&self) -> u8 {
         match self {
             Exit::Usage(_) => USAGE,
+            Exit::Data(_) => 65,
             Exit::Unavailable(_) => 69,
             Exit::Io(_) => 74,
             Exit::Config(_) | Exit::Certificate(_) => 78,
@@ -75,6 +79,7 @@ mod tests {
         let refused = ConfigError { problems: Vec::new() };
         let codes = [
             (Exit::Usage(String::new()), 64),
+            (Exit::Data(String::new()), 65),
             (Exit::Unavailable(String::new()), 69),
             (Exit::Io(String::new()), 74),
             (Exit::from(std::io::Error::other("full")), 74),

@@ -5,6 +5,8 @@ pub mod completions;
 pub mod config_show;
 mod credentials;
 pub mod dev;
+mod excerpt;
+pub mod explain;
 pub mod output;
 mod post;
 mod progress;
@@ -34,8 +36,8 @@ Configuration: built-in defaults, then the files named by --config in their orde
 CMC_BRIDGE__ and the key in upper case, __ for each dot (CMC_BRIDGE__INGEST__LISTEN is ingest.listen).
 config/default.toml shows and explains every key.
 
-Exit codes: 0 success, 64 wrong command line, 69 something needed is unavailable, 74 disk or file error,
-78 configuration refused.";
+Exit codes: 0 success, 64 wrong command line, 65 input that is not understood (explain), 69 something needed is unavailable,
+74 disk or file error, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -56,6 +58,9 @@ pub enum Command {
     /// Print the events of the topics as they come
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
+    /// Say what a webhook's body would become, or what is wrong with it and where
+    #[command(after_help = explain::AFTER_HELP)]
+    Explain(explain::ExplainArgs),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),

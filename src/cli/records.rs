@@ -46,7 +46,7 @@ fn text(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// A text on one line, without what would steer a terminal: it was made by strangers.
-fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' | '\r' | '\t' => ' ',
@@ -65,26 +65,33 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
         record.offset(),
         json!(timestamp),
         bytes(record.key()),
-        headers(record)
+        headers(
+            record
+                .headers()
+                .into_iter()
+                .flat_map(|headers| headers.iter().map(|header| (header.key, header.value)))
+        )
     )
     .into_bytes();
-    let raw = record
-        .payload()
-        .and_then(|value| serde_json::from_slice::<&RawValue>(value).ok());
-    match raw {
+    push_value(record.payload(), &mut line);
+    line.extend_from_slice(b"}\n");
+    out.write_all(&line)
+}
+
+/// Adds a record's value as JSON on one line: as it is if it is JSON.
+pub fn push_value(value: Option<&[u8]>, line: &mut Vec<u8>) {
+    match value.and_then(|value| serde_json::from_slice::<&RawValue>(value).ok()) {
         // Between tokens a line break is white space, and inside a string there is none.
         Some(raw) => line.extend(raw.get().bytes().map(|byte| match byte {
             b'\n' | b'\r' => b' ',
             byte => byte,
         })),
-        None => line.extend_from_slice(bytes(record.payload()).to_string().as_bytes()),
+        None => line.extend_from_slice(bytes(value).to_string().as_bytes()),
     }
-    line.extend_from_slice(b"}\n");
-    out.write_all(&line)
 }
 
 /// Text as a string; what is none as `{"base64": …}`.
-fn bytes(bytes: Option<&[u8]>) -> Value {
+pub fn bytes(bytes: Option<&[u8]>) -> Value {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => Value::Null,
         Some((Ok(text), _)) => Value::String(text.to_owned()),
@@ -93,13 +100,13 @@ fn bytes(bytes: Option<&[u8]>) -> Value {
 }
 
 /// Headers by name; one that stands several times has a list.
-fn headers(record: &impl Message) -> Value {
+pub fn headers<'h>(headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>) -> Value {
     let mut found = Map::new();
-    for header in record.headers().into_iter().flat_map(Headers::iter) {
-        let value = bytes(header.value);
-        match found.get_mut(header.key) {
+    for (name, value) in headers {
+        let value = bytes(value);
+        match found.get_mut(name) {
             None => {
-                found.insert(header.key.to_owned(), value);
+                found.insert(name.to_owned(), value);
             }
             Some(Value::Array(list)) => list.push(value),
             Some(first) => *first = json!([first.take(), value]),

@@ -24,6 +24,7 @@ mod commands;
 mod crash;
 mod credentials;
 mod documents;
+mod explain;
 mod harness;
 mod history;
 mod outage;
