@@ -9,7 +9,7 @@
 //! and more than [`MAX_CREDENTIALS`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -181,13 +181,13 @@ pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
 
 /// What makes credentials impossible beside each other, and at which of them.
 fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
-    let mut names = BTreeMap::new();
+    let mut names = BTreeSet::new();
     let mut secrets = BTreeMap::new();
     for (at, this) in credentials.enumerate() {
         if at == MAX_CREDENTIALS {
             return Some((at, format!("there are more than {MAX_CREDENTIALS} credentials")));
         }
-        if names.insert(&this.name, ()).is_some() {
+        if !names.insert(&this.name) {
             return Some((at, format!("the name {} is there twice", this.name)));
         }
         // Two names of one secret would hide which of them is out of use.
