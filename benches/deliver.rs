@@ -1,7 +1,7 @@
 //! Events a second from a full spool into real Kafka, beside a bare rdkafka producer of records of the same size.
 //!
-//! In turn, in one run, into the same broker: the bridge, which reads its spool and commits transactions, and a plain
-//! idempotent producer that sends what it has in memory and waits for every delivery. Kafka comes as in the tests (Java 17,
+//! In turn, in one run, into the same broker: a plain idempotent producer that sends what it has in memory and waits for
+//! every delivery, and the bridge, which reads its spool, in both delivery modes. Kafka comes as in the tests (Java 17,
 //! Maven). `cargo bench --bench deliver -- [events a round, default 500000] [rounds, default 3]`.
 
 // A benchmark that can't go on says so and ends.
@@ -55,39 +55,45 @@ fn main() {
     let events = numbers.first().copied().unwrap_or(500_000);
     let rounds = numbers.get(1).copied().unwrap_or(3);
     println!(
-        "{}\n{rounds} rounds of {events} events, the bridge and a bare producer in turn\n",
+        "{}\n{rounds} rounds of {events} events, a bare producer and the bridge in turn\n",
         machine()
     );
     let broker = kafka::Broker::own();
     let bootstrap = broker.bootstrap();
-    let mut bridge = Vec::new();
+    let modes = ["exactly-once", "at-least-once"];
+    let mut bridge = modes.map(|_| Vec::new());
     let mut bare = Vec::new();
+    let topic = || topics::create(&bootstrap, "deliver", PARTITIONS, &[]);
     for _ in 0..rounds {
-        let topic = topics::create(&bootstrap, "deliver", PARTITIONS, &[]);
-        bare.push(bare_producer(&bootstrap, &topic, events));
-        let topic = topics::create(&bootstrap, "deliver", PARTITIONS, &[]);
-        bridge.push(through_bridge(&bootstrap, &topic, events));
+        bare.push(bare_producer(&bootstrap, &topic(), events));
+        for (mode, runs) in modes.iter().zip(&mut bridge) {
+            runs.push(through_bridge(&bootstrap, &topic(), mode, events));
+        }
     }
     println!("| | events/s | CPU µs an event | ratio |\n|---|---|---|---|");
-    let ratio = median(bridge.iter().zip(&bare).map(|(a, b)| a.0 / b.0).collect());
-    for (what, runs, ratio) in [("exactly-once", &bridge, ratio), ("bare producer", &bare, 1.0)] {
+    let row = |what: &str, runs: &[(f64, f64)]| {
         println!(
-            "| {what} | {:.0} | {:.1} | {ratio:.2} |",
+            "| {what} | {:.0} | {:.1} | {:.2} |",
             median(runs.iter().map(|run| run.0).collect()),
             median(runs.iter().map(|run| run.1).collect()),
+            median(runs.iter().zip(&bare).map(|(a, b)| a.0 / b.0).collect()),
         );
+    };
+    for (mode, runs) in modes.iter().zip(&bridge) {
+        row(mode, runs);
     }
+    row("bare producer", &bare);
 }
 
 /// Fills a spool without Kafka, then starts a bridge on it with Kafka: events/s and CPU µs an event from the first
 /// delivery to the last.
-fn through_bridge(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
+fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> (f64, f64) {
     let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let server = bridge("127.0.0.1:1", topic, spool.path());
+    let server = bridge("127.0.0.1:1", topic, mode, spool.path());
     let mut filled = 0;
     while filled < events {
         let body = HUNDRED.trim_ascii_end();
@@ -97,7 +103,7 @@ fn through_bridge(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
                 .answers;
     }
     drop(server);
-    let server = bridge(bootstrap, topic, spool.path());
+    let server = bridge(bootstrap, topic, mode, spool.path());
     let admin = server.admin.expect("an admin port");
     let begun = until(admin, |delivered, _| delivered > 0);
     let cpu = server.cpu();
@@ -110,7 +116,7 @@ fn through_bridge(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
     )
 }
 
-fn bridge(bootstrap: &str, topic: &str, spool: &Path) -> Server {
+fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"));
     command.arg("serve").envs([
         ("CMC_BRIDGE__INGEST__LISTEN", "127.0.0.1:0"),
@@ -118,6 +124,7 @@ fn bridge(bootstrap: &str, topic: &str, spool: &Path) -> Server {
         ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
         ("CMC_BRIDGE__LOG__FORMAT", "json"),
         ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", bootstrap),
+        ("CMC_BRIDGE__KAFKA__DELIVERY", mode),
         ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
         ("CMC_BRIDGE__SPOOL__DIR", spool.to_str().expect("UTF-8")),
         ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic),

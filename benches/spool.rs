@@ -1,6 +1,7 @@
 //! The spool beside other stores as a durable queue: 64 waiting clients, the same group-commit writer on each.
 //!
-//! The own log is measured through its public interface, with its writer thread. SQLite (WAL, `synchronous=FULL`), fjall
+//! The own log is measured through its public interface, with its writer thread; once as while Kafka is away, and once
+//! read and trimmed as it goes, so that segments are used again. SQLite (WAL, `synchronous=FULL`), fjall
 //! and redb stand behind a writer thread of the same kind: it takes all that wait (at most 4 MiB), writes them in one
 //! transaction under rising keys, makes it durable, wakes them. Device bytes are those of the disk that the target
 //! directory is on (`/proc/diskstats`), so other programs' writes are counted in.
@@ -49,8 +50,9 @@ fn main() {
     println!("| store | body | durable acks/s | p50 | p99 | CPU µs each | device bytes a payload byte |");
     println!("|---|---|---|---|---|---|---|");
     for len in [600, 30_000] {
-        let stores: [(&str, Open); 4] = [
-            ("own log", own_log),
+        let stores: [(&str, Open); 5] = [
+            ("own log", |dir| own_log(dir, false)),
+            ("own log, trimmed", |dir| own_log(dir, true)),
             ("SQLite", |dir| grouped(Sqlite::open(dir))),
             ("fjall", |dir| grouped(Fjall::open(dir))),
             ("redb", |dir| grouped(Redb::open(dir))),
@@ -85,11 +87,14 @@ struct Run {
 
 /// What a client does with a store: append a payload and wait until it is durable.
 enum Client {
-    /// The log goes with it: dropped, it would be closed.
     Own {
         appender: cmc_bridge::spool::Appender,
         budget: Arc<Semaphore>,
-        _log: Box<(Log, Backlog)>,
+        /// Dropped, it would be closed.
+        _log: Box<Log>,
+        /// Unless a thread trims it, for as long as this is held.
+        _backlog: Option<Box<Backlog>>,
+        _trimming: Arc<()>,
     },
     Grouped(mpsc::Sender<Waiting>),
 }
@@ -174,7 +179,10 @@ fn batch(payload: &[u8]) -> Batch {
     builder.finish()
 }
 
-fn own_log(dir: &Path) -> Client {
+/// How often the checkpoint is stored; the bridge does each second, in longer lives than a round.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
+
+fn own_log(dir: &Path, trimmed: bool) -> Client {
     let histogram = |name: &str| Histogram::with_opts(HistogramOpts::new(name, name)).expect("a histogram");
     let options = LogOptions {
         dir: dir.join("log"),
@@ -187,7 +195,7 @@ fn own_log(dir: &Path) -> Client {
         sync_seconds: histogram("sync"),
         commit_webhooks: histogram("webhooks"),
     };
-    let (log, backlog) = Log::open(
+    let (log, mut backlog) = Log::open(
         Arc::new(FileSystem),
         &options,
         Arc::new(Accounts::default()),
@@ -197,10 +205,32 @@ fn own_log(dir: &Path) -> Client {
         },
     )
     .expect("opens");
+    let trimming = Arc::new(());
+    let held = Arc::clone(&trimming);
     Client::Own {
+        _trimming: trimming,
         appender: log.appender(),
         budget: Arc::new(Semaphore::new(2 * CLIENTS)),
-        _log: Box::new((log, backlog)),
+        _log: Box::new(log),
+        _backlog: if trimmed {
+            thread::spawn(move || {
+                let mut stored = Instant::now();
+                loop {
+                    match backlog.take().expect("reads") {
+                        Some(batch) => backlog.advance(batch.end()),
+                        None if Arc::strong_count(&held) == 1 => return,
+                        None => backlog.wait(CHECKPOINT_EVERY),
+                    }
+                    if stored.elapsed() >= CHECKPOINT_EVERY {
+                        backlog.store_checkpoint().expect("stores");
+                        stored = Instant::now();
+                    }
+                }
+            });
+            None
+        } else {
+            Some(Box::new(backlog))
+        },
     }
 }
 

@@ -7,6 +7,8 @@
 //! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
 //! no error.
 
+mod drain;
+
 use std::{
     io,
     net::SocketAddr,
@@ -45,6 +47,8 @@ use crate::{
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
 };
+
+pub use drain::{Drained, drain};
 
 /// How often the end of the lanes is looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -93,7 +97,7 @@ impl Bridge {
             }
             None => None,
         };
-        let lock = SpoolLock::acquire(&config.spool.dir).map_err(|error| spool_exit(&error))?;
+        let lock = SpoolLock::acquire(&config.spool.dir)?;
         let enabled: Vec<Stream> = Stream::ALL
             .into_iter()
             .filter(|stream| config.stream(*stream).enabled)
@@ -101,7 +105,7 @@ impl Bridge {
         let metrics =
             Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
         let (failed, failures) = mpsc::unbounded_channel();
-        let opened = open_logs(&config, &enabled, &metrics, &failed).map_err(|error| spool_exit(&error))?;
+        let opened = open_logs(&config, &enabled, &metrics, &failed)?;
 
         let appender = |stream: Stream| {
             opened
@@ -113,21 +117,26 @@ impl Bridge {
         let health = Arc::new(Health::new(
             opened.iter().map(|o| (o.stream, o.log.appender())).collect(),
         ));
-        register_books(&registry, &opened, config.spool.max_bytes).map_err(internal)?;
+        let books = books(&config, &opened);
+        BooksCollector::new(Arc::clone(&books))
+            .and_then(|collector| registry.register(Box::new(collector)))
+            .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
         let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
-        let admin = admin::Server::bind(
-            config.admin.listen,
+        let sources = admin::Sources {
             registry,
-            Arc::clone(&metrics),
-            Arc::clone(&health),
-        )
-        .await
-        .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            books,
+            spool_dir: config.spool.dir.clone(),
+        };
+        let admin = admin::Server::bind(config.admin.listen, sources)
+            .await
+            .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
 
         let streams = opened
             .into_iter()
@@ -161,12 +170,12 @@ impl Bridge {
     /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), Exit> {
         tokio::select! {
-            Some(error) = self.failures.recv() => return Err(spool_exit(&error)),
+            Some(error) = self.failures.recv() => return Err(error.into()),
             _ = stop.recv() => {}
         }
         let mut failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
         tokio::select! {
-            Some(error) = failures.recv() => Err(spool_exit(&error)),
+            Some(error) = failures.recv() => Err(error.into()),
             Some(()) = stop.recv() => {
                 warn!("stopped at once; what is not delivered stays in the spool");
                 Ok(())
@@ -331,33 +340,26 @@ fn start_lane(
     })
 }
 
-fn register_books(registry: &Registry, opened: &[Opened], limit: u64) -> prometheus::Result<()> {
-    let books = opened
+fn books(config: &Config, opened: &[Opened]) -> Arc<[StreamBooks]> {
+    opened
         .iter()
         .map(|opened| {
             let appender = opened.log.appender();
             StreamBooks {
                 stream: opened.stream,
+                topic: config.stream(opened.stream).topic.clone(),
                 accounts: Arc::clone(&opened.accounts),
                 spool_bytes: Box::new(move || appender.used_bytes()),
-                spool_limit_bytes: limit,
+                spool_limit_bytes: config.spool.max_bytes,
             }
         })
-        .collect();
-    registry.register(Box::new(BooksCollector::new(books)?))
+        .collect()
 }
 
 fn credential_names(config: &Config) -> Vec<&str> {
     match &config.ingest.auth {
         Auth::Anonymous => Vec::new(),
         Auth::Credentials(credentials) => credentials.iter().map(|c| c.name.as_str()).collect(),
-    }
-}
-
-fn spool_exit(error: &SpoolError) -> Exit {
-    match error {
-        SpoolError::Locked { .. } => Exit::Unavailable(error.to_string()),
-        SpoolError::Io { .. } | SpoolError::Unusable { .. } => Exit::Io(error.to_string()),
     }
 }
 

@@ -28,7 +28,7 @@ mod reason;
 
 use uuid::Uuid;
 
-pub use self::reason::{Reason, Scope};
+pub use self::reason::{Failure, Reason, Scope};
 use crate::batch::{BatchBuilder, alone_in_batch};
 
 /// Most bytes of a header value that was text from outside.

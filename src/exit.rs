@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{config::ConfigError, ingest::PairError, logging::LoggingError};
+use crate::{config::ConfigError, ingest::PairError, logging::LoggingError, spool::SpoolError};
 
 const USAGE: u8 = 64;
 
@@ -12,7 +12,7 @@ pub enum Exit {
     /// 64: the command line is wrong. Waiting does not help.
     #[error("{0}")]
     Usage(String),
-    /// 65: the input is not what it should be.
+    /// 65: the data that was given or found is not what it should be.
     #[error("{0}")]
     Data(String),
     /// 69: something that is needed is not there, such as a port that is in use. Trying again may help.
@@ -45,6 +45,15 @@ impl Exit {
 impl From<std::io::Error> for Exit {
     fn from(error: std::io::Error) -> Exit {
         Exit::Io(error.to_string())
+    }
+}
+
+impl From<SpoolError> for Exit {
+    fn from(error: SpoolError) -> Exit {
+        match error {
+            SpoolError::Locked { .. } => Exit::Unavailable(error.to_string()),
+            SpoolError::Io { .. } | SpoolError::Unusable { .. } => Exit::Io(error.to_string()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Parser;
 use cmc_bridge::{
     cli::{
         Cli, Command, ConfigCommand, check, completions, config_show, dev, explain, output::Output,
-        send_sample, serve, tap,
+        send_sample, serve, spool, tap,
     },
     exit::{self, Exit},
 };
@@ -32,6 +32,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
+        Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, &mut Output::new()),
     }
 }

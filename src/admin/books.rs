@@ -12,9 +12,10 @@ use prometheus::{
 
 use crate::{accounts::Accounts, stream::Stream};
 
-/// One stream's books, and where the size of its log can be asked.
+/// One enabled stream: its books, its topic, and where the size of its log can be asked.
 pub struct StreamBooks {
     pub stream: Stream,
+    pub topic: String,
     pub accounts: Arc<Accounts>,
     /// Written and not yet trimmed bytes of the log.
     pub spool_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -80,13 +81,13 @@ const FAMILIES: [(&str, &str, MetricType); 8] = [
 
 /// Collects the books of all enabled streams.
 pub struct BooksCollector {
-    streams: Vec<StreamBooks>,
+    streams: Arc<[StreamBooks]>,
     descriptions: Vec<Desc>,
 }
 
 impl BooksCollector {
     /// A collector to be registered once, with every enabled stream.
-    pub fn new(streams: Vec<StreamBooks>) -> prometheus::Result<BooksCollector> {
+    pub fn new(streams: Arc<[StreamBooks]>) -> prometheus::Result<BooksCollector> {
         let descriptions = FAMILIES
             .iter()
             .map(|(name, help, _)| {
@@ -117,7 +118,7 @@ impl Collector for BooksCollector {
             family.set_field_type(kind);
             family
         });
-        for entry in &self.streams {
+        for entry in self.streams.iter() {
             let books = entry.accounts.snapshot();
             let stream = label("stream", entry.stream.name());
             // The label of `events_total` comes sorted by name, as the text format wants it.
@@ -185,12 +186,13 @@ mod tests {
         let registry = Registry::new();
         let books = StreamBooks {
             stream: Stream::Bounces,
+            topic: "t".into(),
             accounts,
             spool_bytes: Box::new(|| 4096),
             spool_limit_bytes: 1 << 32,
         };
         registry
-            .register(Box::new(BooksCollector::new(vec![books]).unwrap()))
+            .register(Box::new(BooksCollector::new([books].into()).unwrap()))
             .unwrap();
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         for line in [

@@ -8,7 +8,10 @@
 //! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
 //! time; see [`super::books`].
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -16,8 +19,9 @@ use prometheus::{
 };
 
 pub use super::labels::{BlockReason, Outcome, TransactionOutcome};
+use super::notes::{Blockade, Letters};
 use crate::{
-    dead_letter::{Reason, Scope},
+    dead_letter::{Failure, Reason, Scope},
     stream::Stream,
 };
 
@@ -55,6 +59,9 @@ pub struct Metrics {
     kafka_requests: IntCounterVec,
     kafka_bytes: IntCounterVec,
     kafka_request_errors: IntCounterVec,
+    /// At [`Stream::index`].
+    blockades: [Arc<Blockade>; 4],
+    letters: Arc<Letters>,
 }
 
 impl Metrics {
@@ -147,6 +154,8 @@ impl Metrics {
                 "Requests to Kafka that failed, timed out or were sent again, as of librdkafka's last statistics",
                 &["stream"],
             )?,
+            blockades: Default::default(),
+            letters: Arc::default(),
         };
         register
             .gauges(
@@ -180,11 +189,31 @@ impl Metrics {
         self.webhooks[outcome.index()].inc();
     }
 
-    /// Counts a body or an element that could not be understood.
-    pub fn parse_failure(&self, reason: Reason) {
-        self.parse_failures
-            .with_label_values(&[reason.scope().name(), reason.name()])
-            .inc();
+    /// Counts what could not be understood of a webhook, which is of this stream where that is known.
+    pub fn parse_failures(&self, stream: Option<Stream>, failures: &[Failure]) {
+        for Failure { reason, .. } in failures {
+            self.parse_failures
+                .with_label_values(&[reason.scope().name(), reason.name()])
+                .inc();
+        }
+        self.letters.note(stream, failures);
+    }
+
+    /// How many requests were answered with 200, and how many otherwise or not at all.
+    pub(super) fn accepted_and_refused(&self) -> (u64, u64) {
+        let all = self.webhooks.iter().map(IntCounter::get).sum::<u64>();
+        let accepted = self.webhooks[Outcome::Accepted.index()].get();
+        (accepted, all.saturating_sub(accepted))
+    }
+
+    /// Why a stream is blocked, if it is.
+    pub(super) fn blockade(&self, stream: Stream) -> &Blockade {
+        &self.blockades[stream.index()]
+    }
+
+    /// The last dead letters.
+    pub(super) fn letters(&self) -> &Letters {
+        &self.letters
     }
 
     /// Observes the time from the end of a request's header to its answer.
@@ -230,6 +259,9 @@ impl Metrics {
                 bytes: self.kafka_bytes.with_label_values(&[name]),
                 request_errors: self.kafka_request_errors.with_label_values(&[name]),
             },
+            stream,
+            blockade: Arc::clone(&self.blockades[stream.index()]),
+            letters: Arc::clone(&self.letters),
         }
     }
 }
@@ -265,6 +297,9 @@ pub struct StreamMetrics {
     pub delivery_seconds: Histogram,
     /// What the stream's Kafka clients report of themselves.
     pub kafka: KafkaSums,
+    stream: Stream,
+    blockade: Arc<Blockade>,
+    letters: Arc<Letters>,
     blocked: [IntGauge; BlockReason::ALL.len()],
     transactions: [IntCounter; TransactionOutcome::ALL.len()],
     transaction_seconds: [Histogram; TransactionOutcome::ALL.len()],
@@ -282,11 +317,35 @@ pub struct KafkaSums {
 }
 
 impl StreamMetrics {
-    /// Says why the lane is blocked, or that it is not. A lane has one reason at a time.
-    pub fn lane_blocked(&self, reason: Option<BlockReason>) {
+    /// Says why the lane is blocked, with cause and cure. A lane has one reason at a time.
+    pub fn lane_blocked(&self, reason: BlockReason, message: &str) {
+        self.set_blocked(Some(reason));
+        self.blockade.blocked(reason, message);
+    }
+
+    /// The lane is not blocked.
+    pub fn lane_free(&self) {
+        self.set_blocked(None);
+        self.blockade.free();
+    }
+
+    /// Notes records that the broker refused and that stand in the dead-letter topic now.
+    pub fn diverted(&self, failures: &[Failure]) {
+        self.letters.note(Some(self.stream), failures);
+    }
+
+    fn set_blocked(&self, reason: Option<BlockReason>) {
         for (candidate, gauge) in BlockReason::ALL.iter().zip(&self.blocked) {
             gauge.set(i64::from(Some(*candidate) == reason));
         }
+    }
+
+    /// Why the lane is blocked.
+    pub fn blocked(&self) -> Option<BlockReason> {
+        let mut reasons = BlockReason::ALL.into_iter().zip(&self.blocked);
+        reasons
+            .find(|(_, gauge)| gauge.get() == 1)
+            .map(|(reason, _)| reason)
     }
 
     /// Counts a transaction by how it ended, with the seconds that it took until then.
@@ -396,14 +455,16 @@ mod tests {
         let metrics = Metrics::new(&Registry::new(), &[Stream::Bounces], []).unwrap();
         let bounces = metrics.for_stream(Stream::Bounces);
         let sum = || bounces.blocked.iter().map(IntGauge::get).sum::<i64>();
-        bounces.lane_blocked(Some(BlockReason::Connect));
-        bounces.lane_blocked(Some(BlockReason::Damage));
+        bounces.lane_blocked(BlockReason::Connect, "c");
+        bounces.lane_blocked(BlockReason::Damage, "d");
         assert_eq!(
             (sum(), bounces.blocked[BlockReason::Damage as usize].get()),
             (1, 1)
         );
-        bounces.lane_blocked(None);
+        assert_eq!(metrics.blockade(Stream::Bounces).get().unwrap().message, "d");
+        bounces.lane_free();
         assert_eq!(sum(), 0);
+        assert!(metrics.blockade(Stream::Bounces).get().is_none());
     }
 
     #[test]

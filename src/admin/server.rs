@@ -1,12 +1,15 @@
 //! The HTTP server of the admin port.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+        REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -19,7 +22,15 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{health::Health, metrics::Metrics};
+use super::{
+    books::StreamBooks,
+    health::Health,
+    metrics::Metrics,
+    status::{
+        Status,
+        page::{self, Refresh},
+    },
+};
 
 /// Scrapers and probes are few; a further connection is closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -35,28 +46,29 @@ pub struct Server {
     desk: Arc<Desk>,
 }
 
+/// What answers are made of.
+pub struct Sources {
+    /// The one that `metrics` is registered in.
+    pub registry: Registry,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    /// Every enabled stream.
+    pub books: Arc<[StreamBooks]>,
+    pub spool_dir: PathBuf,
+}
+
 /// What answers need.
 struct Desk {
     registry: Registry,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    status: Status,
 }
 
 impl Server {
-    /// Binds the port. The registry is the one that `metrics` is registered in.
-    pub async fn bind(
-        listen: SocketAddr,
-        registry: Registry,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-    ) -> io::Result<Server> {
+    /// Binds the port.
+    pub async fn bind(listen: SocketAddr, sources: Sources) -> io::Result<Server> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
-        let desk = Arc::new(Desk {
-            registry,
-            metrics,
-            health,
-        });
+        let desk = Arc::new(Desk::new(sources));
         Ok(Server {
             listener,
             address,
@@ -72,6 +84,11 @@ impl Server {
     /// Serves until the future is dropped: probes are answered until the process ends.
     pub async fn run(self) {
         info!(address = %self.address, "metrics and probes are served");
+        let desk = Arc::clone(&self.desk);
+        tokio::join!(self.accept(), desk.status.watch());
+    }
+
+    async fn accept(self) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -93,7 +110,7 @@ impl Server {
 
 async fn serve(stream: TcpStream, desk: Arc<Desk>) {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let answer = desk.answer(request.method(), request.uri().path());
+        let answer = desk.answer(request.method(), request.uri().path(), request.uri().query());
         async move { Ok::<_, Infallible>(answer) }
     });
     // A connection ends in an error when its client goes away: nothing that anybody could act on.
@@ -106,11 +123,22 @@ async fn serve(stream: TcpStream, desk: Arc<Desk>) {
 }
 
 impl Desk {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn new(sources: Sources) -> Desk {
+        Desk {
+            registry: sources.registry,
+            status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir),
+        }
+    }
+
+    fn answer(&self, method: &Method, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
         let answer: fn(&Desk) -> Response<Full<Bytes>> = match path {
             "/livez" => |_| text(StatusCode::OK, "alive\n"),
             "/readyz" => Desk::readyz,
             "/metrics" => Desk::metrics,
+            "/status" if query == Some("refresh=off") => |desk| desk.page(Refresh::Off),
+            "/status" => |desk| desk.page(Refresh::On),
+            "/status.json" => Desk::json,
+            "/" => |_| to_status(),
             _ => return text(StatusCode::NOT_FOUND, "not found\n"),
         };
         if method == Method::GET || method == Method::HEAD {
@@ -124,7 +152,7 @@ impl Desk {
     }
 
     fn readyz(&self) -> Response<Full<Bytes>> {
-        let readiness = self.health.readiness();
+        let readiness = self.status.health.readiness();
         let status = if readiness.is_ready() {
             StatusCode::OK
         } else {
@@ -133,8 +161,31 @@ impl Desk {
         text(status, readiness.text())
     }
 
+    fn page(&self, refresh: Refresh) -> Response<Full<Bytes>> {
+        let page = page::html(&self.status.report(), refresh);
+        let mut response = momentary(page, "text/html; charset=utf-8");
+        let policy = HeaderValue::from_static(page::content_security_policy());
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        response
+    }
+
+    fn json(&self) -> Response<Full<Bytes>> {
+        match serde_json::to_string_pretty(&self.status.report()) {
+            Ok(body) => momentary(body + "\n", "application/json"),
+            Err(error) => {
+                error!(%error, "the status could not be encoded");
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the status could not be encoded\n",
+                )
+            }
+        }
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
-        self.metrics.set_ready(self.health.readiness().is_ready());
+        self.status
+            .metrics
+            .set_ready(self.status.health.readiness().is_ready());
         let encoder = TextEncoder::new();
         let mut body = Vec::with_capacity(64 * 1024);
         if let Err(error) = encoder.encode(&self.registry.gather(), &mut body) {
@@ -151,6 +202,31 @@ impl Desk {
         );
         response
     }
+}
+
+/// Relative, so that it holds behind a proxy that serves the port under a path.
+fn to_status() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::FOUND, "see status\n");
+    response
+        .headers_mut()
+        .insert(LOCATION, HeaderValue::from_static("status"));
+    response
+}
+
+/// An answer of this moment, for nobody else to keep or to reinterpret.
+fn momentary(body: String, content_type: &'static str) -> Response<Full<Bytes>> {
+    const HEADERS: [(HeaderName, &str); 3] = [
+        (CACHE_CONTROL, "no-store"),
+        (REFERRER_POLICY, "no-referrer"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
@@ -175,29 +251,39 @@ mod tests {
         stream::Stream,
     };
 
-    fn desk() -> Desk {
+    fn sources() -> Sources {
         let registry = Registry::new();
         let streams = [Stream::Deliveries, Stream::DeadLetters];
         let metrics = Metrics::new(&registry, &streams, ["bearer-1"]).unwrap();
         let books = streams.map(|stream| StreamBooks {
             stream,
+            topic: "t".into(),
             accounts: Arc::new(Accounts::default()),
             spool_bytes: Box::new(|| 0),
             spool_limit_bytes: 1,
         });
+        let books: Arc<[_]> = books.into();
         registry
-            .register(Box::new(BooksCollector::new(books.into()).unwrap()))
+            .register(Box::new(BooksCollector::new(Arc::clone(&books)).unwrap()))
             .unwrap();
-        Desk {
+        Sources {
             registry,
             metrics: Arc::new(metrics),
             health: Arc::new(Health::new(Vec::new())),
+            books,
+            spool_dir: "/".into(),
         }
     }
 
     #[tokio::test]
     async fn every_name_stands_in_the_first_scrape() {
-        let body = desk().metrics().into_body().collect().await.unwrap().to_bytes();
+        let body = Desk::new(sources())
+            .metrics()
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes();
         let text = String::from_utf8(body.into()).unwrap();
         for start in [
             "cmc_bridge_webhooks_total{outcome=\"accepted\"} 0",
@@ -244,7 +330,7 @@ mod tests {
 
     #[test]
     fn paths_and_methods() {
-        let desk = desk();
+        let desk = Desk::new(sources());
         for (method, path, status) in [
             (Method::GET, "/livez", 200),
             (Method::HEAD, "/livez", 200),
@@ -252,20 +338,26 @@ mod tests {
             (Method::GET, "/metrics", 200),
             (Method::DELETE, "/metrics", 405),
             (Method::GET, "/readyz", 503),
-            (Method::GET, "/", 404),
+            (Method::GET, "/", 302),
+            (Method::GET, "/status", 200),
+            (Method::HEAD, "/status", 200),
+            (Method::POST, "/status", 405),
+            (Method::GET, "/status.json", 200),
+            (Method::GET, "/status/", 404),
             (Method::POST, "/webhooks/events", 404),
         ] {
-            assert_eq!(desk.answer(&method, path).status(), status, "{method} {path}");
+            assert_eq!(
+                desk.answer(&method, path, None).status(),
+                status,
+                "{method} {path}"
+            );
         }
     }
 
     #[tokio::test]
     async fn serves_a_socket() {
-        let desk = desk();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(listen, desk.registry, desk.metrics, desk.health)
-            .await
-            .unwrap();
+        let server = Server::bind(listen, sources()).await.unwrap();
         let mut client = TcpStream::connect(server.local_addr()).await.unwrap();
         let server = tokio::spawn(server.run());
         client

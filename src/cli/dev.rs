@@ -136,7 +136,7 @@ fn greet(url: &str, admin: SocketAddr, spool: &std::path::Path) -> io::Result<()
     writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
     writeln!(
         out,
-        "metrics and probes             http://{admin}/metrics  /livez  /readyz"
+        "status, metrics and probes     http://{admin}/status  /metrics  /livez  /readyz"
     )?;
     writeln!(out, "spool (temporary)              {}", spool.display())?;
     writeln!(out, "\nTry it from another terminal:\n")?;

@@ -210,7 +210,8 @@ impl Printer<'_> {
     /// What is wrong with the body as a whole.
     fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Problem> {
         let Some(malformed) = &understood.malformed else {
-            let unknown = understood.split.failures.first() == Some(&Reason::UnknownEventType);
+            let unknown = understood.split.failures.first().map(|failure| failure.reason)
+                == Some(Reason::UnknownEventType);
             return unknown.then(|| Problem {
                 reason: Some(Reason::UnknownEventType),
                 detail: "event_type names no enabled stream".into(),

@@ -15,6 +15,7 @@ mod records;
 mod samples;
 pub mod send_sample;
 pub mod serve;
+pub mod spool;
 pub mod tap;
 
 use std::path::PathBuf;
@@ -36,8 +37,8 @@ Configuration: built-in defaults, then the files named by --config in their orde
 CMC_BRIDGE__ and the key in upper case, __ for each dot (CMC_BRIDGE__INGEST__LISTEN is ingest.listen).
 config/default.toml shows and explains every key.
 
-Exit codes: 0 success, 64 wrong command line, 65 input that is not understood (explain), 69 something needed is unavailable,
-74 disk or file error, 78 configuration refused.";
+Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or file error,
+78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -61,6 +62,9 @@ pub enum Command {
     /// Say what a webhook's body would become, or what is wrong with it and where
     #[command(after_help = explain::AFTER_HELP)]
     Explain(explain::ExplainArgs),
+    /// Look into a spool, save, deliver or repair what is in it
+    #[command(subcommand)]
+    Spool(spool::SpoolCommand),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),

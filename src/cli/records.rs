@@ -69,7 +69,8 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
             record
                 .headers()
                 .into_iter()
-                .flat_map(|headers| headers.iter().map(|header| (header.key, header.value)))
+                .flat_map(Headers::iter)
+                .map(|header| (header.key, header.value))
         )
     )
     .into_bytes();
@@ -100,7 +101,7 @@ pub fn bytes(bytes: Option<&[u8]>) -> Value {
 }
 
 /// Headers by name; one that stands several times has a list.
-pub fn headers<'h>(headers: impl Iterator<Item = (&'h str, Option<&'h [u8]>)>) -> Value {
+pub fn headers<'a>(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Value {
     let mut found = Map::new();
     for (name, value) in headers {
         let value = bytes(value);

@@ -78,7 +78,7 @@ pub enum StreamName {
 }
 
 impl StreamName {
-    fn stream(self) -> Stream {
+    pub fn stream(self) -> Stream {
         match self {
             StreamName::Deliveries => Stream::Deliveries,
             StreamName::Bounces => Stream::Bounces,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     batch::{Batch, BatchBuilder, alone_in_batch},
-    dead_letter::{DeadLetter, Reason, rfc3339_micros},
+    dead_letter::{DeadLetter, Failure, Reason, rfc3339_micros},
     stream::{Stream, Tally},
 };
 
@@ -30,7 +30,7 @@ pub struct Split {
     /// The records for [`Stream::DeadLetters`]; `None` when there are none.
     pub dead_letters: Option<(Batch, Tally)>,
     /// One entry for each thing that was dead-lettered, however many parts it has.
-    pub failures: Vec<Reason>,
+    pub failures: Vec<Failure>,
 }
 
 /// Makes the records of an opened body, whatever it was found to be: a malformed one becomes a dead letter.
@@ -41,7 +41,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
             return Split {
                 events: None,
                 dead_letters: Some(dead_letter_body(malformed, Some(opened), rules, request)),
-                failures: vec![malformed.reason],
+                failures: vec![Failure::whole(malformed.reason)],
             };
         }
     };
@@ -54,7 +54,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         return Split {
             events: None,
             dead_letters: Some(dead_letter_body(&unknown, Some(opened), rules, request)),
-            failures: vec![unknown.reason],
+            failures: vec![Failure::whole(unknown.reason)],
         };
     };
     let mut letters = Letters::new(Some(opened), rules, request);
@@ -292,7 +292,7 @@ fn decode_short<'t>(quoted: &Quoted, text: &'t str, scratch: &'t mut String) -> 
 struct Letters<'a> {
     rules: &'a Rules,
     batch: BatchBuilder,
-    failures: Vec<Reason>,
+    failures: Vec<Failure>,
     received_at_micros: i64,
     offset: Option<usize>,
     event_type: Option<Cow<'a, str>>,
@@ -349,7 +349,7 @@ impl<'a> Letters<'a> {
             ..DeadLetter::new(reason, self.received_at_micros, &value)
         };
         letter.push(&mut self.batch, self.rules.max_record_bytes);
-        self.failures.push(reason);
+        self.failures.push(Failure { reason, index });
     }
 
     fn finish(self) -> Option<(Batch, Tally)> {

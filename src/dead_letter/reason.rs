@@ -61,6 +61,21 @@ pub enum Reason {
     RefusedInvalid,
 }
 
+/// A dead letter, without anything of what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: Reason,
+    /// The element's place in its list, or the record's in its batch, from 0; `None` for what has no such place.
+    pub index: Option<usize>,
+}
+
+impl Failure {
+    /// Of something that stands in no list.
+    pub fn whole(reason: Reason) -> Failure {
+        Failure { reason, index: None }
+    }
+}
+
 /// What a [`Reason`] speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {

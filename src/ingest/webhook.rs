@@ -27,8 +27,8 @@ use super::{
 use crate::{
     admin::metrics::Outcome,
     batch::Batch,
-    cmc::{self, BodyEncoding, Malformed, Opened, Rules, Split},
-    dead_letter::Reason,
+    cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
+    dead_letter::{Failure, Reason},
     spool::{AppendError, LogState},
     stream::{Stream, Tally},
 };
@@ -67,19 +67,18 @@ impl Webhook<'_> {
         };
         let rules = intake.rules();
         let opened = open(self.media, request.body, &rules);
-        let api_key = opened
-            .as_ref()
-            .ok()
-            .and_then(|(_, opened)| opened.api_key.as_deref());
+        let known = opened.as_ref().ok().map(|(_, opened)| opened);
+        let api_key = known.and_then(|opened| opened.api_key.as_deref());
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
             return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
         }
+        let stream = known
+            .and_then(|opened| opened.content.as_ref().ok())
+            .and_then(Envelope::stream);
         let understood = understand(opened, &request, &rules);
         let answer = understood.answer(intake.malformed_status);
         let split = understood.split;
-        for reason in &split.failures {
-            intake.metrics.parse_failure(*reason);
-        }
+        intake.metrics.parse_failures(stream, &split.failures);
         if understood.malformed.is_none() {
             intake.note_dead_letters(&split.failures);
         }
@@ -140,7 +139,7 @@ fn understand(
             let split = Split {
                 events: None,
                 dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
-                failures: vec![reason],
+                failures: vec![Failure::whole(reason)],
             };
             Understood {
                 encoding: None,
@@ -248,13 +247,13 @@ impl Intake {
         self.logs[Stream::DeadLetters.index()].is_some()
     }
 
-    fn note_dead_letters(&self, failures: &[Reason]) {
+    fn note_dead_letters(&self, failures: &[Failure]) {
         if let Some(first) = failures.first()
             && let Some(suppressed) = self.dead_letter_lines.pass()
         {
             warn!(
                 count = failures.len(),
-                first = first.name(),
+                first = first.reason.name(),
                 suppressed,
                 "parts of a webhook could not be understood"
             );

@@ -92,8 +92,8 @@ pub trait Connect {
 
 /// One producer's life. After any error it must be dropped, but for a late delivery outside transactions.
 ///
-/// With at-least-once delivery there are no transactions: `begin` begins a new count of records, and `committed` and
-/// `commit` are not called.
+/// With at-least-once delivery there are no transactions: `begin` begins a new count of records when all before are
+/// delivered, and `committed` and `commit` are not called.
 pub trait Broker {
     /// The position that Kafka has, once no transaction of a former producer is open. Asked once, before all else.
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;
@@ -103,11 +103,12 @@ pub trait Broker {
 
     fn begin(&mut self) -> Result<(), BrokerError>;
 
-    /// Queues a record; records of a transaction are numbered from 0. May wait for room, not beyond `deadline`.
+    /// Queues a record; records are numbered from 0 since `begin`. May wait for room, not beyond `deadline`.
     fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError>;
 
-    /// Waits until everything sent in this transaction is delivered. The first failure ends the wait.
-    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError>;
+    /// Waits until all records with numbers below `behind` are delivered. The first failure, of whichever record, ends
+    /// the wait.
+    fn delivered(&mut self, behind: usize, deadline: Instant) -> Result<(), DeliveryError>;
 
     /// Commits the transaction, and with it the position and its metadata.
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError>;

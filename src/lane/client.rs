@@ -1,6 +1,7 @@
 //! The librdkafka clients of a lane: their properties, and a context that counts deliveries and takes logs and errors.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -221,7 +222,7 @@ impl ProducerContext for Context {
     }
 }
 
-/// Counts the deliveries of one producer's transaction.
+/// Counts one producer's deliveries, which come in any order of partitions.
 #[derive(Default)]
 pub struct Deliveries {
     state: Mutex<Counts>,
@@ -230,10 +231,52 @@ pub struct Deliveries {
 
 #[derive(Default)]
 struct Counts {
+    /// Records that are delivered or have failed.
     done: usize,
-    /// How many deliveries the waiting side wants to see.
-    wanted: usize,
+    /// All records with numbers below this are delivered.
+    below: usize,
+    /// Whether it is, of each record from there on.
+    beyond: VecDeque<bool>,
+    /// What the waiting side waits for.
+    wanted: Wanted,
     first_error: Option<(usize, KafkaError)>,
+}
+
+/// Counted from 0.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Below(usize),
+    Done(usize),
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted::Below(0)
+    }
+}
+
+impl Counts {
+    fn delivered(&mut self, number: usize) {
+        // What lies below can't come again.
+        let at = number.saturating_sub(self.below);
+        if self.beyond.len() <= at {
+            self.beyond.resize(at + 1, false);
+        }
+        self.beyond[at] = true;
+        while self.beyond.front() == Some(&true) {
+            self.beyond.pop_front();
+            self.below += 1;
+        }
+    }
+
+    /// Whether all that is waited for is delivered, without a gap.
+    fn delivered_below(&self) -> bool {
+        matches!(self.wanted, Wanted::Below(below) if self.below >= below)
+    }
+
+    fn fulfilled(&self) -> bool {
+        self.delivered_below() || matches!(self.wanted, Wanted::Done(done) if self.done >= done)
+    }
 }
 
 /// How a wait for deliveries ended.
@@ -257,10 +300,13 @@ impl Deliveries {
     fn done(&self, number: usize, outcome: Result<(), KafkaError>) {
         let mut counts = self.lock();
         counts.done += 1;
-        if let Err(error) = outcome {
-            counts.first_error.get_or_insert((number, error));
+        match outcome {
+            Ok(()) => counts.delivered(number),
+            Err(error) => {
+                counts.first_error.get_or_insert((number, error));
+            }
         }
-        if counts.first_error.is_some() || counts.done >= counts.wanted {
+        if counts.first_error.is_some() || counts.fulfilled() {
             self.changed.notify_all();
         }
     }
@@ -271,16 +317,22 @@ impl Deliveries {
         self.changed.notify_all();
     }
 
-    /// Waits until this many records are delivered, one has failed, or the deadline has come.
-    pub fn wait(&self, wanted: usize, deadline: Instant) -> Waited {
+    /// Waits until all records with numbers below `behind` are delivered, one has failed, or the deadline has come.
+    pub fn wait(&self, behind: usize, deadline: Instant) -> Waited {
+        self.wait_for(Wanted::Below(behind), deadline)
+    }
+
+    fn wait_for(&self, wanted: Wanted, deadline: Instant) -> Waited {
         let mut counts = self.lock();
         counts.wanted = wanted;
         loop {
-            if let Some((number, error)) = &counts.first_error {
-                return Waited::Failed(*number, error.clone());
-            }
-            if counts.done >= wanted {
-                return Waited::Delivered;
+            // What is delivered without a gap stays so, whatever fails behind it. A failed record is done, too.
+            match &counts.first_error {
+                Some((number, error)) if !counts.delivered_below() => {
+                    return Waited::Failed(*number, error.clone());
+                }
+                _ if counts.fulfilled() => return Waited::Delivered,
+                _ => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -298,7 +350,7 @@ impl Deliveries {
     /// records only after the callbacks of all that it reports together, so the last callback may be over already.
     pub fn wait_for_room(&self, deadline: Instant) -> Waited {
         let next = self.lock().done + 1;
-        match self.wait(next, deadline.min(Instant::now() + TRY_AGAIN)) {
+        match self.wait_for(Wanted::Done(next), deadline.min(Instant::now() + TRY_AGAIN)) {
             Waited::TimedOut if Instant::now() < deadline => Waited::Delivered,
             waited => waited,
         }
@@ -340,6 +392,23 @@ mod tests {
         deliveries.reset();
         deliveries.done(0, Ok(()));
         assert!(matches!(deliveries.wait(1, soon()), Waited::Delivered));
+    }
+
+    #[test]
+    fn what_is_delivered_without_a_gap_stays_so() {
+        let deliveries = Deliveries::default();
+        for number in [2, 0, 4, 1] {
+            deliveries.done(number, Ok(()));
+        }
+        let wait = |behind| deliveries.wait(behind, Instant::now());
+        assert!(matches!(wait(3), Waited::Delivered));
+        assert!(matches!(wait(4), Waited::TimedOut));
+        deliveries.done(5, Err(KafkaError::MessageProduction(Code::InvalidRecord)));
+        assert!(matches!(wait(3), Waited::Delivered));
+        assert!(matches!(wait(4), Waited::Failed(5, _)));
+        deliveries.done(3, Ok(()));
+        assert!(matches!(wait(5), Waited::Delivered));
+        assert!(matches!(wait(6), Waited::Failed(5, _)));
     }
 
     #[test]

@@ -304,8 +304,8 @@ impl Broker for KafkaBroker {
         }
     }
 
-    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
-        self.waited(self.context.deliveries.wait(self.sent, deadline))
+    fn delivered(&mut self, behind: usize, deadline: Instant) -> Result<(), DeliveryError> {
+        self.waited(self.context.deliveries.wait(behind, deadline))
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {

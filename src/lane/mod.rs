@@ -33,10 +33,10 @@
 //!
 //! # At least once
 //!
-//! For brokers without transactions, `kafka.delivery = "at-least-once"`: an idempotent producer sends the next whole batches
-//! and awaits their deliveries, and the position lives in the checkpoint alone. A delivery that is late blocks the lane and
-//! keeps the producer, whose own retries make no doubles; a delivery that failed, and a crash, make the lane send again
-//! what is behind the checkpoint or was in flight. Rules 4 and 5 hold as they stand.
+//! For brokers without transactions, `kafka.delivery = "at-least-once"`: an idempotent producer has many records in flight,
+//! the position moves behind those that are delivered without a gap, and lives in the checkpoint alone, stored each second.
+//! A delivery that is late blocks the lane and keeps the producer, whose own retries make no doubles; a delivery that
+//! failed, and a crash, make the lane send again what is behind the position. Rules 4 and 5 hold as they stand.
 
 pub mod broker;
 mod cause;

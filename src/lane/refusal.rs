@@ -69,6 +69,14 @@ impl Refusals {
     }
 }
 
+/// Why there is a dead letter of a record that was refused so.
+pub fn reason(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::TooLarge => Reason::RefusedTooLarge,
+        Refusal::Invalid => Reason::RefusedInvalid,
+    }
+}
+
 /// The dead letter of a refused record.
 pub fn dead_letter<'a>(
     refusal: Refusal,
@@ -77,14 +85,10 @@ pub fn dead_letter<'a>(
     view: &BatchView<'a>,
     record: &RecordView<'a>,
 ) -> DeadLetter<'a> {
-    let reason = match refusal {
-        Refusal::TooLarge => Reason::RefusedTooLarge,
-        Refusal::Invalid => Reason::RefusedInvalid,
-    };
     DeadLetter {
         topic: Some(topic),
         key: record.key,
         headers,
-        ..DeadLetter::new(reason, view.received_at_micros, record.value)
+        ..DeadLetter::new(reason(refusal), view.received_at_micros, record.value)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use crate::spool::{Position, Seq};
+use crate::{
+    dead_letter::Failure,
+    spool::{Position, Seq},
+};
 
 /// A record that was sent.
 #[derive(Clone, Copy, Debug)]
@@ -16,39 +19,44 @@ pub struct SentRecord {
     pub keyless: bool,
 }
 
-/// What a transaction holds.
+/// What a transaction holds, or with at-least-once delivery a window.
 #[derive(Debug)]
 pub struct Sent {
     pub begun: Instant,
+    /// The broker's number of its first record.
+    pub first: usize,
     /// The position behind it.
     pub end: Position,
     pub events: usize,
     pub bytes: usize,
-    pub diverted: usize,
+    pub diverted: Vec<Failure>,
     pub records: Vec<SentRecord>,
     /// When the webhooks arrived, with the number of events of each.
     pub received: Vec<(i64, usize)>,
-    /// A batch that can't be decoded was taken and is not part of it.
-    pub cut: bool,
 }
 
 impl Sent {
     /// Nothing yet; time runs.
-    pub fn begin() -> Sent {
+    pub fn begin(first: usize) -> Sent {
         Sent {
             begun: Instant::now(),
+            first,
             end: Position::default(),
             events: 0,
             bytes: 0,
-            diverted: 0,
+            diverted: Vec::new(),
             records: Vec::new(),
             received: Vec::new(),
-            cut: false,
         }
     }
 
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()
+    }
+
+    /// The broker's number of the record behind its last one.
+    pub fn behind(&self) -> usize {
+        self.first + self.records.len()
     }
 
     /// The position behind every batch of which a record was sent.

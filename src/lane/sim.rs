@@ -427,7 +427,7 @@ impl Broker for Producer {
         })
     }
 
-    fn delivered(&mut self, _: Instant) -> Result<(), DeliveryError> {
+    fn delivered(&mut self, behind: usize, _: Instant) -> Result<(), DeliveryError> {
         let result = self.with(|producer, inner| {
             match inner.take(|f| matches!(f, Fault::Delivery | Fault::Slow)) {
                 Some(Fault::Slow) => {
@@ -440,7 +440,7 @@ impl Broker for Producer {
                 }
                 None => {}
             }
-            producer.deliver(inner, usize::MAX)
+            producer.deliver(inner, behind.saturating_sub(producer.delivered))
         });
         // Outside transactions a late delivery is no failure.
         if matches!(result, Err(DeliveryError::Late(_))) && self.cluster.lock().plain {

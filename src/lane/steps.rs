@@ -1,6 +1,10 @@
 //! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
 
+mod flow;
+mod sending;
+
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -9,23 +13,20 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
-    batch::{self, BatchView},
+    batch,
     config::Delivery,
-    spool::{Backlog, Seq, SpoolError, StoredBatch},
+    spool::{Backlog, Seq, SpoolError},
     stream::Stream,
 };
 
 use super::{
-    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal},
+    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode},
     options::LaneOptions,
     position,
-    refusal::{Refusals, dead_letter},
-    sent::{Sent, SentRecord},
-    trouble::{blocked_by, dead_letter_refused, not_connected, undecodable, unreadable},
+    refusal::Refusals,
+    sent::Sent,
+    trouble::{blocked_by, not_connected, unreadable},
 };
-
-/// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
-const ONE_BY_ONE_EVENTS: usize = 500;
 
 /// The first transaction holds no more events than this; see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
@@ -52,8 +53,8 @@ pub struct Lane<C: Connect> {
     refusals: Option<Refusals>,
     /// The transaction whose commit has not been confirmed.
     unconfirmed: Option<Sent>,
-    /// With at-least-once delivery: what was sent and is not delivered yet.
-    window: Option<Sent>,
+    /// With at-least-once delivery: what was sent and is not delivered yet, the oldest first.
+    flight: VecDeque<Sent>,
     /// Most events in the next transaction, at most `options.transaction_events`.
     most_events: usize,
     wait: Duration,
@@ -100,7 +101,7 @@ impl<C: Connect> Lane<C> {
             broker: None,
             refusals: None,
             unconfirmed: None,
-            window: None,
+            flight: VecDeque::new(),
             blocked: None,
             stored_at: Instant::now(),
             committed_at: Some(Instant::now()),
@@ -141,7 +142,7 @@ impl<C: Connect> Lane<C> {
         let turn = match self.try_turn() {
             Ok(turn) => turn,
             Err(stop) => {
-                self.window = None;
+                self.flight.clear();
                 self.backlog.rewind();
                 let turn = match stop {
                     Stop::Spool(error) => return Err(error),
@@ -175,11 +176,14 @@ impl<C: Connect> Lane<C> {
         if self.broker.is_none() {
             return self.connect();
         }
-        if let Some(sent) = self.window.take() {
-            return self.delivered(sent);
-        }
-        let next = self.backlog.peek().map_err(unreadable)?.map(|batch| batch.seq);
+        let next = match self.backlog.peek() {
+            Ok(next) => next.map(|batch| batch.seq),
+            // What could be read before it is delivered first.
+            Err(_) if !self.flight.is_empty() => None,
+            Err(error) => return Err(unreadable(error).into()),
+        };
         if let Some(refusals) = &self.refusals
+            && self.flight.is_empty()
             && next.is_none_or(|next| next >= refusals.until)
         {
             debug!(stream = %self.options.stream, "the refused range is done with");
@@ -189,11 +193,12 @@ impl<C: Connect> Lane<C> {
                 return Err(Stop::Again);
             }
         }
-        if next.is_some() {
-            return match self.options.delivery {
-                Delivery::ExactlyOnce => self.transaction(),
-                Delivery::AtLeastOnce => self.window(),
-            };
+        match self.options.delivery {
+            Delivery::ExactlyOnce if next.is_some() => return self.transaction(),
+            Delivery::AtLeastOnce if next.is_some() || !self.flight.is_empty() => {
+                return self.flow(next.is_some());
+            }
+            _ => {}
         }
         let every = self.options.timing.recommit_every;
         if self.options.delivery == Delivery::ExactlyOnce
@@ -268,52 +273,14 @@ impl<C: Connect> Lane<C> {
             .map_or(Mode::Batched, |refusals| refusals.mode)
     }
 
-    /// Sends the next batches, to be awaited without a transaction.
-    fn window(&mut self) -> Result<Turn, Stop> {
-        let mut sent = Sent::begin();
-        let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
-        match self.send(&mut sent, deadline) {
-            Ok(()) => self.delivered(sent),
-            Err(DeliveryError::Refused { index, refusal }) => Err(self.refused(&sent, index, refusal)),
-            Err(DeliveryError::Failed(error) | DeliveryError::Late(error)) => Err(error.into()),
-        }
-    }
-
-    /// Awaits what was sent without a transaction. librdkafka tries again for as long as it takes, and a new producer
-    /// would send everything twice: so lateness blocks the lane and keeps the producer.
-    fn delivered(&mut self, sent: Sent) -> Result<Turn, Stop> {
-        let until = Instant::now() + self.options.timing.late_every;
-        match self.broker()?.delivered(until) {
-            Ok(()) => {
-                self.backlog.advance(sent.end);
-                if sent.cut {
-                    self.backlog.rewind();
-                }
-                self.account(&sent);
-                self.adapt(sent.events, Some(sent.begun.elapsed()));
-                self.unblock();
-                Ok(Turn::Progress)
-            }
-            Err(DeliveryError::Late(error)) => {
-                let late = sent.begun.elapsed() >= self.options.transaction_limit;
-                self.window = Some(sent);
-                if late && self.blocked.is_none() {
-                    self.block(error);
-                }
-                Ok(Turn::Blocked(Duration::ZERO))
-            }
-            Err(DeliveryError::Failed(error)) => Err(error.into()),
-            Err(DeliveryError::Refused { index, refusal }) => Err(self.refused(&sent, index, refusal)),
-        }
-    }
-
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
-        let mut sent = Sent::begin();
+        let mut sent = Sent::begin(0);
         let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
         let delivered = self
-            .send(&mut sent, deadline)
-            .and_then(|()| self.broker()?.delivered(deadline));
+            .begin()
+            .and_then(|()| self.send(&mut sent, self.most_events, deadline))
+            .and_then(|()| self.broker()?.delivered(sent.behind(), deadline));
         if let Err(error) = delivered {
             if matches!(error, DeliveryError::Late(_)) {
                 self.adapt(sent.events, None);
@@ -321,7 +288,9 @@ impl<C: Connect> Lane<C> {
             self.ended(TransactionOutcome::Aborted, sent.begun);
             return Err(match error {
                 DeliveryError::Failed(error) | DeliveryError::Late(error) => Stop::Blocked(error),
-                DeliveryError::Refused { index, refusal } => self.refused(&sent, index, refusal),
+                DeliveryError::Refused { index, refusal } => {
+                    self.refused(&sent, sent.touched(), index, refusal)
+                }
             });
         }
         let (begun, end, events) = (sent.begun, sent.end, sent.events);
@@ -338,14 +307,15 @@ impl<C: Connect> Lane<C> {
         self.ended(TransactionOutcome::Committed, begun);
         if let Some(sent) = self.unconfirmed.take() {
             self.backlog.advance(end);
-            if sent.cut {
-                self.backlog.rewind();
-            }
             self.account(&sent);
         }
         self.committed_at = Some(Instant::now());
         self.unblock();
         Ok(Turn::Progress)
+    }
+
+    fn begin(&mut self) -> Result<(), DeliveryError> {
+        Ok(self.broker()?.begin()?)
     }
 
     /// Fits transactions to backlog and broker: large ones deliver a backlog faster, and one that is too large for the
@@ -365,179 +335,16 @@ impl<C: Connect> Lane<C> {
         self.metrics.transaction(outcome, begun.elapsed().as_secs_f64());
     }
 
-    /// Sends whole batches up to the transaction's bounds.
-    fn send(&mut self, sent: &mut Sent, deadline: Instant) -> Result<(), DeliveryError> {
-        self.broker()?.begin()?;
-        let most_events = match self.mode() {
-            Mode::OneByOne => ONE_BY_ONE_EVENTS.min(self.most_events),
-            Mode::Batched => self.most_events,
-        };
-        loop {
-            let next = match self.backlog.peek() {
-                Ok(next) => next,
-                // What could be read is delivered first; the next turn meets the damage again.
-                Err(_) if !sent.is_empty() => break,
-                Err(error) => return Err(unreadable(error).into()),
-            };
-            let Some(next) = next else {
-                break;
-            };
-            let fits = sent.events + next.events as usize <= most_events
-                && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
-            let in_range = self.refusals.as_ref().is_none_or(|r| next.seq < r.until);
-            let joins = sent.is_empty() || fits && in_range;
-            if !joins {
-                break;
-            }
-            let Some(batch) = self.backlog.take().map_err(unreadable)? else {
-                break;
-            };
-            let view = match BatchView::decode(&batch.payload) {
-                Ok(view) => view,
-                Err(_) if !sent.is_empty() => {
-                    sent.cut = true;
-                    break;
-                }
-                Err(error) => return Err(undecodable(&batch, error).into()),
-            };
-            self.send_batch(&batch, &view, sent, deadline)?;
-            sent.end = batch.end();
-            sent.events += batch.events as usize;
-            sent.bytes += batch.payload.len();
-        }
-        Ok(())
-    }
-
-    fn send_batch(
-        &mut self,
-        batch: &StoredBatch,
-        view: &BatchView<'_>,
-        sent: &mut Sent,
-        deadline: Instant,
-    ) -> Result<(), DeliveryError> {
-        let Some(broker) = &mut self.broker else {
-            return Err(not_connected().into());
-        };
-        let topic = &self.options.topic;
-        let mut headers = Vec::with_capacity(16);
-        sent.received.push((view.received_at_micros, view.records.len()));
-        for (index, record) in view.records.iter().enumerate() {
-            headers.clear();
-            headers.extend(view.headers(record));
-            let outgoing = Outgoing {
-                topic,
-                key: record.key,
-                headers: &headers,
-                value: record.value,
-                timestamp_micros: view.received_at_micros,
-            };
-            let mut verdict = self.refusals.as_ref().and_then(|refusals| {
-                refusals.verdict(batch.seq, index, view, record, broker.record_limit(topic))
-            });
-            if verdict.is_none() {
-                match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(SentRecord {
-                        batch: batch.seq,
-                        number: index,
-                        dead_letter: false,
-                        keyless: record.key.is_none(),
-                    }),
-                    // Refused before it was queued: the transaction is not harmed.
-                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
-                        verdict = Some(refusal);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            let Some(refusal) = verdict else {
-                continue;
-            };
-            if self.options.stream == Stream::DeadLetters {
-                return Err(dead_letter_refused(topic, refusal).into());
-            }
-            warn!(
-                stream = %self.options.stream, batch = batch.seq.0, index, topic, ?refusal,
-                "the broker refused a record; it goes to the dead-letter topic"
-            );
-            let dead_letter_topic = &self.options.dead_letter_topic;
-            let most = broker
-                .record_limit(dead_letter_topic)
-                .map_or(self.options.max_record_bytes, |limit| {
-                    limit.min(self.options.max_record_bytes)
-                });
-            for part in dead_letter(refusal, topic, &headers, view, record)
-                .records(most)
-                .iter()
-            {
-                let outgoing = Outgoing {
-                    topic: dead_letter_topic,
-                    key: part.key,
-                    headers: &part.headers(),
-                    value: part.value,
-                    timestamp_micros: view.received_at_micros,
-                };
-                match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(SentRecord {
-                        batch: batch.seq,
-                        number: index,
-                        dead_letter: true,
-                        keyless: part.key.is_none(),
-                    }),
-                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.records.len() => {
-                        return Err(dead_letter_refused(dead_letter_topic, refusal).into());
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            sent.diverted += 1;
-        }
-        Ok(())
-    }
-
-    /// What to do after a refusal: rule 4.
-    fn refused(&mut self, sent: &Sent, index: usize, refusal: Refusal) -> Stop {
-        let Some(record) = sent.records.get(index) else {
-            return Stop::Blocked(BrokerError {
-                reason: BlockReason::Other,
-                message: format!("record {index} was refused, of {} sent", sent.records.len()),
-            });
-        };
-        let topic = &self.options.topic;
-        if self.options.stream == Stream::DeadLetters {
-            return dead_letter_refused(topic, refusal).into();
-        }
-        if let Some(refusals) = &mut self.refusals
-            && refusals.mode == Mode::OneByOne
-        {
-            if record.dead_letter {
-                return dead_letter_refused(&self.options.dead_letter_topic, refusal).into();
-            }
-            refusals.add(record, refusal);
-            return Stop::Again;
-        }
-        let limit = self.broker.as_ref().and_then(|b| b.record_limit(topic));
-        let mode = match (&self.refusals, refusal, limit) {
-            (None, Refusal::TooLarge, Some(_)) => Mode::Batched,
-            _ => Mode::OneByOne,
-        };
-        info!(
-            stream = %self.options.stream, topic, ?refusal, ?mode, events = sent.events,
-            "the broker refused a batch; the range is sent again without what it refuses"
-        );
-        let until = self.refusals.as_ref().map_or(Seq(0), |refusals| refusals.until);
-        self.refusals = Some(Refusals::until(until.max(sent.touched()), mode));
-        Stop::Again
-    }
-
     /// Books a committed transaction. The position is behind it.
     fn account(&mut self, sent: &Sent) {
         let oldest = oldest(&mut self.backlog);
         self.backlog.accounts().advanced(
             sent.end.events,
-            (sent.events - sent.diverted) as u64,
-            sent.diverted as u64,
+            (sent.events - sent.diverted.len()) as u64,
+            sent.diverted.len() as u64,
             oldest,
         );
+        self.metrics.diverted(&sent.diverted);
         let now = now_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
@@ -572,7 +379,7 @@ impl<C: Connect> Lane<C> {
         let wait = self.wait;
         self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
-        self.metrics.lane_blocked(self.blocked);
+        self.metrics.lane_blocked(error.reason, &error.message);
         warn!(
             stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
             "the lane is blocked: {error}"
@@ -583,7 +390,7 @@ impl<C: Connect> Lane<C> {
     fn unblock(&mut self) {
         self.wait = self.options.timing.first_wait;
         if let Some(reason) = self.blocked.take() {
-            self.metrics.lane_blocked(None);
+            self.metrics.lane_free();
             info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
         }
     }

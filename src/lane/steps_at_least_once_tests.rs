@@ -106,3 +106,80 @@ fn what_is_refused_alone_is_diverted() {
     let books = bench.books();
     assert_eq!((books.delivered, books.diverted), (2, 1));
 }
+
+/// A window is one batch of these, and there is room for two in flight.
+const WINDOW: usize = 600;
+
+#[test]
+fn windows_follow_each_other_as_far_as_there_is_room() {
+    let mut bench = bench();
+    bench.append(&[WINDOW; 5]);
+    for _ in 0..3 {
+        bench.cluster.fault(Fault::Slow);
+    }
+    bench.turn();
+    for in_flight in [1, 2, 2] {
+        bench.turn();
+        assert_eq!(bench.lane().flight.len(), in_flight);
+    }
+    assert_eq!(bench.books().backlog(), 5 * WINDOW as u64);
+    bench.settle();
+    bench.check_delivered();
+    assert_eq!(bench.cluster.lock().connects, [Mode::Batched]);
+}
+
+#[test]
+fn a_failure_sends_all_that_is_in_flight_again_and_nothing_before_it() {
+    let mut bench = bench();
+    bench.append(&[WINDOW; 4]);
+    // The first one is delivered and booked; of the next two the first one is delivered, then the second one fails.
+    for _ in 0..3 {
+        bench.turn();
+    }
+    assert!(bench.books().delivered >= WINDOW as u64);
+    bench.cluster.fault(Fault::Slow);
+    bench.cluster.fault(Fault::Delivery);
+    bench.settle();
+    assert!(bench.doubles() <= 2 * WINDOW);
+    assert_eq!(bench.books().delivered, 4 * WINDOW as u64);
+}
+
+#[test]
+fn a_refusal_in_a_later_window_diverts_one_record_and_keeps_the_order() {
+    let mut bench = bench();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compacted = true;
+    bench.append(&[WINDOW, WINDOW]);
+    let refused = Event {
+        key: None,
+        value: "refused",
+    };
+    bench.append_events(&[refused]);
+    bench.append(&[WINDOW]);
+    bench.cluster.fault(Fault::Slow);
+    bench.settle();
+    let letters = bench.cluster.values(LETTERS);
+    assert!(letters.iter().all(|letter| letter == "refused") && !letters.is_empty());
+    bench.appended.retain(|value| value != "refused");
+    bench.doubles();
+    let books = bench.books();
+    assert_eq!((books.delivered, books.diverted), (3 * WINDOW as u64, 1));
+}
+
+#[test]
+fn what_cannot_be_decoded_waits_for_what_is_in_flight() {
+    let mut bench = bench();
+    bench.append(&[2, 2]);
+    bench.append_batch(Batch::of_bytes(b"\x02 of a later version".to_vec(), 1));
+    bench.append(&[2]);
+    for _ in 0..4 {
+        bench.cluster.fault(Fault::Slow);
+    }
+    while bench.books().delivered < 4 {
+        assert_eq!(bench.lane().blocked, None);
+        bench.turn();
+    }
+    for _ in 0..3 {
+        bench.settle_blocked(BlockReason::Damage);
+        assert_eq!(bench.cluster.values(TOPIC), bench.appended[..4]);
+    }
+}

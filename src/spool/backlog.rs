@@ -11,14 +11,8 @@ use uuid::Uuid;
 use crate::accounts::Accounts;
 
 use super::{
-    Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch,
-    appender::Queue,
-    checkpoint::Checkpoint,
-    log::{Tail, trim},
-    reader::Reader,
-    recovery::Recovered,
-    segment::{self, History},
-    storage::Storage,
+    Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
+    log::Trimmer, reader::Reader, recovery::Recovered, segment::History, storage::Storage,
 };
 
 /// Reads a log in order and keeps its checkpoint. There is one for each log.
@@ -34,21 +28,18 @@ pub struct Backlog {
     reader: Reader,
     /// A batch that was read ahead.
     peeked: Option<StoredBatch>,
-    tail: Arc<Tail>,
-    queue: Arc<Queue>,
+    trimmer: Trimmer,
     accounts: Arc<Accounts>,
 }
 
 impl Backlog {
-    #[allow(clippy::too_many_arguments)] // The parts of one open log; only `Log::open` calls it.
     pub(super) fn new(
         storage: Arc<dyn Storage>,
         dir: PathBuf,
         recovered: Recovered,
         history: History,
         mut reader: Reader,
-        tail: Arc<Tail>,
-        queue: Arc<Queue>,
+        trimmer: Trimmer,
         accounts: Arc<Accounts>,
     ) -> Backlog {
         reader.seek(recovered.position.seq);
@@ -62,8 +53,7 @@ impl Backlog {
             position: recovered.position,
             reader,
             peeked: None,
-            tail,
-            queue,
+            trimmer,
             accounts,
         }
     }
@@ -90,7 +80,7 @@ impl Backlog {
 
     /// The durable end.
     pub fn end(&self) -> Position {
-        self.tail.lock().end
+        self.trimmer.tail.lock().end
     }
 
     /// Damage because of which no position can be trusted: nothing may be delivered.
@@ -117,6 +107,11 @@ impl Backlog {
             Some(batch) => Ok(Some(batch)),
             None => self.reader.next(),
         }
+    }
+
+    /// Undoes the last [`Backlog::take`].
+    pub fn put_back(&mut self, batch: StoredBatch) {
+        self.peeked = Some(batch);
     }
 
     /// Reads from the known position again.
@@ -146,13 +141,13 @@ impl Backlog {
     /// Waits until there is something to read, at most this long. Once the log is closed it returns at once.
     pub fn wait(&self, limit: Duration) {
         if self.peeked.is_none() {
-            self.tail.wait_beyond(self.reader.place(), limit);
+            self.trimmer.tail.wait_beyond(self.reader.place(), limit);
         }
     }
 
     /// Ends [`Backlog::wait`], whatever thread calls it; when nobody waits now, the next one ends at once.
     pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
-        let tail = Arc::clone(&self.tail);
+        let tail = Arc::clone(&self.trimmer.tail);
         move || tail.wake()
     }
 
@@ -163,7 +158,7 @@ impl Backlog {
             .is_some_and(|checkpoint| checkpoint.position() != self.position)
     }
 
-    /// Stores the known position durably, then removes the segments that are wholly before it.
+    /// Stores the known position durably, then trims the segments that are wholly before it.
     pub fn store_checkpoint(&mut self) -> Result<(), SpoolError> {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Ok(());
@@ -171,14 +166,16 @@ impl Backlog {
         if checkpoint.position() != self.position {
             checkpoint.store(self.position)?;
         }
-        let gone = trim(&self.tail, &self.queue, self.position);
-        for info in &gone {
-            let path = self.dir.join(segment::file_name(info.id));
-            self.storage
-                .remove(&path)
-                .map_err(SpoolError::io("remove", &path))?;
-        }
+        self.trimmer.trim(&*self.storage, &self.dir, self.position)?;
+        self.reader.let_go_of_trimmed();
         Ok(())
+    }
+
+    /// The segments from the one that holds the position on.
+    #[cfg(test)]
+    pub(super) fn segment_ids(&self) -> Vec<super::SegmentId> {
+        let state = self.trimmer.tail.lock();
+        state.segments.iter().map(|s| s.id).collect()
     }
 
     /// Gives the log a new name in Kafka, for the position stored there under the old one belongs to another life of

@@ -36,10 +36,15 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint of a new log, at its beginning.
-    pub fn create(storage: &dyn Storage, dir: &Path, log_id: [u8; 16]) -> Result<(), SpoolError> {
+    /// Makes the checkpoint of a new log.
+    pub fn create(
+        storage: &dyn Storage,
+        dir: &Path,
+        log_id: [u8; 16],
+        position: Position,
+    ) -> Result<(), SpoolError> {
         let mut content = vec![0; 2 * SLOT];
-        content[..SLOT].copy_from_slice(&encode(&log_id, 0, Position::default()));
+        content[..SLOT].copy_from_slice(&encode(&log_id, 0, position));
         manifest::replace(storage, dir, NAME, &content)
     }
 

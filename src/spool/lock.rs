@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::SpoolError;
@@ -26,11 +26,26 @@ impl SpoolLock {
             .truncate(false)
             .open(&path)
             .map_err(SpoolError::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(SpoolLock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(SpoolError::Locked { path }),
-            Err(TryLockError::Error(source)) => Err(SpoolError::io("lock", &path)(source)),
+        lock(file, path)
+    }
+
+    /// Locks the spool in `dir` as it is, and writes nothing; `None` for one without a lock file, a copy perhaps, which
+    /// nobody can have open.
+    pub fn of_existing(dir: &Path) -> Result<Option<SpoolLock>, SpoolError> {
+        let path = dir.join("lock");
+        match File::open(&path) {
+            Ok(file) => lock(file, path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(SpoolError::io("open", &path)(error)),
         }
+    }
+}
+
+fn lock(file: File, path: PathBuf) -> Result<SpoolLock, SpoolError> {
+    match file.try_lock() {
+        Ok(()) => Ok(SpoolLock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(SpoolError::Locked { path }),
+        Err(TryLockError::Error(source)) => Err(SpoolError::io("lock", &path)(source)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
     time::{Duration, SystemTime},
@@ -18,7 +18,7 @@ use super::{
     AppendError, Appender, Damage, Position, Seq, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
-    prepare::{Preparer, SPARE, Spare, Taken},
+    prepare::{Preparer, SPARE, Spare, Taken, Trimmed},
     reader::Reader,
     recovery::{End, Recovered, SegmentInfo, recover},
     segment::{self, Incarnation},
@@ -83,6 +83,20 @@ pub(super) struct TailState {
 }
 
 impl Tail {
+    /// Of a log that nobody writes.
+    pub fn at_rest(segments: Vec<SegmentInfo>, end: Position) -> Tail {
+        Tail {
+            state: Mutex::new(TailState {
+                segments,
+                durable_offset: 0,
+                end,
+                closed: true,
+                woken: false,
+            }),
+            grown: Condvar::new(),
+        }
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, TailState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,8 +144,13 @@ impl Log {
         let (mut writer, backlog, damage) =
             LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
         writer.preparer = Some(
-            Preparer::start(storage, options.dir.clone(), format!("prepare-{}", options.name))
-                .map_err(SpoolError::io("start a thread for", &options.dir))?,
+            Preparer::start(
+                storage,
+                options.dir.clone(),
+                Arc::clone(&writer.trimmed),
+                format!("prepare-{}", options.name),
+            )
+            .map_err(SpoolError::io("start a thread for", &options.dir))?,
         );
         let queue = Arc::clone(&writer.queue);
         let tail = Arc::clone(&writer.tail);
@@ -185,6 +204,7 @@ pub(super) struct LogWriter {
     writer: Writer,
     /// `None` until the thread starts: segments are prepared in place then.
     preparer: Option<Preparer>,
+    trimmed: Arc<Trimmed>,
     pub(super) queue: Arc<Queue>,
     tail: Arc<Tail>,
     accounts: Arc<Accounts>,
@@ -227,6 +247,7 @@ impl LogWriter {
             }),
             grown: Condvar::new(),
         });
+        let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
         let history = writer.history().clone();
         let mut writer = LogWriter {
             storage: Arc::clone(&storage),
@@ -234,6 +255,7 @@ impl LogWriter {
             segment_bytes: options.segment_bytes,
             writer,
             preparer: None,
+            trimmed: Arc::clone(&trimmed),
             queue: Arc::clone(&queue),
             tail: Arc::clone(&tail),
             accounts: Arc::clone(&accounts),
@@ -248,8 +270,14 @@ impl LogWriter {
             Arc::clone(&tail),
         );
         let damage = std::mem::take(&mut recovered.damage);
+        let trimmer = Trimmer {
+            tail,
+            queue,
+            trimmed,
+            reuse_from: options.segment_bytes / 2,
+        };
         let dir = options.dir.clone();
-        let backlog = Backlog::new(storage, dir, recovered, history, reader, tail, queue, accounts);
+        let backlog = Backlog::new(storage, dir, recovered, history, reader, trimmer, accounts);
         Ok((writer, backlog, damage))
     }
 
@@ -410,7 +438,7 @@ impl LogWriter {
         let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
         let taken = match &self.preparer {
             Some(preparer) => preparer.take(len),
-            None => Taken::from(Spare::prepare(&*self.storage, &self.dir, len)),
+            None => Taken::from(Spare::prepare(&*self.storage, &self.dir, &self.trimmed, len)),
         };
         match taken {
             Taken::Spare(spare) => {
@@ -439,6 +467,7 @@ impl LogWriter {
         state.segments.push(SegmentInfo {
             id,
             first_seq,
+            after_loss: false,
             end: End::Durable,
             bytes: self.writer.offset(),
         });
@@ -465,17 +494,38 @@ impl LogWriter {
     }
 }
 
-/// Removes the segments wholly before `position` from the list; their files are the caller's to remove.
-pub(super) fn trim(tail: &Tail, queue: &Queue, position: Position) -> Vec<SegmentInfo> {
-    let mut state = tail.lock();
-    let keep_from = state
-        .segments
-        .iter()
-        .rposition(|s| s.first_seq <= position.seq)
-        .unwrap_or(0);
-    let gone = state.segments.drain(..keep_from).collect();
-    queue.set_used(Tail::used(&state));
-    gone
+/// What trimming needs of a log.
+pub(super) struct Trimmer {
+    pub tail: Arc<Tail>,
+    queue: Arc<Queue>,
+    trimmed: Arc<Trimmed>,
+    /// Segments with fewer bytes are not worth being used again.
+    reuse_from: u64,
+}
+
+impl Trimmer {
+    /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
+    pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
+        let gone: Vec<SegmentInfo> = {
+            let mut state = self.tail.lock();
+            let keep_from = state
+                .segments
+                .iter()
+                .rposition(|s| s.first_seq <= position.seq)
+                .unwrap_or(0);
+            let gone = state.segments.drain(..keep_from).collect();
+            self.queue.set_used(Tail::used(&state));
+            gone
+        };
+        for info in gone {
+            let path = dir.join(segment::file_name(info.id));
+            let reusable = matches!(info.end, End::At(end) if end >= self.reuse_from);
+            if !(reusable && self.trimmed.keep(path.clone())) {
+                storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Microseconds since the Unix epoch.

@@ -16,8 +16,8 @@ use crate::accounts::Accounts;
 
 use super::{
     AppendError, Appender, Backlog, Log, LogOptions, LogState, Seq, SpoolError,
-    harness::{DIR, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
-    prepare::{Preparer, SPARE, Taken},
+    harness::{DIR, Life, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
+    prepare::{Preparer, SPARE, Taken, Trimmed},
     record, segment,
     sim::{Op, SimDisk},
     storage::{Access, FileSystem, Storage},
@@ -69,6 +69,10 @@ fn read(backlog: &mut Backlog, n: usize) -> Vec<super::StoredBatch> {
         }
     }
     found
+}
+
+fn none_trimmed() -> Arc<Trimmed> {
+    Arc::new(Trimmed::new(0, SEGMENT))
 }
 
 fn until(what: &str, condition: impl Fn() -> bool) {
@@ -353,12 +357,59 @@ async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
     assert!(took(&backlog, LONG) < LONG / 2, "nothing will come");
 }
 
+/// A reader may stand before a trimmed segment's seal, with the file open, while that is written anew.
+#[test]
+fn a_reader_is_not_led_astray_by_a_segment_that_is_used_again() {
+    let disk = SimDisk::new(1);
+    let mut life = Life::open(&disk, &options(SEGMENT)).unwrap();
+    for n in (0..30).step_by(3) {
+        // More than the reader takes at once: it has not read the seal.
+        life.append([n], 300_000);
+        life.rest();
+        let batch = life.backlog.take().unwrap().unwrap();
+        life.backlog.advance(batch.end());
+        life.append([n + 1], BIG);
+        life.backlog.store_checkpoint().unwrap();
+        life.append([n + 2], BIG);
+        assert_eq!(life.backlog.take().unwrap().unwrap().seq, Seq(n + 1));
+        life.expect(n + 2, [n + 2], BIG);
+        life.deliver_to(n + 3);
+    }
+    assert!(disk.count(Op::Rename, ".segment") > 10, "segments are used again");
+}
+
+#[test]
+fn what_is_kept_to_be_used_again_is_bounded() {
+    let disk = SimDisk::new(1);
+    let options = LogOptions {
+        max_bytes: 100 * SEGMENT,
+        ..options(SEGMENT)
+    };
+    let mut life = Life::open(&disk, &options).unwrap();
+    life.append(0..12, BIG);
+    assert_eq!(segments(&disk).len(), 12);
+    life.deliver_to(11);
+    assert_eq!(
+        segments(&disk).len(),
+        4,
+        "the active one and three to be used again"
+    );
+    drop(life);
+    disk.kill();
+    Life::open(&disk, &options).unwrap();
+    assert_eq!(
+        segments(&disk).len(),
+        2,
+        "the former active one and the fresh one"
+    );
+}
+
 #[test]
 fn an_open_does_not_meet_the_former_preparer() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
     for _ in 0..20 {
-        let preparer = Preparer::start(disk.mount(), DIR.into(), "prepare".into()).unwrap();
+        let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
         preparer.want(4 << 20);
         until("it has begun", || disk.names().contains(&SPARE.to_owned()));
         drop(preparer);
@@ -374,7 +425,7 @@ fn an_open_does_not_meet_the_former_preparer() {
 fn a_preparer_gives_what_was_asked_for() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
-    let preparer = Preparer::start(disk.mount(), DIR.into(), "prepare".into()).unwrap();
+    let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
     preparer.want(1000);
     for len in [1000, 5000, 10] {
         match preparer.take(len) {

@@ -10,7 +10,7 @@
 //! <spool.dir>/<stream>/manifest                   format, log id, group id               (manifest.rs)
 //! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots         (checkpoint.rs)
 //! <spool.dir>/<stream>/<20 digits>.segment        header, then records                   (segment.rs, record.rs)
-//! <spool.dir>/<stream>/next.spare                 a zero-filled segment not yet in use
+//! <spool.dir>/<stream>/next.spare                 a prepared segment not yet in use       (prepare.rs)
 //! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery.rs)
 //! ```
 //!
@@ -43,7 +43,8 @@
 //!
 //! # Reading and trimming
 //!
-//! A reader never passes the durable end. The checkpoint is durable before the segments wholly below it are unlinked.
+//! A reader never passes the durable end. The checkpoint is durable before the segments wholly below it are unlinked, or
+//! prepared to be used again under a new id.
 
 mod appender;
 mod backlog;
@@ -55,11 +56,13 @@ mod prepare;
 mod reader;
 mod record;
 mod recovery;
+pub mod repair;
 mod scan;
 mod segment;
 #[cfg(test)]
 pub(crate) mod sim;
 pub mod storage;
+pub mod survey;
 mod writer;
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! Prepares the next segment in the background, so that taking it into use costs the writer no wait.
 //!
-//! A prepared segment is a file of zeros, synced. Overwriting blocks that exist makes a commit's `fdatasync` cheaper
-//! than appending, since the file's metadata doesn't change, and a full disk is met here, where nobody waits yet.
+//! A prepared segment is a file of its full length, synced. Overwriting blocks that exist makes a commit's `fdatasync`
+//! cheaper than appending, since the file's metadata doesn't change, and a full disk is met here, where nobody waits yet.
+//!
+//! It is a segment that was trimmed, when there is one, else a new file of zeros. The records in a trimmed one are no
+//! danger: a record's checksum covers the segment's id, and ids are never given twice. Trimmed segments wait for it
+//! under their own names, so that an open finds and removes them as it does any other below the checkpoint.
 
 use std::{
+    collections::VecDeque,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -21,6 +26,41 @@ pub const SPARE: &str = "next.spare";
 /// After the disk was full, the next try comes so much later.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Trimmed segments that wait to be used again.
+pub struct Trimmed {
+    /// The oldest first: what stays is the log's last part, without gaps.
+    kept: Mutex<VecDeque<PathBuf>>,
+    most: usize,
+}
+
+impl Trimmed {
+    /// Keeps up to 1/32 of the byte budget, at least two. A log that grows uses them up before it takes new room, so its
+    /// files never need more than the budget and two segments.
+    pub fn new(max_bytes: u64, segment_bytes: u64) -> Trimmed {
+        Trimmed {
+            kept: Mutex::default(),
+            most: (max_bytes / 32 / segment_bytes).clamp(2, 16) as usize,
+        }
+    }
+
+    /// Keeps a segment's file, which must lie below the stored checkpoint; false when there are enough.
+    pub fn keep(&self, path: PathBuf) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = kept.len() < self.most;
+        if room {
+            kept.push_back(path);
+        }
+        room
+    }
+
+    fn take(&self) -> Option<PathBuf> {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
 /// A prepared segment.
 pub struct Spare {
     pub file: Box<dyn StorageFile>,
@@ -29,13 +69,30 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Makes a file of `len` zeros and syncs it.
-    pub fn prepare(storage: &dyn Storage, dir: &Path, len: u64) -> Result<Spare, SpoolError> {
+    /// Makes a file of this length, of a trimmed segment or of zeros, and syncs it.
+    pub fn prepare(
+        storage: &dyn Storage,
+        dir: &Path,
+        trimmed: &Trimmed,
+        len: u64,
+    ) -> Result<Spare, SpoolError> {
         let path = dir.join(SPARE);
         let fill = || -> io::Result<Box<dyn StorageFile>> {
-            let file = storage.open(&path, Access::Create)?;
-            let zeros = vec![0; len.min(1 << 20) as usize];
-            let mut offset = 0;
+            let (file, mut offset) = match trimmed.take() {
+                Some(old) => {
+                    storage.rename(&old, &path)?;
+                    // Else a crash could leave the new header under the old name.
+                    storage.sync_dir(dir)?;
+                    let file = storage.open(&path, Access::Write)?;
+                    let size = file.size()?;
+                    if size > len {
+                        file.set_len(len)?;
+                    }
+                    (file, size)
+                }
+                None => (storage.open(&path, Access::Create)?, 0),
+            };
+            let zeros = vec![0; len.saturating_sub(offset).min(1 << 20) as usize];
             while offset < len {
                 let n = (len - offset).min(zeros.len() as u64);
                 file.write_all_at(&zeros[..n as usize], offset)?;
@@ -94,12 +151,17 @@ impl From<Result<Spare, SpoolError>> for Taken {
 }
 
 impl Preparer {
-    pub fn start(storage: Arc<dyn Storage>, dir: PathBuf, thread_name: String) -> io::Result<Preparer> {
+    pub fn start(
+        storage: Arc<dyn Storage>,
+        dir: PathBuf,
+        trimmed: Arc<Trimmed>,
+        thread_name: String,
+    ) -> io::Result<Preparer> {
         let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
         let thread_shared = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name(thread_name)
-            .spawn(move || run(&*storage, &dir, &thread_shared))?;
+            .spawn(move || run(&*storage, &dir, &trimmed, &thread_shared))?;
         Ok(Preparer {
             shared,
             thread: Some(thread),
@@ -165,7 +227,7 @@ fn lock(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(storage: &dyn Storage, dir: &Path, (mutex, changed): &(Mutex<State>, Condvar)) {
+fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, (mutex, changed): &(Mutex<State>, Condvar)) {
     let mut state = lock(mutex);
     loop {
         let len = match &*state {
@@ -188,7 +250,7 @@ fn run(storage: &dyn Storage, dir: &Path, (mutex, changed): &(Mutex<State>, Cond
             }
         };
         drop(state);
-        let result = Spare::prepare(storage, dir, len);
+        let result = Spare::prepare(storage, dir, trimmed, len);
         state = lock(mutex);
         if matches!(*state, State::Stopped) {
             return;

@@ -98,6 +98,11 @@ impl Reader {
         self.open = None;
     }
 
+    /// Lets go of the open segment when it was trimmed: its file may be written anew.
+    pub fn let_go_of_trimmed(&mut self) {
+        self.open.take_if(|open| limit_of(&self.tail, open.id).is_none());
+    }
+
     /// The batch that is read next.
     pub fn place(&self) -> Seq {
         self.next
@@ -152,7 +157,7 @@ impl Reader {
                         return Ok(None);
                     }
                 }
-                _ => match open.damage(limit, self.next)? {
+                _ => match open.damage(&self.tail, limit, self.next)? {
                     // Only what is done with is damaged.
                     Damage {
                         to: Some(to),
@@ -186,6 +191,9 @@ impl Reader {
             // What was readable before it has been read: the loss begins exactly here.
             let from = damage.from.max(self.next);
             return Err(ReadError::Damaged(Damage { from, ..damage }));
+        }
+        if info.first_seq > self.next && info.after_loss {
+            self.next = info.first_seq;
         }
         if info.first_seq > self.next {
             return Err(ReadError::Damaged(Damage {
@@ -269,7 +277,7 @@ impl OpenSegment {
     }
 
     /// What is wrong at the offset, and where the next valid record is.
-    fn damage(&self, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
+    fn damage(&self, tail: &Tail, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
         let mut bytes = vec![0; limit.saturating_sub(self.offset) as usize];
         let n = self
             .file
@@ -287,8 +295,16 @@ impl OpenSegment {
                 next.as_ref().map_or(limit, |found| self.offset + found.at as u64),
             )),
             from,
-            to: next.map(|found| found.header.seq),
+            to: next
+                .map(|found| found.header.seq)
+                .or_else(|| first_behind(tail, self.id)),
             what: "records are damaged",
         })
     }
+}
+
+/// The first sequence that the segments behind one hold.
+fn first_behind(tail: &Tail, id: SegmentId) -> Option<Seq> {
+    let state = tail.lock();
+    state.segments.iter().find(|s| s.id > id).map(|s| s.first_seq)
 }

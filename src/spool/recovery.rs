@@ -30,6 +30,8 @@ pub struct SegmentInfo {
     pub id: SegmentId,
     /// The first sequence in it. For one that can't be used: the first sequence behind it.
     pub first_seq: Seq,
+    /// What is missing before `first_seq` is known to be lost.
+    pub after_loss: bool,
     pub end: End,
     /// Bytes that count against the budget.
     pub bytes: u64,
@@ -95,7 +97,7 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
         None if ids.is_empty() => {
             let manifest = Manifest::begin();
             // The checkpoint first: a manifest then always has one beside it.
-            Checkpoint::create(storage, dir, manifest.log_id.into_bytes())?;
+            Checkpoint::create(storage, dir, manifest.log_id.into_bytes(), Position::default())?;
             manifest.write(storage, dir)?;
             manifest
         }
@@ -267,6 +269,7 @@ impl Recovery<'_> {
             SegmentInfo {
                 id,
                 first_seq: to.unwrap_or(from),
+                after_loss: false,
                 end: End::Damaged(found),
                 bytes: 0,
             }
@@ -285,7 +288,7 @@ impl Recovery<'_> {
             };
             let linked = match (before, header.predecessor) {
                 // The first one of the chain: nothing before it matters, when it begins at or before the position.
-                (None, _) => header.first_seq <= position.seq,
+                (None, _) => header.first_seq <= position.seq || header.after_loss,
                 (Some(before), Some((named, _))) => named == before && before.0 + 1 == id.0,
                 (Some(_), None) => false,
             };
@@ -307,6 +310,7 @@ impl Recovery<'_> {
             segments.push(SegmentInfo {
                 id: *id,
                 first_seq: header.first_seq,
+                after_loss: header.after_loss,
                 end: End::FirstInvalid,
                 bytes: segment::HEADER as u64,
             });

@@ -16,7 +16,8 @@
 //!  72     8   its exact end, bytes from the beginning of its file
 //!  80     8   created at, microseconds since the Unix epoch
 //!  88     1   durability: 1 fsync, 2 page-cache
-//!  89     5   zero
+//!  89     1   1 when batches right before this segment are lost and an operator has accepted that, else 0 (repair.rs)
+//!  90     4   zero
 //!  94     2   number of history entries
 //!  96         history: (incarnation u64, first sequence u64) for each, the oldest first; the last is this segment's
 //! ```
@@ -75,6 +76,8 @@ pub struct Header {
     pub predecessor: Option<(SegmentId, u64)>,
     pub created_micros: i64,
     pub durability: Durability,
+    /// Batches right before the first one are lost, and an operator has accepted that.
+    pub after_loss: bool,
     pub history: History,
 }
 
@@ -100,6 +103,7 @@ impl Header {
                 Durability::PageCache => 2,
             }],
         );
+        put(89, &[u8::from(self.after_loss)]);
         put(94, &(self.history.0.len() as u16).to_le_bytes());
         for (i, (incarnation, seq)) in self.history.0.iter().enumerate() {
             put(HISTORY_AT + i * 16, &incarnation.0.to_le_bytes());
@@ -148,6 +152,7 @@ impl Header {
                 2 => Durability::PageCache,
                 _ => return None,
             },
+            after_loss: bytes[89] == 1,
             history: History(history),
         })
     }
@@ -182,6 +187,7 @@ mod tests {
             predecessor: Some((SegmentId(2), 4160)),
             created_micros: 1_700_000_000_000_000,
             durability: Durability::PageCache,
+            after_loss: true,
             history: History::default()
                 .then(Incarnation(1), Seq(0))
                 .then(Incarnation(2), Seq(10)),

@@ -38,6 +38,8 @@ pub struct Writer {
     unsealed: bool,
     /// The records of the commit being built.
     buffer: Vec<u8>,
+    /// Batches right before the next one are lost.
+    after_loss: bool,
 }
 
 struct Active {
@@ -77,7 +79,39 @@ impl Writer {
             events: recovered.events,
             unsealed: false,
             buffer: Vec::new(),
+            after_loss: false,
         }
+    }
+
+    /// A writer of a log that takes another one's place: it goes on with that one's history and sequences.
+    pub fn in_place_of(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        durability: Durability,
+        recovered: &Recovered,
+    ) -> Writer {
+        Writer {
+            storage,
+            dir: dir.to_path_buf(),
+            log_id: recovered.manifest.log_id.into_bytes(),
+            durability,
+            history: recovered.history.clone(),
+            active: None,
+            // The id is never given again; what it was is gone.
+            last: recovered.last,
+            next_seq: recovered.position.seq,
+            next_commit: CommitNo(1),
+            events: recovered.position.events,
+            unsealed: false,
+            buffer: Vec::new(),
+            after_loss: false,
+        }
+    }
+
+    /// Says that the batches up to `seq` are lost. A roll must follow.
+    pub fn lose_to(&mut self, seq: Seq) {
+        self.after_loss |= seq > self.next_seq;
+        self.next_seq = self.next_seq.max(seq);
     }
 
     /// Who wrote which sequences, this incarnation included.
@@ -188,6 +222,7 @@ impl Writer {
             predecessor: self.last,
             created_micros: now_micros,
             durability: self.durability,
+            after_loss: self.after_loss,
             history: self.history.clone(),
         };
         let path = self.dir.join(segment::file_name(id));
@@ -214,6 +249,7 @@ impl Writer {
             checksum: Checksum::new(&self.log_id, id),
         });
         self.unsealed = false;
+        self.after_loss = false;
         Ok(NewSegment {
             id,
             first_seq: self.next_seq,

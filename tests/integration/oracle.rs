@@ -31,20 +31,19 @@ pub fn check(kafka: &str, topics: &Topics, posted: &[Posted]) {
     );
 }
 
-/// As [`check`], but events may be there more than once: their first appearances are judged. How many come again.
-pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> usize {
+/// As [`check`], but events may be there more than once: their first appearances are judged. Gives those that come again.
+pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> Vec<Record> {
     let streams = [("deliveries", &topics.deliveries), ("bounces", &topics.bounces)];
-    let (mut problems, mut doubles) = (Vec::new(), 0);
+    let (mut problems, mut again) = (Vec::new(), Vec::new());
     for (stream, topic) in streams {
         let mut reader = Reader::new(kafka, topic);
         let records = reader.read_to_end(Duration::from_secs(120));
         let mut seen = HashSet::new();
-        let first: Vec<Record> = records
+        let (first, repeats): (Vec<Record>, Vec<Record>) = records
             .iter()
-            .filter(|record| seen.insert(event_id(record)))
             .cloned()
-            .collect();
-        doubles += records.len() - first.len();
+            .partition(|record| seen.insert(event_id(record)));
+        again.extend(repeats);
         let part: Vec<&Posted> = posted.iter().filter(|p| p.stream == stream).collect();
         problems.extend(judge(stream, &part, &first));
     }
@@ -54,7 +53,7 @@ pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> u
         problems.len(),
         problems[..problems.len().min(30)].join("\n")
     );
-    doubles
+    again
 }
 
 /// What is wrong with a stream; empty when every acknowledged event is there once, every other at most once, each

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     bridge::{Bridge, Setup, Topics},
     cmc::{self, message, sample, webhook},
+    http::Client,
     kafka,
     topics::{self, Reader},
     wait::unique,
@@ -41,6 +42,19 @@ fn one_refused_among_good_ones(topic_config: &[(&str, &str)], refused: &str) {
     assert_eq!(
         scrape.stream("cmc_bridge_delivered_events_total", "deliveries"),
         20.0
+    );
+
+    let status = Client::new(bridge.admin).get("/status.json");
+    let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    let noted = &status["dead_letters"][0];
+    assert_eq!(
+        (
+            &noted["scope"],
+            &noted["stream"],
+            &noted["index"],
+            &noted["count"]
+        ),
+        (&"broker".into(), &"deliveries".into(), &5.into(), &1.into())
     );
 
     let mut reader = Reader::new(kafka, &topics.deliveries);

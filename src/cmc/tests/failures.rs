@@ -127,7 +127,7 @@ fn malformed_bodies_have_their_reason_and_their_key() {
         }
         assert_eq!(opened.api_key.as_deref(), Some("key"), "{body}");
         let split = split(&opened, &rules, &request(body.as_bytes()));
-        assert_eq!(split.failures, [reason]);
+        assert_eq!(reasons(&split), [reason]);
         assert!(split.events.is_none());
         let letters = letters(&split);
         assert_eq!(letters[0].value, body.replace("\"key\"", "\"***\""));
@@ -307,7 +307,7 @@ fn a_body_of_no_enabled_stream_is_one_dead_letter() {
             assert!(opened.content.is_ok());
             let split = split(&opened, &rules, &request(body.as_bytes()));
             assert!(split.events.is_none());
-            assert_eq!(split.failures, [Reason::UnknownEventType]);
+            assert_eq!(reasons(&split), [Reason::UnknownEventType]);
             let letters = letters(&split);
             assert_eq!(letters.len(), 1);
             assert_eq!(letters[0].value, body);
@@ -369,7 +369,7 @@ fn pieces_that_fail_leave_the_rest_alone() {
             [0, 1, 2].map(|n| format!(r#"{{"event_type":"deliveries","server_composition":"pro","n":{n}}}"#))
         );
         assert_eq!(
-            split.failures,
+            reasons(&split),
             expected.iter().map(|row| row.0).collect::<Vec<_>>()
         );
         let mut letters = letters(&split).into_iter().peekable();
@@ -431,7 +431,7 @@ fn the_record_limit_is_exact() {
         let mut rules = rules();
         rules.max_record_bytes = limit;
         assert_eq!(
-            split_with(body.as_bytes(), BodyEncoding::Json, &rules).failures,
+            reasons(&split_with(body.as_bytes(), BodyEncoding::Json, &rules)),
             failures
         );
     }

@@ -47,6 +47,10 @@ pub(super) fn split_with(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> 
     split(&open(body, encoding, rules), rules, &request(body))
 }
 
+pub(super) fn reasons(split: &Split) -> Vec<Reason> {
+    split.failures.iter().map(|failure| failure.reason).collect()
+}
+
 pub(super) fn split_json(body: &str) -> Split {
     split_with(body.as_bytes(), BodyEncoding::Json, &rules())
 }

@@ -1,0 +1,176 @@
+//! What an operator asks next and no number answers: the text behind a blocked lane, and the reasons of the last dead
+//! letters.
+//!
+//! Both are bounded. A text is the one that stands in the log: it names topics, groups, brokers, files and settings, and no
+//! credential. Of a dead letter only its reason and place are kept, never a byte of what it holds.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use super::labels::BlockReason;
+use crate::{
+    dead_letter::{Failure, Reason},
+    stream::Stream,
+};
+
+/// The dead letters that are remembered.
+const MOST_LETTERS: usize = 20;
+/// A longer text is cut; it stands in the log.
+const MOST_TEXT: usize = 2000;
+
+/// Why a lane is blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    pub reason: BlockReason,
+    /// Cause and cure.
+    pub message: String,
+    /// When something was last delivered, or found to be nothing to deliver; times are microseconds since the Unix epoch.
+    pub since_micros: i64,
+    /// When it failed last.
+    pub last_micros: i64,
+}
+
+/// Whether and why one lane is blocked.
+#[derive(Debug, Default)]
+pub struct Blockade(Mutex<Option<Blocked>>);
+
+impl Blockade {
+    /// The lane failed: once more, when it was blocked already.
+    pub fn blocked(&self, reason: BlockReason, message: &str) {
+        let now = now_micros();
+        let mut blocked = lock(&self.0);
+        let since_micros = blocked.as_ref().map_or(now, |before| before.since_micros);
+        *blocked = Some(Blocked {
+            reason,
+            message: message.chars().take(MOST_TEXT).collect(),
+            since_micros,
+            last_micros: now,
+        });
+    }
+
+    /// The lane goes on.
+    pub fn free(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// Why it is blocked now, if it is.
+    pub fn get(&self) -> Option<Blocked> {
+        lock(&self.0).clone()
+    }
+}
+
+/// Dead letters of one webhook or transaction for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// Microseconds since the Unix epoch.
+    pub at_micros: i64,
+    pub reason: Reason,
+    /// The stream of the events beside it, where there is one.
+    pub stream: Option<Stream>,
+    /// The first one's.
+    pub index: Option<usize>,
+    pub count: usize,
+}
+
+/// The last dead letters.
+#[derive(Debug, Default)]
+pub struct Letters(Mutex<VecDeque<Letter>>);
+
+impl Letters {
+    /// Notes the failures of one webhook or transaction, a line for each reason.
+    pub fn note(&self, stream: Option<Stream>, failures: &[Failure]) {
+        if failures.is_empty() {
+            return;
+        }
+        let at_micros = now_micros();
+        let mut lines: Vec<Letter> = Vec::new();
+        for Failure { reason, index } in failures {
+            match lines.iter_mut().find(|line| line.reason == *reason) {
+                Some(line) => line.count += 1,
+                None => lines.push(Letter {
+                    at_micros,
+                    reason: *reason,
+                    stream,
+                    index: *index,
+                    count: 1,
+                }),
+            }
+        }
+        let mut letters = lock(&self.0);
+        letters.extend(lines);
+        let surplus = letters.len().saturating_sub(MOST_LETTERS);
+        letters.drain(..surplus);
+    }
+
+    /// The remembered ones, the newest first.
+    pub fn get(&self) -> Vec<Letter> {
+        lock(&self.0).iter().rev().copied().collect()
+    }
+}
+
+/// A panic while one of these is locked is impossible, and would leave it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_micros() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blockade_lasts_from_its_first_failure() {
+        let blockade = Blockade::default();
+        blockade.blocked(BlockReason::Connect, "first");
+        let since = blockade.get().unwrap().since_micros;
+        blockade.blocked(BlockReason::Authentication, &"é".repeat(MOST_TEXT + 1));
+        let blocked = blockade.get().unwrap();
+        assert_eq!(
+            (blocked.reason, blocked.since_micros),
+            (BlockReason::Authentication, since)
+        );
+        assert!(blocked.last_micros >= since);
+        assert_eq!(blocked.message.chars().count(), MOST_TEXT);
+        blockade.free();
+        assert_eq!(blockade.get(), None);
+    }
+
+    #[test]
+    fn one_bad_webhook_does_not_push_out_all_others() {
+        let letters = Letters::default();
+        letters.note(None, &[Failure::whole(Reason::InvalidJson)]);
+        let failure = |reason, index| Failure {
+            reason,
+            index: Some(index),
+        };
+        let mut many: Vec<_> = (7..5000)
+            .map(|index| failure(Reason::ElementNotObject, index))
+            .collect();
+        many.push(failure(Reason::ReservedMember, 5000));
+        letters.note(Some(Stream::Bounces), &many);
+        let lines: Vec<_> = letters
+            .get()
+            .iter()
+            .map(|l| (l.reason, l.stream, l.index, l.count))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                (Reason::ReservedMember, Some(Stream::Bounces), Some(5000), 1),
+                (Reason::ElementNotObject, Some(Stream::Bounces), Some(7), 4993),
+                (Reason::InvalidJson, None, None, 1),
+            ]
+        );
+        for _ in 0..100 {
+            letters.note(None, &[Failure::whole(Reason::InvalidForm)]);
+        }
+        let kept = letters.get();
+        assert_eq!(kept.len(), MOST_LETTERS);
+        assert!(kept.iter().all(|letter| letter.reason == Reason::InvalidForm));
+    }
+}

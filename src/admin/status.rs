@@ -1,0 +1,312 @@
+//! How the bridge is, for people: one page that shows at a glance whether webhooks are taken and delivered, and if not, why
+//! and what to do.
+//!
+//! [`Status::report`] gathers a [`Report`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
+//! diverted + backlog` holds in it, and what is remembered of the last minutes. It is written as HTML by [`page`] and as JSON
+//! by its `Serialize`. It holds names, counts, times and the texts of errors; nothing that a webhook brought.
+//!
+//! A report waits for nothing: rates and the room on the disk come from samples taken beside it.
+
+mod chart;
+pub mod page;
+mod text;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use serde::{Serialize, Serializer};
+use tokio::{
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    books::StreamBooks,
+    health::{Health, Readiness},
+    history::{EVERY, History, Rates, Sample},
+    labels::BlockReason,
+    metrics::Metrics,
+    notes::{Blocked, Letter},
+};
+use crate::{dead_letter::rfc3339_micros, spool::LogState};
+
+/// What reports are made of.
+pub struct Status {
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    pub books: Arc<[StreamBooks]>,
+    pub spool_dir: PathBuf,
+    started: Instant,
+    history: History,
+    disk: Mutex<Option<Disk>>,
+}
+
+/// Everything that the page shows, at one instant.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub at: Time,
+    pub version: &'static str,
+    pub uptime_seconds: u64,
+    pub state: State,
+    /// The state in a sentence.
+    pub summary: String,
+    /// Oldest first.
+    pub rates: Vec<Rates>,
+    pub streams: Vec<StreamReport>,
+    pub disk: Option<Disk>,
+    /// Newest first.
+    pub dead_letters: Vec<LetterReport>,
+}
+
+/// A time, in microseconds since the Unix epoch; RFC 3339 in JSON.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Time(pub i64);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&rfc3339_micros(self.0))
+    }
+}
+
+/// The state of the whole bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Ready,
+    /// Webhooks are taken, but not all of them, or not everything is delivered.
+    Impaired,
+    Draining,
+    NotReady,
+}
+
+/// One stream.
+#[derive(Debug, Serialize)]
+pub struct StreamReport {
+    pub stream: &'static str,
+    pub topic: String,
+    pub lane: LaneState,
+    pub log: Intake,
+    pub recovered: u64,
+    pub accepted: u64,
+    pub delivered: u64,
+    pub diverted: u64,
+    pub backlog: u64,
+    /// When the oldest event of the backlog was received.
+    pub oldest: Option<Time>,
+    pub spool_bytes: u64,
+    pub spool_limit_bytes: u64,
+}
+
+/// What a lane is doing.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum LaneState {
+    /// Everything durable is in Kafka.
+    Idle,
+    Running,
+    Blocked {
+        reason: &'static str,
+        /// Cause and cure.
+        message: String,
+        since: Time,
+        last_failure: Time,
+    },
+}
+
+/// Whether a stream's log takes webhooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intake {
+    Accepting,
+    Full,
+    Failed,
+}
+
+/// Room on the file system of the spool.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Disk {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Dead letters of one webhook or transaction.
+#[derive(Debug, Serialize)]
+pub struct LetterReport {
+    pub at: Time,
+    pub reason: &'static str,
+    pub scope: &'static str,
+    pub stream: Option<&'static str>,
+    /// The first one's place in its list or batch, from 0.
+    pub index: Option<usize>,
+    pub count: usize,
+}
+
+impl Status {
+    /// Nothing is sampled yet; see [`Status::watch`].
+    pub fn new(
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        books: Arc<[StreamBooks]>,
+        spool_dir: PathBuf,
+    ) -> Status {
+        Status {
+            metrics,
+            health,
+            books,
+            spool_dir,
+            started: Instant::now(),
+            history: History::default(),
+            disk: Mutex::new(None),
+        }
+    }
+
+    /// Takes samples until the future is dropped. A disk that hangs does not hold up the rates.
+    pub async fn watch(&self) {
+        tokio::join!(self.watch_counters(), self.watch_disk());
+    }
+
+    async fn watch_counters(&self) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let (accepted, refused) = self.metrics.accepted_and_refused();
+            let delivered = self.books.iter().map(|s| s.accounts.snapshot().delivered);
+            self.history.push(Sample {
+                at: Instant::now(),
+                accepted,
+                refused,
+                delivered: delivered.sum(),
+            });
+        }
+    }
+
+    async fn watch_disk(&self) {
+        loop {
+            let dir = self.spool_dir.clone();
+            let found = spawn_blocking(move || rustix::fs::statvfs(dir)).await;
+            let disk = found.ok().and_then(Result::ok).map(|stat| Disk {
+                free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+                total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            });
+            *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+            sleep(EVERY).await;
+        }
+    }
+
+    /// How the bridge is now.
+    pub fn report(&self) -> Report {
+        let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
+        let (state, summary) = sum_up(self.health.readiness(), &streams);
+        Report {
+            at: Time(jiff::Timestamp::now().as_microsecond()),
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            state,
+            summary,
+            rates: self.history.rates(Instant::now()),
+            streams,
+            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
+        }
+    }
+
+    fn stream(&self, of: &StreamBooks) -> StreamReport {
+        let books = of.accounts.snapshot();
+        StreamReport {
+            stream: of.stream.name(),
+            topic: of.topic.clone(),
+            lane: lane(self.metrics.blockade(of.stream).get(), books.backlog()),
+            log: match self.health.log_state(of.stream) {
+                Some(LogState::Full) => Intake::Full,
+                Some(LogState::Failed) => Intake::Failed,
+                Some(LogState::Accepting) | None => Intake::Accepting,
+            },
+            recovered: books.recovered,
+            accepted: books.accepted_total(),
+            delivered: books.delivered,
+            diverted: books.diverted,
+            backlog: books.backlog(),
+            oldest: books.oldest_micros.map(Time),
+            spool_bytes: (of.spool_bytes)(),
+            spool_limit_bytes: of.spool_limit_bytes,
+        }
+    }
+}
+
+fn lane(blocked: Option<Blocked>, backlog: u64) -> LaneState {
+    match blocked {
+        Some(blocked) => LaneState::Blocked {
+            reason: BlockReason::label(blocked.reason),
+            message: blocked.message,
+            since: Time(blocked.since_micros),
+            last_failure: Time(blocked.last_micros),
+        },
+        None if backlog == 0 => LaneState::Idle,
+        None => LaneState::Running,
+    }
+}
+
+fn letter(letter: &Letter) -> LetterReport {
+    LetterReport {
+        at: Time(letter.at_micros),
+        reason: letter.reason.name(),
+        scope: letter.reason.scope().name(),
+        stream: letter.stream.map(|stream| stream.name()),
+        index: letter.index,
+        count: letter.count,
+    }
+}
+
+/// The overall state, and a sentence that says it: the worst first.
+fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
+    let names = |wanted: fn(&StreamReport) -> bool| {
+        let names: Vec<_> = streams.iter().filter(|s| wanted(s)).map(|s| s.stream).collect();
+        names.join(", ")
+    };
+    let backlog: u64 = streams.iter().map(|s| s.backlog).sum();
+    let waiting = match backlog {
+        0 => "All events are in Kafka.".to_owned(),
+        1 => "1 event is not in Kafka yet.".to_owned(),
+        _ => format!("{} events are not in Kafka yet.", text::grouped(backlog)),
+    };
+    match readiness {
+        Readiness::Draining => (
+            State::Draining,
+            format!("The bridge is stopping. {waiting} What is left stays on disk."),
+        ),
+        Readiness::LogFailed(stream) => (
+            State::NotReady,
+            format!("The log of {stream} can't be written: no webhook can be made durable."),
+        ),
+        Readiness::LogsFull => (
+            State::NotReady,
+            "The spools of all event streams are full: webhooks are refused until Kafka has taken some of the backlog, \
+             or the disk has room."
+                .to_owned(),
+        ),
+        Readiness::Ready => {
+            let full = names(|s| s.log == Intake::Full);
+            let blocked = names(|s| matches!(s.lane, LaneState::Blocked { .. }));
+            let (state, mut summary) = match full.is_empty() && blocked.is_empty() {
+                true => (State::Ready, "Webhooks are taken. ".to_owned()),
+                false if full.is_empty() => (State::Impaired, "Webhooks are taken. ".to_owned()),
+                false => (
+                    State::Impaired,
+                    format!("Webhooks are taken, but what needs the full spool of {full} is refused. "),
+                ),
+            };
+            if !blocked.is_empty() {
+                summary += &format!("Not being delivered: {blocked}. ");
+            }
+            (state, summary + &waiting)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "status/tests.rs"]
+mod tests;

@@ -1,0 +1,318 @@
+//! The page itself: HTML that is well-formed XML too, with everything it needs inside. No script, no image, no font from
+//! elsewhere; every text that is not written here goes through [`Escaped`].
+
+use std::{
+    fmt::{self, Write},
+    sync::LazyLock,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use tokio_rustls::rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
+
+use super::{
+    Intake, LaneState, LetterReport, Rates, Report, State, StreamReport, Time, chart,
+    text::{Escaped, bytes, duration, grouped, rate, roughly},
+};
+
+const STYLE: &str = include_str!("style.css");
+
+/// Whether the page loads itself again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    On,
+    Off,
+}
+
+/// The header `Content-Security-Policy` of the page: its own style, by its hash, and nothing else.
+pub fn content_security_policy() -> &'static str {
+    static POLICY: LazyLock<String> = LazyLock::new(|| {
+        // SHA-256 as the TLS library has it; a crate for one hash of a constant is too much.
+        let hash = TLS13_AES_128_GCM_SHA256
+            .tls13()
+            .map(|suite| STANDARD.encode(suite.common.hash_provider.hash(STYLE.as_bytes())))
+            .unwrap_or_default();
+        format!(
+            "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+    });
+    &POLICY
+}
+
+/// The page of this report.
+pub fn html(report: &Report, refresh: Refresh) -> String {
+    let mut out = String::with_capacity(32 * 1024);
+    // Writing into a string does not fail.
+    let _ = write(&mut out, report, refresh);
+    out
+}
+
+fn write(out: &mut String, report: &Report, refresh: Refresh) -> fmt::Result {
+    let (tone, word) = match report.state {
+        State::Ready => ("good", "Ready"),
+        State::Impaired => ("warn", "Ready, with trouble"),
+        State::Draining => ("warn", "Draining"),
+        State::NotReady => ("bad", "Not ready"),
+    };
+    out.push_str(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta name=\"color-scheme\" content=\"light dark\"/>\n",
+    );
+    if refresh == Refresh::On {
+        out.push_str("<meta http-equiv=\"refresh\" content=\"5\"/>\n");
+    }
+    writeln!(
+        out,
+        "<title>{word} · cmc-bridge</title>\n<style>{STYLE}</style>\n</head>\n<body>"
+    )?;
+    writeln!(
+        out,
+        "<header><h1>cmc-bridge</h1><p>version {} · up {} · as of {} UTC</p></header>\n<main>",
+        Escaped(report.version),
+        duration(report.uptime_seconds),
+        clock(report.at, report.at)
+    )?;
+    writeln!(
+        out,
+        "<section class=\"state {tone}\"><h2>{word}</h2><p>{}</p></section>",
+        Escaped(&report.summary)
+    )?;
+    streams(out, report)?;
+    rates(out, &report.rates)?;
+    dead_letters(out, report)?;
+    let other = match refresh {
+        Refresh::On => "Loads itself again every 5 s · <a href=\"status?refresh=off\">keep still</a>",
+        Refresh::Off => "Kept still · <a href=\"status\">load again every 5 s</a>",
+    };
+    write!(
+        out,
+        "</main>\n<footer><p>{other} · <a href=\"status.json\">JSON</a> · <a href=\"metrics\">metrics</a> · \
+         <a href=\"readyz\">readyz</a></p></footer>\n</body>\n</html>\n"
+    )
+}
+
+fn streams(out: &mut String, report: &Report) -> fmt::Result {
+    out.push_str(
+        "<section><h2>Streams</h2>\n<table role=\"table\" class=\"streams\"><caption>Each stream from its spool to its \
+         Kafka topic. Delivered and diverted count since the start.</caption>\n\
+         <thead role=\"rowgroup\"><tr role=\"row\"><th role=\"columnheader\" scope=\"col\">Stream</th>\
+         <th role=\"columnheader\" scope=\"col\">Lane</th>\
+         <th role=\"columnheader\" scope=\"col\" class=\"number\">Backlog</th>\
+         <th role=\"columnheader\" scope=\"col\" class=\"number\">Oldest event</th>\
+         <th role=\"columnheader\" scope=\"col\" class=\"number\">Delivered</th>\
+         <th role=\"columnheader\" scope=\"col\" class=\"number\">Diverted</th>\
+         <th role=\"columnheader\" scope=\"col\">Spool</th></tr></thead>\n",
+    );
+    for (place, stream) in report.streams.iter().enumerate() {
+        write_stream(out, stream, &report.streams[..place], report.at)?;
+    }
+    out.push_str("</table>\n");
+    if let Some(disk) = report.disk {
+        let used = disk.total_bytes.saturating_sub(disk.free_bytes);
+        out.push_str("<p class=\"disk\"><span>Disk of the spool</span> ");
+        bar(out, "disk of the spool", used, disk.total_bytes)?;
+        writeln!(
+            out,
+            " <span class=\"number\">{} free of {}</span></p>",
+            bytes(disk.free_bytes),
+            bytes(disk.total_bytes)
+        )?;
+    }
+    out.push_str("</section>\n");
+    Ok(())
+}
+
+/// Writes a stream; `above` are those written before.
+fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport], now: Time) -> fmt::Result {
+    let (tone, word) = match (stream.log, &stream.lane) {
+        (Intake::Failed, _) => ("bad", "failed"),
+        (_, LaneState::Blocked { .. }) => ("bad", "blocked"),
+        (Intake::Full, _) => ("bad", "full"),
+        (_, LaneState::Running) => ("good", "running"),
+        (_, LaneState::Idle) => ("calm", "idle"),
+    };
+    write!(
+        out,
+        "<tbody role=\"rowgroup\"><tr role=\"row\"><th role=\"rowheader\" scope=\"row\">{}<small>{}</small></th>\
+         <td role=\"cell\" class=\"lane\"><span class=\"badge {tone}\">{word}</span></td>",
+        Escaped(stream.stream),
+        Escaped(&stream.topic)
+    )?;
+    let oldest = stream
+        .oldest
+        .map_or("–".to_owned(), |oldest| duration(seconds(oldest, now)));
+    for (label, value) in [
+        ("Backlog", grouped(stream.backlog)),
+        ("Oldest event", oldest),
+        ("Delivered", grouped(stream.delivered)),
+        ("Diverted", grouped(stream.diverted)),
+    ] {
+        write!(
+            out,
+            "<td role=\"cell\" class=\"number\" data-label=\"{label}\">{value}</td>"
+        )?;
+    }
+    out.push_str("<td role=\"cell\" class=\"spool\" data-label=\"Spool\">");
+    bar(
+        out,
+        &format!("spool of {}", stream.stream),
+        stream.spool_bytes,
+        stream.spool_limit_bytes,
+    )?;
+    writeln!(
+        out,
+        "<span class=\"number\">{} of {}</span></td></tr>",
+        bytes(stream.spool_bytes),
+        bytes(stream.spool_limit_bytes)
+    )?;
+    if let LaneState::Blocked {
+        reason,
+        message,
+        since,
+        last_failure,
+    } = &stream.lane
+    {
+        let same = above.iter().find(
+            |other| matches!(&other.lane, LaneState::Blocked { message: theirs, .. } if theirs == message),
+        );
+        let text = match same {
+            Some(other) => format!("The same as for {}.", other.stream),
+            None => message.clone(),
+        };
+        writeln!(
+            out,
+            "<tr role=\"row\" class=\"trouble\"><td role=\"cell\" colspan=\"7\"><p><strong>Blocked: {}</strong> for {}, \
+             since {} UTC; failed last {} ago.</p><p>{}</p></td></tr>",
+            Escaped(reason),
+            duration(seconds(*since, now)),
+            clock(*since, now),
+            duration(seconds(*last_failure, now)),
+            Escaped(&text)
+        )?;
+    }
+    let refusal = match stream.log {
+        Intake::Accepting => None,
+        Intake::Full => Some(
+            "<strong>Full:</strong> its webhooks get 503 until Kafka has taken some of the backlog, or the disk has room.",
+        ),
+        Intake::Failed => Some(
+            "<strong>Failed:</strong> its log can't be written, and the process ends. The log of the process says why.",
+        ),
+    };
+    if let Some(refusal) = refusal {
+        writeln!(
+            out,
+            "<tr role=\"row\" class=\"trouble\"><td role=\"cell\" colspan=\"7\"><p>{refusal}</p></td></tr>"
+        )?;
+    }
+    out.push_str("</tbody>\n");
+    Ok(())
+}
+
+/// How much of a limit is used, as a bar.
+fn bar(out: &mut String, what: &str, used: u64, limit: u64) -> fmt::Result {
+    let percent = (used as f64 / limit.max(1) as f64 * 100.0).min(100.0);
+    let tone = match percent {
+        90.0.. => "bad",
+        70.0.. => "warn",
+        _ => "calm",
+    };
+    write!(
+        out,
+        "<svg class=\"bar {tone}\" role=\"img\" viewBox=\"0 0 100 4\" preserveAspectRatio=\"none\">\
+         <title>{}: {percent:.0} % used</title><rect class=\"track\" width=\"100\" height=\"4\"/>\
+         <rect class=\"used\" width=\"{percent:.2}\" height=\"4\"/></svg>",
+        Escaped(what)
+    )
+}
+
+fn rates(out: &mut String, rates: &[Rates]) -> fmt::Result {
+    out.push_str("<section><h2>Last 15 minutes</h2>\n<div class=\"charts\">\n");
+    type Value = fn(&Rates) -> f64;
+    for (tone, title, means, value) in [
+        (
+            "good",
+            "Webhooks accepted",
+            "answered with 200",
+            (|r| r.accepted) as Value,
+        ),
+        ("bad", "Webhooks refused", "any other answer", |r| r.refused),
+        ("calm", "Events delivered", "committed in Kafka", |r| r.delivered),
+    ] {
+        let now = rates.last().map_or(0.0, value);
+        let most = rates.iter().map(value).fold(0.0, f64::max);
+        write!(
+            out,
+            "<div class=\"card {tone}\"><h3>{title}</h3><p class=\"small\">{means}</p>\
+             <p class=\"big\">{}<span>/s</span></p><p class=\"small most\">at most {}/s</p>",
+            rate(now),
+            rate(most)
+        )?;
+        let points: Vec<_> = rates.iter().map(|r| (r.seconds_ago, value(r))).collect();
+        chart::write(out, title, &points)?;
+        out.push_str("</div>\n");
+    }
+    out.push_str("</div></section>\n");
+    Ok(())
+}
+
+fn dead_letters(out: &mut String, report: &Report) -> fmt::Result {
+    out.push_str("<section><h2>Last dead letters</h2>\n");
+    if report.dead_letters.is_empty() {
+        out.push_str("<p class=\"none\">None since the start.</p></section>\n");
+        return Ok(());
+    }
+    out.push_str(
+        "<table class=\"letters\"><caption>What could not be understood, or was refused by Kafka; a line for each reason in \
+         a webhook or transaction. Indices count from 0.</caption>\n\
+         <thead><tr><th scope=\"col\">Time (UTC)</th><th scope=\"col\">Reason</th><th scope=\"col\">First one</th>\
+         <th scope=\"col\" class=\"number\">Count</th></tr></thead>\n<tbody>\n",
+    );
+    for letter in &report.dead_letters {
+        writeln!(
+            out,
+            "<tr><td>{}<small>{} ago</small></td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
+            clock(letter.at, report.at),
+            roughly(seconds(letter.at, report.at)),
+            // A long name may break where its words do.
+            Escaped(letter.reason).to_string().replace('_', "_<wbr/>"),
+            place(letter),
+            grouped(letter.count as u64)
+        )?;
+    }
+    out.push_str("</tbody></table></section>\n");
+    Ok(())
+}
+
+/// Where a dead letter stood.
+fn place(letter: &LetterReport) -> String {
+    let mut text = match letter.scope {
+        "element" => "element".to_owned(),
+        "broker" => "record".to_owned(),
+        _ => return "whole body".to_owned(),
+    };
+    if let Some(index) = letter.index {
+        text += &format!(" {index}");
+    }
+    if let Some(stream) = letter.stream {
+        text += &format!(" of {stream}");
+    }
+    text
+}
+
+/// The time of day, and the day when it is another than now's.
+fn clock(time: Time, now: Time) -> String {
+    let time = jiff::Timestamp::from_microsecond(time.0).unwrap_or_default();
+    let now = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
+    let day = |time: jiff::Timestamp| time.strftime("%F").to_string();
+    let shown = match day(time) == day(now) {
+        true => time.strftime("%T"),
+        false => time.strftime("%F %T"),
+    };
+    format!("<time datetime=\"{time:.0}\">{shown}</time>")
+}
+
+/// From one time to a later one.
+fn seconds(from: Time, to: Time) -> u64 {
+    (to.0.saturating_sub(from.0) / 1_000_000).try_into().unwrap_or(0)
+}

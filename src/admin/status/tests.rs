@@ -1,0 +1,247 @@
+use std::time::Duration;
+
+use super::{
+    page::{Refresh, content_security_policy, html},
+    *,
+};
+use crate::{
+    accounts::Accounts,
+    dead_letter::{Failure, Reason},
+    stream::{Stream, Tally},
+};
+
+/// The strict reader that the integration tests use as well.
+#[path = "../../../tests/integration/html.rs"]
+mod reader;
+
+fn status(topic: &str) -> Status {
+    let streams = [Stream::Deliveries, Stream::Bounces, Stream::DeadLetters];
+    let metrics = Metrics::new(&prometheus::Registry::new(), &streams, []).unwrap();
+    let books = streams.map(|stream| StreamBooks {
+        stream,
+        topic: topic.to_owned(),
+        accounts: Arc::new(Accounts::default()),
+        spool_bytes: Box::new(|| 3 << 20),
+        spool_limit_bytes: 4 << 20,
+    });
+    Status::new(
+        Arc::new(metrics),
+        Arc::new(Health::new(Vec::new())),
+        books.into(),
+        "/".into(),
+    )
+}
+
+/// The report as the page shows it, in one line.
+fn shown(report: &Report) -> String {
+    let text = reader::text(&html(report, Refresh::On));
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The report of a status, as if every log accepted webhooks.
+fn ready(status: &Status) -> Report {
+    let mut report = status.report();
+    (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams);
+    report
+}
+
+fn accept(status: &Status, stream: usize, events: u32) {
+    let mut tally = Tally::default();
+    for _ in 0..events {
+        tally.count(status.books[stream].stream, None);
+    }
+    status.books[stream].accounts.accepted(&tally, 1_000_000);
+}
+
+#[test]
+fn a_fresh_bridge_has_nothing_to_show_and_says_so() {
+    let page = shown(&ready(&status("cmc.topic")));
+    for text in [
+        "Ready Webhooks are taken. All events are in Kafka.",
+        "bounces cmc.topic idle 0 – 0 0",
+        "3.0 MiB of 4.0 MiB",
+        "None since the start.",
+    ] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+}
+
+#[test]
+fn a_topic_or_an_error_is_text_and_never_markup() {
+    let status = status("<script>alert('1')</script>&\"");
+    let bounces = status.metrics.for_stream(Stream::Bounces);
+    bounces.lane_blocked(BlockReason::Other, "<img src=x onerror=\"y\"> & \u{1b}[31m]]>");
+    let report = ready(&status);
+    let page = html(&report, Refresh::On);
+    assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
+    let text = shown(&report);
+    assert!(text.contains("<script>alert('1')</script>&\""), "{text}");
+    assert!(
+        text.contains("<img src=x onerror=\"y\"> & \u{fffd}[31m]]>"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_blocked_lane_shows_cause_and_cure_and_the_state_names_it() {
+    let status = status("t");
+    accept(&status, 0, 1200);
+    for stream in [Stream::Deliveries, Stream::Bounces] {
+        let metrics = status.metrics.for_stream(stream);
+        metrics.lane_blocked(BlockReason::Connect, "cannot connect: refused. Start the broker");
+    }
+    let report = ready(&status);
+    assert_eq!(report.state, State::Impaired);
+    let page = shown(&report);
+    for text in [
+        "Ready, with trouble Webhooks are taken. Not being delivered: deliveries, bounces. 1,200 events are not in Kafka yet.",
+        "Blocked: connect for 0 s, since",
+        "cannot connect: refused. Start the broker",
+        "The same as for deliveries.",
+        "dead_letters t idle",
+    ] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    assert_eq!(page.matches("Start the broker").count(), 1, "{page}");
+
+    for stream in [Stream::Deliveries, Stream::Bounces] {
+        status.metrics.for_stream(stream).lane_free();
+    }
+    let report = ready(&status);
+    assert_eq!(report.state, State::Ready);
+    assert!(shown(&report).contains("deliveries t running 1,200"));
+}
+
+#[test]
+fn the_state_says_why_no_webhook_is_taken() {
+    let mut report = status("t").report();
+    report.streams[1].log = Intake::Full;
+    let cases = [
+        (Readiness::Draining, "Draining The bridge is stopping. All events"),
+        (
+            Readiness::LogFailed(Stream::Bounces),
+            "Not ready The log of bounces can't be written",
+        ),
+        (
+            Readiness::LogsFull,
+            "Not ready The spools of all event streams are full",
+        ),
+        (
+            Readiness::Ready,
+            "Ready, with trouble Webhooks are taken, but what needs the full spool of bounces is refused.",
+        ),
+    ];
+    for (readiness, text) in cases {
+        (report.state, report.summary) = sum_up(readiness, &report.streams);
+        let page = shown(&report);
+        assert!(page.contains(text), "{text}: {page}");
+        assert!(page.contains("bounces t full 0"), "{page}");
+    }
+    report.streams[1].log = Intake::Failed;
+    let page = shown(&report);
+    assert!(page.contains("bounces t failed 0") && page.contains("its log can't be written"));
+}
+
+#[test]
+fn dead_letters_show_reason_and_place() {
+    let status = status("t");
+    let failure = |reason, index| Failure {
+        reason,
+        index: Some(index),
+    };
+    status
+        .metrics
+        .parse_failures(None, &[Failure::whole(Reason::InvalidJson)]);
+    let two = [5, 6].map(|index| failure(Reason::ElementNotObject, index));
+    status.metrics.parse_failures(Some(Stream::Bounces), &two);
+    let deliveries = status.metrics.for_stream(Stream::Deliveries);
+    deliveries.diverted(&[failure(Reason::RefusedTooLarge, 3)]);
+    let report = ready(&status);
+    let page = shown(&report).replace("_ ", "_");
+    let places = [
+        "refused_too_large record 3 of deliveries 1",
+        "element_not_object element 5 of bounces 2",
+        "invalid_json whole body 1",
+    ];
+    let found: Vec<_> = places.map(|place| page.find(place)).into_iter().collect();
+    assert!(found.iter().all(Option::is_some), "{page}");
+    assert!(found.is_sorted(), "the newest first: {page}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["dead_letters"][0]["scope"], "broker");
+    assert_eq!(json["dead_letters"][1]["count"], 2);
+}
+
+#[test]
+fn rates_become_charts() {
+    let status = status("t");
+    let now = Instant::now();
+    for (ago, count) in [(10, 0), (5, 50), (0, 61)] {
+        status.history.push(Sample {
+            at: now - Duration::from_secs(ago),
+            accepted: count,
+            refused: 0,
+            delivered: count * 1000,
+        });
+    }
+    let page = shown(&ready(&status));
+    for text in [
+        "answered with 200 2.2 /s at most 10/s",
+        "any other answer 0 /s",
+        "committed in Kafka 2,200 /s at most 10,000/s",
+        "Webhooks accepted: 2.2 a second now, 10 at most in the last 15 minutes",
+    ] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+}
+
+#[tokio::test]
+async fn samples_are_taken() {
+    let status = status("t");
+    accept(&status, 0, 5);
+    tokio::select! {
+        () = status.watch() => {}
+        () = async {
+            while status.disk.lock().unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+        } => {}
+    }
+    let disk = status.report().disk.unwrap();
+    assert!(disk.total_bytes > disk.free_bytes && disk.total_bytes > 0);
+    assert!(shown(&ready(&status)).contains(" free of "));
+}
+
+#[test]
+fn the_page_keeps_still_when_asked() {
+    let report = status("t").report();
+    assert!(html(&report, Refresh::On).contains("http-equiv=\"refresh\""));
+    assert!(!html(&report, Refresh::Off).contains("http-equiv"));
+}
+
+#[test]
+fn the_policy_admits_the_style_and_nothing_else() {
+    let policy = content_security_policy();
+    let (_, hash) = policy.split_once("style-src 'sha256-").unwrap();
+    assert_eq!(hash.find('\''), Some(44), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none';") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+}
+
+#[test]
+fn books_in_json_balance() {
+    let status = status("t");
+    status.books[1].accounts.opened(10, 4, None);
+    accept(&status, 1, 3);
+    status.books[1].accounts.advanced(8, 3, 1, None);
+    let json = serde_json::to_value(ready(&status)).unwrap();
+    let of = |name: &str| json["streams"][1][name].as_u64().unwrap();
+    assert_eq!(
+        (of("recovered") + of("accepted"), of("backlog")),
+        (of("delivered") + of("diverted") + of("backlog"), 5)
+    );
+    assert_eq!(json["state"], "ready");
+    assert_eq!(json["streams"][1]["lane"]["state"], "running");
+    assert!(json["at"].as_str().unwrap().ends_with('Z'));
+}

@@ -1,0 +1,96 @@
+//! `spool drain`: delivers what a bridge that is gone has left.
+
+use std::{io::Write, path::PathBuf, time::Duration};
+
+use clap::Args;
+use tokio::runtime::Runtime;
+
+use crate::{
+    admin::metrics::BlockReason,
+    bridge::{Drained, drain},
+    cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
+    config::Config,
+    exit::Exit,
+    logging,
+};
+
+/// The arguments of `spool drain`.
+#[derive(Args, Clone, Debug)]
+pub struct DrainArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The spool's directory [default: spool.dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Give up when nothing could be delivered for so many seconds [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    patience: Option<u64>,
+}
+
+/// Drains the spool.
+pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
+    let mut config = args.config.load()?.config;
+    if let Some(dir) = &args.dir {
+        config.spool.dir = dir.clone();
+    }
+    if !config.spool.dir.is_dir() {
+        return Err(Exit::Usage(format!(
+            "{} is no directory: name the spool's directory with --dir or spool.dir",
+            config.spool.dir.display()
+        )));
+    }
+    logging::init(&config.log)?;
+    let runtime = Runtime::new()?;
+    let result = runtime.block_on(deliver(&config, args.patience.map(Duration::from_secs)));
+    runtime.shutdown_background();
+    let drained = result?;
+    for stream in &drained {
+        let books = &stream.books;
+        writeln!(
+            out,
+            "{}: {} events delivered, {} diverted to the dead-letter topic, {} left",
+            stream.stream,
+            books.delivered,
+            books.diverted,
+            books.backlog()
+        )?;
+    }
+    out.flush()?;
+    verdict(&config, &drained)
+}
+
+async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drained>, Exit> {
+    let stop = stop_signals()?;
+    let mut progress: Option<Progress> = None;
+    let result = drain(config, patience, stop, |streams| {
+        let sum = |figure: fn(&Drained) -> u64| streams.iter().map(figure).sum::<u64>();
+        let done = sum(|d| d.books.delivered + d.books.diverted);
+        let total = done + sum(|d| d.books.backlog());
+        progress.get_or_insert_with(|| Progress::new(total)).draw(done);
+    })
+    .await;
+    if let Some(progress) = progress {
+        progress.clear();
+    }
+    result
+}
+
+fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
+    let left: Vec<&Drained> = drained.iter().filter(|d| d.books.backlog() > 0).collect();
+    let damaged = |d: &&Drained| d.blocked == Some(BlockReason::Damage);
+    if let Some(stream) = drained.iter().find(damaged) {
+        return Err(Exit::Data(format!(
+            "{} is damaged: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets that aside",
+            config.spool.dir.join(stream.stream.name()).display()
+        )));
+    }
+    match left.first() {
+        None => Ok(()),
+        Some(stream) => Err(Exit::Unavailable(format!(
+            "{} events of {} are not delivered ({}); they stay in the spool, so drain it again",
+            stream.books.backlog(),
+            stream.stream,
+            stream.blocked.map_or("stopped", |reason| reason.label()),
+        ))),
+    }
+}

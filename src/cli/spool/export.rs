@@ -1,0 +1,89 @@
+//! `spool export`: what waits, as JSON lines.
+
+use std::io::Write;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Place, verify::damage_json};
+use crate::{
+    batch::BatchView,
+    cli::{output::Output, records},
+    exit::Exit,
+    spool::{Damage, StoredBatch},
+    stream::Stream,
+};
+
+pub const AFTER_HELP: &str = "\
+A line is a batch, the events of one webhook on one stream:
+  {\"stream\":…,\"batch\":…,\"received_at\":…,\"records\":[{\"key\":…,\"headers\":{…},\"value\":…}]}
+with the value as a string, or as {\"base64\":…} when it is no text. What can't be read has a line in its place:
+  {\"stream\":…,\"missing\":{\"what\":…,\"from_batch\":…,\"to_batch\":…,…}}
+
+  cmc-bridge spool export --dir /mnt/old-volume > batches.jsonl
+  jq -r '.records[]?.value' batches.jsonl        the events alone";
+
+/// The arguments of `spool export`.
+#[derive(Args, Clone, Debug)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Prints the batches that wait.
+pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
+    let spool = args.place.at_rest()?;
+    let mut missing = 0;
+    for survey in spool.surveys() {
+        let (stream, mut survey) = survey?;
+        let mut told = 0;
+        loop {
+            let batch = survey.next_batch()?;
+            for damage in &survey.damage()[told..] {
+                writeln!(out, "{}", missing_line(stream, damage))?;
+                eprintln!("cmc-bridge: {stream}: {damage}");
+                told += 1;
+            }
+            let Some(batch) = batch else {
+                break;
+            };
+            writeln!(out, "{}", line(stream, &batch)?)?;
+            if out.closed() {
+                return Ok(());
+            }
+        }
+        missing += told;
+    }
+    out.flush()?;
+    match missing {
+        0 => Ok(()),
+        _ => Err(Exit::Data(format!("{missing} places of the spool can't be read"))),
+    }
+}
+
+fn missing_line(stream: Stream, damage: &Damage) -> Value {
+    json!({ "stream": stream.name(), "missing": damage_json(damage) })
+}
+
+fn line(stream: Stream, batch: &StoredBatch) -> Result<Value, Exit> {
+    let view = BatchView::decode(&batch.payload)
+        .map_err(|error| Exit::Data(format!("batch {} of {stream}: {error}", batch.seq)))?;
+    let received = jiff::Timestamp::from_microsecond(view.received_at_micros).ok();
+    let records: Vec<Value> = view
+        .records
+        .iter()
+        .map(|record| {
+            json!({
+                "key": records::bytes(record.key),
+                "headers": records::headers(view.headers(record).map(|(name, value)| (name, Some(value)))),
+                "value": records::bytes(Some(record.value)),
+            })
+        })
+        .collect();
+    Ok(json!({
+        "stream": stream.name(),
+        "batch": batch.seq.0,
+        "received_at": received.map(|time| format!("{time:.6}")),
+        "records": records,
+    }))
+}

@@ -1,0 +1,210 @@
+//! `spool ls`: segments, sequences, streams, ages.
+
+use std::{io::Write, path::Path};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Place, time};
+use crate::{
+    batch::received_at_micros,
+    cli::output::Output,
+    config::human_size,
+    exit::Exit,
+    spool::{
+        SpoolError, SpoolLock,
+        survey::{SegmentFile, Survey, segments},
+    },
+    stream::Stream,
+};
+
+/// The arguments of `spool ls`.
+#[derive(Args, Clone, Debug)]
+pub struct LsArgs {
+    #[command(flatten)]
+    place: Place,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one stream's log holds.
+struct Listing {
+    stream: Stream,
+    segments: Vec<SegmentFile>,
+    /// Unless a bridge is writing it.
+    waiting: Option<Waiting>,
+    /// Damaged logs that a repair has set aside.
+    aside: Vec<String>,
+}
+
+struct Waiting {
+    from: u64,
+    to: u64,
+    events: u64,
+    oldest_micros: Option<i64>,
+    damage: Vec<String>,
+}
+
+/// Lists the spool.
+pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
+    let dir = args.place.dir()?;
+    let lock = match SpoolLock::of_existing(&dir) {
+        Err(SpoolError::Locked { .. }) => None,
+        lock => Some(lock?),
+    };
+    let mut listings = Vec::new();
+    for stream in args.place.streams(&dir)? {
+        let log = dir.join(stream.name());
+        listings.push(Listing {
+            stream,
+            segments: segments(&log)?,
+            waiting: match lock {
+                Some(_) => waiting(&log)?,
+                None => None,
+            },
+            aside: aside(&dir, stream)?,
+        });
+    }
+    if args.json {
+        let document = json!({
+            "dir": dir.to_string_lossy(),
+            "open": lock.is_none(),
+            "streams": listings.iter().map(as_json).collect::<Vec<_>>(),
+        });
+        writeln!(out, "{document}")?;
+    } else {
+        let note = match lock {
+            Some(_) => "",
+            None => "  (a bridge has it open: its /metrics tell what waits)",
+        };
+        writeln!(out, "{}{note}", dir.display())?;
+        for listing in &listings {
+            as_text(listing, out)?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn waiting(log: &Path) -> Result<Option<Waiting>, Exit> {
+    let Some(mut survey) = Survey::open(log)? else {
+        return Ok(None);
+    };
+    let oldest = survey.next_batch()?;
+    let (from, to) = (survey.position(), survey.end());
+    Ok(Some(Waiting {
+        from: from.seq.0,
+        to: to.seq.0,
+        events: to.events.saturating_sub(from.events),
+        oldest_micros: oldest.and_then(|batch| received_at_micros(&batch.payload)),
+        damage: survey.found_at_open().iter().map(ToString::to_string).collect(),
+    }))
+}
+
+fn aside(dir: &Path, stream: Stream) -> Result<Vec<String>, Exit> {
+    let prefix = format!("{}.", stream.name());
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
+    let bytes: u64 = listing.segments.iter().map(|s| s.bytes).sum();
+    writeln!(
+        out,
+        "\n{}  {} in {} segments",
+        listing.stream,
+        human_size(bytes),
+        listing.segments.len()
+    )?;
+    if let Some(waiting) = &listing.waiting {
+        match (waiting.to.saturating_sub(waiting.from), waiting.oldest_micros) {
+            (0, _) => writeln!(out, "  nothing waits; the next batch is {}", waiting.to)?,
+            (batches, oldest) => writeln!(
+                out,
+                "  {} events wait in {batches} batches from {} on, the oldest received {}",
+                waiting.events,
+                waiting.from,
+                oldest.map_or_else(|| "?".to_owned(), time),
+            )?,
+        }
+        for damage in &waiting.damage {
+            writeln!(out, "  DAMAGED: {damage}")?;
+        }
+    }
+    if !listing.segments.is_empty() {
+        writeln!(
+            out,
+            "  {:>8}  {:>12}  {:>14}  {:>10}  began",
+            "segment", "first batch", "events before", "size"
+        )?;
+    }
+    for segment in &listing.segments {
+        match &segment.header {
+            Some(header) => writeln!(
+                out,
+                "  {:>8}  {:>12}  {:>14}  {:>10}  {}{}",
+                segment.id.0,
+                header.first_seq.0,
+                header.events_before,
+                human_size(segment.bytes),
+                time(header.created_micros),
+                if header.after_loss {
+                    "  batches before it are lost"
+                } else {
+                    ""
+                }
+            )?,
+            None => writeln!(
+                out,
+                "  {:>8}  its header can't be read ({})",
+                segment.id.0,
+                human_size(segment.bytes)
+            )?,
+        }
+    }
+    for name in &listing.aside {
+        writeln!(out, "  beside it: {name}")?;
+    }
+    Ok(())
+}
+
+fn as_json(listing: &Listing) -> Value {
+    let segments: Vec<Value> = listing
+        .segments
+        .iter()
+        .map(|segment| {
+            let header = segment.header.as_ref();
+            json!({
+                "segment": segment.id.0,
+                "bytes": segment.bytes,
+                "readable": header.is_some(),
+                "first_batch": header.map(|h| h.first_seq.0),
+                "events_before": header.map(|h| h.events_before),
+                "began": header.map(|h| time(h.created_micros)),
+                "after_loss": header.map(|h| h.after_loss),
+            })
+        })
+        .collect();
+    let waiting = listing.waiting.as_ref().map(|waiting| {
+        json!({
+            "from_batch": waiting.from,
+            "to_batch": waiting.to,
+            "events": waiting.events,
+            "oldest_received": waiting.oldest_micros.map(time),
+            "damage": waiting.damage,
+        })
+    });
+    json!({
+        "stream": listing.stream.name(),
+        "segments": segments,
+        "waiting": waiting,
+        "beside": listing.aside,
+    })
+}

@@ -1,0 +1,88 @@
+//! `spool repair`: sets damaged parts aside.
+
+use std::io::Write;
+
+use clap::Args;
+
+use super::{Place, verify};
+use crate::{
+    cli::output::Output,
+    exit::Exit,
+    spool::repair::{Lost, repair},
+    stream::Stream,
+};
+
+pub const AFTER_HELP: &str = "\
+The batches that can be read are written into a new log in the old one's place; they keep their numbers, so that nothing
+is delivered twice. The damaged log is kept beside it, as <stream>.damaged-<time>. Without --accept-loss nothing is
+changed: what would be lost is printed.";
+
+/// The arguments of `spool repair`.
+#[derive(Args, Clone, Debug)]
+pub struct RepairArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Go on without the batches that can't be read
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+/// Repairs what is damaged.
+pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
+    let spool = args.place.locked()?;
+    let mut damaged: Vec<Stream> = Vec::new();
+    for survey in spool.surveys() {
+        let (stream, mut survey) = survey?;
+        let verdict = verify::verify(stream, &mut survey)?;
+        if !verdict.damage.is_empty() {
+            damaged.push(stream);
+        }
+        verify::as_text(&verdict, out)?;
+    }
+    out.flush()?;
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    if !args.accept_loss {
+        return Err(Exit::Data(
+            "nothing was changed. With --accept-loss the batches above are given up, and delivery goes on without them"
+                .to_owned(),
+        ));
+    }
+    let config = args.place.config.load()?.config;
+    let now = jiff::Timestamp::now()
+        .strftime("damaged-%Y%m%dT%H%M%SZ")
+        .to_string();
+    for stream in damaged {
+        let log = spool.dir.join(stream.name());
+        let repaired = repair(&log, &now, config.spool.segment_bytes, config.spool.durability)?;
+        let Some(repaired) = repaired else {
+            continue;
+        };
+        writeln!(
+            out,
+            "repaired {stream}: {} events in {} batches wait; the damaged log is {}",
+            repaired.events,
+            repaired.batches,
+            repaired.aside.display()
+        )?;
+        if repaired.lost.is_empty() {
+            writeln!(out, "         no batch is lost")?;
+        }
+        for lost in &repaired.lost {
+            writeln!(out, "         lost: {}", describe(lost))?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+fn describe(lost: &Lost) -> String {
+    let range = match lost.to.0 - lost.from.0 {
+        1 => format!("batch {}", lost.from),
+        _ => format!("batches {} to {}", lost.from, lost.to.0 - 1),
+    };
+    match lost.events {
+        Some(events) => format!("{range}, {events} events"),
+        None => format!("{range}, or as many of them as there were"),
+    }
+}

@@ -1,0 +1,208 @@
+//! Repairing a damaged log: what can be read is written anew, what can't is set aside and known to be lost.
+//!
+//! The repaired log is made whole and durable in a directory beside the damaged one, then the two change places in one
+//! atomic call, so that a crash at any instant leaves the one or the other. The damaged one stays, under a name of its own.
+//!
+//! The repaired log keeps log id, group, history and the batches' sequences, so that a position in Kafka goes on to mean
+//! what it meant, and nothing is delivered twice. It begins at the checkpoint. Where batches are lost, a new segment
+//! begins and says so in its header; readers pass over the missing sequences there. Event totals run on without the lost
+//! ones, so that the books balance.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::config::Durability;
+
+use super::{
+    Position, Seq, SpoolError,
+    checkpoint::Checkpoint,
+    prepare::{Spare, Trimmed},
+    storage::{FileSystem, Storage},
+    survey::Survey,
+    writer::Writer,
+};
+
+/// A commit of the repaired log holds no more bytes than this, unless one batch alone does.
+const COMMIT_BYTES: usize = 4 << 20;
+
+/// What a repair did.
+#[derive(Debug)]
+pub struct Repaired {
+    /// The sequences that are lost.
+    pub lost: Vec<Lost>,
+    /// Undelivered batches that were kept, and their events.
+    pub batches: u64,
+    pub events: u64,
+    /// Where the damaged log is now.
+    pub aside: PathBuf,
+}
+
+/// Batches that are lost.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub from: Seq,
+    /// The first one behind them.
+    pub to: Seq,
+    /// How many events they held, when a batch behind them tells.
+    pub events: Option<u64>,
+}
+
+/// Repairs the log in `dir`, whose spool must be locked; `None` when nothing is damaged. `aside` names the directory,
+/// beside `dir`, that will hold the damaged log.
+pub fn repair(
+    dir: &Path,
+    aside: &str,
+    segment_bytes: u64,
+    durability: Durability,
+) -> Result<Option<Repaired>, SpoolError> {
+    let Some(mut survey) = Survey::open(dir)? else {
+        return Ok(None);
+    };
+    while survey.next_batch()?.is_some() {}
+    if survey.damage().is_empty() {
+        return Ok(None);
+    }
+    let Some(mut survey) = Survey::open(dir)? else {
+        return Ok(None);
+    };
+    let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
+    let aside = beside(dir, aside);
+    let failed = |action| SpoolError::io(action, &work);
+    match fs::remove_dir_all(&work) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+        _ => fs::create_dir(&work).map_err(failed("create the directory"))?,
+    }
+    let mut rewriting = Rewriting::begin(&survey, &work, segment_bytes, durability)?;
+    while let Some(batch) = survey.next_batch()? {
+        rewriting.lose(batch.seq, Some(batch.events_before))?;
+        rewriting.keep(&batch.payload, batch.events)?;
+        rewriting.old = batch.end();
+    }
+    rewriting.lose(survey.end().seq, None)?;
+    let (lost, batches, events) = rewriting.finish()?;
+    let sync_parent = || File::open(&parent).and_then(|dir| dir.sync_all());
+    sync_parent().map_err(SpoolError::io("sync", &parent))?;
+    renameat_with(CWD, &work, CWD, dir, RenameFlags::EXCHANGE)
+        .map_err(|error| failed("put in its place")(error.into()))?;
+    fs::rename(&work, &aside).map_err(failed("set aside"))?;
+    sync_parent().map_err(SpoolError::io("sync", &parent))?;
+    Ok(Some(Repaired {
+        lost,
+        batches,
+        events,
+        aside,
+    }))
+}
+
+/// A directory beside the log's; with no suffix the one that holds both.
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
+    if suffix.is_empty() {
+        return match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+    }
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(suffix);
+    dir.with_file_name(name)
+}
+
+/// The repaired log while it is written.
+struct Rewriting {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    writer: Writer,
+    pending: usize,
+    lost: Vec<Lost>,
+    batches: u64,
+    events: u64,
+    /// Behind the last batch, as the damaged log counts.
+    old: Position,
+}
+
+impl Rewriting {
+    fn begin(
+        survey: &Survey,
+        dir: &Path,
+        segment_bytes: u64,
+        durability: Durability,
+    ) -> Result<Rewriting, SpoolError> {
+        let storage: Arc<dyn Storage> = Arc::new(FileSystem);
+        let recovered = survey.recovered();
+        let position = recovered.position;
+        Checkpoint::create(&*storage, dir, recovered.manifest.log_id.into_bytes(), position)?;
+        recovered.manifest.write(&*storage, dir)?;
+        let mut rewriting = Rewriting {
+            writer: Writer::in_place_of(Arc::clone(&storage), dir, durability, recovered),
+            storage,
+            dir: dir.to_path_buf(),
+            segment_bytes,
+            pending: 0,
+            lost: Vec::new(),
+            batches: 0,
+            events: 0,
+            old: position,
+        };
+        rewriting.roll(0)?;
+        Ok(rewriting)
+    }
+
+    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`.
+    fn lose(&mut self, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
+        if seq <= self.old.seq {
+            return Ok(());
+        }
+        self.lost.push(Lost {
+            from: self.old.seq,
+            to: seq,
+            events: events_before.map(|before| before.saturating_sub(self.old.events)),
+        });
+        self.commit()?;
+        self.writer.lose_to(seq);
+        self.roll(0)
+    }
+
+    fn keep(&mut self, payload: &[u8], events: u32) -> Result<(), SpoolError> {
+        if self.pending + payload.len() > COMMIT_BYTES || !self.writer.fits(payload.len()) {
+            self.commit()?;
+        }
+        if !self.writer.fits(payload.len()) {
+            self.roll(payload.len())?;
+        }
+        self.writer.add(payload, events);
+        self.pending += payload.len();
+        self.batches += 1;
+        self.events += u64::from(events);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), SpoolError> {
+        self.pending = 0;
+        self.writer.commit()
+    }
+
+    fn roll(&mut self, payload_len: usize) -> Result<(), SpoolError> {
+        let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
+        let none = Trimmed::new(0, len);
+        let spare = Spare::prepare(&*self.storage, &self.dir, &none, len)?;
+        let now = jiff::Timestamp::now().as_microsecond();
+        self.writer.roll(spare, now).map(|_| ())
+    }
+
+    fn finish(mut self) -> Result<(Vec<Lost>, u64, u64), SpoolError> {
+        self.commit()?;
+        self.writer.seal()?;
+        Ok((self.lost, self.batches, self.events))
+    }
+}
+
+#[cfg(test)]
+#[path = "repair_tests.rs"]
+mod tests;

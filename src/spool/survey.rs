@@ -1,0 +1,231 @@
+//! Looking at a log without changing anything: what an open would find, and every batch that can be read.
+//!
+//! It is the code of the open itself ([`super::recovery`]) and of the reader, over a disk that takes no writes. So its
+//! verdict is the one that the bridge would come to. It needs a log that nobody writes: hold the spool's lock, or look at
+//! a copy. [`segments`] alone may be asked at any time.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Damage, Manifest, Position, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
+    log::Tail,
+    reader::Reader,
+    recovery::{Recovered, read_header, recover},
+    segment::{self, Header},
+    storage::{Access, FileSystem, Storage, StorageFile},
+};
+
+/// A log, looked at.
+pub struct Survey {
+    dir: PathBuf,
+    recovered: Recovered,
+    tail: Arc<Tail>,
+    reader: Reader,
+    damage: Vec<Damage>,
+}
+
+impl Survey {
+    /// Looks at the log in `dir`; `None` when there is none.
+    pub fn open(dir: &Path) -> Result<Option<Survey>, SpoolError> {
+        let storage: Arc<dyn Storage> = Arc::new(ReadOnly);
+        if Manifest::read(&*storage, dir)?.is_none() && segments(dir)?.is_empty() {
+            return Ok(None);
+        }
+        let mut recovered = recover(&*storage, dir)?;
+        let end = Position {
+            seq: recovered.next_seq,
+            events: recovered.events,
+        };
+        let tail = Arc::new(Tail::at_rest(std::mem::take(&mut recovered.segments), end));
+        let log_id = recovered.manifest.log_id.into_bytes();
+        let mut reader = Reader::new(storage, dir.to_path_buf(), log_id, Arc::clone(&tail));
+        reader.seek(recovered.position.seq);
+        Ok(Some(Survey {
+            dir: dir.to_path_buf(),
+            damage: recovered.blocking.iter().cloned().collect(),
+            recovered,
+            tail,
+            reader,
+        }))
+    }
+
+    /// The log's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where delivery would go on, as far as the disk knows; Kafka may know of more.
+    pub fn position(&self) -> Position {
+        self.recovered.position
+    }
+
+    /// The log's end.
+    pub fn end(&self) -> Position {
+        self.tail.lock().end
+    }
+
+    /// The next batch that can be read, over damage if need be; `None` at the end.
+    pub fn next_batch(&mut self) -> Result<Option<StoredBatch>, SpoolError> {
+        loop {
+            match self.reader.next() {
+                Ok(batch) => return Ok(batch),
+                Err(ReadError::Spool(error)) => return Err(error),
+                Err(ReadError::Damaged(damage)) => {
+                    let behind = damage.to;
+                    self.damage.push(damage);
+                    match behind {
+                        Some(behind) if behind > self.reader.place() => self.reader.seek(behind),
+                        // Nothing behind it can be read.
+                        _ => return Ok(None),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What an open finds damaged; it does not read what lies in the middle.
+    pub fn found_at_open(&self) -> &[Damage] {
+        &self.recovered.damage
+    }
+
+    /// What is damaged, of what has been read so far.
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    pub(super) fn recovered(&self) -> &Recovered {
+        &self.recovered
+    }
+}
+
+/// A segment's file, by its name and header.
+pub struct SegmentFile {
+    pub id: SegmentId,
+    /// Length of the file.
+    pub bytes: u64,
+    /// `None` when it can't be read.
+    pub header: Option<SegmentHeader>,
+}
+
+/// What a segment says of itself.
+pub struct SegmentHeader {
+    pub first_seq: Seq,
+    /// Events in all batches before it.
+    pub events_before: u64,
+    /// Microseconds since the Unix epoch.
+    pub created_micros: i64,
+    /// Whether batches right before it are known to be lost.
+    pub after_loss: bool,
+}
+
+impl From<Header> for SegmentHeader {
+    fn from(header: Header) -> SegmentHeader {
+        SegmentHeader {
+            first_seq: header.first_seq,
+            events_before: header.events_before,
+            created_micros: header.created_micros,
+            after_loss: header.after_loss,
+        }
+    }
+}
+
+/// The segment files of the log in `dir`, the oldest first. Of a running bridge, what there is at the moment.
+pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
+    let storage = ReadOnly;
+    let names = match storage.list(dir) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(SpoolError::io("list", dir)(error)),
+    };
+    let mut ids: Vec<SegmentId> = names
+        .iter()
+        .filter_map(|name| segment::parse_file_name(name))
+        .collect();
+    ids.sort_unstable();
+    let log_id = Manifest::read(&storage, dir)?.map(|manifest| manifest.log_id.into_bytes());
+    let mut found = Vec::new();
+    for id in ids {
+        let path = dir.join(segment::file_name(id));
+        let bytes = match storage.open(&path, Access::Read).and_then(|file| file.size()) {
+            Ok(bytes) => bytes,
+            // Trimmed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(SpoolError::io("open", &path)(error)),
+        };
+        let header = match log_id {
+            Some(log_id) => match read_header(&storage, dir, &log_id, id) {
+                Ok(header) => header,
+                Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            },
+            None => None,
+        };
+        found.push(SegmentFile {
+            id,
+            bytes,
+            header: header.map(SegmentHeader::from),
+        });
+    }
+    Ok(found)
+}
+
+/// A file system that says yes to every change and makes none.
+struct ReadOnly;
+
+struct Unwritten(Option<Box<dyn StorageFile>>);
+
+impl Storage for ReadOnly {
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        FileSystem.list(dir)
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+        let file = match access {
+            Access::Read | Access::Write => Some(FileSystem.open(path, Access::Read)?),
+            Access::Create => None,
+        };
+        Ok(Box::new(Unwritten(file)))
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl StorageFile for Unwritten {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.as_ref().map_or(Ok(0), |file| file.read_at(buf, offset))
+    }
+
+    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.0.as_ref().map_or(Ok(0), |file| file.size())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
