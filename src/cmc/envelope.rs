@@ -200,19 +200,19 @@ impl<'a> Fields<'a> {
         }
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
-            Some(event) => event?,
+            Some(event) => event.map_err(Malformed::in_event)?,
         };
         let Some(stream) = rules.stream(event_type) else {
             return Ok((None, event));
         };
         if let Some(malformed) = event.malformed.take() {
-            return Err(malformed);
+            return Err(malformed.in_event());
         }
         let mut named = event
             .members
             .iter()
             .filter(|member| member.name.decode(text).as_deref() == Some(stream.name()));
-        match (named.next(), named.next()) {
+        let result = match (named.next(), named.next()) {
             (None, _) => fail(
                 Reason::MissingList,
                 None,
@@ -233,8 +233,9 @@ impl<'a> Fields<'a> {
                 Some(value.start),
                 "the member of event with the name in event_type is no list",
             ),
-            (Some(_), None) => Ok((Some(stream), event)),
-        }
+            (Some(_), None) => return Ok((Some(stream), event)),
+        };
+        result.map_err(Malformed::in_event)
     }
 }
 
