@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::Path,
     time::Duration,
 };
 
@@ -17,11 +16,14 @@ use crate::{
     bridge::{Bridge, Setup, Topics},
     cmc::{message, sample, webhook},
     http::{Client, FORM, JSON},
-    jars::work_dir,
     kafka::{self, new_dir},
-    process::{Process, watched},
     topics::{self, Reader, Record},
 };
+
+// The example, run in this process.
+#[path = "../../examples/consumers/delivery_state/main.rs"]
+#[allow(dead_code, reason = "its main")]
+mod delivery_state;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -313,33 +315,15 @@ fn post_bad_ones(client: &mut Client) {
     }
 }
 
-/// The example's program, built like the tests.
-fn delivery_state() -> PathBuf {
-    let target = work_dir().parent().unwrap();
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--example",
-            "delivery-state",
-            "--target-dir",
-        ])
-        .arg(target)
-        .current_dir(root())
-        .stdin(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(built.success());
-    target.join("debug/examples/delivery-state")
-}
-
-/// One run to the end of the topic; gives the table's rows.
-fn run_delivery_state(program: &Path, kafka: &str, topic: &str, db: &Path) -> Vec<[String; 4]> {
-    let args = ["--brokers", kafka, "--topic", topic, "--once", "--db"].map(Into::into);
-    let args = [&args[..], &[db.into()]].concat();
-    let status = Process::spawn(&mut watched(program, &args)).unwrap().wait(LIMIT);
-    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+/// One run of the example to the end of the topic; gives the table's rows.
+fn run_delivery_state(kafka: &str, topic: &str, db: &Path, counts: (u64, u64)) -> Vec<[String; 4]> {
+    let args = delivery_state::Args {
+        brokers: kafka.to_owned(),
+        topic: topic.to_owned(),
+        db: db.to_owned(),
+        once: true,
+    };
+    assert_eq!(delivery_state::run(&args).unwrap(), counts);
     let db = Connection::open(db).unwrap();
     let mut query = db
         .prepare("SELECT message_id, recipient, status, created FROM mail ORDER BY message_id, recipient")
@@ -350,7 +334,6 @@ fn run_delivery_state(program: &Path, kafka: &str, topic: &str, db: &Path) -> Ve
 
 #[test]
 fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
-    let program = delivery_state();
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let bridge = Setup::new(kafka).topics(&topics).start();
@@ -380,7 +363,7 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     );
     bridge.wait_drained(LIMIT);
     let db = new_dir("delivery-state").join("state.db");
-    let run = || run_delivery_state(&program, kafka, &topics.deliveries, &db);
+    let run = |counts| run_delivery_state(kafka, &topics.deliveries, &db, counts);
     let row = |id: &str, to: &str, status: &str, second: u32| {
         [
             format!("<{id}@test>"),
@@ -396,7 +379,7 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
         late.clone(),
         version_1.clone(),
     ];
-    assert_eq!(run(), first);
+    assert_eq!(run((7, 2)), first);
 
     // It goes on where it ended, without what it has: rows taken away by hand don't come back.
     Connection::open(&db)
@@ -409,9 +392,9 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     );
     bridge.wait_drained(LIMIT);
     let going = row("going", "a@test", "succeeded", 9);
-    assert_eq!(run(), [going.clone(), late.clone()]);
+    assert_eq!(run((2, 0)), [going.clone(), late.clone()]);
 
     // All from the beginning, into a new table.
-    let again = run_delivery_state(&program, kafka, &topics.deliveries, &db.with_extension("2"));
+    let again = run_delivery_state(kafka, &topics.deliveries, &db.with_extension("2"), (9, 2));
     assert_eq!(again, [going, late, version_1]);
 }

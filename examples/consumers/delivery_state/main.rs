@@ -26,18 +26,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BATCH: usize = 500;
 
 #[derive(Parser)]
-struct Args {
+pub struct Args {
     /// Kafka's bootstrap servers
     #[arg(long, default_value = "localhost:9092")]
-    brokers: String,
+    pub brokers: String,
     #[arg(long, default_value = "cmc.deliveries")]
-    topic: String,
+    pub topic: String,
     /// The SQLite file; made when it is not there
     #[arg(long, default_value = "delivery-state.db")]
-    db: PathBuf,
+    pub db: PathBuf,
     /// End when all that stands in the topic is read
     #[arg(long)]
-    once: bool,
+    pub once: bool,
 }
 
 /// How far along a status is. A later stage is never overwritten by an earlier one.
@@ -52,8 +52,14 @@ fn stage(status: &str) -> Option<u8> {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let mut db = open(&args)?;
+    let (applied, skipped) = run(&Args::parse())?;
+    println!("{applied} events read, {skipped} skipped");
+    Ok(())
+}
+
+/// Reads until all is read (`--once`), or for ever. Gives how many events it read and skipped.
+pub fn run(args: &Args) -> Result<(u64, u64)> {
+    let mut db = open(args)?;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &args.brokers)
         // Without it a consumer also sees events of aborted transactions, which are written again.
@@ -93,8 +99,7 @@ fn main() -> Result<()> {
         }
         tx.commit()?;
     }
-    println!("{applied} events read, {skipped} skipped");
-    Ok(())
+    Ok((applied, skipped))
 }
 
 fn open(args: &Args) -> Result<Connection> {

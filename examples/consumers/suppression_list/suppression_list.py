@@ -58,12 +58,15 @@ def apply(db, record):
         return "skipped"
     try:
         event = from_binary_event(KafkaMessage(headers=headers, key=record.key(), value=record.value()))
+        bounce = event.get_data()
+        if not isinstance(bounce, dict):
+            # The SDK gives what it can't parse as text.
+            raise ValueError("the value can't be read as JSON")
     except Exception as error:
         # The bridge passes on what the sender sent, such as a number too long for Python. One such event must not hold up
         # the others for ever.
         print(f"{record.topic()}/{record.partition()}/{record.offset()}: {error}", file=sys.stderr)
         return "unreadable"
-    bounce = event.get_data()
     code, address = bounce.get("status"), address_of(bounce)
     if not address:
         return "skipped"
