@@ -21,6 +21,7 @@ mod accounts;
 mod answers;
 mod at_least_once;
 mod commands;
+mod contract;
 mod crash;
 mod credentials;
 mod documents;
