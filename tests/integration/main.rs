@@ -25,6 +25,7 @@ mod crash;
 mod documents;
 mod harness;
 mod history;
+mod observability;
 mod outage;
 mod refusals;
 mod samples;
