@@ -51,6 +51,7 @@ fn links_between_documents_lead_somewhere() {
         "CHANGELOG.md",
         "docs/events.md",
         "examples/consumers/README.md",
+        "docs/operations.md",
         "docs/cmc-console.md",
         "docs/cmc-console.ja.md",
     ] {

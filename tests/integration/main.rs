@@ -29,6 +29,7 @@ mod explain;
 mod harness;
 mod history;
 mod html;
+mod observability;
 mod outage;
 mod refusals;
 mod samples;
