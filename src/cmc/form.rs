@@ -173,3 +173,53 @@ const HEX: [u8; 256] = {
     }
     values
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every byte, plain, as `+` or encoded, in runs of every length around a word's.
+    #[test]
+    fn decodes_runs_of_every_length() {
+        let all: Vec<u8> = (0..=255).collect();
+        for run in 0..40 {
+            for spelled in ["%25", "+", "%2b%2B", "%00+%fF"] {
+                let bytes: &[u8] = match spelled {
+                    "%25" => b"%",
+                    "+" => b" ",
+                    "%2b%2B" => b"++",
+                    _ => b"\0 \xFF",
+                };
+                for start in (0..all.len() - run).step_by(3) {
+                    let plain: Vec<u8> = all[start..start + run]
+                        .iter()
+                        .copied()
+                        .filter(|byte| !b"%+".contains(byte))
+                        .collect();
+                    let raw = [spelled.as_bytes(), &plain, spelled.as_bytes(), &plain].concat();
+                    let expected = [bytes, &plain, bytes, &plain].concat();
+                    assert_eq!(decode(&raw).unwrap(), expected);
+                    assert!(matches!(decode(&plain), Ok(Cow::Borrowed(same)) if same == plain));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_pair_behind_a_percent_sign_is_digits_or_broken() {
+        for high in 0..=255u8 {
+            for low in 0..=255u8 {
+                let digits = str::from_utf8(&[high, low])
+                    .ok()
+                    .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                    .and_then(|text| u8::from_str_radix(text, 16).ok());
+                let raw = [b'a', b'+', b'%', high, low, b'z'];
+                let expected = digits.map(|byte| vec![b'a', b' ', byte, b'z']).ok_or(2);
+                assert_eq!(decode(&raw).map(Cow::into_owned), expected);
+            }
+        }
+        for (raw, at) in [("%", 0), ("%4", 0), ("a%", 1), ("+++++++++%4", 9), ("%41%4", 3)] {
+            assert_eq!(decode(raw.as_bytes()), Err(at), "{raw}");
+        }
+    }
+}

@@ -22,6 +22,7 @@ mod answers;
 mod at_least_once;
 mod commands;
 mod crash;
+mod dead_letters;
 mod documents;
 mod harness;
 mod history;

@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{
-    oracle::{Event, Expected, Piece, expected},
+    oracle::{Event, Expected, Piece, expected, whole},
     samples::{BATCH, SAMPLES, sample},
     *,
 };
@@ -221,7 +221,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
 
 /// What became of a body.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     Malformed,
     Unknown,
     Whole,
@@ -229,10 +229,13 @@ enum Outcome {
 }
 
 /// Judges a body by the oracle.
-fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
+pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
     let (expected, api_key) = expected(body, encoding, rules);
     let opened = open(body, encoding, rules);
     assert_eq!(opened.api_key.as_deref(), api_key.as_deref());
+    if encoding == BodyEncoding::Json {
+        agrees_with_serde_json(body);
+    }
     let split = split(&opened, rules, &request(body));
     let mut letters = read_letters(&split);
     assert_eq!(
@@ -294,6 +297,27 @@ fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
     }
 }
 
+/// The oracle knows JSON as serde_json does, which refuses some of it when it makes values.
+fn agrees_with_serde_json(body: &[u8]) {
+    const REFUSED: [&str; 4] = [
+        "number out of range",
+        "recursion limit",
+        "lone leading",
+        "unexpected end of hex",
+    ];
+    let valid = std::str::from_utf8(body).is_ok_and(|text| whole(text).is_some());
+    match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(_) => assert!(valid),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(
+                !valid || REFUSED.iter().any(|text| error.starts_with(text)),
+                "{error}"
+            );
+        }
+    }
+}
+
 fn check_piece(letter: &Letter, piece: &Piece) {
     assert_eq!((letter.reason, letter.index), (piece.reason, piece.index));
     let member = piece.member.as_ref().map(|member| {
@@ -322,7 +346,7 @@ fn assert_bytes(letter: &Letter, sent: &[u8]) {
 }
 
 /// The dead letters of a body, read back from their records.
-pub(super) fn read_letters(split: &Split) -> Vec<Letter> {
+fn read_letters(split: &Split) -> Vec<Letter> {
     let mut letters = Letters::default();
     let mut whole = Vec::new();
     if let Some((batch, _)) = &split.dead_letters {
