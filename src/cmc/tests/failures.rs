@@ -481,39 +481,3 @@ fn a_long_name_is_masked_once_for_all_of_its_elements() {
         begun.elapsed()
     );
 }
-
-#[test]
-fn a_message_id_is_a_key_when_it_is_short_text() {
-    let exactly = "i".repeat(512);
-    let over = "i".repeat(513);
-    let multibyte = format!("{}é", "i".repeat(510));
-    for (id, key) in [
-        (r#""a b""#.to_owned(), Some("a b")),
-        (format!(r#""{exactly}""#), Some(&*exactly)),
-        (format!(r#""{}""#, r"\u0069".repeat(512)), Some(&*exactly)),
-        (format!(r#""{multibyte}""#), Some(&*multibyte)),
-        (format!(r#""{over}""#), None),
-        (format!(r#""{}""#, r"\u0069".repeat(513)), None),
-        (format!(r#""i{multibyte}""#), None),
-        (r#""a\u0000b\n""#.to_owned(), Some("a\0b\n")),
-        (r#""\ud83d\ude00""#.to_owned(), Some("😀")),
-        (r#""\ud83d""#.to_owned(), None),
-        (r#""a\ude00""#.to_owned(), None),
-        (r#""""#.to_owned(), None),
-        ("7".to_owned(), None),
-        ("null".to_owned(), None),
-        (r#"["a"]"#.to_owned(), None),
-        // Of repeated ones the last counts, whatever it is.
-        (r#""a","messageId":"b""#.to_owned(), Some("b")),
-        (r#""a","message\u0049d":7"#.to_owned(), None),
-        (r#"7,"messageId":"b""#.to_owned(), Some("b")),
-    ] {
-        let element = format!(r#"{{"messageId":{id},"n":1e400}}"#);
-        let body = deliveries(&element);
-        mutations::check(body.as_bytes(), BodyEncoding::Json, &rules());
-        let event = &events(&split_json(&body))[0];
-        assert_eq!(event.key.as_deref(), key, "{element}");
-        assert_eq!(event.header("ce_subject"), key);
-        assert!(event.value.ends_with(&element[1..]));
-    }
-}
