@@ -58,7 +58,8 @@ impl Envelope<'_> {
 
 /// A list or an object beside `event`.
 pub(super) struct Unexpected<'a> {
-    pub name: Cow<'a, str>,
+    /// `None` when it is no text (half a surrogate pair).
+    pub name: Option<Cow<'a, str>>,
     pub value: Cow<'a, str>,
 }
 
@@ -135,7 +136,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn add_unexpected(&mut self, name: Cow<'a, str>, value: Cow<'a, str>, offset: Option<usize>) {
+    pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
         if self.unexpected.len() < MAX_MEMBERS {
             self.unexpected.push(Unexpected { name, value });
         } else {
@@ -258,17 +259,17 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     while let Some(name) = cursor.member() {
         let at = cursor.at;
-        let name = name
-            .decode(text)
-            .unwrap_or(Cow::Borrowed(&text[name.span.clone()]));
-        match &*name {
-            "event_type" => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
-            "server_composition" => fields.set_server_composition(read_text(&mut cursor, text).0, Some(at)),
-            "api_key" => {
+        let name = name.decode(text);
+        match name.as_deref() {
+            Some("event_type") => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
+            Some("server_composition") => {
+                fields.set_server_composition(read_text(&mut cursor, text).0, Some(at))
+            }
+            Some("api_key") => {
                 let (key, span) = read_text(&mut cursor, text);
                 fields.set_api_key(key, span, Some(at));
             }
-            "event" => {
+            Some("event") => {
                 let event = read_event(&mut cursor, text, rules.max_events);
                 fields.set_event(event, Some(at));
             }

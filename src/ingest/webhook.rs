@@ -59,10 +59,13 @@ impl Webhook<'_> {
 
     /// What is to be stored, and the answer for when it is; or the answer at once. Ends the life of the body.
     fn understand(self, intake: &Intake) -> (Result<(Split, Answer), Answer>, OwnedSemaphorePermit) {
+        let content_type = self
+            .content_type
+            .map(|value| String::from_utf8_lossy(value.as_bytes()));
         let request = cmc::Request {
             received_at_micros: now_micros(),
             path: self.path,
-            content_type: self.content_type.and_then(|value| value.to_str().ok()),
+            content_type: content_type.as_deref(),
             body: &self.body,
         };
         let rules = intake.rules();

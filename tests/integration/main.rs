@@ -24,6 +24,7 @@ mod commands;
 mod contract;
 mod crash;
 mod credentials;
+mod dead_letters;
 mod documents;
 mod explain;
 mod harness;
