@@ -3,7 +3,7 @@
 // literal. There is no package with Strimzi's schemas, so what the chart may use of them is written down here.
 //
 //     node custom-resources.mjs DIRECTORY_WITH_NODE_MODULES FILE.json
-import { execFileSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -49,6 +49,11 @@ const SCHEMAS = {
   })),
 };
 
+function fail(message) {
+  console.error(message);
+  process.exit(1);
+}
+
 const require = createRequire(path.join(modules, "x.js"));
 const Ajv = require("ajv").default;
 const ajv = new Ajv({ allErrors: true, strict: false });
@@ -56,21 +61,27 @@ let literals = "";
 for (const [index, document] of documents.entries()) {
   const { kind, metadata: { name } } = document;
   if (SCHEMAS[kind]) {
-    if (!ajv.validate(SCHEMAS[kind], document)) throw new Error(`${kind} ${name}: ${ajv.errorsText()}`);
+    if (!ajv.validate(SCHEMAS[kind], document)) fail(`${kind} ${name}: ${ajv.errorsText()}`);
     continue;
   }
   const model = await import(pathToFileURL(path.join(modules, `${MODELS[kind]}.js`)));
-  new model[kind](document).validate();
+  try {
+    new model[kind](document).validate();
+  } catch (error) {
+    fail(`${kind} ${name}: ${error.message}`);
+  }
   literals += `import type { I${kind} as I${index} } from "${MODELS[kind]}";\n`;
   literals += `export const d${index}: I${index} = ${JSON.stringify(document, null, 1)};\n`;
 }
 const scratch = mkdtempSync(path.join(modules, ".check-"));
 try {
   writeFileSync(path.join(scratch, "literals.ts"), literals);
-  execFileSync(process.execPath, [path.join(modules, "typescript/bin/tsc"), "--noEmit", "--strict", "--skipLibCheck",
+  const { status } = spawnSync(process.execPath, [path.join(modules, "typescript/bin/tsc"), "--noEmit", "--strict", "--skipLibCheck",
     "--module", "nodenext", "--moduleResolution", "nodenext", "--target", "es2022", path.join(scratch, "literals.ts")],
     { stdio: "inherit" });
+  // The compiler has said what is wrong.
+  process.exitCode = status;
 } finally {
   rmSync(scratch, { recursive: true });
 }
-console.log(`${[...new Set(documents.map((document) => document.kind))].sort().join(", ")}: valid`);
+if (!process.exitCode) console.log(`${[...new Set(documents.map((document) => document.kind))].sort().join(", ")}: valid`);

@@ -360,6 +360,11 @@ def run(place, binary, tested, full, plain):
     }
     everything = Pod(full, "StatefulSet", "cmc-bridge", secrets, image, place / "full")
     everything.must_succeed(["check", *everything.container["args"][1:]])
+    # A build without `spool drain` has no use for the chart's Job.
+    if re.search(r"^  spool ", pod.must_succeed(["help"]), re.M):
+        job = next(d["metadata"]["name"] for d in full if d["kind"] == "Job")
+        drain = Pod(full, "Job", job, secrets, image, place / "full")
+        drain.must_succeed([*drain.container["args"], "--help"])
     print("the configurations of the full values and of deploy/kubernetes are accepted")
 
 
