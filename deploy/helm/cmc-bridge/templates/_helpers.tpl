@@ -59,7 +59,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* A time of the configuration in whole seconds, rounded up. */}}
 {{- define "cmc-bridge.seconds" -}}
-{{- $text := toString . }}
+{{- $text := ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
 {{- $number := regexFind "^[0-9]+" $text | int64 }}
 {{- $unit := regexReplaceAll "^[0-9]+\\s*" $text "" }}
 {{- if eq $unit "ms" }}{{ div (add $number 999) 1000 }}
@@ -72,7 +72,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* A size of the configuration or of a volume in bytes. */}}
 {{- define "cmc-bridge.bytes" -}}
-{{- $text := toString . }}
+{{- $text := ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
 {{- $units := dict "" 1 "k" 1000 "K" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
 {{- $unit := regexReplaceAll "^[0-9]+\\s*" $text "" | trimSuffix "B" }}
 {{- if not (hasKey $units $unit) }}{{ fail (printf "%q is no size: write whole bytes, or with Ki, Mi, Gi, Ti, k, M, G, T" $text) }}{{ end }}
