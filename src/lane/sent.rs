@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use crate::spool::{Position, Seq};
+use crate::{
+    clock,
+    spool::{Position, Seq},
+};
 
 /// A record that was sent.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,7 @@ impl Sent {
     /// Nothing yet; time runs.
     pub fn begin(first: usize) -> Sent {
         Sent {
-            begun: Instant::now(),
+            begun: clock::now(),
             first,
             end: Position::default(),
             events: 0,
