@@ -61,6 +61,7 @@ pub struct Process {
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
     /// Something has failed for good: it ends after so many more steps.
     pub ends_in: Cell<Option<u64>>,
+    pub gone: Cell<bool>,
 }
 
 pub struct Pipe {
@@ -120,6 +121,7 @@ impl Process {
             pipes,
             webhooks: RefCell::default(),
             ends_in: Cell::new(None),
+            gone: Cell::new(false),
         })
     }
 

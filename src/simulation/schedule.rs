@@ -151,15 +151,17 @@ fn stop(world: &World, site: usize) {
             log.close();
         }
         for _ in 0..2 {
-            world.step_of(site, pipe, Part::Writer);
+            world.step_of(site, &process, pipe, Part::Writer);
         }
         for _ in 0..world.below(10) {
-            if world.step_of(site, pipe, Part::Lane) != Some(Turn::Progress) {
+            if world.step_of(site, &process, pipe, Part::Lane) != Some(Turn::Progress) {
                 break;
             }
         }
         let lane = pipe.lane.take();
-        if let Some(mut lane) = lane {
+        if let Some(mut lane) = lane
+            && !process.gone.get()
+        {
             world.run(site, || lane.finish());
         }
     }
@@ -215,9 +217,12 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
     }
 }
 
-/// What a snapshot of the volume holds: what a power cut now would leave.
+/// What a snapshot of the volume holds: what a power cut now would leave. With the page cache's durability, all of it.
 fn snapshot(world: &World, site: usize) -> SimDisk {
     let copy = world.site(site).disk.borrow().fork();
+    if world.plan.durability == Durability::PageCache {
+        copy.settle();
+    }
     copy.crash(world.random.borrow_mut().next());
     copy.set_capacity(None);
     copy
@@ -236,7 +241,7 @@ fn expire(world: &World, site: usize) {
     world.alone.set(true);
     for _ in 0..6 {
         // At rest the checkpoint is as new as the position.
-        if world.step_of(site, pipe, Part::Lane) == Some(Turn::Idle) {
+        if world.step_of(site, &process, pipe, Part::Lane) == Some(Turn::Idle) {
             if let Some(group) = World::group(&world.site(site).disk.borrow(), pipe.stream) {
                 world.note(format_args!("the offsets of {} expire", pipe.stream));
                 world.count("expired");
@@ -355,9 +360,6 @@ fn come_to_rest(world: &World) {
         let here = world.site(site);
         here.disk.borrow().set_capacity(None);
         here.disk.borrow().heal();
-        while world.process(site).is_some_and(|process| process.ends_in.get().is_some()) {
-            world.step(site, Part::Lane);
-        }
         here.full.set(false);
         if world.process(site).is_none() {
             world.start(site);
@@ -385,12 +387,18 @@ fn round(world: &World, site: usize) -> bool {
     let Some(process) = world.process(site) else {
         violated!("liveness", "the process ended without a fault");
     };
+    // It met a fault from before only now.
+    if process.ends_in.get().is_some() {
+        world.bury(site);
+        world.start(site);
+        return true;
+    }
+    let before = world.moves.get();
     let mut moved = false;
     for pipe in &process.pipes {
-        world.step_of(site, pipe, Part::Writer);
-        world.step_of(site, pipe, Part::Preparer);
-        match world.step_of(site, pipe, Part::Lane) {
-            Some(Turn::Progress) => moved = true,
+        world.step_of(site, &process, pipe, Part::Writer);
+        world.step_of(site, &process, pipe, Part::Preparer);
+        match world.step_of(site, &process, pipe, Part::Lane) {
             Some(Turn::Blocked(wait)) => {
                 world.pass(wait);
                 let damaged = pipe.lane.borrow().as_ref().and_then(|lane| lane.blocked());
@@ -400,12 +408,12 @@ fn round(world: &World, site: usize) -> bool {
                     moved = true;
                 }
             }
-            Some(Turn::Idle) => {}
-            None => violated!("liveness", "a lane ended without a fault"),
+            Some(Turn::Progress | Turn::Idle) => {}
+            None => {}
         }
         moved |= pipe.log.borrow().as_ref().is_none_or(|log| !log.is_empty());
     }
-    moved || process.is_busy()
+    moved || process.is_busy() || world.moves.get() > before
 }
 
 fn look_at_rest(world: &World, site: usize) {

@@ -75,6 +75,8 @@ pub struct World {
     /// Nothing runs in between.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
+    /// Counts answers, and turns of lanes that did something.
+    pub moves: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
     /// How often what happened.
     pub counts: RefCell<BTreeMap<&'static str, u64>>,
@@ -116,6 +118,7 @@ impl World {
             calm: Cell::new(false),
             alone: Cell::new(false),
             webhooks: Cell::new(0),
+            moves: Cell::new(0),
             trace: traced.then(RefCell::default),
             counts: RefCell::default(),
             random: RefCell::new(random),
@@ -254,7 +257,9 @@ impl World {
     /// The process is gone; what is left is what the disk kept.
     pub fn bury(&self, site: usize) {
         let here = self.site(site);
-        here.process.take();
+        if let Some(process) = here.process.take() {
+            process.gone.set(true);
+        }
         let disk = here.disk.borrow();
         if self.plan.durability == Durability::PageCache || self.one_in(2) {
             self.note(format_args!("process {site} is gone"));
@@ -308,11 +313,15 @@ impl World {
             None => {}
         }
         let pipe = &process.pipes[self.below(process.pipes.len() as u64) as usize];
-        self.step_of(site, pipe, part);
+        self.step_of(site, &process, pipe, part);
     }
 
-    pub fn step_of(&self, site: usize, pipe: &Pipe, part: Part) -> Option<Turn> {
+    /// A step of this pipe's part; what came of a lane's turn.
+    pub fn step_of(&self, site: usize, process: &Process, pipe: &Pipe, part: Part) -> Option<Turn> {
         let mut turn = None;
+        if process.gone.get() {
+            return turn;
+        }
         match part {
             // The writer waits for the preparer, which is under way.
             Part::Writer if pipe.preparing.get() => {}
@@ -345,6 +354,9 @@ impl World {
                     self.run(site, || {
                         let result = lane.turn()?;
                         self.note(format_args!("  {result:?}"));
+                        if result == Turn::Progress {
+                            self.moves.set(self.moves.get() + 1);
+                        }
                         if lane.blocked() == Some(BlockReason::Damage)
                             && !self.site(site).rotten.borrow().contains(&pipe.stream)
                         {
@@ -374,6 +386,7 @@ impl World {
             };
             for (number, outcome) in process.answers() {
                 self.note(format_args!("webhook {number}: {outcome:?}"));
+                self.moves.set(self.moves.get() + 1);
                 if matches!(outcome, Outcome::Accepted | Outcome::Malformed) {
                     self.count("acknowledged");
                     self.oracle.borrow_mut().acknowledged(number);

@@ -174,6 +174,18 @@ impl SimDisk {
         disk.files = files;
     }
 
+    /// All that was written reaches the disk.
+    pub fn settle(&self) {
+        let mut disk = self.lock();
+        disk.entries.clear();
+        disk.durable = disk.live.clone();
+        disk.durable_dirs = disk.dirs.clone();
+        for file in disk.files.values_mut() {
+            file.pending.clear();
+            file.durable = file.live.clone();
+        }
+    }
+
     /// After this many more changing calls every call fails, as if the process had died there.
     pub fn halt_in(&self, calls: u64) {
         self.lock().halt_in = Some(calls);
