@@ -238,7 +238,12 @@ impl Cluster {
         let late: Vec<Uuid> = inner
             .groups
             .iter()
-            .filter(|(_, group)| group.open.as_ref().is_some_and(|open| clock::since(open.begun) >= limit))
+            .filter(|(_, group)| {
+                group
+                    .open
+                    .as_ref()
+                    .is_some_and(|open| clock::since(open.begun) >= limit)
+            })
             .map(|(id, _)| *id)
             .collect();
         for group in late {

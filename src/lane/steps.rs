@@ -333,7 +333,8 @@ impl<C: Connect> Lane<C> {
     }
 
     fn ended(&self, outcome: TransactionOutcome, begun: Instant) {
-        self.metrics.transaction(outcome, clock::since(begun).as_secs_f64());
+        self.metrics
+            .transaction(outcome, clock::since(begun).as_secs_f64());
     }
 
     /// Books a committed transaction. The position is behind it.

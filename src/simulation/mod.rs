@@ -122,7 +122,10 @@ fn schedules() {
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{schedules} schedules in {seconds:.1} s, {:.0} a second", schedules as f64 / seconds);
+    println!(
+        "{schedules} schedules in {seconds:.1} s, {:.0} a second",
+        schedules as f64 / seconds
+    );
     for (what, n) in counts {
         println!("{n:>12} {what}");
     }

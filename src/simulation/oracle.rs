@@ -148,7 +148,11 @@ impl Oracle {
         }
         event.seen += 1;
         if event.seen > event.allowed {
-            violated!("once", "event {index} of webhook {webhook} in {stream} is there {} times", event.seen);
+            violated!(
+                "once",
+                "event {index} of webhook {webhook} in {stream} is there {} times",
+                event.seen
+            );
         }
         if event.seen > 1 {
             return;
@@ -156,7 +160,10 @@ impl Oracle {
         event.seen_at = tick;
         let next = batch.next.entry(topic).or_default();
         if event.index < *next {
-            violated!("order", "event {index} of webhook {webhook} in {stream} comes late");
+            violated!(
+                "order",
+                "event {index} of webhook {webhook} in {stream} comes late"
+            );
         }
         *next = event.index + 1;
         batch.seen += 1;
@@ -166,7 +173,10 @@ impl Oracle {
         };
         for holder in &batch.holders {
             let newest = self.newest.entry((*holder, stream, topic)).or_default();
-            if batch.acknowledged.is_some_and(|acknowledged| acknowledged < *newest) {
+            if batch
+                .acknowledged
+                .is_some_and(|acknowledged| acknowledged < *newest)
+            {
                 violated!("order", "webhook {webhook} in {stream} comes behind a later one");
             }
             *newest = batch.posted.max(*newest);
@@ -179,7 +189,10 @@ impl Oracle {
         for batch in &self.batches {
             let Batch { webhook, stream, .. } = batch;
             if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
-                violated!("lost", "webhook {webhook} in {stream} was acknowledged and is not there");
+                violated!(
+                    "lost",
+                    "webhook {webhook} in {stream} was acknowledged and is not there"
+                );
             }
         }
         for webhook in &self.webhooks {
@@ -187,7 +200,11 @@ impl Oracle {
                 continue;
             };
             if events.seen > 0 && letters.seen == 0 && !letters.optional && !events.torn {
-                violated!("letters first", "webhook {} is there without its dead letters", events.webhook);
+                violated!(
+                    "letters first",
+                    "webhook {} is there without its dead letters",
+                    events.webhook
+                );
             }
         }
     }

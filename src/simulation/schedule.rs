@@ -10,10 +10,7 @@ use super::{
 use crate::{
     admin::metrics::BlockReason,
     config::Durability,
-    lane::{
-        sim::Fault,
-        steps::Turn,
-    },
+    lane::{sim::Fault, steps::Turn},
     spool::sim::{Op, SimDisk},
     stream::Stream,
 };
@@ -75,38 +72,39 @@ fn step(world: &World, copies: &mut Vec<Copy>) {
         return;
     }
     match world.below(100) {
-        0..28 => world.post(site),
-        28..48 => world.step(site, Part::Writer),
-        48..55 => world.step(site, Part::Preparer),
-        55..80 => world.step(site, Part::Lane),
-        80..83 => {
+        0..27 => world.post(site),
+        27..45 => world.step(site, Part::Writer),
+        45..51 => world.step(site, Part::Preparer),
+        51..75 => world.step(site, Part::Lane),
+        75..78 => {
             let times = [1, 500, 1100, 12_000, 20_000, 4_000_000];
             world.pass(Duration::from_millis(world.pick(&times)));
         }
-        83..87 => {
+        78..82 => {
             let fault = world.pick(&BROKER_FAULTS);
             world.note(format_args!("broker: {fault:?}"));
             world.count("broker faults");
             world.cluster.fault(fault);
         }
-        87..89 if world.plan.disk_faults => disk_fault(world, site),
-        87..89 => {}
-        89..94 => {
+        82..85 if world.plan.disk_faults => disk_fault(world, site),
+        82..85 => {}
+        85..89 => {
             let calls = world.below(50);
             world.note(format_args!("death in {calls} calls"));
             world.dies_in.set(Some(calls));
         }
-        94 => world.bury(site),
-        95 => stop(world, site),
-        96 => {
+        89 => world.bury(site),
+        90 => stop(world, site),
+        91 => {
             world.note(format_args!("late requests arrive"));
             world.cluster.arrive();
         }
-        97 => topic_away(world),
+        92 => topic_away(world),
+        93 => come_to_rest(world),
         _ if world.plan.copies => copy(world, site, copies),
         _ if world.plan.expiry => expire(world, site),
         _ if world.plan.rot => rot(world, site),
-        _ => come_to_rest(world),
+        _ => {}
     }
 }
 
@@ -124,7 +122,9 @@ fn disk_fault(world: &World, site: usize) {
         let op = world.pick(&DISK_OPS);
         let name = world.pick(&["", "", ".segment", "checkpoint", "spare"]);
         let skip = world.below(6);
-        world.note(format_args!("disk of {site}: {op:?} of {name:?} fails after {skip}"));
+        world.note(format_args!(
+            "disk of {site}: {op:?} of {name:?} fails after {skip}"
+        ));
         disk.fail(op, name, skip);
     }
 }
@@ -135,7 +135,10 @@ fn topic_away(world: &World) {
     let mut inner = world.cluster.lock();
     if let Some(topic) = inner.topics.get_mut(world.plan.topic(stream)) {
         topic.forbidden = !topic.forbidden;
-        world.note(format_args!("topic of {stream}: forbidden is {}", topic.forbidden));
+        world.note(format_args!(
+            "topic of {stream}: forbidden is {}",
+            topic.forbidden
+        ));
     }
 }
 
@@ -177,7 +180,9 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
     let older = copies.iter().position(|copy| copy.site == site);
     match (older, world.below(4)) {
         (Some(older), 0 | 1) => {
-            let Copy { disk, time, groups, .. } = &copies[older];
+            let Copy {
+                disk, time, groups, ..
+            } = &copies[older];
             if world.process(site).is_some() {
                 world.bury(site);
             }
@@ -210,7 +215,10 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             copies.push(Copy {
                 site,
                 time: world.oracle.borrow_mut().now(),
-                groups: streams.iter().map(|stream| World::group(&disk, *stream)).collect(),
+                groups: streams
+                    .iter()
+                    .map(|stream| World::group(&disk, *stream))
+                    .collect(),
                 disk,
             });
         }
@@ -279,32 +287,38 @@ fn make_topic(world: &World, topic: &'static str) {
     world.cluster.lock().topics.insert(topic.to_owned(), settings);
 }
 
-/// After a power cut a bit is another one: in a record that has a later commit behind it, or in a segment's header.
+/// After a power cut a bit is another one: in a batch that has a later commit behind it, or in a segment's header. When
+/// the log was at rest before, that is any batch.
 fn rot(world: &World, site: usize) {
     if world.plan.durability == Durability::PageCache {
         return;
     }
+    let stream = world.pick(world.plan.streams());
+    let rested = rest(world, site, stream);
     if world.process(site).is_some() {
         world.bury(site);
     }
     let here = world.site(site);
     let disk = here.disk.borrow();
     disk.crash(world.random.borrow_mut().next());
-    let stream = world.pick(world.plan.streams());
     let dir = Plan::dir(stream);
     let mut segments: Vec<_> = disk.paths();
     segments.retain(|path| path.starts_with(&dir) && path.extension().is_some_and(|e| e == "segment"));
-    let Some(path) = (!segments.is_empty()).then(|| segments[world.below(segments.len() as u64) as usize].clone())
+    let Some(path) =
+        (!segments.is_empty()).then(|| segments[world.below(segments.len() as u64) as usize].clone())
     else {
         return;
     };
     let bytes = disk.read(&path);
     let records = records(&bytes);
-    let last_commit = match segments.last() == Some(&path) {
+    let last_commit = match segments.last() == Some(&path) && !rested {
         true => records.last().map_or(0, |record| record.commit),
         false => u64::MAX,
     };
-    let may: Vec<_> = records.iter().filter(|record| record.commit < last_commit).collect();
+    let may: Vec<_> = records
+        .iter()
+        .filter(|record| record.commit < last_commit && !record.seal)
+        .collect();
     let at = match (may.is_empty(), world.one_in(4)) {
         (false, false) => {
             let record = may[world.below(may.len() as u64) as usize];
@@ -318,10 +332,31 @@ fn rot(world: &World, site: usize) {
     here.rotten.borrow_mut().push(stream);
 }
 
+/// Lets a stream's log come to rest; whether it did.
+fn rest(world: &World, site: usize, stream: Stream) -> bool {
+    let Some(process) = world.process(site) else {
+        return false;
+    };
+    let Some(pipe) = process.pipes.iter().find(|pipe| pipe.stream == stream) else {
+        return false;
+    };
+    world.dies_in.set(None);
+    world.alone.set(true);
+    let mut rested = false;
+    for _ in 0..3 {
+        rested = pipe.log.borrow().as_ref().is_some_and(|log| log.is_empty());
+        world.step_of(site, &process, pipe, Part::Writer);
+    }
+    world.alone.set(false);
+    // On a full disk there may be no segment for the seal: the last commit before a crash then stays the last one.
+    rested && pipe.log.borrow().is_some() && !world.site(site).full.get()
+}
+
 struct Found {
     at: usize,
     len: usize,
     commit: u64,
+    seal: bool,
 }
 
 /// The records of a segment that is in order.
@@ -332,7 +367,12 @@ fn records(bytes: &[u8]) -> Vec<Found> {
         let payload = u32::from_le_bytes(header[12..16].try_into().unwrap()) as usize;
         let commit = u64::from_le_bytes(header[24..32].try_into().unwrap());
         let len = 48 + payload;
-        found.push(Found { at, len, commit });
+        found.push(Found {
+            at,
+            len,
+            commit,
+            seal: header.starts_with(b"CMCs"),
+        });
         at += len.next_multiple_of(16);
     }
     found
@@ -347,7 +387,10 @@ fn come_to_rest(world: &World) {
     {
         let mut inner = world.cluster.lock();
         inner.faults.clear();
-        inner.topics.values_mut().for_each(|topic| topic.forbidden = false);
+        inner
+            .topics
+            .values_mut()
+            .for_each(|topic| topic.forbidden = false);
     }
     for stream in world.plan.event_streams() {
         let topic = world.plan.topic(*stream);
@@ -427,4 +470,3 @@ fn look_at_rest(world: &World, site: usize) {
         }
     }
 }
-

@@ -49,7 +49,11 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
         let padding = if large { "x".repeat(1500) } else { String::new() };
         let members = format!("{key}\"n\":\"{id}{padding}\"");
         let refused = plan.compacted && keyless || plan.limit.is_some() && large;
-        let topic = if refused { plan.topic(Stream::DeadLetters) } else { topic };
+        let topic = if refused {
+            plan.topic(Stream::DeadLetters)
+        } else {
+            topic
+        };
         let value = format!(
             "{{\"event_type\":\"{}\",\"server_composition\":\"pro\",{members}}}",
             stream.name()
@@ -68,7 +72,10 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
     let batches = [(Stream::DeadLetters, letters), (stream, events)];
     Made {
         body: body.into(),
-        batches: batches.into_iter().filter(|(_, records)| !records.is_empty()).collect(),
+        batches: batches
+            .into_iter()
+            .filter(|(_, records)| !records.is_empty())
+            .collect(),
     }
 }
 

@@ -179,7 +179,10 @@ impl World {
     }
 
     pub fn trace(&self) -> Vec<String> {
-        self.trace.as_ref().map(|trace| trace.borrow().clone()).unwrap_or_default()
+        self.trace
+            .as_ref()
+            .map(|trace| trace.borrow().clone())
+            .unwrap_or_default()
     }
 
     /// A process makes a call.
@@ -405,7 +408,10 @@ impl World {
         self.webhooks.set(self.webhooks.get() + 1);
         let made = webhook::make(&mut self.random.borrow_mut(), &self.plan, self.webhooks.get());
         let body = made.body.clone();
-        let batches = made.batches.iter().map(|(stream, records)| (*stream, records.len()));
+        let batches = made
+            .batches
+            .iter()
+            .map(|(stream, records)| (*stream, records.len()));
         let batches: Vec<_> = batches.collect();
         let number = self.oracle.borrow_mut().posted(site, made.batches);
         self.note(format_args!("webhook {number} to {site}: {batches:?}"));
