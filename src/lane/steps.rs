@@ -13,8 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
-    batch,
-    clock,
+    batch, clock,
     config::Delivery,
     spool::{Backlog, Seq, SpoolError},
     stream::Stream,

@@ -216,12 +216,12 @@ impl Oracle {
             if !batch.holders.contains(&holder) {
                 continue;
             }
+            // What was not acknowledged by then may be in the copy or not.
             if batch.acknowledged.is_none_or(|at| at > time) {
-                batch.optional = true;
-            }
-            if batch.posted > time {
                 batch.holders.retain(|h| *h != holder);
-            } else if renewed.contains(&batch.stream) {
+                batch.optional |= batch.holders.is_empty();
+            }
+            if batch.posted <= time && renewed.contains(&batch.stream) {
                 for event in &mut self.events[batch.events.clone()] {
                     if event.seen == 0 || event.seen_at > time {
                         event.allowed += 1;
