@@ -3,13 +3,14 @@
 //! A *batch* is what one webhook puts into one log, an *event* one of its records. At any point: an event is there once,
 //! in its topic, as it was sent; of two batches of a log the one acknowledged before the other was posted comes first; while no
 //! transaction is open, a batch is there whole or not at all. When all has come to rest: what was acknowledged is there.
-//! The stated limits (README, "What is guaranteed") are the exceptions, and each is made here by a function of its own:
-//! [`Oracle::restored`], [`Oracle::copied`], [`Oracle::topic_deleted`], [`Oracle::damaged`].
+//! At-least-once delivery may double, and shows parts. The stated limits (README, "What is guaranteed") are the only
+//! exceptions, and each is made here by a function of its own: [`Oracle::restored`], [`Oracle::copied`],
+//! [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::webhook::Expected;
-use crate::{lane::sim::Cluster, stream::Stream};
+use crate::{config::Delivery, lane::sim::Cluster, stream::Stream};
 
 /// Ends the run: a guarantee is broken.
 macro_rules! violated {
@@ -38,7 +39,7 @@ struct Batch {
     acknowledged: Option<u64>,
     /// It need not be there.
     optional: bool,
-    /// Neither must it be whole: a part of it is gone with its topic.
+    /// It need not be whole: a part of it is gone with its topic, or there are no transactions.
     torn: bool,
     events: std::ops::Range<usize>,
     seen: usize,
@@ -46,8 +47,8 @@ struct Batch {
     next: BTreeMap<&'static str, usize>,
 }
 
-#[derive(Default)]
 pub struct Oracle {
+    delivery: Delivery,
     tick: u64,
     events: Vec<Event>,
     batches: Vec<Batch>,
@@ -63,10 +64,17 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(topics: impl IntoIterator<Item = &'static str>) -> Oracle {
+    pub fn new(topics: impl IntoIterator<Item = &'static str>, delivery: Delivery) -> Oracle {
         Oracle {
+            delivery,
+            tick: 0,
+            events: Vec::new(),
+            batches: Vec::new(),
+            webhooks: Vec::new(),
+            by_value: HashMap::new(),
             read: topics.into_iter().map(|topic| (topic, 0)).collect(),
-            ..Oracle::default()
+            newest: BTreeMap::new(),
+            partial: BTreeSet::new(),
         }
     }
 
@@ -92,7 +100,10 @@ impl Oracle {
                     index,
                     topic: record.topic,
                     seen: 0,
-                    allowed: 1,
+                    allowed: match self.delivery {
+                        Delivery::ExactlyOnce => 1,
+                        Delivery::AtLeastOnce => u32::MAX / 2,
+                    },
                     seen_at: 0,
                 });
             }
@@ -103,7 +114,8 @@ impl Oracle {
                 posted,
                 acknowledged: None,
                 optional: false,
-                torn: false,
+                // Without transactions a batch is seen record by record.
+                torn: self.delivery == Delivery::AtLeastOnce,
                 events: begin..self.events.len(),
                 seen: 0,
                 next: BTreeMap::new(),

@@ -34,6 +34,7 @@ pub struct Plan {
     segment_bytes: u64,
     max_bytes: u64,
     pub durability: Durability,
+    pub delivery: Delivery,
     transaction_events: usize,
     checkpoint_every: Duration,
     /// The directory is restored from older copies, and copies of it live beside it.
@@ -68,6 +69,10 @@ impl Plan {
             durability: match random.one_in(12) {
                 true => Durability::PageCache,
                 false => Durability::Fsync,
+            },
+            delivery: match random.one_in(10) {
+                true => Delivery::AtLeastOnce,
+                false => Delivery::ExactlyOnce,
             },
             transaction_events: 1 + random.below(12) as usize,
             checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
@@ -124,7 +129,7 @@ impl Plan {
     pub fn lane(&self, stream: Stream) -> LaneOptions {
         LaneOptions {
             stream,
-            delivery: Delivery::ExactlyOnce,
+            delivery: self.delivery,
             topic: self.topic(stream).into(),
             dead_letter_topic: LETTERS.into(),
             max_record_bytes: 100_000,

@@ -198,6 +198,13 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             world.count("restored");
             here.disk.replace(Rc::new(disk.fork()));
             world.oracle.borrow_mut().restored(site, *time, &renewed);
+            // It meets a position of another life now: an eventful moment.
+            drop(here);
+            world.start(site);
+            world.dies_in.set(world.one_in(2).then(|| world.below(40)));
+            for _ in 0..4 {
+                world.step(site, Part::Lane);
+            }
         }
         (Some(older), 2) if world.sites.borrow().len() == 1 => {
             // The newest state: an old one that lives beside it is a restored one and a copy at once.
@@ -294,6 +301,10 @@ fn rot(world: &World, site: usize) {
         return;
     }
     let stream = world.pick(world.plan.streams());
+    // One damage to a log: two at once are told of, but what is left between them is not foretold here.
+    if world.site(site).rotten.borrow().contains(&stream) {
+        return;
+    }
     let rested = rest(world, site, stream);
     if world.process(site).is_some() {
         world.bury(site);

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin::metrics::{BlockReason, Outcome},
     clock,
-    config::Durability,
+    config::{Delivery, Durability},
     lane::{sim::Cluster, steps::Turn},
     spool::{
         Manifest, SpoolError,
@@ -103,16 +103,18 @@ impl World {
             let mut inner = cluster.lock();
             inner.seed = random.next();
             inner.queue = plan.queue;
+            inner.plain = plan.delivery == Delivery::AtLeastOnce;
             for (name, topic) in &mut inner.topics {
                 *topic = plan.topic_settings(name);
             }
         }
+        let topics = [DELIVERIES, BOUNCES, LETTERS];
         let world = Rc::new(World {
+            oracle: RefCell::new(Oracle::new(topics, plan.delivery)),
             plan,
             shared,
             cluster,
             sites: RefCell::default(),
-            oracle: RefCell::new(Oracle::new([DELIVERIES, BOUNCES, LETTERS])),
             stack: RefCell::default(),
             dies_in: Cell::new(None),
             calm: Cell::new(false),
