@@ -7,8 +7,9 @@
 //! may die there ([`world`]). What happens between the steps is in [`schedule`], what must be true in [`oracle`], what a
 //! run is like in [`plan`].
 //!
-//! Not covered: HTTP, librdkafka (`lane/kafka.rs`), the threads' waits and wake-ups, and interleavings in which two steps
-//! overlap without one lying inside a call of the other.
+//! Not covered: HTTP, librdkafka (`lane/kafka.rs`), the threads' waits and wake-ups, a webhook that gives up waiting for the
+//! disk, two steps that overlap without one lying inside a call of the other, a writer that writes while its preparer is at
+//! it, and more than one damage to a log.
 //!
 //! `CMC_BRIDGE_TEST_SEED=<seed>` runs one seed and prints its trace; `CMC_BRIDGE_TEST_SCHEDULES=<n>` sets how many run,
 //! `CMC_BRIDGE_TEST_FIRST=<seed>` from which on, `CMC_BRIDGE_TEST_THREADS=<n>` on how many threads.
@@ -17,6 +18,7 @@ mod oracle;
 mod plan;
 mod process;
 mod random;
+mod rot;
 mod schedule;
 mod webhook;
 mod world;

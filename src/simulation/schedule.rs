@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use super::{
     oracle::violated,
-    plan::Plan,
+    rot::rot,
     world::{Part, World},
 };
 use crate::{
@@ -294,101 +294,6 @@ fn make_topic(world: &World, topic: &'static str) {
     world.cluster.lock().topics.insert(topic.to_owned(), settings);
 }
 
-/// After a power cut a bit is another one: in a batch that has a later commit behind it, or in a segment's header. When
-/// the log was at rest before, that is any batch.
-fn rot(world: &World, site: usize) {
-    if world.plan.durability == Durability::PageCache {
-        return;
-    }
-    let stream = world.pick(world.plan.streams());
-    // One damage to a log: two at once are told of, but what is left between them is not foretold here.
-    if world.site(site).rotten.borrow().contains(&stream) {
-        return;
-    }
-    let rested = rest(world, site, stream);
-    if world.process(site).is_some() {
-        world.bury(site);
-    }
-    let here = world.site(site);
-    let disk = here.disk.borrow();
-    disk.crash(world.random.borrow_mut().next());
-    let dir = Plan::dir(stream);
-    let mut segments: Vec<_> = disk.paths();
-    segments.retain(|path| path.starts_with(&dir) && path.extension().is_some_and(|e| e == "segment"));
-    let Some(path) =
-        (!segments.is_empty()).then(|| segments[world.below(segments.len() as u64) as usize].clone())
-    else {
-        return;
-    };
-    let bytes = disk.read(&path);
-    let records = records(&bytes);
-    let last_commit = match segments.last() == Some(&path) && !rested {
-        true => records.last().map_or(0, |record| record.commit),
-        false => u64::MAX,
-    };
-    let may: Vec<_> = records
-        .iter()
-        .filter(|record| record.commit < last_commit && !record.seal)
-        .collect();
-    let at = match (may.is_empty(), world.one_in(4)) {
-        (false, false) => {
-            let record = may[world.below(may.len() as u64) as usize];
-            record.at + world.below(record.len as u64) as usize
-        }
-        _ => world.below(4096) as usize,
-    };
-    world.note(format_args!("a bit rots at {at} of {}", path.display()));
-    world.count("rotten");
-    disk.rot(&path, at as u64);
-    here.rotten.borrow_mut().push(stream);
-}
-
-/// Lets a stream's log come to rest; whether it did.
-fn rest(world: &World, site: usize, stream: Stream) -> bool {
-    let Some(process) = world.process(site) else {
-        return false;
-    };
-    let Some(pipe) = process.pipes.iter().find(|pipe| pipe.stream == stream) else {
-        return false;
-    };
-    world.dies_in.set(None);
-    world.alone.set(true);
-    let mut rested = false;
-    for _ in 0..3 {
-        rested = pipe.log.borrow().as_ref().is_some_and(|log| log.is_empty());
-        world.step_of(site, &process, pipe, Part::Writer);
-    }
-    world.alone.set(false);
-    // On a full disk there may be no segment for the seal: the last commit before a crash then stays the last one.
-    rested && pipe.log.borrow().is_some() && !world.site(site).full.get()
-}
-
-struct Found {
-    at: usize,
-    len: usize,
-    commit: u64,
-    seal: bool,
-}
-
-/// The records of a segment that is in order.
-fn records(bytes: &[u8]) -> Vec<Found> {
-    let mut found = Vec::new();
-    let mut at = 4096;
-    while let Some(header) = bytes.get(at..at + 48).filter(|header| header.starts_with(b"CMC")) {
-        let payload = u32::from_le_bytes(header[12..16].try_into().unwrap()) as usize;
-        let commit = u64::from_le_bytes(header[24..32].try_into().unwrap());
-        let len = 48 + payload;
-        found.push(Found {
-            at,
-            len,
-            commit,
-            seal: header.starts_with(b"CMCs"),
-        });
-        at += len.next_multiple_of(16);
-    }
-    found
-}
-
 /// The faults end, and everything must be delivered soon.
 fn come_to_rest(world: &World) {
     world.note(format_args!("no more faults"));
@@ -423,7 +328,7 @@ fn come_to_rest(world: &World) {
         }
     }
     let mut rounds = 0;
-    while (0..sites).fold(false, |moved, site| round(world, site) || moved) {
+    while (0..sites).filter(|site| round(world, *site)).count() > 0 {
         rounds += 1;
         if rounds > ROUNDS {
             violated!("liveness", "not everything is delivered after {rounds} rounds");

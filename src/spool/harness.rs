@@ -18,7 +18,14 @@ use crate::{
 
 use super::{
     AppendError, Appender, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq,
-    SpoolError, StoredBatch, appender::Pending, log::LogWriter, prepare::Preparer, segment, sim::SimDisk,
+    SpoolError, StoredBatch,
+    appender::Pending,
+    log::LogWriter,
+    prepare::Preparer,
+    record::{self, Checksum, Kind},
+    scan::valid_records,
+    segment,
+    sim::SimDisk,
     storage::Storage,
 };
 
@@ -233,6 +240,31 @@ pub fn expect_batches(
         found.iter().map(|f| f.0).collect::<Vec<_>>(),
         wanted.iter().map(|w| w.0).collect::<Vec<_>>()
     );
+}
+
+/// Where a valid record stands in its segment.
+pub struct Place {
+    pub at: usize,
+    /// Without what pads it.
+    pub len: usize,
+    pub commit: u64,
+    pub is_batch: bool,
+}
+
+/// The valid records of a segment.
+pub fn records(disk: &SimDisk, path: &Path) -> Vec<Place> {
+    let dir = path.parent().unwrap();
+    let manifest = Manifest::read(&*disk.mount(), dir).unwrap().unwrap();
+    let id = segment::parse_file_name(path.file_name().unwrap().to_str().unwrap()).unwrap();
+    let checksum = Checksum::new(manifest.log_id.as_bytes(), id);
+    valid_records(&disk.read(path), &checksum, segment::HEADER)
+        .map(|found| Place {
+            at: found.at,
+            len: record::HEADER + found.header.payload_len,
+            commit: found.header.commit.0,
+            is_batch: found.header.kind == Kind::Batch,
+        })
+        .collect()
 }
 
 /// What every checksum of the log covers.
