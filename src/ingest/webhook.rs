@@ -228,6 +228,23 @@ impl Intake {
         }
     }
 
+    /// Takes a JSON body to its answer, as the handler does with one that it has read.
+    #[cfg(test)]
+    pub(crate) async fn take_json(&self, body: Bytes) -> Outcome {
+        let Ok(permit) = self.budget.reserve(body.len()) else {
+            return Outcome::Overloaded;
+        };
+        let webhook = Webhook {
+            verdict: Verdict::Admitted,
+            media: Media::Known(cmc::BodyEncoding::Json),
+            path: &self.path,
+            content_type: None,
+            body,
+            permit,
+        };
+        webhook.take(self).await.outcome
+    }
+
     /// The append to a stream's log, to be awaited. A stream without a log is closed.
     fn append(
         &self,
