@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 // The harness.
+mod balancer;
 mod bridge;
+mod cluster;
 mod cmc;
 mod http;
 mod jars;
@@ -28,8 +30,11 @@ mod history;
 mod html;
 mod outage;
 mod refusals;
+mod replicas;
+mod rolling;
 mod samples;
 mod secure;
 mod spool_tools;
+mod stall;
 mod status;
 mod tls;
