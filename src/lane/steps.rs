@@ -87,7 +87,8 @@ impl From<SpoolError> for Stop {
 impl<C: Connect> Lane<C> {
     /// A lane that begins at the log's checkpoint and connects at its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
-        let oldest = oldest(&mut backlog);
+        // What is damaged tells no time; it has waited at least since now.
+        let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
         backlog
             .accounts()
             .found_delivered(backlog.position().events, oldest);

@@ -50,6 +50,8 @@ fn links_between_documents_lead_somewhere() {
         "ARCHITECTURE.md",
         "CHANGELOG.md",
         "docs/events.md",
+        "examples/consumers/README.md",
+        "docs/operations.md",
         "docs/cmc-console.md",
         "docs/cmc-console.ja.md",
     ] {
