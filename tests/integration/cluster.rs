@@ -19,7 +19,7 @@ use rdkafka::{
 use rustix::process::Signal;
 
 use crate::{
-    kafka::{free_port, new_dir, run_kafka, write_log_settings},
+    kafka::{CLUSTER_ID, free_port, new_dir, run_kafka, write_log_settings},
     process::Process,
     topics::{client_config, try_create_topic},
     wait::{self, Random},
@@ -72,7 +72,7 @@ impl Cluster {
     }
 
     fn run(dir: PathBuf, ports: &[u16]) -> Self {
-        // Side by side: each is formatted first.
+        // Side by side, for the controller is formatted first.
         let nodes = thread::scope(|scope| {
             let start = |node| {
                 let dir = &dir;
@@ -193,6 +193,13 @@ fn write_files(dir: &Path, ports: &[u16], session_timeout: Duration) {
             BROKERS => ("controller", "CONTROLLER"),
             _ => ("broker", "PLAINTEXT"),
         };
+        let data = dir.join(format!("{}-data", name(node)));
+        if role == "broker" {
+            // All that formatting gives a broker; it takes a second, and a JVM.
+            let meta = format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={}\n", node + 1);
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("meta.properties"), meta).unwrap();
+        }
         let properties = format!(
             "process.roles={role}\n\
              node.id={id}\n\
@@ -215,7 +222,7 @@ fn write_files(dir: &Path, ports: &[u16], session_timeout: Duration) {
              num.io.threads=4\n\
              log.cleaner.dedupe.buffer.size=4194304\n",
             id = node + 1,
-            data = dir.join(format!("{}-data", name(node))).display(),
+            data = data.display(),
             controller_id = BROKERS + 1,
             controller_port = ports[BROKERS],
             session = session_timeout.as_millis(),

@@ -35,7 +35,8 @@ static OWN_BROKERS: Semaphore = Semaphore::new(2);
 /// After so long without a heartbeat the controller fences a broker.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 
-const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
+/// The id of all clusters; they never meet.
+pub const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
 /// What the controller logs when it takes the leaderships away, and when it gives them.
 const TAKEN: [&str; 2] = [" fenced=1,", " inControlledShutdown=1,"];

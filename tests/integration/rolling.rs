@@ -8,7 +8,7 @@ use std::{
 use crate::{
     bridge::{Setup, Topics},
     cluster::{COORDINATORS, Cluster},
-    load::{Load, Outcome, Shape, Target},
+    load::{Load, Outcome, Posted, Shape, Target},
     oracle,
     wait::Random,
 };
@@ -27,7 +27,11 @@ fn brokers_killed_one_after_another_cost_no_event() {
     let mut cluster = Cluster::start(SESSION_TIMEOUT);
     let kafka = cluster.bootstrap();
     let topics = Topics::create(&kafka);
-    let bridge = Setup::new(&kafka).topics(&topics).start();
+    // Of a transaction that met a kill, no more than this is waited for.
+    let setup = Setup::new(&kafka)
+        .topics(&topics)
+        .set("kafka.transaction_timeout", "6s");
+    let bridge = setup.start();
     let target = Target::default();
     target.set(bridge.ingest);
     let shape = Shape {
@@ -65,7 +69,7 @@ fn brokers_killed_one_after_another_cost_no_event() {
     }
     delivered("deliveries", 200.0);
     let posted = load.stop();
-    let refused = |webhook: &&crate::load::Posted| !matches!(webhook.outcome, Outcome::Acknowledged(_));
+    let refused = |webhook: &&Posted| !matches!(webhook.outcome, Outcome::Acknowledged(_));
     assert_eq!(posted.iter().find(refused).map(|webhook| webhook.outcome), None);
     let scrape = bridge.wait_drained(LIMIT);
     for outcome in ["committed", "aborted", "failed"] {

@@ -24,7 +24,6 @@ const LOOKS_FOR_TIMED_OUT: Duration = Duration::from_secs(10);
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// What becomes of the lost replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     StaysAway,
     StartsAgain,
@@ -36,7 +35,7 @@ fn a_lost_replica_stalls_consumers_until_its_transaction_times_out_or_it_is_back
     let kafka = &cluster.bootstrap();
     thread::scope(|scope| {
         scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(15), Then::StaysAway));
-        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(5), Then::StaysAway));
+        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(8), Then::StaysAway));
         scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(15), Then::StartsAgain));
     });
 }
