@@ -16,8 +16,10 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
+/// The default of `kafka.transaction_timeout`.
+const DEFAULT: Duration = Duration::from_secs(15);
 /// Kafka's default of `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
 const LOOKS_FOR_TIMED_OUT: Duration = Duration::from_secs(10);
 /// For Kafka to end the transaction, and for a busy machine.
@@ -34,9 +36,9 @@ fn a_lost_replica_stalls_consumers_until_its_transaction_times_out_or_it_is_back
     let cluster = cluster::shared().read().unwrap();
     let kafka = &cluster.bootstrap();
     thread::scope(|scope| {
-        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(15), Then::StaysAway));
+        scope.spawn(|| lose_a_replica(kafka, DEFAULT, Then::StaysAway));
         scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(8), Then::StaysAway));
-        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(15), Then::StartsAgain));
+        scope.spawn(|| lose_a_replica(kafka, DEFAULT, Then::StartsAgain));
     });
 }
 
@@ -47,9 +49,9 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
         ..Topics::create(kafka)
     };
     let setup = || Setup::new(kafka).topics(&topics);
-    let lost_setup = match transaction_timeout.as_secs() {
-        15 => setup(),
-        seconds => setup().set("kafka.transaction_timeout", &format!("{seconds}s")),
+    let lost_setup = match transaction_timeout {
+        DEFAULT => setup(),
+        lower => setup().set("kafka.transaction_timeout", &format!("{}s", lower.as_secs())),
     };
     let other = setup().start();
     post(&other, "before@test");
