@@ -1,9 +1,10 @@
 //! Commits of transactions, with a limit that holds.
 //!
 //! librdkafka is told a time-out with each call and does not always keep it: `send_offsets_to_transaction` was seen to wait
-//! through a whole outage of the group's coordinator, seven minutes at a limit of ten seconds, and a lane in it can't say
-//! that it is blocked. So the calls are made on a thread of their own, and whoever is late is left behind. The lane drops
-//! such a producer as after any failed commit, and the next one fences it: what the call still does can't count.
+//! through a whole outage of the group's coordinator, seven minutes at a limit of ten seconds (librdkafka#5456; #5511 when
+//! it has moved), and a lane in it can't say that it is blocked. So the calls are made on a thread of their own, and
+//! whoever is late is left behind. The lane drops such a producer as after any failed commit, and the next one fences it:
+//! what the call still does can't count.
 
 use std::{
     io,

@@ -35,7 +35,8 @@ static OWN_BROKERS: Semaphore = Semaphore::new(2);
 /// After so long without a heartbeat the controller fences a broker.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 
-const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
+/// The id of all clusters; they never meet.
+pub const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
 /// What the controller logs when it takes the leaderships away, and when it gives them.
 const TAKEN: [&str; 2] = [" fenced=1,", " inControlledShutdown=1,"];
@@ -206,7 +207,7 @@ impl Broker {
 }
 
 /// Runs Kafka with `<node>.properties`, formatting its data directory first if that is new.
-fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Process {
+pub fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Process {
     let properties = dir.join(format!("{node}.properties"));
     let log = OpenOptions::new()
         .create(true)
@@ -290,7 +291,7 @@ pub fn new_dir(what: &str) -> PathBuf {
 
 /// A free port below the ephemeral range: a client's outgoing connection must not take a stopped broker's port (or,
 /// connecting to it, end up connected to itself).
-fn free_port(random: &mut Random) -> u16 {
+pub fn free_port(random: &mut Random) -> u16 {
     loop {
         let port = 15_000 + random.below(17_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
@@ -344,6 +345,11 @@ fn write_files(dir: &Path, listeners: &str, port: u16, controller: u16, separate
         dir.join("broker-data").display()
     );
     fs::write(dir.join("broker.properties"), properties).unwrap();
+    write_log_settings(dir);
+}
+
+/// `log4j2.xml`: quiet, but for what the controller does to brokers.
+pub fn write_log_settings(dir: &Path) {
     let log4j = r#"<Configuration status="ERROR">
   <Appenders><Console name="out"><PatternLayout pattern="%d %p %c %m%n%throwable"/></Console></Appenders>
   <Loggers>

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    balancer::Routes,
     http::{Client, EVENTS, Failure, JSON},
     wait::{self, Random},
 };
@@ -39,6 +40,8 @@ pub struct Posted {
     pub events: u32,
     pub sent: Instant,
     pub outcome: Outcome,
+    /// Which replica took it, when they are behind a balancer.
+    pub replica: Option<usize>,
 }
 
 impl Posted {
@@ -86,16 +89,27 @@ pub fn key_of(id: EventId) -> String {
 
 /// Where the load goes: it changes when a bridge is restarted.
 #[derive(Clone, Default)]
-pub struct Target(Arc<Mutex<Option<SocketAddr>>>);
+pub struct Target {
+    address: Arc<Mutex<Option<SocketAddr>>>,
+    routes: Option<Routes>,
+}
 
 impl Target {
+    /// A balancer, which knows what it gave to whom.
+    pub fn balanced(address: SocketAddr, routes: Routes) -> Self {
+        Target {
+            address: Arc::new(Mutex::new(Some(address))),
+            routes: Some(routes),
+        }
+    }
+
     /// From now on there.
     pub fn set(&self, address: SocketAddr) {
-        *self.0.lock().unwrap() = Some(address);
+        *self.address.lock().unwrap() = Some(address);
     }
 
     fn get(&self) -> Option<SocketAddr> {
-        *self.0.lock().unwrap()
+        *self.address.lock().unwrap()
     }
 }
 
@@ -194,10 +208,11 @@ fn client_loop(control: &Control, target: &Target, shape: Shape, run: u64, clien
         let Some((_, http)) = &mut connection else {
             continue;
         };
-        if http.connect().is_err() {
+        let Ok(stream) = http.connect() else {
             thread::sleep(Duration::from_millis(5));
             continue;
-        }
+        };
+        let local = stream.get_ref().local_addr().unwrap();
         let mut posted = Posted {
             run,
             client,
@@ -210,6 +225,7 @@ fn client_loop(control: &Control, target: &Target, shape: Shape, run: u64, clien
             events: 1 + random.below(shape.events) as u32,
             sent: Instant::now(),
             outcome: Outcome::Unanswered,
+            replica: None,
         };
         let body = posted.body();
         posted.sent = Instant::now();
@@ -222,6 +238,7 @@ fn client_loop(control: &Control, target: &Target, shape: Shape, run: u64, clien
             Err(Failure::NotSent) => continue,
             Err(Failure::NoAnswer(_)) => Outcome::Unanswered,
         };
+        posted.replica = target.routes.as_ref().and_then(|routes| routes.of(local));
         ledger.push(posted);
         n += 1;
         thread::sleep(shape.pause);

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 // The harness.
+mod balancer;
 mod bridge;
+mod cluster;
 mod cmc;
 mod http;
 mod jars;
@@ -33,8 +35,11 @@ mod html;
 mod observability;
 mod outage;
 mod refusals;
+mod replicas;
+mod rolling;
 mod samples;
 mod secure;
 mod spool_tools;
+mod stall;
 mod status;
 mod tls;

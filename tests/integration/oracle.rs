@@ -57,7 +57,7 @@ pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> V
 }
 
 /// What is wrong with a stream; empty when every acknowledged event is there once, every other at most once, each
-/// webhook whole or not at all, and the order per key agrees with the order of acknowledgement.
+/// webhook whole or not at all, and the order per key and replica agrees with the order of acknowledgement.
 pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String> {
     let mut problems = Vec::new();
     let webhooks: HashMap<(u64, u64, u64), &Posted> =
@@ -105,11 +105,12 @@ pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String
     problems
 }
 
-/// Order per key: an event whose 200 came before another was sent must not stand behind that other.
+/// Order per key and replica: an event whose 200 came before another was sent must not stand behind that other.
 #[derive(Default)]
 struct Order {
-    /// For each key: its partition, the latest sending time so far, and the last index of each webhook.
-    keys: HashMap<Vec<u8>, KeyOrder>,
+    /// For each key, and each replica that took some of its events: its partition, the latest sending time so far, and the
+    /// last index of each webhook.
+    keys: HashMap<(Vec<u8>, Option<usize>), KeyOrder>,
     told: HashSet<Vec<u8>>,
 }
 
@@ -123,12 +124,15 @@ struct KeyOrder {
 impl Order {
     fn next(&mut self, stream: &str, record: &Record, id: EventId, webhook: &Posted) -> Option<String> {
         let key = record.key.clone()?;
-        let entry = self.keys.entry(key.clone()).or_insert_with(|| KeyOrder {
-            partition: record.partition,
-            latest_sent: webhook.sent,
-            latest: id,
-            last_index: HashMap::new(),
-        });
+        let entry = self
+            .keys
+            .entry((key.clone(), webhook.replica))
+            .or_insert_with(|| KeyOrder {
+                partition: record.partition,
+                latest_sent: webhook.sent,
+                latest: id,
+                last_index: HashMap::new(),
+            });
         let last = entry.last_index.insert((id.0, id.1, id.2), id.3);
         let problem = if entry.partition != record.partition {
             Some(format!(
@@ -176,6 +180,7 @@ mod tests {
             events: 2,
             sent,
             outcome,
+            replica: None,
         }
     }
 

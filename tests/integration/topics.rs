@@ -44,7 +44,8 @@ pub fn try_create_topic(
     config: &[(&str, &str)],
 ) -> Result<(), String> {
     let admin: AdminClient<DefaultClientContext> = client_config(bootstrap).create().unwrap();
-    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    // As many replicas as the cluster's default.
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
     for (key, value) in config {
         topic = topic.set(key, value);
     }

@@ -1,0 +1,189 @@
+//! A small TCP balancer before several bridges, as Kubernetes' services are one: it looks at `/readyz` now and then and
+//! gives each new connection to the next of those that were ready. A connection stays where it is.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{bridge::Bridge, http::Client, wait};
+
+/// Time between two looks at a backend.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Which replica a connection was given to, by the client's address.
+#[derive(Clone, Default)]
+pub struct Routes(Arc<Mutex<HashMap<SocketAddr, usize>>>);
+
+impl Routes {
+    /// The replica that has the connection from this address.
+    pub fn of(&self, client: SocketAddr) -> Option<usize> {
+        self.0.lock().unwrap().get(&client).copied()
+    }
+}
+
+struct Backend {
+    ingest: SocketAddr,
+    admin: SocketAddr,
+    ready: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// By the replica's number.
+    backends: Mutex<HashMap<usize, Backend>>,
+    routes: Routes,
+    next: AtomicU64,
+    turned_away: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// A running balancer; it stops on drop.
+pub struct Balancer {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Balancer {
+    /// Starts one that has no backend yet.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let accepting = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for client in listener.incoming() {
+                    if shared.stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || {
+                        if shared.serve(&client.unwrap()).is_err() {
+                            shared.turned_away.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                }
+            }
+        });
+        let looking = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                while !shared.stop.load(Ordering::Relaxed) {
+                    shared.look();
+                    thread::sleep(LOOK);
+                }
+            }
+        });
+        Balancer {
+            address,
+            shared,
+            threads: vec![accepting, looking],
+        }
+    }
+
+    /// What it gives to whom.
+    pub fn routes(&self) -> Routes {
+        self.shared.routes.clone()
+    }
+
+    /// From now on this bridge is the replica of this number; gives connections to it once it is seen ready.
+    pub fn set(&self, replica: usize, bridge: &Bridge) {
+        let backend = Backend {
+            ingest: bridge.ingest,
+            admin: bridge.admin,
+            ready: false,
+        };
+        self.shared.backends.lock().unwrap().insert(replica, backend);
+    }
+
+    /// Waits until exactly these replicas are given connections.
+    pub fn wait_ready(&self, replicas: &[usize], limit: Duration) {
+        wait::until(limit, &format!("the replicas {replicas:?} to be ready"), || {
+            let backends = self.shared.backends.lock().unwrap();
+            let mut ready: Vec<usize> = backends
+                .iter()
+                .filter_map(|(replica, b)| b.ready.then_some(*replica))
+                .collect();
+            ready.sort_unstable();
+            (ready == replicas).then_some(())
+        });
+    }
+
+    /// Connections for which there was no replica, or only one that was gone.
+    pub fn turned_away(&self) -> u64 {
+        self.shared.turned_away.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // Wakes the one that accepts.
+        let _ = TcpStream::connect(self.address);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn look(&self) {
+        let admins: Vec<(usize, SocketAddr)> = {
+            let backends = self.backends.lock().unwrap();
+            backends.iter().map(|(replica, b)| (*replica, b.admin)).collect()
+        };
+        for (replica, admin) in admins {
+            let answer = Client::new(admin).request("GET", "/readyz", &[], b"");
+            let ready = answer.is_ok_and(|response| response.status == 200);
+            if let Some(backend) = self.backends.lock().unwrap().get_mut(&replica)
+                && backend.admin == admin
+            {
+                backend.ready = ready;
+            }
+        }
+    }
+
+    /// Passes bytes on, both ways, until both sides have ended; an error when no replica took the connection.
+    fn serve(&self, client: &TcpStream) -> io::Result<()> {
+        let (replica, ingest) = self.choose().ok_or(io::ErrorKind::NotConnected)?;
+        let backend = TcpStream::connect(ingest)?;
+        self.routes.0.lock().unwrap().insert(client.peer_addr()?, replica);
+        for stream in [client, &backend] {
+            stream.set_nodelay(true)?;
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| pass(client, &backend));
+            pass(&backend, client);
+        });
+        Ok(())
+    }
+
+    fn choose(&self) -> Option<(usize, SocketAddr)> {
+        let backends = self.backends.lock().unwrap();
+        let mut ready: Vec<(usize, SocketAddr)> = backends
+            .iter()
+            .filter_map(|(replica, b)| b.ready.then_some((*replica, b.ingest)))
+            .collect();
+        ready.sort_unstable();
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) as usize;
+        (!ready.is_empty()).then(|| ready[turn % ready.len()])
+    }
+}
+
+/// One way; what ends it is passed on as well.
+fn pass(mut from: &TcpStream, mut to: &TcpStream) {
+    let end = match io::copy(&mut from, &mut to) {
+        Ok(_) => Shutdown::Write,
+        Err(_) => Shutdown::Both,
+    };
+    let _ = to.shutdown(end);
+}
