@@ -12,5 +12,6 @@ pub mod exit;
 pub mod ingest;
 pub mod lane;
 pub mod logging;
+pub mod replay;
 pub mod spool;
 pub mod stream;

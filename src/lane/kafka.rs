@@ -104,16 +104,8 @@ impl Connect for KafkaConnect {
         }
         let (consumer, group_metadata) = position.unzip();
         Ok(KafkaBroker {
-            producer,
             consumer,
-            group: group_metadata,
-            limits,
-            compressed: ["compression.type", "compression.codec"]
-                .iter()
-                .any(|name| self.kafka.properties.contains_key(*name)),
-            names,
-            sent: 0,
-            context,
+            ..KafkaBroker::new(producer, group_metadata, &self.kafka, context, limits, names)
         })
     }
 }
@@ -171,6 +163,48 @@ impl KafkaConnect {
 }
 
 impl KafkaBroker {
+    /// A broker of a producer that has begun; without a consumer it can't read a position.
+    pub(super) fn new(
+        producer: ThreadedProducer<Context>,
+        group: Option<ConsumerGroupMetadata>,
+        kafka: &config::Kafka,
+        context: Context,
+        limits: Limits,
+        names: Names,
+    ) -> KafkaBroker {
+        KafkaBroker {
+            producer,
+            consumer: None,
+            group,
+            limits,
+            compressed: ["compression.type", "compression.codec"]
+                .iter()
+                .any(|name| kafka.properties.contains_key(*name)),
+            names,
+            sent: 0,
+            context,
+        }
+    }
+
+    /// Commits the transaction, and with it these offsets of the group.
+    pub(super) fn commit_offsets(
+        &mut self,
+        offsets: &TopicPartitionList,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let group = self.group.as_ref().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gave no group metadata".into(),
+        })?;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.producer
+            .send_offsets_to_transaction(offsets, group, left())
+            .map_err(|error| self.explain("put the position into the transaction", &error))?;
+        self.producer
+            .commit_transaction(left())
+            .map_err(|error| self.explain("commit the transaction", &error))
+    }
+
     fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
         // After a fatal error the calls say no more than that there was one.
         let fatal = self.producer.client().fatal_error();
@@ -309,11 +343,6 @@ impl Broker for KafkaBroker {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
-        let group = self.group.as_ref().ok_or_else(|| BrokerError {
-            reason: BlockReason::Other,
-            message: "librdkafka gave no group metadata".into(),
-        })?;
-        let left = || deadline.saturating_duration_since(Instant::now());
         let mut offsets = TopicPartitionList::new();
         offsets
             .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
@@ -321,17 +350,12 @@ impl Broker for KafkaBroker {
         if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
             partition.set_metadata(metadata);
         }
-        self.producer
-            .send_offsets_to_transaction(&offsets, group, left())
-            .map_err(|error| self.explain("put the position into the transaction", &error))?;
-        self.producer
-            .commit_transaction(left())
-            .map_err(|error| self.explain("commit the transaction", &error))
+        self.commit_offsets(&offsets, deadline)
     }
 }
 
 /// Lets a consumer say what happened to it: its errors go to the context, and it has no other events.
-fn listen(consumer: &BaseConsumer<Context>) {
+pub(super) fn listen(consumer: &BaseConsumer<Context>) {
     let deadline = Instant::now() + LISTEN;
     loop {
         // A poll without a result may have taken a log line, with more behind it.
@@ -345,7 +369,7 @@ fn listen(consumer: &BaseConsumer<Context>) {
 }
 
 /// Errors of a coordinator that is still getting ready.
-fn passing(error: &KafkaError) -> bool {
+pub(super) fn passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

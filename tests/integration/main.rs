@@ -33,6 +33,7 @@ mod html;
 mod observability;
 mod outage;
 mod refusals;
+mod replay;
 mod samples;
 mod secure;
 mod spool_tools;

@@ -222,6 +222,8 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         // A dead letter, for that lane's rights.
         assert_eq!(bridge.client().post("{").status, 400);
         bridge.wait_drained(LIMIT);
+        let replayed = setup.run(&["dead-letters", "replay"]);
+        assert!(replayed.contains("letters replayed: 0"), "{value}: {replayed}");
         assert_no_secrets(&setup, &bridge);
         bridge.stop();
     }

@@ -21,13 +21,15 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
+/// What a command came to.
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
-fn run(setup: &Setup, args: &[&str]) -> Ended {
+/// Runs a command to its end.
+pub fn run(setup: &Setup, args: &[&str]) -> Ended {
     let dir = new_dir("command");
     let file = |name: &str| File::create(dir.join(name)).unwrap();
     let mut command = setup.command(args);
