@@ -49,7 +49,8 @@ pub struct Source {
     partitions: Vec<i32>,
     /// Where each partition that is still read ends.
     ends: BTreeMap<i32, i64>,
-    heard: Instant,
+    /// How long polls have had no news.
+    silence: Duration,
 }
 
 /// A group's committed offset with its metadata, for each partition that has one.
@@ -88,7 +89,7 @@ impl Source {
             kafka: kafka.clone(),
             names,
             ends: BTreeMap::new(),
-            heard: Instant::now(),
+            silence: Duration::ZERO,
         })
     }
 
@@ -174,7 +175,6 @@ impl Source {
             .iter()
             .map(|(partition, (_, end))| (*partition, *end))
             .collect();
-        self.heard = Instant::now();
         Ok(())
     }
 
@@ -185,11 +185,13 @@ impl Source {
 
     /// The next record of what was assigned, if one comes within a moment.
     pub fn poll(&mut self) -> Result<Option<BorrowedMessage<'_>>, BrokerError> {
+        let begun = Instant::now();
         let polled = self.consumer.poll(ASK_AGAIN);
-        let silent = self.heard.elapsed() > SILENCE;
+        self.silence += begun.elapsed();
+        let silent = self.silence > SILENCE;
         let error = match polled {
             Some(Ok(record)) => {
-                self.heard = Instant::now();
+                self.silence = Duration::ZERO;
                 let end = self.ends.get(&record.partition()).copied().unwrap_or_default();
                 if record.offset() + 1 >= end {
                     self.ends.remove(&record.partition());
@@ -198,7 +200,7 @@ impl Source {
             }
             // Behind its last record a partition may have transaction markers only, or what is not committed.
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                self.heard = Instant::now();
+                self.silence = Duration::ZERO;
                 self.ends.remove(&partition);
                 return Ok(None);
             }

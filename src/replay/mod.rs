@@ -150,7 +150,7 @@ pub enum ReplayError {
     Forgotten { group: String, partition: i32 },
     #[error(
         "in partition {0} letters that are left and letters that are replayed alternate more often than a position can tell. \
-         Replay by --group with a new name and a filter, or leave dead for good what is dead now with --give-up"
+         Choose other letters, or leave dead for good what is dead now with --give-up"
     )]
     TooScattered(i32),
     #[error(transparent)]
@@ -264,6 +264,9 @@ impl<'r> Replay<'r> {
         loop {
             let mut batch = self.gather(stop)?;
             self.write(&mut batch)?;
+            for position in self.positions.values_mut() {
+                position.collapse();
+            }
             for tried in &batch {
                 self.report(tried, news)?;
             }
@@ -273,8 +276,10 @@ impl<'r> Replay<'r> {
             })?;
             let early = stop.load(Ordering::Relaxed) || self.limit_reached();
             if self.source.at_end() || early {
-                self.summary.ended_early = early && !self.source.at_end();
-                self.summary.incomplete += self.joining.incomplete() as u64;
+                self.summary.ended_early = !self.source.at_end();
+                if self.source.at_end() {
+                    self.summary.incomplete += self.joining.incomplete() as u64;
+                }
                 return Ok(self.summary);
             }
         }
@@ -395,7 +400,7 @@ impl<'r> Replay<'r> {
         loop {
             self.refuse_beforehand(batch)?;
             let mut positions = Committed::new();
-            for (partition, position) in &mut self.positions {
+            for (partition, position) in &self.positions {
                 let position = position.to_commit();
                 let position = position.map_err(|_| ReplayError::TooScattered(*partition))?;
                 positions.insert(*partition, position);

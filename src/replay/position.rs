@@ -81,8 +81,7 @@ impl Position {
     }
 
     /// Offset and metadata to commit.
-    pub fn to_commit(&mut self) -> Result<(i64, String), TooScattered> {
-        self.collapse();
+    pub fn to_commit(&self) -> Result<(i64, String), TooScattered> {
         let mut runs: Vec<Run> = Vec::new();
         let mut joins = false;
         for (offset, state) in &self.found {
@@ -108,8 +107,8 @@ impl Position {
         }
     }
 
-    /// Forgets records between two of the same state: they add nothing to a run. An open one may still change.
-    fn collapse(&mut self) {
+    /// Forgets records between two of the same state: they add nothing to a run. From now on only open ones can be set.
+    pub fn collapse(&mut self) {
         let states: Vec<(i64, State)> = self
             .found
             .iter()
@@ -218,8 +217,11 @@ mod tests {
         assert!(position.read(100));
         assert!(position.read(101));
         position.set(101, Left);
+        position.collapse();
         assert_eq!(position.to_commit(), Ok((102, "left 0+102".to_owned())));
         position.set(100, Settled);
+        assert_eq!(position.to_commit(), Ok((102, "left 0+100,1+1".to_owned())));
+        position.collapse();
         assert_eq!(position.to_commit(), Ok((102, "left 0+100,1+1".to_owned())));
         assert!(position.found.len() < 6, "{:?}", position.found);
     }
@@ -232,7 +234,6 @@ mod tests {
             position.set(offset, if offset % 2 == 0 { Left } else { Settled });
         }
         assert_eq!(position.to_commit(), Err(TooScattered));
-        position.set(0, Left);
         let mut position = Position::default();
         for offset in 0..1800 {
             position.read(offset);
