@@ -260,12 +260,13 @@ fn a_record_that_kafka_refuses_leaves_its_letter_dead_alone() {
         })
         .collect();
     take(&later.clone().set("ingest.max_events", "1"), &bodies);
-    take(&later, &[webhook("deliveries", "pro", &[keyless])]);
+    let id = message("good@test", "s");
+    take(&later, &[webhook("deliveries", "pro", &[&id, keyless, keyless])]);
     let ended = replay(&later, &[]);
-    assert_eq!((ended.code, sums(&ended)), (65, [16, 32, 0, 5]));
-    assert!(ended.stdout.contains("refused_invalid: 5"), "{}", ended.stdout);
-    assert_eq!(sums(&replay(&later, &[])), [0, 0, 0, 5]);
-    assert_eq!(read(kafka, &topics.deliveries).len(), 32);
+    assert_eq!((ended.code, sums(&ended)), (65, [16, 32, 0, 6]));
+    assert!(ended.stdout.contains("refused_invalid: 6"), "{}", ended.stdout);
+    assert_eq!(sums(&replay(&later, &[])), [0, 0, 0, 6]);
+    assert_eq!(read(kafka, &topics.deliveries).len(), 33);
 }
 
 /// Letters of two events each, with a number in each event; every fifth in parts. Gives how many events.
