@@ -194,11 +194,8 @@ impl<'r> Replay<'r> {
     ) -> Result<Replay<'r>, ReplayError> {
         let dead_letters = &config.stream(Stream::DeadLetters).topic;
         let source = Source::open(&config.kafka, &options.group, dead_letters)?;
-        let topics: Vec<&str> = config
-            .streams
-            .iter()
-            .map(|stream| stream.topic.as_str())
-            .collect();
+        let enabled = config.streams.iter().filter(|stream| stream.enabled);
+        let topics: Vec<&str> = enabled.map(|stream| stream.topic.as_str()).collect();
         let writer = match options.dry_run {
             true => None,
             false => Some(Writer::begin(&source, &topics, runtime)?),

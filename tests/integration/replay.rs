@@ -322,8 +322,13 @@ fn position_of(kafka: &str, setup: &Setup, topics: &Topics) -> impl Fn() -> i64 
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&topic, 0, 2);
         wait::until(LIMIT, "the position", || {
-            let offsets = consumer.committed_offsets(list.clone(), Duration::from_secs(5)).ok()?;
-            let offsets = offsets.elements().into_iter().map(|found| found.offset().to_raw());
+            let offsets = consumer
+                .committed_offsets(list.clone(), Duration::from_secs(5))
+                .ok()?;
+            let offsets = offsets
+                .elements()
+                .into_iter()
+                .map(|found| found.offset().to_raw());
             Some(offsets.flatten().filter(|offset| *offset > 0).sum())
         })
     }
@@ -349,7 +354,11 @@ fn killed_again_and_again_it_delivers_each_event_once() {
             });
         }
         // A random instant is the point here: while it begins, in a transaction, between two.
-        thread::sleep(Duration::from_millis(random.below(if kills % 4 > 0 { 200 } else { 2000 })));
+        thread::sleep(Duration::from_millis(random.below(if kills % 4 > 0 {
+            200
+        } else {
+            2000
+        })));
         if ended || process.exited().is_some() {
             break;
         }
