@@ -31,7 +31,7 @@ mod reason;
 use uuid::Uuid;
 
 pub use self::{
-    letter::{Letter, Letters, ReadError},
+    letter::{Letter, Letters, ReadError, part_of},
     reason::{Failure, Reason, Scope},
 };
 use crate::batch::{BatchBuilder, alone_in_batch};

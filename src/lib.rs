@@ -13,6 +13,7 @@ pub mod exit;
 pub mod ingest;
 pub mod lane;
 pub mod logging;
+pub mod replay;
 pub mod spool;
 pub mod stream;
 

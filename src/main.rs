@@ -3,8 +3,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use cmc_bridge::{
     cli::{
-        Cli, Command, ConfigCommand, check, completions, config_show, dev, explain, output::Output,
-        send_sample, serve, spool, tap,
+        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev, explain,
+        output::Output, send_sample, serve, spool, tap,
     },
     exit::{self, Exit},
 };
@@ -33,6 +33,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
+        Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, &mut Output::new()),
     }
 }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod completions;
 pub mod config_show;
 mod credentials;
+pub mod dead_letters;
 pub mod dev;
 mod excerpt;
 pub mod explain;
@@ -65,6 +66,9 @@ pub enum Command {
     /// Look into a spool, save, deliver or repair what is in it
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
+    /// List dead letters, and deliver those that are understood by now
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),

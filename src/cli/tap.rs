@@ -207,7 +207,7 @@ fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
 }
 
 /// Becomes true at SIGINT or SIGTERM; a second one ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>, Exit> {
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Exit> {
     let flag = Arc::new(AtomicBool::new(false));
     let (set, runtime) = (Arc::clone(&flag), Runtime::new()?);
     let mut stop = runtime.block_on(async { stop_signals() })?;

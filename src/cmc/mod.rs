@@ -47,7 +47,7 @@ pub use self::{
     envelope::{Envelope, Opened},
     event::{Split, dead_letter_body, split},
     id::NAMESPACE,
-    mask::{Secrets, mask},
+    mask::{SHORTEST, Secrets, mask},
 };
 use crate::{
     config::{Auth, Ingest, Kafka, StreamConfig},

@@ -155,6 +155,11 @@ impl Letters {
         Ok(open.map(|open| open.values.into_values().collect::<Vec<_>>().concat()))
     }
 
+    /// Forgets the parts of a letter that lacks some.
+    pub fn forget(&mut self, id: &str) {
+        self.open.remove(id);
+    }
+
     /// The letters that lack parts: id, how many parts are there, how many there should be. At the end of a topic these
     /// are letters that retention has cut, or that are still being written.
     pub fn incomplete(&self) -> impl Iterator<Item = (&str, usize, usize)> {
@@ -162,6 +167,12 @@ impl Letters {
             .iter()
             .map(|(id, open)| (id.as_str(), open.values.len(), open.parts))
     }
+}
+
+/// The id of the letter that a record with these headers is a part of; `None` of a whole letter, or of no letter.
+pub fn part_of<'h>(headers: &'h [(&'h str, &'h [u8])]) -> Option<&'h str> {
+    let begin = headers.iter().rposition(|(name, _)| *name == REASON)?;
+    Known(&headers[begin..]).text(ID).ok()?
 }
 
 /// The headers that speak of the letter.

@@ -131,7 +131,8 @@ fn tls(what: &str) -> (BlockReason, String) {
 pub fn refusal(code: Code) -> Option<Refusal> {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Refusal::TooLarge),
-        Code::InvalidRecord => Some(Refusal::Invalid),
+        // The second is of a good record in a batch that has several bad ones.
+        Code::InvalidRecord | Code::InvalidDifferentRecord => Some(Refusal::Invalid),
         _ => None,
     }
 }

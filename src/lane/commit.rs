@@ -52,11 +52,10 @@ impl Committer {
     pub fn start(
         producer: Arc<ThreadedProducer<Context>>,
         group: ConsumerGroupMetadata,
-        thread_name: String,
     ) -> io::Result<Committer> {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (done, answers) = sync_channel(1);
-        thread::Builder::new().name(thread_name).spawn(move || {
+        thread::Builder::new().name("commit".into()).spawn(move || {
             for job in todo {
                 // Nobody listens any more when it comes late.
                 if done.send(commit(&producer, &group, &job)).is_err() {

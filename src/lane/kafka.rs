@@ -12,7 +12,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     admin::AdminClient,
     config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ThreadedProducer},
@@ -103,26 +103,10 @@ impl Connect for KafkaConnect {
                 .map_err(fail("begin as a transactional producer"))?;
             position = consumer.group_metadata().map(|group| (consumer, group));
         }
-        let producer = Arc::new(producer);
         let (consumer, group_metadata) = position.unzip();
-        let committer = group_metadata
-            .map(|group| Committer::start(Arc::clone(&producer), group, format!("commit-{}", self.stream)))
-            .transpose()
-            .map_err(|error| BrokerError {
-                reason: BlockReason::Other,
-                message: format!("cannot start a thread for commits: {error}"),
-            })?;
         Ok(KafkaBroker {
-            producer,
             consumer,
-            committer,
-            limits,
-            compressed: ["compression.type", "compression.codec"]
-                .iter()
-                .any(|name| self.kafka.properties.contains_key(*name)),
-            names,
-            sent: 0,
-            context,
+            ..KafkaBroker::new(producer, group_metadata, &self.kafka, context, limits, names)?
         })
     }
 }
@@ -180,6 +164,55 @@ impl KafkaConnect {
 }
 
 impl KafkaBroker {
+    /// A broker of a producer that has begun; without a consumer it can't read a position.
+    pub(super) fn new(
+        producer: ThreadedProducer<Context>,
+        group: Option<ConsumerGroupMetadata>,
+        kafka: &config::Kafka,
+        context: Context,
+        limits: Limits,
+        names: Names,
+    ) -> Result<KafkaBroker, BrokerError> {
+        let producer = Arc::new(producer);
+        let committer = group
+            .map(|group| Committer::start(Arc::clone(&producer), group))
+            .transpose()
+            .map_err(|error| BrokerError {
+                reason: BlockReason::Other,
+                message: format!("cannot start a thread for commits: {error}"),
+            })?;
+        Ok(KafkaBroker {
+            producer,
+            consumer: None,
+            committer,
+            limits,
+            compressed: ["compression.type", "compression.codec"]
+                .iter()
+                .any(|name| kafka.properties.contains_key(*name)),
+            names,
+            sent: 0,
+            context,
+        })
+    }
+
+    /// Commits the transaction, and with it these offsets of the group.
+    pub(super) fn commit_offsets(
+        &mut self,
+        offsets: TopicPartitionList,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gave no group metadata".into(),
+        })?;
+        committer
+            .commit(offsets, deadline)
+            .map_err(|failed| match failed {
+                Failed::Error(doing, error) => self.explain(doing, &error),
+                Failed::Late => self.too_slow("commit the transaction in time"),
+            })
+    }
+
     fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
         // After a fatal error the calls say no more than that there was one.
         let fatal = self.producer.client().fatal_error();
@@ -318,10 +351,6 @@ impl Broker for KafkaBroker {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
-        let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
-            reason: BlockReason::Other,
-            message: "librdkafka gave no group metadata".into(),
-        })?;
         let mut offsets = TopicPartitionList::new();
         offsets
             .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
@@ -329,17 +358,12 @@ impl Broker for KafkaBroker {
         if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
             partition.set_metadata(metadata);
         }
-        committer
-            .commit(offsets, deadline)
-            .map_err(|failed| match failed {
-                Failed::Error(doing, error) => self.explain(doing, &error),
-                Failed::Late => self.too_slow("commit the transaction in time"),
-            })
+        self.commit_offsets(offsets, deadline)
     }
 }
 
 /// Lets a consumer say what happened to it: its errors go to the context, and it has no other events.
-fn listen(consumer: &BaseConsumer<Context>) {
+pub(super) fn listen(consumer: &BaseConsumer<Context>) {
     let deadline = Instant::now() + LISTEN;
     loop {
         // A poll without a result may have taken a log line, with more behind it.
@@ -353,7 +377,7 @@ fn listen(consumer: &BaseConsumer<Context>) {
 }
 
 /// Errors of a coordinator that is still getting ready.
-fn passing(error: &KafkaError) -> bool {
+pub(super) fn passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

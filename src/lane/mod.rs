@@ -47,6 +47,7 @@ pub mod options;
 pub mod position;
 pub mod probe;
 mod refusal;
+pub mod replay;
 mod sent;
 #[cfg(test)]
 pub(crate) mod sim;

@@ -86,6 +86,11 @@ impl Setup {
         self
     }
 
+    /// A setting that was made.
+    pub fn value(&self, key: &str) -> &str {
+        &self.environment[&variable(key)]
+    }
+
     /// Another spool directory.
     pub fn spool(mut self, dir: &Path) -> Self {
         self.spool = dir.to_owned();

@@ -35,6 +35,7 @@ mod html;
 mod observability;
 mod outage;
 mod refusals;
+mod replay;
 mod replicas;
 mod rolling;
 mod samples;

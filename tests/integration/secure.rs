@@ -12,6 +12,7 @@ use crate::{
     metrics::STREAMS,
     oracle,
     secured::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
+    spool_tools::run,
     topics::{self, Reader},
     wait::{self, unique},
 };
@@ -222,6 +223,9 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         // A dead letter, for that lane's rights.
         assert_eq!(bridge.client().post("{").status, 400);
         bridge.wait_drained(LIMIT);
+        let replayed = run(&setup, &["dead-letters", "replay"]);
+        // With a missing right it were 69.
+        assert_eq!(replayed.code, 65, "{value}: {}", replayed.stderr);
         assert_no_secrets(&setup, &bridge);
         bridge.stop();
     }

@@ -1,0 +1,180 @@
+//! `dead-letters replay`: see [`crate::replay`] for what it does and promises.
+
+use std::{cell::RefCell, io::Write};
+
+use clap::Args;
+use tokio::runtime::Runtime;
+
+use super::{FilterArgs, line, unreadable};
+use crate::{
+    cli::{ConfigArgs, output::Output, progress::Progress, tap::stop_flag},
+    config::Delivery,
+    exit::Exit,
+    replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
+};
+
+pub const AFTER_HELP: &str = "\
+Examples:
+  cmc-bridge dead-letters replay --dry-run
+  cmc-bridge dead-letters replay
+  cmc-bridge dead-letters replay --reason unknown_event_type --since 2026-10-01
+
+Letters are read by the configuration of this command (--config, environment), as the bridge would read them today. What is
+understood is delivered once, however often this is run, killed or run twice at a time: the position of the consumer group
+stands in the same Kafka transaction as the events. What is still dead is listed and left for the next time, and so are letters
+that the options leave out. Letters that appear meanwhile are the next replay's.
+
+The position belongs to --group: another group begins anew, and delivers again what this one has delivered. A dry run tells
+nothing of what Kafka would refuse. With ACLs the user needs what the bridge needs, for --group and the transactional id
+<kafka.id_prefix>.replay.<group> as well.
+
+Exit codes: 0 nothing (that was tried) is dead any more, 64 a choice is needed, 65 something is still dead, 69 Kafka is
+unavailable or another replay has begun.";
+
+/// The arguments of `dead-letters replay`.
+#[derive(Args, Clone, Debug)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Try no more than so many letters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// Say what would become of each letter; deliver nothing and move no position
+    #[arg(long)]
+    dry_run: bool,
+    /// The consumer group that has the position [default: <kafka.id_prefix>.replay]
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Nothing was replayed before, as far as letters are left: begin at the oldest
+    #[arg(long)]
+    from_beginning: bool,
+    /// Never try again what is still dead now
+    #[arg(long, conflicts_with = "dry_run")]
+    give_up: bool,
+    /// Most letters in a transaction
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+}
+
+/// Replays.
+///
+/// # Errors
+/// 64, 65, 69: as the help says.
+pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
+    let config = args.config.load()?.config;
+    if config.kafka.delivery == Delivery::AtLeastOnce && !args.dry_run {
+        return Err(Exit::Usage(
+            "replay needs transactions, and kafka.delivery is at-least-once. If the brokers have them, set \
+             CMC_BRIDGE__KAFKA__DELIVERY=exactly-once for this command"
+                .to_owned(),
+        ));
+    }
+    let group = args.group.clone();
+    let options = Options {
+        group: group.unwrap_or_else(|| Options::default_group(&config.kafka)),
+        filter: args.filter.filter(),
+        limit: args.limit,
+        batch: args.batch as usize,
+        dry_run: args.dry_run,
+        from_beginning: args.from_beginning,
+        give_up: args.give_up,
+    };
+    let stop = stop_flag()?;
+    let runtime = Runtime::new()?;
+    let replay = Replay::begin(&config, &options, runtime.handle())?;
+    // Drawn only with the first news of it, when the sum is known.
+    let progress: RefCell<Option<Progress>> = RefCell::default();
+    let summary = replay.run(&stop, &mut |news| match news {
+        News::Progress { done, total } => {
+            let mut progress = progress.borrow_mut();
+            progress.get_or_insert_with(|| Progress::new(total)).draw(done);
+            Ok(())
+        }
+        News::Tried { place, letter, fate } => {
+            let fate = match fate {
+                Fate::Dead(Dead { reason, detail }) if detail.is_empty() => format!("still dead: {reason}"),
+                Fate::Dead(Dead { reason, detail }) => format!("still dead: {reason}: {detail}"),
+                // Those that went well are many.
+                Fate::Replayed { .. } if !args.dry_run => return Ok(()),
+                Fate::Replayed {
+                    topic,
+                    events,
+                    letters,
+                } => {
+                    let letters = match letters {
+                        0 => String::new(),
+                        n => format!(", dead letters: {n}"),
+                    };
+                    match events {
+                        0 => format!("would be understood, events: 0{letters}"),
+                        n => format!("would go to {topic}, events: {n}{letters}"),
+                    }
+                }
+            };
+            if let Some(progress) = &*progress.borrow() {
+                progress.clear();
+            }
+            let letter = letter.map_or_else(|| unreadable(place), |letter| line(place, letter));
+            writeln!(out, "{letter}\n  {fate}")
+        }
+    });
+    if let Some(progress) = &*progress.borrow() {
+        progress.clear();
+    }
+    runtime.shutdown_background();
+    let summary = summary?;
+    sum_up(&summary, args.dry_run, out)?;
+    match summary.dead.values().sum::<u64>() + summary.incomplete {
+        0 => Ok(()),
+        dead => Err(Exit::Data(format!("letters still dead: {dead}"))),
+    }
+}
+
+fn sum_up(summary: &Summary, dry_run: bool, out: &mut Output) -> std::io::Result<()> {
+    let Summary {
+        replayed,
+        events,
+        new_letters,
+        dead,
+        passed_over,
+        incomplete,
+        ended_early,
+    } = summary;
+    let replayed_word = if dry_run { "would be replayed" } else { "replayed" };
+    writeln!(
+        out,
+        "letters {replayed_word}: {replayed} (events: {events}, new dead letters: {new_letters}), still dead: {}",
+        dead.values().sum::<u64>()
+    )?;
+    for (reason, count) in dead {
+        writeln!(out, "  {reason}: {count}")?;
+    }
+    for (count, what) in [
+        (passed_over, "letters passed over"),
+        (incomplete, "letters without all their parts"),
+    ] {
+        if *count > 0 {
+            writeln!(out, "{what}: {count}")?;
+        }
+    }
+    if *ended_early {
+        writeln!(
+            out,
+            "it ended before the end of the topic; the next replay goes on there"
+        )?;
+    }
+    out.flush()
+}
+
+impl From<ReplayError> for Exit {
+    fn from(error: ReplayError) -> Exit {
+        match error {
+            ReplayError::Broker(error) => Exit::Unavailable(error.message),
+            ReplayError::Forgotten { .. } => Exit::Usage(error.to_string()),
+            ReplayError::TooScattered(_) => Exit::Data(error.to_string()),
+            ReplayError::Output(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! A dead letter tried again: what it becomes by the parser, limits and streams of today.
+//!
+//! A body goes through the server's own code, from its content type to its records. A piece of a webhook goes the same way in
+//! a webhook made of it alone, with the event type, composition and place that its letter tells. A refused record goes to
+//! its topic as it was.
+//!
+//! A letter stays dead when nothing of it became an event, and also when what it would become were not what was sent: a text
+//! that may have been cut stands in its way, or `*` that overwrote a credential would stand in a record.
+
+use std::borrow::Cow;
+
+use hyper::header::HeaderValue;
+use serde_json::json;
+
+use crate::{
+    batch::{Batch, BatchView},
+    cmc::{self, Rules, SHORTEST},
+    dead_letter::{Letter, MAX_TEXT, Reason, Scope},
+    ingest,
+    stream::Stream,
+};
+
+/// What a letter becomes.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is understood: these events, possibly none, and new dead letters of what still is not.
+    Understood {
+        events: Option<(Stream, Batch)>,
+        dead_letters: Option<Batch>,
+        /// How many dead letters those records are.
+        letters: usize,
+    },
+    /// A record that was refused, to be tried again as the letter tells it.
+    Record,
+    Dead(Dead),
+}
+
+/// Why a letter stays dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dead {
+    /// A reason's name, or a word of this module's.
+    pub reason: &'static str,
+    /// For a human; empty when the reason says all.
+    pub detail: Cow<'static, str>,
+}
+
+impl Dead {
+    pub fn new(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Dead {
+        Dead {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Tries a letter again.
+pub fn again(letter: &Letter, rules: &Rules) -> Verdict {
+    let verdict = match letter.reason.scope() {
+        Scope::Broker if letter.topic.is_none() => Err(lacks("topic")),
+        Scope::Broker => Ok(Verdict::Record),
+        Scope::Body => body(letter, rules),
+        Scope::Element => piece(letter, rules),
+    };
+    verdict.unwrap_or_else(Verdict::Dead)
+}
+
+fn body(letter: &Letter, rules: &Rules) -> Result<Verdict, Dead> {
+    let content_type = letter.content_type.as_deref().map(whole).transpose()?;
+    understand(letter, &letter.value, content_type, rules)
+}
+
+fn piece(letter: &Letter, rules: &Rules) -> Result<Verdict, Dead> {
+    let event_type = letter.event_type.as_deref().ok_or_else(|| lacks("event type"))?;
+    let composition = letter.server_composition.as_deref();
+    // No composition that was let through is long enough to have been cut.
+    let composition = composition.ok_or_else(|| lacks("server composition"))?;
+    let member = letter.member.as_deref().ok_or_else(|| lacks("member"))?;
+    let member = whole(member)?;
+    let value = std::str::from_utf8(&letter.value)
+        .map_err(|_| Dead::new(Reason::InvalidUtf8.name(), "the piece is not UTF-8"))?;
+    let (list, name) = (json!(event_type), json!(member));
+    let empty = if member == event_type {
+        String::new()
+    } else {
+        format!("{list}:[],")
+    };
+    let members = match letter.reason {
+        Reason::UnexpectedMember => format!(r#""event":{{{list}:[]}},{name}:{value}"#),
+        Reason::UnexpectedValue => format!(r#""event":{{{empty}{name}:{value}}}"#),
+        _ => format!(r#""event":{{{empty}{name}:[{value}]}}"#),
+    };
+    let webhook = format!(
+        r#"{{"event_type":{list},"server_composition":{},{members}}}"#,
+        json!(composition)
+    );
+    let verdict = understand(letter, webhook.as_bytes(), Some("application/json"), rules)?;
+    match &verdict {
+        Verdict::Understood {
+            events: Some((_, batch)),
+            dead_letters: None,
+            ..
+        } if batch.events() == 1 => Ok(verdict),
+        _ => Err(Dead::new(letter.reason.name(), "it is no single event")),
+    }
+}
+
+/// What the server would make of this body.
+fn understand(
+    letter: &Letter,
+    body: &[u8],
+    content_type: Option<&str>,
+    rules: &Rules,
+) -> Result<Verdict, Dead> {
+    let request = cmc::Request {
+        received_at_micros: letter.received_at_micros,
+        path: letter.path.as_deref().unwrap_or_default(),
+        content_type,
+        body,
+    };
+    // Bytes that are no text came to the letter as U+FFFD, which is none of the content types that are taken either.
+    let header = content_type.map(|text| HeaderValue::from_bytes(text.as_bytes()));
+    let header = header
+        .transpose()
+        .map_err(|_| Dead::new(Reason::UnsupportedMediaType.name(), ""))?;
+    let understood = ingest::explain(&request, header.as_ref(), rules);
+    let split = understood.split;
+    let events = split.events.map(|(stream, batch, _)| (stream, batch));
+    if let (None, Some(first)) = (&events, split.failures.first()) {
+        let detail = understood
+            .malformed
+            .map_or(Cow::Borrowed(""), |malformed| malformed.detail);
+        return Err(Dead::new(first.reason.name(), detail));
+    }
+    let dead_letters = split.dead_letters.map(|(batch, _)| batch);
+    if letter.masked {
+        let batches = events.iter().map(|(_, batch)| batch).chain(&dead_letters);
+        if batches.into_iter().any(holds_asterisks) {
+            return Err(Dead::new("masked", "credentials were overwritten in an event"));
+        }
+    }
+    Ok(Verdict::Understood {
+        events,
+        dead_letters,
+        letters: split.failures.len(),
+    })
+}
+
+/// Whether a value has as many `*` in a row as the shortest credential that is overwritten anywhere.
+fn holds_asterisks(batch: &Batch) -> bool {
+    let view = BatchView::decode(batch.bytes());
+    view.is_ok_and(|view| {
+        let values = view.records.iter().map(|record| record.value);
+        values
+            .flat_map(|value| value.windows(SHORTEST))
+            .any(|window| window.iter().all(|byte| *byte == b'*'))
+    })
+}
+
+/// A text that is certainly as it came.
+fn whole(text: &str) -> Result<&str, Dead> {
+    /// A text is cut before a character of up to four bytes.
+    const SHORTEST_CUT: usize = MAX_TEXT - 3;
+    match text.len() < SHORTEST_CUT {
+        true => Ok(text),
+        false => Err(Dead::new("cut", "a text in its headers may have been cut")),
+    }
+}
+
+fn lacks(what: &str) -> Dead {
+    Dead::new("incomplete", format!("the letter has no {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config, dead_letter::DeadLetter, dead_letter::Letters};
+
+    fn rules(settings: &[(&str, &str)]) -> Rules {
+        let all = [("INGEST__AUTH__API_KEYS", "0123456789")].iter().chain(settings);
+        let variables = all.map(|(name, value)| (format!("CMC_BRIDGE__{name}"), (*value).to_owned()));
+        let config = config::load(&[], variables).unwrap().config;
+        Rules::new(&config.ingest, &config.kafka, &config.streams)
+    }
+
+    /// The letters that a server with these rules makes of a body.
+    fn letters(body: &str, content_type: Option<&str>, rules: &Rules) -> Vec<Letter> {
+        let request = cmc::Request {
+            received_at_micros: 1_700_000_000_123_456,
+            path: "/webhooks/events",
+            content_type,
+            body: body.as_bytes(),
+        };
+        let header = content_type.map(|text| HeaderValue::from_str(text).unwrap());
+        let split = ingest::explain(&request, header.as_ref(), rules).split;
+        let (batch, _) = split.dead_letters.unwrap();
+        let view = BatchView::decode(batch.bytes()).unwrap();
+        let mut letters = Letters::default();
+        view.records
+            .iter()
+            .filter_map(|record| {
+                let headers: Vec<_> = view.headers(record).collect();
+                letters.add(record.key, &headers, record.value).unwrap()
+            })
+            .collect()
+    }
+
+    /// The values of the events, the number of new dead letters; or why it stays dead.
+    fn tried(letter: &Letter, rules: &Rules) -> Result<(Vec<String>, usize), &'static str> {
+        match again(letter, rules) {
+            Verdict::Dead(dead) => Err(dead.reason),
+            Verdict::Record => Ok((Vec::new(), 0)),
+            Verdict::Understood { events, letters, .. } => {
+                let values = events.map_or_else(Vec::new, |(_, batch)| {
+                    let view = BatchView::decode(batch.bytes()).unwrap();
+                    assert_eq!(view.received_at_micros, letter.received_at_micros);
+                    let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
+                    view.records.iter().map(|record| text(record.value)).collect()
+                });
+                Ok((values, letters))
+            }
+        }
+    }
+
+    fn event(members: &str) -> String {
+        format!(r#"{{"event_type":"deliveries","server_composition":"p\"q"{members}}}"#)
+    }
+
+    fn webhook(elements: &str) -> String {
+        format!(
+            r#"{{"event_type":"deliveries","server_composition":"p\"q","api_key":"0123456789","event":{{"deliveries":[{elements}]}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_body_is_understood_once_the_limit_is_higher() {
+        let body = webhook(r#"{"n":1} , {"n":2},7"#);
+        let letter = &letters(&body, None, &rules(&[("INGEST__MAX_EVENTS", "1")]))[0];
+        assert!(letter.masked);
+        assert_eq!(
+            tried(letter, &rules(&[("INGEST__MAX_EVENTS", "2")])),
+            Err("too_many_events")
+        );
+        let events = vec![event(r#","n":1"#), event(r#","n":2"#)];
+        assert_eq!(tried(letter, &rules(&[])), Ok((events, 1)));
+        // Nothing of it is an event: it stays one letter.
+        let letter = &letters(&webhook("7,8"), None, &rules(&[("INGEST__MAX_EVENTS", "1")]))[0];
+        assert_eq!(tried(letter, &rules(&[])), Err("element_not_object"));
+    }
+
+    #[test]
+    fn a_form_stays_a_form() {
+        let form = "event_type=deliveries&server_composition=p%22q&api_key=0123456789&event=%7B%22deliveries%22%3A%5B%7B%7D%2C%7B%7D%5D%7D";
+        let form_type = Some("application/x-www-form-urlencoded");
+        let letter = &letters(form, form_type, &rules(&[("INGEST__MAX_EVENTS", "1")]))[0];
+        assert_eq!(tried(letter, &rules(&[])), Ok((vec![event(""), event("")], 0)));
+        let letter = &letters("a body", Some("text/plain"), &rules(&[]))[0];
+        assert_eq!(tried(letter, &rules(&[])), Err("unsupported_media_type"));
+    }
+
+    #[test]
+    fn a_stream_that_was_off() {
+        let body = r#"{"event_type":"blocks","server_composition":"pro","event":{"blocks":[]}}"#;
+        let letter = &letters(body, None, &rules(&[]))[0];
+        assert_eq!(letter.reason, Reason::UnknownEventType);
+        assert_eq!(tried(letter, &rules(&[])), Err("unknown_event_type"));
+        // An empty list is understood, and no event.
+        let enabled = rules(&[("STREAMS__BLOCKS__ENABLED", "true")]);
+        assert_eq!(tried(letter, &enabled), Ok((Vec::new(), 0)));
+    }
+
+    #[test]
+    fn pieces() {
+        let large = format!(r#"{{"s":"{}"}}"#, "十".repeat(1000));
+        let body = webhook(&format!(r#"{{}},{large},7,{{"event_type":1}}"#)).replace(
+            r#""event":{"#,
+            r#""extra":[1],"event":{"total":3,"bounces":[{}],"#,
+        );
+        let small = rules(&[("KAFKA__MAX_RECORD_BYTES", "1024")]);
+        let letters = letters(&body, None, &small);
+        let results: Vec<_> = letters
+            .iter()
+            .map(|letter| (letter.reason, tried(letter, &rules(&[]))))
+            .collect();
+        let large = event(&format!(",{}", &large[1..large.len() - 1]));
+        assert_eq!(
+            results,
+            [
+                (Reason::UnexpectedValue, Err("unexpected_value")),
+                (Reason::UnexpectedList, Err("unexpected_list")),
+                (Reason::RecordTooLarge, Ok((vec![large], 0))),
+                (Reason::ElementNotObject, Err("element_not_object")),
+                (Reason::ReservedMember, Err("reserved_member")),
+                (Reason::UnexpectedMember, Err("unexpected_member")),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_piece_can_not_become_more_than_one_event() {
+        let letter = DeadLetter {
+            event_type: Some("deliveries"),
+            server_composition: Some("pro"),
+            member: Some("deliveries"),
+            ..DeadLetter::new(Reason::RecordTooLarge, 0, b"{},{}")
+        };
+        let letter = read(&letter);
+        assert_eq!(tried(&letter, &rules(&[])), Err("record_too_large"));
+        let lacking = Letter {
+            event_type: None,
+            ..letter
+        };
+        assert_eq!(tried(&lacking, &rules(&[])), Err("incomplete"));
+    }
+
+    fn read(letter: &DeadLetter<'_>) -> Letter {
+        let records = letter.records(1_000_000);
+        let record = records.iter().next().unwrap();
+        let mut letters = Letters::default();
+        letters
+            .add(record.key, &record.headers(), record.value)
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn what_was_overwritten_or_cut_is_not_made_up() {
+        let body = webhook(r#"{"s":"0123456789"},{}"#);
+        let letter = &letters(&body, None, &rules(&[("INGEST__MAX_EVENTS", "1")]))[0];
+        assert_eq!(tried(letter, &rules(&[])), Err("masked"));
+        let long = format!("application/json;x={}", "x".repeat(300));
+        let letter = &letters(
+            &webhook("{},{}"),
+            Some(&long),
+            &rules(&[("INGEST__MAX_EVENTS", "1")]),
+        )[0];
+        assert_eq!(tried(letter, &rules(&[])), Err("cut"));
+        let short = "application/json;x=x";
+        let letter = &letters(
+            &webhook("{},{}"),
+            Some(short),
+            &rules(&[("INGEST__MAX_EVENTS", "1")]),
+        )[0];
+        assert_eq!(tried(letter, &rules(&[])).unwrap().0.len(), 2);
+    }
+
+    #[test]
+    fn a_refused_record_needs_its_topic() {
+        let letter = read(&DeadLetter {
+            topic: Some("cmc.bounces"),
+            ..DeadLetter::new(Reason::RefusedInvalid, 0, b"v")
+        });
+        assert_eq!(tried(&letter, &rules(&[])), Ok((Vec::new(), 0)));
+        let lacking = Letter {
+            topic: None,
+            ..letter
+        };
+        assert_eq!(tried(&lacking, &rules(&[])), Err("incomplete"));
+    }
+}
