@@ -42,6 +42,7 @@ impl Faulty {
             .topics(&topics)
             .set("kafka.delivery", delivery)
             .set("kafka.transaction_timeout", transaction_timeout)
+            .property("socket.timeout.ms", "4000")
             .start();
         let target = Target::default();
         target.set(bridge.ingest);
@@ -172,9 +173,49 @@ fn without_transactions_cut_connections_cost_no_event_and_no_double() {
             faulty.proxy.wait_struck(LIMIT);
         }
     }
+    faulty.proxy.arm(PRODUCE, Mute);
+    faulty.proxy.wait_struck(LIMIT);
+    faulty.wait_delivered(100.0);
     faulty.cut_at_random(&mut random, Duration::from_secs(4));
     let (kafka, topics, posted) = faulty.finish();
     // Not at least once but once: the producer's own retries make no doubles.
     let again = oracle::check_at_least_once(&kafka, &topics, &posted);
     assert_eq!(again.len(), 0);
+}
+
+#[test]
+fn killed_and_stopped_with_a_commit_on_its_way() {
+    let proxy = Proxy::start();
+    let topics = Topics::create(&proxy.kafka);
+    let setup = Setup::new(&proxy.bootstrap())
+        .topics(&topics)
+        .set("shutdown.grace", "3s");
+    let target = Target::default();
+    let load = Load::start(&target, SHAPE);
+    let start = || {
+        let bridge = setup.start();
+        target.set(bridge.ingest);
+        bridge.wait_for(LIMIT, "deliveries", |scrape| {
+            scrape.sum("cmc_bridge_delivered_events_total", &[]) >= 50.0
+        });
+        // A commit of the process before comes now, when this one is at work.
+        proxy.release();
+        bridge
+    };
+    let ends: [fn(Bridge); 2] = [Bridge::kill, Bridge::stop];
+    for end in ends {
+        // One that will be refused, and one that is done without anybody's knowledge.
+        for fault in [Hold, Mute] {
+            let bridge = start();
+            proxy.arm(END_TXN, fault);
+            proxy.wait_struck(LIMIT);
+            end(bridge);
+        }
+    }
+    let bridge = start();
+    load.wait_acknowledged(50, LIMIT);
+    let posted = load.stop();
+    bridge.wait_drained(LIMIT);
+    oracle::check(&proxy.kafka, &topics, &posted);
+    bridge.stop();
 }
