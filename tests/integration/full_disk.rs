@@ -29,7 +29,7 @@ impl Disk {
         assert!(
             output.status.success(),
             "this test mounts a tmpfs of {DISK} bytes, for which it must be root (CAP_SYS_ADMIN); without that, run the \
-             others with --skip full_disk: {}",
+             others with `--skip full_disk::`: {}",
             String::from_utf8_lossy(&output.stderr)
         );
         Disk(dir)

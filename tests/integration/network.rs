@@ -42,7 +42,7 @@ impl Faulty {
             .topics(&topics)
             .set("kafka.delivery", delivery)
             .set("kafka.transaction_timeout", transaction_timeout)
-            .property("socket.timeout.ms", "4000")
+            .property("socket.timeout.ms", "3000")
             .start();
         let target = Target::default();
         target.set(bridge.ingest);
