@@ -1,6 +1,6 @@
 //! Two lives of one spool directory: both at once, and an older one that begins while Kafka is away.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, fs, time::Duration};
 
 use crate::{
     bridge::{NO_KAFKA, Setup, Topics},
@@ -52,6 +52,12 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
         bridge.wait_drained(LIMIT);
         bridge.stop();
     }
+    let manifest = |setup: &Setup| fs::read_to_string(setup.spool_dir().join("deliveries/manifest")).unwrap();
+    assert_ne!(
+        manifest(&first),
+        manifest(&second),
+        "one has another name in Kafka"
+    );
     let again = oracle::check_at_least_once(kafka, &topics, &posted);
     println!("{} events came twice", again.len());
     for record in again {

@@ -3,12 +3,11 @@
 use std::{
     fs,
     net::TcpStream,
+    process::Command,
     sync::{Arc, Barrier},
     thread,
     time::Duration,
 };
-
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::{
     bridge::{Bridge, Setup, Topics},
@@ -21,16 +20,16 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Sets a limit of the running process.
-fn limit(bridge: &Bridge, resource: Resource, value: u64) {
-    let pid = Pid::from_raw(bridge.id() as i32);
-    let (current, maximum) = (Some(value), Some(value));
-    prlimit(pid, resource, Rlimit { current, maximum }).unwrap();
+/// Sets a limit of the running process, by an option of `prlimit`.
+fn limit(bridge: &Bridge, option: &str) {
+    let mut command = Command::new("prlimit");
+    let status = command.args(["--pid", &bridge.id().to_string(), option]).status();
+    assert!(status.unwrap().success());
 }
 
-fn open_files(bridge: &Bridge) -> u64 {
+fn open_files(bridge: &Bridge) -> usize {
     let files = fs::read_dir(format!("/proc/{}/fd", bridge.id())).unwrap();
-    files.count() as u64
+    files.count()
 }
 
 #[test]
@@ -74,7 +73,7 @@ fn descriptors_used_up_by_idle_connections_hold_up_and_break_nothing() {
     };
     let load = Load::start(&target, shape);
     load.wait_acknowledged(100, LIMIT);
-    limit(&bridge, Resource::Nofile, open_files(&bridge) + 10);
+    limit(&bridge, &format!("--nofile={}", open_files(&bridge) + 10));
     let idle: Vec<TcpStream> = (0..60)
         .map(|_| TcpStream::connect(bridge.ingest).unwrap())
         .collect();
@@ -109,7 +108,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
     bridge.wait_drained(LIMIT);
     // All bodies together would be far beyond it.
     let most = bridge.memory("VmSize:") + (256 << 20);
-    limit(&bridge, Resource::As, most);
+    limit(&bridge, &format!("--as={most}"));
 
     let element = message("large@test", &"x".repeat(700));
     let count = (7 << 20) / element.len();
