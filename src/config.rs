@@ -21,6 +21,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 
 pub use self::{
+    auth::{CredentialFile, MAX_CREDENTIALS, valid_together},
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
     show::{Setting, to_toml},
@@ -128,6 +129,8 @@ pub struct Ingest {
     /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
     pub path: String,
     pub auth: Auth,
+    /// The files that `auth` was read from, to be read again while the bridge runs.
+    pub credential_files: Vec<CredentialFile>,
     /// `ingest.max_body_bytes`: a larger body is answered 413.
     pub max_body_bytes: usize,
     /// `ingest.max_events`: a webhook with more elements is malformed.
@@ -188,7 +191,7 @@ pub struct Credential {
 }
 
 /// How a credential is presented.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CredentialKind {
     /// `Authorization: Bearer <token>`
     Bearer,

@@ -19,16 +19,21 @@
 //! cmc-dead-letter-id, -part, -parts   only of parts: the letter's id, this part's number from 1, how many there are
 //! ```
 //!
-//! A record that the broker refused keeps its key and its own headers, which come first. The parts' values, put together
-//! in the order of their numbers, are the bytes. Texts that came from outside are cut to [`MAX_TEXT`] bytes.
+//! A record that the broker refused keeps its key and its own headers, which come first, whatever their names: the letter's
+//! begin at the last `cmc-dead-letter-reason`. The parts' values, put together in the order of their numbers, are the bytes.
+//! Texts that came from outside are cut to [`MAX_TEXT`] bytes. [`Letters`] reads all of this back.
 //!
 //! This module knows neither the sender's format nor Kafka: ingest and the lanes both make dead letters.
 
+mod letter;
 mod reason;
 
 use uuid::Uuid;
 
-pub use self::reason::{Failure, Reason, Scope};
+pub use self::{
+    letter::{Letter, Letters, ReadError},
+    reason::{Failure, Reason, Scope},
+};
 use crate::batch::{BatchBuilder, alone_in_batch};
 
 /// Most bytes of a header value that was text from outside.
@@ -107,7 +112,7 @@ impl<'a> DeadLetter<'a> {
             Some(key) => Bytes::Borrowed(key),
             None => Bytes::Owned(id.clone().into_bytes()),
         };
-        headers.push(("cmc-dead-letter-id", Bytes::Owned(id.into_bytes())));
+        headers.push((ID, Bytes::Owned(id.into_bytes())));
         let widest: [Header<'_>; 2] = [
             (PARTS, Bytes::Borrowed(&[0; 20])),
             (PART, Bytes::Borrowed(&[0; 20])),
@@ -139,38 +144,45 @@ impl<'a> DeadLetter<'a> {
 
     fn put_known(&self, headers: &mut Vec<Header<'a>>) {
         let mut put = |name, value: Bytes<'a>| headers.push((name, value));
-        put(
-            "cmc-dead-letter-reason",
-            Bytes::Borrowed(self.reason.name().as_bytes()),
-        );
-        for (name, number) in [
-            ("cmc-dead-letter-offset", self.offset),
-            ("cmc-dead-letter-index", self.index),
-        ] {
+        put(REASON, Bytes::Borrowed(self.reason.name().as_bytes()));
+        for (name, number) in [(OFFSET, self.offset), (INDEX, self.index)] {
             if let Some(number) = number {
                 put(name, Bytes::Owned(number.to_string().into_bytes()));
             }
         }
         for (name, text) in [
-            ("cmc-dead-letter-member", self.member),
-            ("cmc-dead-letter-event-type", self.event_type),
-            ("cmc-dead-letter-server-composition", self.server_composition),
-            ("cmc-dead-letter-path", self.path),
-            ("cmc-dead-letter-content-type", self.content_type),
-            ("cmc-dead-letter-topic", self.topic),
+            (MEMBER, self.member),
+            (EVENT_TYPE, self.event_type),
+            (SERVER_COMPOSITION, self.server_composition),
+            (PATH, self.path),
+            (CONTENT_TYPE, self.content_type),
+            (TOPIC, self.topic),
         ] {
             if let Some(text) = text {
                 put(name, Bytes::Borrowed(cut(text).as_bytes()));
             }
         }
         let received_at = rfc3339_micros(self.received_at_micros).into_bytes();
-        put("cmc-dead-letter-received-at", Bytes::Owned(received_at));
+        put(RECEIVED_AT, Bytes::Owned(received_at));
         if self.masked {
-            put("cmc-dead-letter-masked", Bytes::Borrowed(b"true"));
+            put(MASKED, Bytes::Borrowed(b"true"));
         }
     }
 }
 
+// The headers' names. REASON is the first of a letter's.
+const REASON: &str = "cmc-dead-letter-reason";
+const OFFSET: &str = "cmc-dead-letter-offset";
+const INDEX: &str = "cmc-dead-letter-index";
+const MEMBER: &str = "cmc-dead-letter-member";
+const EVENT_TYPE: &str = "cmc-dead-letter-event-type";
+const SERVER_COMPOSITION: &str = "cmc-dead-letter-server-composition";
+const PATH: &str = "cmc-dead-letter-path";
+const CONTENT_TYPE: &str = "cmc-dead-letter-content-type";
+const TOPIC: &str = "cmc-dead-letter-topic";
+const RECEIVED_AT: &str = "cmc-dead-letter-received-at";
+const MASKED: &str = "cmc-dead-letter-masked";
+const ID: &str = "cmc-dead-letter-id";
 const PART: &str = "cmc-dead-letter-part";
 const PARTS: &str = "cmc-dead-letter-parts";
 

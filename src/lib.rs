@@ -5,6 +5,7 @@ pub mod admin;
 pub mod batch;
 pub mod bridge;
 pub mod cli;
+mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
@@ -14,3 +15,6 @@ pub mod lane;
 pub mod logging;
 pub mod spool;
 pub mod stream;
+
+#[cfg(test)]
+mod simulation;

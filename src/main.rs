@@ -3,8 +3,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use cmc_bridge::{
     cli::{
-        Cli, Command, ConfigCommand, check, completions, config_show, dev, output::Output, send_sample,
-        serve, spool, tap,
+        Cli, Command, ConfigCommand, check, completions, config_show, dev, explain, output::Output,
+        send_sample, serve, spool, tap,
     },
     exit::{self, Exit},
 };
@@ -31,6 +31,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, &mut Output::new()),
         Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
+        Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, &mut Output::new()),
     }

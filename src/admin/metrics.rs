@@ -8,7 +8,10 @@
 //! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
 //! time; see [`super::books`].
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -44,6 +47,8 @@ pub struct Metrics {
     parse_failures: IntCounterVec,
     acknowledgement_seconds: Histogram,
     credential_uses: IntCounterVec,
+    credential_last_use: IntGaugeVec,
+    credential_reload_failures: IntCounter,
     ready: IntGauge,
     sync_seconds: HistogramVec,
     commit_webhooks: HistogramVec,
@@ -89,6 +94,15 @@ impl Metrics {
                 "cmc_bridge_credential_uses_total",
                 "Requests that this credential admitted",
                 &["credential"],
+            )?,
+            credential_last_use: register.gauges(
+                "cmc_bridge_credential_last_use_timestamp_seconds",
+                "When this credential last admitted a request, in seconds since the Unix epoch; 0 before that",
+                &["credential"],
+            )?,
+            credential_reload_failures: register.counter(
+                "cmc_bridge_credential_reload_failures_total",
+                "Looks at a file of credentials that found something that can't be used",
             )?,
             ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
             sync_seconds: register.histograms(
@@ -207,9 +221,17 @@ impl Metrics {
         self.acknowledgement_seconds.observe(seconds);
     }
 
-    /// The counter of one credential's uses.
-    pub fn credential(&self, name: &str) -> IntCounter {
-        self.credential_uses.with_label_values(&[name])
+    /// The handle for one credential's uses; its series exist from then on.
+    pub fn credential(&self, name: &str) -> CredentialUses {
+        CredentialUses {
+            count: self.credential_uses.with_label_values(&[name]),
+            last: self.credential_last_use.with_label_values(&[name]),
+        }
+    }
+
+    /// Counts a look at a file of credentials that can't be used.
+    pub fn credential_reload_failed(&self) {
+        self.credential_reload_failures.inc();
     }
 
     /// Whether a webhook can be made durable now.
@@ -241,6 +263,26 @@ impl Metrics {
             blockade: Arc::clone(&self.blockades[stream.index()]),
             letters: Arc::clone(&self.letters),
         }
+    }
+}
+
+/// How one credential is used.
+pub struct CredentialUses {
+    count: IntCounter,
+    last: IntGauge,
+}
+
+impl CredentialUses {
+    /// Counts a request that it admitted.
+    pub fn admitted(&self) {
+        self.count.inc();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.last.set(now.map_or(0, |since| since.as_secs() as i64));
+    }
+
+    /// How many requests it admitted.
+    pub fn count(&self) -> u64 {
+        self.count.get()
     }
 }
 

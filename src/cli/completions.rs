@@ -41,7 +41,7 @@ mod tests {
             let mut script = Vec::new();
             run(&CompletionsArgs { shell: *shell }, &mut script).unwrap();
             let script = String::from_utf8(script).unwrap();
-            for word in ["serve", "send-sample", "tap", "from-beginning"] {
+            for word in ["serve", "send-sample", "tap", "explain", "from-beginning"] {
                 assert!(script.contains(word), "{shell}: no {word}");
             }
         }

@@ -75,9 +75,10 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let result = runtime.block_on(async {
         let stop = stop_signals()?;
         let path = config.ingest.path.clone();
+        let brokers = config.kafka.bootstrap_servers.clone();
         let bridge = Bridge::start(config).await?;
         let url = format!("http://{}{path}", bridge.ingest_address());
-        greet(&url, bridge.admin_address(), spool.path())?;
+        greet(&url, bridge.admin_address(), &brokers, spool.path())?;
         if args.sample {
             tokio::spawn(post_samples(bridge.ingest_address(), path));
         }
@@ -131,13 +132,14 @@ fn topics(config: &Config) -> Vec<&str> {
     topics
 }
 
-fn greet(url: &str, admin: SocketAddr, spool: &std::path::Path) -> io::Result<()> {
+fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
     writeln!(
         out,
         "status, metrics and probes     http://{admin}/status  /metrics  /livez  /readyz"
     )?;
+    writeln!(out, "Kafka (embedded)               {brokers}")?;
     writeln!(out, "spool (temporary)              {}", spool.display())?;
     writeln!(out, "\nTry it from another terminal:\n")?;
     writeln!(

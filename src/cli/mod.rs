@@ -5,6 +5,8 @@ pub mod completions;
 pub mod config_show;
 mod credentials;
 pub mod dev;
+mod excerpt;
+pub mod explain;
 pub mod output;
 mod post;
 mod progress;
@@ -57,6 +59,9 @@ pub enum Command {
     /// Print the events of the topics as they come
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
+    /// Say what a webhook's body would become, or what is wrong with it and where
+    #[command(after_help = explain::AFTER_HELP)]
+    Explain(explain::ExplainArgs),
     /// Look into a spool, save, deliver or repair what is in it
     #[command(subcommand)]
     Spool(spool::SpoolCommand),

@@ -46,7 +46,7 @@ fn text(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// A text on one line, without what would steer a terminal: it was made by strangers.
-fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' | '\r' | '\t' => ' ',
@@ -74,19 +74,21 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
         )
     )
     .into_bytes();
-    let raw = record
-        .payload()
-        .and_then(|value| serde_json::from_slice::<&RawValue>(value).ok());
-    match raw {
+    push_value(record.payload(), &mut line);
+    line.extend_from_slice(b"}\n");
+    out.write_all(&line)
+}
+
+/// Adds a record's value as JSON on one line: as it is if it is JSON.
+pub fn push_value(value: Option<&[u8]>, line: &mut Vec<u8>) {
+    match value.and_then(|value| serde_json::from_slice::<&RawValue>(value).ok()) {
         // Between tokens a line break is white space, and inside a string there is none.
         Some(raw) => line.extend(raw.get().bytes().map(|byte| match byte {
             b'\n' | b'\r' => b' ',
             byte => byte,
         })),
-        None => line.extend_from_slice(bytes(record.payload()).to_string().as_bytes()),
+        None => line.extend_from_slice(bytes(value).to_string().as_bytes()),
     }
-    line.extend_from_slice(b"}\n");
-    out.write_all(&line)
 }
 
 /// Text as a string; what is none as `{"base64": …}`.

@@ -58,7 +58,8 @@ impl Envelope<'_> {
 
 /// A list or an object beside `event`.
 pub(super) struct Unexpected<'a> {
-    pub name: Cow<'a, str>,
+    /// `None` when it is no text (half a surrogate pair).
+    pub name: Option<Cow<'a, str>>,
     pub value: Cow<'a, str>,
 }
 
@@ -135,7 +136,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn add_unexpected(&mut self, name: Cow<'a, str>, value: Cow<'a, str>, offset: Option<usize>) {
+    pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
         if self.unexpected.len() < MAX_MEMBERS {
             self.unexpected.push(Unexpected { name, value });
         } else {
@@ -200,19 +201,19 @@ impl<'a> Fields<'a> {
         }
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
-            Some(event) => event?,
+            Some(event) => event.map_err(Malformed::in_event)?,
         };
         let Some(stream) = rules.stream(event_type) else {
             return Ok((None, event));
         };
         if let Some(malformed) = event.malformed.take() {
-            return Err(malformed);
+            return Err(malformed.in_event());
         }
         let mut named = event
             .members
             .iter()
             .filter(|member| member.name.decode(text).as_deref() == Some(stream.name()));
-        match (named.next(), named.next()) {
+        let result = match (named.next(), named.next()) {
             (None, _) => fail(
                 Reason::MissingList,
                 None,
@@ -233,8 +234,9 @@ impl<'a> Fields<'a> {
                 Some(value.start),
                 "the member of event with the name in event_type is no list",
             ),
-            (Some(_), None) => Ok((Some(stream), event)),
-        }
+            (Some(_), None) => return Ok((Some(stream), event)),
+        };
+        result.map_err(Malformed::in_event)
     }
 }
 
@@ -257,17 +259,17 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     while let Some(name) = cursor.member() {
         let at = cursor.at;
-        let name = name
-            .decode(text)
-            .unwrap_or(Cow::Borrowed(&text[name.span.clone()]));
-        match &*name {
-            "event_type" => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
-            "server_composition" => fields.set_server_composition(read_text(&mut cursor, text).0, Some(at)),
-            "api_key" => {
+        let name = name.decode(text);
+        match name.as_deref() {
+            Some("event_type") => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
+            Some("server_composition") => {
+                fields.set_server_composition(read_text(&mut cursor, text).0, Some(at))
+            }
+            Some("api_key") => {
                 let (key, span) = read_text(&mut cursor, text);
                 fields.set_api_key(key, span, Some(at));
             }
-            "event" => {
+            Some("event") => {
                 let event = read_event(&mut cursor, text, rules.max_events);
                 fields.set_event(event, Some(at));
             }

@@ -60,8 +60,8 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     let mut letters = Letters::new(Some(opened), rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
-        let name = mask_text(name, &rules.secrets);
-        letters.add(Reason::UnexpectedMember, None, Some(&name), value.as_bytes());
+        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
+        letters.add(Reason::UnexpectedMember, None, name.as_ref(), value.as_bytes());
     }
     let failures = std::mem::take(&mut letters.failures);
     Split {

@@ -6,11 +6,13 @@
 
 use std::{borrow::Cow, str};
 
+use memchr::{memchr, memchr_iter, memchr2};
+
 use super::{
     Malformed, Rules,
     elements::{Event, read_event},
     envelope::{Fields, Opened, Text},
-    json::{self, Cursor},
+    json::{self, Cursor, first_of},
 };
 use crate::dead_letter::Reason;
 
@@ -18,15 +20,15 @@ use crate::dead_letter::Reason;
 pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     let mut text = None;
-    let mut end = 0;
-    for field in body.split(|byte| *byte == b'&') {
-        let start = end;
-        end = start + field.len() + 1;
+    let mut next = 0;
+    for end in memchr_iter(b'&', body).chain([body.len()]) {
+        let start = next;
+        let field = &body[start..end];
+        next = end + 1;
         if field.is_empty() {
             continue;
         }
-        let equals = field.iter().position(|byte| *byte == b'=');
-        let (name, value) = match equals {
+        let (name, value) = match memchr(b'=', field) {
             Some(at) => (&field[..at], &field[at + 1..]),
             None => (field, &[][..]),
         };
@@ -67,7 +69,7 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
                 let span = value_at..value_at + value.len();
                 fields.set_api_key(Text::Found(value_text), span, Some(value_at));
             }
-            _ if is_container(&value_text) => fields.add_unexpected(name, value_text, Some(value_at)),
+            _ if is_container(&value_text) => fields.add_unexpected(Some(name), value_text, Some(value_at)),
             _ => {}
         }
     }
@@ -109,36 +111,115 @@ fn broken_percent(offset: usize) -> Malformed {
     Malformed::new(Reason::InvalidForm, Some(offset), detail)
 }
 
-/// Decodes a name or a value, or says where it is broken.
+/// Decodes a name or a value, or says where it is broken. The sender encodes every quote and comma, so runs of plain bytes
+/// are short: a word is copied whatever of it counts, and only a long run is searched and copied as one.
 fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
-    let special = |byte: &u8| matches!(byte, b'%' | b'+');
-    let mut rest = raw;
-    let mut out = Vec::new();
-    while let Some(run) = rest.iter().position(special) {
-        if out.is_empty() {
-            out.reserve_exact(raw.len());
-        }
-        out.extend_from_slice(&rest[..run]);
-        rest = match rest[run..] {
-            [b'+', ref tail @ ..] => {
-                out.push(b' ');
+    let Some(first) = memchr2(b'%', b'+', raw) else {
+        return Ok(Cow::Borrowed(raw));
+    };
+    let mut out = vec![0; raw.len()];
+    out[..first].copy_from_slice(&raw[..first]);
+    let mut length = first;
+    let mut rest = &raw[first..];
+    loop {
+        rest = match rest {
+            [] => break,
+            [b'+', tail @ ..] => {
+                out[length] = b' ';
+                length += 1;
                 tail
             }
-            [b'%', high, low, ref tail @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                out.push(hex(high) << 4 | hex(low));
+            [b'%', high, low, tail @ ..] => {
+                let (high, low) = (HEX[usize::from(*high)], HEX[usize::from(*low)]);
+                if high | low == NO_DIGIT {
+                    return Err(raw.len() - rest.len());
+                }
+                out[length] = high << 4 | low;
+                length += 1;
                 tail
             }
-            _ => return Err(raw.len() - rest.len() + run),
+            [b'%', ..] => return Err(raw.len() - rest.len()),
+            _ => {
+                // What is decoded is never longer than what it came from, so the word fits.
+                let mut run = 8;
+                if let Some(word) = rest.first_chunk::<8>() {
+                    out[length..length + 8].copy_from_slice(word);
+                    run = first_of(word, b'%', b'+');
+                }
+                if run == 8 {
+                    run = memchr2(b'%', b'+', rest).unwrap_or(rest.len());
+                    out[length..length + run].copy_from_slice(&rest[..run]);
+                }
+                length += run;
+                &rest[run..]
+            }
         };
     }
-    if out.is_empty() {
-        return Ok(Cow::Borrowed(raw));
-    }
-    out.extend_from_slice(rest);
+    out.truncate(length);
     Ok(Cow::Owned(out))
 }
 
-/// The value of a hexadecimal digit.
-fn hex(digit: u8) -> u8 {
-    (digit & 0xF) + 9 * (digit >> 6)
+/// What [`HEX`] has for a byte that is no hexadecimal digit; every bit is set, so that it survives an `or`.
+const NO_DIGIT: u8 = 0xFF;
+
+/// The value of each hexadecimal digit.
+const HEX: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every byte, plain, as `+` or encoded, in runs of every length around a word's.
+    #[test]
+    fn decodes_runs_of_every_length() {
+        let all: Vec<u8> = (0..=255).collect();
+        for run in 0..40 {
+            for spelled in ["%25", "+", "%2b%2B", "%00+%fF"] {
+                let bytes: &[u8] = match spelled {
+                    "%25" => b"%",
+                    "+" => b" ",
+                    "%2b%2B" => b"++",
+                    _ => b"\0 \xFF",
+                };
+                for start in (0..all.len() - run).step_by(3) {
+                    let plain: Vec<u8> = all[start..start + run]
+                        .iter()
+                        .copied()
+                        .filter(|byte| !b"%+".contains(byte))
+                        .collect();
+                    let raw = [spelled.as_bytes(), &plain, spelled.as_bytes(), &plain].concat();
+                    let expected = [bytes, &plain, bytes, &plain].concat();
+                    assert_eq!(decode(&raw).unwrap(), expected);
+                    assert!(matches!(decode(&plain), Ok(Cow::Borrowed(same)) if same == plain));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_pair_behind_a_percent_sign_is_digits_or_broken() {
+        for high in 0..=255u8 {
+            for low in 0..=255u8 {
+                let digits = str::from_utf8(&[high, low])
+                    .ok()
+                    .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                    .and_then(|text| u8::from_str_radix(text, 16).ok());
+                let raw = [b'a', b'+', b'%', high, low, b'z'];
+                let expected = digits.map(|byte| vec![b'a', b' ', byte, b'z']).ok_or(2);
+                assert_eq!(decode(&raw).map(Cow::into_owned), expected);
+            }
+        }
+        for (raw, at) in [("%", 0), ("%4", 0), ("a%", 1), ("+++++++++%4", 9), ("%41%4", 3)] {
+            assert_eq!(decode(raw.as_bytes()), Err(at), "{raw}");
+        }
+    }
 }

@@ -242,6 +242,22 @@ impl<'t> Cursor<'t> {
 /// How many bytes stand before the first `"` or backslash. Eight bytes are looked at together: this is where most of the
 /// time goes that reading a body takes.
 fn plain_run(bytes: &[u8]) -> usize {
+    let mut run = 0;
+    let mut rest = bytes;
+    while let Some((word, tail)) = rest.split_first_chunk::<8>() {
+        let at = first_of(word, b'"', b'\\');
+        run += at;
+        if at < 8 {
+            return run;
+        }
+        rest = tail;
+    }
+    let last = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+    run + last.unwrap_or(rest.len())
+}
+
+/// Where the first of two bytes stands in a word; 8 when neither is there.
+pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
     const LOW: u64 = u64::from_le_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
     /// Marks the high bit of each byte that is equal, and possibly of bytes behind the first such one.
@@ -249,19 +265,9 @@ fn plain_run(bytes: &[u8]) -> usize {
         let zero_where_equal = word ^ (LOW * u64::from(byte));
         zero_where_equal.wrapping_sub(LOW) & !zero_where_equal & HIGH
     }
-    let mut run = 0;
-    let mut rest = bytes;
-    while let Some((chunk, tail)) = rest.split_first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        let found = equal(word, b'"') | equal(word, b'\\');
-        if found != 0 {
-            return run + found.trailing_zeros() as usize / 8;
-        }
-        run += 8;
-        rest = tail;
-    }
-    let last = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-    run + last.unwrap_or(rest.len())
+    let word = u64::from_le_bytes(*word);
+    let found = equal(word, one) | equal(word, other);
+    found.trailing_zeros() as usize / 8
 }
 
 /// Appends the decoded form of what stood between the quotes of a JSON string; `None` (and an unfinished `out`) when it

@@ -91,10 +91,13 @@ pub(super) fn mask_api_key(body: &mut Cow<'_, [u8]>) -> bool {
             _ => continue,
         };
         let value = &rest[start..];
-        let len = value
-            .iter()
-            .position(|byte| ends.contains(byte))
-            .unwrap_or(value.len());
+        let mut escaped = false;
+        let end = value.iter().position(|byte| {
+            let end = !escaped && ends.contains(byte);
+            escaped = !escaped && *byte == b'\\' && ends == b"\"";
+            end
+        });
+        let len = end.unwrap_or(value.len());
         if len > 0 {
             let start = at + start;
             body.to_mut()[start..start + len].fill(b'*');
@@ -248,6 +251,7 @@ mod tests {
         for (body, expected) in [
             (r#"{"api_key" : "abc","event":"#, r#"{"api_key" : "***","event":"#),
             (r#"{"event":{},"api_key":"abc"#, r#"{"event":{},"api_key":"***"#),
+            (r#"{"api_key":"a\"bc\\","#, r#"{"api_key":"*******","#),
             (r#"{"api_key":123,"#, r#"{"api_key":***,"#),
             ("event=%zz&api_key=abc&x=1", "event=%zz&api_key=***&x=1"),
             (

@@ -50,7 +50,7 @@ pub use self::{
     mask::{Secrets, mask},
 };
 use crate::{
-    config::{Ingest, Kafka, StreamConfig},
+    config::{Auth, Ingest, Kafka, StreamConfig},
     dead_letter::Reason,
     stream::Stream,
 };
@@ -91,6 +91,14 @@ impl Rules {
         }
     }
 
+    /// The same rules with other credentials to overwrite in dead letters.
+    pub fn masking(&self, auth: &Auth) -> Self {
+        Rules {
+            secrets: Secrets::new(auth),
+            ..self.clone()
+        }
+    }
+
     /// The enabled stream that this `event_type` names.
     fn stream(&self, event_type: &str) -> Option<Stream> {
         Stream::from_event_type(event_type).filter(|stream| self.enabled[stream.index()])
@@ -127,9 +135,10 @@ pub enum BodyEncoding {
 #[error("{detail}")]
 pub struct Malformed {
     pub reason: Reason,
-    /// Where, in bytes: in the JSON text, which of a form is the decoded field `event`; in the body when the form itself
-    /// is broken.
+    /// Where, in bytes: see `in_event`.
     pub offset: Option<usize>,
+    /// Whether it lies in `event`: of a form, `offset` counts in the decoded field then, else in the body.
+    pub in_event: bool,
     /// For a human: says what is wrong, and never what the body holds.
     pub detail: Cow<'static, str>,
 }
@@ -140,7 +149,15 @@ impl Malformed {
         Malformed {
             reason,
             offset,
+            in_event: false,
             detail: detail.into(),
+        }
+    }
+
+    fn in_event(self) -> Self {
+        Malformed {
+            in_event: true,
+            ..self
         }
     }
 }

@@ -3,11 +3,18 @@
 //! Credentials come as lists (values or a file with one a line) and as named entries; all of them are valid at once.
 //! No credential at all is accepted here, so that `check` and `dev` can go on; `serve` refuses it by
 //! [`require_credentials`].
+//!
+//! Credentials that come from a file are known by their [`CredentialFile`] too, by which ingest reads them again. What is
+//! refused at the start is refused then: a secret that no request could present, a name or a secret that is there twice,
+//! and more than [`MAX_CREDENTIALS`].
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use ::config::{Value, ValueKind};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Auth, Config, Credential, CredentialKind, parse,
@@ -19,6 +26,9 @@ use super::{
 const ALLOW_ANONYMOUS: &str = "ingest.auth.allow_anonymous";
 const CREDENTIALS: &str = "ingest.auth.credentials";
 const ENTRY_KEYS: [&str; 4] = ["name", "kind", "value", "value_file"];
+
+/// Most credentials. A request is compared with each of its kind, and each name is a label value.
+pub const MAX_CREDENTIALS: usize = 64;
 
 /// A kind, its word in named entries, and the keys of its lists.
 const LISTS: [(CredentialKind, &str, &str, &str); 3] = [
@@ -49,18 +59,111 @@ struct Found {
     origin: Origin,
 }
 
-pub(super) fn auth(raw: &mut Raw) -> Option<Auth> {
-    let allow_anonymous = raw.boolean(ALLOW_ANONYMOUS)?;
-    let mut found = Vec::new();
-    for (kind, word, key, file_key) in LISTS {
-        listed(raw, (kind, word), key, file_key, &mut found);
+/// What is wrong with what a file holds, and what to do.
+type Refusal = (String, &'static str);
+
+/// A file that credentials come from.
+#[derive(Clone, Debug)]
+pub struct CredentialFile {
+    /// The names of the credentials that it held when the configuration was loaded.
+    pub names: Vec<String>,
+    path: PathBuf,
+    kind: CredentialKind,
+    holds: Holds,
+}
+
+#[derive(Clone, Debug)]
+enum Holds {
+    /// One secret a line; their names are made of the kind and a number.
+    Lines,
+    /// One secret of this name.
+    Named(String),
+}
+
+impl CredentialFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
-    named(raw, &mut found);
-    refuse_equal_names(raw, &found);
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong and what to do, in one line: it can't be read, holds nothing, or a secret that can't be used.
+    pub fn read(&self) -> Result<Vec<Credential>, String> {
+        let refused = |(what, fix): Refusal| format!("{}: {what}; {fix}", self.path.display());
+        let secrets = self.secrets().map_err(refused)?;
+        let credentials = match &self.holds {
+            Holds::Lines => numbered(self.kind, secrets),
+            Holds::Named(name) => secrets
+                .into_iter()
+                .map(|secret| credential(name.clone(), self.kind, secret))
+                .collect(),
+        };
+        for (index, credential) in credentials.iter().enumerate() {
+            if let Some((what, fix)) = secret_problem(self.kind, credential.secret.expose_secret()) {
+                return Err(refused((format!("entry {} {what}", index + 1), fix)));
+            }
+        }
+        Ok(credentials)
+    }
+
+    /// The secrets that it holds, whatever they are.
+    fn secrets(&self) -> Result<Vec<String>, Refusal> {
+        if let Holds::Named(_) = self.holds {
+            return Ok(vec![read_secret(&self.path)?]);
+        }
+        let text = read(&self.path)?;
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let secrets: Vec<String> = lines.map(str::to_owned).collect();
+        if secrets.is_empty() {
+            return Err(("the file has no secret in it".to_owned(), "write one a line"));
+        }
+        Ok(secrets)
+    }
+}
+
+fn credential(name: String, kind: CredentialKind, secret: String) -> Credential {
+    Credential {
+        name,
+        kind,
+        secret: SecretString::from(secret),
+    }
+}
+
+/// The credentials of a list, which have no names of their own.
+fn numbered(kind: CredentialKind, secrets: Vec<String>) -> Vec<Credential> {
+    let named = |(index, secret)| credential(list_name(kind, index + 1), kind, secret);
+    secrets.into_iter().enumerate().map(named).collect()
+}
+
+fn list_name(kind: CredentialKind, number: usize) -> String {
+    let word = match kind {
+        CredentialKind::Bearer => "bearer",
+        CredentialKind::Basic => "basic",
+        CredentialKind::ApiKey => "api-key",
+    };
+    format!("{word}-{number}")
+}
+
+/// Who may post, and the files that this comes from.
+pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
+    let allow_anonymous = raw.boolean(ALLOW_ANONYMOUS)?;
+    let (mut found, mut files) = (Vec::new(), Vec::new());
+    for (kind, _, key, file_key) in LISTS {
+        listed(raw, kind, key, file_key, &mut found, &mut files);
+    }
+    named(raw, &mut found, &mut files);
+    if let Some((at, what)) = clash(found.iter().map(|found| &found.credential))
+        && let Some(found) = found.get(at)
+    {
+        let fix = "give each credential a name and a secret of its own";
+        raw.problem_at(&found.key, found.origin.clone(), what, fix);
+    }
     if !allow_anonymous {
-        return Some(Auth::Credentials(
-            found.into_iter().map(|found| found.credential).collect(),
-        ));
+        let credentials = found.into_iter().map(|found| found.credential).collect();
+        return Some((Auth::Credentials(credentials), files));
     }
     if let Some(first) = found.first() {
         let what = format!(
@@ -73,16 +176,44 @@ pub(super) fn auth(raw: &mut Raw) -> Option<Auth> {
             "set it to false, or take the credentials out",
         );
     }
-    Some(Auth::Anonymous)
+    Some((Auth::Anonymous, files))
+}
+
+/// What makes credentials impossible beside each other, and at which of them.
+fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
+    let mut names = BTreeSet::new();
+    let mut secrets = BTreeMap::new();
+    for (at, this) in credentials.enumerate() {
+        if at == MAX_CREDENTIALS {
+            return Some((at, format!("there are more than {MAX_CREDENTIALS} credentials")));
+        }
+        if !names.insert(&this.name) {
+            return Some((at, format!("the name {} is there twice", this.name)));
+        }
+        // Two names of one secret would hide which of them is out of use.
+        if let Some(first) = secrets.insert((this.kind, this.secret.expose_secret()), &this.name) {
+            return Some((at, format!("{} is the same secret as {first}", this.name)));
+        }
+    }
+    None
+}
+
+/// Whether these credentials can be valid at once.
+///
+/// # Errors
+/// Why not, in one line.
+pub fn valid_together(credentials: &[Credential]) -> Result<(), String> {
+    clash(credentials.iter()).map_or(Ok(()), |(_, what)| Err(what))
 }
 
 /// Takes the credentials of one kind's list or file.
 fn listed(
     raw: &mut Raw,
-    (kind, word): (CredentialKind, &str),
+    kind: CredentialKind,
     key: &'static str,
     file_key: &'static str,
     found: &mut Vec<Found>,
+    files: &mut Vec<CredentialFile>,
 ) {
     let values = raw.list(key).unwrap_or_default();
     let file = raw.file(file_key);
@@ -92,35 +223,35 @@ fn listed(
             raw.problem(file_key, what, "keep the values or the file");
             return;
         }
-        Some(path) => match read(&path) {
-            Ok(text) => {
-                let lines = text.lines().map(str::trim);
-                let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-                let secrets: Vec<String> = lines.map(str::to_owned).collect();
-                if secrets.is_empty() {
-                    raw.problem(file_key, "the file has no secret in it", "write one a line");
+        Some(path) => {
+            let mut file = CredentialFile {
+                names: Vec::new(),
+                path,
+                kind,
+                holds: Holds::Lines,
+            };
+            let secrets = match file.secrets() {
+                Ok(secrets) => secrets,
+                Err((what, fix)) => {
+                    raw.problem(file_key, what, fix);
+                    return;
                 }
-                (file_key, secrets)
-            }
-            Err((what, fix)) => {
-                raw.problem(file_key, what, fix);
-                return;
-            }
-        },
+            };
+            file.names = (1..=secrets.len())
+                .map(|number| list_name(kind, number))
+                .collect();
+            files.push(file);
+            (file_key, secrets)
+        }
         None => (key, values),
     };
     let origin = raw.origin(key);
-    for (index, secret) in secrets.into_iter().enumerate() {
-        let number = index + 1;
-        if let Some((what, fix)) = secret_problem(kind, &secret) {
-            raw.problem(key, format!("entry {number} {what}"), fix);
+    for (index, credential) in numbered(kind, secrets).into_iter().enumerate() {
+        if let Some((what, fix)) = secret_problem(kind, credential.secret.expose_secret()) {
+            raw.problem(key, format!("entry {} {what}", index + 1), fix);
         }
         found.push(Found {
-            credential: Credential {
-                name: format!("{}-{number}", word.replace('_', "-")),
-                kind,
-                secret: SecretString::from(secret),
-            },
+            credential,
             key: key.to_owned(),
             origin: origin.clone(),
         });
@@ -128,7 +259,7 @@ fn listed(
 }
 
 /// Takes the named credentials.
-fn named(raw: &mut Raw, found: &mut Vec<Found>) {
+fn named(raw: &mut Raw, found: &mut Vec<Found>, files: &mut Vec<CredentialFile>) {
     let Some(value) = raw.value(CREDENTIALS).cloned() else {
         return;
     };
@@ -149,7 +280,7 @@ fn named(raw: &mut Raw, found: &mut Vec<Found>) {
             continue;
         };
         let mut problems = Vec::new();
-        let credential = one_named(&entry.into_iter().collect(), &mut problems);
+        let credential = one_named(&entry.into_iter().collect(), &mut problems, files);
         for (name, what, fix) in problems {
             raw.problem_at(format!("{key}.{name}"), origin.clone(), what, fix);
         }
@@ -166,7 +297,11 @@ fn named(raw: &mut Raw, found: &mut Vec<Found>) {
 /// A key of a named entry, what is wrong, what to do.
 type EntryProblem = (String, String, String);
 
-fn one_named(entry: &BTreeMap<String, Value>, problems: &mut Vec<EntryProblem>) -> Option<Credential> {
+fn one_named(
+    entry: &BTreeMap<String, Value>,
+    problems: &mut Vec<EntryProblem>,
+    files: &mut Vec<CredentialFile>,
+) -> Option<Credential> {
     let mut problem = |name: &str, what: &str, fix: &str| {
         problems.push((name.to_owned(), what.to_owned(), fix.to_owned()));
     };
@@ -208,7 +343,17 @@ fn one_named(entry: &BTreeMap<String, Value>, problems: &mut Vec<EntryProblem>) 
     let (secret_key, secret) = match (text("value"), text("value_file")) {
         (Some(Some(value)), None) => ("value", value.to_owned()),
         (None, Some(Some(path))) => match read_secret(path.trim().as_ref()) {
-            Ok(secret) => ("value_file", secret),
+            Ok(secret) => {
+                if let (Some(name), Some(kind)) = (&name, kind) {
+                    files.push(CredentialFile {
+                        names: vec![name.clone()],
+                        path: path.trim().into(),
+                        kind,
+                        holds: Holds::Named(name.clone()),
+                    });
+                }
+                ("value_file", secret)
+            }
             Err((what, fix)) => {
                 problem("value_file", &what, fix);
                 return None;
@@ -231,11 +376,7 @@ fn one_named(entry: &BTreeMap<String, Value>, problems: &mut Vec<EntryProblem>) 
     if let Some((what, fix)) = secret_problem(kind, &secret) {
         problem(secret_key, what, fix);
     }
-    Some(Credential {
-        name: name?,
-        kind,
-        secret: SecretString::from(secret),
-    })
+    Some(credential(name?, kind, secret))
 }
 
 fn nearest_entry_key(unknown: &str) -> String {
@@ -265,6 +406,12 @@ fn secret_problem(kind: CredentialKind, secret: &str) -> Option<(&'static str, &
     if secret.chars().any(char::is_control) {
         return Some(("contains a control character", "take out line ends and the like"));
     }
+    if secret.trim() != secret {
+        return Some((
+            "begins or ends with white space",
+            "take it out: CMC's console does not show it",
+        ));
+    }
     match kind {
         CredentialKind::Bearer if !secret.bytes().all(|byte| byte.is_ascii_graphic()) => Some((
             "can't stand in a header",
@@ -279,23 +426,8 @@ fn secret_problem(kind: CredentialKind, secret: &str) -> Option<(&'static str, &
     }
 }
 
-fn refuse_equal_names(raw: &mut Raw, found: &[Found]) {
-    let mut seen: BTreeMap<&str, &Found> = BTreeMap::new();
-    for this in found {
-        if let Some(first) = seen.insert(&this.credential.name, this) {
-            let what = format!("the name {} is used by {} too", this.credential.name, first.key);
-            raw.problem_at(
-                &this.key,
-                this.origin.clone(),
-                what,
-                "give each credential a name of its own",
-            );
-        }
-    }
-}
-
 /// Reads a file that is one secret; the line end after it is not part of it.
-pub(super) fn read_secret(path: &Path) -> Result<String, (String, &'static str)> {
+pub(super) fn read_secret(path: &Path) -> Result<String, Refusal> {
     let text = read(path)?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     let secret = secret.strip_suffix('\r').unwrap_or(secret);
@@ -305,8 +437,13 @@ pub(super) fn read_secret(path: &Path) -> Result<String, (String, &'static str)>
     Ok(secret.to_owned())
 }
 
-fn read(path: &Path) -> Result<String, (String, &'static str)> {
-    source::read(path).map_err(|what| {
+/// A file's text, without the byte order mark that some editors put first.
+fn read(path: &Path) -> Result<String, Refusal> {
+    let text = source::read(path).map(|text| match text.strip_prefix('\u{FEFF}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    });
+    text.map_err(|what| {
         // A secret that was put here by mistake does not look like a path and is not repeated.
         let file = path.to_string_lossy();
         let shown = if ["/", "./", "../"].iter().any(|start| file.starts_with(start)) {

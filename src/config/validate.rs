@@ -79,10 +79,12 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
             "lower it, or raise ingest.max_bytes_in_flight",
         );
     }
+    let (auth, credential_files) = auth?;
     Some(Ingest {
         listen: listen?,
         path: path?,
-        auth: auth?,
+        auth,
+        credential_files,
         max_body_bytes: max_body_bytes?,
         max_events: max_events?,
         time_zone: time_zone?,

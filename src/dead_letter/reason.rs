@@ -163,6 +163,11 @@ impl Reason {
         }
     }
 
+    /// The reason of this name.
+    pub fn from_name(name: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
     /// What the reason speaks of.
     pub fn scope(self) -> Scope {
         match self {

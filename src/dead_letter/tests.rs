@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::batch::BatchView;
 
@@ -145,4 +147,211 @@ fn headers_that_leave_no_room_still_end() {
         records.iter().map(|record| record.value.len()).sum::<usize>(),
         5000
     );
+}
+
+/// What [`Letters`] makes of all records, in any order that `order` gives.
+fn read(records: &Records<'_>, order: impl Iterator<Item = usize>) -> Letter {
+    let records: Vec<Record<'_>> = records.iter().collect();
+    let mut letters = Letters::default();
+    let mut found = Vec::new();
+    for index in order {
+        let record = &records[index];
+        found.extend(letters.add(record.key, &record.headers(), record.value).unwrap());
+    }
+    assert_eq!(letters.incomplete().next(), None);
+    assert_eq!(found.len(), 1);
+    found.remove(0)
+}
+
+/// What must be read back of a letter.
+fn whole(letter: &DeadLetter<'_>) -> Letter {
+    let short = |text: Option<&str>| text.map(|text| cut(text).to_owned());
+    Letter {
+        reason: letter.reason,
+        offset: letter.offset,
+        index: letter.index,
+        member: short(letter.member),
+        event_type: short(letter.event_type),
+        server_composition: short(letter.server_composition),
+        path: short(letter.path),
+        content_type: short(letter.content_type),
+        received_at_micros: letter.received_at_micros,
+        masked: letter.masked,
+        topic: short(letter.topic),
+        key: letter.key.map(<[u8]>::to_vec),
+        headers: letter
+            .headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.to_vec()))
+            .collect(),
+        value: letter.value.to_vec(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_letter_is_read_back_whole(
+        reason in prop::sample::select(&Reason::ALL[..]),
+        numbers in (any::<Option<usize>>(), any::<Option<usize>>()),
+        texts in prop::collection::vec(prop::option::of("[a-z/十😀\u{0}]{0,300}"), 6),
+        received_at_micros in 0i64..4_000_000_000_000_000,
+        masked in any::<bool>(),
+        key in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
+        own in prop::collection::vec(
+            (
+                prop_oneof![
+                    "[a-z_-]{0,20}",
+                    Just(REASON.to_owned()),
+                    Just(ID.to_owned()),
+                    Just(PART.to_owned()),
+                    Just(PARTS.to_owned()),
+                    Just(MEMBER.to_owned()),
+                ],
+                prop::collection::vec(any::<u8>(), 0..40),
+            ),
+            0..4,
+        ),
+        value in prop::collection::vec(any::<u8>(), 0..20_000),
+        limit in 600usize..25_000,
+        backwards in any::<bool>(),
+    ) {
+        let text = |index: usize| texts[index].as_deref();
+        let own: Vec<(&str, &[u8])> = own.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let letter = DeadLetter {
+            offset: numbers.0,
+            index: numbers.1,
+            member: text(0),
+            event_type: text(1),
+            server_composition: text(2),
+            path: text(3),
+            content_type: text(4),
+            masked,
+            topic: text(5),
+            key: key.as_deref(),
+            headers: &own,
+            ..DeadLetter::new(reason, received_at_micros, &value)
+        };
+        let records = letter.records(limit);
+        for record in records.iter() {
+            let size = alone_in_batch(record.key, record.headers().into_iter(), record.value.len());
+            prop_assert!(size <= limit || record.value.len() <= MIN_PART);
+        }
+        let count = records.count();
+        let order: Vec<usize> = if backwards { (0..count).rev().collect() } else { (0..count).collect() };
+        prop_assert_eq!(read(&records, order.into_iter()), whole(&letter));
+    }
+}
+
+#[test]
+fn limits_and_boundaries_of_parts_are_exact() {
+    let value = vec![b'x'; 100_000];
+    let limit = 5_000;
+    let letter = |length: usize| DeadLetter::new(Reason::InvalidJson, 0, &value[..length]);
+    let size =
+        |record: &Record<'_>| alone_in_batch(record.key, record.headers().into_iter(), record.value.len());
+    let largest = (0..limit)
+        .rev()
+        .find(|length| letter(*length).records(limit).count() == 1)
+        .unwrap();
+    let records = letter(largest);
+    assert_eq!(size(&records.records(limit).iter().next().unwrap()), limit);
+    let parts = letter(largest + 1);
+    let parts = parts.records(limit);
+    assert_eq!(parts.count(), 2);
+    let part = parts.iter().next().unwrap().value.len();
+    for (length, count) in [(part * 2, 2), (part * 2 + 1, 3), (part * 3 - 1, 3), (part * 3, 3)] {
+        let letter = letter(length);
+        let records = letter.records(limit);
+        assert_eq!(records.count(), count, "{length}");
+        assert!(records.iter().all(|record| !record.value.is_empty()));
+        assert_eq!(read(&records, 0..count), whole(&letter));
+    }
+    // Nothing is a letter, too, even where its headers alone are too large.
+    for limit in [1, limit] {
+        let letter = letter(0);
+        assert_eq!(read(&letter.records(limit), 0..1), whole(&letter));
+    }
+}
+
+#[test]
+fn texts_at_their_limit() {
+    for (text, length) in [
+        ("x".repeat(256), 256),
+        ("x".repeat(257), 256),
+        ("x".repeat(255) + "é", 255),
+        ("x".repeat(254) + "é", 256),
+        ("x".repeat(253) + "😀", 253),
+        (String::new(), 0),
+    ] {
+        let letter = DeadLetter {
+            member: Some(&text),
+            ..DeadLetter::new(Reason::UnexpectedList, 0, b"1")
+        };
+        let read = read(&letter.records(1_000_000), 0..1);
+        assert_eq!(read.member.as_deref(), Some(&text[..length]));
+    }
+}
+
+#[test]
+fn parts_that_come_twice_or_never() {
+    let value = vec![b'x'; 4_500];
+    let letter = DeadLetter::new(Reason::InvalidJson, 0, &value);
+    let records = letter.records(2_000);
+    assert_eq!(records.count(), 3);
+    assert_eq!(read(&records, [0, 1, 0, 1, 2].into_iter()), whole(&letter));
+
+    let mut letters = Letters::default();
+    for record in records.iter().skip(1) {
+        assert_eq!(letters.add(record.key, &record.headers(), record.value), Ok(None));
+    }
+    let record = records.iter().next().unwrap();
+    let headers = record.headers();
+    let id = text(&headers, ID);
+    assert_eq!(letters.incomplete().collect::<Vec<_>>(), [(id.unwrap(), 2, 3)]);
+}
+
+#[test]
+fn what_is_no_letter_is_refused() {
+    const REASON_OF: (&str, &[u8]) = (REASON, b"invalid_json");
+    const TIME: (&str, &[u8]) = (RECEIVED_AT, b"2026-10-01T00:15:02.123456Z");
+    let refused = |headers: &[(&str, &[u8])]| Letters::default().add(None, headers, b"").unwrap_err();
+    assert_eq!(refused(&[]), ReadError::NoReason);
+    assert_eq!(refused(&[TIME]), ReadError::NoReason);
+    assert_eq!(refused(&[REASON_OF]), ReadError::Missing(RECEIVED_AT));
+    assert_eq!(
+        refused(&[(REASON, b"later"), TIME]),
+        ReadError::UnknownReason("later".to_owned())
+    );
+    for (name, value) in [
+        (REASON, &b"\xFF"[..]),
+        (RECEIVED_AT, b"yesterday"),
+        (OFFSET, b"-1"),
+        (INDEX, b""),
+        (MEMBER, b"\xFF"),
+    ] {
+        // The time stands last, so that a broken one comes before it.
+        let headers = if name == REASON {
+            vec![(name, value), TIME]
+        } else {
+            vec![REASON_OF, (name, value), TIME]
+        };
+        assert_eq!(refused(&headers), ReadError::Header(name));
+    }
+    let part = |part, parts| [REASON_OF, TIME, (ID, &b"id"[..]), (PART, part), (PARTS, parts)];
+    assert_eq!(refused(&[REASON_OF, TIME, (ID, b"id")]), ReadError::Missing(PART));
+    assert_eq!(refused(&part(b"0", b"2")), ReadError::Part { part: 0, parts: 2 });
+    assert_eq!(refused(&part(b"3", b"2")), ReadError::Part { part: 3, parts: 2 });
+    let mut letters = Letters::default();
+    assert_eq!(letters.add(None, &part(b"1", b"9"), b"a"), Ok(None));
+    for (number, parts, value) in [(b"1", b"9", b"b"), (b"2", b"3", b"a")] {
+        assert!(matches!(
+            letters.add(None, &part(number, parts), value),
+            Err(ReadError::Part { .. })
+        ));
+    }
+    // A header of a later version is no obstacle.
+    let later: [(&str, &[u8]); 3] = [REASON_OF, TIME, ("cmc-dead-letter-later", b"\xFF")];
+    assert!(matches!(letters.add(None, &later, b""), Ok(Some(_))));
 }

@@ -8,113 +8,66 @@
 //! configured secrets and on nothing in what was presented. (Lengths are compared too, but only after the bytes.)
 //! Basic is compared in its base64 form without padding, so that nothing needs to be decoded.
 //!
+//! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::rotation`]):
+//! each request is judged by all of the old ones or by all of the new ones.
+//!
 //! A 401 names what is accepted in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, and a 401 must
 //! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
 //! in a header.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use hyper::{
     HeaderMap,
     header::{AUTHORIZATION, HeaderValue},
 };
-use prometheus::IntCounter;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::{
-    admin::metrics::Metrics,
-    config::{Auth, CredentialKind},
+    admin::metrics::{CredentialUses, Metrics},
+    config::{Auth, Credential, CredentialKind},
 };
 
 /// Decides whom a request comes from.
 pub(super) struct Guard {
     anonymous: bool,
+    valid: RwLock<Valid>,
+    /// The kinds stay what they are: a file has one kind and is never empty.
+    challenge: HeaderValue,
+}
+
+/// The credentials that are valid now.
+#[derive(Default)]
+struct Valid {
     bearer: Vec<Known>,
     basic: Vec<Known>,
     api_keys: Vec<Known>,
-    challenge: HeaderValue,
 }
 
 /// One configured credential in the form in which it is presented.
 struct Known {
     presented_as: SecretString,
-    uses: IntCounter,
+    uses: CredentialUses,
 }
 
-/// What a request's header says about its sender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// A valid credential, or none is needed.
-    Admitted,
-    /// A wrong credential, or none where only a header could carry one.
-    Refused,
-    /// No credential so far; the body may hold an API key.
-    AskBody,
-}
-
-impl Guard {
-    pub(super) fn new(auth: &Auth, metrics: &Metrics) -> Guard {
-        let mut guard = Guard {
-            anonymous: matches!(auth, Auth::Anonymous),
-            bearer: Vec::new(),
-            basic: Vec::new(),
-            api_keys: Vec::new(),
-            challenge: HeaderValue::from_static("ApiKey realm=\"cmc-bridge\""),
-        };
-        if let Auth::Credentials(credentials) = auth {
-            for credential in credentials {
-                let secret = credential.secret.expose_secret();
-                let (list, presented_as) = match credential.kind {
-                    CredentialKind::Bearer => (&mut guard.bearer, secret.to_owned()),
-                    CredentialKind::Basic => (&mut guard.basic, STANDARD_NO_PAD.encode(secret)),
-                    CredentialKind::ApiKey => (&mut guard.api_keys, secret.to_owned()),
-                };
-                list.push(Known {
-                    presented_as: presented_as.into(),
-                    uses: metrics.credential(&credential.name),
-                });
-            }
+impl Valid {
+    fn new(credentials: &[Credential], metrics: &Metrics) -> Valid {
+        let mut valid = Valid::default();
+        for credential in credentials {
+            let secret = credential.secret.expose_secret();
+            let (list, presented_as) = match credential.kind {
+                CredentialKind::Bearer => (&mut valid.bearer, secret.to_owned()),
+                CredentialKind::Basic => (&mut valid.basic, STANDARD_NO_PAD.encode(secret)),
+                CredentialKind::ApiKey => (&mut valid.api_keys, secret.to_owned()),
+            };
+            list.push(Known {
+                presented_as: presented_as.into(),
+                uses: metrics.credential(&credential.name),
+            });
         }
-        guard.challenge = HeaderValue::from_static(match (guard.basic.is_empty(), guard.bearer.is_empty()) {
-            (false, false) => "Basic realm=\"cmc-bridge\", Bearer",
-            (false, true) => "Basic realm=\"cmc-bridge\"",
-            (true, false) => "Bearer",
-            (true, true) => "ApiKey realm=\"cmc-bridge\"",
-        });
-        guard
-    }
-
-    /// The value of `WWW-Authenticate`.
-    pub(super) fn challenge(&self) -> HeaderValue {
-        self.challenge.clone()
-    }
-
-    /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
-    /// it: a proxy may have put it there for itself.
-    pub(super) fn judge(&self, headers: &HeaderMap) -> Verdict {
-        if self.anonymous {
-            return Verdict::Admitted;
-        }
-        if !self.basic.is_empty() || !self.bearer.is_empty() {
-            let mut presented = headers.get_all(AUTHORIZATION).iter().peekable();
-            if presented.peek().is_some() {
-                return if presented.any(|value| self.admits_header(value.as_bytes())) {
-                    Verdict::Admitted
-                } else {
-                    Verdict::Refused
-                };
-            }
-        }
-        if self.api_keys.is_empty() {
-            Verdict::Refused
-        } else {
-            Verdict::AskBody
-        }
-    }
-
-    /// Whether the body's API key is valid.
-    pub(super) fn admits_api_key(&self, api_key: Option<&str>) -> bool {
-        api_key.is_some_and(|key| admit(&self.api_keys, key.as_bytes()))
+        valid
     }
 
     fn admits_header(&self, value: &[u8]) -> bool {
@@ -134,6 +87,81 @@ impl Guard {
     }
 }
 
+/// What a request's header says about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A valid credential, or none is needed.
+    Admitted,
+    /// A wrong credential, or none where only a header could carry one.
+    Refused,
+    /// No credential so far; the body may hold an API key.
+    AskBody,
+}
+
+impl Guard {
+    pub(super) fn new(auth: &Auth, metrics: &Metrics) -> Guard {
+        let (anonymous, valid) = match auth {
+            Auth::Anonymous => (true, Valid::default()),
+            Auth::Credentials(credentials) => (false, Valid::new(credentials, metrics)),
+        };
+        let challenge = match (valid.basic.is_empty(), valid.bearer.is_empty()) {
+            (false, false) => "Basic realm=\"cmc-bridge\", Bearer",
+            (false, true) => "Basic realm=\"cmc-bridge\"",
+            (true, false) => "Bearer",
+            (true, true) => "ApiKey realm=\"cmc-bridge\"",
+        };
+        Guard {
+            anonymous,
+            valid: RwLock::new(valid),
+            challenge: HeaderValue::from_static(challenge),
+        }
+    }
+
+    /// Makes these the valid credentials, and no others. Their kinds must be those that there were.
+    pub(super) fn accept(&self, credentials: &[Credential], metrics: &Metrics) {
+        let valid = Valid::new(credentials, metrics);
+        *self.valid.write().unwrap_or_else(PoisonError::into_inner) = valid;
+    }
+
+    fn valid(&self) -> RwLockReadGuard<'_, Valid> {
+        self.valid.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The value of `WWW-Authenticate`.
+    pub(super) fn challenge(&self) -> HeaderValue {
+        self.challenge.clone()
+    }
+
+    /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
+    /// it: a proxy may have put it there for itself.
+    pub(super) fn judge(&self, headers: &HeaderMap) -> Verdict {
+        if self.anonymous {
+            return Verdict::Admitted;
+        }
+        let valid = self.valid();
+        if !valid.basic.is_empty() || !valid.bearer.is_empty() {
+            let mut presented = headers.get_all(AUTHORIZATION).iter().peekable();
+            if presented.peek().is_some() {
+                return if presented.any(|value| valid.admits_header(value.as_bytes())) {
+                    Verdict::Admitted
+                } else {
+                    Verdict::Refused
+                };
+            }
+        }
+        if valid.api_keys.is_empty() {
+            Verdict::Refused
+        } else {
+            Verdict::AskBody
+        }
+    }
+
+    /// Whether the body's API key is valid.
+    pub(super) fn admits_api_key(&self, api_key: Option<&str>) -> bool {
+        api_key.is_some_and(|key| admit(&self.valid().api_keys, key.as_bytes()))
+    }
+}
+
 /// Compares with all of the list, and counts the use of the one that is the same.
 fn admit(list: &[Known], presented: &[u8]) -> bool {
     let mut admitted = Choice::from(0);
@@ -145,7 +173,7 @@ fn admit(list: &[Known], presented: &[u8]) -> bool {
     }
     let admitted = bool::from(admitted);
     if admitted && let Some(known) = list.get(which as usize) {
-        known.uses.inc();
+        known.uses.admitted();
     }
     admitted
 }
@@ -164,10 +192,9 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::config::Credential;
 
-    fn guard(credentials: &[(CredentialKind, &str)]) -> Guard {
-        let credentials = credentials
+    fn credentials(credentials: &[(CredentialKind, &str)]) -> Vec<Credential> {
+        credentials
             .iter()
             .enumerate()
             .map(|(index, (kind, secret))| Credential {
@@ -175,9 +202,15 @@ mod tests {
                 kind: *kind,
                 secret: (*secret).into(),
             })
-            .collect();
-        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
-        Guard::new(&Auth::Credentials(credentials), &metrics)
+            .collect()
+    }
+
+    fn metrics() -> Metrics {
+        Metrics::new(&Registry::new(), &[], []).unwrap()
+    }
+
+    fn guard(list: &[(CredentialKind, &str)]) -> Guard {
+        Guard::new(&Auth::Credentials(credentials(list)), &metrics())
     }
 
     fn headers(authorization: &[&str]) -> HeaderMap {
@@ -226,6 +259,51 @@ mod tests {
     }
 
     #[test]
+    fn basic_in_every_spelling() {
+        use Verdict::{Admitted, Refused};
+        let guard = guard(&[
+            (CredentialKind::Basic, "user:pass:word"),
+            (CredentialKind::Basic, "cmc:鍵"),
+            (CredentialKind::Basic, "u:1"),
+        ]);
+        for (value, expected) in [
+            ("Basic dXNlcjpwYXNzOndvcmQ=", Admitted),
+            ("Basic dXNlcjpwYXNzOndvcmQ", Admitted),
+            ("basic   dXNlcjpwYXNzOndvcmQ=  ", Admitted),
+            ("Basic Y21jOumNtQ==", Admitted),
+            ("Basic dTox", Admitted),
+            // user:pass alone, the bits behind the text not zero, another alphabet, padding in between.
+            ("Basic dXNlcjpwYXNz", Refused),
+            ("Basic Y21jOumNtR==", Refused),
+            ("Basic Y21jOum-tQ==", Refused),
+            ("Basic dXNlcjpwYXNzOndvcmQ= =", Refused),
+            ("Basic dTo=x", Refused),
+            ("Basic ====", Refused),
+            ("Basic", Refused),
+            ("Basic\tdTox", Refused),
+        ] {
+            assert_eq!(guard.judge(&headers(&[value])), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn others_are_accepted_from_one_moment_on() {
+        let metrics = metrics();
+        let guard = Guard::new(&Auth::Credentials(credentials(&ALL[..1])), &metrics);
+        let both = credentials(&ALL[..2]);
+        guard.accept(&both, &metrics);
+        for token in ["Bearer token-1", "Bearer token-two"] {
+            assert_eq!(guard.judge(&headers(&[token])), Verdict::Admitted);
+        }
+        guard.accept(&both[1..], &metrics);
+        assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Verdict::Refused);
+        assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Verdict::Admitted);
+        // The counts go on by name, also of the one that is gone.
+        assert_eq!(metrics.credential("c0").count(), 1);
+        assert_eq!(metrics.credential("c1").count(), 2);
+    }
+
+    #[test]
     fn without_api_keys_a_missing_header_is_refused() {
         assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Refused);
     }
@@ -245,7 +323,7 @@ mod tests {
         for wrong in [None, Some(""), Some("ke"), Some("keys"), Some("token-1")] {
             assert!(!guard.admits_api_key(wrong), "{wrong:?}");
         }
-        assert_eq!(guard.api_keys[0].uses.get(), 1);
+        assert_eq!(guard.valid().api_keys[0].uses.count(), 1);
     }
 
     #[test]
@@ -253,7 +331,12 @@ mod tests {
         let guard = guard(ALL);
         guard.judge(&headers(&["Bearer token-two"]));
         guard.judge(&headers(&["Bearer wrong"]));
-        let uses: Vec<_> = guard.bearer.iter().map(|known| known.uses.get()).collect();
+        let uses: Vec<_> = guard
+            .valid()
+            .bearer
+            .iter()
+            .map(|known| known.uses.count())
+            .collect();
         assert_eq!(uses, [0, 1]);
     }
 
@@ -271,8 +354,7 @@ mod tests {
 
     #[test]
     fn anonymous_admits_everybody() {
-        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
-        let guard = Guard::new(&Auth::Anonymous, &metrics);
+        let guard = Guard::new(&Auth::Anonymous, &metrics());
         assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Verdict::Admitted);
     }
 }

@@ -39,7 +39,7 @@
 //! next answer, so that clients move to another replica; a stopping server accepts none, finishes what it has begun,
 //! answers 503 to what still comes in, and closes connections that are idle.
 //!
-//! What a request costs is bounded: no timer, no lock shared with other requests but the budget's, no allocation that
+//! What a request costs is bounded: no timer, no lock that another request could hold for long, no allocation that
 //! hyper does not make except for its body's frames and its batch.
 
 mod auth;
@@ -50,12 +50,16 @@ mod handler;
 mod limits;
 mod problem;
 mod progress;
+mod rotation;
 mod server;
 mod tls;
 mod watched;
 mod webhook;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use hyper::StatusCode;
 
@@ -68,6 +72,7 @@ pub use self::{
     certificate::{Pair, PairError},
     server::{Control, Server},
     tls::{Tls, now_seconds},
+    webhook::{Understood, explain},
 };
 use crate::{
     admin::metrics::{Metrics, Outcome},
@@ -80,7 +85,11 @@ use crate::{
 pub struct Intake {
     path: String,
     guard: Guard,
-    rules: Rules,
+    /// Replaced when credentials change, for dead letters must have none.
+    rules: RwLock<Arc<Rules>>,
+    /// The credentials at the start, and the files to look at for new ones.
+    auth: config::Auth,
+    credential_files: Vec<config::CredentialFile>,
     /// One for each enabled stream, at [`crate::stream::Stream::index`].
     logs: [Option<Appender>; 4],
     budget: Budget,
@@ -109,7 +118,9 @@ impl Intake {
         Intake {
             path: config.path.trim_end_matches('/').to_owned(),
             guard: Guard::new(&config.auth, &metrics),
-            rules,
+            rules: RwLock::new(Arc::new(rules)),
+            auth: config.auth.clone(),
+            credential_files: config.credential_files.clone(),
             logs,
             budget: Budget::new(config.max_bytes_in_flight),
             metrics,
@@ -126,6 +137,10 @@ impl Intake {
             refusal_lines: std::array::from_fn(|_| LogLimiter::new()),
             dead_letter_lines: LogLimiter::new(),
         }
+    }
+
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -30,6 +30,7 @@ use super::{
     connection::{self, Connection},
     limits::LogLimiter,
     problem::Answer,
+    rotation,
     tls::Tls,
 };
 use crate::admin::metrics::Outcome;
@@ -148,6 +149,7 @@ impl Server {
         if let Some(tls) = &acceptor.tls {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
+        reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
         let control = acceptor.intake.control.clone();
         let errors = LogLimiter::new();
         while !control.is_stopping() {

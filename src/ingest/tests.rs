@@ -31,6 +31,7 @@ fn config() -> config::Ingest {
             credential("bearer-1", CredentialKind::Bearer, "token"),
             credential("api-key-1", CredentialKind::ApiKey, "secret-key"),
         ]),
+        credential_files: Vec::new(),
         max_body_bytes: 100_000,
         max_events: 100,
         time_zone: jiff::tz::TimeZone::UTC,

@@ -10,7 +10,10 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
+use hyper::{
+    StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
@@ -24,8 +27,8 @@ use super::{
 use crate::{
     admin::metrics::Outcome,
     batch::Batch,
-    cmc::{self, Envelope, Malformed, Split},
-    dead_letter::Failure,
+    cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
+    dead_letter::{Failure, Reason},
     spool::{AppendError, LogState},
     stream::{Stream, Tally},
 };
@@ -56,43 +59,105 @@ impl Webhook<'_> {
 
     /// What is to be stored, and the answer for when it is; or the answer at once. Ends the life of the body.
     fn understand(self, intake: &Intake) -> (Result<(Split, Answer), Answer>, OwnedSemaphorePermit) {
+        let content_type = self
+            .content_type
+            .map(|value| String::from_utf8_lossy(value.as_bytes()));
         let request = cmc::Request {
             received_at_micros: now_micros(),
             path: self.path,
-            content_type: self.content_type.and_then(|value| value.to_str().ok()),
+            content_type: content_type.as_deref(),
             body: &self.body,
         };
-        let encoding = match self.media {
-            Media::Known(encoding) => encoding,
-            Media::Unnamed => sniff(&self.body),
-            Media::Unsupported(reason) => {
-                let malformed = Malformed::new(reason, None, "");
-                let dead_letter = cmc::dead_letter_body(&malformed, None, &intake.rules, &request);
-                intake.metrics.parse_failures(None, &[Failure::whole(reason)]);
-                let split = Split {
-                    events: None,
-                    dead_letters: Some(dead_letter),
-                    failures: Vec::new(),
-                };
-                return (Ok((split, Answer::unsupported())), self.permit);
-            }
-        };
-        let opened = cmc::open(&self.body, encoding, &intake.rules);
-        if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(opened.api_key.as_deref()) {
+        let rules = intake.rules();
+        let opened = open(self.media, request.body, &rules);
+        let known = opened.as_ref().ok().map(|(_, opened)| opened);
+        let api_key = known.and_then(|opened| opened.api_key.as_deref());
+        if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
             return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
         }
-        let split = cmc::split(&opened, &intake.rules, &request);
-        let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
+        let stream = known
+            .and_then(|opened| opened.content.as_ref().ok())
+            .and_then(Envelope::stream);
+        let understood = understand(opened, &request, &rules);
+        let answer = understood.answer(intake.malformed_status);
+        let split = understood.split;
         intake.metrics.parse_failures(stream, &split.failures);
-        let answer = match opened.content {
-            Ok(_) => {
-                intake.note_dead_letters(&split.failures);
-                Answer::accepted()
-            }
-            Err(malformed) => Answer::malformed(intake.malformed_status, malformed),
-        };
+        if understood.malformed.is_none() {
+            intake.note_dead_letters(&split.failures);
+        }
         (Ok((split, answer)), self.permit)
     }
+}
+
+/// What a body was found to be, and what it becomes.
+#[derive(Debug)]
+pub struct Understood {
+    /// What it was read as; `None` when its content type or encoding is none of ours.
+    pub encoding: Option<BodyEncoding>,
+    /// The records.
+    pub split: Split,
+    /// Why it could not be understood as a whole.
+    pub malformed: Option<Malformed>,
+}
+
+impl Understood {
+    fn answer(&self, malformed_status: StatusCode) -> Answer {
+        match &self.malformed {
+            None => Answer::accepted(),
+            Some(_) if self.encoding.is_none() => Answer::unsupported(),
+            Some(malformed) => Answer::malformed(malformed_status, malformed.clone()),
+        }
+    }
+
+    /// The status of the answer, once the records are durable.
+    pub fn status(&self, malformed_status: StatusCode) -> StatusCode {
+        self.answer(malformed_status).status()
+    }
+}
+
+/// Opens a body, or says why it can't be one of ours.
+fn open<'b>(media: Media, body: &'b [u8], rules: &Rules) -> Result<(BodyEncoding, Opened<'b>), Reason> {
+    let encoding = match media {
+        Media::Known(encoding) => encoding,
+        Media::Unnamed => sniff(body),
+        Media::Unsupported(reason) => return Err(reason),
+    };
+    Ok((encoding, cmc::open(body, encoding, rules)))
+}
+
+/// Makes the records of what [`open`] gave, once its sender is admitted.
+fn understand(
+    opened: Result<(BodyEncoding, Opened<'_>), Reason>,
+    request: &cmc::Request<'_>,
+    rules: &Rules,
+) -> Understood {
+    match opened {
+        Ok((encoding, opened)) => Understood {
+            encoding: Some(encoding),
+            split: cmc::split(&opened, rules, request),
+            malformed: opened.content.err(),
+        },
+        Err(reason) => {
+            let malformed = Malformed::new(reason, None, "");
+            let split = Split {
+                events: None,
+                dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
+                failures: vec![Failure::whole(reason)],
+            };
+            Understood {
+                encoding: None,
+                split,
+                malformed: Some(malformed),
+            }
+        }
+    }
+}
+
+/// What the body of a request would become, from a sender who is admitted.
+pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, rules: &Rules) -> Understood {
+    let headers = content_type.map(|value| (CONTENT_TYPE, value.clone()));
+    let media = Media::of(&headers.into_iter().collect());
+    understand(open(media, request.body, rules), request, rules)
 }
 
 /// Why a webhook could not be made durable.
@@ -161,6 +226,23 @@ impl Intake {
                 Ok(both.await.unwrap_or(Err(AppendError::Failed))?)
             }
         }
+    }
+
+    /// Takes a JSON body to its answer, as the handler does with one that it has read.
+    #[cfg(test)]
+    pub(crate) async fn take_json(&self, body: Bytes) -> Outcome {
+        let Ok(permit) = self.budget.reserve(body.len()) else {
+            return Outcome::Overloaded;
+        };
+        let webhook = Webhook {
+            verdict: Verdict::Admitted,
+            media: Media::Known(cmc::BodyEncoding::Json),
+            path: &self.path,
+            content_type: None,
+            body,
+            permit,
+        };
+        webhook.take(self).await.outcome
     }
 
     /// The append to a stream's log, to be awaited. A stream without a log is closed.

@@ -12,7 +12,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     admin::AdminClient,
     config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ThreadedProducer},
@@ -33,6 +33,7 @@ use super::{
     broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing},
     cause::{Names, explain, explain_creation, refusal},
     client::{self, Context, Waited},
+    commit::{Committer, Failed},
     topics::{self, Limits},
 };
 
@@ -57,11 +58,11 @@ pub struct KafkaConnect {
 
 /// A producer, with at-least-once delivery one without transactions.
 pub struct KafkaBroker {
-    producer: ThreadedProducer<Context>,
+    producer: Arc<ThreadedProducer<Context>>,
     /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
     consumer: Option<BaseConsumer<Context>>,
     /// Set with transactions.
-    group: Option<ConsumerGroupMetadata>,
+    committer: Option<Committer>,
     context: Context,
     limits: Limits,
     /// Whether the operator configured a compression: sizes of records can't be foretold then.
@@ -102,11 +103,19 @@ impl Connect for KafkaConnect {
                 .map_err(fail("begin as a transactional producer"))?;
             position = consumer.group_metadata().map(|group| (consumer, group));
         }
+        let producer = Arc::new(producer);
         let (consumer, group_metadata) = position.unzip();
+        let committer = group_metadata
+            .map(|group| Committer::start(Arc::clone(&producer), group, format!("commit-{}", self.stream)))
+            .transpose()
+            .map_err(|error| BrokerError {
+                reason: BlockReason::Other,
+                message: format!("cannot start a thread for commits: {error}"),
+            })?;
         Ok(KafkaBroker {
             producer,
             consumer,
-            group: group_metadata,
+            committer,
             limits,
             compressed: ["compression.type", "compression.codec"]
                 .iter()
@@ -256,7 +265,7 @@ impl Broker for KafkaBroker {
     fn begin(&mut self) -> Result<(), BrokerError> {
         self.context.deliveries.reset();
         self.sent = 0;
-        match self.group {
+        match self.committer {
             Some(_) => self
                 .producer
                 .begin_transaction()
@@ -309,11 +318,10 @@ impl Broker for KafkaBroker {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
-        let group = self.group.as_ref().ok_or_else(|| BrokerError {
+        let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
             reason: BlockReason::Other,
             message: "librdkafka gave no group metadata".into(),
         })?;
-        let left = || deadline.saturating_duration_since(Instant::now());
         let mut offsets = TopicPartitionList::new();
         offsets
             .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
@@ -321,12 +329,12 @@ impl Broker for KafkaBroker {
         if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
             partition.set_metadata(metadata);
         }
-        self.producer
-            .send_offsets_to_transaction(&offsets, group, left())
-            .map_err(|error| self.explain("put the position into the transaction", &error))?;
-        self.producer
-            .commit_transaction(left())
-            .map_err(|error| self.explain("commit the transaction", &error))
+        committer
+            .commit(offsets, deadline)
+            .map_err(|failed| match failed {
+                Failed::Error(doing, error) => self.explain(doing, &error),
+                Failed::Late => self.too_slow("commit the transaction in time"),
+            })
     }
 }
 

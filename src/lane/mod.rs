@@ -41,6 +41,7 @@
 pub mod broker;
 mod cause;
 mod client;
+mod commit;
 pub mod kafka;
 pub mod options;
 pub mod position;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::{
+    clock,
     dead_letter::Failure,
     spool::{Position, Seq},
 };
@@ -39,7 +40,7 @@ impl Sent {
     /// Nothing yet; time runs.
     pub fn begin(first: usize) -> Sent {
         Sent {
-            begun: Instant::now(),
+            begun: clock::now(),
             first,
             end: Position::default(),
             events: 0,

@@ -1,12 +1,16 @@
 //! A simulated Kafka cluster behind [`Connect`] and [`Broker`]: transactions, fencing, refusals and a read_committed view,
 //! with faults that a test puts in line. What a lane may not do (use a producer after an error, commit behind a fence)
 //! panics here.
+//!
+//! A process may be given a pause, which is called before each call: there the simulation lets other threads run, or the
+//! process die. A commit that was under way when its process died, or whose answer was lost, may still arrive later, if
+//! no newer producer of the group has appeared ([`Cluster::arrive`]).
 
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::resume_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -14,7 +18,11 @@ use uuid::Uuid;
 use super::broker::{
     BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
 };
-use crate::{batch::alone_in_batch, spool::Seq};
+use crate::{
+    batch::alone_in_batch,
+    clock,
+    spool::{Seq, sim::Pause},
+};
 
 /// What goes wrong. Each waits for the first call that it can happen to, and happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,8 @@ pub enum Fault {
     ReplyLost,
     /// The commit is not done.
     CommitFails,
+    /// The answer is lost, and the commit may be done later.
+    CommitLate,
     /// A foreign producer of the same group appears before the commit.
     Fence,
 }
@@ -102,7 +112,17 @@ pub struct Topic {
 struct Group {
     epoch: u64,
     committed: Option<Committed>,
-    open: Option<u64>,
+    open: Option<Open>,
+    /// A commit of the open transaction that is under way.
+    under_way: Option<Committed>,
+    /// Where its lane keeps its position.
+    topic: String,
+}
+
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    begun: Instant,
 }
 
 /// Everything that a test can look at or change.
@@ -135,6 +155,7 @@ pub struct Inner {
 pub struct Cluster {
     inner: Arc<Mutex<Inner>>,
     topic: String,
+    pause: Option<Pause>,
 }
 
 impl Cluster {
@@ -151,6 +172,15 @@ impl Cluster {
                 .insert((*topic).to_owned(), Topic::default());
         }
         cluster
+    }
+
+    /// The same cluster for a lane of one process, which pauses at its calls and keeps its position at this topic.
+    pub fn for_lane(&self, topic: &str, pause: Pause) -> Cluster {
+        Cluster {
+            topic: topic.to_owned(),
+            pause: Some(pause),
+            ..self.clone()
+        }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -190,9 +220,71 @@ impl Cluster {
     pub fn delete_topic(&self, topic: &str) {
         let mut inner = self.lock();
         inner.topics.remove(topic);
-        if topic == self.topic {
-            inner.groups.values_mut().for_each(|group| group.committed = None);
+        for group in inner.groups.values_mut() {
+            if group.topic == topic {
+                group.committed = None;
+            }
         }
+    }
+
+    /// Whether a transaction is open.
+    pub fn is_open(&self) -> bool {
+        self.lock().groups.values().any(|group| group.open.is_some())
+    }
+
+    /// Aborts the transactions that have been open for this long, and fences their producers.
+    pub fn expire(&self, limit: Duration) {
+        let mut inner = self.lock();
+        let late: Vec<Uuid> = inner
+            .groups
+            .iter()
+            .filter(|(_, group)| {
+                group
+                    .open
+                    .as_ref()
+                    .is_some_and(|open| clock::since(open.begun) >= limit)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for group in late {
+            inner.fence(group);
+        }
+    }
+
+    /// The commits that were under way when their process died, or lost their answer, arrive.
+    pub fn arrive(&self) {
+        let mut inner = self.lock();
+        let ids: Vec<Uuid> = inner.groups.keys().copied().collect();
+        for id in ids {
+            let late = inner.groups.get_mut(&id).and_then(|group| group.under_way.take());
+            if let Some(committed) = late {
+                inner.end(id, State::Committed);
+                inner.groups.entry(id).or_default().committed = Some(committed);
+            }
+        }
+    }
+
+    /// The requests under way are lost.
+    pub fn lose(&self) {
+        let mut inner = self.lock();
+        inner.groups.values_mut().for_each(|group| group.under_way = None);
+    }
+
+    /// What became of a topic's records from this one on, as far as a read_committed consumer gets: its key, headers and
+    /// value for those it sees. And the number of the record it waits for.
+    pub fn follow(&self, topic: &str, from: usize, mut seen: impl FnMut(&Record)) -> usize {
+        let inner = self.lock();
+        let records = inner.topics.get(topic).map_or(&[][..], |t| &t.records);
+        let mut at = from;
+        for record in records.iter().skip(from) {
+            match record.state {
+                State::Open(_) => break,
+                State::Committed => seen(record),
+                State::Aborted => {}
+            }
+            at += 1;
+        }
+        at
     }
 }
 
@@ -220,10 +312,14 @@ impl Inner {
     }
 
     fn end(&mut self, group: Uuid, state: State) -> usize {
-        let open = self.groups.entry(group).or_default().open.take();
+        let group = self.groups.entry(group).or_default();
+        group.under_way = None;
+        let Some(open) = group.open.take() else {
+            return 0;
+        };
         let mut ended = 0;
         for record in self.topics.values_mut().flat_map(|topic| &mut topic.records) {
-            if Some(record.state) == open.map(State::Open) {
+            if record.state == State::Open(open.number) {
                 record.state = state;
                 ended += 1;
             }
@@ -252,10 +348,19 @@ pub fn error(reason: BlockReason, message: &str) -> BrokerError {
     }
 }
 
+impl Cluster {
+    fn pause(&self) {
+        if let Some(pause) = &self.pause {
+            pause();
+        }
+    }
+}
+
 impl Connect for Cluster {
     type Broker = Producer;
 
     fn connect(&self, group: Uuid, mode: Mode) -> Result<Producer, BrokerError> {
+        self.pause();
         let mut inner = self.lock();
         inner.call();
         inner.connects.push(mode);
@@ -268,6 +373,7 @@ impl Connect for Cluster {
             Some(_) => {}
         }
         let epoch = inner.fence(group);
+        inner.groups.entry(group).or_default().topic = self.topic.clone();
         inner.done();
         Ok(Producer {
             cluster: self.clone(),
@@ -301,6 +407,7 @@ impl Producer {
     ) -> Result<T, E> {
         assert!(!self.broken, "a producer is used after an error");
         let cluster = self.cluster.clone();
+        cluster.pause();
         let mut inner = cluster.lock();
         inner.call();
         let current = inner.groups.entry(self.group).or_default().epoch == self.epoch;
@@ -327,7 +434,7 @@ impl Producer {
     fn deliver(&mut self, inner: &mut Inner, limit: usize) -> Result<(), DeliveryError> {
         let state = match inner.plain {
             true => State::Committed,
-            false => State::Open(inner.groups[&self.group].open.unwrap()),
+            false => State::Open(inner.groups[&self.group].open.as_ref().unwrap().number),
         };
         let waiting = self.delivered..self.sent.len().min(self.delivered.saturating_add(limit));
         for index in waiting.clone() {
@@ -388,13 +495,10 @@ impl Broker for Producer {
             }
             inner.next_transaction += 1;
             let number = inner.next_transaction;
-            let open = inner
-                .groups
-                .entry(producer.group)
-                .or_default()
-                .open
-                .replace(number);
-            assert_eq!(open, None, "a transaction is begun twice");
+            let begun = clock::now();
+            let group = inner.groups.entry(producer.group).or_default();
+            let open = group.open.replace(Open { number, begun });
+            assert!(open.is_none(), "a transaction is begun twice");
             Ok(())
         })
     }
@@ -427,10 +531,11 @@ impl Broker for Producer {
         })
     }
 
-    fn delivered(&mut self, behind: usize, _: Instant) -> Result<(), DeliveryError> {
+    fn delivered(&mut self, behind: usize, deadline: Instant) -> Result<(), DeliveryError> {
         let result = self.with(|producer, inner| {
             match inner.take(|f| matches!(f, Fault::Delivery | Fault::Slow)) {
                 Some(Fault::Slow) => {
+                    clock::simulate_wait(deadline);
                     return Err(DeliveryError::Late(error(BlockReason::Connect, "too slow")));
                 }
                 Some(_) => {
@@ -450,15 +555,33 @@ impl Broker for Producer {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, _: Instant) -> Result<(), BrokerError> {
+        let committed = Committed {
+            seq: position,
+            metadata: metadata.to_owned(),
+        };
+        if let Some(group) = self.cluster.lock().groups.get_mut(&self.group)
+            && group.epoch == self.epoch
+        {
+            group.under_way = Some(committed.clone());
+        }
         self.with(|producer, inner| {
             assert_eq!(
                 producer.delivered,
                 producer.sent.len(),
                 "committed before delivery"
             );
-            let fault = inner.take(|f| matches!(f, Fault::ReplyLost | Fault::CommitFails | Fault::Fence));
+            let fault = inner.take(|f| {
+                matches!(
+                    f,
+                    Fault::ReplyLost | Fault::CommitFails | Fault::CommitLate | Fault::Fence
+                )
+            });
             match fault {
-                Some(Fault::CommitFails) => return Err(error(BlockReason::Transaction, "commit failed")),
+                Some(Fault::CommitLate) => return Err(error(BlockReason::Transaction, "no answer")),
+                Some(Fault::CommitFails) => {
+                    inner.groups.entry(producer.group).or_default().under_way = None;
+                    return Err(error(BlockReason::Transaction, "commit failed"));
+                }
                 Some(Fault::Fence) => {
                     inner.fence(producer.group);
                     return Err(error(BlockReason::Fenced, "fenced"));
@@ -474,11 +597,7 @@ impl Broker for Producer {
             inner.transactions.push(records);
             producer.sent.clear();
             producer.delivered = 0;
-            let committed = Some(Committed {
-                seq: position,
-                metadata: metadata.to_owned(),
-            });
-            inner.groups.entry(producer.group).or_default().committed = committed;
+            inner.groups.entry(producer.group).or_default().committed = Some(committed);
             match fault {
                 Some(_) => Err(error(BlockReason::Transaction, "the answer is lost")),
                 None => Ok(()),

@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::metrics::{StreamMetrics, TransactionOutcome},
-    batch,
+    batch, clock,
     config::Delivery,
     spool::{Backlog, Seq, SpoolError},
     stream::Stream,
@@ -87,7 +87,8 @@ impl From<SpoolError> for Stop {
 impl<C: Connect> Lane<C> {
     /// A lane that begins at the log's checkpoint and connects at its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
-        let oldest = oldest(&mut backlog);
+        // What is damaged tells no time; it has waited at least since now.
+        let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
         backlog
             .accounts()
             .found_delivered(backlog.position().events, oldest);
@@ -103,8 +104,8 @@ impl<C: Connect> Lane<C> {
             unconfirmed: None,
             flight: VecDeque::new(),
             blocked: None,
-            stored_at: Instant::now(),
-            committed_at: Some(Instant::now()),
+            stored_at: clock::now(),
+            committed_at: Some(clock::now()),
         }
     }
 
@@ -161,10 +162,10 @@ impl<C: Connect> Lane<C> {
 
     fn store_checkpoint_when_due(&mut self, turn: Turn) -> Result<(), SpoolError> {
         let resting = turn != Turn::Progress;
-        let due = resting || self.stored_at.elapsed() >= self.options.timing.checkpoint_every;
+        let due = resting || clock::since(self.stored_at) >= self.options.timing.checkpoint_every;
         if due && self.backlog.checkpoint_due() {
             self.backlog.store_checkpoint()?;
-            self.stored_at = Instant::now();
+            self.stored_at = clock::now();
         }
         Ok(())
     }
@@ -202,7 +203,7 @@ impl<C: Connect> Lane<C> {
         }
         let every = self.options.timing.recommit_every;
         if self.options.delivery == Delivery::ExactlyOnce
-            && self.committed_at.is_none_or(|at| at.elapsed() >= every)
+            && self.committed_at.is_none_or(|at| clock::since(at) >= every)
         {
             return self.recommit();
         }
@@ -301,19 +302,19 @@ impl<C: Connect> Lane<C> {
         let metadata = position::metadata(self.backlog.history(), end.seq);
         self.unconfirmed = Some(sent);
         if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
-            if Instant::now() >= deadline {
+            if clock::now() >= deadline {
                 self.adapt(events, None);
             }
             self.ended(TransactionOutcome::Failed, begun);
             return Err(error.into());
         }
-        self.adapt(events, Some(begun.elapsed()));
+        self.adapt(events, Some(clock::since(begun)));
         self.ended(TransactionOutcome::Committed, begun);
         if let Some(sent) = self.unconfirmed.take() {
             self.backlog.advance(end);
             self.account(&sent);
         }
-        self.committed_at = Some(Instant::now());
+        self.committed_at = Some(clock::now());
         self.unblock();
         Ok(Turn::Progress)
     }
@@ -336,7 +337,8 @@ impl<C: Connect> Lane<C> {
     }
 
     fn ended(&self, outcome: TransactionOutcome, begun: Instant) {
-        self.metrics.transaction(outcome, begun.elapsed().as_secs_f64());
+        self.metrics
+            .transaction(outcome, clock::since(begun).as_secs_f64());
     }
 
     /// Books a committed transaction. The position is behind it.
@@ -360,7 +362,7 @@ impl<C: Connect> Lane<C> {
 
     /// Commits the position alone, so that the group does not expire: rule 6.
     fn recommit(&mut self) -> Result<Turn, Stop> {
-        let begun = Instant::now();
+        let begun = clock::now();
         let deadline = begun + self.options.transaction_limit;
         let position = self.backlog.position();
         let metadata = position::metadata(self.backlog.history(), position.seq);
@@ -371,12 +373,18 @@ impl<C: Connect> Lane<C> {
             return Err(error.into());
         }
         self.ended(TransactionOutcome::Committed, begun);
-        self.committed_at = Some(Instant::now());
+        self.committed_at = Some(clock::now());
         Ok(Turn::Progress)
     }
 
     fn broker(&mut self) -> Result<&mut C::Broker, BrokerError> {
         self.broker.as_mut().ok_or_else(not_connected)
+    }
+
+    /// What blocks the lane now.
+    #[cfg(test)]
+    pub fn blocked(&self) -> Option<BlockReason> {
+        self.blocked
     }
 
     fn block(&mut self, error: BrokerError) -> Turn {

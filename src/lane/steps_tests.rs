@@ -978,6 +978,11 @@ fn what_is_before_damage_is_delivered_and_nothing_behind_it() {
     bench.settle_blocked(BlockReason::Damage);
     assert_eq!(bench.cluster.values(TOPIC), bench.appended[..4]);
     assert_eq!((bench.books().delivered, bench.books().recovered), (4, 7));
+    bench.restart();
+    assert!(
+        bench.books().oldest_micros.is_some(),
+        "events wait, though none can be read"
+    );
 }
 
 #[test]

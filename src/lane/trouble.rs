@@ -48,7 +48,8 @@ pub fn damaged(damage: &Damage) -> BrokerError {
         reason: BlockReason::Damage,
         message: format!(
             "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
-             copy of the spool directory before anything else is tried"
+             copy of the spool directory; then, with the bridge stopped, `cmc-bridge spool verify` says what is lost, and \
+             `cmc-bridge spool repair` sets it aside"
         ),
     }
 }

@@ -1,4 +1,5 @@
-//! What the spool's tests share: one life of a log on a simulated disk, without threads.
+//! What tests of the spool share: one life of a log on a simulated disk, without threads. [`SteppedLog`] is for the
+//! simulation of the whole; the rest is for the spool's own tests.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,8 +17,16 @@ use crate::{
 };
 
 use super::{
-    AppendError, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq, SpoolError,
-    StoredBatch, appender::Pending, log::LogWriter, segment, sim::SimDisk,
+    AppendError, Appender, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq,
+    SpoolError, StoredBatch,
+    appender::Pending,
+    log::LogWriter,
+    prepare::Preparer,
+    record::{self, Checksum, Kind},
+    scan::valid_records,
+    segment,
+    sim::SimDisk,
+    storage::Storage,
 };
 
 pub const DIR: &str = "/spool/deliveries";
@@ -61,9 +70,69 @@ pub fn segment_path(id: u64) -> PathBuf {
     Path::new(DIR).join(segment::file_name(SegmentId(id)))
 }
 
+/// What a thread would do when it runs.
+pub type Step = Arc<dyn Fn() + Send + Sync>;
+
+/// An open log whose threads are steps: what they do in between waits is the same code as [`super::Log`]'s.
+pub struct SteppedLog(LogWriter);
+
+/// What [`SteppedLog::open`] gives.
+pub struct OpenedLog {
+    pub log: SteppedLog,
+    pub backlog: Backlog,
+    pub appender: Appender,
+    pub damage: Vec<Damage>,
+    /// The thread that prepares segments. The writer must not run while it is at it: it would wait for it.
+    pub prepare: Step,
+}
+
+impl SteppedLog {
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+    ) -> Result<OpenedLog, SpoolError> {
+        let (mut writer, backlog, damage) =
+            LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
+        let preparer = Preparer::stepped(storage, options.dir.clone(), Arc::clone(&writer.trimmed));
+        let prepare = preparer.by_hand().unwrap();
+        writer.preparer = Some(preparer);
+        let appender = Appender {
+            queue: Arc::clone(&writer.queue),
+        };
+        Ok(OpenedLog {
+            log: SteppedLog(writer),
+            backlog,
+            appender,
+            damage,
+            prepare,
+        })
+    }
+
+    /// The writer's thread wakes up. False when the log is closed and everything is written.
+    pub fn turn(&mut self) -> Result<bool, SpoolError> {
+        let turn = self.0.turn();
+        if turn.is_err() {
+            self.0.fail();
+        }
+        turn
+    }
+
+    /// Takes no more batches.
+    pub fn close(&self) {
+        self.0.queue.close();
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.0.queue.lock().waiting.is_empty()
+    }
+}
+
 /// Appends go to the writer's own functions, in groups, and are answered at once.
 pub struct Life {
-    pub writer: LogWriter,
+    pub(super) writer: LogWriter,
     pub backlog: Backlog,
     pub damage: Vec<Damage>,
     pub accounts: Arc<Accounts>,
@@ -171,6 +240,31 @@ pub fn expect_batches(
         found.iter().map(|f| f.0).collect::<Vec<_>>(),
         wanted.iter().map(|w| w.0).collect::<Vec<_>>()
     );
+}
+
+/// Where a valid record stands in its segment.
+pub struct Place {
+    pub at: usize,
+    /// Without what pads it.
+    pub len: usize,
+    pub commit: u64,
+    pub is_batch: bool,
+}
+
+/// The valid records of a segment.
+pub fn records(disk: &SimDisk, path: &Path) -> Vec<Place> {
+    let dir = path.parent().unwrap();
+    let manifest = Manifest::read(&*disk.mount(), dir).unwrap().unwrap();
+    let id = segment::parse_file_name(path.file_name().unwrap().to_str().unwrap()).unwrap();
+    let checksum = Checksum::new(manifest.log_id.as_bytes(), id);
+    valid_records(&disk.read(path), &checksum, segment::HEADER)
+        .map(|found| Place {
+            at: found.at,
+            len: record::HEADER + found.header.payload_len,
+            commit: found.header.commit.0,
+            is_batch: found.header.kind == Kind::Batch,
+        })
+        .collect()
 }
 
 /// What every checksum of the log covers.

@@ -203,12 +203,18 @@ pub(super) struct LogWriter {
     segment_bytes: u64,
     writer: Writer,
     /// `None` until the thread starts: segments are prepared in place then.
-    preparer: Option<Preparer>,
-    trimmed: Arc<Trimmed>,
+    pub(super) preparer: Option<Preparer>,
+    pub(super) trimmed: Arc<Trimmed>,
     pub(super) queue: Arc<Queue>,
     tail: Arc<Tail>,
     accounts: Arc<Accounts>,
     metrics: LogMetrics,
+    /// What is being written; empty between two turns.
+    group: Vec<Pending>,
+    /// The disk had no room for what came last.
+    no_room: bool,
+    /// Something was written since the log rested.
+    unsealed: bool,
 }
 
 impl LogWriter {
@@ -260,8 +266,12 @@ impl LogWriter {
             tail: Arc::clone(&tail),
             accounts: Arc::clone(&accounts),
             metrics,
+            group: Vec::new(),
+            no_room: false,
+            unsealed: false,
         };
         writer.begin(&recovered)?;
+        writer.no_room = writer.writer.offset() == 0;
 
         let reader = Reader::new(
             Arc::clone(&storage),
@@ -310,53 +320,62 @@ impl LogWriter {
             Err(SpoolError::io("go on writing to", &self.dir)(bug))
         });
         if let Err(error) = served {
-            self.queue.fail();
-            self.tail.close();
+            self.fail();
             on_failure(error);
         }
     }
 
+    /// Nothing is written any more.
+    pub(super) fn fail(&self) {
+        self.queue.fail();
+        self.tail.close();
+    }
+
     fn serve(&mut self) -> Result<(), SpoolError> {
-        let mut group: Vec<Pending> = Vec::new();
-        let mut no_room = self.writer.offset() == 0;
-        let mut unsealed = false;
         loop {
-            let limit = match (no_room, unsealed) {
+            let limit = match (self.no_room, self.unsealed) {
                 (true, _) => Some(ROOM_CHECK),
                 (_, true) => Some(SEAL_AFTER),
                 _ => None,
             };
-            let closed = {
-                drop(self.queue.wait(limit));
-                // Webhooks that are ready now share this commit, on a machine whose cores are all busy too. A lone one
-                // loses nothing: there is nobody to yield to.
-                thread::yield_now();
-                let mut state = self.queue.lock();
-                let mut bytes = 0;
-                while let Some(next) = state.waiting.front()
-                    && (group.is_empty() || bytes + next.batch.bytes().len() <= COMMIT_BYTES)
-                {
-                    bytes += next.batch.bytes().len();
-                    group.extend(state.waiting.pop_front());
-                }
-                state.closed
-            };
-            if group.is_empty() {
-                if no_room {
-                    no_room = !self.ensure_room(0)?;
-                }
-                self.rest()?;
-                unsealed = false;
-                if closed {
-                    return Ok(());
-                }
-                continue;
+            drop(self.queue.wait(limit));
+            // Webhooks that are ready now share this commit, on a machine whose cores are all busy too. A lone one
+            // loses nothing: there is nobody to yield to.
+            thread::yield_now();
+            if !self.turn()? {
+                return Ok(());
             }
-            no_room = !self.write(&mut group)?;
-            // What fits in the room that is left makes no roll, which alone would take the notice down.
-            self.queue.set_no_room(no_room);
-            unsealed = true;
         }
+    }
+
+    /// Writes what waits; when nothing does, rests. False when the log is closed and rests.
+    pub(super) fn turn(&mut self) -> Result<bool, SpoolError> {
+        let mut group = std::mem::take(&mut self.group);
+        let closed = {
+            let mut state = self.queue.lock();
+            let mut bytes = 0;
+            while let Some(next) = state.waiting.front()
+                && (group.is_empty() || bytes + next.batch.bytes().len() <= COMMIT_BYTES)
+            {
+                bytes += next.batch.bytes().len();
+                group.extend(state.waiting.pop_front());
+            }
+            state.closed
+        };
+        if group.is_empty() {
+            if self.no_room {
+                self.no_room = !self.ensure_room(0)?;
+            }
+            self.rest()?;
+            self.unsealed = false;
+            return Ok(!closed);
+        }
+        self.no_room = !self.write(&mut group)?;
+        // What fits in the room that is left makes no roll, which alone would take the notice down.
+        self.queue.set_no_room(self.no_room);
+        self.unsealed = true;
+        self.group = group;
+        Ok(true)
     }
 
     /// Nothing came for a while.

@@ -168,7 +168,8 @@ async fn a_failed_sync_is_the_end() {
         // Whatever was in the commit that failed or behind it has failed; nobody hears of success later.
         let answers = [first, second, third, append(&opened.appender, 4, 40).await];
         let good = answers.iter().take_while(|answer| answer.is_ok()).count();
-        assert!(good < 3, "{answers:?}");
+        // The first three may share a commit; the one after the failed call can't be good.
+        assert!(good < 4, "{answers:?}");
         assert!(
             answers[good..].iter().all(|a| *a == Err(AppendError::Failed)),
             "{answers:?}"

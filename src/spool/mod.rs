@@ -66,7 +66,7 @@ pub mod survey;
 mod writer;
 
 #[cfg(test)]
-mod harness;
+pub(crate) mod harness;
 #[cfg(test)]
 mod log_tests;
 #[cfg(test)]

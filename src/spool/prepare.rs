@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::clock;
+
 use super::{
     SpoolError,
     storage::{Access, Storage, StorageFile},
@@ -134,6 +136,8 @@ enum State {
 pub struct Preparer {
     shared: Arc<(Mutex<State>, Condvar)>,
     thread: Option<thread::JoinHandle<()>>,
+    /// Set when there is no thread, in the simulation: prepares what is due.
+    by_hand: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// What [`Preparer::take`] gives.
@@ -169,7 +173,30 @@ impl Preparer {
         Ok(Preparer {
             shared,
             thread: Some(thread),
+            by_hand: None,
         })
+    }
+
+    /// Without a thread: what it would do is done by calling [`Preparer::by_hand`]'s function.
+    #[cfg(test)]
+    pub fn stepped(storage: Arc<dyn Storage>, dir: PathBuf, trimmed: Arc<Trimmed>) -> Preparer {
+        let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
+        let by_hand_shared = Arc::clone(&shared);
+        Preparer {
+            shared,
+            thread: None,
+            by_hand: Some(Arc::new(move || {
+                let due = lock(&by_hand_shared.0).due();
+                if let Due::Prepare(len) = due {
+                    prepare(&*storage, &dir, &trimmed, len, &by_hand_shared);
+                }
+            })),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn by_hand(&self) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        self.by_hand.clone()
     }
 
     /// Asks for a segment of this length, unless one is there or under way.
@@ -209,7 +236,14 @@ impl Preparer {
                 }
                 wanted @ State::Wanted(_) => {
                     *state = wanted;
-                    state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = match &self.by_hand {
+                        None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                        Some(by_hand) => {
+                            drop(state);
+                            by_hand();
+                            lock(mutex)
+                        }
+                    };
                 }
             }
         }
@@ -231,42 +265,64 @@ fn lock(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, (mutex, changed): &(Mutex<State>, Condvar)) {
+/// What is to be done now.
+enum Due {
+    Prepare(u64),
+    Wait(Option<Duration>),
+    End,
+}
+
+impl State {
+    fn due(&self) -> Due {
+        match self {
+            State::Stopped => Due::End,
+            State::Wanted(len) => Due::Prepare(*len),
+            State::NoSpace { len, until } => match until.saturating_duration_since(clock::now()) {
+                Duration::ZERO => Due::Prepare(*len),
+                wait => Due::Wait(Some(wait)),
+            },
+            State::Idle | State::Ready(_) | State::Failed(_) => Due::Wait(None),
+        }
+    }
+}
+
+type Shared = (Mutex<State>, Condvar);
+
+fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
+    let (mutex, changed) = shared;
     let mut state = lock(mutex);
     loop {
-        let len = match &*state {
-            State::Stopped => return,
-            State::Wanted(len) => *len,
-            State::NoSpace { len, until } => {
-                let (len, wait) = (*len, until.saturating_duration_since(Instant::now()));
-                if !wait.is_zero() {
-                    state = changed
-                        .wait_timeout(state, wait)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                    continue;
-                }
-                len
+        state = match state.due() {
+            Due::End => return,
+            Due::Wait(None) => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Due::Wait(Some(wait)) => {
+                changed
+                    .wait_timeout(state, wait)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             }
-            State::Idle | State::Ready(_) | State::Failed(_) => {
-                state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
+            Due::Prepare(len) => {
+                drop(state);
+                prepare(storage, dir, trimmed, len, shared);
+                lock(mutex)
             }
         };
-        drop(state);
-        let result = Spare::prepare(storage, dir, trimmed, len);
-        state = lock(mutex);
-        if matches!(*state, State::Stopped) {
-            return;
-        }
-        *state = match result {
-            Ok(spare) => State::Ready(spare),
-            Err(error) if error.is_no_space() => State::NoSpace {
-                len,
-                until: Instant::now() + RETRY,
-            },
-            Err(error) => State::Failed(error),
-        };
-        changed.notify_all();
     }
+}
+
+fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, len: u64, (mutex, changed): &Shared) {
+    let result = Spare::prepare(storage, dir, trimmed, len);
+    let mut state = lock(mutex);
+    if matches!(*state, State::Stopped) {
+        return;
+    }
+    *state = match result {
+        Ok(spare) => State::Ready(spare),
+        Err(error) if error.is_no_space() => State::NoSpace {
+            len,
+            until: clock::now() + RETRY,
+        },
+        Err(error) => State::Failed(error),
+    };
+    changed.notify_all();
 }

@@ -192,7 +192,8 @@ impl Recovery<'_> {
             recovered.cut = header.is_some() && scan.damage.is_empty();
             recovered.next_seq = scan.next_seq;
             recovered.next_commit = CommitNo(scan.commit.0 + 1);
-            recovered.events = scan.events;
+            // What is before the position may have become unreadable since.
+            recovered.events = scan.events.max(position.events);
             damage.extend(scan.damage);
             if let Some(info) = segments.last_mut() {
                 info.bytes = scan.end;

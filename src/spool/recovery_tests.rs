@@ -405,6 +405,23 @@ fn a_bad_header_of_the_last_segment() {
     }
 }
 
+/// Found by the simulation: the books were not balanced then.
+#[test]
+fn the_log_never_holds_fewer_events_than_are_before_the_position() {
+    let disk = SimDisk::new(1);
+    open_clean(&disk).append([2], LEN);
+    disk.kill();
+    open_clean(&disk).deliver_to(1);
+    disk.kill();
+    // The first segment is still there: it waits to be used again.
+    disk.rot(&segment_path(1), HEADER + 60);
+    disk.rot(&segment_path(2), 89);
+    let life = open(&disk);
+    assert_ne!(life.damage, []);
+    let books = life.accounts.snapshot();
+    assert_eq!((books.durable_total, books.position_total), (3, 3));
+}
+
 #[test]
 fn a_single_segment_with_a_bad_header() {
     let disk = SimDisk::new(1);

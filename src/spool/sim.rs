@@ -3,6 +3,9 @@
 //! What a program sees is the *live* state, like the page cache; what a power loss leaves is the *durable* one. Between
 //! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash
 //! keeps any of them. [`SimDisk::kill`] ends a process and leaves the page cache alone.
+//!
+//! A process may be given a [`Pause`], which is called before every system call and in the middle of some writes: there
+//! the simulation lets other threads run, or the process die.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +20,11 @@ use super::storage::{Access, Storage, StorageFile};
 
 const SECTOR: usize = 512;
 
+/// Called before each system call of one process. It may unwind: the call then never happened.
+pub type Pause = Arc<dyn Fn() + Send + Sync>;
+
 /// What a program asks of the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
     Create,
     Write,
@@ -36,6 +42,7 @@ pub struct SimDisk(Arc<Mutex<Disk>>);
 struct Mount {
     disk: Arc<Mutex<Disk>>,
     life: u64,
+    pause: Option<Pause>,
 }
 
 struct OpenFile {
@@ -54,11 +61,13 @@ struct Disk {
     durable_dirs: BTreeSet<PathBuf>,
     capacity: Option<usize>,
     fault: Option<Fault>,
+    /// How many calls have failed by a fault.
+    failed: u64,
     halt_in: Option<u64>,
     syncs_held: bool,
     life: u64,
     rng: u64,
-    counts: BTreeMap<String, u64>,
+    counts: BTreeMap<Op, BTreeMap<String, u64>>,
 }
 
 #[derive(Clone, Default)]
@@ -105,10 +114,16 @@ impl SimDisk {
 
     /// The disk for a new process.
     pub fn mount(&self) -> Arc<dyn Storage> {
+        self.mount_with(None)
+    }
+
+    /// The disk for a new process that pauses at its calls.
+    pub fn mount_with(&self, pause: Option<Pause>) -> Arc<dyn Storage> {
         let life = self.lock().life;
         Arc::new(Mount {
             disk: Arc::clone(&self.0),
             life,
+            pause,
         })
     }
 
@@ -159,6 +174,18 @@ impl SimDisk {
         disk.files = files;
     }
 
+    /// All that was written reaches the disk.
+    pub fn settle(&self) {
+        let mut disk = self.lock();
+        disk.entries.clear();
+        disk.durable = disk.live.clone();
+        disk.durable_dirs = disk.dirs.clone();
+        for file in disk.files.values_mut() {
+            file.pending.clear();
+            file.durable = file.live.clone();
+        }
+    }
+
     /// After this many more changing calls every call fails, as if the process had died there.
     pub fn halt_in(&self, calls: u64) {
         self.lock().halt_in = Some(calls);
@@ -175,6 +202,16 @@ impl SimDisk {
         self.lock().fault = Some(Fault { op, name, skip });
     }
 
+    /// How many calls have failed by [`SimDisk::fail`].
+    pub fn failed(&self) -> u64 {
+        self.lock().failed
+    }
+
+    /// No call fails by [`SimDisk::fail`] any more.
+    pub fn heal(&self) {
+        self.lock().fault = None;
+    }
+
     /// While held, no `fdatasync` of a segment returns.
     pub fn hold_syncs(&self, held: bool) {
         self.lock().syncs_held = held;
@@ -188,10 +225,9 @@ impl SimDisk {
     /// How many calls of this kind there were on files whose name ends so.
     pub fn count(&self, op: Op, suffix: &str) -> u64 {
         let disk = self.lock();
-        let wanted = format!("{op:?} ");
-        let counts = disk.counts.iter();
+        let counts = disk.counts.get(&op).into_iter().flatten();
         counts
-            .filter(|(key, _)| key.starts_with(&wanted) && key.ends_with(suffix))
+            .filter(|(name, _)| name.ends_with(suffix))
             .map(|(_, n)| n)
             .sum()
     }
@@ -235,6 +271,11 @@ impl SimDisk {
         bytes[at as usize] ^= 0x40;
         self.put(path, bytes);
     }
+
+    /// All files, with directory.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock().live.keys().cloned().collect()
+    }
 }
 
 impl Disk {
@@ -258,13 +299,20 @@ impl Disk {
             Some(calls) => *calls -= 1,
             None => {}
         }
-        *self.counts.entry(format!("{op:?} {name}")).or_default() += 1;
+        let counts = self.counts.entry(op).or_default();
+        match counts.get_mut(name) {
+            Some(count) => *count += 1,
+            None => {
+                counts.insert(name.to_owned(), 1);
+            }
+        }
         if let Some(fault) = &mut self.fault
             && fault.op == op
             && name.contains(fault.name)
         {
             if fault.skip == 0 {
                 self.fault = None;
+                self.failed += 1;
                 return Err(eio());
             }
             fault.skip -= 1;
@@ -360,7 +408,15 @@ impl Entry {
 }
 
 impl Mount {
+    /// Before a call: others may run, or the process may die.
     fn lock(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        if let Some(pause) = &self.pause {
+            pause();
+        }
+        self.lock_now()
+    }
+
+    fn lock_now(&self) -> io::Result<MutexGuard<'_, Disk>> {
         let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         if disk.life != self.life || disk.halt_in == Some(0) {
             return Err(eio());
@@ -408,6 +464,7 @@ impl Storage for Mount {
         let mount = Mount {
             disk: Arc::clone(&self.disk),
             life: self.life,
+            pause: self.pause.clone(),
         };
         Ok(Box::new(OpenFile { mount, id }))
     }
@@ -448,18 +505,9 @@ impl Storage for Mount {
     }
 }
 
-impl StorageFile for OpenFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut disk = self.mount.lock()?;
-        let bytes = &disk.file(self.id).live;
-        let rest = bytes.get(offset as usize..).unwrap_or_default();
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]);
-        Ok(n)
-    }
-
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let mut disk = self.mount.lock()?;
+impl OpenFile {
+    fn write_part(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock_now()?;
         let name = disk.name_of(self.id);
         let changed = disk.change(Op::Write, &name);
         let growth = disk.growth(self.id, offset as usize + buf.len());
@@ -475,6 +523,31 @@ impl StorageFile for OpenFile {
         };
         disk.file(self.id).write(&buf[..n], offset as usize);
         result
+    }
+}
+
+impl StorageFile for OpenFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut disk = self.mount.lock()?;
+        let bytes = &disk.file(self.id).live;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock()?;
+        // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
+        if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
+            let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
+            drop(disk);
+            self.write_part(&buf[..part], offset)?;
+            self.mount.lock().map(drop)?;
+            return self.write_part(&buf[part..], offset + part as u64);
+        }
+        drop(disk);
+        self.write_part(buf, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,6 +1,8 @@
 //! What the tests of the sender's format share.
 
 mod failures;
+mod mutations;
+mod oracle;
 mod properties;
 mod samples;
 mod secrets;

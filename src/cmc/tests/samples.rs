@@ -213,7 +213,10 @@ fn keys() {
     let at_limit = format!("\"{}\"", "k".repeat(512));
     let escaped_at_limit = format!("\"{}\"", "\\u006b".repeat(512));
     let over = format!("\"{}\"", "k".repeat(513));
-    let wide_over = format!("\"{}\"", "十".repeat(171));
+    let escaped_over = format!("\"{}\"", "\\u006b".repeat(513));
+    let wide = "k".repeat(510) + "é";
+    let wide_at_limit = format!("\"{wide}\"");
+    let wide_over = format!("\"k{wide}\"");
     let plain = "k".repeat(512);
     for (message_id, key) in [
         (r#""a""#, Some("a")),
@@ -227,7 +230,15 @@ fn keys() {
         (&at_limit, Some(&*plain)),
         (&escaped_at_limit, Some(&*plain)),
         (&over, None),
+        (&escaped_over, None),
+        (&wide_at_limit, Some(&*wide)),
         (&wide_over, None),
+        (r#""a\u0000b""#, Some("a\0b")),
+        (r#""a\ude00""#, None),
+        // Of repeated ones the last counts, whatever it is.
+        (r#""a","messageId":"b""#, Some("b")),
+        (r#""a","message\u0049d":7"#, None),
+        (r#"7,"messageId":"b""#, Some("b")),
     ] {
         let element = format!(r#"{{"messageId":{message_id}}}"#);
         let record = &events(&split_json(&deliveries(&element)))[0];

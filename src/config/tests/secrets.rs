@@ -91,6 +91,16 @@ fn refused_lists_of_credentials() {
             "white space",
         ),
         (r#"api_keys = ["hunter2\n"]"#, "control character", "line ends"),
+        (
+            r#"basic = ["u:hunter2 "]"#,
+            "entry 1 begins or ends with white space",
+            "take it out",
+        ),
+        (
+            r#"api_keys = ["hunter2", "a", "hunter2"]"#,
+            "api-key-3 is the same secret as api-key-1",
+            "of its own",
+        ),
         (r#"api_keys = [22]"#, "is not a list of texts", "one,two"),
         (
             r#"api_keys = { a = "hunter2" }"#,
@@ -128,8 +138,8 @@ fn refused_named_credentials() {
         ),
         (
             ["name = \"bearer-1\"\n", kind, value],
-            "the name bearer-1 is used by",
-            "a name of its own",
+            "the name bearer-1 is there twice",
+            "a name and a secret of its own",
         ),
         (
             [name, "", value],
@@ -151,6 +161,16 @@ fn refused_named_credentials() {
             [name, "kind = \"basic\"\n", value],
             "credentials[0].value",
             "has no colon",
+        ),
+        (
+            [name, kind, "value = \"hunter2-0\""],
+            "a is the same secret as bearer-1",
+            "a secret of its own",
+        ),
+        (
+            ["name = \"a\\\"}\"\n", kind, value],
+            "is not a name for metrics",
+            "A-Z, a-z, 0-9",
         ),
         (
             [name, kind, "value = \"hunter2\"\nvalue_file = \"/x\""],
@@ -180,7 +200,7 @@ fn refused_named_credentials() {
     ];
     for (entry, what, fix) in cases {
         let text = format!(
-            "[ingest.auth]\nbearer_tokens = [\"hunter2\"]\n[[ingest.auth.credentials]]\n{}",
+            "[ingest.auth]\nbearer_tokens = [\"hunter2-0\"]\n[[ingest.auth.credentials]]\n{}",
             entry.concat()
         );
         one(&file(&text), &[what, fix]);
@@ -254,6 +274,70 @@ fn refused_secret_files() {
         &both,
         &["is given as a value too (environment variable CMC_BRIDGE__KAFKA__PROPERTIES__SASL_PASSWORD)"],
     );
+}
+
+#[test]
+fn there_may_be_64_credentials() {
+    let tokens = |count: usize| (0..count).map(|n| format!("hunter2-{n}")).collect::<Vec<_>>();
+    let loaded = variable("INGEST__AUTH__BEARER_TOKENS", &tokens(64).join(",")).loaded();
+    assert_eq!(credentials(&loaded).len(), 64);
+    one(
+        &variable("INGEST__AUTH__BEARER_TOKENS", &tokens(65).join(",")),
+        &["more than 64 credentials"],
+    );
+}
+
+#[test]
+fn credential_files_are_read_again() {
+    let mut given = Given::default();
+    let list = given.write("list", "\u{FEFF}hunter2-a\r\n");
+    let named = given.write("named", "\u{FEFF}cmc:hunter2:鍵\r\n");
+    let text = format!(
+        "[ingest.auth]\nbearer_tokens_file = {list:?}\n[[ingest.auth.credentials]]\nname = \"console\"\n\
+         kind = \"basic\"\nvalue_file = {named:?}\n"
+    );
+    let given = given.config_file("bridge.toml", &text);
+    let loaded = given.loaded();
+    let expected = [
+        ("bearer-1", CredentialKind::Bearer, "hunter2-a"),
+        ("console", CredentialKind::Basic, "cmc:hunter2:鍵"),
+    ];
+    assert_eq!(credentials(&loaded), expected);
+    let files = &loaded.config.ingest.credential_files;
+    let names: Vec<_> = files.iter().map(|file| file.names.as_slice()).collect();
+    assert_eq!(names, [["bearer-1"], ["console"]]);
+
+    std::fs::write(&list, "hunter2-a\n\nhunter2-b").unwrap();
+    let read: Vec<_> = files[0].read().unwrap().into_iter().map(|one| one.name).collect();
+    assert_eq!(read, ["bearer-1", "bearer-2"]);
+    assert_eq!(
+        files[1].read().unwrap()[0].secret.expose_secret(),
+        "cmc:hunter2:鍵"
+    );
+    for (file, text, cause) in [
+        (0, &b""[..], "the file has no secret in it"),
+        (0, b" \r\n\n# hunter2\n", "the file has no secret in it"),
+        (0, b"hunter2\n\xff", "is not UTF-8"),
+        (0, b"hunter2\nhunter2 x", "entry 2 can't stand in a header"),
+        (
+            0,
+            "hunter2\n\u{FEFF}hunter2".as_bytes(),
+            "entry 2 can't stand in a header",
+        ),
+        (1, b"", "the file is empty"),
+        (1, b"\n", "the file is empty"),
+        (1, b"cmc:hunter2 \n", "begins or ends with white space"),
+        (1, b"cmc:hunter2\ncmc:hunter2-b\n", "contains a control character"),
+        (1, b"hunter2", "has no colon"),
+    ] {
+        std::fs::write([&list, &named][file], text).unwrap();
+        let error = files[file].read().map(|_| ()).unwrap_err();
+        assert!(error.contains(cause) && !error.contains(SECRET), "{error}");
+        assert!(error.contains([&list, &named][file].to_str().unwrap()), "{error}");
+    }
+    std::fs::remove_file(&list).unwrap();
+    let error = files[0].read().map(|_| ()).unwrap_err();
+    assert!(error.contains("can't be read: No such file"), "{error}");
 }
 
 #[test]

@@ -5,10 +5,7 @@
 //! for a new one would send everything in flight a second time. A failed or refused delivery drops it; what is behind the
 //! position is sent again. While a refused range is sent again, one window at a time is in flight.
 
-use std::{
-    mem,
-    time::{Duration, Instant},
-};
+use std::{mem, time::Duration};
 
 use super::{
     super::{
@@ -17,7 +14,7 @@ use super::{
     },
     Lane, Stop, Turn,
 };
-use crate::spool::Seq;
+use crate::{clock, spool::Seq};
 
 /// A window holds no more events than this, or one batch.
 const WINDOW_EVENTS: usize = 1000;
@@ -34,11 +31,11 @@ impl<C: Connect> Lane<C> {
         };
         while let Some(oldest) = self.flight.front() {
             let (behind, begun) = (oldest.behind(), oldest.begun);
-            match self.broker()?.delivered(behind, Instant::now() + patience) {
+            match self.broker()?.delivered(behind, clock::now() + patience) {
                 Ok(()) => {}
                 Err(DeliveryError::Late(_)) if patience.is_zero() => break,
                 Err(DeliveryError::Late(error)) => {
-                    if begun.elapsed() >= self.options.transaction_limit && self.blocked.is_none() {
+                    if clock::since(begun) >= self.options.transaction_limit && self.blocked.is_none() {
                         self.block(error);
                     }
                     return Ok(Turn::Blocked(Duration::ZERO));

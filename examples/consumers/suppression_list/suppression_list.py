@@ -1,0 +1,149 @@
+"""Keeps the list of addresses that must get no more mail, from cmc.bounces.
+
+The list is a table in SQLite. An address gets onto it by a bounce whose code says that it will never work; it leaves it by
+hand only. Offsets are committed to Kafka after the rows are durable, so a crash reads some events again and loses none; and
+an address that is on the list stays as it is, so reading again changes nothing.
+"""
+
+import argparse
+import signal
+import sqlite3
+import sys
+
+from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+# The codes of status that speak of the address, and for good. The others speak of the moment (3 retransmission time-out,
+# 5 over capacity, 7 receiving-server error), of the mail (4 rejection, 8 oversized), of the way (6 forward error), or of
+# nothing known (99).
+PERMANENT = {
+    "1": "unknown host",
+    "2": "unknown user",
+    "9": "address format",
+    "10": "blocked address",
+    "11": "one-click unsubscribed",
+}
+
+
+def open_table(path):
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS suppressed (
+            address TEXT PRIMARY KEY, code TEXT NOT NULL, why TEXT NOT NULL,
+            reason TEXT NOT NULL, since TEXT, ce_id TEXT NOT NULL
+        )"""
+    )
+    return db
+
+
+def text(value):
+    """A member's text as SQLite takes it: half a surrogate pair, which JSON may have, becomes a question mark."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def address_of(event):
+    """The recipient: payload version 2, then version 1. A domain has no case; what stands before the @ may."""
+    address = text(event.get("to")) or text(event.get("envelopeTo"))
+    local, at, domain = address.strip().rpartition("@")
+    return local + at + domain.lower()
+
+
+def apply(db, record):
+    """Puts a bounce's address on the list, if it belongs there. What it says about that, in a word."""
+    headers = dict(record.headers() or [])
+    # Streams may share a topic, also with dead letters; those that a broker refused have an event's headers, too.
+    if headers.get("ce_type") != b"jp.smtps.cmc.bounces" or "cmc-dead-letter-reason" in headers:
+        return "skipped"
+    try:
+        event = from_binary_event(KafkaMessage(headers=headers, key=record.key(), value=record.value()))
+        bounce = event.get_data()
+        if not isinstance(bounce, dict):
+            # The SDK gives what it can't parse as text.
+            raise ValueError("the value can't be read as JSON")
+    except Exception as error:
+        # The bridge passes on what the sender sent, such as a number too long for Python. One such event must not hold up
+        # the others for ever.
+        print(f"{record.topic()}/{record.partition()}/{record.offset()}: {error}", file=sys.stderr)
+        return "unreadable"
+    code, address = bounce.get("status"), address_of(bounce)
+    if not address:
+        return "skipped"
+    if not isinstance(code, str) or code not in PERMANENT:
+        return "temporary"
+    time = event.get_time()
+    row = (
+        address,
+        code,
+        PERMANENT[code],
+        text(bounce.get("reason")),
+        time.isoformat() if time else None,
+        event.get_id(),
+    )
+    new = db.execute("INSERT INTO suppressed VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount
+    return "suppressed" if new else "known"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--brokers", default="localhost:9092")
+    parser.add_argument("--topic", default="cmc.bounces")
+    parser.add_argument("--group", default="suppression-list")
+    parser.add_argument("--db", default="suppression-list.db")
+    parser.add_argument("--once", action="store_true", help="end when all that stands in the topic is read")
+    args = parser.parse_args()
+
+    stopped = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.append(True))
+    db = open_table(args.db)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": args.brokers,
+            "group.id": args.group,
+            # Without it a consumer also sees events of aborted transactions, which are written again.
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    # The partitions of this member that are not read to their end yet; None before there is an assignment.
+    unread = None
+
+    def assigned(_, partitions):
+        nonlocal unread
+        unread = {partition.partition for partition in partitions}
+
+    consumer.subscribe([args.topic], on_assign=assigned)
+    counts = {}
+    while not stopped and not (args.once and unread is not None and not unread):
+        records = consumer.consume(500, timeout=0.2)
+        next_offsets = {}
+        # One transaction for all of them. It is durable when the block ends.
+        with db:
+            for record in records:
+                error = record.error()
+                if error is None:
+                    what = apply(db, record)
+                    counts[what] = counts.get(what, 0) + 1
+                    next_offsets[record.partition()] = record.offset() + 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    unread.discard(record.partition())
+                else:
+                    print(error, file=sys.stderr)
+        if next_offsets:
+            # After the rows, never before.
+            offsets = [TopicPartition(args.topic, number, offset) for number, offset in next_offsets.items()]
+            try:
+                consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                # Whoever has the partition now reads these again, which changes nothing.
+                print(error, file=sys.stderr)
+    consumer.close()
+    print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing new")
+
+
+if __name__ == "__main__":
+    main()

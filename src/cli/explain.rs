@@ -1,0 +1,512 @@
+//! `cmc-bridge explain`: what a webhook's body would become, or what is wrong with it, where, and what to do.
+//!
+//! The body goes through the code of the server ([`ingest::explain`]) with the limits, zones, streams and topics of the
+//! configuration, as if its sender were admitted; nothing is stored or sent. Credentials are overwritten wherever the
+//! server would overwrite them, and in the excerpt as well.
+//!
+//! A place is told in bytes, lines and columns of the JSON text. Of a form that is the decoded field `event`, unless the form
+//! itself is at fault.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use hyper::{StatusCode, header::HeaderValue};
+use percent_encoding::percent_decode;
+use rustix::termios::tcgetwinsize;
+use serde_json::{Value, json};
+
+use super::{
+    ConfigArgs,
+    excerpt::{Excerpt, cut},
+    output::Output,
+    records::{bytes, headers, push_value, visible},
+};
+use crate::{
+    batch::{Batch, BatchView, RecordView},
+    cmc::{self, BodyEncoding, Malformed, Rules, Secrets},
+    config::{Config, human_size},
+    dead_letter::{Reason, Scope},
+    exit::Exit,
+    ingest::{self, Understood, now_seconds},
+    stream::Stream,
+};
+
+/// Columns when the terminal does not say how many it has.
+const COLUMNS: usize = 100;
+
+pub const AFTER_HELP: &str = "\
+Examples:
+  cmc-bridge explain webhook.json
+  curl … | cmc-bridge explain --content-type application/x-www-form-urlencoded
+  cmc-bridge tap --stream dead-letters --from-beginning -n 1 --json | jq -j .value | cmc-bridge explain
+
+It needs neither Kafka nor credentials, and stores nothing. With --config and the environment it goes by the bridge's own
+limits, zones, streams and topics.
+
+Exit codes: 0 all of it would go on as events, 65 something would not, 74 the file can't be read.";
+
+/// The arguments of `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The body; standard input without it, or for -
+    pub file: Option<PathBuf>,
+    /// The header Content-Type that it came with [default: none; the first byte tells JSON from a form]
+    #[arg(long, value_name = "TYPE")]
+    pub content_type: Option<String>,
+    /// The path that it was posted to [default: ingest.path]
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Print whole values on a terminal, too
+    #[arg(long)]
+    pub full: bool,
+    /// One JSON object a line: each record, and at last the answer
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints what the body would become.
+///
+/// # Errors
+/// 64: the content type can't stand in a header. 65: something would not go on as an event. 74: the body can't be read.
+pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
+    let config = args.config.load()?.config;
+    let content_type = args
+        .content_type
+        .as_deref()
+        .map(HeaderValue::from_str)
+        .transpose();
+    let content_type = content_type
+        .map_err(|_| Exit::Usage("--content-type has characters that a header can't carry".to_owned()))?;
+    let body = read(args.file.as_deref(), config.ingest.max_body_bytes)?;
+    let mut printer = Printer {
+        config: &config,
+        json: args.json,
+        columns: columns(args),
+        out,
+    };
+    let path = args.path.as_deref().unwrap_or(&config.ingest.path);
+    if path.strip_suffix('/').unwrap_or(path) != config.ingest.path.trim_end_matches('/') {
+        return printer.not_taken(
+            StatusCode::NOT_FOUND,
+            Problem {
+                detail: format!("no webhook is taken at {path}").into(),
+                advice: "post to ingest.path, or change it",
+                ..Problem::default()
+            },
+        );
+    }
+    if body.len() > config.ingest.max_body_bytes {
+        let limit = human_size(config.ingest.max_body_bytes as u64);
+        return printer.not_taken(StatusCode::PAYLOAD_TOO_LARGE, Problem {
+            detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
+            advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
+            ..Problem::default()
+        });
+    }
+    let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+    let request = cmc::Request {
+        received_at_micros: now_seconds() * 1_000_000,
+        path,
+        content_type: args.content_type.as_deref(),
+        body: &body,
+    };
+    let understood = ingest::explain(&request, content_type.as_ref(), &rules);
+    printer.understood(&understood, &body)
+}
+
+/// Reads the body, and one byte more than the limit when there is more.
+fn read(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Exit> {
+    let mut body = Vec::new();
+    let most = limit as u64 + 1;
+    match file.filter(|path| *path != "-") {
+        Some(path) => File::open(path)
+            .and_then(|file| file.take(most).read_to_end(&mut body))
+            .map_err(|error| Exit::Io(format!("{}: {error}", path.display())))?,
+        None => {
+            if io::stdin().is_terminal() {
+                eprintln!("cmc-bridge: reading the body from standard input; Ctrl-D ends it");
+            }
+            let read = io::stdin().lock().take(most).read_to_end(&mut body);
+            read.map_err(|error| Exit::Io(format!("standard input: {error}")))?
+        }
+    };
+    Ok(body)
+}
+
+/// Where lines are cut: nowhere unless a terminal shows them.
+fn columns(args: &ExplainArgs) -> usize {
+    if args.full || !io::stdout().is_terminal() {
+        return usize::MAX;
+    }
+    match tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_col > 0 => size.ws_col.into(),
+        _ => COLUMNS,
+    }
+}
+
+struct Printer<'p> {
+    config: &'p Config,
+    json: bool,
+    columns: usize,
+    out: &'p mut Output,
+}
+
+impl Printer<'_> {
+    /// Says that the server would not have looked into the body.
+    fn not_taken(&mut self, status: StatusCode, problem: Problem) -> Result<(), Exit> {
+        let answer = Answer {
+            status: status.as_u16(),
+            read_as: "nothing",
+            ..Answer::default()
+        };
+        self.answer(&answer, Some(&problem))?;
+        Err(Exit::Data(problem.detail.into_owned()))
+    }
+
+    fn understood(&mut self, understood: &Understood, body: &[u8]) -> Result<(), Exit> {
+        let split = &understood.split;
+        if let Some((stream, batch, _)) = &split.events {
+            self.records(*stream, batch)?;
+        }
+        if let Some((batch, _)) = &split.dead_letters {
+            self.records(Stream::DeadLetters, batch)?;
+        }
+        let malformed_status = StatusCode::from_u16(self.config.ingest.malformed_status);
+        let answer = Answer {
+            status: understood
+                .status(malformed_status.unwrap_or(StatusCode::BAD_REQUEST))
+                .as_u16(),
+            read_as: match understood.encoding {
+                Some(BodyEncoding::Json) => "JSON",
+                Some(BodyEncoding::Form) => "form",
+                None => "nothing",
+            },
+            bytes: body.len(),
+            events: split
+                .events
+                .as_ref()
+                .map_or(0, |(_, batch, _)| batch.events() as usize),
+            dead_letters: split.failures.len(),
+        };
+        let problem = self.problem(understood, body);
+        self.answer(&answer, problem.as_ref())?;
+        match (problem, split.failures.len()) {
+            (Some(problem), _) => Err(Exit::Data(format!(
+                "it would be a dead letter: {}",
+                problem.detail
+            ))),
+            (None, 0) => Ok(()),
+            (None, count) => Err(Exit::Data(format!("dead letters instead of events: {count}"))),
+        }
+    }
+
+    /// What is wrong with the body as a whole.
+    fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Problem> {
+        let Some(malformed) = &understood.malformed else {
+            let unknown = understood.split.failures.first().map(|failure| failure.reason)
+                == Some(Reason::UnknownEventType);
+            return unknown.then(|| Problem {
+                reason: Some(Reason::UnknownEventType),
+                detail: "event_type names no enabled stream".into(),
+                advice: advice(Reason::UnknownEventType),
+                place: None,
+            });
+        };
+        let detail = match &*malformed.detail {
+            "" => Cow::Borrowed("the content type is neither JSON in UTF-8 nor a form"),
+            _ => malformed.detail.clone(),
+        };
+        Some(Problem {
+            reason: Some(malformed.reason),
+            detail,
+            advice: advice(malformed.reason),
+            place: malformed
+                .offset
+                .map(|offset| self.place(malformed, understood, body, offset)),
+        })
+    }
+
+    fn place(&self, malformed: &Malformed, understood: &Understood, body: &[u8], offset: usize) -> Place {
+        let is_form = understood.encoding == Some(BodyEncoding::Form);
+        let event = event_field(body).filter(|_| is_form && malformed.in_event);
+        let (within, text) = match event {
+            Some(event) => {
+                let masked = cmc::mask(&event, &Secrets::new(&self.config.ingest.auth)).into_owned();
+                ("event", masked)
+            }
+            // As it would be stored: its credentials are overwritten, byte for byte.
+            None => ("body", stored(understood)),
+        };
+        Place {
+            within,
+            offset,
+            excerpt: Excerpt::new(&text, offset),
+        }
+    }
+
+    fn records(&mut self, stream: Stream, batch: &Batch) -> Result<(), Exit> {
+        let view = decode(batch)?;
+        for record in &view.records {
+            if self.json {
+                self.record_as_json(stream, &view, record)?;
+            } else {
+                self.record_as_text(stream, &view, record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record_as_text(
+        &mut self,
+        stream: Stream,
+        view: &BatchView<'_>,
+        record: &RecordView<'_>,
+    ) -> io::Result<()> {
+        let header = |name: &str| {
+            let found = view.headers(record).find(|(key, _)| *key == name)?.1;
+            Some(visible(&String::from_utf8_lossy(found)))
+        };
+        let key = match record.key {
+            None => "(none)".to_owned(),
+            Some(key) => visible(&String::from_utf8_lossy(key)),
+        };
+        let topic = &self.config.stream(stream).topic;
+        let mark = if stream == Stream::DeadLetters {
+            '✗'
+        } else {
+            '→'
+        };
+        writeln!(self.out, "{mark} {topic}  stream {stream}  key {key}")?;
+        for name in ["ce_id", "ce_time", "ce_subject"] {
+            if let Some(value) = header(name) {
+                writeln!(self.out, "  {name:<10}  {value}")?;
+            }
+        }
+        for (name, what) in [
+            ("reason", "reason"),
+            ("index", "element"),
+            ("member", "of"),
+            ("part", "part"),
+            ("parts", "of parts"),
+        ] {
+            if let Some(value) = header(&format!("cmc-dead-letter-{name}")) {
+                writeln!(self.out, "  {what:<10}  {value}")?;
+            }
+        }
+        if let Some(reason) = element_reason(header("cmc-dead-letter-reason")) {
+            writeln!(self.out, "  what to do  {}", advice(reason))?;
+        }
+        let value = visible(&String::from_utf8_lossy(record.value));
+        writeln!(self.out, "  {}", cut(&value, self.columns.saturating_sub(2)))
+    }
+
+    fn record_as_json(
+        &mut self,
+        stream: Stream,
+        view: &BatchView<'_>,
+        record: &RecordView<'_>,
+    ) -> io::Result<()> {
+        let kind = match stream {
+            Stream::DeadLetters => "dead_letter",
+            _ => "event",
+        };
+        let headers = headers(view.headers(record).map(|(name, value)| (name, Some(value))));
+        let mut line = format!(
+            r#"{{"kind":"{kind}","stream":"{stream}","topic":{},"key":{},"headers":{headers},"value":"#,
+            json!(self.config.stream(stream).topic),
+            bytes(record.key),
+        )
+        .into_bytes();
+        push_value(Some(record.value), &mut line);
+        line.extend_from_slice(b"}\n");
+        self.out.write_all(&line)
+    }
+
+    /// Prints what is wrong with the body as a whole, and the answer.
+    fn answer(&mut self, answer: &Answer, problem: Option<&Problem>) -> io::Result<()> {
+        let Answer {
+            status,
+            read_as,
+            bytes,
+            events,
+            dead_letters,
+        } = answer;
+        if self.json {
+            let line = json!({
+                "kind": "answer",
+                "status": status,
+                "read_as": read_as,
+                "bytes": bytes,
+                "events": events,
+                "dead_letters": dead_letters,
+                "problem": problem.map(Problem::json),
+            });
+            writeln!(self.out, "{line}")?;
+        } else {
+            if let Some(problem) = problem {
+                problem.text(self.out)?;
+            }
+            if events + dead_letters == 0 && problem.is_some() {
+                writeln!(self.out, "answer {status}; nothing is stored")?;
+            } else {
+                writeln!(
+                    self.out,
+                    "answer {status}; {bytes} bytes read as {read_as}; events: {events}, dead letters: {dead_letters}"
+                )?;
+            }
+        }
+        self.out.flush()
+    }
+}
+
+#[derive(Default)]
+struct Answer {
+    status: u16,
+    read_as: &'static str,
+    bytes: usize,
+    events: usize,
+    dead_letters: usize,
+}
+
+/// What is wrong with a body as a whole.
+#[derive(Default)]
+struct Problem {
+    /// `None` when nothing would be stored.
+    reason: Option<Reason>,
+    detail: Cow<'static, str>,
+    advice: &'static str,
+    place: Option<Place>,
+}
+
+/// Where it is wrong.
+struct Place {
+    /// What the offset counts in: the body, or the decoded field `event` of a form.
+    within: &'static str,
+    offset: usize,
+    excerpt: Excerpt,
+}
+
+impl Problem {
+    fn text(&self, out: &mut impl Write) -> io::Result<()> {
+        match self.reason {
+            Some(reason) => writeln!(out, "{reason}: {}", self.detail)?,
+            None => writeln!(out, "{}", self.detail)?,
+        }
+        if let Some(Place {
+            within,
+            offset,
+            excerpt,
+        }) = &self.place
+        {
+            let Excerpt {
+                line,
+                column,
+                text,
+                caret,
+            } = excerpt;
+            writeln!(
+                out,
+                "  at byte {offset} of {within}: line {line}, column {column}"
+            )?;
+            writeln!(out, "  {text}\n  {:caret$}^", "")?;
+        }
+        writeln!(out, "  what to do  {}", self.advice)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "reason": self.reason.map(Reason::name),
+            "detail": self.detail,
+            "advice": self.advice,
+            "place": self.place.as_ref().map(|place| json!({
+                "within": place.within,
+                "offset": place.offset,
+                "line": place.excerpt.line,
+                "column": place.excerpt.column,
+                "excerpt": place.excerpt.text,
+            })),
+        })
+    }
+}
+
+fn decode(batch: &Batch) -> Result<BatchView<'_>, Exit> {
+    BatchView::decode(batch.bytes()).map_err(|error| Exit::Unavailable(error.to_string()))
+}
+
+/// The values of the dead letters, one after the other: of a malformed body, the body.
+fn stored(understood: &Understood) -> Vec<u8> {
+    let batch = understood.split.dead_letters.as_ref().map(|(batch, _)| batch);
+    let view = batch.and_then(|batch| decode(batch).ok());
+    let records = view.iter().flat_map(|view| &view.records);
+    records.flat_map(|record| record.value).copied().collect()
+}
+
+/// The first field `event` of a form, decoded.
+fn event_field(form: &[u8]) -> Option<Vec<u8>> {
+    let decode = |text: &[u8]| {
+        let spaces: Vec<u8> = text
+            .iter()
+            .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+            .collect();
+        percent_decode(&spaces).collect::<Vec<u8>>()
+    };
+    form.split(|byte| *byte == b'&').find_map(|field| {
+        let equals = field.iter().position(|byte| *byte == b'=')?;
+        (decode(&field[..equals]) == b"event").then(|| decode(&field[equals + 1..]))
+    })
+}
+
+/// The reason of this name when it speaks of a part of a webhook.
+fn element_reason(name: Option<String>) -> Option<Reason> {
+    let mut known = Reason::ALL.into_iter();
+    known.find(|reason| reason.scope() == Scope::Element && Some(reason.name()) == name.as_deref())
+}
+
+fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::UnsupportedMediaType => {
+            "choose JSON or form in CMC's console; see that nothing in between changes Content-Type"
+        }
+        Reason::UnsupportedEncoding => "see that nothing between CMC and the bridge compresses bodies",
+        Reason::InvalidForm | Reason::InvalidUtf8 | Reason::InvalidJson => {
+            "see that the body is whole (not cut, not edited, not decoded before) and of the type that it was read as"
+        }
+        Reason::BodyNotObject | Reason::EventNotObject | Reason::MissingList | Reason::ListNotArray => {
+            "the shape is {\"event_type\":\"deliveries\",\"server_composition\":\"…\",\"event\":{\"deliveries\":[…]}}"
+        }
+        Reason::MissingEventType
+        | Reason::InvalidEventType
+        | Reason::MissingServerComposition
+        | Reason::InvalidServerComposition
+        | Reason::MissingEvent => {
+            "a webhook has event_type, server_composition (texts) and event; see that this is one of CMC's event webhooks"
+        }
+        Reason::DuplicateMember => "which of the two is meant can't be known; keep one",
+        Reason::TooManyMembers => "this is no webhook of CMC's; see who posts it",
+        Reason::TooManyEvents => {
+            "raise ingest.max_events, or lower the number of events in a webhook in CMC's console"
+        }
+        Reason::TooDeep => "CMC's events are flat; see who posts it",
+        Reason::UnknownEventType => {
+            "enable its stream (streams.<name>.enabled), or take the event out in CMC's console"
+        }
+        Reason::UnexpectedMember | Reason::UnexpectedList | Reason::UnexpectedValue => {
+            "only the list of the name in event_type is taken; the rest is kept as dead letters"
+        }
+        Reason::ElementNotObject => "an event is an object",
+        Reason::ReservedMember => {
+            "event_type and server_composition are put into each event by the bridge; the element has one of its own"
+        }
+        Reason::RecordTooLarge | Reason::RefusedTooLarge => {
+            "raise kafka.max_record_bytes, and max.message.bytes of the topic above it"
+        }
+        Reason::RefusedInvalid => "the topic's settings refuse it; see the broker's log",
+    }
+}

@@ -1,0 +1,183 @@
+//! Dead letters read back from their topic.
+//!
+//! [`Letters`] takes records one by one and gives a [`Letter`] with the record that completes it: at once, but for a letter
+//! in parts. What was sent can be made again from a letter alone. Its reason's [`Scope`](super::Scope) says what that is:
+//!
+//! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge had sniffed it);
+//! - a piece of a webhook: `value` is JSON text, with the webhook's event type and composition, the member of `event` that
+//!   it was or stood in, and its index there;
+//! - a refused record: topic, key, headers and `value`.
+//!
+//! Only overwritten credentials ([`Letter::masked`]) and what went beyond [`MAX_TEXT`](super::MAX_TEXT) of a text are lost.
+//!
+//! Headers of unknown names are ignored, as later versions may have more; an unknown reason is an error.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use thiserror::Error;
+
+use super::{
+    CONTENT_TYPE, EVENT_TYPE, ID, INDEX, MASKED, MEMBER, OFFSET, PART, PARTS, PATH, REASON, RECEIVED_AT,
+    Reason, SERVER_COMPOSITION, TOPIC,
+};
+
+/// A whole dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    pub reason: Reason,
+    pub offset: Option<usize>,
+    pub index: Option<usize>,
+    pub member: Option<String>,
+    pub event_type: Option<String>,
+    pub server_composition: Option<String>,
+    pub path: Option<String>,
+    pub content_type: Option<String>,
+    /// Microseconds since the Unix epoch.
+    pub received_at_micros: i64,
+    pub masked: bool,
+    pub topic: Option<String>,
+    /// The key of a refused record.
+    pub key: Option<Vec<u8>>,
+    /// All headers of a refused record.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The bytes in question.
+    pub value: Vec<u8>,
+}
+
+/// A record that is no dead letter, or none that this version can read.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ReadError {
+    #[error("the record has no header {REASON}")]
+    NoReason,
+    #[error("the reason {0:?} is not known to this version")]
+    UnknownReason(String),
+    #[error("the header {0} can't be read")]
+    Header(&'static str),
+    #[error("the record has no header {0}")]
+    Missing(&'static str),
+    #[error("part {part} of {parts} does not belong to the letter's other parts")]
+    Part { part: usize, parts: usize },
+}
+
+/// Puts letters together from the records of a dead-letter topic, in whatever order their parts come. A part that comes
+/// again is dropped; a letter whose records all come again is given again.
+#[derive(Debug, Default)]
+pub struct Letters {
+    /// Letters that lack parts, by id.
+    open: BTreeMap<String, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    parts: usize,
+    values: BTreeMap<usize, Vec<u8>>,
+}
+
+impl Letters {
+    /// Takes a record with its headers in their order. The letter, when that completes one.
+    pub fn add(
+        &mut self,
+        key: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+        value: &[u8],
+    ) -> Result<Option<Letter>, ReadError> {
+        let begin = headers
+            .iter()
+            .rposition(|(name, _)| *name == REASON)
+            .ok_or(ReadError::NoReason)?;
+        let (own, known) = headers.split_at(begin);
+        let known = Known(known);
+        let reason = known.text(REASON)?.ok_or(ReadError::NoReason)?;
+        let reason = Reason::from_name(reason).ok_or_else(|| ReadError::UnknownReason(reason.to_owned()))?;
+        let received_at: jiff::Timestamp =
+            known.parse(RECEIVED_AT)?.ok_or(ReadError::Missing(RECEIVED_AT))?;
+        let owned = |name| known.text(name).map(|text| text.map(str::to_owned));
+        let id = known.text(ID)?;
+        let mut letter = Letter {
+            reason,
+            offset: known.parse(OFFSET)?,
+            index: known.parse(INDEX)?,
+            member: owned(MEMBER)?,
+            event_type: owned(EVENT_TYPE)?,
+            server_composition: owned(SERVER_COMPOSITION)?,
+            path: owned(PATH)?,
+            content_type: owned(CONTENT_TYPE)?,
+            received_at_micros: received_at.as_microsecond(),
+            masked: known.text(MASKED)?.is_some(),
+            topic: owned(TOPIC)?,
+            // Parts without a key of their own have the id for one.
+            key: key
+                .filter(|key| id.map(str::as_bytes) != Some(*key))
+                .map(<[u8]>::to_vec),
+            headers: own
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.to_vec()))
+                .collect(),
+            value: Vec::new(),
+        };
+        letter.value = match id {
+            None => value.to_vec(),
+            Some(id) => {
+                let part = known.parse(PART)?.ok_or(ReadError::Missing(PART))?;
+                let parts = known.parse(PARTS)?.ok_or(ReadError::Missing(PARTS))?;
+                match self.add_part(id, part, parts, value)? {
+                    Some(value) => value,
+                    None => return Ok(None),
+                }
+            }
+        };
+        Ok(Some(letter))
+    }
+
+    /// The whole value, when this part completes it.
+    fn add_part(
+        &mut self,
+        id: &str,
+        part: usize,
+        parts: usize,
+        value: &[u8],
+    ) -> Result<Option<Vec<u8>>, ReadError> {
+        if !(1..=parts).contains(&part) {
+            return Err(ReadError::Part { part, parts });
+        }
+        let open = self.open.entry(id.to_owned()).or_insert_with(|| Open {
+            parts,
+            values: BTreeMap::new(),
+        });
+        if open.parts != parts || open.values.get(&part).is_some_and(|known| known != value) {
+            return Err(ReadError::Part { part, parts });
+        }
+        open.values.insert(part, value.to_vec());
+        if open.values.len() < parts {
+            return Ok(None);
+        }
+        let open = self.open.remove(id);
+        Ok(open.map(|open| open.values.into_values().collect::<Vec<_>>().concat()))
+    }
+
+    /// The letters that lack parts: id, how many parts are there, how many there should be. At the end of a topic these
+    /// are letters that retention has cut, or that are still being written.
+    pub fn incomplete(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        self.open
+            .iter()
+            .map(|(id, open)| (id.as_str(), open.values.len(), open.parts))
+    }
+}
+
+/// The headers that speak of the letter.
+struct Known<'h>(&'h [(&'h str, &'h [u8])]);
+
+impl<'h> Known<'h> {
+    fn text(&self, name: &'static str) -> Result<Option<&'h str>, ReadError> {
+        let header = self.0.iter().find(|(known, _)| *known == name);
+        header
+            .map(|(_, value)| std::str::from_utf8(value).map_err(|_| ReadError::Header(name)))
+            .transpose()
+    }
+
+    fn parse<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, ReadError> {
+        self.text(name)?
+            .map(|text| text.parse().map_err(|_| ReadError::Header(name)))
+            .transpose()
+    }
+}

@@ -1,0 +1,364 @@
+//! Credentials that change while webhooks come in: the files that they were read from, read again and again.
+//!
+//! Every [`LOOK`] the files are read, by their contents: neither times nor names tell whether a symlink was changed
+//! (Kubernetes swaps one when a Secret changes). A file that is being written may be read half; so what differs from what
+//! is in use counts only when a second reading, [`SETTLE`] later, finds the same.
+//!
+//! Each file is taken or refused as a whole and by itself. One that can't be used (gone, empty, a secret that no request
+//! could present, a name or secret that is there already) changes nothing: what it held stays valid. That is counted at
+//! each look and logged when its cause changes and once an hour. So there is never a moment without credentials.
+//!
+//! A credential is overwritten in dead letters before it is valid, and still when it is not valid any more: the last
+//! [`REPLACED_KEPT`] of those are remembered, until the process ends.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use secrecy::ExposeSecret;
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{error, info};
+
+use super::Intake;
+use crate::config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, valid_together};
+
+/// How often the files are read.
+const LOOK: Duration = Duration::from_secs(3);
+/// How long a file must stay the same to count.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How often a cause is logged that stays the same.
+const SAME_CAUSE: Duration = Duration::from_secs(3600);
+/// Credentials that are overwritten in dead letters although they are not valid any more.
+const REPLACED_KEPT: usize = MAX_CREDENTIALS;
+
+/// What a file holds, or why that can't be used.
+type Reading = Result<Vec<Credential>, String>;
+
+/// Looks for new credentials again and again; ends at once when none come from files.
+pub(super) async fn keep_fresh(intake: Arc<Intake>) {
+    let Auth::Credentials(in_use) = &intake.auth else {
+        return;
+    };
+    let mut rotation = Rotation::new(in_use.clone(), &intake.credential_files);
+    if rotation.files.is_empty() {
+        return;
+    }
+    loop {
+        sleep(LOOK).await;
+        // A task that failed is one that panicked, which has been reported; the next look may do better.
+        let Ok(mut readings) = spawn_blocking(rotation.reader()).await else {
+            continue;
+        };
+        if !rotation.is_in_use(&readings) {
+            sleep(SETTLE).await;
+            let Ok(again) = spawn_blocking(rotation.reader()).await else {
+                continue;
+            };
+            readings = settled(readings, again);
+        }
+        let (changed, failures) = rotation.take(readings);
+        (0..failures).for_each(|_| intake.metrics.credential_reload_failed());
+        if changed {
+            let masked = Auth::Credentials(rotation.masked());
+            let rules = Arc::new(intake.rules().masking(&masked));
+            *intake.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+            intake.guard.accept(&rotation.in_use, &intake.metrics);
+        }
+    }
+}
+
+/// What two readings agree on, file by file; nothing is known of a file that they don't agree on.
+fn settled(first: Vec<Option<Reading>>, second: Vec<Option<Reading>>) -> Vec<Option<Reading>> {
+    let both = first.into_iter().zip(second);
+    both.map(|(first, second)| match (&first, &second) {
+        (Some(Ok(a)), Some(Ok(b))) if are_same(a, b) => second,
+        (Some(Err(a)), Some(Err(b))) if a == b => second,
+        _ => None,
+    })
+    .collect()
+}
+
+fn are_same(left: &[Credential], right: &[Credential]) -> bool {
+    let parts = |credential: &Credential| {
+        let secret = credential.secret.expose_secret().to_owned();
+        (credential.name.clone(), secret)
+    };
+    left.iter().map(parts).eq(right.iter().map(parts))
+}
+
+/// The files, and what is in use of them.
+struct Rotation {
+    files: Vec<Watched>,
+    /// All valid credentials, also those from elsewhere.
+    in_use: Vec<Credential>,
+    replaced: VecDeque<Credential>,
+}
+
+/// A file under watch; its names are those of its credentials in use.
+struct Watched {
+    file: CredentialFile,
+    /// Why its contents are refused, and since when that is in the log.
+    refused: Option<(String, Instant)>,
+}
+
+impl Rotation {
+    fn new(in_use: Vec<Credential>, files: &[CredentialFile]) -> Rotation {
+        let watched = |file: &CredentialFile| Watched {
+            file: file.clone(),
+            refused: None,
+        };
+        Rotation {
+            files: files.iter().map(watched).collect(),
+            in_use,
+            replaced: VecDeque::new(),
+        }
+    }
+
+    /// Reads all files, wherever it is called.
+    fn reader(&self) -> impl FnOnce() -> Vec<Option<Reading>> + Send + 'static {
+        let files: Vec<_> = self.files.iter().map(|watched| watched.file.clone()).collect();
+        move || files.iter().map(|file| Some(file.read())).collect()
+    }
+
+    fn in_use_of(&self, file: &CredentialFile) -> Vec<Credential> {
+        let of_file = self.in_use.iter().filter(|one| file.names.contains(&one.name));
+        of_file.cloned().collect()
+    }
+
+    /// Whether the files hold what is in use.
+    fn is_in_use(&self, readings: &[Option<Reading>]) -> bool {
+        self.files.iter().zip(readings).all(|(watched, reading)| {
+            matches!(reading, Some(Ok(held)) if are_same(&self.in_use_of(&watched.file), held))
+        })
+    }
+
+    /// Takes what can be used. Whether something changed, and how many files are refused.
+    fn take(&mut self, readings: Vec<Option<Reading>>) -> (bool, usize) {
+        let (mut changed, mut failures) = (false, 0);
+        for (at, reading) in readings.into_iter().enumerate() {
+            let (Some(reading), Some(watched)) = (reading, self.files.get(at)) else {
+                continue;
+            };
+            let path = watched.file.path().display().to_string();
+            let before = self.in_use_of(&watched.file);
+            let taken = reading.and_then(|held| {
+                if are_same(&before, &held) {
+                    return Ok(None);
+                }
+                let names = &watched.file.names;
+                let mut all = self.in_use.clone();
+                all.retain(|one| !names.contains(&one.name));
+                all.extend(held.iter().cloned());
+                valid_together(&all).map_err(|what| format!("{path}: {what}"))?;
+                Ok(Some((all, held)))
+            });
+            let Some(watched) = self.files.get_mut(at) else {
+                continue;
+            };
+            match taken {
+                Ok(None) => {
+                    if watched.refused.take().is_some() {
+                        info!(file = path, "the file holds the credentials in use again");
+                    }
+                }
+                Ok(Some((all, held))) => {
+                    watched.refused = None;
+                    watched.file.names = held.into_iter().map(|one| one.name).collect();
+                    info!(
+                        file = path,
+                        credentials = watched.file.names.join(","),
+                        "new credentials are in use"
+                    );
+                    self.in_use = all;
+                    self.remember(before);
+                    changed = true;
+                }
+                Err(cause) => {
+                    failures += 1;
+                    let is_known = watched
+                        .refused
+                        .as_ref()
+                        .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
+                    if !is_known {
+                        error!(cause, "new credentials are refused, the old ones stay valid");
+                        watched.refused = Some((cause, Instant::now()));
+                    }
+                }
+            }
+        }
+        (changed, failures)
+    }
+
+    /// Keeps what is not valid any more.
+    fn remember(&mut self, before: Vec<Credential>) {
+        let is = |left: &Credential, right: &Credential| {
+            left.kind == right.kind && left.secret.expose_secret() == right.secret.expose_secret()
+        };
+        for old in before {
+            if !self.in_use.iter().any(|one| is(one, &old)) {
+                self.replaced.retain(|one| !is(one, &old));
+                self.replaced.push_back(old);
+            }
+        }
+        while self.replaced.len() > REPLACED_KEPT {
+            self.replaced.pop_front();
+        }
+    }
+
+    /// What dead letters must not have.
+    fn masked(&self) -> Vec<Credential> {
+        self.in_use.iter().chain(&self.replaced).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config;
+
+    /// A rotation of two files, tokens and a named Basic credential, and a key that comes from elsewhere.
+    struct Given {
+        dir: tempfile::TempDir,
+        rotation: Rotation,
+    }
+
+    impl Given {
+        fn new() -> Given {
+            let dir = tempfile::tempdir().unwrap();
+            let write = |name: &str, text: &str| {
+                let path = dir.path().join(name);
+                fs::write(&path, text).unwrap();
+                path
+            };
+            let tokens = write("tokens", "t-old\n");
+            let basic = write("basic", "cmc:old");
+            let text = format!(
+                "[ingest.auth]\nbearer_tokens_file = {tokens:?}\napi_keys = [\"k-1\"]\n[[ingest.auth.credentials]]\n\
+                 name = \"console\"\nkind = \"basic\"\nvalue_file = {basic:?}\n"
+            );
+            let file = write("bridge.toml", &text);
+            let ingest = config::load(&[file], std::iter::empty()).unwrap().config.ingest;
+            let Auth::Credentials(in_use) = ingest.auth else {
+                panic!("anonymous")
+            };
+            let rotation = Rotation::new(in_use, &ingest.credential_files);
+            Given { dir, rotation }
+        }
+
+        /// What a look gives when the files hold this: whether something changed, and how many files are refused.
+        fn look(&mut self, tokens: &str, basic: &str) -> (bool, usize) {
+            fs::write(self.dir.path().join("tokens"), tokens).unwrap();
+            fs::write(self.dir.path().join("basic"), basic).unwrap();
+            let readings = self.rotation.reader()();
+            let is_in_use = self.rotation.is_in_use(&readings);
+            let (changed, failures) = self.rotation.take(readings);
+            assert_eq!(is_in_use, !changed && failures == 0);
+            (changed, failures)
+        }
+
+        fn in_use(&self) -> String {
+            shown(&self.rotation.in_use)
+        }
+
+        fn replaced(&self) -> String {
+            shown(self.rotation.replaced.iter())
+        }
+    }
+
+    fn shown<'c>(credentials: impl IntoIterator<Item = &'c Credential>) -> String {
+        let shown = |one: &Credential| format!("{}={}", one.name, one.secret.expose_secret());
+        let mut all: Vec<_> = credentials.into_iter().map(shown).collect();
+        all.sort();
+        all.join(" ")
+    }
+
+    #[test]
+    fn a_rotation() {
+        let mut given = Given::new();
+        assert_eq!(given.look("t-old\n", "cmc:old"), (false, 0));
+        assert_eq!(given.look("t-old\nt-new\n", "cmc:old"), (true, 0));
+        assert_eq!(
+            given.in_use(),
+            "api-key-1=k-1 bearer-1=t-old bearer-2=t-new console=cmc:old"
+        );
+        assert_eq!(given.look("t-new\n", "cmc:new"), (true, 0));
+        assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-new console=cmc:new");
+        // What was only given another name was not replaced.
+        assert_eq!(given.replaced(), "bearer-1=t-old console=cmc:old");
+        let masked = shown(&given.rotation.masked());
+        assert_eq!(masked.split(' ').count(), 5, "{masked}");
+        // One that comes back is remembered once when it goes again.
+        given.look("t-old", "cmc:new");
+        given.look("t-new", "cmc:new");
+        assert_eq!(given.replaced(), "bearer-1=t-new bearer-1=t-old console=cmc:old");
+    }
+
+    #[test]
+    fn what_can_not_be_used_changes_nothing_and_holds_up_no_other_file() {
+        let mut given = Given::new();
+        let old = "api-key-1=k-1 bearer-1=t-old console=cmc:old";
+        for (tokens, basic, failures) in [
+            ("", "cmc:old", 1),
+            ("# t-old\n", "", 2),
+            ("t-old\nt-old\n", "cmc:old", 1),
+            ("t-new\nt new\n", "old", 2),
+        ] {
+            assert_eq!(given.look(tokens, basic), (false, failures));
+            assert_eq!(given.in_use(), old);
+        }
+        assert_eq!(given.look("", "cmc:new"), (true, 1));
+        assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-old console=cmc:new");
+        fs::remove_file(given.dir.path().join("tokens")).unwrap();
+        assert_eq!(given.rotation.take(given.rotation.reader()()), (false, 1));
+        assert_eq!(given.look("t-old", "cmc:new"), (false, 0));
+        assert!(
+            given
+                .rotation
+                .files
+                .iter()
+                .all(|watched| watched.refused.is_none())
+        );
+    }
+
+    #[test]
+    fn a_cause_is_logged_when_it_changes() {
+        let mut given = Given::new();
+        let mut logged = |tokens: &str| {
+            given.look(tokens, "cmc:old");
+            given.rotation.files[0].refused.clone().unwrap()
+        };
+        let first = logged("");
+        assert_eq!(logged(""), first);
+        let second = logged("t old");
+        assert_ne!(second.0, first.0);
+        assert!(!second.0.contains("t old"), "{second:?}");
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_taken() {
+        let mut given = Given::new();
+        let first = given.rotation.reader()();
+        fs::write(given.dir.path().join("tokens"), "t-ne").unwrap();
+        let half = given.rotation.reader()();
+        fs::write(given.dir.path().join("tokens"), "t-new").unwrap();
+        let whole = given.rotation.reader()();
+        let again = given.rotation.reader()();
+        assert_eq!(given.rotation.take(settled(first, half)), (false, 0));
+        assert_eq!(given.rotation.take(settled(whole, again)), (true, 0));
+        assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-new console=cmc:old");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut given = Given::new();
+        for round in 0..REPLACED_KEPT + 10 {
+            assert_eq!(given.look(&format!("t-{round}"), "cmc:old"), (true, 0));
+        }
+        assert_eq!(given.rotation.replaced.len(), REPLACED_KEPT);
+        assert!(!given.replaced().contains("t-old"));
+    }
+}

@@ -1,0 +1,305 @@
+//! What must be true, whatever happened: what the readers see against what was posted and acknowledged.
+//!
+//! A *batch* is what one webhook puts into one log, an *event* one of its records. At any point: an event is there once,
+//! in its topic, as it was sent; of two batches of a log the one acknowledged before the other was posted comes first; while no
+//! transaction is open, a batch is there whole or not at all. When all has come to rest: what was acknowledged is there.
+//! At-least-once delivery may double, and shows parts. The stated limits (README, "What is guaranteed") are the only
+//! exceptions, and each is made here by a function of its own: [`Oracle::restored`], [`Oracle::copied`],
+//! [`Oracle::topic_deleted`], [`Oracle::damaged`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::webhook::Expected;
+use crate::{config::Delivery, lane::sim::Cluster, stream::Stream};
+
+/// Ends the run: a guarantee is broken.
+macro_rules! violated {
+    ($invariant:literal, $($what:tt)+) => {
+        panic!("[{}] {}", $invariant, format_args!($($what)+))
+    };
+}
+pub(super) use violated;
+
+struct Event {
+    batch: usize,
+    index: usize,
+    topic: &'static str,
+    seen: u32,
+    /// How often it may be seen.
+    allowed: u32,
+    seen_at: u64,
+}
+
+struct Batch {
+    webhook: usize,
+    stream: Stream,
+    /// The directories that hold it, if it is durable.
+    holders: Vec<usize>,
+    posted: u64,
+    acknowledged: Option<u64>,
+    /// It need not be there.
+    optional: bool,
+    /// It need not be whole: a part of it is gone with its topic, or there are no transactions.
+    torn: bool,
+    events: std::ops::Range<usize>,
+    seen: usize,
+    /// The next index of an event in each topic.
+    next: BTreeMap<&'static str, usize>,
+}
+
+pub struct Oracle {
+    delivery: Delivery,
+    tick: u64,
+    events: Vec<Event>,
+    batches: Vec<Batch>,
+    /// The batches of each webhook, dead letters first.
+    webhooks: Vec<std::ops::Range<usize>>,
+    by_value: HashMap<Vec<u8>, usize>,
+    /// How far each topic was read.
+    read: BTreeMap<&'static str, usize>,
+    /// When the newest batch that is there was posted, by directory, stream and topic.
+    newest: BTreeMap<(usize, Stream, &'static str), u64>,
+    /// Batches of which some events are there.
+    partial: BTreeSet<usize>,
+}
+
+impl Oracle {
+    pub fn new(topics: impl IntoIterator<Item = &'static str>, delivery: Delivery) -> Oracle {
+        Oracle {
+            delivery,
+            tick: 0,
+            events: Vec::new(),
+            batches: Vec::new(),
+            webhooks: Vec::new(),
+            by_value: HashMap::new(),
+            read: topics.into_iter().map(|topic| (topic, 0)).collect(),
+            newest: BTreeMap::new(),
+            partial: BTreeSet::new(),
+        }
+    }
+
+    /// The time, in steps of this oracle.
+    pub fn now(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    /// A webhook is posted to the bridge of this directory.
+    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<Expected>)>) -> usize {
+        let posted = self.now();
+        let first = self.batches.len();
+        let webhook = self.webhooks.len();
+        for (stream, records) in batches {
+            let batch = self.batches.len();
+            let begin = self.events.len();
+            for (index, record) in records.into_iter().enumerate() {
+                let former = self.by_value.insert(record.value, self.events.len());
+                assert!(former.is_none(), "two events are alike");
+                self.events.push(Event {
+                    batch,
+                    index,
+                    topic: record.topic,
+                    seen: 0,
+                    allowed: match self.delivery {
+                        Delivery::ExactlyOnce => 1,
+                        Delivery::AtLeastOnce => u32::MAX / 2,
+                    },
+                    seen_at: 0,
+                });
+            }
+            self.batches.push(Batch {
+                webhook,
+                stream,
+                holders: vec![holder],
+                posted,
+                acknowledged: None,
+                optional: false,
+                // Without transactions a batch is seen record by record.
+                torn: self.delivery == Delivery::AtLeastOnce,
+                events: begin..self.events.len(),
+                seen: 0,
+                next: BTreeMap::new(),
+            });
+        }
+        self.webhooks.push(first..self.batches.len());
+        webhook
+    }
+
+    /// Its answer says that it is durable.
+    pub fn acknowledged(&mut self, webhook: usize) {
+        let now = self.now();
+        for batch in &mut self.batches[self.webhooks[webhook].clone()] {
+            batch.acknowledged = Some(now);
+        }
+    }
+
+    /// Reads what is new in the topics.
+    pub fn look(&mut self, cluster: &Cluster) {
+        let topics: Vec<_> = self.read.iter().map(|(topic, at)| (*topic, *at)).collect();
+        for (topic, at) in topics {
+            let at = cluster.follow(topic, at, |record| self.saw(topic, &record.value));
+            self.read.insert(topic, at);
+        }
+        if !self.partial.is_empty() && !cluster.is_open() {
+            let batch = *self.partial.iter().next().unwrap_or(&0);
+            let Batch { webhook, stream, .. } = self.batches[batch];
+            violated!("whole", "a part of webhook {webhook} in {stream} is there");
+        }
+    }
+
+    fn saw(&mut self, topic: &'static str, value: &[u8]) {
+        let Some(&id) = self.by_value.get(value) else {
+            violated!("intact", "{topic} has {:?}", String::from_utf8_lossy(value));
+        };
+        let tick = self.now();
+        let event = &mut self.events[id];
+        let batch = &mut self.batches[event.batch];
+        let (webhook, stream, index) = (batch.webhook, batch.stream, event.index);
+        if event.topic != topic {
+            violated!("intact", "event {index} of webhook {webhook} is in {topic}");
+        }
+        event.seen += 1;
+        if event.seen > event.allowed {
+            violated!(
+                "once",
+                "event {index} of webhook {webhook} in {stream} is there {} times",
+                event.seen
+            );
+        }
+        if event.seen > 1 {
+            return;
+        }
+        event.seen_at = tick;
+        let next = batch.next.entry(topic).or_default();
+        if event.index < *next {
+            violated!(
+                "order",
+                "event {index} of webhook {webhook} in {stream} comes late"
+            );
+        }
+        *next = event.index + 1;
+        batch.seen += 1;
+        match batch.seen == batch.events.len() || batch.torn {
+            true => self.partial.remove(&event.batch),
+            false => self.partial.insert(event.batch),
+        };
+        for holder in &batch.holders {
+            let newest = self.newest.entry((*holder, stream, topic)).or_default();
+            if batch
+                .acknowledged
+                .is_some_and(|acknowledged| acknowledged < *newest)
+            {
+                violated!("order", "webhook {webhook} in {stream} comes behind a later one");
+            }
+            *newest = batch.posted.max(*newest);
+        }
+    }
+
+    /// All has come to rest.
+    pub fn quiet(&mut self, cluster: &Cluster) {
+        self.look(cluster);
+        for batch in &self.batches {
+            let Batch { webhook, stream, .. } = batch;
+            if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
+                violated!(
+                    "lost",
+                    "webhook {webhook} in {stream} was acknowledged and is not there"
+                );
+            }
+        }
+        for webhook in &self.webhooks {
+            let [letters, events] = &self.batches[webhook.clone()] else {
+                continue;
+            };
+            if events.seen > 0 && letters.seen == 0 && !letters.optional && !events.torn {
+                violated!(
+                    "letters first",
+                    "webhook {} is there without its dead letters",
+                    events.webhook
+                );
+            }
+        }
+    }
+
+    /// The directory now holds what its copy of that time held. What came later is lost with the disk. `renewed`: streams
+    /// whose log had another name in Kafka since, so that what was delivered under it is not known to the copy.
+    pub fn restored(&mut self, holder: usize, time: u64, renewed: &[Stream]) {
+        for batch in &mut self.batches {
+            if !batch.holders.contains(&holder) {
+                continue;
+            }
+            // What was not acknowledged by then may be in the copy or not.
+            if batch.acknowledged.is_none_or(|at| at > time) {
+                batch.holders.retain(|h| *h != holder);
+                batch.optional |= batch.holders.is_empty();
+            }
+            if batch.posted <= time && renewed.contains(&batch.stream) {
+                for event in &mut self.events[batch.events.clone()] {
+                    if event.seen == 0 || event.seen_at > time {
+                        event.allowed += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A copy of the directory begins a life of its own beside it: what is not delivered yet, both may deliver.
+    pub fn copied(&mut self, holder: usize, copy: usize) {
+        for batch in &mut self.batches {
+            if !batch.holders.contains(&holder) {
+                continue;
+            }
+            if batch.acknowledged.is_some() {
+                batch.holders.push(copy);
+            }
+            for event in &mut self.events[batch.events.clone()] {
+                if event.seen == 0 {
+                    event.allowed += 1;
+                }
+            }
+        }
+        let newest = self.newest.clone().into_iter();
+        for ((_, stream, topic), newest) in newest.filter(|((h, ..), _)| *h == holder) {
+            self.newest.insert((copy, stream, topic), newest);
+        }
+    }
+
+    /// A deleted topic takes its events along, and the positions of its lanes: what is behind their checkpoints may come
+    /// again.
+    pub fn topic_deleted(&mut self, topic: &'static str, streams: &[Stream]) {
+        self.read.insert(topic, 0);
+        for (id, batch) in self.batches.iter_mut().enumerate() {
+            let events = &mut self.events[batch.events.clone()];
+            if batch.seen == 0 || !streams.contains(&batch.stream) {
+                continue;
+            }
+            batch.optional = true;
+            batch.torn = true;
+            self.partial.remove(&id);
+            for event in events {
+                if event.topic == topic {
+                    event.seen = 0;
+                } else {
+                    event.allowed += 1;
+                }
+            }
+            batch.seen = 0;
+            batch.next.clear();
+        }
+        self.newest.retain(|(_, stream, _), _| !streams.contains(stream));
+    }
+
+    /// Damage was reported: what is behind it stays where it is.
+    pub fn damaged(&mut self, holder: usize, stream: Stream) {
+        for batch in &mut self.batches {
+            if batch.stream == stream && batch.holders.contains(&holder) {
+                batch.optional = true;
+            }
+        }
+    }
+
+    /// Events that are there.
+    pub fn seen(&self) -> usize {
+        self.events.iter().filter(|event| event.seen > 0).count()
+    }
+}

@@ -1,0 +1,145 @@
+//! What a run is like, chosen by its seed: the constants, and what can go wrong in it.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::random::Random;
+use crate::{
+    config::{Delivery, Durability},
+    lane::{
+        options::{LaneOptions, Timing},
+        sim::Topic,
+    },
+    spool::LogOptions,
+    stream::Stream,
+};
+
+pub const DELIVERIES: &str = "cmc.deliveries";
+pub const BOUNCES: &str = "cmc.bounces";
+pub const LETTERS: &str = "cmc.dead-letters";
+
+/// When the broker aborts a transaction by itself.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+pub struct Plan {
+    streams: Vec<Stream>,
+    /// Both event streams have one topic.
+    shared: bool,
+    /// `max.message.bytes` of the events' topics, and whether the broker tells it.
+    pub limit: Option<usize>,
+    limit_told: bool,
+    /// The events' topics refuse null keys.
+    pub compacted: bool,
+    /// Records that fit into a producer's queue.
+    pub queue: Option<usize>,
+    segment_bytes: u64,
+    max_bytes: u64,
+    pub durability: Durability,
+    pub delivery: Delivery,
+    transaction_events: usize,
+    checkpoint_every: Duration,
+    /// The directory is restored from older copies, and copies of it live beside it.
+    pub copies: bool,
+    /// Offsets expire and topics are deleted.
+    pub expiry: bool,
+    /// Bits rot.
+    pub rot: bool,
+    /// The disk fails and fills.
+    pub disk_faults: bool,
+    /// At one in so many calls others run.
+    pub nest: u64,
+    pub steps: u64,
+}
+
+impl Plan {
+    pub fn new(random: &mut Random) -> Plan {
+        let bounces = random.one_in(3);
+        let mut streams = vec![Stream::Deliveries];
+        streams.extend(bounces.then_some(Stream::Bounces));
+        streams.push(Stream::DeadLetters);
+        let special = random.below(10);
+        Plan {
+            streams,
+            shared: random.one_in(4),
+            limit: random.one_in(2).then_some(1200),
+            limit_told: random.one_in(2),
+            compacted: random.one_in(2),
+            queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
+            segment_bytes: 4096 + random.pick(&[700, 1500, 4000]),
+            max_bytes: random.pick(&[1 << 30, 1 << 30, 30_000]),
+            durability: match random.one_in(12) {
+                true => Durability::PageCache,
+                false => Durability::Fsync,
+            },
+            delivery: match random.one_in(10) {
+                true => Delivery::AtLeastOnce,
+                false => Delivery::ExactlyOnce,
+            },
+            transaction_events: 1 + random.below(12) as usize,
+            checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
+            copies: matches!(special, 0..3),
+            expiry: matches!(special, 3..5),
+            rot: special == 5,
+            disk_faults: random.one_in(2),
+            nest: random.pick(&[3, 8, 30]),
+            steps: 10 + random.below(50),
+        }
+    }
+
+    pub fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    pub fn event_streams(&self) -> &[Stream] {
+        &self.streams[..self.streams.len() - 1]
+    }
+
+    pub fn topic(&self, stream: Stream) -> &'static str {
+        match stream {
+            Stream::DeadLetters => LETTERS,
+            Stream::Bounces if !self.shared => BOUNCES,
+            _ => DELIVERIES,
+        }
+    }
+
+    /// The topic as it is made.
+    pub fn topic_settings(&self, topic: &str) -> Topic {
+        let mut settings = Topic::default();
+        if topic != LETTERS {
+            settings.limit = self.limit;
+            settings.limit_told = self.limit_told;
+            settings.compacted = self.compacted;
+        }
+        settings
+    }
+
+    pub fn dir(stream: Stream) -> PathBuf {
+        PathBuf::from("/spool").join(stream.name())
+    }
+
+    pub fn log(&self, stream: Stream) -> LogOptions {
+        LogOptions {
+            dir: Plan::dir(stream),
+            name: stream.name(),
+            max_bytes: self.max_bytes,
+            segment_bytes: self.segment_bytes,
+            durability: self.durability,
+        }
+    }
+
+    pub fn lane(&self, stream: Stream) -> LaneOptions {
+        LaneOptions {
+            stream,
+            delivery: self.delivery,
+            topic: self.topic(stream).into(),
+            dead_letter_topic: LETTERS.into(),
+            max_record_bytes: 100_000,
+            transaction_events: self.transaction_events,
+            transaction_bytes: 4000,
+            transaction_limit: TRANSACTION_TIMEOUT * 2 / 3,
+            timing: Timing {
+                checkpoint_every: self.checkpoint_every,
+                ..Timing::default()
+            },
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One process: the intake, and for each stream its log, its preparer and its lane, as steps.
+
+use std::{
+    cell::{Cell, RefCell},
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use prometheus::Registry;
+use tokio::runtime::Runtime;
+
+use super::plan::{LETTERS, Plan};
+use crate::{
+    accounts::Accounts,
+    admin::metrics::{Metrics, Outcome},
+    cmc::Rules,
+    config::{self, Auth, Delivery, StreamConfig},
+    ingest::Intake,
+    lane::{sim::Cluster, steps::Lane},
+    spool::{
+        Damage, LogMetrics, SpoolError,
+        harness::{OpenedLog, Step, SteppedLog},
+        sim::{Pause, SimDisk},
+    },
+    stream::Stream,
+};
+
+/// What is made once for each thread of the simulation.
+pub struct Shared {
+    runtime: Runtime,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    pub fn new() -> Shared {
+        let metrics = Metrics::new(&Registry::new(), &Stream::ALL, []).unwrap();
+        Shared {
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap(),
+            metrics: Arc::new(metrics),
+        }
+    }
+
+    /// Lets the webhooks' tasks run until they wait for something else.
+    pub fn drive(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+}
+
+/// A running process. A step takes its part out, so that no other step runs it meanwhile.
+pub struct Process {
+    intake: Arc<Intake>,
+    pub pipes: Vec<Pipe>,
+    /// Webhooks without an answer, by the oracle's number.
+    webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
+    /// Something has failed for good: it ends after so many more steps.
+    pub ends_in: Cell<Option<u64>>,
+    pub gone: Cell<bool>,
+}
+
+pub struct Pipe {
+    pub stream: Stream,
+    pub log: RefCell<Option<SteppedLog>>,
+    pub lane: RefCell<Option<Lane<Cluster>>>,
+    pub prepare: Step,
+    /// The preparer is at it.
+    pub preparing: Cell<bool>,
+    pub accounts: Arc<Accounts>,
+    pub damage: Vec<Damage>,
+}
+
+impl Process {
+    /// Opens the logs and puts everything together, as `Bridge::start` does.
+    pub fn start(
+        shared: &Shared,
+        plan: &Plan,
+        disk: &SimDisk,
+        cluster: &Cluster,
+        pause: &Pause,
+    ) -> Result<Process, SpoolError> {
+        let mut logs = [None, None, None, None];
+        let mut pipes = Vec::new();
+        for stream in plan.streams() {
+            let accounts = Arc::new(Accounts::default());
+            let metrics = shared.metrics.for_stream(*stream);
+            let log_metrics = LogMetrics {
+                sync_seconds: metrics.sync_seconds.clone(),
+                commit_webhooks: metrics.commit_webhooks.clone(),
+            };
+            let storage = disk.mount_with(Some(Arc::clone(pause)));
+            let OpenedLog {
+                log,
+                backlog,
+                appender,
+                damage,
+                prepare,
+            } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&accounts), log_metrics)?;
+            logs[stream.index()] = Some(appender);
+            let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
+            let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
+            pipes.push(Pipe {
+                stream: *stream,
+                log: RefCell::new(Some(log)),
+                lane: RefCell::new(Some(lane)),
+                prepare,
+                preparing: Cell::new(false),
+                accounts,
+                damage,
+            });
+        }
+        let (ingest, rules) = configuration(plan);
+        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics));
+        Ok(Process {
+            intake: Arc::new(intake),
+            pipes,
+            webhooks: RefCell::default(),
+            ends_in: Cell::new(None),
+            gone: Cell::new(false),
+        })
+    }
+
+    /// Posts a webhook; `number` is the oracle's.
+    pub fn post(&self, shared: &Shared, number: usize, body: Bytes) {
+        let answer = Arc::new(OnceLock::new());
+        self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
+        let intake = Arc::clone(&self.intake);
+        shared.runtime.spawn(async move {
+            let outcome = intake.take_json(body).await;
+            let _ = answer.set(outcome);
+        });
+        shared.drive();
+    }
+
+    /// The answers that were given since.
+    pub fn answers(&self) -> Vec<(usize, Outcome)> {
+        let mut answers = Vec::new();
+        self.webhooks.borrow_mut().retain(|(number, answer)| {
+            answers.extend(answer.get().map(|outcome| (*number, *outcome)));
+            answer.get().is_none()
+        });
+        answers
+    }
+
+    /// Whether a webhook waits for its answer.
+    pub fn is_busy(&self) -> bool {
+        !self.webhooks.borrow().is_empty()
+    }
+}
+
+fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
+    let ingest = config::Ingest {
+        listen: ([127, 0, 0, 1], 0).into(),
+        path: "/webhooks/events".to_owned(),
+        auth: Auth::Anonymous,
+        credential_files: Vec::new(),
+        max_body_bytes: 1 << 20,
+        max_events: 100,
+        time_zone: jiff::tz::TimeZone::UTC,
+        time_zones: Default::default(),
+        malformed_status: 400,
+        max_connections: 1,
+        max_bytes_in_flight: 1 << 20,
+        header_timeout: super::LONG,
+        body_timeout: super::LONG,
+        idle_timeout: super::LONG,
+        append_timeout: super::LONG,
+        retry_after: super::LONG,
+        tls: None,
+    };
+    let kafka = config::Kafka {
+        bootstrap_servers: String::new(),
+        delivery: Delivery::ExactlyOnce,
+        create_topics: false,
+        topic_partitions: None,
+        topic_replication: None,
+        id_prefix: String::new(),
+        max_record_bytes: 100_000,
+        transaction_events: 1,
+        transaction_bytes: 1,
+        transaction_timeout: super::LONG,
+        properties: Default::default(),
+    };
+    let streams = Stream::ALL.map(|stream| StreamConfig {
+        enabled: plan.streams().contains(&stream),
+        topic: LETTERS.to_owned(),
+    });
+    let rules = Rules::new(&ingest, &kafka, &streams);
+    (ingest, rules)
+}

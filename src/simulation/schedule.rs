@@ -1,0 +1,388 @@
+//! The schedule of a run: what happens between the steps of the processes.
+
+use std::{rc::Rc, time::Duration};
+
+use super::{
+    oracle::violated,
+    rot::rot,
+    world::{Part, World},
+};
+use crate::{
+    admin::metrics::BlockReason,
+    config::Durability,
+    lane::{sim::Fault, steps::Turn},
+    spool::sim::{Op, SimDisk},
+    stream::Stream,
+};
+
+/// Most rounds of every part's turns until all has come to rest.
+const ROUNDS: usize = 600;
+
+const BROKER_FAULTS: [Fault; 10] = [
+    Fault::Connect(BlockReason::Connect),
+    Fault::NoCoordinator,
+    Fault::Begin,
+    Fault::Send,
+    Fault::Delivery,
+    Fault::Slow,
+    Fault::ReplyLost,
+    Fault::CommitFails,
+    Fault::CommitLate,
+    Fault::Fence,
+];
+
+const DISK_OPS: [Op; 7] = [
+    Op::Create,
+    Op::Write,
+    Op::SyncData,
+    Op::SetLen,
+    Op::Rename,
+    Op::Remove,
+    Op::SyncDir,
+];
+
+/// A copy of a directory.
+struct Copy {
+    site: usize,
+    disk: SimDisk,
+    time: u64,
+    groups: Vec<Option<uuid::Uuid>>,
+}
+
+/// Lives a whole run.
+pub fn live(world: &World) {
+    let mut copies = Vec::new();
+    world.start(0);
+    for _ in 0..world.plan.steps {
+        step(world, &mut copies);
+        world.check();
+    }
+    come_to_rest(world);
+    // It still works.
+    for site in 0..world.sites.borrow().len() {
+        world.post(site);
+    }
+    come_to_rest(world);
+}
+
+fn step(world: &World, copies: &mut Vec<Copy>) {
+    let site = world.below(world.sites.borrow().len() as u64) as usize;
+    if world.process(site).is_none() && world.one_in(2) {
+        world.start(site);
+        return;
+    }
+    match world.below(100) {
+        0..27 => world.post(site),
+        27..45 => world.step(site, Part::Writer),
+        45..51 => world.step(site, Part::Preparer),
+        51..75 => world.step(site, Part::Lane),
+        75..78 => {
+            let times = [1, 500, 1100, 12_000, 20_000, 4_000_000];
+            world.pass(Duration::from_millis(world.pick(&times)));
+        }
+        78..82 => {
+            let fault = world.pick(&BROKER_FAULTS);
+            world.note(format_args!("broker: {fault:?}"));
+            world.count("broker faults");
+            world.cluster.fault(fault);
+        }
+        82..85 if world.plan.disk_faults => disk_fault(world, site),
+        82..85 => {}
+        85..89 => {
+            let calls = world.below(50);
+            world.note(format_args!("death in {calls} calls"));
+            world.dies_in.set(Some(calls));
+        }
+        89 => world.bury(site),
+        90 => stop(world, site),
+        91 => {
+            world.note(format_args!("late requests arrive"));
+            world.cluster.arrive();
+        }
+        92 => topic_away(world),
+        93 => come_to_rest(world),
+        _ if world.plan.copies => copy(world, site, copies),
+        _ if world.plan.expiry => expire(world, site),
+        _ if world.plan.rot => rot(world, site),
+        _ => {}
+    }
+}
+
+fn disk_fault(world: &World, site: usize) {
+    let here = world.site(site);
+    let disk = here.disk.borrow();
+    world.count("disk faults");
+    if world.one_in(4) {
+        let room = world.pick(&[0, 12_000, 30_000]);
+        let room = world.one_in(2).then_some(room);
+        world.note(format_args!("disk of {site}: room for {room:?}"));
+        here.full.set(true);
+        disk.set_capacity(room);
+    } else {
+        let op = world.pick(&DISK_OPS);
+        let name = world.pick(&["", "", ".segment", "checkpoint", "spare"]);
+        let skip = world.below(6);
+        world.note(format_args!(
+            "disk of {site}: {op:?} of {name:?} fails after {skip}"
+        ));
+        disk.fail(op, name, skip);
+    }
+}
+
+/// The topic of the events can't be written, or can again.
+fn topic_away(world: &World) {
+    let stream = world.pick(world.plan.event_streams());
+    let mut inner = world.cluster.lock();
+    if let Some(topic) = inner.topics.get_mut(world.plan.topic(stream)) {
+        topic.forbidden = !topic.forbidden;
+        world.note(format_args!(
+            "topic of {stream}: forbidden is {}",
+            topic.forbidden
+        ));
+    }
+}
+
+/// A stop in good order.
+fn stop(world: &World, site: usize) {
+    let Some(process) = world.process(site) else {
+        return;
+    };
+    world.note(format_args!("process {site} is to stop"));
+    world.count("stops");
+    for pipe in &process.pipes {
+        if let Some(log) = &*pipe.log.borrow() {
+            log.close();
+        }
+        for _ in 0..2 {
+            world.step_of(site, &process, pipe, Part::Writer);
+        }
+        for _ in 0..world.below(10) {
+            if world.step_of(site, &process, pipe, Part::Lane) != Some(Turn::Progress) {
+                break;
+            }
+        }
+        let lane = pipe.lane.take();
+        if let Some(mut lane) = lane
+            && !process.gone.get()
+        {
+            world.run(site, || lane.finish());
+        }
+    }
+    drop(process);
+    if world.process(site).is_some() {
+        world.bury(site);
+    }
+}
+
+/// The directory is copied, or replaced by an older copy, or a copy of it begins to live beside it.
+fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
+    let streams = world.plan.streams();
+    let older = copies.iter().position(|copy| copy.site == site);
+    match (older, world.below(4)) {
+        (Some(older), 0 | 1) => {
+            let Copy {
+                disk, time, groups, ..
+            } = &copies[older];
+            if world.process(site).is_some() {
+                world.bury(site);
+            }
+            let here = world.site(site);
+            let now = |stream| World::group(&here.disk.borrow(), stream);
+            let renewed: Vec<Stream> = streams
+                .iter()
+                .zip(groups)
+                .filter(|(stream, group)| now(**stream) != **group)
+                .map(|(stream, _)| *stream)
+                .collect();
+            world.note(format_args!("directory {site} is restored; renewed: {renewed:?}"));
+            world.count("restored");
+            here.disk.replace(Rc::new(disk.fork()));
+            world.oracle.borrow_mut().restored(site, *time, &renewed);
+            // It meets a position of another life now: an eventful moment.
+            drop(here);
+            world.start(site);
+            world.dies_in.set(world.one_in(2).then(|| world.below(40)));
+            for _ in 0..4 {
+                world.step(site, Part::Lane);
+            }
+        }
+        (Some(older), 2) if world.sites.borrow().len() == 1 => {
+            // The newest state: an old one that lives beside it is a restored one and a copy at once.
+            let copy = world.sites.borrow().len();
+            copies.remove(older);
+            let disk = snapshot(world, site);
+            world.note(format_args!("a copy of directory {site} lives as {copy}"));
+            world.count("copied");
+            world.add_site(Rc::new(disk));
+            world.oracle.borrow_mut().copied(site, copy);
+        }
+        _ => {
+            let disk = snapshot(world, site);
+            world.note(format_args!("directory {site} is copied"));
+            copies.push(Copy {
+                site,
+                time: world.oracle.borrow_mut().now(),
+                groups: streams
+                    .iter()
+                    .map(|stream| World::group(&disk, *stream))
+                    .collect(),
+                disk,
+            });
+        }
+    }
+}
+
+/// What a snapshot of the volume holds: what a power cut now would leave. With the page cache's durability, all of it.
+fn snapshot(world: &World, site: usize) -> SimDisk {
+    let copy = world.site(site).disk.borrow().fork();
+    if world.plan.durability == Durability::PageCache {
+        copy.settle();
+    }
+    copy.crash(world.random.borrow_mut().next());
+    copy.set_capacity(None);
+    copy
+}
+
+/// The offsets of a lane at rest expire, or the events' topic is deleted.
+fn expire(world: &World, site: usize) {
+    if world.one_in(3) {
+        delete_topic(world);
+        return;
+    }
+    let Some(process) = world.process(site) else {
+        return;
+    };
+    let pipe = &process.pipes[world.below(process.pipes.len() as u64) as usize];
+    world.alone.set(true);
+    for _ in 0..6 {
+        // At rest the checkpoint is as new as the position.
+        if world.step_of(site, &process, pipe, Part::Lane) == Some(Turn::Idle) {
+            if let Some(group) = World::group(&world.site(site).disk.borrow(), pipe.stream) {
+                world.note(format_args!("the offsets of {} expire", pipe.stream));
+                world.count("expired");
+                world.cluster.set_committed(group, None);
+            }
+            break;
+        }
+    }
+    world.alone.set(false);
+}
+
+fn delete_topic(world: &World) {
+    let topic = world.plan.topic(world.pick(world.plan.event_streams()));
+    world.cluster.lose();
+    if world.cluster.is_open() {
+        return;
+    }
+    let streams: Vec<Stream> = world.plan.event_streams().to_vec();
+    let streams: Vec<Stream> = streams
+        .into_iter()
+        .filter(|stream| world.plan.topic(*stream) == topic)
+        .collect();
+    world.check();
+    world.note(format_args!("{topic} is deleted"));
+    world.count("topics deleted");
+    world.cluster.delete_topic(topic);
+    world.oracle.borrow_mut().topic_deleted(topic, &streams);
+    if world.one_in(2) {
+        make_topic(world, topic);
+    }
+}
+
+fn make_topic(world: &World, topic: &'static str) {
+    let settings = world.plan.topic_settings(topic);
+    world.cluster.lock().topics.insert(topic.to_owned(), settings);
+}
+
+/// The faults end, and everything must be delivered soon.
+fn come_to_rest(world: &World) {
+    world.note(format_args!("no more faults"));
+    world.count("rests");
+    world.calm.set(true);
+    world.dies_in.set(None);
+    {
+        let mut inner = world.cluster.lock();
+        inner.faults.clear();
+        inner
+            .topics
+            .values_mut()
+            .for_each(|topic| topic.forbidden = false);
+    }
+    for stream in world.plan.event_streams() {
+        let topic = world.plan.topic(*stream);
+        if !world.cluster.lock().topics.contains_key(topic) {
+            make_topic(world, topic);
+        }
+    }
+    let sites = world.sites.borrow().len();
+    for site in 0..sites {
+        let here = world.site(site);
+        here.disk.borrow().set_capacity(None);
+        here.disk.borrow().heal();
+        here.full.set(false);
+        if world.process(site).is_none() {
+            world.start(site);
+        }
+        if world.process(site).is_none() {
+            violated!("liveness", "the process does not start");
+        }
+    }
+    let mut rounds = 0;
+    while (0..sites).filter(|site| round(world, *site)).count() > 0 {
+        rounds += 1;
+        if rounds > ROUNDS {
+            violated!("liveness", "not everything is delivered after {rounds} rounds");
+        }
+    }
+    world.oracle.borrow_mut().quiet(&world.cluster);
+    for site in 0..sites {
+        look_at_rest(world, site);
+    }
+    world.calm.set(false);
+}
+
+/// Everything has its turn; whether anything moved.
+fn round(world: &World, site: usize) -> bool {
+    let Some(process) = world.process(site) else {
+        violated!("liveness", "the process ended without a fault");
+    };
+    // It met a fault from before only now.
+    if process.ends_in.get().is_some() {
+        world.bury(site);
+        world.start(site);
+        return true;
+    }
+    let before = world.moves.get();
+    let mut moved = false;
+    for pipe in &process.pipes {
+        world.step_of(site, &process, pipe, Part::Writer);
+        world.step_of(site, &process, pipe, Part::Preparer);
+        match world.step_of(site, &process, pipe, Part::Lane) {
+            Some(Turn::Blocked(wait)) => {
+                world.pass(wait);
+                let damaged = pipe.lane.borrow().as_ref().and_then(|lane| lane.blocked());
+                if damaged == Some(BlockReason::Damage) {
+                    world.oracle.borrow_mut().damaged(site, pipe.stream);
+                } else {
+                    moved = true;
+                }
+            }
+            Some(Turn::Progress | Turn::Idle) => {}
+            None => {}
+        }
+        moved |= pipe.log.borrow().as_ref().is_none_or(|log| !log.is_empty());
+    }
+    moved || process.is_busy() || world.moves.get() > before
+}
+
+fn look_at_rest(world: &World, site: usize) {
+    let Some(process) = world.process(site) else {
+        return;
+    };
+    for pipe in &process.pipes {
+        let books = pipe.accounts.snapshot();
+        if books.backlog() > 0 && !world.site(site).rotten.borrow().contains(&pipe.stream) {
+            violated!("books", "{} has a backlog at rest: {books:?}", pipe.stream);
+        }
+    }
+}

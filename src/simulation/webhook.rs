@@ -1,0 +1,92 @@
+//! Webhooks made to order, and the records that each must become.
+
+use bytes::Bytes;
+
+use super::{plan::Plan, random::Random};
+use crate::stream::Stream;
+
+/// A webhook's body and what must come of it.
+pub struct Made {
+    pub body: Bytes,
+    /// The batches that it becomes, each with its records.
+    pub batches: Vec<(Stream, Vec<Expected>)>,
+}
+
+/// A record that must stand in a topic.
+pub struct Expected {
+    pub topic: &'static str,
+    pub value: Vec<u8>,
+}
+
+/// Makes a webhook; `number` makes its parts unlike all others.
+pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
+    if random.one_in(12) {
+        return malformed(plan, number);
+    }
+    let stream = random.pick(plan.event_streams());
+    let topic = plan.topic(stream);
+    let mut elements = Vec::new();
+    let mut events = Vec::new();
+    let mut letters = Vec::new();
+    let bad = random.one_in(5);
+    for index in 0..1 + random.below(4) {
+        let id = number * 10 + index;
+        if bad && random.one_in(2) {
+            let element = format!("\"bad {id}\"");
+            letters.push(Expected {
+                topic: plan.topic(Stream::DeadLetters),
+                value: element.clone().into_bytes(),
+            });
+            elements.push(element);
+            continue;
+        }
+        let odd = random.one_in(10);
+        let (keyless, large) = (odd && random.one_in(2), odd && random.one_in(2));
+        let key = match keyless {
+            true => String::new(),
+            false => format!("\"messageId\":\"k{}\",", random.below(3)),
+        };
+        let padding = if large { "x".repeat(1500) } else { String::new() };
+        let members = format!("{key}\"n\":\"{id}{padding}\"");
+        let refused = plan.compacted && keyless || plan.limit.is_some() && large;
+        let topic = if refused {
+            plan.topic(Stream::DeadLetters)
+        } else {
+            topic
+        };
+        let value = format!(
+            "{{\"event_type\":\"{}\",\"server_composition\":\"pro\",{members}}}",
+            stream.name()
+        );
+        events.push(Expected {
+            topic,
+            value: value.into_bytes(),
+        });
+        elements.push(format!("{{{members}}}"));
+    }
+    let body = format!(
+        "{{\"event_type\":\"{0}\",\"server_composition\":\"pro\",\"event\":{{\"{0}\":[{1}]}}}}",
+        stream.name(),
+        elements.join(",")
+    );
+    let batches = [(Stream::DeadLetters, letters), (stream, events)];
+    Made {
+        body: body.into(),
+        batches: batches
+            .into_iter()
+            .filter(|(_, records)| !records.is_empty())
+            .collect(),
+    }
+}
+
+fn malformed(plan: &Plan, number: u64) -> Made {
+    let body = format!("{{\"event_type\": cut off {number}");
+    let letter = Expected {
+        topic: plan.topic(Stream::DeadLetters),
+        value: body.clone().into_bytes(),
+    };
+    Made {
+        body: body.into(),
+        batches: vec![(Stream::DeadLetters, vec![letter])],
+    }
+}

@@ -1,0 +1,400 @@
+//! The contract for consumers: docs/events.md, docs/schemas and what really stands in the topics are the same.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
+
+use cmc_bridge::{cmc::MAX_DEPTH, dead_letter::Reason};
+use jsonschema::{Registry, Validator};
+use rusqlite::Connection;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    bridge::{Bridge, Setup, Topics},
+    cmc::{message, sample, webhook},
+    http::{Client, FORM, JSON},
+    kafka::{self, new_dir},
+    topics::{self, Reader, Record},
+};
+
+// The example, run in this process.
+#[path = "../../examples/consumers/delivery_state/main.rs"]
+#[allow(dead_code, reason = "its main")]
+mod delivery_state;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The schema files by their names.
+fn schemas() -> BTreeMap<String, Value> {
+    let files = fs::read_dir(root().join("docs/schemas")).unwrap();
+    files
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let schema = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), schema)
+        })
+        .collect()
+}
+
+/// Validators of the schema files, which refer to each other by name.
+struct Schemas(BTreeMap<String, Validator>);
+
+impl Schemas {
+    fn load() -> Self {
+        let files = schemas();
+        let uri = |name: &str| format!("file:///schemas/{name}");
+        let resources = files.iter().map(|(name, schema)| (uri(name), schema));
+        let registry = Registry::new().extend(resources).unwrap().prepare().unwrap();
+        let validator = |name: &String| {
+            jsonschema::options()
+                .with_registry(&registry)
+                .build(&json!({"$ref": uri(name)}))
+                .unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
+        Schemas(files.keys().map(|name| (name.clone(), validator(name))).collect())
+    }
+
+    fn check(&self, name: &str, instance: &Value) {
+        let errors: Vec<String> = self.0[&format!("{name}.schema.json")]
+            .iter_errors(instance)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{instance}\nis not {name}: {errors:?}");
+    }
+}
+
+/// The headers as the schemas see them.
+fn headers(record: &Record) -> Value {
+    let headers = record.headers.iter().map(|(name, _)| {
+        let value = record.header(name).unwrap();
+        (name.clone(), Value::from(value))
+    });
+    Value::Object(headers.collect::<Map<_, _>>())
+}
+
+/// The names under `properties`.
+fn properties(schema: &Value) -> BTreeSet<String> {
+    schema["properties"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
+}
+
+/// What stands in backticks in the first cells of the tables between two headings; `-part` continues the name before.
+fn documented(from: &str, to: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("docs/events.md")).unwrap();
+    let section = text.split_once(&format!("\n{from}\n")).unwrap().1;
+    let section = section.split_once(&format!("\n{to}")).unwrap().0;
+    let mut names = Vec::new();
+    for cell in section.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let cell = cell.split(" | ").next().unwrap();
+        for name in cell.split('`').filter(|name| !name.is_empty() && *name != ", ") {
+            match name.strip_prefix('-') {
+                Some(end) => names.push(format!("cmc-dead-letter-{end}")),
+                None => names.push(name.to_owned()),
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn the_schemas_are_valid_and_open() {
+    fn check_open(name: &str, schema: &Value) {
+        match schema {
+            Value::Object(members) => {
+                for (key, value) in members {
+                    // The sender may add members, and a later version headers and reasons.
+                    assert!(
+                        !["additionalProperties", "unevaluatedProperties", "enum"].contains(&key.as_str()),
+                        "{name} has {key}"
+                    );
+                    check_open(name, value);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| check_open(name, item)),
+            _ => {}
+        }
+    }
+    for (name, schema) in schemas() {
+        jsonschema::draft202012::meta::validate(&schema).unwrap_or_else(|error| panic!("{name}: {error}"));
+        check_open(&name, &schema);
+    }
+}
+
+#[test]
+fn documents_schemas_and_code_name_the_same_headers_and_reasons() {
+    let files = schemas();
+    let events = &files["event-headers.schema.json"];
+    let letters = &files["dead-letter-headers.schema.json"];
+    let set = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(set(documented("## Headers", "## Timestamps")), properties(events));
+    assert_eq!(
+        set(documented("## Dead letters", "### Reasons")),
+        properties(letters)
+    );
+
+    let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(documented("### Reasons", "## "), reasons);
+    assert_eq!(
+        letters["properties"]["cmc-dead-letter-reason"]["examples"],
+        json!(reasons)
+    );
+}
+
+/// All that the bridge can write: each sample, odd events, and a way to each reason for a dead letter.
+#[test]
+fn what_the_topics_hold_is_what_the_schemas_say() {
+    let kafka = kafka::shared();
+    let mut topics = Topics::create(kafka);
+    // The ways to the two refusals: a topic with a small limit, and a compacted one, which wants keys.
+    topics.blocks = topics::create(kafka, "small", 3, &[("max.message.bytes", "5000")]);
+    topics.bounces = topics::create(kafka, "compacted", 3, &[("cleanup.policy", "compact")]);
+    let setup = Setup::new(kafka)
+        .topics(&topics)
+        .set("streams.blocks.enabled", "true")
+        .set("kafka.max_record_bytes", "20000")
+        .set("ingest.max_events", "150");
+    let bridge = setup.start();
+    let mut client = bridge.client();
+    post_samples(&mut client);
+    let odd = [
+        "{}",
+        r#"{"messageId":7,"status":null,"created":{"no":"text"},"n":1e400}"#,
+        r#"{"messageId":"a\u0000b","created":"2026-02-30 00:00:00","status":"brand-new"}"#,
+    ];
+    assert_eq!(client.post(webhook("deliveries", "本番 a/b", &odd)).status, 200);
+    post_bad_ones(&mut client);
+
+    // With blocks off their event type is unknown.
+    bridge.wait_drained(LIMIT);
+    bridge.stop();
+    let bridge = setup.unset("streams.blocks.enabled").start();
+    assert_eq!(bridge.client().post(sample("blocks.json")).status, 200);
+    bridge.wait_drained(LIMIT);
+
+    let schemas = Schemas::load();
+    let read = |topic: &str| Reader::new(kafka, topic).read_to_end(LIMIT).to_vec();
+    let mut names = BTreeSet::new();
+    for (topic, stream, count) in [
+        (
+            &topics.deliveries,
+            "deliveries",
+            108 + odd.len() + GOOD_BESIDE_BAD,
+        ),
+        (&topics.bounces, "bounces", 2),
+        (&topics.blocks, "blocks", 2),
+    ] {
+        let records = read(topic);
+        assert_eq!(records.len(), count, "{stream}");
+        for record in &records {
+            check_event(&schemas, stream, record);
+            names.extend(record.headers.iter().map(|(name, _)| name.clone()));
+        }
+    }
+    assert_eq!(names, properties(&self::schemas()["event-headers.schema.json"]));
+
+    let mut reasons = BTreeSet::new();
+    let mut letter_names = BTreeSet::new();
+    for letter in read(&topics.dead_letters) {
+        schemas.check("dead-letter-headers", &headers(&letter));
+        let reason = letter.header("cmc-dead-letter-reason").unwrap();
+        let has = |name| letter.header(name).is_some();
+        assert_eq!(
+            letter.key.is_some(),
+            reason == "refused_too_large" || has("cmc-dead-letter-part")
+        );
+        reasons.insert(reason.to_owned());
+        letter_names.extend(letter.headers.iter().map(|(name, _)| name.clone()));
+    }
+    // Nothing that is documented is never written, and nothing is written that isn't documented.
+    let all = Reason::ALL.iter().map(|reason| reason.name().to_owned());
+    assert_eq!(reasons, all.collect());
+    letter_names.retain(|name| !names.contains(name));
+    assert_eq!(
+        letter_names,
+        properties(&self::schemas()["dead-letter-headers.schema.json"])
+    );
+}
+
+fn check_event(schemas: &Schemas, stream: &str, record: &Record) {
+    // Members of odd events are not as the sender documents them; what the bridge promises holds all the same.
+    let value: Value = serde_json::from_str(&record.text().replace("1e400", "1e40")).unwrap();
+    let odd = record.header("ce_source") != Some("/cmc/pro");
+    schemas.check(if odd { "event" } else { stream }, &value);
+    assert_eq!(value["event_type"], stream);
+    schemas.check("event-headers", &headers(record));
+    assert_eq!(record.header("ce_type"), Some(&*format!("jp.smtps.cmc.{stream}")));
+    assert_eq!(record.header("ce_subject"), record.key_text());
+}
+
+fn post_samples(client: &mut Client) {
+    for entry in fs::read_dir(root().join("tests/samples")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let encoding = if name.ends_with(".txt") { FORM } else { JSON };
+        let answer = client.post_with(&[encoding], sample(&name));
+        assert_eq!((answer.status, answer.text()), (200, "ok"), "{name}");
+    }
+}
+
+/// Events that go on from webhooks of [`post_bad_ones`].
+const GOOD_BESIDE_BAD: usize = 1;
+
+/// Bodies and elements for each reason but an unknown event type.
+fn post_bad_ones(client: &mut Client) {
+    let good = message("good@test", "beside bad ones");
+    let list = |elements: &str| {
+        format!(
+            r#"{{"event_type":"deliveries","server_composition":"pro","event":{{"deliveries":[{elements}]}}}}"#
+        )
+    };
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+    let many_lists: Vec<String> = (0..100).map(|n| format!("\"l{n}\":[]")).collect();
+    let head = r#""event_type":"deliveries","server_composition":"pro""#;
+    let bodies = [
+        "not JSON".to_owned(),
+        // Too large for one record: parts.
+        format!("{{{}", " ".repeat(50_000)),
+        // A credential, overwritten.
+        r#"{"api_key":"0123456789","event_type":"deliveries"}"#.to_owned(),
+        "[]".to_owned(),
+        format!(r#"{{{head},"event_type":"bounces","event":{{"deliveries":[]}}}}"#),
+        format!(
+            r#"{{{head},"event":{{"deliveries":[],{}}}}}"#,
+            many_lists.join(",")
+        ),
+        r#"{"server_composition":"pro","event":{"deliveries":[]}}"#.to_owned(),
+        r#"{"event_type":1,"server_composition":"pro","event":{"deliveries":[]}}"#.to_owned(),
+        r#"{"event_type":"deliveries","event":{"deliveries":[]}}"#.to_owned(),
+        r#"{"event_type":"deliveries","server_composition":1,"event":{"deliveries":[]}}"#.to_owned(),
+        format!("{{{head}}}"),
+        format!(r#"{{{head},"event":[]}}"#),
+        format!(r#"{{{head},"event":{{}}}}"#),
+        format!(r#"{{{head},"event":{{"deliveries":{{}}}}}}"#),
+        list(&vec!["{}"; 151].join(",")),
+        list(&deep),
+    ];
+    for body in bodies {
+        assert_eq!(client.post(&body).status, 400, "{body:.100}");
+    }
+    assert_eq!(client.post(b"\"\xff\"").status, 400);
+    assert_eq!(client.post_with(&[FORM], "event=%zz").status, 400);
+    assert_eq!(
+        client.post_with(&[("content-type", "text/csv")], "a,b").status,
+        415
+    );
+    assert_eq!(
+        client
+            .post_with(&[JSON, ("content-encoding", "gzip")], "\u{1f}")
+            .status,
+        415
+    );
+    let large = message("large@test", &"x".repeat(20_000));
+    let pieces = format!(
+        r#"{{{head},"more":{{}},"event":{{"others":[{{}}],"n":1,"deliveries":[7,{{"event_type":"x"}},{large},{good}]}}}}"#
+    );
+    for body in [
+        pieces,
+        webhook(
+            "blocks",
+            "pro",
+            &[&message("refused@test", &"x".repeat(6000)), "{}"],
+        ),
+        webhook("bounces", "pro", &[r#"{"messageId":""}"#]),
+    ] {
+        assert_eq!(client.post(&body).status, 200, "{body:.100}");
+    }
+}
+
+/// One run of the example to the end of the topic; gives the table's rows.
+fn run_delivery_state(kafka: &str, topic: &str, db: &Path, counts: (u64, u64)) -> Vec<[String; 4]> {
+    let args = delivery_state::Args {
+        brokers: kafka.to_owned(),
+        topic: topic.to_owned(),
+        db: db.to_owned(),
+        once: true,
+    };
+    assert_eq!(delivery_state::run(&args).unwrap(), counts);
+    let db = Connection::open(db).unwrap();
+    let mut query = db
+        .prepare("SELECT message_id, recipient, status, created FROM mail ORDER BY message_id, recipient")
+        .unwrap();
+    let rows = query.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]));
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let bridge = Setup::new(kafka).topics(&topics).start();
+    let event = |id: &str, second: u32, status: &str| {
+        format!(
+            r#"{{"messageId":"<{id}@test>","to":"a@test","created":"2026-10-01 09:15:{second:02}","status":"{status}"}}"#
+        )
+    };
+    let version_1 = r#"{"messageId":"<v1@test>","envelopeTo":"b@test","created":"2026-10-01 09:15:09","status":"failed"}"#;
+    let post = |bridge: &Bridge, elements: &[&str]| {
+        let answer = bridge.client().post(webhook("deliveries", "pro", elements));
+        assert_eq!(answer.status, 200);
+    };
+    post(
+        &bridge,
+        &[
+            &event("late", 5, "succeeded"),
+            &event("late", 7, "queued"),
+            &event("late", 8, "deferred"),
+            &event("going", 1, "queued"),
+            &event("going", 2, "deferred"),
+            &event("going", 1, "queued"),
+            &event("odd", 1, "brand-new"),
+            version_1,
+            r#"{"status":"queued"}"#,
+        ],
+    );
+    bridge.wait_drained(LIMIT);
+    let db = new_dir("delivery-state").join("state.db");
+    let run = |counts| run_delivery_state(kafka, &topics.deliveries, &db, counts);
+    let row = |id: &str, to: &str, status: &str, second: u32| {
+        [
+            format!("<{id}@test>"),
+            to.to_owned(),
+            status.to_owned(),
+            format!("2026-10-01 09:15:{second:02}"),
+        ]
+    };
+    let late = row("late", "a@test", "succeeded", 5);
+    let version_1 = row("v1", "b@test", "failed", 9);
+    let first = [
+        row("going", "a@test", "deferred", 2),
+        late.clone(),
+        version_1.clone(),
+    ];
+    assert_eq!(run((7, 2)), first);
+
+    // It goes on where it ended, without what it has: rows taken away by hand don't come back.
+    Connection::open(&db)
+        .unwrap()
+        .execute("DELETE FROM mail WHERE message_id = '<v1@test>'", [])
+        .unwrap();
+    post(
+        &bridge,
+        &[&event("going", 9, "succeeded"), &event("going", 9, "succeeded")],
+    );
+    bridge.wait_drained(LIMIT);
+    let going = row("going", "a@test", "succeeded", 9);
+    assert_eq!(run((2, 0)), [going.clone(), late.clone()]);
+
+    // All from the beginning, into a new table.
+    let again = run_delivery_state(kafka, &topics.deliveries, &db.with_extension("2"), (9, 2));
+    assert_eq!(again, [going, late, version_1]);
+}

@@ -1,0 +1,138 @@
+//! Alerts, dashboard and runbooks fit together. That the queries name what a bridge exports, and that the alerts fire
+//! when they should, is tried by `.ci/observability`, which needs Prometheus.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use cmc_bridge::admin::metrics::BlockReason;
+use serde_json::Value;
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The anchors of a document's headings, as GitHub makes them.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let text = read(document);
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|heading| {
+            let title = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = title
+                .chars()
+                .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// Name and text of each alert, from the line of its name to that of the next one's.
+fn alerts() -> Vec<(String, String)> {
+    let text = read("deploy/prometheus/rules.yaml");
+    let blocks = text.split("- alert: ").skip(1);
+    blocks
+        .map(|block| (block.lines().next().unwrap().to_owned(), block.to_owned()))
+        .collect()
+}
+
+#[test]
+fn every_alert_says_what_to_do_and_has_a_runbook_and_a_test() {
+    let alerts = alerts();
+    let tests = read("deploy/prometheus/rules.test.yaml");
+    for (name, text) in &alerts {
+        for wanted in ["severity: ", "summary: ", "description: "] {
+            assert!(text.contains(wanted), "{name} has no {wanted}");
+        }
+        let runbook = format!("runbook_url: docs/operations.md#{}\n", name.to_lowercase());
+        assert!(text.contains(&runbook), "{name}: {runbook}");
+        assert!(
+            tests.contains(&format!("alertname=\"{name}\"")),
+            "{name} is in no test"
+        );
+    }
+    let names: BTreeSet<&str> = alerts.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.len(), alerts.len());
+    let runbooks = read("docs/operations.md");
+    let sections: BTreeSet<&str> = runbooks
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    assert_eq!(sections, names, "the runbooks are those of the alerts");
+}
+
+#[test]
+fn every_reason_of_a_blocked_lane_has_a_cure() {
+    let text = read("docs/operations.md");
+    for reason in BlockReason::ALL {
+        let row = format!("| `{}` | ", reason.label());
+        assert!(text.contains(&row), "no row {row}");
+    }
+}
+
+#[test]
+fn links_of_the_runbooks_lead_to_headings() {
+    let text = read("docs/operations.md");
+    for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let document = match file {
+            "" => "docs/operations.md".to_owned(),
+            file => format!("docs/{file}"),
+        };
+        let found = anchors(&document);
+        assert!(
+            anchor.is_empty() || found.contains(anchor),
+            "no heading for {link}"
+        );
+    }
+}
+
+#[test]
+fn the_dashboard_is_whole() {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap();
+        assert!(
+            ids.insert(panel["id"].as_u64().unwrap()),
+            "{title}: its id is taken"
+        );
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+        assert!(x + w <= 24, "{title} is beyond 24 columns");
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(taken.insert(cell), "{title} covers another panel at {cell:?}");
+        }
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert_ne!(panel["description"].as_str().unwrap(), "", "{title}");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title}");
+        for query in [panel].into_iter().chain(targets) {
+            assert_eq!(query["datasource"]["uid"], "${datasource}", "{title}");
+        }
+        for target in targets {
+            let expr = target["expr"].as_str().unwrap();
+            for variable in ["$namespace", "$job", "$instance"] {
+                assert!(expr.contains(variable), "{title} ignores {variable}");
+            }
+        }
+    }
+    // What is read first is at the top, without scrolling and without a row to open.
+    let top: Vec<_> = panels.iter().filter(|panel| panel["gridPos"]["y"] == 0).collect();
+    assert_eq!(
+        top.iter()
+            .map(|panel| panel["gridPos"]["w"].as_u64().unwrap())
+            .sum::<u64>(),
+        24
+    );
+    assert!(top.iter().all(|panel| panel["type"] != "row"));
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let names: Vec<_> = variables
+        .iter()
+        .map(|variable| variable["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["datasource", "namespace", "job", "instance", "stream"]);
+}
