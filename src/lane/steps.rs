@@ -25,7 +25,7 @@ use super::{
     position,
     refusal::Refusals,
     sent::Sent,
-    trouble::{blocked_by, not_connected, unreadable},
+    trouble::{blocked_by, no_room, not_connected, unreadable},
 };
 
 /// The first transaction holds no more events than this; see [`Lane::adapt`].
@@ -261,8 +261,12 @@ impl<C: Connect> Lane<C> {
                  copy, copied, or lost its end. Delivery goes on under a new group; nothing is skipped, and what another \
                  copy of this directory delivered may be delivered again"
             );
-            self.backlog.renew_group()?;
-            return Err(Stop::Again);
+            return Err(match self.backlog.renew_group() {
+                Ok(_) => Stop::Again,
+                // As for webhooks, a full disk is waited out.
+                Err(error) if error.is_no_space() => no_room(&error).into(),
+                Err(error) => error.into(),
+            });
         }
         debug!(stream = %self.options.stream, position = start.0, "the position is settled");
         Ok(())

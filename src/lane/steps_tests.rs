@@ -33,7 +33,13 @@ use crate::{
     },
     stream::Tally,
 };
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 const TOPIC: &str = "cmc.deliveries";
 const LETTERS: &str = "cmc.dead-letters";
@@ -42,6 +48,8 @@ const LETTERS: &str = "cmc.dead-letters";
 #[derive(Default)]
 struct Disk {
     dies_at_manifest: Mutex<bool>,
+    /// There is no room for another manifest.
+    full: AtomicBool,
 }
 
 impl Storage for Disk {
@@ -60,6 +68,9 @@ impl Storage for Disk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         if to.ends_with("manifest") && std::mem::take(&mut *self.dies_at_manifest.lock().unwrap()) {
             resume_unwind(Box::new(Crashed));
+        }
+        if to.ends_with("manifest") && self.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         FileSystem.rename(from, to)
     }
@@ -636,6 +647,21 @@ fn the_agreed_position_is_durable_before_the_group_is_renewed() {
     bench.start();
     assert!(!bench.lane().backlog.checkpoint_due());
     assert_eq!(bench.lane().backlog.position().seq, Seq(5));
+    bench.settle();
+    bench.check_delivered();
+    assert_ne!(bench.group(), group);
+}
+
+#[test]
+fn a_full_disk_at_the_renewal_of_the_group_is_waited_out() {
+    let mut bench = restored_copy();
+    let group = bench.group();
+    bench.disk.full.store(true, Ordering::Relaxed);
+    bench.start();
+    bench.append(&[1, 1, 1, 1]);
+    bench.settle_blocked(BlockReason::Other);
+    assert_eq!(bench.group(), group);
+    bench.disk.full.store(false, Ordering::Relaxed);
     bench.settle();
     bench.check_delivered();
     assert_ne!(bench.group(), group);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     batch::DecodeError,
-    spool::{Damage, ReadError, SegmentId, StoredBatch},
+    spool::{Damage, ReadError, SegmentId, SpoolError, StoredBatch},
 };
 
 use super::broker::{BlockReason, BrokerError, Refusal};
@@ -67,6 +67,14 @@ pub fn dead_letter_refused(topic: &str, refusal: Refusal) -> BrokerError {
     BrokerError {
         reason: BlockReason::DeadLetterRefused,
         message,
+    }
+}
+
+/// The disk has no room for what must be noted before delivery can go on.
+pub fn no_room(error: &SpoolError) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        message: format!("{error}. Make room on the disk of spool.dir; delivery then goes on by itself"),
     }
 }
 

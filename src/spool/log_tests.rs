@@ -435,8 +435,11 @@ fn a_preparer_gives_what_was_asked_for() {
         }
     }
     disk.set_capacity(Some(100_000));
+    let written = disk.count(Op::Write, SPARE);
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
+    // A disk without the room is not filled to find that out.
+    assert_eq!(disk.count(Op::Write, SPARE), written);
     assert!(matches!(preparer.take(1000), Taken::Spare(_)));
     disk.fail(Op::SyncData, SPARE, 0);
     assert!(matches!(preparer.take(1000), Taken::Failed(_)));

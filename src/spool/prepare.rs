@@ -94,6 +94,10 @@ impl Spare {
                 }
                 None => (storage.open(&path, Access::Create)?, 0),
             };
+            // First, so that a disk without the room is not filled in vain, again and again, at others' expense.
+            if offset < len {
+                file.reserve(offset, len - offset)?;
+            }
             let zeros = vec![0; len.saturating_sub(offset).min(1 << 20) as usize];
             while offset < len {
                 let n = (len - offset).min(zeros.len() as u64);

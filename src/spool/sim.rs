@@ -324,6 +324,16 @@ impl Disk {
         self.live.values().map(|id| self.files[id].live.len()).sum()
     }
 
+    fn room(&self) -> usize {
+        self.capacity
+            .map_or(usize::MAX, |capacity| capacity.saturating_sub(self.used()))
+    }
+
+    /// By how much a file would grow to reach this length.
+    fn growth(&mut self, id: usize, len: usize) -> usize {
+        len.saturating_sub(self.file(id).live.len())
+    }
+
     fn file(&mut self, id: usize) -> &mut SimFile {
         self.files.entry(id).or_default()
     }
@@ -500,8 +510,8 @@ impl OpenFile {
         let mut disk = self.mount.lock_now()?;
         let name = disk.name_of(self.id);
         let changed = disk.change(Op::Write, &name);
-        let growth = (offset as usize + buf.len()).saturating_sub(disk.file(self.id).live.len());
-        let room = disk.capacity.map_or(growth, |c| c.saturating_sub(disk.used()));
+        let growth = disk.growth(self.id, offset as usize + buf.len());
+        let room = disk.room();
         let (n, result) = match changed {
             Err(error) if disk.halt_in == Some(0) => return Err(error),
             Err(error) => (buf.len() / 2, Err(error)),
@@ -572,6 +582,15 @@ impl StorageFile for OpenFile {
         let name = disk.name_of(self.id);
         disk.change(Op::SetLen, &name)?;
         disk.file(self.id).set_len(len as usize);
+        Ok(())
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock()?;
+        let growth = disk.growth(self.id, (offset + len) as usize);
+        if growth > disk.room() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         Ok(())
     }
 }

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,9 @@ pub trait StorageFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Takes the room for these bytes, which must be some, without writing them. A file system that can't do that does
+    /// nothing: a write tells then whether there is room.
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
 }
 
 /// Most time to wait for a file descriptor, and between two tries.
@@ -143,5 +149,15 @@ impl StorageFile for File {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         File::set_len(self, len)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        loop {
+            match fallocate(self, FallocateFlags::empty(), offset, len) {
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+                result => return Ok(result?),
+            }
+        }
     }
 }

@@ -228,4 +228,8 @@ impl StorageFile for Unwritten {
     fn set_len(&self, _: u64) -> io::Result<()> {
         Ok(())
     }
+
+    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
 }

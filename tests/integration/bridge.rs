@@ -54,6 +54,7 @@ impl Topics {
 pub struct Setup {
     spool: PathBuf,
     environment: BTreeMap<String, String>,
+    limit: Option<String>,
 }
 
 impl Setup {
@@ -62,6 +63,7 @@ impl Setup {
         let setup = Setup {
             spool: PathBuf::new(),
             environment: BTreeMap::new(),
+            limit: None,
         };
         setup
             .spool(&new_dir("spool"))
@@ -89,6 +91,12 @@ impl Setup {
     /// A setting that was made.
     pub fn value(&self, key: &str) -> &str {
         &self.environment[&variable(key)]
+    }
+
+    /// A resource limit, as an option of `prlimit`.
+    pub fn limit(mut self, option: &str) -> Self {
+        self.limit = Some(option.to_owned());
+        self
     }
 
     /// Another spool directory.
@@ -132,8 +140,11 @@ impl Setup {
 
     /// A command of the binary with this environment, and no other of the bridge's.
     pub fn command(&self, args: &[&str]) -> Command {
-        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        let mut command = watched(env!("CARGO_BIN_EXE_cmc-bridge"), &args);
+        let program = env!("CARGO_BIN_EXE_cmc-bridge");
+        let limited = self.limit.iter().flat_map(|limit| ["prlimit", limit]);
+        let mut all = limited.chain([program]).chain(args.iter().copied());
+        let first = all.next().unwrap();
+        let mut command = watched(first, &all.map(OsString::from).collect::<Vec<_>>());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CMC_BRIDGE")) {
             command.env_remove(name);
         }
@@ -252,13 +263,20 @@ impl Bridge {
         Wire::connect(self.ingest)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.running.process.id()
+    }
+
     /// Resident memory of the process, in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.running.process.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
+        self.memory("VmRSS:")
+    }
+
+    /// A line of `/proc/<pid>/status` about memory, in bytes.
+    pub fn memory(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 

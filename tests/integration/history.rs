@@ -13,7 +13,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Posts about so many webhooks, all acknowledged.
-fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {
+pub fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {
     let target = Target::default();
     target.set(bridge.ingest);
     let load = Load::start(&target, Shape::default());
@@ -27,7 +27,8 @@ fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {
     posted
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+/// Copies a directory with all that is in it.
+pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

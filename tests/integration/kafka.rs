@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Once, OnceLock,
+        Mutex, Once, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -44,17 +44,72 @@ const GIVEN: &str = " fenced=-1,";
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 
+/// Listeners of the shared broker that advertise a proxy's address: one for each test with a proxy.
+const PROXIED: usize = 8;
+
+/// The broker that tests share.
+struct Shared {
+    broker: Broker,
+    /// For each proxied listener: where the proxy listens, and the broker's port behind it.
+    proxied: Mutex<Vec<(TcpListener, u16)>>,
+}
+
+fn own_shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let mut proxied = Vec::new();
+        let broker = Broker::start(None, |listeners, free_port| {
+            proxied = (0..PROXIED)
+                .map(|_| (TcpListener::bind("127.0.0.1:0").unwrap(), free_port()))
+                .collect();
+            Extra {
+                properties: proxied_listeners(listeners, &proxied),
+                format: Vec::new(),
+            }
+        });
+        Shared {
+            broker,
+            proxied: Mutex::new(proxied),
+        }
+    })
+}
+
+fn proxied_listeners(listeners: &str, proxied: &[(TcpListener, u16)]) -> String {
+    let mut listening = listeners.to_owned();
+    let mut advertised = listeners.split(',').next().unwrap().to_owned();
+    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+    let mut threads = String::new();
+    for (n, (proxy, port)) in proxied.iter().enumerate() {
+        listening += &format!(",PROXIED{n}://127.0.0.1:{port}");
+        advertised += &format!(",PROXIED{n}://{}", proxy.local_addr().unwrap());
+        protocols += &format!(",PROXIED{n}:PLAINTEXT");
+        threads += &format!("listener.name.proxied{n}.num.network.threads=1\n");
+    }
+    format!(
+        "listeners={listening}\nadvertised.listeners={advertised}\n\
+         listener.security.protocol.map={protocols}\n{threads}"
+    )
+}
+
 /// The bootstrap servers of the cluster that tests share: topics are unique, and nobody stops it.
 pub fn shared() -> &'static str {
-    static SHARED: OnceLock<(String, Option<Broker>)> = OnceLock::new();
-    let (bootstrap, _) = SHARED.get_or_init(|| match std::env::var("CMC_BRIDGE_TEST_BROKERS") {
-        Ok(brokers) => (brokers, None),
-        Err(_) => {
-            let broker = Broker::start(None, |_, _| Extra::default());
-            (broker.bootstrap(), Some(broker))
-        }
-    });
-    bootstrap
+    static BOOTSTRAP: OnceLock<String> = OnceLock::new();
+    BOOTSTRAP.get_or_init(|| {
+        std::env::var("CMC_BRIDGE_TEST_BROKERS").unwrap_or_else(|_| own_shared().broker.bootstrap())
+    })
+}
+
+/// A way to a broker of our own, also shared, that leads through a proxy: the broker's plain bootstrap servers, where the
+/// proxy listens, and the broker's port behind it.
+pub fn proxied() -> (String, TcpListener, u16) {
+    let shared = own_shared();
+    let (listener, port) = shared
+        .proxied
+        .lock()
+        .unwrap()
+        .pop()
+        .expect("a proxied listener for each test that takes one: see PROXIED");
+    (shared.broker.bootstrap(), listener, port)
 }
 
 /// What a broker has beyond its plain listener.

@@ -158,7 +158,8 @@ impl Order {
     }
 }
 
-fn event_id(record: &Record) -> EventId {
+/// Which event of the load a record is.
+pub fn event_id(record: &Record) -> EventId {
     let value: Value = serde_json::from_slice(&record.value).unwrap();
     let id = value["apiData"]
         .as_str()

@@ -84,7 +84,7 @@ fn with_properties(setup: Setup, properties: &BTreeMap<String, String>) -> Setup
 }
 
 /// What a user with SCRAM needs to say.
-fn scram(broker: &Secured, user: &str) -> Setup {
+pub fn scram(broker: &Secured, user: &str) -> Setup {
     Setup::new(&broker.sasl_ssl())
         .property("security.protocol", "SASL_SSL")
         .property("ssl.ca.location", &broker.file("ca.pem"))
@@ -141,7 +141,7 @@ fn wait_blocked(case: &str, bridge: &Bridge, stream: &str, reason: &str, words: 
 }
 
 /// Arguments that grant users operations on resources.
-fn grant(users: &[&str], operations: &[&str], resources: &[&str]) -> Vec<String> {
+pub fn grant(users: &[&str], operations: &[&str], resources: &[&str]) -> Vec<String> {
     let mut args = vec!["--add".to_owned()];
     for user in users {
         args.extend(["--allow-principal".to_owned(), format!("User:{user}")]);

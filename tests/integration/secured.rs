@@ -36,6 +36,7 @@ const USERS: &[&str] = &[
     "no-group",
     "no-group-read",
     "no-transactional-id",
+    "loses-write",
 ];
 
 /// A user that comes by PLAIN.

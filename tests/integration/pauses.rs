@@ -1,0 +1,56 @@
+//! The bridge stands still (SIGSTOP) for longer than `kafka.transaction_timeout`, with a transaction that is surely open: the
+//! broker ends it, and the bridge must not take it for committed.
+
+use std::time::Duration;
+
+use crate::{
+    bridge::{Setup, Topics},
+    load::{Load, Outcome, Shape, Target},
+    oracle,
+    proxy::{ADD_OFFSETS, END_TXN, Fault::Hold, Proxy},
+    topics::Reader,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn paused_for_longer_than_the_transaction_time_out() {
+    let proxy = Proxy::start();
+    let topics = Topics::create(&proxy.kafka);
+    let mut bridge = Setup::new(&proxy.bootstrap())
+        .topics(&topics)
+        .set("kafka.transaction_timeout", "3s")
+        .start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(200, LIMIT);
+    for api in [ADD_OFFSETS, END_TXN] {
+        let failed = |bridge: &crate::bridge::Bridge| {
+            let scrape = bridge.scrape();
+            scrape.sum("cmc_bridge_transactions_total", &[("outcome", "failed")])
+        };
+        let before = failed(&bridge);
+        // Its events are in the topic, and its commit is on the way.
+        proxy.arm(api, Hold);
+        proxy.wait_struck(LIMIT);
+        bridge.pause();
+        // Nobody but the broker ends what is open: a reader comes to the end when that is done.
+        for topic in [&topics.deliveries, &topics.bounces] {
+            Reader::new(&proxy.kafka, topic).read_to_end(LIMIT);
+        }
+        proxy.release();
+        bridge.resume();
+        bridge.wait_for(LIMIT, "the failed commit", |_| failed(&bridge) > before);
+        load.wait_acknowledged(200, LIMIT);
+    }
+    let posted = load.stop();
+    assert!(
+        posted
+            .iter()
+            .all(|webhook| matches!(webhook.outcome, Outcome::Acknowledged(_)))
+    );
+    bridge.wait_drained(LIMIT);
+    oracle::check(&proxy.kafka, &topics, &posted);
+    bridge.stop();
+}

@@ -1,0 +1,158 @@
+//! File descriptors and memory have limits set from outside: the bridge stays within them or waits, and lives.
+
+use std::{
+    fs,
+    net::TcpStream,
+    process::Command,
+    sync::{Arc, Barrier},
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    bridge::{Bridge, Setup, Topics},
+    cmc::{message, webhook},
+    http::EVENTS,
+    kafka,
+    load::{Load, Outcome, Shape, Target},
+    oracle, wait,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Sets a limit of the running process, by an option of `prlimit`.
+fn limit(bridge: &Bridge, option: &str) {
+    let mut command = Command::new("prlimit");
+    let status = command.args(["--pid", &bridge.id().to_string(), option]).status();
+    assert!(status.unwrap().success());
+}
+
+fn open_files(bridge: &Bridge) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fd", bridge.id())).unwrap();
+    files.count()
+}
+
+#[test]
+fn few_descriptors_at_the_start_make_fewer_connections() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    // 256 are kept for the bridge itself.
+    let bridge = Setup::new(kafka).topics(&topics).limit("--nofile=300").start();
+    let mut client = bridge.client();
+    assert_eq!(client.post(crate::cmc::delivery("first@test")).status, 200);
+    let idle: Vec<TcpStream> = (0..400)
+        .map(|_| TcpStream::connect(bridge.ingest).unwrap())
+        .collect();
+    let labels = [("outcome", "overloaded")];
+    bridge.wait_for(LIMIT, "refused connections", |scrape| {
+        scrape.get("cmc_bridge_webhooks_total", &labels) >= 350.0
+    });
+    assert_eq!(client.post(crate::cmc::delivery("second@test")).status, 200);
+    bridge.wait_drained(LIMIT);
+    assert!(bridge.running.stderr().contains("ulimit -n"));
+    drop(idle);
+    wait::until(LIMIT, "a place for another connection", || {
+        (bridge.client().post(crate::cmc::delivery("third@test")).status == 200).then_some(())
+    });
+    bridge.stop();
+}
+
+#[test]
+fn descriptors_used_up_by_idle_connections_hold_up_and_break_nothing() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka)
+        .topics(&topics)
+        .set("spool.segment_bytes", "256KiB");
+    let bridge = setup.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let shape = Shape {
+        events: 20,
+        ..Shape::default()
+    };
+    let load = Load::start(&target, shape);
+    load.wait_acknowledged(100, LIMIT);
+    limit(&bridge, &format!("--nofile={}", open_files(&bridge) + 10));
+    let idle: Vec<TcpStream> = (0..60)
+        .map(|_| TcpStream::connect(bridge.ingest).unwrap())
+        .collect();
+    wait::until(LIMIT, "a failed accept", || {
+        let log = bridge.running.stderr();
+        log.contains("could not be accepted").then_some(())
+    });
+    // A segment needs a descriptor, so webhooks may wait; none may be answered with anything but 200 or 503.
+    thread::sleep(Duration::from_secs(3));
+    drop(idle);
+    load.wait_acknowledged(300, LIMIT);
+    assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
+    let posted = load.stop();
+    let told = |outcome| matches!(outcome, Outcome::Acknowledged(_) | Outcome::Refused(503));
+    assert!(posted.iter().all(|webhook| told(webhook.outcome)));
+    bridge.wait_drained(LIMIT);
+    oracle::check(kafka, &topics, &posted);
+    bridge.stop();
+}
+
+#[test]
+fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
+    const CLIENTS: usize = 48;
+    const FIT: usize = 4;
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let bridge = Setup::new(kafka)
+        .topics(&topics)
+        .set("ingest.max_bytes_in_flight", "32MiB")
+        .start();
+    assert_eq!(bridge.client().post(crate::cmc::delivery("a@test")).status, 200);
+    bridge.wait_drained(LIMIT);
+    // All bodies together would be far beyond it.
+    let most = bridge.memory("VmSize:") + (256 << 20);
+    limit(&bridge, &format!("--as={most}"));
+
+    let element = message("large@test", &"x".repeat(700));
+    let count = (7 << 20) / element.len();
+    let body = webhook("deliveries", "pro", &vec![element.as_str(); count]);
+    assert!(body.len() * (FIT + 1) > 32 << 20 && body.len() * FIT <= 32 << 20);
+    let request = format!(
+        "POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut accepted = 0;
+    for _ in 0..2 {
+        let half_sent = Arc::new(Barrier::new(CLIENTS));
+        let statuses: Vec<u16> = thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| {
+                    let (half_sent, request) = (Arc::clone(&half_sent), &request);
+                    let mut wire = bridge.wire();
+                    scope.spawn(move || {
+                        let (begin, end) = request.as_bytes().split_at(request.len() / 2);
+                        wire.send(begin);
+                        half_sent.wait();
+                        let response = wire.send(end).answer();
+                        assert!(response.status == 200 || response.header("retry-after").is_some());
+                        response.status
+                    })
+                })
+                .collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        let with = |status| statuses.iter().filter(|s| **s == status).count();
+        println!("{} × 200, {} × 503", with(200), with(503));
+        assert_eq!(with(200) + with(503), CLIENTS, "{statuses:?}");
+        assert!((1..=FIT).contains(&with(200)), "{statuses:?}");
+        accepted += with(200) * count;
+        // What was in flight is given back.
+        assert_eq!(bridge.client().post(&body).status, 200);
+        accepted += count;
+    }
+    let scrape = bridge.wait_drained(LIMIT);
+    let delivered = scrape.stream("cmc_bridge_delivered_events_total", "deliveries");
+    assert_eq!(delivered, (accepted + 1) as f64);
+    println!(
+        "at most {} MiB more",
+        (bridge.memory("VmPeak:") - (most - (256 << 20))) >> 20
+    );
+    bridge.stop();
+}
