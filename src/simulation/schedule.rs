@@ -329,7 +329,9 @@ fn come_to_rest(world: &World) {
         }
     }
     let mut rounds = 0;
-    while (0..sites).filter(|site| round(world, *site)).count() > 0 {
+    // Lanes that damage holds up: they connect and are blocked again for ever, two of them by turns.
+    let mut stuck = Vec::new();
+    while (0..sites).filter(|site| round(world, *site, &mut stuck)).count() > 0 {
         rounds += 1;
         if rounds > ROUNDS {
             violated!("liveness", "not everything is delivered after {rounds} rounds");
@@ -346,7 +348,7 @@ fn come_to_rest(world: &World) {
 }
 
 /// Everything has its turn; whether anything moved.
-fn round(world: &World, site: usize) -> bool {
+fn round(world: &World, site: usize, stuck: &mut Vec<(usize, Stream)>) -> bool {
     let Some(process) = world.process(site) else {
         violated!("liveness", "the process ended without a fault");
     };
@@ -361,12 +363,15 @@ fn round(world: &World, site: usize) -> bool {
     for pipe in &process.pipes {
         world.step_of(site, &process, pipe, Part::Writer);
         world.step_of(site, &process, pipe, Part::Preparer);
-        match world.step_of(site, &process, pipe, Part::Lane) {
+        let is_stuck = stuck.contains(&(site, pipe.stream));
+        let turn = (!is_stuck).then(|| world.step_of(site, &process, pipe, Part::Lane));
+        match turn.flatten() {
             Some(Turn::Blocked(wait)) => {
                 world.pass(wait);
                 let damaged = pipe.lane.borrow().as_ref().and_then(|lane| lane.blocked());
                 if damaged == Some(BlockReason::Damage) {
                     world.oracle.borrow_mut().damaged(site, pipe.stream);
+                    stuck.push((site, pipe.stream));
                 } else {
                     moved = true;
                 }
