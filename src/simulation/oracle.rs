@@ -171,7 +171,7 @@ impl Oracle {
         }
         event.seen_at = tick;
         let next = batch.next.entry(topic).or_default();
-        if event.index < *next {
+        if event.index < *next && !batch.torn {
             violated!(
                 "order",
                 "event {index} of webhook {webhook} in {stream} comes late"
@@ -183,6 +183,10 @@ impl Oracle {
             true => self.partial.remove(&event.batch),
             false => self.partial.insert(event.batch),
         };
+        // What was on a deleted topic may be sent again after a death: it comes when it comes.
+        if batch.torn {
+            return;
+        }
         for holder in &batch.holders {
             let newest = self.newest.entry((*holder, stream, topic)).or_default();
             if batch
