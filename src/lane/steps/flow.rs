@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{clock, spool::Seq};
 
-/// A window holds no more events than this, or one batch.
-const WINDOW_EVENTS: usize = 1000;
+/// So many full windows fit into what may be in flight. Smaller ones make for small requests while it is full.
+const WINDOWS: usize = 4;
 
 impl<C: Connect> Lane<C> {
     /// Sends the next window when there is `more` and room for it, and books what is delivered. Waits for deliveries when
@@ -69,11 +69,7 @@ impl<C: Connect> Lane<C> {
         }
         let mut sent = Sent::begin(first);
         let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
-        let result = self.send(
-            &mut sent,
-            WINDOW_EVENTS.min(self.options.transaction_events),
-            deadline,
-        );
+        let result = self.send(&mut sent, self.options.transaction_events / WINDOWS, deadline);
         let nothing = sent.records.is_empty();
         if !nothing {
             self.flight.push_back(sent);
