@@ -112,9 +112,9 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- $each := add (include "cmc-bridge.bytes" (dig "spool" "max_bytes" "4GiB" $config)) (mul 2 (include "cmc-bridge.bytes" (dig "spool" "segment_bytes" "16MiB" $config))) }}
 {{- $streams := include "cmc-bridge.streams" . | splitList "," | len }}
-{{- $need := mul $each $streams }}
+{{- $need := div (mul $each $streams 11) 10 }}
 {{- if lt (include "cmc-bridge.bytes" .Values.persistence.size | int64) $need }}
-{{- fail (printf "persistence.size %s is too small: %d streams may keep %d MiB (spool.max_bytes and two segments each); raise it, or lower config.spool.max_bytes" .Values.persistence.size $streams (div (add $need 1048575) 1048576)) }}
+{{- fail (printf "persistence.size %s is too small: %d streams want %d MiB (spool.max_bytes and two segments each, and a tenth more); raise it (of a release that is there as the chart's README says under Larger volumes), or lower config.spool.max_bytes" .Values.persistence.size $streams (div (add $need 1048575) 1048576)) }}
 {{- end }}
 {{- end }}
 
