@@ -229,6 +229,14 @@ impl Oracle {
     /// whose log had another name in Kafka since, so that what was delivered under it is not known to the copy.
     pub fn restored(&mut self, holder: usize, time: u64, renewed: &[Stream]) {
         for batch in &mut self.batches {
+            // Whatever was posted by then may be in the copy, also what an earlier restoring seemed to have lost.
+            if batch.posted <= time && renewed.contains(&batch.stream) {
+                for event in &mut self.events[batch.events.clone()] {
+                    if event.seen == 0 || event.seen_at > time {
+                        event.allowed += 1;
+                    }
+                }
+            }
             if !batch.holders.contains(&holder) {
                 continue;
             }
@@ -236,13 +244,6 @@ impl Oracle {
             if batch.acknowledged.is_none_or(|at| at > time) {
                 batch.holders.retain(|h| *h != holder);
                 batch.optional |= batch.holders.is_empty();
-            }
-            if batch.posted <= time && renewed.contains(&batch.stream) {
-                for event in &mut self.events[batch.events.clone()] {
-                    if event.seen == 0 || event.seen_at > time {
-                        event.allowed += 1;
-                    }
-                }
             }
         }
     }
