@@ -5,7 +5,7 @@
 //!    beyond them and are the next one's.
 //! 3. Letters are gathered in each partition's order, and each is [tried](verdict). What it becomes and the positions that have
 //!    it settled go into one transaction. So a letter's records are there once or not yet, whenever the replay is killed.
-//! 4. What is still dead is written nowhere and is left in the [position](position), for the next replay. So are letters that
+//! 4. What is still dead is written nowhere and is left in the [position], for the next replay. So are letters that
 //!    were not asked for, or of which parts are missing at the end of the topic.
 //! 5. A record that Kafka refuses leaves its letter dead as a whole. Any other error ends the replay; it can be run again.
 //!
