@@ -3,7 +3,7 @@
 //! Every stream that the spool holds is drained, whether it is enabled or not. Opened as the bridge opens it, with the
 //! spool's lock held, so what is promised of deliveries holds here too.
 
-use std::{path::Path, time::Duration, time::Instant};
+use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use tokio::{sync::mpsc, time::sleep};
@@ -15,7 +15,7 @@ use crate::{
     admin::metrics::{BlockReason, Metrics},
     config::Config,
     exit::Exit,
-    spool::{Manifest, SpoolLock, storage::FileSystem},
+    spool::SpoolLock,
     stream::Stream,
 };
 
@@ -40,13 +40,16 @@ pub async fn drain(
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
 ) -> Result<Vec<Drained>, Exit> {
-    let lock = SpoolLock::acquire(&config.spool.dir)?;
-    let mut streams = Vec::new();
-    for stream in Stream::ALL {
-        if has_log(&config.spool.dir, stream)? {
-            streams.push(stream);
-        }
+    // One without a manifest is not passed over: opening it says what is wrong.
+    let streams: Vec<Stream> = Stream::ALL
+        .into_iter()
+        .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
+        .collect();
+    if streams.is_empty() {
+        let dir = config.spool.dir.display();
+        return Err(Exit::Usage(format!("{dir} holds no stream's log of a spool")));
     }
+    let lock = SpoolLock::acquire(&config.spool.dir)?;
     let metrics = Metrics::new(&Registry::new(), &streams, []).map_err(internal)?;
     let (failed, mut failures) = mpsc::unbounded_channel();
     let mut running = open_logs(config, &streams, &metrics, &failed)?
@@ -102,9 +105,4 @@ pub async fn drain(
     info!(left = left(&result), "the spool has been drained");
     drop(lock);
     Ok(result)
-}
-
-fn has_log(dir: &Path, stream: Stream) -> Result<bool, Exit> {
-    let manifest = Manifest::read(&FileSystem, &dir.join(stream.name()))?;
-    Ok(manifest.is_some())
 }

@@ -119,11 +119,13 @@ impl ReadError {
     }
 }
 
-/// Reads a whole body. The permit covers its bytes.
+/// Reads a whole body. The permit covers its bytes: of a client that is `known` those that it announced, of any other one
+/// those that have come, so that an empty promise takes no room from others.
 pub(super) async fn read(
     body: &mut Incoming,
     max: usize,
     budget: &Budget,
+    known: bool,
     progress: &Progress,
 ) -> Result<(Bytes, OwnedSemaphorePermit), ReadError> {
     let announced = match announced(body) {
@@ -133,8 +135,9 @@ pub(super) async fn read(
         },
         None => None,
     };
+    let promised = announced.filter(|_| known);
     let mut permit = budget
-        .reserve(announced.unwrap_or(0))
+        .reserve(promised.unwrap_or(0))
         .map_err(|_| ReadError::Overloaded)?;
     let mut collected = Vec::new();
     // With an announced length the last frame is known without asking for another one.
@@ -143,9 +146,6 @@ pub(super) async fn read(
             Some(data) => data,
             None => break,
         };
-        if announced == Some(data.len()) {
-            return Ok((data, permit));
-        }
         let length = collected.len() + data.len();
         if length > max {
             return Err(ReadError::TooLarge(length as u64));
@@ -153,8 +153,11 @@ pub(super) async fn read(
         budget
             .grow(&mut permit, length)
             .map_err(|_| ReadError::Overloaded)?;
+        if announced == Some(data.len()) {
+            return Ok((data, permit));
+        }
         if collected.is_empty() {
-            collected.reserve_exact(announced.unwrap_or(data.len()));
+            collected.reserve_exact(promised.unwrap_or(data.len()));
         }
         collected.extend_from_slice(&data);
     }

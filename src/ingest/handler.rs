@@ -135,6 +135,7 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
         &mut reading.body,
         intake.max_body_bytes,
         &intake.budget,
+        verdict == Verdict::Admitted,
         &connection.progress,
     );
     let (body, permit) = match read.await {

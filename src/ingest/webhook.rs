@@ -75,6 +75,8 @@ impl Webhook<'_> {
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
             return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
         }
+        // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
+        let rules = intake.rules();
         let stream = known
             .and_then(|opened| opened.content.as_ref().ok())
             .and_then(Envelope::stream);

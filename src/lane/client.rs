@@ -96,6 +96,9 @@ pub fn producer(
     default(&mut client, "linger.ms", "1");
     default(&mut client, "topic.metadata.propagation.max.ms", "5000");
     default(&mut client, "statistics.interval.ms", "5000");
+    // Room for all that may be in flight, so that a broker that is away is met by waiting and not by a full queue.
+    let queue = (kafka.transaction_events * 2).clamp(100_000, 10_000_000);
+    default(&mut client, "queue.buffering.max.messages", &queue.to_string());
     match mode {
         Mode::Batched => {
             // The broker refuses a batch as a whole, so none may be larger than the topic allows.

@@ -51,6 +51,8 @@ use crate::{
 
 /// The default of `offsets.retention.minutes`.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A transaction ends after so many records, also when few of them are letters that are asked for.
+const MOST_LOOKED_AT: u64 = 50_000;
 
 /// Which letters are meant.
 #[derive(Clone, Debug, Default)]
@@ -291,7 +293,10 @@ impl<'r> Replay<'r> {
         let kafka = &self.config.kafka;
         let mut batch = Vec::new();
         let (mut bytes, mut events) = (0, 0);
+        let most = self.done + MOST_LOOKED_AT;
         while !self.source.at_end()
+            // What is no letter, or not one of those asked for, makes no batch; the position must move on all the same.
+            && self.done < most
             && !self.limit_reached()
             && !stop.load(Ordering::Relaxed)
             && batch.len() < self.options.batch

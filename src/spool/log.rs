@@ -538,8 +538,11 @@ impl Trimmer {
         };
         for info in gone {
             let path = dir.join(segment::file_name(info.id));
-            let reusable = matches!(info.end, End::At(end) if end >= self.reuse_from);
-            if !(reusable && self.trimmed.keep(path.clone())) {
+            let gone = match info.end {
+                End::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
+                _ => Some(path),
+            };
+            if let Some(path) = gone {
                 storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
             }
         }

@@ -45,14 +45,16 @@ impl Trimmed {
         }
     }
 
-    /// Keeps a segment's file, which must lie below the stored checkpoint; false when there are enough.
-    pub fn keep(&self, path: PathBuf) -> bool {
+    /// Keeps a segment's file, which must lie below the stored checkpoint. Gives the file to be removed instead when there
+    /// are enough: the oldest one.
+    pub fn keep(&self, path: PathBuf) -> Option<PathBuf> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = kept.len() < self.most;
-        if room {
-            kept.push_back(path);
+        kept.push_back(path);
+        if kept.len() > self.most {
+            kept.pop_front()
+        } else {
+            None
         }
-        room
     }
 
     fn take(&self) -> Option<PathBuf> {

@@ -289,7 +289,7 @@ impl Recovery<'_> {
             };
             let linked = match (before, header.predecessor) {
                 // The first one of the chain: nothing before it matters, when it begins at or before the position.
-                (None, _) => header.first_seq <= position.seq || header.after_loss,
+                (None, _) => header.first_seq <= position.seq,
                 (Some(before), Some((named, _))) => named == before && before.0 + 1 == id.0,
                 (Some(_), None) => false,
             };

@@ -19,7 +19,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use crate::config::Durability;
 
 use super::{
-    Position, Seq, SpoolError,
+    Damage, Position, Seq, SpoolError,
     checkpoint::Checkpoint,
     prepare::{Spare, Trimmed},
     storage::{FileSystem, Storage},
@@ -35,6 +35,8 @@ const COMMIT_BYTES: usize = 4 << 20;
 pub struct Repaired {
     /// The sequences that are lost.
     pub lost: Vec<Lost>,
+    /// Damage that doesn't tell whether batches are lost, such as a lost tail.
+    pub unknown: Vec<Damage>,
     /// Undelivered batches that were kept, and their events.
     pub batches: u64,
     pub events: u64,
@@ -73,18 +75,17 @@ pub fn repair(
     let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
     let aside = beside(dir, aside);
     let failed = |action| SpoolError::io(action, &work);
-    match fs::remove_dir_all(&work) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+    // What an interrupted repair left may be the damaged log itself, of which nothing may be thrown away.
+    match fs::rename(&work, aside.with_extension(format!("{}-left", extension(&aside)))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("set aside")(error)),
         _ => fs::create_dir(&work).map_err(failed("create the directory"))?,
     }
-    let mut rewriting = Rewriting::begin(&survey, &work, segment_bytes, durability)?;
-    while let Some(batch) = survey.next_batch()? {
-        rewriting.lose(batch.seq, Some(batch.events_before))?;
-        rewriting.keep(&batch.payload, batch.events)?;
-        rewriting.old = batch.end();
+    let rewritten = rewrite(&mut survey, &work, segment_bytes, durability);
+    if rewritten.is_err() {
+        // Half a copy would keep the room that the bridge wants; the error that counts is the first one.
+        let _ = fs::remove_dir_all(&work);
     }
-    rewriting.lose(survey.end().seq, None)?;
-    let (lost, batches, events) = rewriting.finish()?;
+    let (lost, batches, events) = rewritten?;
     let sync_parent = || File::open(&parent).and_then(|dir| dir.sync_all());
     sync_parent().map_err(SpoolError::io("sync", &parent))?;
     renameat_with(CWD, &work, CWD, dir, RenameFlags::EXCHANGE)
@@ -93,10 +94,35 @@ pub fn repair(
     sync_parent().map_err(SpoolError::io("sync", &parent))?;
     Ok(Some(Repaired {
         lost,
+        unknown: survey.recovered().blocking.iter().cloned().collect(),
         batches,
         events,
         aside,
     }))
+}
+
+fn extension(path: &Path) -> String {
+    path.extension()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Writes what can be read into a new log in `work`: what is lost, and the batches and events that are kept.
+fn rewrite(
+    survey: &mut Survey,
+    work: &Path,
+    segment_bytes: u64,
+    durability: Durability,
+) -> Result<(Vec<Lost>, u64, u64), SpoolError> {
+    let mut rewriting = Rewriting::begin(survey, work, segment_bytes, durability)?;
+    while let Some(batch) = survey.next_batch()? {
+        rewriting.lose(batch.seq, Some(batch.events_before))?;
+        rewriting.keep(&batch.payload, batch.events)?;
+        rewriting.old = batch.end();
+    }
+    rewriting.lose(survey.end().seq, None)?;
+    rewriting.finish()
 }
 
 /// A directory beside the log's; with no suffix the one that holds both.
@@ -199,6 +225,7 @@ impl Rewriting {
     fn finish(mut self) -> Result<(Vec<Lost>, u64, u64), SpoolError> {
         self.commit()?;
         self.writer.seal()?;
+        self.writer.sync()?;
         Ok((self.lost, self.batches, self.events))
     }
 }

@@ -187,6 +187,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Makes the active segment durable, whatever is configured.
+    pub fn sync(&self) -> Result<(), SpoolError> {
+        self.active.as_ref().map_or(Ok(()), |active| {
+            active
+                .file
+                .sync_data()
+                .map_err(SpoolError::io("sync", &active.path))
+        })
+    }
+
     /// Writes an empty commit behind the last one, unless a seal stands there already.
     pub fn seal(&mut self) -> Result<(), SpoolError> {
         if !self.unsealed || self.active.is_none() {

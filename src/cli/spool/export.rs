@@ -36,7 +36,7 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
     let mut missing = 0;
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
-        let mut told = 0;
+        let (mut told, mut undecodable) = (0, 0);
         loop {
             let batch = survey.next_batch()?;
             for damage in &survey.damage()[told..] {
@@ -47,12 +47,26 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
             let Some(batch) = batch else {
                 break;
             };
-            writeln!(out, "{}", line(stream, &batch)?)?;
+            match BatchView::decode(&batch.payload) {
+                Ok(view) => writeln!(out, "{}", line(stream, &batch, &view))?,
+                Err(error) => {
+                    let what = format!("{error}; was it written by a newer version?");
+                    eprintln!("cmc-bridge: {stream}: batch {}: {what}", batch.seq);
+                    let missing = json!({
+                        "what": what,
+                        "from_batch": batch.seq.0,
+                        "to_batch": batch.seq.0 + 1,
+                        "payload": records::bytes(Some(&batch.payload)),
+                    });
+                    writeln!(out, "{}", json!({ "stream": stream.name(), "missing": missing }))?;
+                    undecodable += 1;
+                }
+            }
             if out.closed() {
                 return Ok(());
             }
         }
-        missing += told;
+        missing += told + undecodable;
     }
     out.flush()?;
     match missing {
@@ -65,9 +79,7 @@ fn missing_line(stream: Stream, damage: &Damage) -> Value {
     json!({ "stream": stream.name(), "missing": damage_json(damage) })
 }
 
-fn line(stream: Stream, batch: &StoredBatch) -> Result<Value, Exit> {
-    let view = BatchView::decode(&batch.payload)
-        .map_err(|error| Exit::Data(format!("batch {} of {stream}: {error}", batch.seq)))?;
+fn line(stream: Stream, batch: &StoredBatch, view: &BatchView<'_>) -> Value {
     let received = jiff::Timestamp::from_microsecond(view.received_at_micros).ok();
     let records: Vec<Value> = view
         .records
@@ -80,10 +92,10 @@ fn line(stream: Stream, batch: &StoredBatch) -> Result<Value, Exit> {
             })
         })
         .collect();
-    Ok(json!({
+    json!({
         "stream": stream.name(),
         "batch": batch.seq.0,
         "received_at": received.map(|time| format!("{time:.6}")),
         "records": records,
-    }))
+    })
 }

@@ -49,9 +49,13 @@ struct Waiting {
 /// Lists the spool.
 pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     let dir = args.place.dir()?;
-    let lock = match SpoolLock::of_existing(&dir) {
-        Err(SpoolError::Locked { .. }) => None,
-        lock => Some(lock?),
+    // Not held: a bridge that starts meanwhile must find it free.
+    let open = match SpoolLock::of_existing(&dir) {
+        Err(SpoolError::Locked { .. }) => true,
+        lock => {
+            lock?;
+            false
+        }
     };
     let mut listings = Vec::new();
     for stream in args.place.streams(&dir)? {
@@ -59,24 +63,21 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
         listings.push(Listing {
             stream,
             segments: segments(&log)?,
-            waiting: match lock {
-                Some(_) => waiting(&log)?,
-                None => None,
-            },
+            waiting: if open { None } else { waiting(&log)? },
             aside: aside(&dir, stream)?,
         });
     }
     if args.json {
         let document = json!({
             "dir": dir.to_string_lossy(),
-            "open": lock.is_none(),
+            "open": open,
             "streams": listings.iter().map(as_json).collect::<Vec<_>>(),
         });
         writeln!(out, "{document}")?;
     } else {
-        let note = match lock {
-            Some(_) => "",
-            None => "  (a bridge has it open: its /metrics tell what waits)",
+        let note = match open {
+            false => "",
+            true => "  (a bridge has it open: its /metrics tell what waits)",
         };
         writeln!(out, "{}{note}", dir.display())?;
         for listing in &listings {

@@ -31,17 +31,26 @@ pub struct RepairArgs {
 pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.locked()?;
     let mut damaged: Vec<Stream> = Vec::new();
+    let mut undecodable = 0;
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let verdict = verify::verify(stream, &mut survey)?;
         if !verdict.damage.is_empty() {
             damaged.push(stream);
         }
+        undecodable += verdict.undecodable;
         verify::as_text(&verdict, out)?;
     }
     out.flush()?;
+    let newer = || match undecodable {
+        0 => Ok(()),
+        _ => Err(Exit::Data(format!(
+            "{undecodable} batches are whole and of a layout that this version doesn't know: nothing to repair, start the \
+             version that wrote them"
+        ))),
+    };
     if damaged.is_empty() {
-        return Ok(());
+        return newer();
     }
     if !args.accept_loss {
         return Err(Exit::Data(
@@ -66,14 +75,18 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
             repaired.batches,
             repaired.aside.display()
         )?;
-        if repaired.lost.is_empty() {
+        for unknown in &repaired.unknown {
+            writeln!(out, "         may be lost, and how much can't be told: {unknown}")?;
+        }
+        if repaired.lost.is_empty() && repaired.unknown.is_empty() {
             writeln!(out, "         no batch is lost")?;
         }
         for lost in &repaired.lost {
             writeln!(out, "         lost: {}", describe(lost))?;
         }
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    newer()
 }
 
 fn describe(lost: &Lost) -> String {
