@@ -252,7 +252,15 @@ fn what_is_no_spool_is_said_to_be_none() {
         );
     }
     let empty = new_dir("empty");
-    let ended = run(&setup, &["spool", "verify", "--dir", empty.to_str().unwrap()]);
-    assert_eq!(ended.code, 64);
-    assert!(ended.stderr.contains("holds no stream's log"));
+    // Least of all a drain that says nothing is left.
+    for command in ["ls", "verify", "export", "drain", "repair"] {
+        let ended = run(&setup, &["spool", command, "--dir", empty.to_str().unwrap()]);
+        assert_eq!(ended.code, 64, "{command}");
+        assert!(ended.stderr.contains("holds no stream's log"), "{command}");
+        assert_eq!(
+            fs::read_dir(&empty).unwrap().count(),
+            0,
+            "{command} writes nothing"
+        );
+    }
 }
