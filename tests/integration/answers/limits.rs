@@ -141,6 +141,28 @@ fn bytes_in_flight() {
     assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
 }
 
+/// Who has shown no credential yet takes no room with an announcement, only with bytes.
+#[test]
+fn promises_of_strangers_take_no_room() {
+    let bridge = bridge(&[
+        ("ingest.auth.allow_anonymous", "false"),
+        ("ingest.auth.api_keys", "the-key"),
+        ("ingest.max_body_bytes", "1MiB"),
+        ("ingest.max_bytes_in_flight", "1MiB"),
+    ]);
+    let strangers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stranger = bridge.wire();
+            let promise = format!("{}expect: 100-continue\r\ncontent-length: 900000\r\n\r\n", head());
+            assert_eq!(stranger.send(promise).answer().status, 100);
+            stranger
+        })
+        .collect();
+    let body = delivery("a").replacen('{', r#"{"api_key":"the-key","#, 1);
+    assert_eq!(bridge.client().post(body).status, 200);
+    drop(strangers);
+}
+
 #[test]
 fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
     let bridge = bridge(&[("ingest.header_timeout", "200ms"), ("ingest.idle_timeout", "2s")]);
