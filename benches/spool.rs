@@ -174,7 +174,7 @@ fn run(open: Open, len: usize, time: Duration) -> Run {
 }
 
 fn batch(payload: &[u8]) -> Batch {
-    let mut builder = BatchBuilder::new(0, &[], payload.len() + 64);
+    let mut builder = BatchBuilder::new(0, &[], b"", payload.len() + 64);
     builder.push(None, &[], &[payload]);
     builder.finish()
 }

@@ -1,26 +1,32 @@
 //! Batches of outbound records: what ingest makes, the spool keeps, and a lane sends.
 //!
 //! A batch holds the records of one webhook for one stream. The spool treats it as opaque bytes; only this module knows
-//! the layout. All numbers are little-endian; `bytes` is a u32 length followed by that many bytes.
+//! the layout. Fixed numbers are little-endian, `varint` is LEB128 of at
+//! most 32 bits, and `bytes` is a varint length followed by that many bytes.
 //!
 //! ```text
-//! u8     layout, 1
+//! u8     layout, 2
 //! i64    received at, microseconds since the Unix epoch
 //! u32    number of records
-//! u16    number of common headers, then for each: name (bytes), value (bytes)
+//! varint number of common headers, then for each: name (bytes), value (bytes)
+//! bytes  beginning: what the value of every record begins with
 //! record × number of records:
-//!   u8     1 when a key follows, else 0 (null key)
-//!   bytes  key, when there is one
-//!   u16    number of own headers, then for each: name (bytes), value (bytes)
-//!   bytes  value
+//!   varint 0 for the null key, else 1 more than the length of the key, which follows
+//!   varint number of own headers, then for each:
+//!     varint number of the name in the order of first use in this batch; a new one follows (bytes)
+//!     varint 0 when the value is the record's key, else 1 more than the length of the value, which follows
+//!   bytes  the value behind the beginning
 //! ```
 //!
-//! Common headers stand once for the whole batch and come before a record's own headers: most of a record's headers are
-//! the same for each event of a webhook, and storing them once halves what a small event costs on disk.
+//! Common headers stand once for the whole batch and come before a record's own headers. What the records of a webhook
+//! share is stored once, for it is a third of an event otherwise: each byte of a batch is copied, checksummed, written and
+//! synced before the answer.
+
+use std::{borrow::Cow, ops::Range};
 
 use thiserror::Error;
 
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
 /// Where the number of records stands, so that it can be filled in at the end.
 const COUNT_AT: usize = 9;
 
@@ -63,36 +69,67 @@ pub fn received_at_micros(encoded: &[u8]) -> Option<i64> {
 pub struct BatchBuilder {
     bytes: Vec<u8>,
     events: u32,
+    /// The names of own headers so far, one after the other, and where each ends.
+    names: Vec<u8>,
+    name_ends: Vec<usize>,
 }
 
 impl BatchBuilder {
     /// Begins a batch that was received at this time (microseconds since the Unix epoch) and whose records share these
-    /// headers. `capacity` is a guess of its encoded size in bytes.
-    pub fn new(received_at_micros: i64, common: &[(&str, &[u8])], capacity: usize) -> Self {
+    /// headers and this beginning of the value. `capacity` is a guess of its encoded size in bytes.
+    pub fn new(received_at_micros: i64, common: &[(&str, &[u8])], beginning: &[u8], capacity: usize) -> Self {
         let mut bytes = Vec::with_capacity(capacity);
         bytes.push(LAYOUT);
         bytes.extend_from_slice(&received_at_micros.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());
-        put_headers(&mut bytes, common);
-        BatchBuilder { bytes, events: 0 }
+        put_varint(&mut bytes, common.len());
+        for (name, value) in common {
+            put_bytes(&mut bytes, name.as_bytes());
+            put_bytes(&mut bytes, value);
+        }
+        put_bytes(&mut bytes, beginning);
+        BatchBuilder {
+            bytes,
+            events: 0,
+            names: Vec::new(),
+            name_ends: Vec::new(),
+        }
     }
 
-    /// Adds a record. The value is the concatenation of `value`, so that nothing needs to be joined before.
-    pub fn push(&mut self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value: &[&[u8]]) {
-        match key {
-            Some(key) => {
-                self.bytes.push(1);
-                put_bytes(&mut self.bytes, key);
-            }
-            None => self.bytes.push(0),
+    /// Adds a record. Its value is the batch's beginning and then the concatenation of `rest`, so that nothing needs to be
+    /// joined before.
+    pub fn push(&mut self, key: Option<&[u8]>, headers: &[(&str, &[u8])], rest: &[&[u8]]) {
+        self.put_optional(key);
+        put_varint(&mut self.bytes, headers.len());
+        for (name, value) in headers {
+            self.put_name(name);
+            self.put_optional(if key == Some(*value) { None } else { Some(value) });
         }
-        put_headers(&mut self.bytes, headers);
-        let length: usize = value.iter().map(|part| part.len()).sum();
-        self.bytes.extend_from_slice(&(length as u32).to_le_bytes());
-        for part in value {
+        put_varint(&mut self.bytes, rest.iter().map(|part| part.len()).sum());
+        for part in rest {
             self.bytes.extend_from_slice(part);
         }
         self.events += 1;
+    }
+
+    fn put_optional(&mut self, bytes: Option<&[u8]>) {
+        put_varint(&mut self.bytes, bytes.map_or(0, |bytes| bytes.len() + 1));
+        self.bytes.extend_from_slice(bytes.unwrap_or_default());
+    }
+
+    fn put_name(&mut self, name: &str) {
+        let mut start = 0;
+        let known = self.name_ends.iter().position(|&end| {
+            let found = &self.names[start..end] == name.as_bytes();
+            start = end;
+            found
+        });
+        put_varint(&mut self.bytes, known.unwrap_or(self.name_ends.len()));
+        if known.is_none() {
+            put_bytes(&mut self.bytes, name.as_bytes());
+            self.names.extend_from_slice(name.as_bytes());
+            self.name_ends.push(self.names.len());
+        }
     }
 
     /// Number of records added so far.
@@ -110,17 +147,19 @@ impl BatchBuilder {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    out.extend_from_slice(bytes);
+/// No text here is longer than 32 bits can say: a webhook is at most as long as its body may be.
+fn put_varint(out: &mut Vec<u8>, number: usize) {
+    let mut rest = number as u32;
+    while rest >= 0x80 {
+        out.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
 }
 
-fn put_headers(out: &mut Vec<u8>, headers: &[(&str, &[u8])]) {
-    out.extend_from_slice(&(headers.len() as u16).to_le_bytes());
-    for (name, value) in headers {
-        put_bytes(out, name.as_bytes());
-        put_bytes(out, value);
-    }
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len());
+    out.extend_from_slice(bytes);
 }
 
 /// The bytes are not a batch in this module's layout. The spool's checksums make this a version mismatch or a bug,
@@ -134,10 +173,12 @@ pub struct DecodeError(&'static str);
 pub struct BatchView<'a> {
     /// When the webhook arrived, microseconds since the Unix epoch.
     pub received_at_micros: i64,
-    /// The headers that every record of the batch has, before its own.
-    pub common: Vec<(&'a str, &'a [u8])>,
     /// The records, in the order of the webhook's list.
     pub records: Vec<RecordView<'a>>,
+    /// The headers that every record of the batch has, and behind them each record's own.
+    headers: Vec<(&'a str, &'a [u8])>,
+    /// How many of the headers are common.
+    common: usize,
 }
 
 /// One outbound record.
@@ -145,33 +186,78 @@ pub struct BatchView<'a> {
 pub struct RecordView<'a> {
     /// The Kafka key; `None` is the null key.
     pub key: Option<&'a [u8]>,
-    /// The headers that only this record has.
-    pub headers: Vec<(&'a str, &'a [u8])>,
+    /// Which of the batch's headers are this record's own.
+    own: Range<usize>,
+    beginning: &'a [u8],
+    rest: &'a [u8],
+}
+
+impl<'a> RecordView<'a> {
     /// The Kafka value.
-    pub value: &'a [u8],
+    pub fn value(&self) -> Cow<'a, [u8]> {
+        if self.beginning.is_empty() {
+            Cow::Borrowed(self.rest)
+        } else {
+            Cow::Owned([self.beginning, self.rest].concat())
+        }
+    }
+
+    /// The Kafka value, joined in `scratch` if need be: for many records, one after the other.
+    pub fn value_in<'s>(&self, scratch: &'s mut Vec<u8>) -> &'s [u8]
+    where
+        'a: 's,
+    {
+        if self.beginning.is_empty() {
+            return self.rest;
+        }
+        scratch.clear();
+        scratch.extend_from_slice(self.beginning);
+        scratch.extend_from_slice(self.rest);
+        scratch
+    }
+
+    /// Bytes of the Kafka value.
+    pub fn value_len(&self) -> usize {
+        self.beginning.len() + self.rest.len()
+    }
 }
 
 impl<'a> BatchView<'a> {
     /// Decodes what [`BatchBuilder`] made.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        /// A record without key, headers and value has so many bytes.
+        const SMALLEST: usize = 3;
         let mut input = Input(bytes);
         if input.take(1)? != [LAYOUT] {
             return Err(DecodeError("layout number"));
         }
         let received_at_micros = i64::from_le_bytes(input.array()?);
         let count = u32::from_le_bytes(input.array()?) as usize;
-        let common = input.headers()?;
-        let mut records = Vec::with_capacity(count.min(bytes.len() / 7));
+        let mut headers = Vec::new();
+        let common = input.varint()?;
+        for _ in 0..common {
+            headers.push((input.text()?, input.bytes()?));
+        }
+        let beginning = input.bytes()?;
+        let mut names = Vec::new();
+        let mut records = Vec::with_capacity(count.min(bytes.len() / SMALLEST));
         for _ in 0..count {
-            let key = match input.take(1)? {
-                [0] => None,
-                [1] => Some(input.bytes()?),
-                _ => return Err(DecodeError("key marker")),
-            };
+            let key = input.optional()?;
+            let first = headers.len();
+            for _ in 0..input.varint()? {
+                let number = input.varint()?;
+                if number == names.len() {
+                    names.push(input.text()?);
+                }
+                let name = *names.get(number).ok_or(DecodeError("number of a header name"))?;
+                let value = input.optional()?.or(key);
+                headers.push((name, value.ok_or(DecodeError("a header without a value"))?));
+            }
             records.push(RecordView {
                 key,
-                headers: input.headers()?,
-                value: input.bytes()?,
+                own: first..headers.len(),
+                beginning,
+                rest: input.bytes()?,
             });
         }
         if !input.0.is_empty() {
@@ -179,17 +265,17 @@ impl<'a> BatchView<'a> {
         }
         Ok(BatchView {
             received_at_micros,
-            common,
             records,
+            headers,
+            common,
         })
     }
 
-    /// The headers of one record in the order in which they go to Kafka.
-    pub fn headers<'r>(
-        &'r self,
-        record: &'r RecordView<'a>,
-    ) -> impl Iterator<Item = (&'a str, &'a [u8])> + 'r {
-        self.common.iter().chain(&record.headers).copied()
+    /// The headers of one of this batch's records in the order in which they go to Kafka.
+    pub fn headers<'r>(&'r self, record: &RecordView<'a>) -> impl Iterator<Item = (&'a str, &'a [u8])> + 'r {
+        let common = self.headers.iter().take(self.common);
+        let own = self.headers.get(record.own.clone()).unwrap_or_default();
+        common.chain(own).copied()
     }
 }
 
@@ -214,20 +300,35 @@ impl<'a> Input<'a> {
         Ok(*head)
     }
 
-    fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
-        let length = u32::from_le_bytes(self.array()?);
-        self.take(length as usize)
+    fn varint(&mut self) -> Result<usize, DecodeError> {
+        let mut number = 0u32;
+        for shift in (0..32).step_by(7) {
+            let [byte] = self.array()?;
+            let bits = u32::from(byte & 0x7F);
+            if bits.leading_zeros() < shift {
+                break;
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Ok(number as usize);
+            }
+        }
+        Err(DecodeError("a number of more than 32 bits"))
     }
 
-    fn headers(&mut self) -> Result<Vec<(&'a str, &'a [u8])>, DecodeError> {
-        let count = u16::from_le_bytes(self.array()?) as usize;
-        let mut headers = Vec::with_capacity(count.min(64));
-        for _ in 0..count {
-            let name =
-                std::str::from_utf8(self.bytes()?).map_err(|_| DecodeError("a header name is not UTF-8"))?;
-            headers.push((name, self.bytes()?));
-        }
-        Ok(headers)
+    fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length = self.varint()?;
+        self.take(length)
+    }
+
+    /// What has 1 added to its length, for 0 means that there is nothing.
+    fn optional(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
+        let length = self.varint()?.checked_sub(1);
+        length.map(|length| self.take(length)).transpose()
+    }
+
+    fn text(&mut self) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| DecodeError("a header name is not UTF-8"))
     }
 }
 
@@ -266,27 +367,86 @@ mod tests {
     use super::*;
 
     fn sample() -> Batch {
-        let mut builder = BatchBuilder::new(1_700_000_000_000_001, &[("ce_specversion", b"1.0")], 100);
-        builder.push(Some(b"<a@b>"), &[("ce_id", b"x")], &[b"{", b"}"]);
-        builder.push(None, &[], &[b"two"]);
+        let mut builder = BatchBuilder::new(1_700_000_000_000_001, &[("ce_specversion", b"1.0")], b"{", 100);
+        let long = [b'y'; 300];
+        builder.push(Some(b"<a@b>"), &[("id", b"x"), ("key", b"<a@b>")], &[b"}"]);
+        builder.push(None, &[], &[b"two", &long]);
+        builder.push(Some(b""), &[("key", b""), ("new", &long), ("id", b"z")], &[]);
         builder.finish()
     }
 
     #[test]
     fn decodes_what_it_encodes() {
+        let long = [b'y'; 300];
         let batch = sample();
+        assert_eq!(batch.events(), 3);
         let view = BatchView::decode(batch.bytes()).unwrap();
         assert_eq!(view.received_at_micros, 1_700_000_000_000_001);
-        assert_eq!(view.records.len(), 2);
-        assert_eq!(view.records[0].key, Some(&b"<a@b>"[..]));
-        assert_eq!(view.records[0].value, b"{}");
-        let headers: Vec<_> = view.headers(&view.records[0]).collect();
+        let keys: Vec<_> = view.records.iter().map(|record| record.key).collect();
+        assert_eq!(keys, [Some(&b"<a@b>"[..]), None, Some(b"")]);
+        let common = ("ce_specversion", &b"1.0"[..]);
+        let headers: Vec<Vec<_>> = view.records.iter().map(|r| view.headers(r).collect()).collect();
+        assert_eq!(headers[0], [common, ("id", b"x"), ("key", b"<a@b>")]);
+        assert_eq!(headers[1], [common]);
+        assert_eq!(headers[2], [common, ("key", b""), ("new", &long), ("id", b"z")]);
+        let mut scratch = b"of another record".to_vec();
+        for (record, value) in view
+            .records
+            .iter()
+            .zip([&b"{}"[..], &[b"{two", &long[..]].concat(), b"{"])
+        {
+            assert_eq!(&*record.value(), value);
+            assert_eq!(record.value_in(&mut scratch), value);
+            assert_eq!(record.value_len(), value.len());
+        }
+    }
+
+    #[test]
+    fn what_the_records_share_is_stored_once() {
+        let of = |records: usize| {
+            let mut builder = BatchBuilder::new(0, &[("common", b"value")], b"beginning", 0);
+            for _ in 0..records {
+                builder.push(Some(b"key"), &[("header", b"key")], &[b"!"]);
+            }
+            builder.finish().bytes().len()
+        };
+        // Key, its length, number of headers, number of the name, "is the key", length, value.
+        assert_eq!(of(3) - of(2), 3 + 1 + 1 + 1 + 1 + 1 + 1);
+    }
+
+    #[test]
+    fn numbers_are_read_as_they_were_written_and_no_more_than_32_bits() {
+        for number in [0, 1, 127, 128, 16_383, 16_384, u32::MAX as usize] {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, number);
+            assert_eq!(Input(&bytes).varint(), Ok(number));
+            assert!(Input(&bytes[..bytes.len() - 1]).varint().is_err());
+        }
+        for bytes in [[0xFF, 0xFF, 0xFF, 0xFF, 0x10], [0x80; 5]] {
+            let too_long = DecodeError("a number of more than 32 bits");
+            assert_eq!(Input(&bytes).varint(), Err(too_long));
+        }
+    }
+
+    #[test]
+    fn what_no_builder_writes_is_an_error() {
+        let mut bytes = BatchBuilder::new(0, &[], b"", 0).finish().bytes().to_vec();
+        bytes[COUNT_AT] = 1;
+        let decode =
+            |record: &[u8]| BatchView::decode(&[&bytes, record].concat()).map(|view| view.records.len());
+        assert_eq!(decode(&[0, 0, 0]), Ok(1));
+        assert_eq!(decode(&[0, 1, 1]), Err(DecodeError("number of a header name")));
         assert_eq!(
-            headers,
-            [("ce_specversion", b"1.0".as_slice()), ("ce_id", b"x".as_slice())]
+            decode(&[0, 1, 0, 1, b'n', 0, 0]),
+            Err(DecodeError("a header without a value"))
         );
-        assert_eq!(view.records[1].key, None);
-        assert_eq!(view.records[1].value, b"two");
+        assert_eq!(
+            decode(&[0, 1, 0, 1, 0xFF, 1, 0]),
+            Err(DecodeError("a header name is not UTF-8"))
+        );
+        bytes[0] = 1;
+        let other = BatchView::decode(&bytes).map(|view| view.records.len());
+        assert_eq!(other, Err(DecodeError("layout number")));
     }
 
     #[test]

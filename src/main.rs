@@ -8,6 +8,12 @@ use cmc_bridge::{
     },
     exit::{self, Exit},
 };
+use mimalloc::MiMalloc;
+
+/// For librdkafka's sake, whose allocations it takes over too: a record is a dozen of them, made in one thread and freed in
+/// another.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

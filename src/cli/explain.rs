@@ -303,7 +303,7 @@ impl Printer<'_> {
         if let Some(reason) = element_reason(header("cmc-dead-letter-reason")) {
             writeln!(self.out, "  what to do  {}", advice(reason))?;
         }
-        let value = visible(&String::from_utf8_lossy(record.value));
+        let value = visible(&String::from_utf8_lossy(&record.value()));
         writeln!(self.out, "  {}", cut(&value, self.columns.saturating_sub(2)))
     }
 
@@ -324,7 +324,7 @@ impl Printer<'_> {
             bytes(record.key),
         )
         .into_bytes();
-        push_value(Some(record.value), &mut line);
+        push_value(Some(&record.value()), &mut line);
         line.extend_from_slice(b"}\n");
         self.out.write_all(&line)
     }
@@ -445,7 +445,7 @@ fn stored(understood: &Understood) -> Vec<u8> {
     let batch = understood.split.dead_letters.as_ref().map(|(batch, _)| batch);
     let view = batch.and_then(|batch| decode(batch).ok());
     let records = view.iter().flat_map(|view| &view.records);
-    records.flat_map(|record| record.value).copied().collect()
+    records.flat_map(|record| record.value().into_owned()).collect()
 }
 
 /// The first field `event` of a form, decoded.

@@ -112,16 +112,20 @@ fn split_events(
     let composition = opened.server_composition.as_deref().unwrap_or_default();
     let common = Common::new(stream, composition, request.received_at_micros);
     let headers = common.headers();
+    let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
     let mut writer = Writer {
         stream,
         text,
-        common: &headers,
-        prefix: prefix(stream, composition),
+        prefix_len: prefix.len(),
+        limit: Limit {
+            max_record_bytes: rules.max_record_bytes,
+            common: &headers,
+            common_len: bytes_of(&headers),
+        },
         ids: Ids::new(stream.name(), composition),
         clock: Clock::new(rules.time_zone(composition)),
-        max_record_bytes: rules.max_record_bytes,
-        batch: BatchBuilder::new(request.received_at_micros, &headers, capacity),
+        batch: BatchBuilder::new(request.received_at_micros, &headers, prefix.as_bytes(), capacity),
         tally: Tally::default(),
         scratch: String::new(),
     };
@@ -153,8 +157,8 @@ fn split_events(
     (batch.events() > 0).then_some((stream, batch, writer.tally))
 }
 
-/// A guess of what an event adds to its own bytes in a batch: names put first, key, headers, lengths.
-const EVENT_OVERHEAD: usize = 320;
+/// A guess of what an event adds to its own bytes in a batch: key, headers, lengths.
+const EVENT_OVERHEAD: usize = 144;
 
 /// The headers that all events of a webhook share.
 struct Common {
@@ -200,11 +204,11 @@ fn prefix(stream: Stream, composition: &str) -> String {
 struct Writer<'w> {
     stream: Stream,
     text: &'w str,
-    common: &'w [(&'w str, &'w [u8])],
-    prefix: String,
+    /// Bytes of what every value begins with.
+    prefix_len: usize,
+    limit: Limit<'w>,
     ids: Ids,
     clock: Clock<'w>,
-    max_record_bytes: usize,
     batch: BatchBuilder,
     tally: Tally,
     /// Holds a decoded text while an event is written.
@@ -258,16 +262,39 @@ impl Writer<'_> {
         }
         let headers = &headers[..count];
         let key = key.map(str::as_bytes);
-        let value_len = self.prefix.len() + comma.len() + rest.len();
-        let all = self.common.iter().chain(headers).copied();
-        if alone_in_batch(key, all, value_len) > self.max_record_bytes {
+        let value_len = self.prefix_len + comma.len() + rest.len();
+        if self.limit.is_passed(key, headers, value_len) {
             return Err(Reason::RecordTooLarge);
         }
-        self.batch
-            .push(key, headers, &[self.prefix.as_bytes(), comma, rest]);
+        self.batch.push(key, headers, &[comma, rest]);
         self.tally = tally;
         Ok(())
     }
+}
+
+/// The largest record that goes on.
+struct Limit<'w> {
+    max_record_bytes: usize,
+    /// The headers that all events share, and the bytes of their names and values.
+    common: &'w [(&'w str, &'w [u8])],
+    common_len: usize,
+}
+
+impl Limit<'_> {
+    fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
+        /// More than the lengths of eight headers and the batch around them can take.
+        const AROUND: usize = 256;
+        let key_len = key.map_or(0, <[u8]>::len);
+        // Nearly all are far below the limit, and counting exactly takes its time.
+        self.common_len + bytes_of(headers) + key_len + value_len + AROUND > self.max_record_bytes && {
+            let all = self.common.iter().chain(headers).copied();
+            alone_in_batch(key, all, value_len) > self.max_record_bytes
+        }
+    }
+}
+
+fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// The decoded text when it has at most [`MAX_KEY`] bytes.
@@ -321,7 +348,7 @@ impl<'a> Letters<'a> {
         let content_type = request.content_type.map(&mut text);
         Letters {
             rules,
-            batch: BatchBuilder::new(request.received_at_micros, &[], 0),
+            batch: BatchBuilder::new(request.received_at_micros, &[], b"", 0),
             failures: Vec::new(),
             received_at_micros: request.received_at_micros,
             offset: None,

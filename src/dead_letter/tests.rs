@@ -107,7 +107,7 @@ fn parts_fit_are_numbered_and_make_the_bytes() {
             key,
             ..DeadLetter::new(Reason::InvalidJson, 0, &value[..length])
         };
-        let mut builder = BatchBuilder::new(0, &[], 0);
+        let mut builder = BatchBuilder::new(0, &[], b"", 0);
         letter.push(&mut builder, limit);
         let batch = builder.finish();
         let view = BatchView::decode(batch.bytes()).unwrap();
@@ -116,18 +116,24 @@ fn parts_fit_are_numbered_and_make_the_bytes() {
             count > 1 && count < length / (limit - 400) + 2,
             "{count} parts of {length}"
         );
-        let id = text(&view.records[0].headers, "cmc-dead-letter-id").unwrap();
+        let id = text(
+            &view.headers(&view.records[0]).collect::<Vec<_>>(),
+            "cmc-dead-letter-id",
+        )
+        .unwrap()
+        .to_owned();
         let mut whole = Vec::new();
         for (index, record) in view.records.iter().enumerate() {
-            let size = alone_in_batch(record.key, record.headers.iter().copied(), record.value.len());
+            let headers: Vec<_> = view.headers(record).collect();
+            let size = alone_in_batch(record.key, headers.iter().copied(), record.value_len());
             assert!(size <= limit, "{size} > {limit}");
             assert_eq!(record.key, Some(key.unwrap_or(id.as_bytes())));
-            assert_eq!(text(&record.headers, "cmc-dead-letter-id"), Some(id));
-            let part = text(&record.headers, "cmc-dead-letter-part").unwrap();
+            assert_eq!(text(&headers, "cmc-dead-letter-id"), Some(&*id));
+            let part = text(&headers, "cmc-dead-letter-part").unwrap();
             assert_eq!(part, (index + 1).to_string());
-            let parts = text(&record.headers, "cmc-dead-letter-parts").unwrap();
+            let parts = text(&headers, "cmc-dead-letter-parts").unwrap();
             assert_eq!(parts, count.to_string());
-            whole.extend_from_slice(record.value);
+            whole.extend_from_slice(&record.value());
         }
         assert!(whole == value[..length]);
     }

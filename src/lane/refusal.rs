@@ -55,7 +55,7 @@ impl Refusals {
         limit: Option<usize>,
     ) -> Option<Refusal> {
         let too_large = || {
-            let size = alone_in_batch(record.key, view.headers(record), record.value.len());
+            let size = alone_in_batch(record.key, view.headers(record), record.value_len());
             limit
                 .is_some_and(|limit| size > limit)
                 .then_some(Refusal::TooLarge)
@@ -83,12 +83,13 @@ pub fn dead_letter<'a>(
     topic: &'a str,
     headers: &'a [(&'a str, &'a [u8])],
     view: &BatchView<'a>,
-    record: &RecordView<'a>,
+    key: Option<&'a [u8]>,
+    value: &'a [u8],
 ) -> DeadLetter<'a> {
     DeadLetter {
         topic: Some(topic),
-        key: record.key,
+        key,
         headers,
-        ..DeadLetter::new(reason(refusal), view.received_at_micros, record.value)
+        ..DeadLetter::new(reason(refusal), view.received_at_micros, value)
     }
 }

@@ -214,7 +214,7 @@ impl Bench {
     }
 
     fn append_events(&mut self, events: &[Event<'_>]) {
-        let mut batch = BatchBuilder::new(1_700_000_000_000_000, &[("ce_specversion", b"1.0")], 100);
+        let mut batch = BatchBuilder::new(1_700_000_000_000_000, &[("ce_specversion", b"1.0")], b"", 100);
         for event in events {
             batch.push(
                 event.key.map(str::as_bytes),

@@ -576,7 +576,7 @@ fn each_record<E>(
                 topic,
                 key: record.key,
                 headers: &headers,
-                value: record.value,
+                value: &record.value(),
                 timestamp_micros,
             })?;
         }

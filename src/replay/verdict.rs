@@ -149,10 +149,11 @@ fn understand(
 fn holds_asterisks(batch: &Batch) -> bool {
     let view = BatchView::decode(batch.bytes());
     view.is_ok_and(|view| {
-        let values = view.records.iter().map(|record| record.value);
-        values
-            .flat_map(|value| value.windows(SHORTEST))
-            .any(|window| window.iter().all(|byte| *byte == b'*'))
+        view.records.iter().any(|record| {
+            let value = record.value();
+            let mut windows = value.windows(SHORTEST);
+            windows.any(|window| window.iter().all(|byte| *byte == b'*'))
+        })
     })
 }
 
@@ -199,7 +200,7 @@ mod tests {
             .iter()
             .filter_map(|record| {
                 let headers: Vec<_> = view.headers(record).collect();
-                letters.add(record.key, &headers, record.value).unwrap()
+                letters.add(record.key, &headers, &record.value()).unwrap()
             })
             .collect()
     }
@@ -214,7 +215,7 @@ mod tests {
                     let view = BatchView::decode(batch.bytes()).unwrap();
                     assert_eq!(view.received_at_micros, letter.received_at_micros);
                     let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
-                    view.records.iter().map(|record| text(record.value)).collect()
+                    view.records.iter().map(|record| text(&record.value())).collect()
                 });
                 Ok((values, letters))
             }

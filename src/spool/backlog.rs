@@ -12,7 +12,7 @@ use crate::accounts::Accounts;
 
 use super::{
     Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
-    log::Trimmer, reader::Reader, recovery::Recovered, segment::History, storage::Storage,
+    reader::Reader, recovery::Recovered, segment::History, storage::Storage, tail::Trimmer,
 };
 
 /// Reads a log in order and keeps its checkpoint. There is one for each log.

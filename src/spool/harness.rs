@@ -52,7 +52,7 @@ pub fn metrics() -> LogMetrics {
 
 /// The batch of a number: its bytes tell which one it is, and `len` and more of them there are.
 pub fn batch(number: u64, len: usize) -> (Batch, Tally) {
-    let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], len);
+    let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], b"", len);
     let mut tally = Tally::default();
     for record in 0..=number % 3 {
         let len = if record == 0 { len } else { 0 };

@@ -1,28 +1,29 @@
-//! One open log: the writer thread, the durable end that readers follow, and trimming.
+//! One open log: the writer's thread, and what it writes when.
 
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use prometheus::Histogram;
 use uuid::Uuid;
 
-use crate::{accounts::Accounts, config::Durability, stream::Tally};
+use crate::{accounts::Accounts, clock, config::Durability, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, Seq, SpoolError,
+    AppendError, Appender, Damage, Position, SegmentId, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
-    prepare::{Preparer, SPARE, Spare, Taken, Trimmed},
+    prepare::{Blocks, Preparer, SPARE, Spare, Taken, Trimmed, Wanted},
     reader::Reader,
-    recovery::{End, Recovered, SegmentInfo, recover},
+    recovery::{Recovered, recover},
     segment::{self, Incarnation},
     storage::{Access, Storage},
+    tail::{Tail, Trimmer},
     writer::{NewSegment, Writer},
 };
 
@@ -32,6 +33,8 @@ const COMMIT_BYTES: usize = 4 << 20;
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// After the disk was full, the writer looks again so much later.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
+/// Bytes a second. While a log takes more than this, its new segments are not filled with zeros first.
+const FAST: u64 = 64 << 20;
 
 /// How to open a log.
 #[derive(Clone, Debug)]
@@ -61,73 +64,6 @@ pub struct Log {
     tail: Arc<Tail>,
     writer: Option<thread::JoinHandle<()>>,
     damage: Vec<Damage>,
-}
-
-/// What readers follow.
-pub(super) struct Tail {
-    state: Mutex<TailState>,
-    grown: Condvar,
-}
-
-pub(super) struct TailState {
-    /// The segments, from the one that holds the position on.
-    pub segments: Vec<SegmentInfo>,
-    /// The durable end's offset in the last segment.
-    pub durable_offset: u64,
-    /// The durable end.
-    pub end: Position,
-    /// Nothing will be written any more.
-    pub closed: bool,
-    /// Whoever waits next, or waits now, is to go on without a reason here.
-    woken: bool,
-}
-
-impl Tail {
-    /// Of a log that nobody writes.
-    pub fn at_rest(segments: Vec<SegmentInfo>, end: Position) -> Tail {
-        Tail {
-            state: Mutex::new(TailState {
-                segments,
-                durable_offset: 0,
-                end,
-                closed: true,
-                woken: false,
-            }),
-            grown: Condvar::new(),
-        }
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, TailState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until the durable end lies beyond `seq`, nothing will come any more, or [`Tail::wake`] was called since
-    /// the last wait; at most this long. Which of them it was is the caller's to look at.
-    pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
-        let (mut state, _) = self
-            .grown
-            .wait_timeout_while(self.lock(), limit, |state| {
-                state.end.seq <= seq && !state.closed && !state.woken
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        state.woken = false;
-    }
-
-    /// Ends a wait, also one that is about to begin.
-    pub fn wake(&self) {
-        self.lock().woken = true;
-        self.grown.notify_all();
-    }
-
-    /// Nothing will be written any more.
-    fn close(&self) {
-        self.lock().closed = true;
-        self.grown.notify_all();
-    }
-
-    fn used(state: &TailState) -> u64 {
-        state.segments.iter().map(|s| s.bytes).sum()
-    }
 }
 
 impl Log {
@@ -215,6 +151,8 @@ pub(super) struct LogWriter {
     no_room: bool,
     /// Something was written since the log rested.
     unsealed: bool,
+    /// When the active segment was taken into use.
+    rolled: Instant,
 }
 
 impl LogWriter {
@@ -240,19 +178,11 @@ impl LogWriter {
             .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
 
         let queue = Arc::new(Queue::new(options.max_bytes));
-        let tail = Arc::new(Tail {
-            state: Mutex::new(TailState {
-                segments: std::mem::take(&mut recovered.segments),
-                durable_offset: 0,
-                end: Position {
-                    seq: recovered.next_seq,
-                    events: recovered.events,
-                },
-                closed: false,
-                woken: false,
-            }),
-            grown: Condvar::new(),
-        });
+        let end = Position {
+            seq: recovered.next_seq,
+            events: recovered.events,
+        };
+        let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
         let history = writer.history().clone();
         let mut writer = LogWriter {
@@ -269,6 +199,7 @@ impl LogWriter {
             group: Vec::new(),
             no_room: false,
             unsealed: false,
+            rolled: clock::now(),
         };
         writer.begin(&recovered)?;
         writer.no_room = writer.writer.offset() == 0;
@@ -309,7 +240,7 @@ impl LogWriter {
                 .map_err(SpoolError::io("remove", &path))?;
         }
         self.ensure_room(0)?;
-        self.queue.set_used(Tail::used(&self.tail.lock()));
+        self.queue.set_used(self.tail.lock().used());
         Ok(())
     }
 
@@ -443,9 +374,21 @@ impl LogWriter {
         if self.writer.half_full()
             && let Some(preparer) = &self.preparer
         {
-            preparer.want(self.segment_bytes);
+            preparer.want(Wanted {
+                len: self.segment_bytes,
+                blocks: self.blocks(),
+            });
         }
         Ok(())
+    }
+
+    /// How the next segment is to be made, with the active one half full.
+    fn blocks(&self) -> Blocks {
+        if self.writer.offset() as f64 > FAST as f64 * clock::since(self.rolled).as_secs_f64() {
+            Blocks::Reserved
+        } else {
+            Blocks::Zeroed
+        }
     }
 
     /// Makes a segment with room for a batch of this length the active one; false when the disk has no room for it.
@@ -457,7 +400,13 @@ impl LogWriter {
         let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
         let taken = match &self.preparer {
             Some(preparer) => preparer.take(len),
-            None => Taken::from(Spare::prepare(&*self.storage, &self.dir, &self.trimmed, len)),
+            None => {
+                let wanted = Wanted {
+                    len,
+                    blocks: Blocks::Zeroed,
+                };
+                Taken::from(Spare::prepare(&*self.storage, &self.dir, &self.trimmed, wanted))
+            }
         };
         match taken {
             Taken::Spare(spare) => {
@@ -474,79 +423,24 @@ impl LogWriter {
     }
 
     fn roll(&mut self, spare: Spare) -> Result<(), SpoolError> {
-        let NewSegment { id, first_seq } = self.writer.roll(spare, now_micros())?;
-        let mut state = self.tail.lock();
-        let offset = state.durable_offset;
-        if let Some(last) = state.segments.last_mut()
-            && last.end == End::Durable
+        let NewSegment { id, first_seq, left } = self.writer.roll(spare, now_micros())?;
+        self.tail.roll(id, first_seq, self.writer.offset());
+        self.rolled = clock::now();
+        // A backlog must not fill the memory with what nobody reads soon: new memory costs more time than the disk.
+        if let Some(left) = left
+            && self.tail.is_far_from(SegmentId(id.0 - 1))
         {
-            last.end = End::At(offset);
+            left.uncache();
         }
-        state.durable_offset = self.writer.offset();
-        state.segments.push(SegmentInfo {
-            id,
-            first_seq,
-            after_loss: false,
-            end: End::Durable,
-            bytes: self.writer.offset(),
-        });
         Ok(())
     }
 
     /// Tells readers of the new durable end.
     fn publish(&self) {
         let (seq, events) = self.writer.end();
-        let mut state = self.tail.lock();
-        if self.writer.offset() > 0 {
-            state.durable_offset = self.writer.offset();
-            if let Some(last) = state.segments.last_mut() {
-                last.bytes = self.writer.offset();
-            }
-        }
-        let grown = state.end.seq != seq;
-        state.end = Position { seq, events };
-        self.queue.set_used(Tail::used(&state));
-        drop(state);
-        if grown {
-            self.tail.grown.notify_all();
-        }
-    }
-}
-
-/// What trimming needs of a log.
-pub(super) struct Trimmer {
-    pub tail: Arc<Tail>,
-    queue: Arc<Queue>,
-    trimmed: Arc<Trimmed>,
-    /// Segments with fewer bytes are not worth being used again.
-    reuse_from: u64,
-}
-
-impl Trimmer {
-    /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
-    pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
-        let gone: Vec<SegmentInfo> = {
-            let mut state = self.tail.lock();
-            let keep_from = state
-                .segments
-                .iter()
-                .rposition(|s| s.first_seq <= position.seq)
-                .unwrap_or(0);
-            let gone = state.segments.drain(..keep_from).collect();
-            self.queue.set_used(Tail::used(&state));
-            gone
-        };
-        for info in gone {
-            let path = dir.join(segment::file_name(info.id));
-            let gone = match info.end {
-                End::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
-                _ => Some(path),
-            };
-            if let Some(path) = gone {
-                storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
-            }
-        }
-        Ok(())
+        let offset = Some(self.writer.offset()).filter(|offset| *offset > 0);
+        let used = self.tail.publish(Position { seq, events }, offset);
+        self.queue.set_used(used);
     }
 }
 

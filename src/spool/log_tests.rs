@@ -12,12 +12,12 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::accounts::Accounts;
+use crate::{accounts::Accounts, clock};
 
 use super::{
-    AppendError, Appender, Backlog, Log, LogOptions, LogState, Seq, SpoolError,
+    AppendError, Appender, Backlog, Log, LogOptions, LogState, SegmentId, Seq, SpoolError,
     harness::{DIR, Life, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
-    prepare::{Preparer, SPARE, Taken, Trimmed},
+    prepare::{Blocks, Preparer, SPARE, Taken, Trimmed, Wanted},
     record, segment,
     sim::{Op, SimDisk},
     storage::{Access, FileSystem, Storage},
@@ -405,13 +405,68 @@ fn what_is_kept_to_be_used_again_is_bounded() {
     );
 }
 
+/// A backlog must not fill the memory with what nobody reads soon.
+#[test]
+fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
+    let disk = SimDisk::new(1);
+    let mut life = Life::open(&disk, &options(SEGMENT)).unwrap();
+    // One batch a segment. The reader stays in the first one.
+    life.backlog.peek().unwrap();
+    life.append(0..8, BIG);
+    let uncached = |disk: &SimDisk| -> Vec<u64> {
+        let all = 1..=segments(disk).len() as u64;
+        all.filter(|id| disk.count(Op::Uncache, &segment::file_name(SegmentId(*id))) > 0)
+            .collect()
+    };
+    assert_eq!(segments(&disk).len(), 8);
+    assert_eq!(uncached(&disk), [5, 6, 7]);
+    // It has come close, and reads from memory.
+    life.expect(0, 0..8, BIG);
+    life.append(8..12, BIG);
+    assert_eq!(uncached(&disk), [5, 6, 7]);
+    life.append([12], BIG);
+    assert_eq!(uncached(&disk), [5, 6, 7, 12]);
+}
+
+/// Zeros are worth their while only as long as there is time for them.
+#[test]
+fn segments_that_fill_fast_are_not_filled_with_zeros_first() {
+    clock::simulate(Some(Instant::now()));
+    let disk = SimDisk::new(1);
+    let mut life = Life::open(&disk, &options(64 << 10)).unwrap();
+    let preparer = Preparer::stepped(disk.mount(), DIR.into(), none_trimmed());
+    let prepare = preparer.by_hand().unwrap();
+    life.writer.preparer = Some(preparer);
+    let mut writes_of_a_segment_after = |between: Duration| {
+        let (begun, written) = (segments(&disk).len(), disk.count(Op::Write, SPARE));
+        while segments(&disk).len() == begun {
+            clock::simulate(Some(clock::now() + between));
+            life.append([0], 10_000);
+            prepare();
+        }
+        disk.count(Op::Write, SPARE) - written
+    };
+    // The header alone.
+    assert_eq!(writes_of_a_segment_after(Duration::ZERO), 1);
+    assert_eq!(writes_of_a_segment_after(Duration::from_millis(100)), 2);
+    assert_eq!(writes_of_a_segment_after(Duration::ZERO), 1);
+    clock::simulate(None);
+}
+
+fn zeroed(len: u64) -> Wanted {
+    Wanted {
+        len,
+        blocks: Blocks::Zeroed,
+    }
+}
+
 #[test]
 fn an_open_does_not_meet_the_former_preparer() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
     for _ in 0..20 {
         let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
-        preparer.want(4 << 20);
+        preparer.want(zeroed(4 << 20));
         until("it has begun", || disk.names().contains(&SPARE.to_owned()));
         drop(preparer);
         let calls = || disk.count(Op::Write, "") + disk.count(Op::SyncData, "");
@@ -427,7 +482,7 @@ fn a_preparer_gives_what_was_asked_for() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
     let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
-    preparer.want(1000);
+    preparer.want(zeroed(1000));
     for len in [1000, 5000, 10] {
         match preparer.take(len) {
             Taken::Spare(spare) => assert!(spare.len >= len && spare.file.size().unwrap() == spare.len),
@@ -436,9 +491,10 @@ fn a_preparer_gives_what_was_asked_for() {
     }
     disk.set_capacity(Some(100_000));
     let written = disk.count(Op::Write, SPARE);
+    assert!(written > 0);
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
-    // A disk without the room is not filled to find that out.
+    // A disk without the room is not filled to find that out, nor while somebody waits.
     assert_eq!(disk.count(Op::Write, SPARE), written);
     assert!(matches!(preparer.take(1000), Taken::Spare(_)));
     disk.fail(Op::SyncData, SPARE, 0);

@@ -63,6 +63,7 @@ mod segment;
 pub(crate) mod sim;
 pub mod storage;
 pub mod survey;
+mod tail;
 mod writer;
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! Prepares the next segment in the background, so that taking it into use costs the writer no wait.
 //!
-//! A prepared segment is a file of its full length, synced. Overwriting blocks that exist makes a commit's `fdatasync`
-//! cheaper than appending, since the file's metadata doesn't change, and a full disk is met here, where nobody waits yet.
+//! A prepared segment is a file of its full length, synced: a full disk is met here, where nobody waits yet.
 //!
-//! It is a segment that was trimmed, when there is one, else a new file of zeros. The records in a trimmed one are no
+//! It is a segment that was trimmed, when there is one, else a new file. The records in a trimmed one are no
 //! danger: a record's checksum covers the segment's id, and ids are never given twice. Trimmed segments wait for it
 //! under their own names, so that an open finds and removes them as it does any other below the checkpoint.
+//!
+//! The blocks of a new file are written with zeros, for overwriting what was written makes a commit's `fdatasync` cheaper:
+//! the file's metadata doesn't change. But then each byte is written twice. When segments fill fast, disk and cores have
+//! better things to do, and commits are large enough to bear it: blocks are only reserved then.
 
 use std::{
     collections::VecDeque,
@@ -65,6 +68,20 @@ impl Trimmed {
     }
 }
 
+/// How the blocks of a new file are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    Zeroed,
+    Reserved,
+}
+
+/// A segment that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub len: u64,
+    pub blocks: Blocks,
+}
+
 /// A prepared segment.
 pub struct Spare {
     pub file: Box<dyn StorageFile>,
@@ -73,12 +90,12 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Makes a file of this length, of a trimmed segment or of zeros, and syncs it.
+    /// Makes a file of this length, of a trimmed segment or a new one, and syncs it.
     pub fn prepare(
         storage: &dyn Storage,
         dir: &Path,
         trimmed: &Trimmed,
-        len: u64,
+        Wanted { len, blocks }: Wanted,
     ) -> Result<Spare, SpoolError> {
         let path = dir.join(SPARE);
         let fill = || -> io::Result<Box<dyn StorageFile>> {
@@ -97,8 +114,9 @@ impl Spare {
                 None => (storage.open(&path, Access::Create)?, 0),
             };
             // First, so that a disk without the room is not filled in vain, again and again, at others' expense.
-            if offset < len {
-                file.reserve(offset, len - offset)?;
+            let reserved = offset < len && file.reserve(offset, len - offset)?;
+            if reserved && blocks == Blocks::Reserved {
+                offset = len;
             }
             let zeros = vec![0; len.saturating_sub(offset).min(1 << 20) as usize];
             while offset < len {
@@ -123,11 +141,11 @@ impl Spare {
 /// What the background thread is at.
 enum State {
     Idle,
-    Wanted(u64),
+    Wanted(Wanted),
     Ready(Spare),
     /// The disk was full; not tried again before this time.
     NoSpace {
-        len: u64,
+        wanted: Wanted,
         until: Instant,
     },
     Failed(SpoolError),
@@ -189,8 +207,8 @@ impl Preparer {
             thread: None,
             by_hand: Some(Arc::new(move || {
                 let due = lock(&by_hand_shared.0).due();
-                if let Due::Prepare(len) = due {
-                    prepare(&*storage, &dir, &trimmed, len, &by_hand_shared);
+                if let Due::Prepare(wanted) = due {
+                    prepare(&*storage, &dir, &trimmed, wanted, &by_hand_shared);
                 }
             })),
         }
@@ -201,11 +219,11 @@ impl Preparer {
         self.by_hand.clone()
     }
 
-    /// Asks for a segment of this length, unless one is there or under way.
-    pub fn want(&self, len: u64) {
+    /// Asks for such a segment, unless one is there or under way.
+    pub fn want(&self, wanted: Wanted) {
         let mut state = lock(&self.shared.0);
         if matches!(*state, State::Idle) {
-            *state = State::Wanted(len);
+            *state = State::Wanted(wanted);
             self.shared.1.notify_all();
         }
     }
@@ -214,21 +232,26 @@ impl Preparer {
     pub fn take(&self, len: u64) -> Taken {
         let (mutex, changed) = &*self.shared;
         let mut state = lock(mutex);
+        // Somebody waits for it.
+        let wanted = Wanted {
+            len,
+            blocks: Blocks::Reserved,
+        };
         loop {
             match std::mem::replace(&mut *state, State::Idle) {
                 State::Ready(spare) if spare.len >= len => return Taken::Spare(spare),
                 // Too small for an unusually large batch: make a larger one in its place.
                 State::Idle | State::Ready(_) => {
-                    *state = State::Wanted(len);
+                    *state = State::Wanted(wanted);
                     changed.notify_all();
                 }
                 // What has no room may be an unusually large one.
-                State::NoSpace { len: refused, .. } if len < refused => {
-                    *state = State::Wanted(len);
+                State::NoSpace { wanted: refused, .. } if len < refused.len => {
+                    *state = State::Wanted(wanted);
                     changed.notify_all();
                 }
-                State::NoSpace { len, until } => {
-                    *state = State::NoSpace { len, until };
+                State::NoSpace { wanted, until } => {
+                    *state = State::NoSpace { wanted, until };
                     return Taken::NoSpace;
                 }
                 State::Failed(error) => return Taken::Failed(error),
@@ -236,8 +259,8 @@ impl Preparer {
                     *state = State::Stopped;
                     return Taken::NoSpace;
                 }
-                wanted @ State::Wanted(_) => {
-                    *state = wanted;
+                under_way @ State::Wanted(_) => {
+                    *state = under_way;
                     state = match &self.by_hand {
                         None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                         Some(by_hand) => {
@@ -269,7 +292,7 @@ fn lock(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// What is to be done now.
 enum Due {
-    Prepare(u64),
+    Prepare(Wanted),
     Wait(Option<Duration>),
     End,
 }
@@ -278,9 +301,9 @@ impl State {
     fn due(&self) -> Due {
         match self {
             State::Stopped => Due::End,
-            State::Wanted(len) => Due::Prepare(*len),
-            State::NoSpace { len, until } => match until.saturating_duration_since(clock::now()) {
-                Duration::ZERO => Due::Prepare(*len),
+            State::Wanted(wanted) => Due::Prepare(*wanted),
+            State::NoSpace { wanted, until } => match until.saturating_duration_since(clock::now()) {
+                Duration::ZERO => Due::Prepare(*wanted),
                 wait => Due::Wait(Some(wait)),
             },
             State::Idle | State::Ready(_) | State::Failed(_) => Due::Wait(None),
@@ -303,17 +326,17 @@ fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
                     .unwrap_or_else(PoisonError::into_inner)
                     .0
             }
-            Due::Prepare(len) => {
+            Due::Prepare(wanted) => {
                 drop(state);
-                prepare(storage, dir, trimmed, len, shared);
+                prepare(storage, dir, trimmed, wanted, shared);
                 lock(mutex)
             }
         };
     }
 }
 
-fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, len: u64, (mutex, changed): &Shared) {
-    let result = Spare::prepare(storage, dir, trimmed, len);
+fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, wanted: Wanted, (mutex, changed): &Shared) {
+    let result = Spare::prepare(storage, dir, trimmed, wanted);
     let mut state = lock(mutex);
     if matches!(*state, State::Stopped) {
         return;
@@ -321,7 +344,7 @@ fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, len: u64, (mute
     *state = match result {
         Ok(spare) => State::Ready(spare),
         Err(error) if error.is_no_space() => State::NoSpace {
-            len,
+            wanted,
             until: clock::now() + RETRY,
         },
         Err(error) => State::Failed(error),

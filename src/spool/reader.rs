@@ -6,12 +6,12 @@ use thiserror::Error;
 
 use super::{
     Damage, Position, SegmentId, Seq, SpoolError,
-    log::Tail,
     record::{self, Checksum, Header, Kind},
     recovery::End,
     scan::valid_records,
     segment,
     storage::{Access, Storage, StorageFile},
+    tail::Tail,
 };
 
 /// How much is read from a file at once.
@@ -173,7 +173,7 @@ impl Reader {
     /// Opens the segment that holds the next batch, or the one behind `after`; false when there is none yet.
     fn open_segment(&mut self, after: Option<SegmentId>) -> Result<bool, ReadError> {
         let found = {
-            let state = self.tail.lock();
+            let mut state = self.tail.lock();
             let index = match after {
                 Some(id) => state.segments.iter().position(|s| s.id > id),
                 None => state
@@ -182,7 +182,9 @@ impl Reader {
                     .rposition(|s| s.first_seq <= self.next)
                     .or((!state.segments.is_empty()).then_some(0)),
             };
-            index.map(|index| state.segments[index].clone())
+            let info = index.map(|index| state.segments[index].clone());
+            state.reading = info.as_ref().map(|info| info.id).or(state.reading);
+            info
         };
         let Some(info) = found else {
             return Ok(false);

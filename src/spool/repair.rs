@@ -21,7 +21,7 @@ use crate::config::Durability;
 use super::{
     Damage, Position, Seq, SpoolError,
     checkpoint::Checkpoint,
-    prepare::{Spare, Trimmed},
+    prepare::{Blocks, Spare, Trimmed, Wanted},
     storage::{FileSystem, Storage},
     survey::Survey,
     writer::Writer,
@@ -217,7 +217,11 @@ impl Rewriting {
     fn roll(&mut self, payload_len: usize) -> Result<(), SpoolError> {
         let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
         let none = Trimmed::new(0, len);
-        let spare = Spare::prepare(&*self.storage, &self.dir, &none, len)?;
+        let wanted = Wanted {
+            len,
+            blocks: Blocks::Reserved,
+        };
+        let spare = Spare::prepare(&*self.storage, &self.dir, &none, wanted)?;
         let now = jiff::Timestamp::now().as_microsecond();
         self.writer.roll(spare, now).map(|_| ())
     }

@@ -33,6 +33,7 @@ pub enum Op {
     Rename,
     Remove,
     SyncDir,
+    Uncache,
 }
 
 /// The disk itself: it outlives the processes that use it.
@@ -585,13 +586,24 @@ impl StorageFile for OpenFile {
         Ok(())
     }
 
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         let mut disk = self.mount.lock()?;
-        let growth = disk.growth(self.id, (offset + len) as usize);
+        let end = (offset + len) as usize;
+        let growth = disk.growth(self.id, end);
         if growth > disk.room() {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        Ok(())
+        if growth > 0 {
+            disk.file(self.id).set_len(end);
+        }
+        Ok(true)
+    }
+
+    fn uncache(&self) {
+        if let Ok(mut disk) = self.mount.lock() {
+            let name = disk.name_of(self.id);
+            let _ = disk.change(Op::Uncache, &name);
+        }
     }
 }
 

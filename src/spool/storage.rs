@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, fallocate},
+    fs::{Advice, FallocateFlags, fadvise, fallocate},
     io::Errno,
 };
 
@@ -48,9 +48,11 @@ pub trait StorageFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Takes the room for these bytes, which must be some, without writing them. A file system that can't do that does
-    /// nothing: a write tells then whether there is room.
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Takes the room for these bytes, which must be some and become zeros, without writing them. False on a file system
+    /// that can't do that: a write tells then whether there is room.
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool>;
+    /// Lets the memory go in which the file's synced bytes are cached. They are read from the disk then.
+    fn uncache(&self);
 }
 
 /// Most time to wait for a file descriptor, and between two tries.
@@ -151,13 +153,18 @@ impl StorageFile for File {
         File::set_len(self, len)
     }
 
-    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
         loop {
             match fallocate(self, FallocateFlags::empty(), offset, len) {
                 Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-                result => return Ok(result?),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+                result => return Ok(result.map(|()| true)?),
             }
         }
+    }
+
+    fn uncache(&self) {
+        // Advice: whether it is taken changes nothing but the speed.
+        let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

@@ -12,11 +12,11 @@ use std::{
 
 use super::{
     Damage, Manifest, Position, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
-    log::Tail,
     reader::Reader,
     recovery::{Recovered, read_header, recover},
     segment::{self, Header},
     storage::{Access, FileSystem, Storage, StorageFile},
+    tail::Tail,
 };
 
 /// A log, looked at.
@@ -229,7 +229,9 @@ impl StorageFile for Unwritten {
         Ok(())
     }
 
-    fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
+        Ok(true)
     }
+
+    fn uncache(&self) {}
 }

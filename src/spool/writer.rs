@@ -51,10 +51,11 @@ struct Active {
 }
 
 /// A segment that was just taken into use.
-#[derive(Clone, Copy, Debug)]
 pub struct NewSegment {
     pub id: SegmentId,
     pub first_seq: Seq,
+    /// The file of the one that was left for it, all of it durable.
+    pub left: Option<Box<dyn StorageFile>>,
 }
 
 impl Writer {
@@ -251,7 +252,7 @@ impl Writer {
         }
         let offset = segment::HEADER as u64;
         self.last = Some((id, offset));
-        self.active = Some(Active {
+        let left = self.active.replace(Active {
             file: spare.file,
             path,
             len: spare.len,
@@ -263,6 +264,7 @@ impl Writer {
         Ok(NewSegment {
             id,
             first_seq: self.next_seq,
+            left: left.map(|left| left.file),
         })
     }
 

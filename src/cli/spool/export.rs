@@ -88,7 +88,7 @@ fn line(stream: Stream, batch: &StoredBatch, view: &BatchView<'_>) -> Value {
             json!({
                 "key": records::bytes(record.key),
                 "headers": records::headers(view.headers(record).map(|(name, value)| (name, Some(value)))),
-                "value": records::bytes(Some(record.value)),
+                "value": records::bytes(Some(&record.value())),
             })
         })
         .collect();

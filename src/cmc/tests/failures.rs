@@ -445,7 +445,7 @@ fn a_body_that_was_never_opened_is_a_dead_letter_too() {
             dead_letter_body(&Malformed::new(reason, None, ""), None, &rules(), &request(body));
         assert_eq!(tally.total(), 1);
         let view = BatchView::decode(batch.bytes()).unwrap();
-        assert_eq!(view.records[0].value, b"\x1F\x8B *****************");
+        assert_eq!(*view.records[0].value(), *b"\x1F\x8B *****************");
         let headers: Vec<_> = view.headers(&view.records[0]).collect();
         assert_eq!(headers[0], ("cmc-dead-letter-reason", reason.name().as_bytes()));
         assert_eq!(headers.last(), Some(&("cmc-dead-letter-masked", &b"true"[..])));

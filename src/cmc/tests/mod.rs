@@ -87,7 +87,7 @@ pub(super) fn records(batch: &Batch) -> Vec<Rec> {
                 .headers(record)
                 .map(|(name, value)| (name.to_owned(), text(value)))
                 .collect(),
-            value: text(record.value),
+            value: text(&record.value()),
         })
         .collect()
 }

@@ -353,7 +353,7 @@ fn read_letters(split: &Split) -> Vec<Letter> {
         let view = BatchView::decode(batch.bytes()).unwrap();
         for record in &view.records {
             let headers: Vec<_> = view.headers(record).collect();
-            whole.extend(letters.add(record.key, &headers, record.value).unwrap());
+            whole.extend(letters.add(record.key, &headers, &record.value()).unwrap());
         }
     }
     assert_eq!(letters.incomplete().next(), None);

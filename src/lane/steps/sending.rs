@@ -86,15 +86,17 @@ impl<C: Connect> Lane<C> {
         };
         let topic = &self.options.topic;
         let mut headers = Vec::with_capacity(16);
+        let mut scratch = Vec::new();
         sent.received.push((view.received_at_micros, view.records.len()));
         for (index, record) in view.records.iter().enumerate() {
+            let value = record.value_in(&mut scratch);
             headers.clear();
             headers.extend(view.headers(record));
             let outgoing = Outgoing {
                 topic,
                 key: record.key,
                 headers: &headers,
-                value: record.value,
+                value,
                 timestamp_micros: view.received_at_micros,
             };
             let mut verdict = self.refusals.as_ref().and_then(|refusals| {
@@ -131,7 +133,7 @@ impl<C: Connect> Lane<C> {
                 .map_or(self.options.max_record_bytes, |limit| {
                     limit.min(self.options.max_record_bytes)
                 });
-            for part in dead_letter(refusal, topic, &headers, view, record)
+            for part in dead_letter(refusal, topic, &headers, view, record.key, value)
                 .records(most)
                 .iter()
             {

@@ -1,0 +1,184 @@
+//! What a log's writer and its reader share: which segments there are, up to where they are durable, and where the reader is;
+//! and trimming.
+
+use std::{
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    Position, SegmentId, Seq, SpoolError,
+    appender::Queue,
+    prepare::Trimmed,
+    recovery::{End, SegmentInfo},
+    segment,
+    storage::Storage,
+};
+
+/// What readers follow.
+pub(super) struct Tail {
+    state: Mutex<TailState>,
+    grown: Condvar,
+}
+
+pub(super) struct TailState {
+    /// The segments, from the one that holds the position on.
+    pub segments: Vec<SegmentInfo>,
+    /// The durable end's offset in the last segment.
+    pub durable_offset: u64,
+    /// The durable end.
+    pub end: Position,
+    /// Nothing will be written any more.
+    pub closed: bool,
+    /// Whoever waits next, or waits now, is to go on without a reason here.
+    woken: bool,
+    /// The segment that the reader opened last.
+    pub reading: Option<SegmentId>,
+}
+
+/// A reader that is so many segments behind the writer will not be there soon.
+const FAR: u64 = 4;
+
+impl Tail {
+    /// Of a log that goes on with these segments and this durable end.
+    pub fn new(segments: Vec<SegmentInfo>, end: Position) -> Tail {
+        Tail {
+            state: Mutex::new(TailState {
+                segments,
+                durable_offset: 0,
+                end,
+                closed: false,
+                woken: false,
+                reading: None,
+            }),
+            grown: Condvar::new(),
+        }
+    }
+
+    /// Of a log that nobody writes.
+    pub fn at_rest(segments: Vec<SegmentInfo>, end: Position) -> Tail {
+        let tail = Tail::new(segments, end);
+        tail.lock().closed = true;
+        tail
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, TailState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the durable end lies beyond `seq`, nothing will come any more, or [`Tail::wake`] was called since
+    /// the last wait; at most this long. Which of them it was is the caller's to look at.
+    pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
+        let (mut state, _) = self
+            .grown
+            .wait_timeout_while(self.lock(), limit, |state| {
+                state.end.seq <= seq && !state.closed && !state.woken
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.woken = false;
+    }
+
+    /// Ends a wait, also one that is about to begin.
+    pub fn wake(&self) {
+        self.lock().woken = true;
+        self.grown.notify_all();
+    }
+
+    /// Nothing will be written any more.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.grown.notify_all();
+    }
+
+    /// The writer left the last segment for a new one, and stands at this offset in it.
+    pub fn roll(&self, id: SegmentId, first_seq: Seq, offset: u64) {
+        let mut state = self.lock();
+        let left_at = state.durable_offset;
+        if let Some(last) = state.segments.last_mut()
+            && last.end == End::Durable
+        {
+            last.end = End::At(left_at);
+        }
+        state.durable_offset = offset;
+        state.segments.push(SegmentInfo {
+            id,
+            first_seq,
+            after_loss: false,
+            end: End::Durable,
+            bytes: offset,
+        });
+    }
+
+    /// Tells readers of the new durable end; `offset`: where it lies in the last segment, if it lies there. Gives the bytes
+    /// that the log holds.
+    pub fn publish(&self, end: Position, offset: Option<u64>) -> u64 {
+        let mut state = self.lock();
+        if let Some(offset) = offset {
+            state.durable_offset = offset;
+            if let Some(last) = state.segments.last_mut() {
+                last.bytes = offset;
+            }
+        }
+        let grown = state.end.seq != end.seq;
+        state.end = end;
+        let used = state.used();
+        drop(state);
+        if grown {
+            self.grown.notify_all();
+        }
+        used
+    }
+
+    /// Whether the reader will not come to this segment, which was just left, for some time.
+    pub fn is_far_from(&self, left: SegmentId) -> bool {
+        let state = self.lock();
+        let first = state.segments.first().map(|first| first.id);
+        let reading = state.reading.max(first);
+        reading.is_some_and(|reading| reading.0 + FAR <= left.0)
+    }
+}
+
+impl TailState {
+    /// Bytes of all segments.
+    pub fn used(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+}
+
+/// What trimming needs of a log.
+pub(super) struct Trimmer {
+    pub tail: Arc<Tail>,
+    pub queue: Arc<Queue>,
+    pub trimmed: Arc<Trimmed>,
+    /// Segments with fewer bytes are not worth being used again.
+    pub reuse_from: u64,
+}
+
+impl Trimmer {
+    /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
+    pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
+        let gone: Vec<SegmentInfo> = {
+            let mut state = self.tail.lock();
+            let keep_from = state
+                .segments
+                .iter()
+                .rposition(|s| s.first_seq <= position.seq)
+                .unwrap_or(0);
+            let gone = state.segments.drain(..keep_from).collect();
+            self.queue.set_used(state.used());
+            gone
+        };
+        for info in gone {
+            let path = dir.join(segment::file_name(info.id));
+            let gone = match info.end {
+                End::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
+                _ => Some(path),
+            };
+            if let Some(path) = gone {
+                storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
