@@ -366,7 +366,7 @@ fn transactions_are_bounded_and_batches_whole() {
     assert_eq!(bench.cluster.lock().transactions, [8, 4, 25, 10]);
 
     let mut bench = Bench::with(LaneOptions {
-        transaction_bytes: 400,
+        transaction_bytes: 350,
         ..options()
     });
     let large = "x".repeat(300);

@@ -34,7 +34,7 @@ const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// After the disk was full, the writer looks again so much later.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 /// Bytes a second. While a log takes more than this, its new segments are not filled with zeros first.
-const FAST: u64 = 64 << 20;
+const FAST: u64 = 160 << 20;
 
 /// How to open a log.
 #[derive(Clone, Debug)]
