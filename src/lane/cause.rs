@@ -50,6 +50,22 @@ fn code_of(error: &KafkaError) -> Option<Code> {
     }
 }
 
+/// Whether an error ends reading; after any other it goes on by itself.
+pub fn ends_reading(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::TopicAuthorizationFailed
+                | Code::Authentication
+                | Code::SaslAuthenticationFailed
+                | Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::Fatal
+        )
+    )
+}
+
 /// Explains an error met while `doing` something.
 pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
     let code = code_of(error);

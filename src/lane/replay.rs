@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing},
-    cause::{Names, explain},
+    cause::{Names, ends_reading, explain},
     client::{self, Context},
     kafka::{KafkaBroker, listen, passing},
     probe::{describe, reach},
@@ -208,19 +208,7 @@ impl Source {
             None if silent => KafkaError::MetadataFetch(Code::OperationTimedOut),
             None => return Ok(None),
         };
-        let lasting = matches!(
-            error.rdkafka_error_code(),
-            Some(
-                Code::TopicAuthorizationFailed
-                    | Code::Authentication
-                    | Code::SaslAuthenticationFailed
-                    | Code::UnknownTopicOrPartition
-                    | Code::UnknownTopic
-                    | Code::UnknownPartition
-                    | Code::Fatal
-            )
-        );
-        match lasting || silent {
+        match silent || ends_reading(&error) {
             true => Err(self.explain("read the topic", &error)),
             false => Ok(None),
         }

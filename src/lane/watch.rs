@@ -13,7 +13,7 @@ use crate::{config, stream::Stream};
 
 use super::{
     broker::BrokerError,
-    cause::explain,
+    cause::{ends_reading, explain},
     client::{self, Context},
     probe::{PATIENCE, describe, names, reach},
 };
@@ -88,19 +88,7 @@ impl Watcher {
 
     /// What an error met while reading means; `None` when reading goes on by itself.
     pub fn judge(&self, error: &KafkaError, topics: &[&str]) -> Option<BrokerError> {
-        let lasting = matches!(
-            error.rdkafka_error_code(),
-            Some(
-                Code::TopicAuthorizationFailed
-                    | Code::Authentication
-                    | Code::SaslAuthenticationFailed
-                    | Code::UnknownTopicOrPartition
-                    | Code::UnknownTopic
-                    | Code::UnknownPartition
-                    | Code::Fatal
-            )
-        );
-        lasting.then(|| self.explain(error, "read the topics", &topics.join(", ")))
+        ends_reading(error).then(|| self.explain(error, "read the topics", &topics.join(", ")))
     }
 
     fn explain(&self, error: &KafkaError, doing: &str, topic: &str) -> BrokerError {

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use rdkafka::{Message, message::Headers};
+
 use crate::dead_letter::{Letter, Letters, ReadError, part_of};
 
 /// Letters that lack parts are held, the oldest no longer when all together have more bytes than this.
@@ -15,6 +17,16 @@ const MOST_HELD: usize = 256 << 20;
 pub struct Place {
     pub partition: i32,
     pub offset: i64,
+}
+
+impl Place {
+    /// Where a record that was read stands.
+    pub fn of(record: &impl Message) -> Place {
+        Place {
+            partition: record.partition(),
+            offset: record.offset(),
+        }
+    }
 }
 
 /// Puts letters together, and knows where their parts stand.
@@ -68,8 +80,19 @@ impl Found {
 }
 
 impl Joining {
-    /// Takes a record. Also gives the places of letters that are given up, for too much is held.
-    pub fn add(
+    /// Takes a record that was read. Also gives the places of letters that are given up, for too much is held.
+    pub fn take(&mut self, record: &impl Message) -> (Found, Vec<Vec<Place>>) {
+        let headers: Vec<(&str, &[u8])> = record
+            .headers()
+            .into_iter()
+            .flat_map(Headers::iter)
+            .map(|header| (header.key, header.value.unwrap_or_default()))
+            .collect();
+        let value = record.payload().unwrap_or_default();
+        self.add(Place::of(record), record.key(), &headers, value)
+    }
+
+    fn add(
         &mut self,
         place: Place,
         key: Option<&[u8]>,

@@ -68,19 +68,11 @@ impl Writer {
         recovered: &Recovered,
     ) -> Writer {
         Writer {
-            storage,
-            dir: dir.to_path_buf(),
-            log_id: recovered.manifest.log_id.into_bytes(),
-            durability,
             history: recovered.history.clone().then(incarnation, recovered.next_seq),
-            active: None,
-            last: recovered.last,
             next_seq: recovered.next_seq,
             next_commit: recovered.next_commit,
             events: recovered.events,
-            unsealed: false,
-            buffer: Vec::new(),
-            after_loss: false,
+            ..Writer::in_place_of(storage, dir, durability, recovered)
         }
     }
 

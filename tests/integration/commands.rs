@@ -16,7 +16,7 @@ use crate::{
     bridge::{NO_KAFKA, Setup, Topics},
     http::EVENTS,
     kafka::{new_dir, shared},
-    process::Process,
+    process::{Ended, Process},
     topics, wait,
 };
 
@@ -26,12 +26,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Started {
     process: Process,
     dir: PathBuf,
-}
-
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
 }
 
 impl Started {
@@ -86,15 +80,6 @@ impl Ended {
             .filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
             .map(str::trim_start)
             .collect()
-    }
-
-    #[track_caller]
-    fn has(&self, code: i32, parts: &[&str]) {
-        let all = format!("{}\n--\n{}", self.stdout, self.stderr);
-        assert_eq!(self.code, code, "{all}");
-        for part in parts {
-            assert!(all.contains(part), "no {part:?} in\n{all}");
-        }
     }
 }
 

@@ -15,18 +15,13 @@ use crate::{
     cmc::{delivery, message, sample, webhook},
     http::{FORM, JSON},
     kafka::{new_dir, shared},
+    process::Ended,
     topics::{Reader, Record},
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Explained {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Explained {
+impl Ended {
     fn lines(&self) -> Vec<Value> {
         let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         self.stdout.lines().map(parse).collect()
@@ -39,15 +34,6 @@ impl Explained {
         assert_eq!(answer["kind"], "answer");
         assert!(lines.iter().all(|line| line["kind"] != "answer"));
         answer
-    }
-
-    #[track_caller]
-    fn has(&self, code: i32, parts: &[&str]) {
-        let all = format!("{}\n--\n{}", self.stdout, self.stderr);
-        assert_eq!(self.code, code, "{all}");
-        for part in parts {
-            assert!(all.contains(part), "no {part:?} in\n{all}");
-        }
     }
 }
 
@@ -62,7 +48,7 @@ fn command(setup: &Setup, args: &[&str]) -> Command {
     command
 }
 
-fn explain_by(mut command: Command, stdin: &[u8]) -> Explained {
+fn explain_by(mut command: Command, stdin: &[u8]) -> Ended {
     let piped = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -71,7 +57,7 @@ fn explain_by(mut command: Command, stdin: &[u8]) -> Explained {
     // It may end before it has read everything.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
-    Explained {
+    Ended {
         code: output.status.code().unwrap(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
@@ -79,7 +65,7 @@ fn explain_by(mut command: Command, stdin: &[u8]) -> Explained {
 }
 
 /// What it says of this body, with no configuration at all.
-fn explain(args: &[&str], body: impl AsRef<[u8]>) -> Explained {
+fn explain(args: &[&str], body: impl AsRef<[u8]>) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"));
     command.arg("explain").args(args).env_clear();
     explain_by(command, body.as_ref())

@@ -1,7 +1,7 @@
 //! Connections to Kafka that break, hang and fall silent at chosen requests and at random: each event arrives once.
 
 use std::{
-    thread,
+    iter, thread,
     time::{Duration, Instant},
 };
 
@@ -10,8 +10,8 @@ use crate::{
     load::{Load, Outcome, Posted, Shape, Target},
     oracle,
     proxy::{
-        ADD_OFFSETS, ADD_PARTITIONS, END_TXN,
-        Fault::{CutBefore, CutReply, Hold, Mute},
+        ADD_OFFSETS, ADD_PARTITIONS, Api, END_TXN,
+        Fault::{self, CutBefore, CutReply, Hold, Mute},
         INIT_PRODUCER_ID, OFFSET_FETCH, PRODUCE, Proxy, TXN_OFFSET_COMMIT,
     },
     wait::Random,
@@ -78,6 +78,17 @@ impl Faulty {
             .sum()
     }
 
+    /// Waits until these faults have struck and a transaction is given up.
+    fn give_up_by(&self, faults: impl IntoIterator<Item = (Api, Fault)>) {
+        let before = self.given_up();
+        for (api, fault) in faults {
+            self.proxy.arm(api, fault);
+        }
+        self.proxy.wait_struck(LIMIT);
+        self.bridge
+            .wait_for(LIMIT, "a transaction given up", |_| self.given_up() > before);
+    }
+
     fn cut_at_random(&self, random: &mut Random, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -128,16 +139,8 @@ fn requests_that_arrive_after_their_transaction_was_given_up() {
         (TXN_OFFSET_COMMIT, None),
         (END_TXN, None),
     ] {
-        let before = faulty.given_up();
-        faulty.proxy.arm(api, Hold);
         // The producer that takes the place of the one that was given up has its own troubles.
-        if let Some((api, fault)) = next {
-            faulty.proxy.arm(api, fault);
-        }
-        faulty.proxy.wait_struck(LIMIT);
-        faulty
-            .bridge
-            .wait_for(LIMIT, "a transaction given up", |_| faulty.given_up() > before);
+        faulty.give_up_by(iter::once((api, Hold)).chain(next));
         // The new producer is at work when the old one's request comes.
         faulty.wait_delivered(100.0);
         faulty.proxy.release();
@@ -151,12 +154,7 @@ fn requests_that_arrive_after_their_transaction_was_given_up() {
 fn connections_that_stay_open_and_say_nothing_more() {
     let faulty = Faulty::start("exactly-once", "3s");
     for api in [PRODUCE, END_TXN] {
-        let before = faulty.given_up();
-        faulty.proxy.arm(api, Mute);
-        faulty.proxy.wait_struck(LIMIT);
-        faulty
-            .bridge
-            .wait_for(LIMIT, "a transaction given up", |_| faulty.given_up() > before);
+        faulty.give_up_by([(api, Mute)]);
         faulty.wait_delivered(100.0);
     }
     let (kafka, topics, posted) = faulty.finish();

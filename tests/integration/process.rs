@@ -23,6 +23,25 @@ pub struct Process {
     alive: Option<ChildStdin>,
 }
 
+/// What a program that ended had said.
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Asserts that it ended with this code and said all of this.
+    #[track_caller]
+    pub fn has(&self, code: i32, parts: &[&str]) {
+        let all = format!("{}\n--\n{}", self.stdout, self.stderr);
+        assert_eq!(self.code, code, "{all}");
+        for part in parts {
+            assert!(all.contains(part), "no {part:?} in\n{all}");
+        }
+    }
+}
+
 /// The command for a program that [`Process::spawn`] can start; set its environment and outputs as usual.
 pub fn watched<S: AsRef<OsStr>>(program: S, args: &[OsString]) -> Command {
     let mut command = Command::new("sh");

@@ -24,8 +24,8 @@ use crate::{
     cmc::{self, message, webhook},
     http::FORM,
     kafka,
-    process::Process,
-    spool_tools::{Ended, run},
+    process::{Ended, Process},
+    spool_tools::run,
     topics::{self, Reader, Record},
     wait::{self, Random, unique},
 };

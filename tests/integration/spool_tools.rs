@@ -15,18 +15,11 @@ use crate::{
     kafka::{self, new_dir},
     load::{Load, Shape, Target},
     oracle,
-    process::Process,
+    process::{Ended, Process},
     topics::Reader,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// What a command came to.
-pub struct Ended {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
-}
 
 /// Runs a command of the binary with these settings to its end.
 pub fn run(setup: &Setup, args: &[&str]) -> Ended {

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, io::Write, sync::atomic::Ordering};
 
 use clap::Args;
-use rdkafka::{Message, message::Headers};
 use serde_json::json;
 
 use super::{FilterArgs, line, unreadable};
@@ -71,18 +70,8 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
         let Some(record) = source.poll().map_err(unavailable)? else {
             continue;
         };
-        let place = Place {
-            partition: record.partition(),
-            offset: record.offset(),
-        };
-        let headers: Vec<(&str, &[u8])> = record
-            .headers()
-            .into_iter()
-            .flat_map(Headers::iter)
-            .map(|header| (header.key, header.value.unwrap_or_default()))
-            .collect();
-        let value = record.payload().unwrap_or_default();
-        let (found, given_up) = joining.add(place, record.key(), &headers, value);
+        let place = Place::of(&record);
+        let (found, given_up) = joining.take(&record);
         incomplete += given_up.len();
         let Found::Letter(Read { places, letter }) = found else {
             continue;

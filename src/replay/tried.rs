@@ -1,0 +1,157 @@
+//! A letter that was tried: its verdict, what is told of it, and the records that it became.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{
+    Fate,
+    joining::{Place, Read},
+    verdict::{Dead, Verdict, again},
+};
+use crate::{
+    batch::{Batch, BatchView},
+    cmc::Rules,
+    config::Config,
+    dead_letter::Letter,
+    lane::broker::Outgoing,
+    stream::Stream,
+};
+
+/// A letter with its verdict.
+pub struct Tried {
+    pub places: Vec<Place>,
+    /// `None` when it could not be read. Held until it is reported.
+    pub letter: Option<Letter>,
+    pub verdict: Verdict,
+}
+
+impl Tried {
+    /// Tries a letter.
+    pub fn new(read: Read, rules: &Rules) -> Tried {
+        let Read { places, letter } = read;
+        let (letter, verdict) = match *letter {
+            Ok(letter) => {
+                let verdict = again(&letter, rules);
+                (Some(letter), verdict)
+            }
+            Err(error) => (None, Verdict::Dead(Dead::new("unreadable", error.to_string()))),
+        };
+        Tried {
+            places,
+            letter,
+            verdict,
+        }
+    }
+
+    /// Whether it stays dead.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.verdict, Verdict::Dead(_))
+    }
+
+    /// The events that it became.
+    fn batch(&self) -> Option<&Batch> {
+        match &self.verdict {
+            Verdict::Understood {
+                events: Some((_, batch)),
+                ..
+            } => Some(batch),
+            _ => None,
+        }
+    }
+
+    /// How many events a parsed letter became.
+    pub fn events(&self) -> usize {
+        self.batch().map_or(0, |batch| batch.events() as usize)
+    }
+
+    /// Bytes of the letter and of the events that it became.
+    pub fn bytes(&self) -> usize {
+        let letter = self.letter.as_ref().map_or(0, |letter| letter.value.len());
+        letter + self.batch().map_or(0, |batch| batch.bytes().len())
+    }
+
+    /// The topic of a refused record.
+    fn topic(&self) -> Option<&str> {
+        self.letter.as_ref()?.topic.as_deref()
+    }
+
+    /// What is told of it.
+    pub fn fate(&self, config: &Config) -> Fate {
+        match &self.verdict {
+            Verdict::Dead(dead) => Fate::Dead(dead.clone()),
+            Verdict::Record => Fate::Replayed {
+                topic: self.topic().unwrap_or_default().to_owned(),
+                events: 1,
+                letters: 0,
+            },
+            Verdict::Understood { events, letters, .. } => Fate::Replayed {
+                topic: events
+                    .as_ref()
+                    .map_or_else(String::new, |(stream, _)| config.stream(*stream).topic.clone()),
+                events: self.events(),
+                letters: *letters,
+            },
+        }
+    }
+
+    /// Gives each record that it became, in order.
+    pub fn each_record<E>(
+        &self,
+        config: &Config,
+        each: &mut dyn FnMut(Outgoing<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let timestamp_micros = now.as_micros() as i64;
+        let topic = |stream| config.stream(stream).topic.as_str();
+        let mut of_batch = |topic: &str, batch: &Batch| {
+            // Just made by the same process, so it can be decoded.
+            let Ok(view) = BatchView::decode(batch.bytes()) else {
+                return Ok(());
+            };
+            for record in &view.records {
+                let headers: Vec<_> = view.headers(record).collect();
+                each(Outgoing {
+                    topic,
+                    key: record.key,
+                    headers: &headers,
+                    value: &record.value(),
+                    timestamp_micros,
+                })?;
+            }
+            Ok(())
+        };
+        match (&self.verdict, &self.letter) {
+            (Verdict::Dead(_), _) => Ok(()),
+            (
+                Verdict::Understood {
+                    events, dead_letters, ..
+                },
+                _,
+            ) => {
+                if let Some((stream, batch)) = events {
+                    of_batch(topic(*stream), batch)?;
+                }
+                match dead_letters {
+                    Some(batch) => of_batch(topic(Stream::DeadLetters), batch),
+                    None => Ok(()),
+                }
+            }
+            (Verdict::Record, letter) => {
+                let Some((letter, topic)) = letter.as_ref().zip(self.topic()) else {
+                    return Ok(());
+                };
+                let headers: Vec<(&str, &[u8])> = letter
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_slice()))
+                    .collect();
+                each(Outgoing {
+                    topic,
+                    key: letter.key.as_deref(),
+                    headers: &headers,
+                    value: &letter.value,
+                    timestamp_micros,
+                })
+            }
+        }
+    }
+}
