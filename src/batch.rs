@@ -1,8 +1,8 @@
 //! Batches of outbound records: what ingest makes, the spool keeps, and a lane sends.
 //!
 //! A batch holds the records of one webhook for one stream. The spool treats it as opaque bytes; only this module knows
-//! the layout. Fixed numbers are little-endian, `varint` is LEB128 of at
-//! most 32 bits, and `bytes` is a varint length followed by that many bytes.
+//! the layout. Fixed numbers are little-endian, `varint` is LEB128 of at most 32 bits, and `bytes` is a varint length
+//! followed by that many bytes.
 //!
 //! ```text
 //! u8     layout, 2
@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Common headers stand once for the whole batch and come before a record's own headers. What the records of a webhook
-//! share is stored once, for it is a third of an event otherwise: each byte of a batch is copied, checksummed, written and
+//! share is stored once, for it would be a quarter of the batch: each byte of a batch is copied, checksummed, written and
 //! synced before the answer.
 
 use std::{borrow::Cow, ops::Range};
