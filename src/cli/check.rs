@@ -17,6 +17,7 @@ use crate::{
     config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
     exit::Exit,
     ingest::{Pair, now_seconds},
+    lane::probe::make_clients,
     stream::Stream,
 };
 
@@ -40,11 +41,15 @@ pub struct CheckArgs {
 pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
     let loaded = args.config.load()?;
     run(&loaded, out)?;
+    let kafka = &loaded.config.kafka;
     if args.live {
         writeln!(out)?;
         live::run(&loaded.config, out)?;
+    } else if let Err(error) = make_clients(kafka, Stream::Deliveries) {
+        let kept = "serve would take webhooks and deliver nothing";
+        writeln!(out, "warning: kafka.properties: {error}; until then {kept}")?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 /// Prints the summary and the warnings.

@@ -32,6 +32,9 @@ pub fn run(args: &ShowArgs, out: &mut impl Write) -> Result<(), Exit> {
     let (mut settings, verdict) = config::settings(&args.config.files, environment)?;
     if args.changed {
         settings.retain(|setting| setting.origin != Origin::Default);
+        if settings.is_empty() {
+            writeln!(out, "# every setting has its default")?;
+        }
     }
     out.write_all(to_toml(&settings).as_bytes())?;
     out.flush()?;

@@ -1,11 +1,12 @@
 //! `[kafka.properties]`: librdkafka's own names go to librdkafka, except those that the bridge sets itself.
 //!
 //! In the environment `_` stands for `.`. A secret can be given as a file too, under its name with `_file`.
-//! A name that librdkafka does not know is librdkafka's to refuse.
+//! Librdkafka is asked at once whether it takes each one: a misspelled name would block every lane later.
 
 use std::collections::BTreeMap;
 
 use ::config::{Value, ValueKind};
+use rdkafka::{ClientConfig, error::KafkaError};
 use secrecy::SecretString;
 
 use super::{auth, problem::Origin, raw::Raw, source::full_name};
@@ -192,9 +193,29 @@ pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
             );
             continue;
         }
+        if let Some(what) = refusal(name, &text) {
+            let fix = "see the list of librdkafka's properties, CONFIGURATION.md";
+            raw.problem_at(key, origin, what, fix);
+            continue;
+        }
         properties.insert(name.to_owned(), SecretString::from(text));
     }
     properties
+}
+
+/// What librdkafka has against a property, if it doesn't take it.
+fn refusal(name: &str, value: &str) -> Option<String> {
+    let error = ClientConfig::new()
+        .set(name, value)
+        .create_native_config()
+        .err()?;
+    Some(match error {
+        // The error's own text shows the value.
+        KafkaError::ClientConfig(_, what, ..) if !is_secret(name) || !what.contains(value) => {
+            format!("is refused by librdkafka: {}", what.trim_end())
+        }
+        _ => "is refused by librdkafka".to_owned(),
+    })
 }
 
 /// A property's value as librdkafka takes it.
@@ -241,6 +262,7 @@ mod tests {
         }
         assert!(is_secret("SASL.Password"));
         assert!(is_secret("sasl.oauthbearer.config"));
+        assert!(is_secret("some.future.secret"));
         for open in [
             "sasl.username",
             "ssl.ca.location",

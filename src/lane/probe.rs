@@ -35,6 +35,26 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Above every `transaction.max.timeout.ms` but one: the largest that the protocol has.
 const TOO_LONG: &str = "2147483647";
 
+/// Makes the clients of a lane without asking any broker.
+///
+/// # Errors
+/// What librdkafka has against the properties together, or against a file that one names. The lane would be blocked by it.
+pub fn make_clients(kafka: &config::Kafka, stream: Stream) -> Result<(), BrokerError> {
+    let id = lane_id(kafka, stream);
+    let context = Context::uncounted(stream);
+    let mut producer = client::producer(kafka, stream, &id, Mode::Batched, None);
+    let mut consumer = client::consumer(kafka, stream, &id);
+    for config in [&mut producer, &mut consumer] {
+        config.remove("bootstrap.servers");
+    }
+    let made = BaseProducer::from_config_and_context(&producer, context.clone())
+        .map(|_: BaseProducer<Context>| ())
+        .and_then(|()| BaseConsumer::from_config_and_context(&consumer, context.clone()))
+        .map(|_: BaseConsumer<Context>| ());
+    let names = names(kafka, &id, "");
+    made.map_err(|error| explain(&error, "make a Kafka client", &names, &context.last_error))
+}
+
 /// A cluster that answered.
 pub struct Probe {
     admin: AdminClient<Context>,
@@ -91,6 +111,7 @@ impl Probe {
         topic: &str,
         runtime: &Handle,
     ) -> Result<Probe, BrokerError> {
+        make_clients(kafka, stream)?;
         let context = Context::uncounted(stream);
         let group = lane_id(kafka, stream);
         let names = names(kafka, &group, topic);

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     path::PathBuf,
+    process::Command,
     process::Stdio,
     time::Duration,
 };
@@ -388,6 +389,21 @@ fn wrong_input_is_answered_with_help() {
 }
 
 #[test]
+fn check_tells_what_would_block_every_lane() {
+    for (name, value, part) in [
+        ("socket.timeout.ms", "60000", "`socket.timeout.ms` must be"),
+        ("ssl.ca.location", "/no/such/ca.pem", "ssl.ca.location"),
+    ] {
+        let setup = Setup::new(NO_KAFKA)
+            .property("security.protocol", "SSL")
+            .property(name, value);
+        let warning = ["warning: kafka.properties: ", part, "nothing"];
+        run(&setup, &["check"]).has(0, &warning);
+        run(&setup, &["check", "--live"]).has(69, &["FAIL  kafka: ", part]);
+    }
+}
+
+#[test]
 fn config_show_shows_what_is_refused_too() {
     let setup = Setup::new(NO_KAFKA)
         .set("ingest.auth.bearer_tokens", "s3cr3t")
@@ -403,6 +419,19 @@ fn config_show_shows_what_is_refused_too() {
     );
     assert!(!ended.stdout.contains("# default"), "{}", ended.stdout);
     assert!(!(ended.stdout + &ended.stderr).contains("s3cr3t"));
+}
+
+#[test]
+fn config_show_says_that_nothing_is_changed() {
+    let shown = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"))
+        .args(["config", "show", "--changed"])
+        .env_clear()
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&shown.stdout),
+        "# every setting has its default\n"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Values that are refused, with what its line must say.
 
-use super::{Given, file, one, variable};
+use super::{Given, SECRET, file, one, variable};
 
 #[test]
 fn files_that_are_no_configuration() {
@@ -313,11 +313,31 @@ fn properties_that_the_bridge_owns() {
             &["is set by the bridge itself", instead],
         );
     }
-    let file_of_no_secret = variable("KAFKA__PROPERTIES__X", "y");
-    assert!(
-        file_of_no_secret.load().is_ok(),
-        "unknown names are librdkafka's to refuse"
-    );
+}
+
+#[test]
+fn what_librdkafka_does_not_take() {
+    for (name, value, what) in [
+        ("socket.timeout.m", "1", "No such configuration property"),
+        ("linger.ms", "soon", "linger.ms"),
+        ("linger.ms", "-1", "outside allowed range"),
+        ("compression.type", "zip", "Invalid value \"zip\""),
+        (
+            "sasl.passwort",
+            SECRET,
+            "No such configuration property: \"sasl.passwort\"",
+        ),
+    ] {
+        let text = format!("[kafka.properties]\n\"{name}\" = \"{value}\"");
+        one(
+            &file(&text),
+            &[
+                &format!("kafka.properties.{name} (file "),
+                "is refused by librdkafka: ",
+                what,
+            ],
+        );
+    }
 }
 
 #[test]

