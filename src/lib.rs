@@ -1,5 +1,8 @@
 //! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
 
+// They panic when nobody can be written to. Commands have `cli::output`, the bridge its log.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod accounts;
 pub mod admin;
 pub mod batch;

@@ -1,10 +1,13 @@
+#![warn(clippy::print_stdout, clippy::print_stderr)] // See lib.rs.
+
 use std::process::ExitCode;
 
 use clap::Parser;
 use cmc_bridge::{
     cli::{
         Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev, explain,
-        output::Output, send_sample, serve, spool, tap,
+        output::{Output, say},
+        send_sample, serve, spool, tap,
     },
     exit::{self, Exit},
 };
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            eprintln!("cmc-bridge: {exit}");
+            say(&exit);
             ExitCode::from(&exit)
         }
     }

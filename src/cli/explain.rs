@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use super::{
     ConfigArgs,
     excerpt::{Excerpt, cut},
-    output::Output,
+    output::{Output, say},
     records::{bytes, headers, push_value, visible},
 };
 use crate::{
@@ -131,7 +131,7 @@ fn read(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Exit> {
             .map_err(|error| Exit::Io(format!("{}: {error}", path.display())))?,
         None => {
             if io::stdin().is_terminal() {
-                eprintln!("cmc-bridge: reading the body from standard input; Ctrl-D ends it");
+                say("reading the body from standard input; Ctrl-D ends it");
             }
             let read = io::stdin().lock().take(most).read_to_end(&mut body);
             read.map_err(|error| Exit::Io(format!("standard input: {error}")))?

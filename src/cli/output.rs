@@ -1,6 +1,15 @@
-//! Standard output of a command, whose reader may go away: `| head` is no error.
+//! Standard output of a command, whose reader may go away: `| head` is no error. And lines beside it, on standard error.
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
+/// Writes a line with the program's name to standard error. That nobody can read it is no reason to end, nor to end in
+/// another way.
+pub fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "cmc-bridge: {what}");
+}
 
 /// Standard output. Once its reader is gone, what is written is thrown away.
 pub struct Output {

@@ -54,7 +54,7 @@ impl Topics {
 pub struct Setup {
     spool: PathBuf,
     environment: BTreeMap<String, String>,
-    limit: Option<String>,
+    through: Vec<String>,
 }
 
 impl Setup {
@@ -63,7 +63,7 @@ impl Setup {
         let setup = Setup {
             spool: PathBuf::new(),
             environment: BTreeMap::new(),
-            limit: None,
+            through: Vec::new(),
         };
         setup
             .spool(&new_dir("spool"))
@@ -93,9 +93,9 @@ impl Setup {
         &self.environment[&variable(key)]
     }
 
-    /// A resource limit, as an option of `prlimit`.
-    pub fn limit(mut self, option: &str) -> Self {
-        self.limit = Some(option.to_owned());
+    /// A program that starts the bridge, such as `prlimit`, and its arguments before the bridge's.
+    pub fn through(mut self, program: &[&str]) -> Self {
+        self.through = program.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -141,8 +141,8 @@ impl Setup {
     /// A command of the binary with this environment, and no other of the bridge's.
     pub fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_cmc-bridge");
-        let limited = self.limit.iter().flat_map(|limit| ["prlimit", limit]);
-        let mut all = limited.chain([program]).chain(args.iter().copied());
+        let through = self.through.iter().map(String::as_str);
+        let mut all = through.chain([program]).chain(args.iter().copied());
         let first = all.next().unwrap();
         let mut command = watched(first, &all.map(OsString::from).collect::<Vec<_>>());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CMC_BRIDGE")) {

@@ -422,6 +422,17 @@ fn config_show_shows_what_is_refused_too() {
 }
 
 #[test]
+fn an_error_that_nobody_can_be_told_ends_in_the_same_way() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"))
+        .args(["explain", "/no/such/file"])
+        .stderr(full)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(74));
+}
+
+#[test]
 fn config_show_says_that_nothing_is_changed() {
     let shown = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"))
         .args(["config", "show", "--changed"])

@@ -1,4 +1,5 @@
-//! File descriptors and memory have limits set from outside: the bridge stays within them or waits, and lives.
+//! File descriptors and memory have limits set from outside: the bridge stays within them or waits, and lives. A limit of
+//! what may be written to a file is a disk that breaks.
 
 use std::{
     fs,
@@ -37,7 +38,8 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     // 256 are kept for the bridge itself.
-    let bridge = Setup::new(kafka).topics(&topics).limit("--nofile=300").start();
+    let setup = Setup::new(kafka).topics(&topics);
+    let bridge = setup.through(&["prlimit", "--nofile=300"]).start();
     let mut client = bridge.client();
     assert_eq!(client.post(crate::cmc::delivery("first@test")).status, 200);
     let idle: Vec<TcpStream> = (0..400)
@@ -154,5 +156,33 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
         "at most {} MiB more",
         (bridge.memory("VmPeak:") - (most - (256 << 20))) >> 20
     );
+    bridge.stop();
+}
+
+#[test]
+fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowledged() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let setup = Setup::new(kafka).topics(&topics);
+    // A write beyond the limit is EFBIG then, an error as good as any, and not the end by a signal.
+    let breaking = setup.clone().through(&["env", "--ignore-signal=XFSZ"]);
+    let mut bridge = breaking.start();
+    let target = Target::default();
+    target.set(bridge.ingest);
+    let load = Load::start(&target, Shape::default());
+    load.wait_acknowledged(100, LIMIT);
+    limit(&bridge, "--fsize=0");
+    assert_eq!(bridge.running.wait_exit(LIMIT), 74);
+    let said = bridge.running.stderr();
+    for part in ["File too large", "spool"] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+
+    let bridge = setup.start();
+    target.set(bridge.ingest);
+    load.wait_acknowledged(100, LIMIT);
+    let posted = load.stop();
+    bridge.wait_drained(LIMIT);
+    oracle::check(kafka, &topics, &posted);
     bridge.stop();
 }

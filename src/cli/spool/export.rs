@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use super::{Place, verify::damage_json};
 use crate::{
     batch::BatchView,
-    cli::{output::Output, records},
+    cli::{
+        output::{Output, say},
+        records,
+    },
     exit::Exit,
     spool::{Damage, StoredBatch},
     stream::Stream,
@@ -41,7 +44,7 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
             let batch = survey.next_batch()?;
             for damage in &survey.damage()[told..] {
                 writeln!(out, "{}", missing_line(stream, damage))?;
-                eprintln!("cmc-bridge: {stream}: {damage}");
+                say(format_args!("{stream}: {damage}"));
                 told += 1;
             }
             let Some(batch) = batch else {
@@ -51,7 +54,7 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
                 Ok(view) => writeln!(out, "{}", line(stream, &batch, &view))?,
                 Err(error) => {
                     let what = format!("{error}; was it written by a newer version?");
-                    eprintln!("cmc-bridge: {stream}: batch {}: {what}", batch.seq);
+                    say(format_args!("{stream}: batch {}: {what}", batch.seq));
                     let missing = json!({
                         "what": what,
                         "from_batch": batch.seq.0,
