@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use prometheus::Registry;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 use super::plan::{LETTERS, Plan};
 use crate::{
@@ -59,6 +59,8 @@ pub struct Process {
     pub pipes: Vec<Pipe>,
     /// Webhooks without an answer, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
+    /// They end with the process.
+    tasks: RefCell<JoinSet<()>>,
     /// Something has failed for good: it ends after so many more steps.
     pub ends_in: Cell<Option<u64>>,
     pub gone: Cell<bool>,
@@ -120,6 +122,7 @@ impl Process {
             intake: Arc::new(intake),
             pipes,
             webhooks: RefCell::default(),
+            tasks: RefCell::default(),
             ends_in: Cell::new(None),
             gone: Cell::new(false),
         })
@@ -130,10 +133,11 @@ impl Process {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
-        shared.runtime.spawn(async move {
+        let task = async move {
             let outcome = intake.take_json(body).await;
             let _ = answer.set(outcome);
-        });
+        };
+        self.tasks.borrow_mut().spawn_on(task, shared.runtime.handle());
         shared.drive();
     }
 
