@@ -182,7 +182,7 @@ impl Control {
 fn run<C: Connect>(mut lane: Lane<C>, control: &Control) -> Result<(), SpoolError> {
     loop {
         let phase = control.phase();
-        if phase == STOP {
+        if phase == STOP || phase == DRAIN && lane.nothing_left() {
             return lane.finish();
         }
         match lane.turn()? {

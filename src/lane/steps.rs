@@ -129,6 +129,11 @@ impl<C: Connect> Lane<C> {
         self.backlog.wait(limit);
     }
 
+    /// Whether all that the log holds now is known to be delivered. That needs no broker.
+    pub fn nothing_left(&self) -> bool {
+        self.backlog.position() == self.backlog.end() && self.backlog.blocking_damage().is_none()
+    }
+
     /// Stores the checkpoint and lets go of the broker.
     pub fn finish(&mut self) -> Result<(), SpoolError> {
         // In this order: to let go of a broker that does not answer takes time, and the process may be ended meanwhile.

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use crate::{
-    bridge::{Setup, Topics},
+    bridge::{NO_KAFKA, Setup, Topics},
     kafka::Broker,
     load::{Load, Outcome, Shape, Target, median_latency},
     oracle,
@@ -100,4 +100,12 @@ fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
     let posted = load.stop();
     bridge.wait_drained(LIMIT);
     oracle::check(&kafka, &topics, &posted);
+}
+
+#[test]
+fn a_bridge_with_nothing_left_does_not_wait_for_kafka_to_stop() {
+    let setup = Setup::new(NO_KAFKA).set("shutdown.grace", "10m");
+    let mut bridge = setup.start();
+    bridge.terminate();
+    assert_eq!(bridge.running.wait_exit(LIMIT), 0);
 }
