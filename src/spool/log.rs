@@ -439,8 +439,7 @@ impl LogWriter {
     fn publish(&self) {
         let (seq, events) = self.writer.end();
         let offset = Some(self.writer.offset()).filter(|offset| *offset > 0);
-        let used = self.tail.publish(Position { seq, events }, offset);
-        self.queue.set_used(used);
+        self.tail.publish(Position { seq, events }, offset, &self.queue);
     }
 }
 

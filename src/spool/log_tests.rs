@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{accounts::Accounts, clock};
 
 use super::{
-    AppendError, Appender, Backlog, Log, LogOptions, LogState, SegmentId, Seq, SpoolError,
+    AppendError, Appender, Backlog, Log, LogOptions, LogState, ReadError, SegmentId, Seq, SpoolError,
     harness::{DIR, Life, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments},
     prepare::{Blocks, Preparer, SPARE, Taken, Trimmed, Wanted},
     record, segment,
@@ -426,6 +426,19 @@ fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
     assert_eq!(uncached(&disk), [5, 6, 7]);
     life.append([12], BIG);
     assert_eq!(uncached(&disk), [5, 6, 7, 12]);
+}
+
+#[test]
+fn a_read_that_fails_once_is_no_damage() {
+    let disk = SimDisk::new(1);
+    let mut life = Life::open(&disk, &options(1 << 20)).unwrap();
+    life.append(0..5, 100_000);
+    // The reader holds two of them, and the beginning of the third.
+    life.backlog.take().unwrap();
+    disk.fail(Op::Read, ".segment", 0);
+    life.backlog.take().unwrap();
+    assert!(matches!(life.backlog.take(), Err(ReadError::Spool(_))));
+    life.expect(2, 2..5, 100_000);
 }
 
 /// Zeros are worth their while only as long as there is time for them.

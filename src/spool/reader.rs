@@ -270,10 +270,11 @@ impl OpenSegment {
             let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
             self.buffer.clear();
             self.buffer.resize(room, 0);
-            let n = self.file.read_at(&mut self.buffer, self.offset).map_err(failed)?;
-            self.buffer.truncate(n);
             self.buffer_at = self.offset;
-            return Ok(n.min(wanted));
+            let read = self.file.read_at(&mut self.buffer, self.offset);
+            // After an error nothing in it counts: it would look like damage.
+            self.buffer.truncate(read.as_ref().map_or(0, |n| *n));
+            return Ok(read.map_err(failed)?.min(wanted));
         }
         Ok(wanted)
     }

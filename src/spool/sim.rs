@@ -34,6 +34,8 @@ pub enum Op {
     Remove,
     SyncDir,
     Uncache,
+    /// Changes nothing: it is not counted, only failed.
+    Read,
 }
 
 /// The disk itself: it outlives the processes that use it.
@@ -307,6 +309,10 @@ impl Disk {
                 counts.insert(name.to_owned(), 1);
             }
         }
+        self.fail_if_asked(op, name)
+    }
+
+    fn fail_if_asked(&mut self, op: Op, name: &str) -> io::Result<()> {
         if let Some(fault) = &mut self.fault
             && fault.op == op
             && name.contains(fault.name)
@@ -530,6 +536,10 @@ impl OpenFile {
 impl StorageFile for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.mount.lock()?;
+        if disk.fault.as_ref().is_some_and(|fault| fault.op == Op::Read) {
+            let name = disk.name_of(self.id);
+            disk.fail_if_asked(Op::Read, &name)?;
+        }
         let bytes = &disk.file(self.id).live;
         let rest = bytes.get(offset as usize..).unwrap_or_default();
         let n = rest.len().min(buf.len());

@@ -110,9 +110,9 @@ impl Tail {
         });
     }
 
-    /// Tells readers of the new durable end; `offset`: where it lies in the last segment, if it lies there. Gives the bytes
-    /// that the log holds.
-    pub fn publish(&self, end: Position, offset: Option<u64>) -> u64 {
+    /// Tells readers of the new durable end, and the queue of the bytes that the log holds; `offset`: where the end lies in
+    /// the last segment, if it lies there.
+    pub fn publish(&self, end: Position, offset: Option<u64>, queue: &Queue) {
         let mut state = self.lock();
         if let Some(offset) = offset {
             state.durable_offset = offset;
@@ -122,12 +122,12 @@ impl Tail {
         }
         let grown = state.end.seq != end.seq;
         state.end = end;
-        let used = state.used();
+        // Under the lock, as a trim does: else a trim in between would be forgotten, and a log that was full would stay so.
+        queue.set_used(state.used());
         drop(state);
         if grown {
             self.grown.notify_all();
         }
-        used
     }
 
     /// Whether the reader will not come to this segment, which was just left, for some time.
@@ -180,5 +180,30 @@ impl Trimmer {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_budget_changes_together_with_the_segments() {
+        let tail = Tail::new(Vec::new(), Position::default());
+        let queue = Queue::new(1);
+        tail.roll(SegmentId(1), Seq(0), 0);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for offset in 0..200_000 {
+                    tail.publish(Position::default(), Some(offset), &queue);
+                }
+            });
+            while !writer.is_finished() {
+                let state = tail.lock();
+                assert_eq!(queue.used(), state.used());
+            }
+        });
     }
 }
