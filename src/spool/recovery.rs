@@ -18,6 +18,7 @@ use super::{
     CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
     checkpoint::Checkpoint,
     manifest,
+    read_only::{ReadOnly, touch},
     record::{self, Checksum},
     scan::{Scan, scan, valid_records},
     segment::{self, History},
@@ -74,10 +75,25 @@ pub struct Recovered {
     pub damage: Vec<Damage>,
     /// Damage that no reader would meet by itself: the lane must not begin at all.
     pub blocking: Option<Damage>,
+    /// Further damage that no reader would meet: only where it is read around what can't be read.
+    pub unmet: Vec<Damage>,
 }
 
 /// Opens the log in `dir`, which is created when missing.
 pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolError> {
+    recover_from(storage, None, dir)
+}
+
+/// What [`recover`] would find in `dir`, and around what the disk can't read.
+pub fn recover_around(storage: &ReadOnly, dir: &Path) -> Result<Recovered, SpoolError> {
+    recover_from(storage, Some(storage), dir)
+}
+
+fn recover_from(
+    storage: &dyn Storage,
+    around: Option<&ReadOnly>,
+    dir: &Path,
+) -> Result<Recovered, SpoolError> {
     storage
         .create_dir_all(dir)
         .and_then(|()| match dir.parent() {
@@ -110,6 +126,7 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
     };
     let recovery = Recovery {
         storage,
+        around,
         dir,
         log_id: manifest.log_id.into_bytes(),
         marked: names.iter().any(|name| name == MARK),
@@ -119,6 +136,8 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
 
 struct Recovery<'a> {
     storage: &'a dyn Storage,
+    /// The same, when nothing is to be written and what can't be read is no error.
+    around: Option<&'a ReadOnly>,
     dir: &'a Path,
     log_id: [u8; 16],
     /// Whether an earlier open found blocking damage.
@@ -185,6 +204,7 @@ impl Recovery<'_> {
             segments: Vec::new(),
             damage: Vec::new(),
             blocking: None,
+            unmet: Vec::new(),
         };
         if let Some((id, header)) = headers.last() {
             let scan = self.last_segment(*id, header.as_ref(), &headers[..headers.len() - 1], position)?;
@@ -195,6 +215,11 @@ impl Recovery<'_> {
             // What is before the position may have become unreadable since.
             recovered.events = scan.events.max(position.events);
             damage.extend(scan.damage);
+            recovered.unmet.extend(scan.unread.map(|unread| Damage {
+                from: unread.from.max(position.seq),
+                ..unread
+            }));
+            damage.extend(recovered.unmet.clone());
             if let Some(info) = segments.last_mut() {
                 info.bytes = scan.end;
                 match header {
@@ -283,7 +308,10 @@ impl Recovery<'_> {
                     *id,
                     known_from,
                     first_behind(i),
-                    "a segment header is unreadable",
+                    match touch(&self.refused(*id), 0, segment::HEADER as u64) {
+                        true => Damage::REFUSED,
+                        false => "a segment header is unreadable",
+                    },
                 ));
                 continue;
             };
@@ -329,7 +357,7 @@ impl Recovery<'_> {
     ) -> Result<Scan, SpoolError> {
         if let Some(header) = header {
             let (bytes, file) = self.read(id, Access::Write)?;
-            let scan = scan(&bytes, &self.log_id, header, position.seq);
+            let scan = scan(&bytes, &self.log_id, header, position.seq, &self.refused(id));
             // What was read may be in the page cache only: after a crash between write and sync, or a failed sync.
             let commit = &bytes[scan.last_commit_at as usize..scan.end as usize];
             file.write_all_at(commit, scan.last_commit_at)
@@ -344,6 +372,7 @@ impl Recovery<'_> {
                 &self.log_id,
                 header,
                 position.seq,
+                &self.refused(id),
             ),
             None => Scan {
                 end: 0,
@@ -352,6 +381,7 @@ impl Recovery<'_> {
                 commit: CommitNo(0),
                 events: position.events,
                 damage: Vec::new(),
+                unread: None,
             },
         };
         let bytes = self.read(id, Access::Read)?.0;
@@ -371,12 +401,19 @@ impl Recovery<'_> {
         Ok(Scan {
             end: bytes.len() as u64,
             damage: Vec::new(),
+            unread: None,
             ..floor
         })
     }
 
     fn path(&self, id: SegmentId) -> PathBuf {
         self.dir.join(segment::file_name(id))
+    }
+
+    fn refused(&self, id: SegmentId) -> Vec<(u64, u64)> {
+        self.around
+            .map(|disk| disk.refused(&self.path(id)))
+            .unwrap_or_default()
     }
 
     fn header(&self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {

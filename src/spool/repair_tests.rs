@@ -13,22 +13,29 @@ use crate::{
     },
 };
 
+#[path = "failing_disk_tests.rs"]
+mod failing_disk;
+
 const SEGMENT: u64 = 8 << 10;
 /// One of these to a segment.
 const BIG: usize = 2500;
 
 struct Spool {
     root: tempfile::TempDir,
+    segment_bytes: u64,
 }
 
 impl Spool {
     /// Batches 0 to 5, each in a segment of its own, and the first one delivered.
     fn new() -> Spool {
-        let spool = Spool {
-            root: tempfile::tempdir().unwrap(),
-        };
+        Spool::of(6, SEGMENT)
+    }
+
+    fn of(batches: u64, segment_bytes: u64) -> Spool {
+        let root = tempfile::tempdir().unwrap();
+        let spool = Spool { root, segment_bytes };
         let mut life = spool.open();
-        life.append(0..6, BIG);
+        life.append(0..batches, BIG);
         life.rest();
         life.deliver_to(1);
         spool
@@ -41,7 +48,7 @@ impl Spool {
     fn options(&self) -> LogOptions {
         LogOptions {
             dir: self.dir(),
-            ..options(SEGMENT)
+            ..options(self.segment_bytes)
         }
     }
 
@@ -73,7 +80,11 @@ impl Spool {
     }
 
     fn survey(&self) -> (Vec<StoredBatch>, Survey) {
-        let mut survey = Survey::open(&self.dir()).unwrap().unwrap();
+        self.survey_on(Arc::new(FileSystem))
+    }
+
+    fn survey_on(&self, disk: Arc<dyn Storage>) -> (Vec<StoredBatch>, Survey) {
+        let mut survey = Survey::open_on(disk, &self.dir()).unwrap().unwrap();
         let mut batches = Vec::new();
         while let Some(batch) = survey.next_batch().unwrap() {
             batches.push(batch);
