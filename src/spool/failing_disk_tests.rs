@@ -181,7 +181,7 @@ fn check(spool: &Spool, bad: &[(u64, Range<u64>)], sealed: bool) {
 fn each_sector_of_each_segment() {
     for (id, sealed) in [(1, true), (2, true), (3, true), (3, false)] {
         let sectors = LONG / SECTOR;
-        for sector in 1..sectors {
+        for sector in 0..sectors {
             let spool = Spool::of(BATCHES, LONG);
             assert_eq!(places(&spool, 3).last().unwrap().0, BATCHES - 1);
             if !sealed {
@@ -202,7 +202,7 @@ fn unseal(spool: &Spool) {
 
 #[test]
 fn several_places_and_whole_files() {
-    let cases: [&[(u64, Range<u64>)]; 4] = [
+    let cases: [&[(u64, Range<u64>)]; 8] = [
         // Half a sector is a sector; a record's header, its payload, and the same in the neighbour.
         &[
             (1, 5000..5001),
@@ -218,6 +218,11 @@ fn several_places_and_whole_files() {
             (2, 20480..LONG),
             (3, 4096..12288),
         ],
+        // Headers, and what stands before and behind them.
+        &[(1, 0..8192), (2, 0..1), (3, 0..1)],
+        &[(1, 8192..12288), (2, 0..LONG)],
+        &[(1, 8192..12288), (1, 28672..LONG), (2, 0..12288), (3, 0..8192)],
+        &[(1, 8192..12288), (2, 0..LONG), (3, 0..8192)],
     ];
     for bad in cases {
         let spool = Spool::of(BATCHES, LONG);
@@ -225,6 +230,20 @@ fn several_places_and_whole_files() {
         let bad: Vec<_> = bad.iter().map(|(id, at)| (*id, whole(at))).collect();
         check(&spool, &bad, true);
     }
+}
+
+/// Bits are wrong in the last segment's header and first record, and no later commit tells that this one was durable.
+#[test]
+fn what_is_right_behind_a_rotten_header_is_kept() {
+    let spool = Spool::of(BATCHES, LONG);
+    unseal(&spool);
+    let first = places(&spool, 3)[0].0;
+    spool.flip(3, 100);
+    spool.flip(3, 5000);
+    let repaired = spool.repair().unwrap();
+    assert_eq!(repaired.lost, [lost(first..first + 1, Some(events(first)))]);
+    let kept: Vec<u64> = (1..BATCHES).filter(|seq| *seq != first).collect();
+    spool.check_repaired(&kept, BATCHES);
 }
 
 #[test]

@@ -96,12 +96,16 @@ impl Survey {
                     {
                         damage.what = Damage::REFUSED;
                     }
-                    let behind = damage.to;
-                    self.damage.push(damage);
+                    // A damaged segment may have held nothing; met again, it is the end.
+                    let again = self.damage.last() == Some(&damage);
+                    let behind = damage.to.filter(|to| *to >= self.reader.place() && !again);
+                    if !again {
+                        self.damage.push(damage);
+                    }
                     match behind {
-                        Some(behind) if behind > self.reader.place() => self.reader.seek(behind),
+                        Some(behind) => self.reader.seek(behind),
                         // Nothing behind it can be read.
-                        _ => return Ok(None),
+                        None => return Ok(None),
                     }
                 }
             }
