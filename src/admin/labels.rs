@@ -97,6 +97,8 @@ pub enum BlockReason {
     Fenced,
     /// The spool log has damage before the lane's next batch.
     Damage,
+    /// The disk gives an error when the lane's next batch is read.
+    DiskError,
     /// A refused record could not be put into the dead-letter topic either.
     DeadLetterRefused,
     /// Anything else; the log says what.
@@ -105,7 +107,7 @@ pub enum BlockReason {
 
 impl BlockReason {
     /// Every reason, in the order of their declaration.
-    pub const ALL: [BlockReason; 10] = [
+    pub const ALL: [BlockReason; 11] = [
         BlockReason::Connect,
         BlockReason::Authentication,
         BlockReason::Authorization,
@@ -114,9 +116,15 @@ impl BlockReason {
         BlockReason::Transaction,
         BlockReason::Fenced,
         BlockReason::Damage,
+        BlockReason::DiskError,
         BlockReason::DeadLetterRefused,
         BlockReason::Other,
     ];
+
+    /// Whether the spool does not give the lane's next batch: what was taken from it before can still be delivered.
+    pub fn is_of_the_spool(self) -> bool {
+        matches!(self, BlockReason::Damage | BlockReason::DiskError)
+    }
 
     /// The value of the label `reason`.
     pub fn label(self) -> &'static str {
@@ -129,6 +137,7 @@ impl BlockReason {
             BlockReason::Transaction => "transaction",
             BlockReason::Fenced => "fenced",
             BlockReason::Damage => "damage",
+            BlockReason::DiskError => "disk_error",
             BlockReason::DeadLetterRefused => "dead_letter_refused",
             BlockReason::Other => "other",
         }

@@ -32,7 +32,7 @@ pub struct Drained {
 }
 
 /// Delivers what the spool of this configuration holds. Ends when all of it is delivered; when what is left lies behind
-/// damage; when nothing was delivered for `patience`; or at a word of `stop`. `look` is told about the streams a few
+/// damage or a disk error; when nothing was delivered for `patience`; or at a word of `stop`. `look` is told about the streams a few
 /// times a second.
 pub async fn drain(
     config: &Config,
@@ -80,7 +80,7 @@ pub async fn drain(
             moved = (Instant::now(), left(&now));
         }
         let stuck = |(running, drained): (&super::Running, &Drained)| {
-            running.lane.is_finished() || drained.blocked == Some(BlockReason::Damage)
+            running.lane.is_finished() || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
         };
         let given_up = patience.is_some_and(|patience| moved.0.elapsed() >= patience);
         if running.iter().zip(&now).all(stuck) || given_up {

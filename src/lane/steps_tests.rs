@@ -986,6 +986,22 @@ fn what_is_before_damage_is_delivered_and_nothing_behind_it() {
 }
 
 #[test]
+fn a_segment_that_cannot_be_read_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.append(&[2]);
+    bench.restart();
+    bench.append(&[2]);
+    let path = bench.dir.path().join("log/00000000000000000002.segment");
+    let away = bench.dir.path().join("away");
+    fs::rename(&path, &away).unwrap();
+    bench.settle_blocked(BlockReason::DiskError);
+    assert_eq!(bench.cluster.values(TOPIC), bench.appended[..2]);
+    fs::rename(&away, &path).unwrap();
+    bench.settle();
+    assert_eq!(bench.cluster.values(TOPIC), bench.appended);
+}
+
+#[test]
 fn a_batch_that_cannot_be_decoded_holds_up_only_what_is_behind_it() {
     let mut bench = Bench::new();
     bench.append(&[2, 2]);

@@ -13,8 +13,12 @@ pub fn unreadable(error: ReadError) -> BrokerError {
     match error {
         ReadError::Damaged(damage) => damaged(&damage),
         ReadError::Spool(error) => BrokerError {
-            reason: BlockReason::Damage,
-            message: format!("the spool can't be read: {error}"),
+            reason: BlockReason::DiskError,
+            message: format!(
+                "the spool can't be read: {error}. New webhooks are still taken; delivery goes on by itself if the disk \
+                 can be read again. Else, with the bridge stopped, copy the disk, and `cmc-bridge spool verify` says what \
+                 is lost"
+            ),
         },
     }
 }

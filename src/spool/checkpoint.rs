@@ -22,7 +22,7 @@ use super::{
     storage::{Access, Storage, StorageFile},
 };
 
-const NAME: &str = "checkpoint";
+pub const NAME: &str = "checkpoint";
 const SLOT: usize = 512;
 const MAGIC: &[u8; 8] = b"CMCcheck";
 

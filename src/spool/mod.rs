@@ -53,6 +53,7 @@ mod lock;
 mod log;
 mod manifest;
 mod prepare;
+mod read_only;
 mod reader;
 mod record;
 mod recovery;
@@ -135,6 +136,16 @@ pub struct Damage {
     pub what: &'static str,
 }
 
+impl Damage {
+    /// What was found where the disk refuses to read.
+    const REFUSED: &str = "can't be read: Input/output error (os error 5)";
+
+    /// Whether the disk refuses to read the bytes: a copy of the disk may hold more.
+    pub fn is_refused(&self) -> bool {
+        self.what == Damage::REFUSED
+    }
+}
+
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} in segment {}", self.what, self.segment)?;
@@ -143,6 +154,7 @@ impl fmt::Display for Damage {
         }
         write!(f, ", batches from {}", self.from)?;
         match self.to {
+            Some(to) if to <= self.from => f.write_str(": none is lost"),
             Some(to) => write!(f, " to before {to}"),
             None => Ok(()),
         }

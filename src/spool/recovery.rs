@@ -9,6 +9,11 @@
 //! 4. The last valid commit is written again and synced, and the directory is synced.
 //!
 //! Nothing is deleted or cut here, that is the caller's; the next open would find the same end either way.
+//!
+//! A survey ([`super::survey`]) goes the same way around what can't be read, and makes a damaged header anew from the
+//! records behind it (rebuild.rs).
+
+mod rebuild;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +23,7 @@ use super::{
     CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
     checkpoint::Checkpoint,
     manifest,
+    read_only::{ReadOnly, touch},
     record::{self, Checksum},
     scan::{Scan, scan, valid_records},
     segment::{self, History},
@@ -74,10 +80,25 @@ pub struct Recovered {
     pub damage: Vec<Damage>,
     /// Damage that no reader would meet by itself: the lane must not begin at all.
     pub blocking: Option<Damage>,
+    /// Further damage that no reader would meet; only a survey has it.
+    pub unmet: Vec<Damage>,
 }
 
 /// Opens the log in `dir`, which is created when missing.
 pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolError> {
+    recover_from(storage, None, dir)
+}
+
+/// What [`recover`] would find in `dir`, and around what the disk can't read.
+pub fn recover_around(storage: &ReadOnly, dir: &Path) -> Result<Recovered, SpoolError> {
+    recover_from(storage, Some(storage), dir)
+}
+
+fn recover_from(
+    storage: &dyn Storage,
+    around: Option<&ReadOnly>,
+    dir: &Path,
+) -> Result<Recovered, SpoolError> {
     storage
         .create_dir_all(dir)
         .and_then(|()| match dir.parent() {
@@ -108,34 +129,43 @@ pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<Recovered, SpoolErro
             });
         }
     };
-    let recovery = Recovery {
+    let mut recovery = Recovery {
         storage,
+        around,
         dir,
         log_id: manifest.log_id.into_bytes(),
         marked: names.iter().any(|name| name == MARK),
+        rebuilt: Vec::new(),
     };
     recovery.run(manifest, &ids)
 }
 
 struct Recovery<'a> {
     storage: &'a dyn Storage,
+    /// The same, when nothing is to be written and what can't be read is no error.
+    around: Option<&'a ReadOnly>,
     dir: &'a Path,
     log_id: [u8; 16],
     /// Whether an earlier open found blocking damage.
     marked: bool,
+    /// The damage of each header that was made anew.
+    rebuilt: Vec<Damage>,
 }
 
 /// The file that keeps blocking damage in mind over later opens, until an operator removes it.
 const MARK: &str = "damage";
 
 impl Recovery<'_> {
-    fn run(&self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
-        let headers = ids
+    fn run(&mut self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
+        let mut headers = ids
             .iter()
             .map(|id| Ok((*id, self.header(*id)?)))
             .collect::<Result<Vec<_>, SpoolError>>()?;
-        let first_known = headers.iter().find_map(|(_, header)| header.as_ref());
         let checkpoint = Checkpoint::open(self.storage, self.dir, self.log_id)?;
+        if self.around.is_some() {
+            self.rebuild(&mut headers, checkpoint.as_ref().map(Checkpoint::position))?;
+        }
+        let first_known = headers.iter().find_map(|(_, header)| header.as_ref());
         let mut damage = Vec::new();
         let mut blocking = None;
         let position = match &checkpoint {
@@ -166,6 +196,9 @@ impl Recovery<'_> {
         let obsolete = ids[..start].to_vec();
         let headers = &headers[start..];
         let mut segments = self.chain(headers, position, &mut damage)?;
+        if self.around.is_some() {
+            self.find_ends(&mut segments, headers, position)?;
+        }
 
         let mut recovered = Recovered {
             manifest,
@@ -185,6 +218,12 @@ impl Recovery<'_> {
             segments: Vec::new(),
             damage: Vec::new(),
             blocking: None,
+            unmet: self
+                .rebuilt
+                .iter()
+                .filter(|damage| ids[start..].contains(&damage.segment))
+                .cloned()
+                .collect(),
         };
         if let Some((id, header)) = headers.last() {
             let scan = self.last_segment(*id, header.as_ref(), &headers[..headers.len() - 1], position)?;
@@ -195,6 +234,10 @@ impl Recovery<'_> {
             // What is before the position may have become unreadable since.
             recovered.events = scan.events.max(position.events);
             damage.extend(scan.damage);
+            recovered.unmet.extend(scan.unread.map(|unread| Damage {
+                from: unread.from.max(position.seq),
+                ..unread
+            }));
             if let Some(info) = segments.last_mut() {
                 info.bytes = scan.end;
                 match header {
@@ -235,6 +278,7 @@ impl Recovery<'_> {
                 what: "an earlier start found damage, which the file `damage` beside the segments describes",
             });
         }
+        damage.extend(recovered.unmet.clone());
         damage.extend(blocking.clone());
         recovered.segments = segments;
         recovered.damage = damage;
@@ -279,12 +323,7 @@ impl Recovery<'_> {
             let before = segments.last().map(|s| s.id);
             let known_from = segments.last().map_or(position.seq, |s| s.first_seq);
             let Some(header) = header else {
-                segments.push(report(
-                    *id,
-                    known_from,
-                    first_behind(i),
-                    "a segment header is unreadable",
-                ));
+                segments.push(report(*id, known_from, first_behind(i), self.header_damage(*id)));
                 continue;
             };
             let linked = match (before, header.predecessor) {
@@ -319,6 +358,22 @@ impl Recovery<'_> {
         Ok(segments)
     }
 
+    fn scan(&self, bytes: &[u8], header: &segment::Header, position: Position) -> Scan {
+        // Behind a damaged header every record counts whose checksum is right.
+        let delivered = match self.rebuilt.iter().any(|rebuilt| rebuilt.segment == header.id) {
+            true => Seq(u64::MAX),
+            false => position.seq,
+        };
+        scan(bytes, &self.log_id, header, delivered, &self.refused(header.id))
+    }
+
+    fn header_damage(&self, id: SegmentId) -> &'static str {
+        match touch(&self.refused(id), 0, segment::HEADER as u64) {
+            true => Damage::REFUSED,
+            false => "a segment header is unreadable",
+        }
+    }
+
     /// Where the last segment ends, and so the log.
     fn last_segment(
         &self,
@@ -329,7 +384,7 @@ impl Recovery<'_> {
     ) -> Result<Scan, SpoolError> {
         if let Some(header) = header {
             let (bytes, file) = self.read(id, Access::Write)?;
-            let scan = scan(&bytes, &self.log_id, header, position.seq);
+            let scan = self.scan(&bytes, header, position);
             // What was read may be in the page cache only: after a crash between write and sync, or a failed sync.
             let commit = &bytes[scan.last_commit_at as usize..scan.end as usize];
             file.write_all_at(commit, scan.last_commit_at)
@@ -338,13 +393,8 @@ impl Recovery<'_> {
             return Ok(scan);
         }
         // The header is unreadable. New sequences must lie above every one that the segment may hold.
-        let mut floor = match before.iter().rev().find_map(|(id, h)| Some((*id, h.as_ref()?))) {
-            Some((id, header)) => scan(
-                &self.read(id, Access::Read)?.0,
-                &self.log_id,
-                header,
-                position.seq,
-            ),
+        let mut floor = match before.iter().rev().find_map(|(_, h)| h.as_ref()) {
+            Some(header) => self.scan(&self.read(header.id, Access::Read)?.0, header, position),
             None => Scan {
                 end: 0,
                 last_commit_at: 0,
@@ -352,6 +402,7 @@ impl Recovery<'_> {
                 commit: CommitNo(0),
                 events: position.events,
                 damage: Vec::new(),
+                unread: None,
             },
         };
         let bytes = self.read(id, Access::Read)?.0;
@@ -371,12 +422,19 @@ impl Recovery<'_> {
         Ok(Scan {
             end: bytes.len() as u64,
             damage: Vec::new(),
+            unread: None,
             ..floor
         })
     }
 
     fn path(&self, id: SegmentId) -> PathBuf {
         self.dir.join(segment::file_name(id))
+    }
+
+    fn refused(&self, id: SegmentId) -> Vec<(u64, u64)> {
+        self.around
+            .map(|disk| disk.refused(&self.path(id)))
+            .unwrap_or_default()
     }
 
     fn header(&self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {

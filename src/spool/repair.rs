@@ -62,16 +62,23 @@ pub fn repair(
     segment_bytes: u64,
     durability: Durability,
 ) -> Result<Option<Repaired>, SpoolError> {
-    let Some(mut survey) = Survey::open(dir)? else {
+    repair_from(&|| Survey::open(dir), dir, aside, segment_bytes, durability)
+}
+
+fn repair_from(
+    survey: &dyn Fn() -> Result<Option<Survey>, SpoolError>,
+    dir: &Path,
+    aside: &str,
+    segment_bytes: u64,
+    durability: Durability,
+) -> Result<Option<Repaired>, SpoolError> {
+    let (Some(mut first), Some(mut survey)) = (survey()?, survey()?) else {
         return Ok(None);
     };
-    while survey.next_batch()?.is_some() {}
-    if survey.damage().is_empty() {
+    while first.next_batch()?.is_some() {}
+    if first.damage().is_empty() {
         return Ok(None);
     }
-    let Some(mut survey) = Survey::open(dir)? else {
-        return Ok(None);
-    };
     let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
     let aside = beside(dir, aside);
     let failed = |action| SpoolError::io(action, &work);

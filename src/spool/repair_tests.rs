@@ -13,22 +13,29 @@ use crate::{
     },
 };
 
+#[path = "failing_disk_tests.rs"]
+mod failing_disk;
+
 const SEGMENT: u64 = 8 << 10;
 /// One of these to a segment.
 const BIG: usize = 2500;
 
 struct Spool {
     root: tempfile::TempDir,
+    segment_bytes: u64,
 }
 
 impl Spool {
     /// Batches 0 to 5, each in a segment of its own, and the first one delivered.
     fn new() -> Spool {
-        let spool = Spool {
-            root: tempfile::tempdir().unwrap(),
-        };
+        Spool::of(6, SEGMENT)
+    }
+
+    fn of(batches: u64, segment_bytes: u64) -> Spool {
+        let root = tempfile::tempdir().unwrap();
+        let spool = Spool { root, segment_bytes };
         let mut life = spool.open();
-        life.append(0..6, BIG);
+        life.append(0..batches, BIG);
         life.rest();
         life.deliver_to(1);
         spool
@@ -41,7 +48,7 @@ impl Spool {
     fn options(&self) -> LogOptions {
         LogOptions {
             dir: self.dir(),
-            ..options(SEGMENT)
+            ..options(self.segment_bytes)
         }
     }
 
@@ -73,7 +80,11 @@ impl Spool {
     }
 
     fn survey(&self) -> (Vec<StoredBatch>, Survey) {
-        let mut survey = Survey::open(&self.dir()).unwrap().unwrap();
+        self.survey_on(Arc::new(FileSystem))
+    }
+
+    fn survey_on(&self, disk: Arc<dyn Storage>) -> (Vec<StoredBatch>, Survey) {
+        let mut survey = Survey::open_on(disk, &self.dir()).unwrap().unwrap();
         let mut batches = Vec::new();
         while let Some(batch) = survey.next_batch().unwrap() {
             batches.push(batch);
@@ -220,8 +231,31 @@ fn a_position_inside_the_loss_goes_on_behind_it() {
 #[test]
 fn headers_segments_checkpoint_and_tail() {
     type Harm = fn(&Spool);
-    let cases: [(&str, Harm, &[u64], u64); 6] = [
-        ("a header", |s| s.flip(4, 100), &[1, 2, 4, 5], 6),
+    let cases: [(&str, Harm, &[u64], u64); 10] = [
+        ("a header", |s| s.flip(4, 100), &[1, 2, 3, 4, 5], 6),
+        (
+            "a header and what is behind it",
+            |s| (s.flip(4, 100), s.flip(4, 5000)).1,
+            &[1, 2, 4, 5],
+            6,
+        ),
+        ("the first header", |s| s.flip(2, 100), &[1, 2, 3, 4, 5], 6),
+        (
+            "the last header and the last batch, of which the seal tells",
+            |s| (s.flip(6, 100), s.flip(6, 5000)).1,
+            &[1, 2, 3, 4],
+            6,
+        ),
+        (
+            "the header of an empty segment",
+            |s| {
+                drop(s.open());
+                s.open().append([6], BIG);
+                s.flip(7, 100);
+            },
+            &[1, 2, 3, 4, 5, 6],
+            7,
+        ),
         (
             "a segment",
             |s| fs::remove_file(s.segment(4)).unwrap(),
@@ -271,9 +305,9 @@ fn headers_segments_checkpoint_and_tail() {
 }
 
 #[test]
-fn the_last_segments_header_costs_what_it_may_have_held() {
+fn the_last_segment_costs_what_it_may_have_held() {
     let spool = Spool::new();
-    spool.flip(6, 100);
+    fs::write(spool.segment(6), vec![0; SEGMENT as usize]).unwrap();
     let repaired = spool.repair().unwrap();
     assert_eq!(repaired.batches, 4);
     let [lost] = &repaired.lost[..] else {
@@ -293,15 +327,16 @@ fn any_flipped_byte() {
         let spool = Spool::new();
         let id = 2 + (random >> 33) % 5;
         let len = fs::metadata(spool.segment(id)).unwrap().len();
-        spool.flip(id, ((random >> 40) % len) as usize);
+        let at = (random >> 40) % len;
+        spool.flip(id, at as usize);
         let Some(repaired) = spool.repair() else {
             // In the zeros, or before the first batch.
             spool.check_repaired(&[1, 2, 3, 4, 5], 6);
             continue;
         };
-        let kept: Vec<u64> = (1..6).filter(|n| n + 1 != id).collect();
-        assert_eq!(repaired.batches, 4);
-        let next = repaired.lost.last().unwrap().to.0.max(6);
-        spool.check_repaired(&kept, next);
+        let in_header = at < segment::HEADER as u64;
+        let kept: Vec<u64> = (1..6).filter(|n| in_header || n + 1 != id).collect();
+        assert_eq!(repaired.batches, kept.len() as u64);
+        spool.check_repaired(&kept, 6);
     }
 }

@@ -3,7 +3,8 @@
 use crate::config::Durability;
 
 use super::{
-    CommitNo, Damage, Seq,
+    CommitNo, Damage, SegmentId, Seq,
+    read_only::touch,
     record::{self, ALIGN, Checksum},
     segment,
 };
@@ -20,11 +21,19 @@ pub struct Scan {
     pub commit: CommitNo,
     pub events: u64,
     pub damage: Vec<Damage>,
+    /// What can't be read behind the end.
+    pub unread: Option<Damage>,
 }
 
 /// Reads a segment's records to its end and tells a torn tail from damage. Everything before `delivered` was durable
-/// once, by the checkpoint's word.
-pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header, delivered: Seq) -> Scan {
+/// once, by the checkpoint's word. `refused`: ranges that the disk can't read and that stand as zeros in `bytes`.
+pub fn scan(
+    bytes: &[u8],
+    log_id: &[u8; 16],
+    header: &segment::Header,
+    delivered: Seq,
+    refused: &[(u64, u64)],
+) -> Scan {
     let checksum = Checksum::new(log_id, header.id);
     let mut at = segment::HEADER.min(bytes.len());
     let mut scan = Scan {
@@ -34,6 +43,7 @@ pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header, delivered
         commit: CommitNo(header.first_commit.0.saturating_sub(1)),
         events: header.events_before,
         damage: Vec::new(),
+        unread: None,
     };
     loop {
         if let Some((record, _)) = bytes.get(at..).and_then(|rest| checksum.verify(rest))
@@ -46,19 +56,26 @@ pub fn scan(bytes: &[u8], log_id: &[u8; 16], header: &segment::Header, delivered
         // A commit that begins behind the invalid place proves that the place was durable once, and so does a
         // checkpoint beyond it. Without them, valid records behind it are of the same, never acknowledged commit.
         let behind = (at + ALIGN).min(bytes.len());
-        let proven = header.durability == Durability::Fsync
-            && (scan.next_seq < delivered
-                || valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at));
+        let hidden = is_hidden(bytes, at, checksum, refused);
+        let proven = hidden
+            || header.durability == Durability::Fsync
+                && (scan.next_seq < delivered
+                    || valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at));
         let next = valid_records(bytes, &checksum, behind).next();
         let Some(next) = next.filter(|_| proven) else {
+            scan.end_before(refused, hidden, header.id, bytes.len());
             return scan;
         };
+        let range = (at as u64, next.at as u64);
         scan.damage.push(Damage {
             segment: header.id,
-            bytes: Some((at as u64, next.at as u64)),
+            bytes: Some(range),
             from: scan.next_seq,
             to: Some(next.header.seq),
-            what: "records are damaged",
+            what: match touch(refused, range.0, range.1) {
+                true => Damage::REFUSED,
+                false => "records are damaged",
+            },
         });
         // The next valid record is taken as it stands.
         scan.take(&next.header, next.at, bytes.len());
@@ -78,6 +95,30 @@ impl Scan {
         in_order && record.seq == self.next_seq && record.events_before == self.events
     }
 
+    /// The records end here, as far as they can be read. If the next one is hidden, new sequences must lie above every
+    /// one that may stand there.
+    fn end_before(&mut self, refused: &[(u64, u64)], hidden: bool, segment: SegmentId, file_len: usize) {
+        let mut ranges = refused.iter().filter(|(_, end)| *end > self.end);
+        let (Some((first, _)), Some((_, behind))) = (ranges.next(), refused.last()) else {
+            return;
+        };
+        let behind = (*behind).min(file_len as u64);
+        let from = match hidden {
+            true => self.end,
+            false => self.end.max(*first),
+        };
+        self.unread = Some(Damage {
+            segment,
+            bytes: Some((from, behind)),
+            from: self.next_seq,
+            to: (!hidden).then_some(self.next_seq),
+            what: Damage::REFUSED,
+        });
+        if hidden {
+            self.next_seq.0 += (behind - self.end) / record::HEADER as u64;
+        }
+    }
+
     fn take(&mut self, record: &record::Header, at: usize, file_len: usize) {
         self.next_seq = record.next_seq();
         self.commit = record.commit;
@@ -86,6 +127,13 @@ impl Scan {
         // The padding of a file's very last record may be missing.
         self.end = (at + record.record_len()).min(file_len) as u64;
     }
+}
+
+/// Whether the disk refuses some of the record at `at`, so that it can't be told from a torn one.
+fn is_hidden(bytes: &[u8], at: usize, checksum: Checksum, refused: &[(u64, u64)]) -> bool {
+    let header = bytes.get(at..).and_then(|rest| checksum.header(rest));
+    let len = header.map_or(record::HEADER, |header| header.record_len());
+    touch(refused, at as u64, (at + len) as u64)
 }
 
 /// A record whose checksum is right.

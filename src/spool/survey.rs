@@ -1,8 +1,9 @@
 //! Looking at a log without changing anything: what an open would find, and every batch that can be read.
 //!
-//! It is the code of the open itself ([`super::recovery`]) and of the reader, over a disk that takes no writes. So its
-//! verdict is the one that the bridge would come to. It needs a log that nobody writes: hold the spool's lock, or look at
-//! a copy. [`segments`] alone may be asked at any time.
+//! It is the code of the open itself ([`super::recovery`]) and of the reader, over a disk that takes no writes
+//! ([`super::read_only`]). So its verdict is the one that the bridge would come to; but where the bridge would stop at a
+//! disk that can't read, that is damage here, and what lies behind it is read. It needs a log that nobody writes: hold the
+//! spool's lock, or look at a copy. [`segments`] alone may be asked at any time.
 
 use std::{
     io,
@@ -12,15 +13,17 @@ use std::{
 
 use super::{
     Damage, Manifest, Position, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
+    read_only::{ReadOnly, touch},
     reader::Reader,
-    recovery::{Recovered, read_header, recover},
+    recovery::{Recovered, read_header, recover_around},
     segment::{self, Header},
-    storage::{Access, FileSystem, Storage, StorageFile},
+    storage::{Access, FileSystem, Storage},
     tail::Tail,
 };
 
 /// A log, looked at.
 pub struct Survey {
+    disk: Arc<ReadOnly>,
     dir: PathBuf,
     recovered: Recovered,
     tail: Arc<Tail>,
@@ -31,22 +34,33 @@ pub struct Survey {
 impl Survey {
     /// Looks at the log in `dir`; `None` when there is none.
     pub fn open(dir: &Path) -> Result<Option<Survey>, SpoolError> {
-        let storage: Arc<dyn Storage> = Arc::new(ReadOnly);
-        if Manifest::read(&*storage, dir)?.is_none() && segments(dir)?.is_empty() {
+        Survey::open_on(Arc::new(FileSystem), dir)
+    }
+
+    pub(super) fn open_on(disk: Arc<dyn Storage>, dir: &Path) -> Result<Option<Survey>, SpoolError> {
+        let disk = Arc::new(ReadOnly::new(disk));
+        if Manifest::read(&*disk, dir)?.is_none() && segments(dir)?.is_empty() {
             return Ok(None);
         }
-        let mut recovered = recover(&*storage, dir)?;
+        let mut recovered = recover_around(&disk, dir)?;
         let end = Position {
             seq: recovered.next_seq,
             events: recovered.events,
         };
         let tail = Arc::new(Tail::at_rest(std::mem::take(&mut recovered.segments), end));
         let log_id = recovered.manifest.log_id.into_bytes();
+        let storage: Arc<dyn Storage> = Arc::clone(&disk) as _;
         let mut reader = Reader::new(storage, dir.to_path_buf(), log_id, Arc::clone(&tail));
         reader.seek(recovered.position.seq);
         Ok(Some(Survey {
+            disk,
             dir: dir.to_path_buf(),
-            damage: recovered.blocking.iter().cloned().collect(),
+            damage: recovered
+                .blocking
+                .iter()
+                .chain(&recovered.unmet)
+                .cloned()
+                .collect(),
             recovered,
             tail,
             reader,
@@ -74,13 +88,24 @@ impl Survey {
             match self.reader.next() {
                 Ok(batch) => return Ok(batch),
                 Err(ReadError::Spool(error)) => return Err(error),
-                Err(ReadError::Damaged(damage)) => {
-                    let behind = damage.to;
-                    self.damage.push(damage);
+                Err(ReadError::Damaged(mut damage)) => {
+                    let path = self.dir.join(segment::file_name(damage.segment));
+                    if damage
+                        .bytes
+                        .is_some_and(|(from, to)| touch(&self.disk.refused(&path), from, to))
+                    {
+                        damage.what = Damage::REFUSED;
+                    }
+                    // A damaged segment may have held nothing; met again, it is the end.
+                    let again = self.damage.last() == Some(&damage);
+                    let behind = damage.to.filter(|to| *to >= self.reader.place() && !again);
+                    if !again {
+                        self.damage.push(damage);
+                    }
                     match behind {
-                        Some(behind) if behind > self.reader.place() => self.reader.seek(behind),
+                        Some(behind) => self.reader.seek(behind),
                         // Nothing behind it can be read.
-                        _ => return Ok(None),
+                        None => return Ok(None),
                     }
                 }
             }
@@ -135,7 +160,7 @@ impl From<Header> for SegmentHeader {
 
 /// The segment files of the log in `dir`, the oldest first. Of a running bridge, what there is at the moment.
 pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
-    let storage = ReadOnly;
+    let storage = ReadOnly::new(Arc::new(FileSystem));
     let names = match storage.list(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -171,67 +196,4 @@ pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
         });
     }
     Ok(found)
-}
-
-/// A file system that says yes to every change and makes none.
-struct ReadOnly;
-
-struct Unwritten(Option<Box<dyn StorageFile>>);
-
-impl Storage for ReadOnly {
-    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        FileSystem.list(dir)
-    }
-
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
-        let file = match access {
-            Access::Read | Access::Write => Some(FileSystem.open(path, Access::Read)?),
-            Access::Create => None,
-        };
-        Ok(Box::new(Unwritten(file)))
-    }
-
-    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl StorageFile for Unwritten {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.as_ref().map_or(Ok(0), |file| file.read_at(buf, offset))
-    }
-
-    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        self.0.as_ref().map_or(Ok(0), |file| file.size())
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
-        Ok(true)
-    }
-
-    fn uncache(&self) {}
 }

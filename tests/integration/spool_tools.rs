@@ -232,6 +232,84 @@ fn first_segment(setup: &Setup) -> PathBuf {
     setup.spool_dir().join("deliveries/00000000000000000001.segment")
 }
 
+/// Such a batch is whole: it is no damage, and no repair gives it up.
+#[test]
+fn a_batch_of_a_later_version_is_exported_as_it_is_and_kept_by_a_repair() {
+    let setup = Setup::new(NO_KAFKA);
+    let bridge = setup.start();
+    for id in ["0@test", "1@test", "2@test"] {
+        assert_eq!(bridge.client().post(cmc::delivery(id)).status, 200);
+    }
+    bridge.kill();
+    let verdict = || {
+        let verified = run(&setup, &["spool", "verify", "--stream", "deliveries", "--json"]);
+        assert_eq!(verified.code, 65);
+        let verdict = lines(&verified.stdout).remove(0);
+        assert_eq!(verdict["undecodable_batches"], 1);
+        (
+            verdict["batches"].clone(),
+            verdict["damage"].as_array().unwrap().len(),
+        )
+    };
+    let segment = first_segment(&setup);
+    let mut bytes = fs::read(&segment).unwrap();
+    let batches = with_layout(&mut bytes, 1, 9);
+    fs::write(&segment, &bytes).unwrap();
+    assert_eq!(verdict(), (3.into(), 0));
+    let exported = run(&setup, &["spool", "export", "--stream", "deliveries"]);
+    assert_eq!(exported.code, 65);
+    let exported = lines(&exported.stdout);
+    assert_eq!(exported.len(), 3);
+    assert_eq!(exported[1]["missing"]["from_batch"], 1);
+    let payload = exported[1]["missing"]["payload"].clone();
+    assert!(!payload.is_null());
+
+    let repair = ["spool", "repair", "--accept-loss", "--stream", "deliveries"];
+    let repaired = run(&setup, &repair);
+    assert_eq!(repaired.code, 65);
+    assert!(
+        repaired.stderr.contains("nothing to repair"),
+        "{}",
+        repaired.stderr
+    );
+    assert!(fs::read(&segment).unwrap() == bytes);
+
+    bytes[batches[0] + 60] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let repaired = run(&setup, &repair);
+    assert_eq!(repaired.code, 65);
+    assert!(
+        repaired.stdout.contains("lost: batch 0, 1 events"),
+        "{}",
+        repaired.stdout
+    );
+    assert_eq!(verdict(), (2.into(), 0));
+    let exported = lines(&run(&setup, &["spool", "export", "--stream", "deliveries"]).stdout);
+    assert_eq!(exported[0]["missing"]["payload"], payload);
+    assert_eq!(exported[1]["records"][0]["key"], "<2@test>");
+}
+
+/// Gives one batch of a segment another number of its layout, and right checksums. Where each batch's record begins.
+fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
+    let mut places = Vec::new();
+    let mut at = 4096;
+    while bytes[at..].starts_with(b"CMCb") {
+        places.push(at);
+        let len = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().unwrap()) as usize;
+        if places.len() == batch + 1 {
+            bytes[at + 48] = layout;
+            let crc = crc32c::crc32c(&bytes[at + 48..at + 48 + len]);
+            bytes[at + 8..at + 12].copy_from_slice(&crc.to_le_bytes());
+            // The log's and the segment's ids are in the segment's header.
+            let covered = [&bytes[16..40], &bytes[at..at + 4], &bytes[at + 8..at + 48]].concat();
+            let crc = crc32c::crc32c(&covered);
+            bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
+        }
+        at += (48 + len).next_multiple_of(16);
+    }
+    places
+}
+
 #[test]
 fn what_is_no_spool_is_said_to_be_none() {
     let setup = Setup::new(NO_KAFKA);

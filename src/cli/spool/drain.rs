@@ -77,10 +77,10 @@ async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drai
 
 fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
     let left: Vec<&Drained> = drained.iter().filter(|d| d.books.backlog() > 0).collect();
-    let damaged = |d: &&Drained| d.blocked == Some(BlockReason::Damage);
+    let damaged = |d: &&Drained| d.blocked.is_some_and(BlockReason::is_of_the_spool);
     if let Some(stream) = drained.iter().find(damaged) {
         return Err(Exit::Data(format!(
-            "{} is damaged: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets that aside",
+            "{} is damaged or can't be read: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets that aside",
             config.spool.dir.join(stream.stream.name()).display()
         )));
     }

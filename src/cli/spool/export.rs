@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, verify::damage_json};
+use super::{Place, advice, verify::damage_json};
 use crate::{
     batch::BatchView,
     cli::{
@@ -36,7 +36,7 @@ pub struct ExportArgs {
 /// Prints the batches that wait.
 pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.at_rest()?;
-    let mut missing = 0;
+    let (mut missing, mut refused) = (0, false);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let (mut told, mut undecodable) = (0, 0);
@@ -70,11 +70,15 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
             }
         }
         missing += told + undecodable;
+        refused |= survey.damage().iter().any(Damage::is_refused);
     }
     out.flush()?;
     match missing {
         0 => Ok(()),
-        _ => Err(Exit::Data(format!("{missing} places of the spool can't be read"))),
+        _ => Err(Exit::Data(format!(
+            "{missing} places of the spool can't be read{}",
+            advice(refused)
+        ))),
     }
 }
 

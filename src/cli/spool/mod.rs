@@ -140,6 +140,17 @@ impl AtRest {
     }
 }
 
+/// What to add to a verdict when the disk refuses to read.
+fn advice(refused: bool) -> &'static str {
+    match refused {
+        true => {
+            ". The disk refuses to read: first copy the volume, with ddrescue or the like, which tries again and may get \
+             more; look at the copy with --dir, and replace the disk"
+        }
+        false => "",
+    }
+}
+
 /// RFC 3339 with seconds, UTC.
 fn time(micros: i64) -> String {
     jiff::Timestamp::from_microsecond(micros).map_or_else(

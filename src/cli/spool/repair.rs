@@ -4,11 +4,14 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{Place, verify};
+use super::{Place, advice, verify};
 use crate::{
     cli::output::Output,
     exit::Exit,
-    spool::repair::{Lost, repair},
+    spool::{
+        Damage,
+        repair::{Lost, repair},
+    },
     stream::Stream,
 };
 
@@ -31,7 +34,7 @@ pub struct RepairArgs {
 pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.locked()?;
     let mut damaged: Vec<Stream> = Vec::new();
-    let mut undecodable = 0;
+    let (mut undecodable, mut refused) = (0, false);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let verdict = verify::verify(stream, &mut survey)?;
@@ -39,6 +42,7 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
             damaged.push(stream);
         }
         undecodable += verdict.undecodable;
+        refused |= verdict.damage.iter().any(Damage::is_refused);
         verify::as_text(&verdict, out)?;
     }
     out.flush()?;
@@ -53,10 +57,10 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
         return newer();
     }
     if !args.accept_loss {
-        return Err(Exit::Data(
-            "nothing was changed. With --accept-loss the batches above are given up, and delivery goes on without them"
-                .to_owned(),
-        ));
+        return Err(Exit::Data(format!(
+            "nothing was changed. With --accept-loss the batches above are given up, and delivery goes on without them{}",
+            advice(refused)
+        )));
     }
     let config = args.place.config.load()?.config;
     let now = jiff::Timestamp::now()

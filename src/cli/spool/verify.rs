@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, time};
+use super::{Place, advice, time};
 use crate::{
     batch::{BatchView, received_at_micros},
     cli::{output::Output, progress::Progress},
@@ -38,11 +38,12 @@ pub(super) struct Verdict {
 /// Verifies the spool.
 pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.at_rest()?;
-    let mut damaged = 0;
+    let (mut damaged, mut refused) = (0, false);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let verdict = verify(stream, &mut survey)?;
         damaged += usize::from(!verdict.damage.is_empty() || verdict.undecodable > 0);
+        refused |= verdict.damage.iter().any(Damage::is_refused);
         if args.json {
             writeln!(out, "{}", as_json(&verdict))?;
         } else {
@@ -54,8 +55,9 @@ pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
         0 => Ok(()),
         _ => Err(Exit::Data(format!(
             "{damaged} of the streams can't be read as a whole. Keep a copy of {}; `cmc-bridge spool export` saves what \
-             can be read, `cmc-bridge spool repair` sets the rest aside",
-            spool.dir.display()
+             can be read, `cmc-bridge spool repair` sets the rest aside{}",
+            spool.dir.display(),
+            advice(refused)
         ))),
     }
 }

@@ -9,7 +9,7 @@ use std::{mem, time::Duration};
 
 use super::{
     super::{
-        broker::{BlockReason, Broker, Connect, DeliveryError},
+        broker::{Broker, Connect, DeliveryError},
         sent::Sent,
     },
     Lane, Stop, Turn,
@@ -61,7 +61,7 @@ impl<C: Connect> Lane<C> {
         }
     }
 
-    /// False when what comes next is damaged: it must wait until all before it is delivered.
+    /// False when what comes next can't be had from the spool: it must wait until all before it is delivered.
     fn send_window(&mut self) -> Result<bool, Stop> {
         let first = self.flight.back().map_or(0, Sent::behind);
         if self.flight.is_empty() {
@@ -77,7 +77,7 @@ impl<C: Connect> Lane<C> {
         match result {
             Ok(()) => Ok(!nothing),
             Err(DeliveryError::Failed(error))
-                if error.reason == BlockReason::Damage && nothing && !self.flight.is_empty() =>
+                if error.reason.is_of_the_spool() && nothing && !self.flight.is_empty() =>
             {
                 Ok(false)
             }
