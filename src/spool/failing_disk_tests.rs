@@ -90,6 +90,10 @@ impl StorageFile for FailingFile {
         Ok(())
     }
 
+    fn is_nameless(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn set_len(&self, _: u64) -> io::Result<()> {
         Ok(())
     }

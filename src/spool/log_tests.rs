@@ -149,6 +149,17 @@ async fn every_batch_is_read_once_and_in_order_while_others_append_and_trim() {
 }
 
 #[tokio::test]
+async fn a_segment_that_somebody_deleted_takes_no_more() {
+    let disk = SimDisk::new(1);
+    let opened = open(&disk, &options(SEGMENT));
+    append(&opened.appender, 0, 40).await.unwrap();
+    disk.delete(&segment_path(1));
+    assert_eq!(append(&opened.appender, 1, 40).await, Err(AppendError::Failed));
+    let error = opened.failure.recv_timeout(LONG).unwrap();
+    assert!(error.to_string().contains("somebody deleted it"), "{error}");
+}
+
+#[tokio::test]
 async fn a_failed_sync_is_the_end() {
     for op in [Op::SyncData, Op::Write] {
         let disk = SimDisk::new(1);

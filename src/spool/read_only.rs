@@ -154,6 +154,10 @@ impl StorageFile for ReadOnlyFile {
         self.file.as_ref().map_or(Ok(0), |file| file.size())
     }
 
+    fn is_nameless(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn set_len(&self, _: u64) -> io::Result<()> {
         Ok(())
     }

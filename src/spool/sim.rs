@@ -609,6 +609,10 @@ impl StorageFile for OpenFile {
         Ok(true)
     }
 
+    fn is_nameless(&self) -> io::Result<bool> {
+        Ok(!self.mount.lock()?.live.values().any(|id| *id == self.id))
+    }
+
     fn uncache(&self) {
         if let Ok(mut disk) = self.mount.lock() {
             let name = disk.name_of(self.id);

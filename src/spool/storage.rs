@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -47,6 +47,9 @@ pub trait StorageFile: Send + Sync {
     /// `fdatasync`: data and length are durable when it returns.
     fn sync_data(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
+    /// Whether the file has no name any more: what is written to it is gone with the process, synced or not. A file system
+    /// that doesn't count names may say so of every file.
+    fn is_nameless(&self) -> io::Result<bool>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Takes the room for these bytes, which must be some and become zeros, without writing them. False on a file system
     /// that can't do that: a write tells then whether there is room.
@@ -147,6 +150,10 @@ impl StorageFile for File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn is_nameless(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.nlink() == 0)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

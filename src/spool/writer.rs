@@ -2,6 +2,7 @@
 //! for a prepared one. The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -48,6 +49,8 @@ struct Active {
     len: u64,
     offset: u64,
     checksum: Checksum,
+    /// The file system counts the names of files, and so tells of one that was deleted.
+    names_count: bool,
 }
 
 /// A segment that was just taken into use.
@@ -151,7 +154,8 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured.
+    /// Writes the commit being built and makes it as durable as configured. An error, too, when the segment was deleted: it
+    /// would be gone with the process.
     pub fn commit(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
@@ -168,6 +172,18 @@ impl Writer {
                 .file
                 .sync_data()
                 .map_err(SpoolError::io("sync", &active.path))?;
+        }
+        if active.names_count
+            && active
+                .file
+                .is_nameless()
+                .map_err(SpoolError::io("look at", &active.path))?
+        {
+            let deleted = io::Error::new(
+                io::ErrorKind::NotFound,
+                "somebody deleted it while the bridge was running",
+            );
+            return Err(SpoolError::io("keep", &active.path)(deleted));
         }
         active.offset += self.buffer.len() as u64;
         if let Some((_, end)) = &mut self.last {
@@ -242,6 +258,10 @@ impl Writer {
                 .set_len(left.offset)
                 .map_err(SpoolError::io("cut", &left.path))?;
         }
+        let names_count = !spare
+            .file
+            .is_nameless()
+            .map_err(SpoolError::io("look at", &path))?;
         let offset = segment::HEADER as u64;
         self.last = Some((id, offset));
         let left = self.active.replace(Active {
@@ -250,6 +270,7 @@ impl Writer {
             len: spare.len,
             offset,
             checksum: Checksum::new(&self.log_id, id),
+            names_count,
         });
         self.unsealed = false;
         self.after_loss = false;

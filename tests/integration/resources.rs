@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    bridge::{Bridge, Setup, Topics},
-    cmc::{message, webhook},
+    bridge::{Bridge, NO_KAFKA, Setup, Topics},
+    cmc::{delivery, message, webhook},
     http::EVENTS,
     kafka,
     load::{Load, Outcome, Shape, Target},
@@ -41,7 +41,7 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
     let setup = Setup::new(kafka).topics(&topics);
     let bridge = setup.through(&["prlimit", "--nofile=300"]).start();
     let mut client = bridge.client();
-    assert_eq!(client.post(crate::cmc::delivery("first@test")).status, 200);
+    assert_eq!(client.post(delivery("first@test")).status, 200);
     let idle: Vec<TcpStream> = (0..400)
         .map(|_| TcpStream::connect(bridge.ingest).unwrap())
         .collect();
@@ -49,12 +49,12 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
     bridge.wait_for(LIMIT, "refused connections", |scrape| {
         scrape.get("cmc_bridge_webhooks_total", &labels) >= 350.0
     });
-    assert_eq!(client.post(crate::cmc::delivery("second@test")).status, 200);
+    assert_eq!(client.post(delivery("second@test")).status, 200);
     bridge.wait_drained(LIMIT);
     assert!(bridge.running.stderr().contains("ulimit -n"));
     drop(idle);
     wait::until(LIMIT, "a place for another connection", || {
-        (bridge.client().post(crate::cmc::delivery("third@test")).status == 200).then_some(())
+        (bridge.client().post(delivery("third@test")).status == 200).then_some(())
     });
     bridge.stop();
 }
@@ -106,7 +106,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
         .topics(&topics)
         .set("ingest.max_bytes_in_flight", "32MiB")
         .start();
-    assert_eq!(bridge.client().post(crate::cmc::delivery("a@test")).status, 200);
+    assert_eq!(bridge.client().post(delivery("a@test")).status, 200);
     bridge.wait_drained(LIMIT);
     // All bodies together would be far beyond it.
     let most = bridge.memory("VmSize:") + (256 << 20);
@@ -185,4 +185,16 @@ fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowled
     bridge.wait_drained(LIMIT);
     oracle::check(kafka, &topics, &posted);
     bridge.stop();
+}
+
+#[test]
+fn a_spool_that_is_deleted_under_the_bridge_takes_no_more_webhooks() {
+    let setup = Setup::new(NO_KAFKA);
+    let mut bridge = setup.start();
+    let mut client = bridge.client();
+    assert_eq!(client.post(delivery("kept@test")).status, 200);
+    fs::remove_dir_all(setup.spool_dir()).unwrap();
+    assert_eq!(client.post(delivery("refused@test")).status, 503);
+    assert_eq!(bridge.running.wait_exit(LIMIT), 74);
+    assert!(bridge.running.stderr().contains("somebody deleted it"));
 }
