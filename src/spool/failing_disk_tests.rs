@@ -90,7 +90,7 @@ impl StorageFile for FailingFile {
         Ok(())
     }
 
-    fn is_nameless(&self) -> io::Result<bool> {
+    fn is_gone_from(&self, _: &Path) -> io::Result<bool> {
         Ok(false)
     }
 

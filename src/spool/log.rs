@@ -298,6 +298,7 @@ impl LogWriter {
                 self.no_room = !self.ensure_room(0)?;
             }
             self.rest()?;
+            self.writer.check_in_place()?;
             self.unsealed = false;
             return Ok(!closed);
         }

@@ -154,7 +154,7 @@ impl StorageFile for ReadOnlyFile {
         self.file.as_ref().map_or(Ok(0), |file| file.size())
     }
 
-    fn is_nameless(&self) -> io::Result<bool> {
+    fn is_gone_from(&self, _: &Path) -> io::Result<bool> {
         Ok(false)
     }
 

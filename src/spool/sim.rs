@@ -609,8 +609,8 @@ impl StorageFile for OpenFile {
         Ok(true)
     }
 
-    fn is_nameless(&self) -> io::Result<bool> {
-        Ok(!self.mount.lock()?.live.values().any(|id| *id == self.id))
+    fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.mount.lock()?.live.get(path) != Some(&self.id))
     }
 
     fn uncache(&self) {

@@ -47,9 +47,9 @@ pub trait StorageFile: Send + Sync {
     /// `fdatasync`: data and length are durable when it returns.
     fn sync_data(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
-    /// Whether the file has no name any more: what is written to it is gone with the process, synced or not. A file system
-    /// that doesn't count names may say so of every file.
-    fn is_nameless(&self) -> io::Result<bool>;
+    /// Whether the file, opened by this name, was deleted or moved: what is written to it is not found by the next open,
+    /// synced or not. A file system that doesn't count names may say so of every file.
+    fn is_gone_from(&self, path: &Path) -> io::Result<bool>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Takes the room for these bytes, which must be some and become zeros, without writing them. False on a file system
     /// that can't do that: a write tells then whether there is room.
@@ -152,8 +152,10 @@ impl StorageFile for File {
         Ok(self.metadata()?.len())
     }
 
-    fn is_nameless(&self) -> io::Result<bool> {
-        Ok(self.metadata()?.nlink() == 0)
+    fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
+        // Not by inode numbers: there are file systems where they change.
+        let moved = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        Ok(moved || self.metadata()?.nlink() == 0)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -49,8 +49,25 @@ struct Active {
     len: u64,
     offset: u64,
     checksum: Checksum,
-    /// The file system counts the names of files, and so tells of one that was deleted.
-    names_count: bool,
+    /// The file system tells when a file is deleted.
+    tells: bool,
+}
+
+impl Active {
+    /// An error when the segment is not where the next open looks for it: what it takes would be acknowledged and lost.
+    fn check_in_place(&self) -> Result<(), SpoolError> {
+        let gone = self.tells
+            && self
+                .file
+                .is_gone_from(&self.path)
+                .map_err(SpoolError::io("look at", &self.path))?;
+        match gone {
+            false => Ok(()),
+            true => Err(SpoolError::io("go on writing to", &self.path)(io::Error::other(
+                "somebody deleted or moved it; if it was moved, move it back before the next start",
+            ))),
+        }
+    }
 }
 
 /// A segment that was just taken into use.
@@ -154,8 +171,8 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured. An error, too, when the segment was deleted: it
-    /// would be gone with the process.
+    /// Writes the commit being built and makes it as durable as configured. An error, too, when the segment was deleted or
+    /// moved meanwhile.
     pub fn commit(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
@@ -173,18 +190,7 @@ impl Writer {
                 .sync_data()
                 .map_err(SpoolError::io("sync", &active.path))?;
         }
-        if active.names_count
-            && active
-                .file
-                .is_nameless()
-                .map_err(SpoolError::io("look at", &active.path))?
-        {
-            let deleted = io::Error::new(
-                io::ErrorKind::NotFound,
-                "somebody deleted it while the bridge was running",
-            );
-            return Err(SpoolError::io("keep", &active.path)(deleted));
-        }
+        active.check_in_place()?;
         active.offset += self.buffer.len() as u64;
         if let Some((_, end)) = &mut self.last {
             *end = active.offset;
@@ -194,6 +200,11 @@ impl Writer {
         // One giant batch must not keep its memory for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
+    }
+
+    /// An error when the active segment was deleted or moved.
+    pub fn check_in_place(&self) -> Result<(), SpoolError> {
+        self.active.as_ref().map_or(Ok(()), Active::check_in_place)
     }
 
     /// Makes the active segment durable, whatever is configured.
@@ -258,9 +269,9 @@ impl Writer {
                 .set_len(left.offset)
                 .map_err(SpoolError::io("cut", &left.path))?;
         }
-        let names_count = !spare
+        let tells = !spare
             .file
-            .is_nameless()
+            .is_gone_from(&path)
             .map_err(SpoolError::io("look at", &path))?;
         let offset = segment::HEADER as u64;
         self.last = Some((id, offset));
@@ -270,7 +281,7 @@ impl Writer {
             len: spare.len,
             offset,
             checksum: Checksum::new(&self.log_id, id),
-            names_count,
+            tells,
         });
         self.unsealed = false;
         self.after_loss = false;

@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::TcpStream,
+    path::Path,
     process::Command,
     sync::{Arc, Barrier},
     thread,
@@ -188,13 +189,31 @@ fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowled
 }
 
 #[test]
-fn a_spool_that_is_deleted_under_the_bridge_takes_no_more_webhooks() {
-    let setup = Setup::new(NO_KAFKA);
-    let mut bridge = setup.start();
-    let mut client = bridge.client();
-    assert_eq!(client.post(delivery("kept@test")).status, 200);
-    fs::remove_dir_all(setup.spool_dir()).unwrap();
-    assert_eq!(client.post(delivery("refused@test")).status, 503);
-    assert_eq!(bridge.running.wait_exit(LIMIT), 74);
-    assert!(bridge.running.stderr().contains("somebody deleted it"));
+fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
+    let delete = |dir: &Path| fs::remove_dir_all(dir.join("deliveries")).unwrap();
+    let replace = |dir: &Path| {
+        let segment = dir.join("deliveries/00000000000000000001.segment");
+        let bytes = fs::read(&segment).unwrap();
+        fs::remove_file(&segment).unwrap();
+        fs::write(&segment, bytes).unwrap();
+    };
+    let rename = |dir: &Path| fs::rename(dir, dir.with_extension("moved")).unwrap();
+    for take_away in [&delete as &dyn Fn(&Path), &replace, &rename] {
+        let setup = Setup::new(NO_KAFKA);
+        let mut bridge = setup.start();
+        let mut client = bridge.client();
+        assert_eq!(client.post(delivery("kept@test")).status, 200);
+        take_away(setup.spool_dir());
+        assert_eq!(client.post(delivery("refused@test")).status, 503);
+        assert_eq!(bridge.running.wait_exit(LIMIT), 74);
+        let said = bridge.running.stderr();
+        assert!(said.contains("somebody deleted or moved it"), "{said}");
+
+        // Without a webhook the stop tells.
+        let setup = Setup::new(NO_KAFKA);
+        let mut bridge = setup.start();
+        take_away(setup.spool_dir());
+        bridge.terminate();
+        assert_eq!(bridge.running.wait_exit(LIMIT), 74);
+    }
 }
