@@ -126,6 +126,9 @@ impl Queue {
     }
 
     pub fn set_used(&self, bytes: u64) {
+        // Under the lock, as a batch is judged: else a refusal by the old number could be noted after the new one, and a
+        // log that has room again would say for ever that it is full.
+        let _judged = self.lock();
         if self.used.swap(bytes, Ordering::Relaxed) > bytes {
             self.refused.store(false, Ordering::Relaxed);
         }
@@ -221,5 +224,26 @@ impl Appender {
     /// Written and not yet trimmed bytes.
     pub fn used_bytes(&self) -> u64 {
         self.queue.used()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_in_use_stay_what_they_are_while_a_batch_is_judged() {
+        let queue = Queue::new(1);
+        thread::scope(|scope| {
+            let trims = scope.spawn(|| (0..200_000).for_each(|bytes| queue.set_used(bytes)));
+            while !trims.is_finished() {
+                let _judging = queue.lock();
+                let used = queue.used();
+                thread::yield_now();
+                assert_eq!(queue.used(), used);
+            }
+        });
     }
 }
