@@ -61,7 +61,7 @@ pub(super) struct Queue {
     /// Written and not yet trimmed bytes of the log.
     used: AtomicU64,
     no_room: AtomicBool,
-    /// The budget refused a batch, and nothing has been trimmed since.
+    /// The budget refused a batch, and no bytes of it have come back since.
     refused: AtomicBool,
     failed: AtomicU8,
 }
@@ -139,6 +139,13 @@ impl Queue {
         self.no_room.store(no_room, Ordering::Relaxed);
     }
 
+    /// Takes back a batch that will not be written.
+    pub fn give_back(&self, batch: &Batch) {
+        let mut state = self.lock();
+        state.bytes -= batch.bytes().len() as u64;
+        self.refused.store(false, Ordering::Relaxed);
+    }
+
     /// From now on every append fails.
     pub fn fail(&self) {
         self.failed.store(1, Ordering::SeqCst);
@@ -190,7 +197,10 @@ impl Appender {
                 return Err(AppendError::Closed);
             }
             if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
-                self.queue.refused.store(true, Ordering::Relaxed);
+                // One that takes most of an empty log is no sign of a full one, which a trim would end.
+                if bytes <= self.queue.max_bytes / 2 {
+                    self.queue.refused.store(true, Ordering::Relaxed);
+                }
                 return Err(AppendError::Full);
             }
             state.bytes += bytes;
