@@ -61,7 +61,7 @@ pub(super) struct Queue {
     /// Written and not yet trimmed bytes of the log.
     used: AtomicU64,
     no_room: AtomicBool,
-    /// The budget refused a batch, and nothing has been trimmed since.
+    /// The budget refused a batch, and no bytes of it have come back since.
     refused: AtomicBool,
     failed: AtomicU8,
 }
@@ -126,6 +126,9 @@ impl Queue {
     }
 
     pub fn set_used(&self, bytes: u64) {
+        // Under the lock, as a batch is judged: else a refusal by the old number could be noted after the new one, and a
+        // log that has room again would say for ever that it is full.
+        let _judged = self.lock();
         if self.used.swap(bytes, Ordering::Relaxed) > bytes {
             self.refused.store(false, Ordering::Relaxed);
         }
@@ -134,6 +137,13 @@ impl Queue {
     /// Whether the disk has no room for another segment.
     pub fn set_no_room(&self, no_room: bool) {
         self.no_room.store(no_room, Ordering::Relaxed);
+    }
+
+    /// Takes back a batch that will not be written.
+    pub fn give_back(&self, batch: &Batch) {
+        let mut state = self.lock();
+        state.bytes -= batch.bytes().len() as u64;
+        self.refused.store(false, Ordering::Relaxed);
     }
 
     /// From now on every append fails.
@@ -187,7 +197,10 @@ impl Appender {
                 return Err(AppendError::Closed);
             }
             if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
-                self.queue.refused.store(true, Ordering::Relaxed);
+                // One that takes most of an empty log is no sign of a full one, which a trim would end.
+                if bytes <= self.queue.max_bytes / 2 {
+                    self.queue.refused.store(true, Ordering::Relaxed);
+                }
                 return Err(AppendError::Full);
             }
             state.bytes += bytes;
@@ -221,5 +234,26 @@ impl Appender {
     /// Written and not yet trimmed bytes.
     pub fn used_bytes(&self) -> u64 {
         self.queue.used()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_bytes_in_use_stay_what_they_are_while_a_batch_is_judged() {
+        let queue = Queue::new(1);
+        thread::scope(|scope| {
+            let trims = scope.spawn(|| (0..200_000).for_each(|bytes| queue.set_used(bytes)));
+            while !trims.is_finished() {
+                let _judging = queue.lock();
+                let used = queue.used();
+                thread::yield_now();
+                assert_eq!(queue.used(), used);
+            }
+        });
     }
 }

@@ -324,13 +324,13 @@ impl LogWriter {
         for pending in group.drain(..) {
             let len = pending.batch.bytes().len();
             if pending.withdrawn.load(Ordering::Relaxed) {
-                self.queue.lock().bytes -= len as u64;
+                self.queue.give_back(&pending.batch);
                 continue;
             }
             if !self.writer.fits(len) {
                 self.commit(&mut written)?;
                 if !self.ensure_room(len)? {
-                    self.queue.lock().bytes -= len as u64;
+                    self.queue.give_back(&pending.batch);
                     room = false;
                     let _ = pending.done.send(Err(AppendError::Full));
                     continue;

@@ -300,6 +300,38 @@ async fn who_waits_too_long_is_withdrawn() {
 }
 
 #[tokio::test]
+async fn an_empty_log_is_not_full_whatever_was_refused() {
+    let disk = SimDisk::new(1);
+    let options = LogOptions {
+        max_bytes: 20_000,
+        ..options(SEGMENT)
+    };
+    let opened = open(&disk, &options);
+    assert_eq!(append(&opened.appender, 0, 30_000).await, Err(AppendError::Full));
+    assert_eq!(
+        opened.appender.state(),
+        LogState::Accepting,
+        "it has room for others"
+    );
+    // Nor when those that filled the budget didn't wait long enough for the disk to be written.
+    disk.hold_syncs(true);
+    let short = Duration::from_millis(10);
+    let refusal = loop {
+        let (batch, tally) = batch(0, BIG);
+        match opened.appender.append(batch, tally, permit(), short).await {
+            Err(AppendError::TooSlow) => {}
+            refusal => break refusal,
+        }
+    };
+    assert_eq!(refusal, Err(AppendError::Full));
+    assert_eq!(opened.appender.state(), LogState::Full);
+    disk.hold_syncs(false);
+    until("it takes batches", || {
+        opened.appender.state() == LogState::Accepting
+    });
+}
+
+#[tokio::test]
 async fn a_full_disk_at_the_open_is_waited_out() {
     let disk = SimDisk::new(1);
     drop(open(&disk, &options(SEGMENT)));
