@@ -201,9 +201,12 @@ impl Metrics {
 
     /// How many requests were answered with 200, and how many otherwise or not at all.
     pub(super) fn accepted_and_refused(&self) -> (u64, u64) {
-        let all = self.webhooks.iter().map(IntCounter::get).sum::<u64>();
-        let accepted = self.webhooks[Outcome::Accepted.index()].get();
-        (accepted, all.saturating_sub(accepted))
+        let of = |outcome: Outcome| self.webhooks[outcome.index()].get();
+        // Each counter is read once: what is counted meanwhile must not move from one sum to the other.
+        let refused = Outcome::ALL
+            .into_iter()
+            .filter(|outcome| *outcome != Outcome::Accepted);
+        (of(Outcome::Accepted), refused.map(of).sum())
     }
 
     /// Why a stream is blocked, if it is.
@@ -465,6 +468,18 @@ mod tests {
         bounces.lane_free();
         assert_eq!(sum(), 0);
         assert!(metrics.blockade(Stream::Bounces).get().is_none());
+    }
+
+    #[test]
+    fn a_webhook_that_is_accepted_meanwhile_is_none_that_was_refused() {
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        metrics.webhook(Outcome::Malformed);
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| (0..500_000).for_each(|_| metrics.webhook(Outcome::Accepted)));
+            while !accepting.is_finished() {
+                assert_eq!(metrics.accepted_and_refused().1, 1);
+            }
+        });
     }
 
     #[test]
