@@ -173,15 +173,8 @@ impl Bridge {
             Some(error) = self.failures.recv() => return Err(error.into()),
             _ = stop.recv() => {}
         }
-        let mut failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
-        tokio::select! {
-            Some(error) = failures.recv() => Err(error.into()),
-            Some(()) = stop.recv() => {
-                warn!("stopped at once; what is not delivered stays in the spool");
-                Ok(())
-            }
-            () = self.stop() => Ok(()),
-        }
+        let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
+        see_through(self.stop(), stop, failures).await
     }
 
     async fn stop(self) {
@@ -224,6 +217,21 @@ impl Bridge {
         self.admin.abort();
         info!("stopped");
     }
+}
+
+/// Waits for the end of a stop, which a failure or a further word ends at once.
+async fn see_through(
+    stopping: impl Future<Output = ()>,
+    mut stop: mpsc::Receiver<()>,
+    mut failures: mpsc::UnboundedReceiver<SpoolError>,
+) -> Result<(), Exit> {
+    tokio::select! {
+        Some(error) = failures.recv() => return Err(error.into()),
+        Some(()) = stop.recv() => warn!("stopped at once; what is not delivered stays in the spool"),
+        () = stopping => {}
+    }
+    // Logs and lanes have their last words, too: while this ended, or when it was cut short and dropped.
+    failures.try_recv().map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn open_logs(
@@ -369,4 +377,46 @@ fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
 
 fn internal(error: prometheus::Error) -> Exit {
     Exit::Unavailable(format!("metrics could not be registered: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure() -> SpoolError {
+        SpoolError::Io {
+            action: "sync",
+            path: "x".into(),
+            source: io::Error::other("broken"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_the_very_end_of_a_stop_is_told() {
+        let (failed, failures) = mpsc::unbounded_channel();
+        let (_words, stop) = mpsc::channel(1);
+        let stopping = async move { failed.send(failure()).unwrap() };
+        let ended = see_through(stopping, stop, failures).await;
+        assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn what_fails_when_a_second_word_cuts_a_stop_short_is_told() {
+        struct Log(mpsc::UnboundedSender<SpoolError>);
+        impl Drop for Log {
+            fn drop(&mut self) {
+                self.0.send(failure()).unwrap();
+            }
+        }
+        let (failed, failures) = mpsc::unbounded_channel();
+        let (words, stop) = mpsc::channel(1);
+        words.send(()).await.unwrap();
+        let log = Log(failed);
+        let stopping = async move {
+            let _log = log;
+            std::future::pending().await
+        };
+        let ended = see_through(stopping, stop, failures).await;
+        assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
+    }
 }
