@@ -52,7 +52,7 @@ pub use drain::{Drained, drain};
 
 /// How often the end of the lanes is looked for.
 const LOOK: Duration = Duration::from_millis(20);
-/// Of the grace time, what is kept for lanes to end in good order when their backlog is not delivered.
+/// Of the grace time, what is kept for logs and lanes to end in good order when requests or the backlog take the rest.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A running bridge.
@@ -185,8 +185,9 @@ impl Bridge {
         sleep(shutdown.lame_duck).await;
 
         let deadline = Instant::now() + shutdown.grace;
+        let last_words = deadline - LAST_WORDS.min(shutdown.grace / 5);
         self.control.stop();
-        if timeout_at(deadline.into(), self.ingest).await.is_err() {
+        if timeout_at(last_words.into(), self.ingest).await.is_err() {
             warn!("requests were still open when the grace time ended");
         }
         let (logs, lanes): (Vec<_>, Vec<_>) = self
@@ -202,7 +203,6 @@ impl Bridge {
             lane.drain();
         }
         let all_ended = || lanes.iter().all(|(_, lane, _)| lane.is_finished());
-        let last_words = deadline - LAST_WORDS.min(shutdown.grace / 5);
         while !all_ended() && Instant::now() < deadline {
             if Instant::now() >= last_words {
                 lanes.iter().for_each(|(_, lane, _)| lane.stop());
@@ -381,6 +381,8 @@ fn internal(error: prometheus::Error) -> Exit {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{io::AsyncWriteExt, net::TcpStream};
+
     use super::*;
 
     fn failure() -> SpoolError {
@@ -418,5 +420,42 @@ mod tests {
         };
         let ended = see_through(stopping, stop, failures).await;
         assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_its_time_leaves_logs_and_lanes_theirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let variable = (
+            "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
+            "true".to_owned(),
+        );
+        let mut config = crate::config::load(&[], std::iter::once(variable))
+            .unwrap()
+            .config;
+        config.spool.dir = dir.path().to_path_buf();
+        config.ingest.listen = "127.0.0.1:0".parse().unwrap();
+        config.admin.listen = config.ingest.listen;
+        config.shutdown.lame_duck = Duration::ZERO;
+        config.shutdown.grace = Duration::from_secs(5);
+        // Lanes are blocked from the first moment on, and wait for nobody.
+        config
+            .kafka
+            .properties
+            .insert("no.such.property".into(), "x".into());
+        let mut bridge = Bridge::start(config).await.unwrap();
+        let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
+        let head =
+            b"POST /webhooks/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        // Its answer says that the body is being read.
+        client.readable().await.unwrap();
+        let mut failures = std::mem::replace(&mut bridge.failures, mpsc::unbounded_channel().1);
+        bridge.stop().await;
+        // All that could fail has ended.
+        let left = failures.try_recv();
+        assert!(
+            matches!(left, Err(mpsc::error::TryRecvError::Disconnected)),
+            "{left:?}"
+        );
     }
 }
