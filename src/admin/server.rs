@@ -1,6 +1,8 @@
 //! The HTTP server of the admin port.
 
-use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -17,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::sleep,
 };
 use tracing::{error, info, warn};
@@ -32,7 +34,8 @@ use super::{
     },
 };
 
-/// Scrapers and probes are few; a further connection is closed at once.
+/// Scrapers and probes are few. A further connection takes the place of the oldest one: whoever holds connections without
+/// use must not keep the probes out.
 const MAX_CONNECTIONS: usize = 64;
 /// Time for a request's header, and for a kept-alive connection between two requests: above a scrape interval.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -90,14 +93,20 @@ impl Server {
 
     async fn accept(self) {
         let mut connections = JoinSet::new();
+        let mut oldest_first = VecDeque::<AbortHandle>::new();
         loop {
             tokio::select! {
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => {
-                        connections.spawn(serve(stream, Arc::clone(&self.desk)));
+                    Ok((stream, _)) => {
+                        oldest_first.retain(|connection| !connection.is_finished());
+                        if oldest_first.len() >= MAX_CONNECTIONS
+                            && let Some(oldest) = oldest_first.pop_front()
+                        {
+                            oldest.abort();
+                        }
+                        oldest_first.push_back(connections.spawn(serve(stream, Arc::clone(&self.desk))));
                     }
-                    Ok(_) => {}
                     Err(error) => {
                         warn!(%error, "a connection to the admin port could not be accepted");
                         sleep(ACCEPT_PAUSE).await;
@@ -354,12 +363,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn serves_a_socket() {
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(listen, sources()).await.unwrap();
-        let mut client = TcpStream::connect(server.local_addr()).await.unwrap();
-        let server = tokio::spawn(server.run());
+    async fn expect_alive(client: &mut TcpStream) {
         client
             .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             .await
@@ -368,6 +372,25 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.ends_with("alive\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn serves_a_socket_whoever_holds_others() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(listen, sources()).await.unwrap();
+        let address = server.local_addr();
+        let server = tokio::spawn(server.run());
+        let mut held = VecDeque::new();
+        for _ in 0..MAX_CONNECTIONS + 3 {
+            held.push_back(TcpStream::connect(address).await.unwrap());
+        }
+        let mut last = held.pop_back().unwrap();
+        expect_alive(&mut last).await;
+        for oldest in held.drain(..3) {
+            oldest.readable().await.unwrap();
+            assert_eq!(oldest.try_read(&mut [0]).unwrap(), 0, "closed");
+        }
+        expect_alive(&mut held[0]).await;
         server.abort();
     }
 }
