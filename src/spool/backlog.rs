@@ -138,7 +138,7 @@ impl Backlog {
         self.position = position;
     }
 
-    /// Waits until there is something to read, at most this long. Once the log is closed it returns at once.
+    /// Waits until there is something to read, at most this long.
     pub fn wait(&self, limit: Duration) {
         if self.peeked.is_none() {
             self.trimmer.tail.wait_beyond(self.reader.place(), limit);

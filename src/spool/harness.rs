@@ -114,7 +114,7 @@ impl SteppedLog {
     pub fn turn(&mut self) -> Result<bool, SpoolError> {
         let turn = self.0.turn();
         if turn.is_err() {
-            self.0.fail();
+            self.0.queue.fail();
         }
         turn
     }

@@ -61,7 +61,6 @@ pub struct LogMetrics {
 /// An open log.
 pub struct Log {
     queue: Arc<Queue>,
-    tail: Arc<Tail>,
     writer: Option<thread::JoinHandle<()>>,
     damage: Vec<Damage>,
 }
@@ -89,14 +88,12 @@ impl Log {
             .map_err(SpoolError::io("start a thread for", &options.dir))?,
         );
         let queue = Arc::clone(&writer.queue);
-        let tail = Arc::clone(&writer.tail);
         let handle = thread::Builder::new()
             .name(format!("write-{}", options.name))
             .spawn(move || writer.run(on_failure))
             .map_err(SpoolError::io("start a thread for", &options.dir))?;
         let log = Log {
             queue,
-            tail,
             writer: Some(handle),
             damage,
         };
@@ -122,7 +119,6 @@ impl Log {
             // A panic of the writer has been reported by its hook; there is nothing left to close then.
             let _ = writer.join();
         }
-        self.tail.close();
     }
 }
 
@@ -251,15 +247,9 @@ impl LogWriter {
             Err(SpoolError::io("go on writing to", &self.dir)(bug))
         });
         if let Err(error) = served {
-            self.fail();
+            self.queue.fail();
             on_failure(error);
         }
-    }
-
-    /// Nothing is written any more.
-    pub(super) fn fail(&self) {
-        self.queue.fail();
-        self.tail.close();
     }
 
     fn serve(&mut self) -> Result<(), SpoolError> {

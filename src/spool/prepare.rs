@@ -13,6 +13,7 @@
 use std::{
     collections::VecDeque,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -336,7 +337,12 @@ fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
 }
 
 fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, wanted: Wanted, (mutex, changed): &Shared) {
-    let result = Spare::prepare(storage, dir, trimmed, wanted);
+    // A panic is a bug, and must not leave the writer waiting for a segment that nobody makes.
+    let prepare = || Spare::prepare(storage, dir, trimmed, wanted);
+    let result = catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| {
+        let bug = io::Error::other("the preparer panicked; its message stands above");
+        Err(SpoolError::io("prepare a segment in", dir)(bug))
+    });
     let mut state = lock(mutex);
     if matches!(*state, State::Stopped) {
         return;

@@ -47,7 +47,7 @@ impl Survey {
             seq: recovered.next_seq,
             events: recovered.events,
         };
-        let tail = Arc::new(Tail::at_rest(std::mem::take(&mut recovered.segments), end));
+        let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
         let log_id = recovered.manifest.log_id.into_bytes();
         let storage: Arc<dyn Storage> = Arc::clone(&disk) as _;
         let mut reader = Reader::new(storage, dir.to_path_buf(), log_id, Arc::clone(&tail));

@@ -29,8 +29,6 @@ pub(super) struct TailState {
     pub durable_offset: u64,
     /// The durable end.
     pub end: Position,
-    /// Nothing will be written any more.
-    pub closed: bool,
     /// Whoever waits next, or waits now, is to go on without a reason here.
     woken: bool,
     /// The segment that the reader opened last.
@@ -48,7 +46,6 @@ impl Tail {
                 segments,
                 durable_offset: 0,
                 end,
-                closed: false,
                 woken: false,
                 reading: None,
             }),
@@ -56,25 +53,16 @@ impl Tail {
         }
     }
 
-    /// Of a log that nobody writes.
-    pub fn at_rest(segments: Vec<SegmentInfo>, end: Position) -> Tail {
-        let tail = Tail::new(segments, end);
-        tail.lock().closed = true;
-        tail
-    }
-
     pub fn lock(&self) -> MutexGuard<'_, TailState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the durable end lies beyond `seq`, nothing will come any more, or [`Tail::wake`] was called since
-    /// the last wait; at most this long. Which of them it was is the caller's to look at.
+    /// Waits until the durable end lies beyond `seq` or [`Tail::wake`] was called since the last wait; at most this long.
+    /// Which of them it was is the caller's to look at.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
         let (mut state, _) = self
             .grown
-            .wait_timeout_while(self.lock(), limit, |state| {
-                state.end.seq <= seq && !state.closed && !state.woken
-            })
+            .wait_timeout_while(self.lock(), limit, |state| state.end.seq <= seq && !state.woken)
             .unwrap_or_else(PoisonError::into_inner);
         state.woken = false;
     }
@@ -82,12 +70,6 @@ impl Tail {
     /// Ends a wait, also one that is about to begin.
     pub fn wake(&self) {
         self.lock().woken = true;
-        self.grown.notify_all();
-    }
-
-    /// Nothing will be written any more.
-    pub fn close(&self) {
-        self.lock().closed = true;
         self.grown.notify_all();
     }
 
