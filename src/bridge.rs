@@ -12,6 +12,7 @@ mod drain;
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -22,7 +23,7 @@ use tokio::{
     runtime::Handle,
     sync::mpsc,
     task::JoinHandle,
-    time::{sleep, timeout_at},
+    time::{sleep, timeout, timeout_at},
 };
 use tracing::{error, info, warn};
 
@@ -44,12 +45,15 @@ use crate::{
         options::{LaneOptions, Timing},
         steps::Lane,
     },
+    logging::DroppedLines,
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
 };
 
 pub use drain::{Drained, drain};
 
+/// After a failure, most time for the requests that were open to get their answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How often the end of the lanes is looked for.
 const LOOK: Duration = Duration::from_millis(20);
 /// Of the grace time, what is kept for logs and lanes to end in good order when requests or the backlog take the rest.
@@ -121,6 +125,9 @@ impl Bridge {
         BooksCollector::new(Arc::clone(&books))
             .and_then(|collector| registry.register(Box::new(collector)))
             .map_err(internal)?;
+        DroppedLines::new()
+            .and_then(|collector| registry.register(Box::new(collector)))
+            .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
         let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
@@ -170,7 +177,13 @@ impl Bridge {
     /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), Exit> {
         tokio::select! {
-            Some(error) = self.failures.recv() => return Err(error.into()),
+            Some(error) = self.failures.recv() => {
+                self.control.stop();
+                let _ = timeout(LAST_ANSWERS, self.ingest).await;
+                return Err(error.into());
+            }
+            _ = &mut self.ingest => return Err(panicked("the webhooks' port")),
+            _ = &mut self.admin => return Err(panicked("the admin port")),
             _ = stop.recv() => {}
         }
         let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
@@ -219,16 +232,22 @@ impl Bridge {
     }
 }
 
-/// Waits for the end of a stop, which a failure or a further word ends at once.
+/// Waits for the end of a stop, which a failure cuts short and a further word ends at once.
 async fn see_through(
     stopping: impl Future<Output = ()>,
     mut stop: mpsc::Receiver<()>,
     mut failures: mpsc::UnboundedReceiver<SpoolError>,
 ) -> Result<(), Exit> {
-    tokio::select! {
-        Some(error) = failures.recv() => return Err(error.into()),
-        Some(()) = stop.recv() => warn!("stopped at once; what is not delivered stays in the spool"),
-        () = stopping => {}
+    {
+        let mut stopping = pin!(stopping);
+        tokio::select! {
+            Some(error) = failures.recv() => {
+                let _ = timeout(LAST_ANSWERS, stopping).await;
+                return Err(error.into());
+            }
+            Some(()) = stop.recv() => warn!("stopped at once; what is not delivered stays in the spool"),
+            () = &mut stopping => {}
+        }
     }
     // Logs and lanes have their last words, too: while this ended, or when it was cut short and dropped.
     failures.try_recv().map_or(Ok(()), |error| Err(error.into()))
@@ -375,15 +394,30 @@ fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
     Exit::Unavailable(format!("cannot listen on {address} ({key}): {error}"))
 }
 
+/// A panic is a bug, and must not leave a process that runs and does nothing.
+fn panicked(what: &str) -> Exit {
+    Exit::Unavailable(format!(
+        "{what} is served no more: its task panicked; its message stands above"
+    ))
+}
+
 fn internal(error: prometheus::Error) -> Exit {
     Exit::Unavailable(format!("metrics could not be registered: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpStream};
+    use std::path::Path;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
 
     use super::*;
+
+    const HEAD: &[u8] =
+        b"POST /webhooks/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
 
     fn failure() -> SpoolError {
         SpoolError::Io {
@@ -422,9 +456,8 @@ mod tests {
         assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
     }
 
-    #[tokio::test]
-    async fn a_client_that_takes_its_time_leaves_logs_and_lanes_theirs() {
-        let dir = tempfile::tempdir().unwrap();
+    /// A bridge whose lanes are blocked from the first moment on, and wait for nobody.
+    async fn start(dir: &Path) -> Bridge {
         let variable = (
             "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
             "true".to_owned(),
@@ -432,21 +465,58 @@ mod tests {
         let mut config = crate::config::load(&[], std::iter::once(variable))
             .unwrap()
             .config;
-        config.spool.dir = dir.path().to_path_buf();
+        config.spool.dir = dir.to_path_buf();
         config.ingest.listen = "127.0.0.1:0".parse().unwrap();
         config.admin.listen = config.ingest.listen;
         config.shutdown.lame_duck = Duration::ZERO;
         config.shutdown.grace = Duration::from_secs(5);
-        // Lanes are blocked from the first moment on, and wait for nobody.
         config
             .kafka
             .properties
             .insert("no.such.property".into(), "x".into());
-        let mut bridge = Bridge::start(config).await.unwrap();
+        Bridge::start(config).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_gone_ends_the_process() {
+        let server: [fn(&Bridge) -> &JoinHandle<()>; 2] = [|bridge| &bridge.ingest, |bridge| &bridge.admin];
+        for server in server {
+            let dir = tempfile::tempdir().unwrap();
+            let bridge = start(dir.path()).await;
+            server(&bridge).abort();
+            let (_words, stop) = mpsc::channel(1);
+            assert!(matches!(bridge.run(stop).await, Err(Exit::Unavailable(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_leaves_those_who_wait_their_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bridge = start(dir.path()).await;
         let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
-        let head =
-            b"POST /webhooks/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-        client.write_all(head).await.unwrap();
+        client.write_all(HEAD).await.unwrap();
+        client.readable().await.unwrap();
+        let (failed, failures) = mpsc::unbounded_channel();
+        bridge.failures = failures;
+        failed.send(failure()).unwrap();
+        let (_words, stop) = mpsc::channel(1);
+        let ingest = bridge.ingest.abort_handle();
+        let ending = tokio::spawn(bridge.run(stop));
+        client.write_all(b"something").await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("HTTP/1.1 400"), "{answer}");
+        assert!(matches!(ending.await.unwrap(), Err(Exit::Io(_))));
+        assert!(ingest.is_finished());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_its_time_leaves_logs_and_lanes_theirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bridge = start(dir.path()).await;
+        let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
+        client.write_all(HEAD).await.unwrap();
         // Its answer says that the body is being read.
         client.readable().await.unwrap();
         let mut failures = std::mem::replace(&mut bridge.failures, mpsc::unbounded_channel().1);

@@ -3,10 +3,28 @@
 //! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, the span's
 //! fields (such as a request's id) under `span`. Colours only on a terminal, and not with `NO_COLOR`.
 //! The filter decides for every target; librdkafka's lines arrive as events of the lane.
+//!
+//! A thread of its own writes the lines, so that nobody waits for whoever reads them: webhooks, lanes and the stop go on
+//! while a log collector hangs. Lines beyond [`QUEUE`] are dropped then, and counted ([`DroppedLines`]).
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
+use prometheus::{
+    IntCounter,
+    core::{Collector, Desc},
+    proto::{Counter, MetricFamily},
+};
 use tracing::Subscriber;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer,
     fmt::{self, MakeWriter},
@@ -16,6 +34,14 @@ use tracing_subscriber::{
 };
 
 use crate::config::{Log, LogFormat};
+
+/// Lines that wait to be written.
+const QUEUE: usize = 1024;
+/// Most time for the last lines at the end of the process; the guard inside takes at most 1.1 s.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// Logging could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -27,16 +53,72 @@ pub enum LoggingError {
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
 
+/// Logging has begun. Dropping it waits until the last lines are written, unless nobody reads them.
+#[must_use]
+pub struct Logging(Option<WorkerGuard>);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        let guard = self.0.take();
+        let (ending, ended) = mpsc::channel::<()>();
+        // In a thread, for the guard has words of its own for standard output, whose reader may be the one that hangs.
+        thread::spawn(move || {
+            drop(guard);
+            drop(ending);
+        });
+        let stuck = ended.recv_timeout(LAST_LINES) == Err(mpsc::RecvTimeoutError::Timeout);
+        STUCK.store(stuck, Ordering::Relaxed);
+    }
+}
+
+/// Whether the last lines could not be written: who writes to standard error now waits for ever.
+pub fn is_stuck() -> bool {
+    STUCK.load(Ordering::Relaxed)
+}
+
+/// `cmc_bridge_log_lines_dropped_total`.
+pub struct DroppedLines(IntCounter);
+
+impl DroppedLines {
+    /// A collector to be registered once.
+    pub fn new() -> prometheus::Result<DroppedLines> {
+        let help = "Log lines that were dropped since nobody read standard error";
+        IntCounter::new("cmc_bridge_log_lines_dropped_total", help).map(DroppedLines)
+    }
+}
+
+impl Collector for DroppedLines {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut families = self.0.collect();
+        let mut counter = Counter::default();
+        let lines = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
+        counter.set_value(lines as f64);
+        for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
+            metric.set_counter(counter.clone());
+        }
+        families
+    }
+}
+
 /// Begins logging for the whole process; once only.
-pub fn init(log: &Log) -> Result<(), LoggingError> {
+pub fn init(log: &Log) -> Result<Logging, LoggingError> {
     let filter = EnvFilter::builder().parse(&log.level)?;
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = io::stderr().is_terminal() && !no_color;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUE)
+        .thread_name("log")
+        .finish(io::stderr());
+    DROPPED.get_or_init(|| writer.error_counter());
     tracing_subscriber::registry()
         .with(filter)
-        .with(lines(log.format, ansi, io::stderr))
+        .with(lines(log.format, ansi, writer))
         .try_init()?;
-    Ok(())
+    Ok(Logging(Some(guard)))
 }
 
 /// The layer that writes lines.

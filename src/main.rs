@@ -10,6 +10,7 @@ use cmc_bridge::{
         send_sample, serve, spool, tap,
     },
     exit::{self, Exit},
+    logging,
 };
 use mimalloc::MiMalloc;
 
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            say(&exit);
+            if !logging::is_stuck() {
+                say(&exit);
+            }
             ExitCode::from(&exit)
         }
     }

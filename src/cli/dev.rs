@@ -66,7 +66,7 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let spool = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempdir()?;
     let mock = MockCluster::new(1).map_err(unavailable)?;
     adapt(&mut config, args, spool.path(), mock.bootstrap_servers())?;
-    logging::init(&config.log)?;
+    let _logging = logging::init(&config.log)?;
     for topic in topics(&config) {
         mock.create_topic(topic, PARTITIONS, 1).map_err(unavailable)?;
     }

@@ -22,7 +22,7 @@ pub struct ServeArgs {
 /// Serves until SIGTERM or SIGINT; a second one ends it at once.
 pub fn run(loaded: Loaded) -> Result<(), Exit> {
     loaded.require_credentials()?;
-    logging::init(&loaded.config.log)?;
+    let _logging = logging::init(&loaded.config.log)?;
     info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge begins");
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);

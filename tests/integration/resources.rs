@@ -1,9 +1,12 @@
 //! File descriptors and memory have limits set from outside: the bridge stays within them or waits, and lives. A limit of
-//! what may be written to a file is a disk that breaks.
+//! what may be written to a file is a disk that breaks. The spool may be taken away while the bridge runs, and the reader
+//! of its log may hang.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    net::TcpStream,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
     sync::{Arc, Barrier},
@@ -11,13 +14,19 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
+use serde_json::Value;
+
 use crate::{
     bridge::{Bridge, NO_KAFKA, Setup, Topics},
     cmc::{delivery, message, webhook},
-    http::EVENTS,
+    http::{Client, EVENTS, JSON},
     kafka,
     load::{Load, Outcome, Shape, Target},
-    oracle, wait,
+    metrics::Scrape,
+    oracle,
+    process::Process,
+    wait,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -204,7 +213,11 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
         let mut client = bridge.client();
         assert_eq!(client.post(delivery("kept@test")).status, 200);
         take_away(setup.spool_dir());
-        assert_eq!(client.post(delivery("refused@test")).status, 503);
+        // Without an answer when the log noticed by itself and the process ended first.
+        let refused = delivery("refused@test");
+        if let Ok(answer) = client.request("POST", EVENTS, &[JSON], refused.as_bytes()) {
+            assert_eq!(answer.status, 503);
+        }
         assert_eq!(bridge.running.wait_exit(LIMIT), 74);
         let said = bridge.running.stderr();
         assert!(said.contains("somebody deleted or moved it"), "{said}");
@@ -216,4 +229,41 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
         bridge.terminate();
         assert_eq!(bridge.running.wait_exit(LIMIT), 74);
     }
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_webhooks_nor_the_stop() {
+    let setup = Setup::new(NO_KAFKA)
+        .set("log.level", "debug")
+        .set("spool.durability", "page-cache")
+        .set("shutdown.grace", "1s");
+    let mut command = setup.command(&["serve"]);
+    // The same pipe for both, as a shell's `2>&1 |` makes it.
+    let (unread, pipe) = std::io::pipe().unwrap();
+    command.stdout(pipe.try_clone().unwrap()).stderr(pipe);
+    let mut process = Process::spawn(&mut command).unwrap();
+    drop(command);
+    let mut lines = BufReader::new(unread).lines();
+    // In either order.
+    let mut addresses = BTreeMap::<String, SocketAddr>::new();
+    while addresses.len() < 2 {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if let Some(address) = line["address"].as_str() {
+            addresses.insert(line["target"].to_string(), address.parse().unwrap());
+        }
+    }
+    let [admin, ingest] =
+        ["admin", "ingest"].map(|part| addresses[&format!("\"cmc_bridge::{part}::server\"")]);
+
+    // Each logs a line; they are more than a pipe and the queue hold.
+    let mut client = Client::new(ingest);
+    wait::until(LIMIT, "dropped lines", || {
+        assert_eq!(client.post(delivery("a@test")).status, 200);
+        let scrape = Scrape::parse(Client::new(admin).get("/metrics").text());
+        (scrape.get("cmc_bridge_log_lines_dropped_total", &[]) > 0.0).then_some(())
+    });
+    assert_eq!(Client::new(admin).get("/livez").status, 200);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait(LIMIT).and_then(|status| status.code()), Some(0));
+    drop(lines);
 }

@@ -39,7 +39,7 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
             config.spool.dir.display()
         )));
     }
-    logging::init(&config.log)?;
+    let _logging = logging::init(&config.log)?;
     let runtime = Runtime::new()?;
     let result = runtime.block_on(deliver(&config, args.patience.map(Duration::from_secs)));
     runtime.shutdown_background();
