@@ -28,7 +28,22 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     let streams = Stream::ALL.map(|stream| stream_config(raw, stream));
     let shutdown = shutdown(raw);
     let log = log(raw);
-    let (ingest, admin) = (ingest?, admin?);
+    let (ingest, admin, spool) = (ingest?, admin?, spool?);
+    if spool.max_bytes < 4 * ingest.max_body_bytes as u64 {
+        // A batch that never fits is refused for ever, and with it the sender's next ones.
+        let body = ingest.max_body_bytes as u64;
+        raw.problem(
+            "spool.max_bytes",
+            format!(
+                "is less than four bodies of ingest.max_body_bytes ({})",
+                parse::human_size(body)
+            ),
+            format!(
+                "give at least {}, or lower ingest.max_body_bytes",
+                parse::human_size(4 * body)
+            ),
+        );
+    }
     refuse_shared_listener(raw, ingest.listen, admin.listen);
     let [Some(deliveries), Some(bounces), Some(blocks), Some(dead_letters)] = streams else {
         return None;
@@ -36,7 +51,7 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     Some(Config {
         ingest,
         admin,
-        spool: spool?,
+        spool,
         kafka: kafka?,
         streams: [deliveries, bounces, blocks, dead_letters],
         shutdown: shutdown?,

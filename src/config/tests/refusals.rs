@@ -20,6 +20,18 @@ fn files_that_are_no_configuration() {
 }
 
 #[test]
+fn a_spool_that_a_body_would_fill() {
+    one(
+        &file("[ingest]\nmax_body_bytes = \"32MiB\"\n[spool]\nmax_bytes = \"64MiB\""),
+        &[
+            "spool.max_bytes",
+            "less than four bodies of ingest.max_body_bytes (32 MiB)",
+            "at least 128 MiB",
+        ],
+    );
+}
+
+#[test]
 fn single_values() {
     let cases = [
         (
