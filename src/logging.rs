@@ -9,11 +9,7 @@
 
 use std::{
     io::{self, IsTerminal},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{OnceLock, mpsc},
     thread,
     time::Duration,
 };
@@ -37,11 +33,10 @@ use crate::config::{Log, LogFormat};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 1024;
-/// Most time for the last lines at the end of the process; the guard inside takes at most 1.1 s.
+/// Most time for the last lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
-static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// Logging could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -60,20 +55,21 @@ pub struct Logging(Option<WorkerGuard>);
 impl Drop for Logging {
     fn drop(&mut self) {
         let guard = self.0.take();
-        let (ending, ended) = mpsc::channel::<()>();
-        // In a thread, for the guard has words of its own for standard output, whose reader may be the one that hangs.
-        thread::spawn(move || {
-            drop(guard);
-            drop(ending);
-        });
-        let stuck = ended.recv_timeout(LAST_LINES) == Err(mpsc::RecvTimeoutError::Timeout);
-        STUCK.store(stuck, Ordering::Relaxed);
+        // The guard has words of its own for standard output, whose reader may be the one that hangs.
+        last_lines(move || drop(guard));
     }
 }
 
-/// Whether the last lines could not be written: who writes to standard error now waits for ever.
-pub fn is_stuck() -> bool {
-    STUCK.load(Ordering::Relaxed)
+/// Writes something at the end of the process, which doesn't wait long for a reader that hangs.
+pub fn last_lines(write: impl FnOnce() + Send + 'static) {
+    let (writing, written) = mpsc::channel::<()>();
+    let thread = thread::Builder::new().spawn(move || {
+        write();
+        drop(writing);
+    });
+    if thread.is_ok() {
+        let _ = written.recv_timeout(LAST_LINES);
+    }
 }
 
 /// `cmc_bridge_log_lines_dropped_total`.

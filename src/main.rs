@@ -27,10 +27,9 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            if !logging::is_stuck() {
-                say(&exit);
-            }
-            ExitCode::from(&exit)
+            let code = ExitCode::from(&exit);
+            logging::last_lines(move || say(&exit));
+            code
         }
     }
 }
