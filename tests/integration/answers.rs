@@ -18,7 +18,7 @@ use crate::{
     http::{EVENTS, FORM, JSON, Response},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn bridge(settings: &[(&str, &str)]) -> Bridge {
     let setup = settings

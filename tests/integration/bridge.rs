@@ -26,7 +26,7 @@ use crate::{
 /// Bootstrap servers where nobody listens.
 pub const NO_KAFKA: &str = "127.0.0.1:1";
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// A topic for each stream.
 pub struct Topics {
@@ -69,6 +69,9 @@ impl Setup {
             .spool(&new_dir("spool"))
             .set("kafka.bootstrap_servers", bootstrap)
             .set("ingest.listen", "127.0.0.1:0")
+            // No test waits for them, and a busy machine may be slow.
+            .set("ingest.append_timeout", "60s")
+            .set("ingest.header_timeout", "60s")
             .set("admin.listen", "127.0.0.1:0")
             .set("ingest.auth.allow_anonymous", "true")
             .set("shutdown.lame_duck", "0s")
@@ -334,7 +337,7 @@ impl Bridge {
     /// SIGTERM, and the orderly end.
     pub fn stop(mut self) {
         self.terminate();
-        assert_eq!(self.running.wait_exit(Duration::from_secs(30)), 0);
+        assert_eq!(self.running.wait_exit(Duration::from_secs(60)), 0);
     }
 
     /// SIGSTOP.

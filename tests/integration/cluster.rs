@@ -210,6 +210,7 @@ fn write_files(dir: &Path, ports: &[u16], session_timeout: Duration) {
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
              broker.session.timeout.ms={session}\n\
              broker.heartbeat.interval.ms=500\n\
+             initial.broker.registration.timeout.ms=170000\n\
              replica.lag.time.max.ms=2000\n\
              replica.fetch.wait.max.ms=200\n\
              default.replication.factor=3\n\

@@ -25,7 +25,7 @@ use crate::{
 #[allow(dead_code, reason = "its main")]
 mod delivery_state;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -363,6 +363,8 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     );
     bridge.wait_drained(LIMIT);
     let db = new_dir("delivery-state").join("state.db");
+    let mut reader = Reader::new(kafka, &topics.deliveries);
+    reader.read_count(9, LIMIT);
     let run = |counts| run_delivery_state(kafka, &topics.deliveries, &db, counts);
     let row = |id: &str, to: &str, status: &str, second: u32| {
         [
@@ -391,6 +393,8 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
         &[&event("going", 9, "succeeded"), &event("going", 9, "succeeded")],
     );
     bridge.wait_drained(LIMIT);
+    // Readers see them only once Kafka has written the transaction's end.
+    reader.read_count(11, LIMIT);
     let going = row("going", "a@test", "succeeded", 9);
     assert_eq!(run((2, 0)), [going.clone(), late.clone()]);
 

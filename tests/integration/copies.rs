@@ -10,7 +10,7 @@ use crate::{
     oracle::{self, event_id},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_share() {

@@ -10,7 +10,7 @@ use crate::{
     wait::Random,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn killed_under_load_again_and_again() {
@@ -61,7 +61,7 @@ fn a_second_bridge_on_the_same_directory_is_refused() {
 fn stopped_under_load() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
-    let setup = Setup::new(kafka).topics(&topics);
+    let setup = Setup::new(kafka).topics(&topics).set("shutdown.grace", "60s");
     let target = Target::default();
     let mut bridge = setup.start();
     target.set(bridge.ingest);
@@ -69,7 +69,7 @@ fn stopped_under_load() {
     load.wait_acknowledged(300, LIMIT);
     bridge.terminate();
     assert_eq!(
-        bridge.running.wait_exit(Duration::from_secs(26)),
+        bridge.running.wait_exit(Duration::from_secs(65)),
         0,
         "within the grace"
     );

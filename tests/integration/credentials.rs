@@ -21,7 +21,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const USES: &str = "cmc_bridge_credential_uses_total";
 const LAST_USE: &str = "cmc_bridge_credential_last_use_timestamp_seconds";
 const RELOAD_FAILURES: &str = "cmc_bridge_credential_reload_failures_total";
@@ -155,8 +155,10 @@ fn a_token_is_changed_without_a_gap() {
     // What is gone keeps its series.
     assert_eq!(bridge.scrape().label_values(USES, "credential").len(), 2);
     assert_eq!(bridge.scrape().get(RELOAD_FAILURES, &[]), 0.0);
-    let log = bridge.running.stderr();
-    assert!(log.contains("\"credentials\":\"bearer-1,bearer-2\""), "{log}");
+    let taken = "\"credentials\":\"bearer-1,bearer-2\"";
+    let log = wait::until(LIMIT, taken, || {
+        Some(bridge.running.stderr()).filter(|log| log.contains(taken))
+    });
     assert!(!log.contains("old-token") && !log.contains("new-token"));
 }
 
@@ -176,17 +178,23 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
             "basic-2 is the same secret as basic-1",
         ),
     ] {
-        let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
+        let lines = || {
+            let log = bridge.running.stderr();
+            let told = log.lines().filter(|line| {
+                line.contains("new credentials are refused")
+                    && line.contains(cause)
+                    && line.contains("\"ERROR\"")
+            });
+            told.count()
+        };
         secret.write(contents);
+        wait::until(LIMIT, cause, || (lines() > 0).then_some(()));
         // Each look counts, and there is one line for all of them.
-        bridge.wait_for(LIMIT, cause, |scrape| {
+        let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
+        bridge.wait_for(LIMIT, "further looks", |scrape| {
             scrape.get(RELOAD_FAILURES, &[]) >= before + 2.0
         });
-        let log = bridge.running.stderr();
-        let lines = log.lines().filter(|line| {
-            line.contains("new credentials are refused") && line.contains(cause) && line.contains("\"ERROR\"")
-        });
-        assert_eq!(lines.count(), 1, "{log}");
+        assert_eq!(lines(), 1, "{}", bridge.running.stderr());
         assert_eq!(status(&mut bridge.client(), NEW), 401);
     }
     let before = bridge.scrape().get(RELOAD_FAILURES, &[]);

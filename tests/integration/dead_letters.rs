@@ -12,7 +12,7 @@ use crate::{
     topics::{self, Reader, Record},
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Whether what the clients sent is a dead letter in parts depends on this.
 const MAX_RECORD_BYTES: usize = 20_000;

@@ -19,7 +19,7 @@ use crate::{
     topics::{Reader, Record},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 impl Ended {
     fn lines(&self) -> Vec<Value> {

@@ -12,7 +12,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const DISK: u64 = 12 << 20;
 
 /// A mounted tmpfs; unmounted on drop.

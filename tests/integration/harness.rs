@@ -9,7 +9,7 @@ use crate::{
     topics::{self, Reader, transactional_producer},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn send(producer: &rdkafka::producer::BaseProducer, topic: &str, value: &str) {
     producer
@@ -22,7 +22,7 @@ fn send(producer: &rdkafka::producer::BaseProducer, topic: &str, value: &str) {
 fn a_reader_sees_committed_records_only_and_waits_for_open_transactions() {
     let kafka = kafka::shared();
     let topic = topics::create(kafka, "harness", 3, &[("retention.ms", "-1")]);
-    let producer = transactional_producer(kafka, &topic, 3000);
+    let producer = transactional_producer(kafka, &topic, 60_000);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, "aborted");
     producer.flush(LIMIT).unwrap();
@@ -36,6 +36,7 @@ fn a_reader_sees_committed_records_only_and_waits_for_open_transactions() {
     assert_eq!(reader.read_to_end(LIMIT).len(), 1);
 
     // Left open: the broker ends it after its time-out, and only then is there an end to be read.
+    let producer = transactional_producer(kafka, &topic, 3000);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, "abandoned");
     producer.flush(LIMIT).unwrap();
@@ -49,7 +50,7 @@ fn a_broker_comes_back_with_its_data_after_a_kill_a_stop_and_a_pause() {
     let topic = topics::create(&kafka, "harness", 1, &[]);
     let mut reader = Reader::new(&kafka, &topic);
     for (round, end) in [Broker::kill, Broker::stop].into_iter().enumerate() {
-        let producer = transactional_producer(&kafka, &topic, 3000);
+        let producer = transactional_producer(&kafka, &topic, 60_000);
         producer.begin_transaction().unwrap();
         send(&producer, &topic, &format!("{round}"));
         producer.commit_transaction(LIMIT).unwrap();

@@ -10,7 +10,7 @@ use crate::{
     oracle,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Posts about so many webhooks, all acknowledged.
 pub fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {

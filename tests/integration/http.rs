@@ -71,7 +71,7 @@ impl Client {
     pub fn new(address: SocketAddr) -> Self {
         Client {
             address,
-            timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(60),
             stream: None,
         }
     }

@@ -33,7 +33,9 @@ use crate::{
 static OWN_BROKERS: Semaphore = Semaphore::new(2);
 
 /// After so long without a heartbeat the controller fences a broker.
-pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// The same for one that nobody kills, or that is paused: a busy machine is no reason to fence it.
+const LONG_SESSION: Duration = Duration::from_secs(30);
 
 /// The id of all clusters; they never meet.
 pub const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
@@ -138,6 +140,14 @@ impl Broker {
         Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra::default())
     }
 
+    /// One that may be paused for longer than an own one; its restart takes so much longer.
+    pub fn own_that_may_hang() -> Self {
+        Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra {
+            properties: format!("broker.session.timeout.ms={}\n", LONG_SESSION.as_millis()),
+            ..Extra::default()
+        })
+    }
+
     /// Starts one; with a permit its controller is a process of its own. `extra` is told the listeners that it has anyway,
     /// and may take further free ports.
     pub fn start(
@@ -214,7 +224,7 @@ impl Broker {
         }
     }
 
-    /// SIGSTOP: connections stay open, nobody answers. For less than [`SESSION_TIMEOUT`], or the controller fences it.
+    /// SIGSTOP: connections stay open, nobody answers. For less than its session's time, or the controller fences it.
     pub fn pause(&mut self) {
         self.process.as_mut().unwrap().signal(Signal::STOP);
     }
@@ -365,17 +375,18 @@ fn write_files(dir: &Path, listeners: &str, port: u16, controller: u16, separate
         "controller.quorum.voters={controller_id}@127.0.0.1:{controller}\n\
          controller.listener.names=CONTROLLER\n\
          listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-         broker.session.timeout.ms={}\n\
+         broker.session.timeout.ms={session}\n\
+         initial.broker.registration.timeout.ms=170000\n\
          broker.heartbeat.interval.ms=500\n\
          default.replication.factor=1\n\
          min.insync.replicas=1\n\
          auto.create.topics.enable=false\n",
-        SESSION_TIMEOUT.as_millis()
+        session = if separate { SESSION_TIMEOUT } else { LONG_SESSION }.as_millis()
     );
     let controller_listener = format!("CONTROLLER://127.0.0.1:{controller}");
     if separate {
         let properties = format!(
-            "process.roles=controller\nnode.id=2\nlisteners={controller_listener}\nlog.dirs={}\n{common}",
+            "process.roles=controller\nnode.id=2\nlisteners={controller_listener}\nlog.dirs={}\n{common}{extra}",
             dir.join("controller-data").display()
         );
         fs::write(dir.join("controller.properties"), properties).unwrap();

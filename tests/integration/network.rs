@@ -17,7 +17,7 @@ use crate::{
     wait::Random,
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Little, for what counts is that there is always a transaction.
 const SHAPE: Shape = Shape {

@@ -11,7 +11,7 @@ use crate::{
     topics::Reader,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
 fn paused_for_longer_than_the_transaction_time_out() {

@@ -11,7 +11,7 @@ use crate::{
     wait::unique,
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Posts good elements with one that the topic refuses among them, and checks what stands where, in both modes.
 fn one_refused_among_good_ones(topic_config: &[(&str, &str)], refused: &str) {

@@ -30,7 +30,7 @@ use crate::{
     wait::{self, Random, unique},
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn replay(setup: &Setup, args: &[&str]) -> Ended {
     run(setup, &[&["dead-letters", "replay"], args].concat())

@@ -14,7 +14,7 @@ use crate::{
     spool_tools::run,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 struct Replicas {
     setups: Vec<Setup>,

@@ -13,7 +13,7 @@ use crate::{
     wait::Random,
 };
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// After so long without a heartbeat a broker is taken for dead.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(4);

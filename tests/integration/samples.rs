@@ -10,7 +10,7 @@ use crate::{
     topics::{Reader, Record},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 struct Scene {
     kafka: &'static str,

@@ -20,7 +20,7 @@ use crate::{
 mod login;
 mod rights;
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// docs/kafka-security.md: its blocks of settings, and its commands for ACLs without the tool's own options.
 struct Documented {

@@ -19,7 +19,7 @@ use crate::{
     topics::Reader,
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Runs a command of the binary with these settings to its end.
 pub fn run(setup: &Setup, args: &[&str]) -> Ended {

@@ -17,7 +17,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The default of `kafka.transaction_timeout`.
 const DEFAULT: Duration = Duration::from_secs(15);

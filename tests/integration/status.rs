@@ -11,7 +11,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The page as it is read, in one line. It must be well-formed, and need nothing from elsewhere.
 fn page(bridge: &Bridge) -> String {

@@ -26,7 +26,7 @@ use crate::{
     wait,
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(180);
 const EXPIRY: &str = "cmc_bridge_tls_certificate_expiry_timestamp_seconds";
 const RELOAD_FAILURES: &str = "cmc_bridge_tls_reload_failures_total";
 const HANDSHAKE_FAILURES: &str = "cmc_bridge_tls_handshake_failures_total";

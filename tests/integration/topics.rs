@@ -21,7 +21,7 @@ use crate::wait::{self, unique};
 const SENTINEL: &str = "cmc-test-sentinel";
 
 /// How long anything about topics may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// The settings that every client of the harness has.
 pub fn client_config(bootstrap: &str) -> ClientConfig {

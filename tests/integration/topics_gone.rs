@@ -24,7 +24,7 @@ use crate::{
     wait::{self, unique},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn admin(
     kafka: &str,

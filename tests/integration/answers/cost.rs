@@ -8,22 +8,16 @@ use crate::{
     http::Client,
 };
 
-/// The middle one of some requests' times.
-fn median(client: &mut Client, body: &str, status: u16) -> Duration {
-    let mut times: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            let response = client.post(body);
-            let time = start.elapsed();
-            assert_eq!(response.status, status);
-            if status != 200 {
-                expect_problem(&response, status);
-            }
-            time
-        })
-        .collect();
-    times.sort();
-    times[ROUNDS / 2]
+/// How long this request takes.
+fn time(client: &mut Client, body: &str, status: u16) -> Duration {
+    let start = Instant::now();
+    let response = client.post(body);
+    let time = start.elapsed();
+    assert_eq!(response.status, status);
+    if status != 200 {
+        expect_problem(&response, status);
+    }
+    time
 }
 
 const ROUNDS: usize = 7;
@@ -48,8 +42,13 @@ fn many_elements_and_deep_nesting_are_cheap_and_one_dead_letter_each() {
             "pro",
             &vec![element.as_str(); body.len() / element.len()],
         );
-        let good = median(&mut client, &good, 200);
-        let time = median(&mut client, body, 400);
+        // In turn, and the quickest of each: other tests share the processor.
+        let mut quickest = [Duration::MAX; 2];
+        for _ in 0..ROUNDS {
+            quickest[0] = quickest[0].min(time(&mut client, &good, 200));
+            quickest[1] = quickest[1].min(time(&mut client, body, 400));
+        }
+        let [good, time] = quickest;
         println!("{index}: {} bytes: {time:?}; good: {good:?}", body.len());
         // Dead letters take an unoptimised build some ten times as long; more than linear work would take it seconds.
         assert!(
