@@ -94,6 +94,12 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
             true => Some(tls(&cause)),
             false => known(code, names).or(found),
         };
+        if let (Some((BlockReason::Connect, advice)), Some(address)) = (&mut found, advertised(&cause)) {
+            *advice = format!(
+                "The cluster advertises this broker as {address} (its advertised.listeners): check that it runs and can be \
+                 reached from here under that address, and that security.protocol is that of this listener"
+            );
+        }
         text = format!("{text}; before that: {cause}");
     }
     text.truncate(text.trim_end_matches('.').len());
@@ -116,8 +122,30 @@ pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &L
                  kafka.create_topics = false"
             ),
         },
+        // The topic was looked up just before.
+        Some(Code::OperationTimedOut) if last.get().is_none() => BrokerError {
+            reason: BlockReason::Connect,
+            message: format!(
+                "cannot create topic {topic}: {error}. Brokers at {} answer, the cluster's controller doesn't: check that the \
+                 address that each broker advertises (its advertised.listeners) can be reached from here",
+                names.bootstrap_servers
+            ),
+        },
         _ => explained,
     }
+}
+
+/// The broker's address in what a client said of it, when the cluster told it; `…/bootstrap` is one of the configuration.
+fn advertised(said: &str) -> Option<&str> {
+    let (name, rest) = said.split_once(": ")?;
+    let address = if name.ends_with("Coordinator") {
+        rest.split_once(": ")?.0
+    } else {
+        let (address, id) = name.rsplit_once('/')?;
+        id.parse::<i32>().ok()?;
+        address
+    };
+    Some(address.rsplit_once("//").map_or(address, |(_, address)| address))
 }
 
 /// What is wrong with `[kafka.properties]`, in librdkafka's words.
@@ -268,6 +296,10 @@ mod tests {
         let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization, "{error}");
         assert!(error.message.contains("CREATE"), "{error}");
+        let error = KafkaError::AdminOp(Code::OperationTimedOut);
+        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        assert_eq!(error.reason, BlockReason::Connect, "{error}");
+        assert!(error.message.contains("advertised.listeners"), "{error}");
     }
 
     #[test]
@@ -314,9 +346,19 @@ mod tests {
                 "ssl.key.location",
             ),
             (
-                "Disconnected: connecting to a PLAINTEXT broker listener?",
+                "ssl://kafka:9092/bootstrap: Disconnected: connecting to a PLAINTEXT broker listener?",
                 BlockReason::Connect,
-                "security.protocol",
+                "brokers at kafka:9092",
+            ),
+            (
+                "sasl_ssl://10.0.0.1:9093/1: Connection setup timed out in state CONNECT",
+                BlockReason::Connect,
+                "as 10.0.0.1:9093 (its advertised.listeners)",
+            ),
+            (
+                "GroupCoordinator: b-1.example:9092: Connect to ipv4#10.0.0.2:9092 failed: Connection refused",
+                BlockReason::Connect,
+                "as b-1.example:9092 (its advertised.listeners)",
             ),
         ] {
             let last = LastError::default();
