@@ -34,7 +34,7 @@ use crate::config::{Log, LogFormat};
 /// Lines that wait to be written.
 const QUEUE: usize = 1024;
 /// Most time for the last lines at the end of the process.
-const LAST_LINES: Duration = Duration::from_secs(2);
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 

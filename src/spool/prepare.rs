@@ -188,9 +188,15 @@ impl Preparer {
     ) -> io::Result<Preparer> {
         let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
         let thread_shared = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name(thread_name)
-            .spawn(move || run(&*storage, &dir, &trimmed, &thread_shared))?;
+        let thread = thread::Builder::new().name(thread_name).spawn(move || {
+            // A panic is a bug, and must not leave the writer waiting for a segment that nobody makes.
+            let run = || run(&*storage, &dir, &trimmed, &thread_shared);
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                let bug = io::Error::other("the preparer panicked; its message stands above");
+                *lock(&thread_shared.0) = State::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
+                thread_shared.1.notify_all();
+            }
+        })?;
         Ok(Preparer {
             shared,
             thread: Some(thread),
@@ -337,12 +343,7 @@ fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
 }
 
 fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, wanted: Wanted, (mutex, changed): &Shared) {
-    // A panic is a bug, and must not leave the writer waiting for a segment that nobody makes.
-    let prepare = || Spare::prepare(storage, dir, trimmed, wanted);
-    let result = catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|_| {
-        let bug = io::Error::other("the preparer panicked; its message stands above");
-        Err(SpoolError::io("prepare a segment in", dir)(bug))
-    });
+    let result = Spare::prepare(storage, dir, trimmed, wanted);
     let mut state = lock(mutex);
     if matches!(*state, State::Stopped) {
         return;

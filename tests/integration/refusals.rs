@@ -8,7 +8,7 @@ use crate::{
     http::Client,
     kafka,
     topics::{self, Reader},
-    wait::unique,
+    wait::{self, unique},
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -53,9 +53,11 @@ fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
         20.0
     );
 
-    let status = Client::new(bridge.admin).get("/status.json");
-    let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
-    let noted = &status["dead_letters"][0];
+    let noted = wait::until(LIMIT, "the note", || {
+        let status = Client::new(bridge.admin).get("/status.json");
+        let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+        status["dead_letters"].get(0).cloned()
+    });
     assert_eq!(
         (
             &noted["scope"],

@@ -115,6 +115,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
     let bridge = Setup::new(kafka)
         .topics(&topics)
         .set("ingest.max_bytes_in_flight", "32MiB")
+        .set("ingest.body_timeout", "120s")
         .start();
     assert_eq!(bridge.client().post(delivery("a@test")).status, 200);
     bridge.wait_drained(LIMIT);
@@ -233,23 +234,23 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
 
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_webhooks_nor_the_stop() {
-    bridge_without_a_reader(0, |_, process| process.signal(Signal::TERM));
+    bridge_without_a_reader("1s", 0, |_, process| process.signal(Signal::TERM));
 }
 
 #[test]
 fn a_log_that_nobody_reads_holds_up_no_failure() {
-    bridge_without_a_reader(74, |setup, process| {
+    bridge_without_a_reader("30s", 74, |setup, process| {
         fs::remove_dir_all(setup.spool_dir().join("deliveries")).unwrap();
         process.signal(Signal::TERM);
     });
 }
 
 /// Nobody reads the log of this bridge until `end` ends it with this code.
-fn bridge_without_a_reader(code: i32, end: impl FnOnce(&Setup, &mut Process)) {
+fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut Process)) {
     let setup = Setup::new(NO_KAFKA)
         .set("log.level", "debug")
         .set("spool.durability", "page-cache")
-        .set("shutdown.grace", "1s");
+        .set("shutdown.grace", grace);
     let mut command = setup.command(&["serve"]);
     // The same pipe for both, as a shell's `2>&1 |` makes it.
     let (unread, pipe) = std::io::pipe().unwrap();
@@ -271,7 +272,9 @@ fn bridge_without_a_reader(code: i32, end: impl FnOnce(&Setup, &mut Process)) {
     // Each logs a line; they are more than a pipe and the queue hold.
     let mut client = Client::new(ingest);
     wait::until(LIMIT, "dropped lines", || {
-        assert_eq!(client.post(delivery("a@test")).status, 200);
+        for _ in 0..50 {
+            assert_eq!(client.post(delivery("a@test")).status, 200);
+        }
         let scrape = Scrape::parse(Client::new(admin).get("/metrics").text());
         (scrape.get("cmc_bridge_log_lines_dropped_total", &[]) > 0.0).then_some(())
     });

@@ -109,12 +109,13 @@ fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
     }
 }
 
-/// The first warning of a stream's lane with this reason.
-fn warning(bridge: &Bridge, stream: &str, reason: &str) -> Option<String> {
+/// A warning of a stream's lane with this reason and all these words.
+fn warning(bridge: &Bridge, stream: &str, reason: &str, words: &[&str]) -> Option<String> {
     bridge.running.stderr().lines().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
-        (line["level"] == "WARN" && line["stream"] == stream && line["reason"] == reason)
-            .then(|| line["message"].as_str().unwrap().to_owned())
+        let message = line["message"].as_str()?;
+        let is_of = line["level"] == "WARN" && line["stream"] == stream && line["reason"] == reason;
+        (is_of && words.iter().all(|word| message.contains(word))).then(|| message.to_owned())
     })
 }
 
@@ -122,17 +123,15 @@ fn warning(bridge: &Bridge, stream: &str, reason: &str) -> Option<String> {
 fn wait_blocked(case: &str, bridge: &Bridge, stream: &str, reason: &str, words: &[&str]) {
     let labels = [("stream", stream), ("reason", reason)];
     bridge.wait_for(
-        Duration::from_secs(45),
+        LIMIT,
         &format!("{case}: {stream} to be blocked by {reason}"),
         |scrape| scrape.get("cmc_bridge_lane_blocked", &labels) == 1.0,
     );
-    let message = wait::until(LIMIT, &format!("{case}: a warning"), || {
-        warning(bridge, stream, reason)
+    // The first one may have met a broker that was too busy to say anything.
+    let message = wait::until(LIMIT, &format!("{case}: a warning with {words:?}"), || {
+        warning(bridge, stream, reason, words)
     });
     println!("{case}, {stream}, {reason}: {message}");
-    for word in words {
-        assert!(message.contains(word), "{case}: no {word:?} in {message:?}");
-    }
     assert_eq!(
         (bridge.probe("/readyz"), bridge.probe("/livez")),
         (200, 200),

@@ -130,7 +130,7 @@ impl Secured {
             })
             .collect();
         for ((mut run, log), command) in runs.into_iter().zip(commands) {
-            let status = run.wait(Duration::from_secs(60));
+            let status = run.wait(Duration::from_secs(180));
             let output = fs::read_to_string(log).unwrap();
             let command: Vec<&str> = command.iter().map(AsRef::as_ref).collect();
             assert!(

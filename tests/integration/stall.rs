@@ -24,7 +24,10 @@ const DEFAULT: Duration = Duration::from_secs(15);
 /// Kafka's default of `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
 const LOOKS_FOR_TIMED_OUT: Duration = Duration::from_secs(10);
 /// For Kafka to end the transaction, and for a busy machine.
-const MARGIN: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(30);
+/// A transaction that only the spool's return ends in the time of this test, and most time for that.
+const LONG: Duration = Duration::from_secs(120);
+const BACK: Duration = Duration::from_secs(60);
 
 /// What becomes of the lost replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +43,9 @@ fn a_lost_replica_stalls_consumers_until_its_transaction_times_out_or_its_spool_
     let kafka = &cluster.bootstrap();
     thread::scope(|scope| {
         scope.spawn(|| lose_a_replica(kafka, DEFAULT, Then::StaysAway));
-        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(8), Then::StaysAway));
-        scope.spawn(|| lose_a_replica(kafka, DEFAULT, Then::StartsAgain));
-        scope.spawn(|| lose_a_replica(kafka, DEFAULT, Then::IsDrained));
+        scope.spawn(|| lose_a_replica(kafka, Duration::from_secs(25), Then::StaysAway));
+        scope.spawn(|| lose_a_replica(kafka, LONG, Then::StartsAgain));
+        scope.spawn(|| lose_a_replica(kafka, LONG, Then::IsDrained));
     });
 }
 
@@ -55,7 +58,7 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     let setup = || Setup::new(kafka).topics(&topics);
     let lost_setup = match transaction_timeout {
         DEFAULT => setup(),
-        lower => setup().set("kafka.transaction_timeout", &format!("{}s", lower.as_secs())),
+        other => setup().set("kafka.transaction_timeout", &format!("{}s", other.as_secs())),
     };
     let other = setup().start();
     post(&other, "before@test");
@@ -101,7 +104,7 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     if then == Then::StaysAway {
         assert!(stall < transaction_timeout + LOOKS_FOR_TIMED_OUT + MARGIN);
     } else {
-        assert!(took < MARGIN);
+        assert!(took < BACK);
     }
     back.unwrap_or_else(|| lost_setup.start()).wait_drained(LIMIT);
     let (others, loaded): (Vec<Record>, Vec<Record>) = reader
@@ -148,7 +151,7 @@ impl<'a> Ends<'a> {
 
     /// Whether it is, and stays so: a commit that was on its way would end it.
     fn stay_open(&self) -> bool {
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + Duration::from_secs(3);
         while self.is_open() {
             if Instant::now() >= until {
                 return true;
