@@ -6,6 +6,9 @@
 //! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
 //! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
 //! no error.
+//!
+//! After a failure of a log or a lane: no more requests, and up to [`LAST_ANSWERS`] for those that are open, for their senders
+//! shall hear of a 503 rather than of nothing. Then the end, with an exit code. A port whose task is gone ends it at once.
 
 mod drain;
 
