@@ -35,7 +35,7 @@ static OWN_BROKERS: Semaphore = Semaphore::new(2);
 /// After so long without a heartbeat the controller fences a broker.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// The same for one that nobody kills, or that is paused: a busy machine is no reason to fence it.
-const LONG_SESSION: Duration = Duration::from_secs(30);
+const LONG_SESSION: Duration = Duration::from_secs(15);
 
 /// The id of all clusters; they never meet.
 pub const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
