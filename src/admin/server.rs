@@ -251,7 +251,10 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::timeout,
+    };
 
     use super::*;
     use crate::{
@@ -387,7 +390,10 @@ mod tests {
         let mut last = held.pop_back().unwrap();
         expect_alive(&mut last).await;
         for oldest in held.drain(..3) {
-            oldest.readable().await.unwrap();
+            timeout(Duration::from_secs(60), oldest.readable())
+                .await
+                .expect("its place is taken")
+                .unwrap();
             assert_eq!(oldest.try_read(&mut [0]).unwrap(), 0, "closed");
         }
         expect_alive(&mut held[0]).await;
