@@ -589,7 +589,9 @@ impl Storage for Buggy {
 fn a_preparer_that_panics_leaves_nobody_waiting() {
     let buggy = Arc::new(Buggy);
     let preparer = Preparer::start(buggy, DIR.into(), none_trimmed(), "prepare".into()).unwrap();
-    assert!(matches!(preparer.take(1000), Taken::Failed(_)));
+    let (taker, taken) = mpsc::channel();
+    thread::spawn(move || taker.send(preparer.take(1000)));
+    assert!(matches!(taken.recv_timeout(LONG), Ok(Taken::Failed(_))));
 }
 
 /// The same on a real file system.

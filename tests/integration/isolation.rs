@@ -40,7 +40,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
         .set("kafka.id_prefix", user)
         .set("ingest.max_body_bytes", "512KiB")
         .set("spool.segment_bytes", "256KiB")
-        .set("spool.max_bytes", "2MiB")
+        .set("spool.max_bytes", "3MiB")
         .start();
     let target = Target::default();
     target.set(bridge.ingest);

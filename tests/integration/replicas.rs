@@ -72,7 +72,7 @@ fn replicas_are_scaled_down_and_upgraded_without_a_failed_request() {
     let setup = || {
         Setup::new(&kafka)
             .topics(&topics)
-            .set("shutdown.lame_duck", "8s")
+            .set("shutdown.lame_duck", "12s")
             .set("shutdown.grace", "5s")
     };
     let mut replicas = Replicas {
