@@ -175,10 +175,23 @@ fn tls(what: &str) -> (BlockReason, String) {
 pub fn refusal(code: Code) -> Option<Refusal> {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Refusal::TooLarge),
-        // The second is of a good record in a batch that has several bad ones.
-        Code::InvalidRecord | Code::InvalidDifferentRecord => Some(Refusal::Invalid),
+        Code::InvalidRecord => Some(Refusal::Invalid),
         _ => None,
     }
+}
+
+/// Whether an error says no more than that something else went wrong before: a record that is given up for it, a call that
+/// is not possible any more.
+pub fn is_consequence(code: Code) -> bool {
+    matches!(
+        code,
+        Code::State
+            | Code::Fatal
+            | Code::PurgeQueue
+            | Code::PurgeInflight
+            | Code::GaplessGuarantee
+            | Code::InvalidDifferentRecord
+    )
 }
 
 fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
@@ -222,9 +235,16 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
             BlockReason::TopicMissing,
             format!("Create topic {topic}, or set kafka.create_topics = true"),
         ),
-        Code::InvalidTopic | Code::PolicyViolation | Code::InvalidTimestamp => (
+        Code::InvalidTopic | Code::PolicyViolation => (
             BlockReason::TopicInvalid,
-            format!("Check the settings of topic {topic}, and this machine's clock"),
+            format!("Check the settings of topic {topic}"),
+        ),
+        Code::InvalidTimestamp => (
+            BlockReason::TopicInvalid,
+            format!(
+                "Compare this machine's clock with the brokers': they differ by more than topic {topic} allows \
+                 (message.timestamp.before.max.ms, message.timestamp.after.max.ms)"
+            ),
         ),
         Code::InvalidPartitions | Code::InvalidReplicationFactor => (
             BlockReason::TopicInvalid,

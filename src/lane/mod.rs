@@ -46,7 +46,7 @@ pub mod kafka;
 pub mod options;
 pub mod position;
 pub mod probe;
-mod refusal;
+pub(crate) mod refusal;
 pub mod replay;
 mod sent;
 #[cfg(test)]

@@ -42,7 +42,7 @@ const TOO_LONG: &str = "2147483647";
 pub fn make_clients(kafka: &config::Kafka, stream: Stream) -> Result<(), BrokerError> {
     let id = lane_id(kafka, stream);
     let context = Context::uncounted(stream);
-    let mut producer = client::producer(kafka, stream, &id, Mode::Batched, None);
+    let mut producer = client::producer(kafka, stream, &id, Mode::Batched, kafka.transaction_timeout, None);
     let mut consumer = client::consumer(kafka, stream, &id);
     for config in [&mut producer, &mut consumer] {
         config.remove("bootstrap.servers");
@@ -237,7 +237,7 @@ impl Probe {
     pub fn may_begin_transactions(&self, topic: &str) -> Answer {
         let doing = "ask for a transactional id";
         let id = lane_id(&self.kafka, self.stream);
-        let mut config = client::producer(&self.kafka, self.stream, &id, Mode::Batched, None);
+        let mut config = client::producer(&self.kafka, self.stream, &id, Mode::Batched, self.kafka.transaction_timeout, None);
         config.set("transaction.timeout.ms", TOO_LONG);
         let producer: Result<BaseProducer<Context>, _> =
             BaseProducer::from_config_and_context(&config, self.context.clone());

@@ -130,11 +130,20 @@ fn disk_fault(world: &World, site: usize) {
     }
 }
 
-/// The topic of the events can't be written, or can again.
+/// The topic of the events can't be written, or can again; or it refuses timestamps, or takes them again.
 fn topic_away(world: &World) {
     let stream = world.pick(world.plan.event_streams());
+    let clock = world.one_in(4);
     let mut inner = world.cluster.lock();
     if let Some(topic) = inner.topics.get_mut(world.plan.topic(stream)) {
+        if clock {
+            topic.clock_differs = !topic.clock_differs;
+            world.note(format_args!(
+                "topic of {stream}: the clock differs is {}",
+                topic.clock_differs
+            ));
+            return;
+        }
         topic.forbidden = !topic.forbidden;
         world.note(format_args!(
             "topic of {stream}: forbidden is {}",

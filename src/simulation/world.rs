@@ -103,6 +103,10 @@ impl World {
             let mut inner = cluster.lock();
             inner.seed = random.next();
             inner.queue = plan.queue;
+            inner.request = plan.request;
+            inner.names_records = plan.names_records;
+            inner.hasty = plan.hasty;
+            inner.unstable_positions = plan.unstable_positions;
             inner.plain = plan.delivery == Delivery::AtLeastOnce;
             for (name, topic) in &mut inner.topics {
                 *topic = plan.topic_settings(name);
