@@ -41,6 +41,7 @@ mod observability;
 mod outage;
 mod pauses;
 mod refusals;
+mod refused_backlog;
 mod replay;
 mod replicas;
 mod resources;

@@ -37,6 +37,7 @@ const USERS: &[&str] = &[
     "no-group-read",
     "no-transactional-id",
     "loses-write",
+    "is-refused",
 ];
 
 /// A user that comes by PLAIN.
