@@ -29,6 +29,8 @@ use super::{broker::Mode, cause::LastError, statistics::Statistics};
 
 /// Room in `message.max.bytes` beyond `kafka.max_record_bytes`: the latter counts a whole batch, librdkafka less.
 const SLACK: usize = 64 << 10;
+/// The reports of one request come together.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Without news of a delivery, a full queue is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
@@ -342,10 +344,36 @@ impl Deliveries {
         })
     }
 
-    /// Waits until so many records are reported, delivered or not, or until the deadline. Whether they are.
-    pub fn wait_for_reports(&self, records: usize, deadline: Instant) -> bool {
-        let reported = |counts: &Counts| (counts.done() >= records).then_some(Waited::Delivered);
-        self.wait_until(records, deadline, reported) == Waited::Delivered
+    /// Waits for the reports that follow a failure: until so many records are reported, delivered or not; or for a moment
+    /// after the last report once one of them `is_cause`; or until the deadline. Whether all are reported.
+    pub fn wait_for_reports(
+        &self,
+        records: usize,
+        is_cause: impl Fn(&Failure) -> bool,
+        deadline: Instant,
+    ) -> bool {
+        let mut looked_at = 0;
+        let mut known = false;
+        loop {
+            let done = {
+                let counts = self.lock();
+                known = known || counts.failures[looked_at..].iter().any(&is_cause);
+                looked_at = counts.failures.len();
+                counts.done()
+            };
+            if done >= records {
+                return true;
+            }
+            // librdkafka may never report what it gave up.
+            let until = match known {
+                true => deadline.min(Instant::now() + MOMENT),
+                false => deadline,
+            };
+            let more = |counts: &Counts| (counts.done() > done).then_some(Waited::Delivered);
+            if self.wait_until(done + 1, until, more) == Waited::TimedOut {
+                return false;
+            }
+        }
     }
 
     /// Waits for room in a full queue: until one more record is reported, or for a moment. For librdkafka frees the room of
@@ -430,9 +458,12 @@ mod tests {
             assert_eq!(deliveries.wait_for_room(true, soon()), Waited::Failed);
         }
         // The cause may come later.
-        assert!(!deliveries.wait_for_reports(2, Instant::now()));
+        let is_cause = |failure: &Failure| failure.code() == Some(Code::InvalidRecord);
+        assert!(!deliveries.wait_for_reports(2, is_cause, Instant::now()));
         deliveries.failed(failure(3, Code::InvalidRecord));
-        assert!(deliveries.wait_for_reports(2, soon()));
+        assert!(deliveries.wait_for_reports(2, is_cause, soon()));
+        // And the rest never.
+        assert!(!deliveries.wait_for_reports(3, is_cause, soon()));
         let codes: Vec<_> = deliveries.failures().iter().map(Failure::code).collect();
         assert_eq!(codes, [Some(Code::PurgeQueue), Some(Code::InvalidRecord)]);
         deliveries.reset();

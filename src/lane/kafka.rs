@@ -47,8 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LISTEN: Duration = Duration::from_millis(500);
 /// A coordinator that is still loading is asked again after this time.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-/// After a failure the rest of the reports come at once: librdkafka gives up what is queued, and waits only for answers to
-/// requests that are in flight.
+/// The cause of a failure is reported by then: it is the answer to a request that is in flight.
 const REPORTS: Duration = Duration::from_secs(2);
 /// The least time that a transaction of one record a request is given, where the broker allows it
 /// (`transaction.max.timeout.ms`, 15 minutes by default).
@@ -307,9 +306,11 @@ impl KafkaBroker {
     /// for among them first, then asked for.
     fn failure(&self, doing: &str, said: Option<KafkaError>) -> DeliveryError {
         let transactional = self.committer.is_some();
-        let until = Instant::now() + REPORTS;
-        let all_reported = self.context.deliveries.wait_for_reports(self.sent, until);
-        let failures = self.context.deliveries.failures();
+        let deliveries = &self.context.deliveries;
+        let cause = |code: Option<Code>| code.is_none_or(|code| !is_consequence(code));
+        let is_cause = |failure: &Failure| cause(failure.code());
+        let all_reported = deliveries.wait_for_reports(self.sent, is_cause, Instant::now() + REPORTS);
+        let failures = deliveries.failures();
         // A call that is not allowed in a failed transaction answers with the error that made it fail.
         let failed = transactional
             .then(|| self.producer.begin_transaction().err())
@@ -324,10 +325,10 @@ impl KafkaBroker {
         if let Some(refused) = self.refused(&failures, code, transactional || !all_reported) {
             return DeliveryError::Refused(refused);
         }
-        let cause = |error: &KafkaError| error.rdkafka_error_code().is_none_or(|code| !is_consequence(code));
         let reports = failures.into_iter().map(|failure| failure.error);
         let errors: Vec<KafkaError> = reports.chain(failed).chain(said).collect();
-        let error = errors.iter().find(|error| cause(error)).or(errors.first());
+        let error = errors.iter().find(|error| cause(error.rdkafka_error_code()));
+        let error = error.or(errors.first());
         let unknown = KafkaError::Global(Code::Fatal);
         self.explain(doing, error.unwrap_or(&unknown)).into()
     }
