@@ -7,7 +7,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use crate::admin::metrics::BlockReason;
-use crate::spool::Seq;
+pub use crate::spool::Seq;
 
 /// How records go to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

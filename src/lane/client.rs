@@ -382,9 +382,11 @@ impl Deliveries {
     pub fn wait_for_room(&self, heed: bool, deadline: Instant) -> Waited {
         let next = self.lock().done() + 1;
         let moment = deadline.min(Instant::now() + TRY_AGAIN);
-        let waited = self.wait_until(next, moment, |counts| match counts.fatal || heed && counts.has_failed() {
-            true => Some(Waited::Failed),
-            false => (counts.done() >= next).then_some(Waited::Delivered),
+        let waited = self.wait_until(next, moment, |counts| {
+            match counts.fatal || heed && counts.has_failed() {
+                true => Some(Waited::Failed),
+                false => (counts.done() >= next).then_some(Waited::Delivered),
+            }
         });
         match waited {
             Waited::TimedOut if Instant::now() < deadline => Waited::Delivered,

@@ -32,8 +32,8 @@ use crate::{
 
 use super::{
     broker::{
-        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused,
-        TopicRules,
+        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        Refused, TopicRules,
     },
     cause::{Names, explain, explain_creation, is_consequence, refusal},
     client::{self, Context, Failure, Waited},
@@ -151,13 +151,24 @@ impl Start<'_> {
         let usual = self.kafka.transaction_timeout;
         let mut stretch = match mode {
             Mode::Batched => 1,
-            Mode::OneByOne => (ONE_BY_ONE.as_secs_f64() / usual.as_secs_f64()).ceil().clamp(1.0, 4.0) as u32,
+            Mode::OneByOne => (ONE_BY_ONE.as_secs_f64() / usual.as_secs_f64())
+                .ceil()
+                .clamp(1.0, 4.0) as u32,
         };
         let producer = loop {
             let (smallest, timeout) = (self.rules.smallest(), usual * stretch);
-            let mut config =
-                client::producer(self.kafka, self.stream, &self.names.group, mode, timeout, smallest);
-            if let Some(id) = self.client_id.filter(|_| !self.kafka.properties.contains_key("client.id")) {
+            let mut config = client::producer(
+                self.kafka,
+                self.stream,
+                &self.names.group,
+                mode,
+                timeout,
+                smallest,
+            );
+            if let Some(id) = self
+                .client_id
+                .filter(|_| !self.kafka.properties.contains_key("client.id"))
+            {
                 config.set("client.id", id);
             }
             let producer: ThreadedProducer<Context> = config

@@ -237,7 +237,14 @@ impl Probe {
     pub fn may_begin_transactions(&self, topic: &str) -> Answer {
         let doing = "ask for a transactional id";
         let id = lane_id(&self.kafka, self.stream);
-        let mut config = client::producer(&self.kafka, self.stream, &id, Mode::Batched, self.kafka.transaction_timeout, None);
+        let mut config = client::producer(
+            &self.kafka,
+            self.stream,
+            &id,
+            Mode::Batched,
+            self.kafka.transaction_timeout,
+            None,
+        );
         config.set("transaction.timeout.ms", TOO_LONG);
         let producer: Result<BaseProducer<Context>, _> =
             BaseProducer::from_config_and_context(&config, self.context.clone());

@@ -120,7 +120,8 @@ impl Pace {
 pub fn unnamed() -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,
-        message: "the broker refused a record, and librdkafka does not say which one; it is sent again".into(),
+        message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
+            .into(),
     }
 }
 

@@ -29,8 +29,8 @@ use uuid::Uuid;
 
 use super::{
     broker::{
-        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused,
-        TopicRules,
+        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        Refused, TopicRules,
     },
     client,
 };
@@ -148,7 +148,9 @@ impl Topic {
             max_bytes: self.limit,
             compacted: self.compacted,
         };
-        let other = self.refuses.is_some_and(|begin| record.value.starts_with(begin.as_bytes()));
+        let other = self
+            .refuses
+            .is_some_and(|begin| record.value.starts_with(begin.as_bytes()));
         rules
             .refuse(record.key.is_none(), || record.size())
             .or(other.then_some(Refusal::Invalid))
@@ -328,9 +330,20 @@ impl Cluster {
 
     /// What a read_committed consumer sees of a topic beyond the places that `from` has for its partitions, and moves them:
     /// of each partition, nothing behind the first open transaction.
-    pub fn follow(&self, topic: &str, from: &mut BTreeMap<usize, usize>, mut seen: impl FnMut(usize, &Record)) {
+    pub fn follow(
+        &self,
+        topic: &str,
+        from: &mut BTreeMap<usize, usize>,
+        mut seen: impl FnMut(usize, &Record),
+    ) {
         let inner = self.lock();
-        for (partition, records) in inner.topics.get(topic).map(|t| &t.partitions).into_iter().flatten() {
+        for (partition, records) in inner
+            .topics
+            .get(topic)
+            .map(|t| &t.partitions)
+            .into_iter()
+            .flatten()
+        {
             let place = from.entry(*partition).or_default();
             for record in records.iter().skip(*place) {
                 match record.state {
@@ -374,7 +387,10 @@ impl Inner {
             return 0;
         };
         let mut ended = 0;
-        let partitions = self.topics.values_mut().flat_map(|topic| topic.partitions.values_mut());
+        let partitions = self
+            .topics
+            .values_mut()
+            .flat_map(|topic| topic.partitions.values_mut());
         for record in partitions.flatten() {
             if record.state == State::Open(open.number) {
                 record.state = state;
@@ -449,6 +465,7 @@ impl Connect for Cluster {
             ends_at_refusal,
             timed: true,
             queued: Vec::new(),
+            waiting: 0,
             broken: false,
         })
     }
@@ -491,6 +508,8 @@ pub struct Producer {
     timed: bool,
     /// The records since `begin`.
     queued: Vec<Queued>,
+    /// How many of them are not delivered.
+    waiting: usize,
     broken: bool,
 }
 
@@ -526,7 +545,12 @@ impl Producer {
     /// What waits, as requests: the numbers of their records, in any order of partitions.
     fn requests(&self, inner: &mut Inner) -> Vec<Vec<usize>> {
         let mut partitions: BTreeMap<(&str, usize), VecDeque<Vec<usize>>> = BTreeMap::new();
-        for (number, queued) in self.queued.iter().enumerate().filter(|(_, queued)| !queued.delivered) {
+        for (number, queued) in self
+            .queued
+            .iter()
+            .enumerate()
+            .filter(|(_, queued)| !queued.delivered)
+        {
             let requests = partitions.entry((&queued.topic, queued.partition)).or_default();
             let most = match self.mode {
                 Mode::Batched => inner.request.map_or(usize::MAX, |most| 1 + inner.choose(most)),
@@ -581,10 +605,16 @@ impl Producer {
             let one = refusals[0].1;
             match names {
                 true => refused.records.extend(refusals),
-                false => refused.records.extend(request.iter().map(|number| (*number, one))),
+                false => refused
+                    .records
+                    .extend(request.iter().map(|number| (*number, one))),
             }
             refused.named = names;
-            let others = if inner.plain && self.ends_at_refusal { 0 } else { self.in_flight - 1 };
+            let others = if inner.plain && self.ends_at_refusal {
+                0
+            } else {
+                self.in_flight - 1
+            };
             after.get_or_insert(others);
         }
         if after.is_none() {
@@ -595,7 +625,11 @@ impl Producer {
             refused.records.clear();
         }
         if inner.plain && inner.choose(4) > 0 {
-            let delivered = self.queued.iter().enumerate().filter(|(_, queued)| queued.delivered);
+            let delivered = self
+                .queued
+                .iter()
+                .enumerate()
+                .filter(|(_, queued)| queued.delivered);
             refused.delivered = delivered.map(|(number, _)| number).collect();
         }
         Err(DeliveryError::Refused(refused))
@@ -610,7 +644,10 @@ impl Producer {
             return Err(error(BlockReason::Authorization, "no right to write").into());
         }
         if topic.clock_differs && self.timed {
-            return Err(DeliveryError::Untimely(error(BlockReason::TopicInvalid, "invalid timestamp")));
+            return Err(DeliveryError::Untimely(error(
+                BlockReason::TopicInvalid,
+                "invalid timestamp",
+            )));
         }
         let refusal = |number: &usize| Some((*number, topic.refusal(&self.queued[*number].record)?));
         Ok(request.iter().filter_map(refusal).collect())
@@ -624,6 +661,7 @@ impl Producer {
         for number in request {
             let queued = &mut self.queued[*number];
             queued.delivered = true;
+            self.waiting -= 1;
             let record = Record {
                 state,
                 ..queued.record.clone()
@@ -666,6 +704,7 @@ impl Broker for Producer {
                 return Err(error(BlockReason::Transaction, "cannot begin"));
             }
             producer.queued.clear();
+            producer.waiting = 0;
             if inner.plain {
                 return Ok(());
             }
@@ -695,14 +734,21 @@ impl Broker for Producer {
             if inner.take(|f| f == Fault::Send).is_some() {
                 return Err(error(BlockReason::Connect, "cannot send").into());
             }
-            let waiting = producer.queued.iter().filter(|queued| !queued.delivered).count();
-            let full = inner.queue.is_some_and(|queue| waiting >= queue);
+            let full = inner.queue.is_some_and(|queue| producer.waiting >= queue);
             if full || inner.hasty > 0 && inner.choose(inner.hasty) == 0 {
                 producer.transmit(inner, usize::MAX)?;
             }
-            let partitions = inner.topics.get(record.topic).map_or(0, |topic| topic.more_partitions) + 1;
+            let partitions = inner
+                .topics
+                .get(record.topic)
+                .map_or(0, |topic| topic.more_partitions)
+                + 1;
             let partition = match record.key {
-                Some(key) => key.iter().fold(7, |hash: usize, byte| hash * 31 + usize::from(*byte)) % partitions,
+                Some(key) => {
+                    key.iter()
+                        .fold(7, |hash: usize, byte| hash * 31 + usize::from(*byte))
+                        % partitions
+                }
                 None => inner.choose(partitions),
             };
             producer.queued.push(Queued {
@@ -711,6 +757,7 @@ impl Broker for Producer {
                 record: copy,
                 delivered: false,
             });
+            producer.waiting += 1;
             Ok(())
         })
     }
@@ -779,6 +826,7 @@ impl Broker for Producer {
             );
             inner.transactions.push(records);
             producer.queued.clear();
+            producer.waiting = 0;
             inner.groups.entry(producer.group).or_default().committed = Some(committed);
             match fault {
                 Some(_) => Err(error(BlockReason::Transaction, "the answer is lost")),

@@ -239,11 +239,20 @@ impl<C: Connect> Lane<C> {
         }
         let next = self.backlog.peek().map(|next| next.map(|batch| batch.seq));
         if self.broker.is_none() {
-            let mode = next.as_ref().ok().copied().flatten().map(|next| mode_of(self.refusals.as_ref(), next));
+            let mode = next
+                .as_ref()
+                .ok()
+                .copied()
+                .flatten()
+                .map(|next| mode_of(self.refusals.as_ref(), next));
             return self.connect(mode.unwrap_or(Mode::Batched));
         }
         let next = next.map_err(unreadable)?;
-        if self.refusals.as_ref().is_some_and(|r| next.is_none_or(|next| next >= r.until)) {
+        if self
+            .refusals
+            .as_ref()
+            .is_some_and(|r| next.is_none_or(|next| next >= r.until))
+        {
             debug!(stream = %self.options.stream, "the refused range is done with");
             self.refusals = None;
         }

@@ -874,7 +874,10 @@ fn records_that_the_broker_names_are_diverted_at_once() {
 #[test]
 fn a_refused_record_in_a_large_backlog_is_diverted_alone() {
     const BATCH: usize = 500;
-    for (number, delivery) in [Delivery::ExactlyOnce, Delivery::AtLeastOnce].into_iter().enumerate() {
+    for (number, delivery) in [Delivery::ExactlyOnce, Delivery::AtLeastOnce]
+        .into_iter()
+        .enumerate()
+    {
         for (place, partitions) in [(0, 1), (9, 1), (19, 1), (0, 6), (9, 6), (19, 6)] {
             let mut bench = Bench::with(LaneOptions {
                 delivery,
@@ -900,7 +903,10 @@ fn a_refused_record_in_a_large_backlog_is_diverted_alone() {
                     })
                     .collect();
                 let key = format!("key {batch}");
-                let events = values.iter().map(|value| Event { key: Some(&key), value });
+                let events = values.iter().map(|value| Event {
+                    key: Some(&key),
+                    value,
+                });
                 bench.append_events(&events.collect::<Vec<_>>());
             }
             bench.settle();
@@ -954,9 +960,16 @@ fn a_broker_that_refuses_much_is_not_overrun() {
     bench.check_delivered();
     assert_eq!(bench.cluster.values(LETTERS).len(), 40);
     let connects = bench.cluster.lock().connects.len();
-    assert!(waits.len() + 10 >= connects.saturating_sub(10), "{connects}: {waits:?}");
+    assert!(
+        waits.len() + 10 >= connects.saturating_sub(10),
+        "{connects}: {waits:?}"
+    );
     assert!(waits.iter().any(|wait| *wait > Duration::from_secs(1)));
-    assert_eq!(bench.metric("cmc_bridge_lane_blocked", "other"), 0.0, "it goes on");
+    assert_eq!(
+        bench.metric("cmc_bridge_lane_blocked", "other"),
+        0.0,
+        "it goes on"
+    );
 }
 
 #[test]

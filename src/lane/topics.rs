@@ -98,7 +98,8 @@ pub fn rules(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) ->
         }
         Ok(answers) => {
             let told = topics.iter().zip(answers);
-            let told = told.filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))));
+            let told =
+                told.filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))));
             told.collect()
         }
     }

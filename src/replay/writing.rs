@@ -84,7 +84,9 @@ impl<'r> Writing<'r> {
                     self.writer.mode()
                 }
                 Err(
-                    DeliveryError::Untimely(error) | DeliveryError::Late(error) | DeliveryError::Failed(error),
+                    DeliveryError::Untimely(error)
+                    | DeliveryError::Late(error)
+                    | DeliveryError::Failed(error),
                 ) => return Err(error.into()),
             };
             self.writer.begin_anew(reading.source(), mode)?;

@@ -143,7 +143,9 @@ impl Oracle {
     pub fn look(&mut self, cluster: &Cluster) {
         let mut read = mem::take(&mut self.read);
         for (topic, at) in &mut read {
-            cluster.follow(topic, at, |partition, record| self.saw((topic, partition), &record.value));
+            cluster.follow(topic, at, |partition, record| {
+                self.saw((topic, partition), &record.value)
+            });
         }
         self.read = read;
         if !self.partial.is_empty() && !cluster.is_open() {

@@ -86,7 +86,11 @@ impl Case {
                 let mut grants: Vec<_> = topics
                     .map(|topic| grant(&["is-refused"], &["Write", "Read"], &["--topic", topic]))
                     .into();
-                grants.push(grant(&["is-refused"], &["Read"], &on(&["--group", "cmc-bridge."])));
+                grants.push(grant(
+                    &["is-refused"],
+                    &["Read"],
+                    &on(&["--group", "cmc-bridge."]),
+                ));
                 grants.push(grant(
                     &["is-refused"],
                     &["Write"],
@@ -124,9 +128,17 @@ impl Case {
         let scrape = bridge.wait_drained(LIMIT);
         println!("{what}: delivered after {:?}", begun.elapsed());
         let sum = |name| scrape.stream(name, "deliveries") as usize;
-        assert_eq!(sum("cmc_bridge_diverted_events_total"), self.places.len(), "{what}");
+        assert_eq!(
+            sum("cmc_bridge_diverted_events_total"),
+            self.places.len(),
+            "{what}"
+        );
         let all = self.webhooks * self.events;
-        assert_eq!(sum("cmc_bridge_delivered_events_total"), all - self.places.len(), "{what}");
+        assert_eq!(
+            sum("cmc_bridge_delivered_events_total"),
+            all - self.places.len(),
+            "{what}"
+        );
 
         let mut by_key: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
         let mut reader = Reader::new(&kafka, &topics.deliveries);
@@ -159,7 +171,10 @@ impl Case {
                 Refused::Large => format!("\"subject\":\"{place} "),
                 _ => format!("\"subject\":\"{place}\""),
             };
-            assert!(letters.iter().any(|letter| letter.contains(&subject)), "{what}: {place}");
+            assert!(
+                letters.iter().any(|letter| letter.contains(&subject)),
+                "{what}: {place}"
+            );
         }
         bridge.stop();
     }

@@ -39,7 +39,12 @@ enum Verdict {
 
 impl<C: Connect> Lane<C> {
     /// Sends the next whole batches: at most so many events, or one batch.
-    pub(super) fn send(&mut self, sent: &mut Sent, most_events: usize, deadline: Instant) -> Result<(), Stop> {
+    pub(super) fn send(
+        &mut self,
+        sent: &mut Sent,
+        most_events: usize,
+        deadline: Instant,
+    ) -> Result<(), Stop> {
         let most_events = match self.mode {
             Mode::OneByOne => ONE_BY_ONE_EVENTS.min(most_events),
             Mode::Batched => most_events,
