@@ -38,7 +38,7 @@ pub struct Outgoing<'a> {
     pub key: Option<&'a [u8]>,
     pub headers: &'a [(&'a str, &'a [u8])],
     pub value: &'a [u8],
-    /// Microseconds since the Unix epoch.
+    /// When it is sent, in microseconds since the Unix epoch; Kafka keeps the milliseconds.
     pub timestamp_micros: i64,
 }
 

@@ -46,6 +46,7 @@ pub mod kafka;
 pub mod options;
 pub mod position;
 pub mod probe;
+mod reading;
 mod refusal;
 pub mod replay;
 mod sent;

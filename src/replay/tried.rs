@@ -1,7 +1,5 @@
 //! A letter that was tried: its verdict, what is told of it, and the records that it became.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::{
     Fate,
     joining::{Place, Read},
@@ -9,6 +7,7 @@ use super::{
 };
 use crate::{
     batch::{Batch, BatchView},
+    clock,
     cmc::Rules,
     config::Config,
     dead_letter::Letter,
@@ -99,8 +98,7 @@ impl Tried {
         config: &Config,
         each: &mut dyn FnMut(Outgoing<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let timestamp_micros = now.as_micros() as i64;
+        let timestamp_micros = clock::unix_micros();
         let topic = |stream| config.stream(stream).topic.as_str();
         let mut of_batch = |topic: &str, batch: &Batch| {
             // Just made by the same process, so it can be decoded.

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     batch::BatchView,
+    clock,
     dead_letter::Failure,
     spool::{Seq, StoredBatch},
     stream::Stream,
@@ -85,6 +86,8 @@ impl<C: Connect> Lane<C> {
             return Err(not_connected().into());
         };
         let topic = &self.options.topic;
+        // Not that of the receipt: see docs/events.md.
+        let timestamp_micros = clock::unix_micros();
         let mut headers = Vec::with_capacity(16);
         let mut scratch = Vec::new();
         sent.received.push((view.received_at_micros, view.records.len()));
@@ -97,7 +100,7 @@ impl<C: Connect> Lane<C> {
                 key: record.key,
                 headers: &headers,
                 value,
-                timestamp_micros: view.received_at_micros,
+                timestamp_micros,
             };
             let mut verdict = self.refusals.as_ref().and_then(|refusals| {
                 refusals.verdict(batch.seq, index, view, record, broker.record_limit(topic))
@@ -121,7 +124,7 @@ impl<C: Connect> Lane<C> {
                 continue;
             };
             if self.options.stream == Stream::DeadLetters {
-                return Err(dead_letter_refused(topic, refusal).into());
+                return Err(dead_letter_refused(Stream::DeadLetters, topic, refusal).into());
             }
             warn!(
                 stream = %self.options.stream, batch = batch.seq.0, index, topic, ?refusal,
@@ -142,7 +145,7 @@ impl<C: Connect> Lane<C> {
                     key: part.key,
                     headers: &part.headers(),
                     value: part.value,
-                    timestamp_micros: view.received_at_micros,
+                    timestamp_micros,
                 };
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push(SentRecord {
@@ -152,7 +155,9 @@ impl<C: Connect> Lane<C> {
                         keyless: part.key.is_none(),
                     }),
                     Err(DeliveryError::Refused { index, refusal }) if index >= sent.behind() => {
-                        return Err(dead_letter_refused(dead_letter_topic, refusal).into());
+                        return Err(
+                            dead_letter_refused(self.options.stream, dead_letter_topic, refusal).into(),
+                        );
                     }
                     Err(error) => return Err(error),
                 }
@@ -175,13 +180,14 @@ impl<C: Connect> Lane<C> {
         };
         let topic = &self.options.topic;
         if self.options.stream == Stream::DeadLetters {
-            return dead_letter_refused(topic, refusal).into();
+            return dead_letter_refused(Stream::DeadLetters, topic, refusal).into();
         }
         if let Some(refusals) = &mut self.refusals
             && refusals.mode == Mode::OneByOne
         {
             if record.dead_letter {
-                return dead_letter_refused(&self.options.dead_letter_topic, refusal).into();
+                return dead_letter_refused(self.options.stream, &self.options.dead_letter_topic, refusal)
+                    .into();
             }
             refusals.add(record, refusal);
             return Stop::Again;
