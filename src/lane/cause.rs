@@ -7,7 +7,10 @@ use std::{
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
-use super::broker::{BlockReason, BrokerError, Refusal};
+use super::{
+    broker::{BlockReason, BrokerError, Refusal},
+    client,
+};
 
 /// The names that an error message may need.
 #[derive(Clone, Debug)]
@@ -40,6 +43,13 @@ impl LastError {
         let (when, code, text) = last.as_ref()?;
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
+
+    /// Whether this was reported last, and no longer ago than that.
+    pub fn is(&self, code: Code, age: Duration) -> bool {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .is_some_and(|(when, last, _)| *last == code && when.elapsed() <= age)
+    }
 }
 
 /// The code behind an error; rdkafka leaves one out.
@@ -48,22 +58,6 @@ fn code_of(error: &KafkaError) -> Option<Code> {
         KafkaError::AdminOp(code) => Some(*code),
         _ => error.rdkafka_error_code(),
     }
-}
-
-/// Whether an error ends reading; after any other it goes on by itself.
-pub fn ends_reading(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::TopicAuthorizationFailed
-                | Code::Authentication
-                | Code::SaslAuthenticationFailed
-                | Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::Fatal
-        )
-    )
 }
 
 /// Explains an error met while `doing` something.
@@ -77,6 +71,13 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         KafkaError::ClientCreation(what) => (what.clone(), Some(misconfigured(what))),
         _ => (error.to_string(), None),
     };
+    // What librdkafka says of a fetch names the batch; its code alone doesn't.
+    if let (KafkaError::MessageConsumption(code), Some((told, words))) = (error, last.get())
+        && *code == told
+    {
+        found = unreadable(*code, &words, names);
+        text = words;
+    }
     found = found.or_else(|| known(code?, names));
     let vague = matches!(
         code,
@@ -169,6 +170,44 @@ fn tls(what: &str) -> (BlockReason, String) {
         "Check that the broker's port speaks TLS (security.protocol), and ssl.ca.location"
     };
     (BlockReason::Authentication, advice.to_owned())
+}
+
+/// What is wrong with a batch that was fetched, in librdkafka's words.
+fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, String)> {
+    let topic = &names.topic;
+    let advice = match code {
+        Code::NotImplemented if what.contains("codec") => format!(
+            "Topic {topic} holds records compressed by {}, which this build can't read; it reads {}. Read them by another \
+             consumer, or have the topic's producers, or its compression.type, use one of these",
+            codec(what),
+            client::codecs().join(", ")
+        ),
+        Code::NotImplemented => {
+            format!("Topic {topic} holds records in a newer format than this build knows: upgrade cmc-bridge")
+        }
+        Code::MessageSizeTooLarge | Code::BadMessage if what.contains("receive.message.max.bytes") => {
+            "Raise receive.message.max.bytes under [kafka.properties]".to_owned()
+        }
+        Code::BadMessage | Code::BadCompression | Code::InvalidMessage => format!(
+            "A batch of topic {topic} is damaged where its leader keeps it. If another replica is whole, make that one the \
+             leader; else move the topic's beginning behind the batch with kafka-delete-records.sh"
+        ),
+        _ => return None,
+    };
+    Some((BlockReason::Other, advice))
+}
+
+/// The codec that librdkafka names by its number: `Decompression (codec 0x4) of message at …`.
+fn codec(what: &str) -> String {
+    let number = what.split_once("codec 0x").map_or("", |(_, rest)| rest);
+    let number = number.split(|c: char| !c.is_ascii_hexdigit()).next();
+    match number.unwrap_or_default() {
+        "1" => "gzip".to_owned(),
+        "2" => "snappy".to_owned(),
+        "3" => "lz4".to_owned(),
+        "4" => "zstd".to_owned(),
+        number => format!("codec {number}"),
+    }
 }
 
 /// The refusal that a delivery error stands for, if it is one.
@@ -307,6 +346,61 @@ mod tests {
             );
             assert_eq!(error.reason, reason, "{error}");
             assert!(error.message.contains(cure), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_can_not_be_read_is_named_with_its_codec() {
+        for (code, words, parts) in [
+            (
+                Code::NotImplemented,
+                "Decompression (codec 0x4) of message at 17 of 210 bytes failed: Local: Not implemented",
+                [
+                    "at 17",
+                    "cmc.bounces",
+                    "compressed by zstd",
+                    "it reads gzip, snappy, lz4",
+                ],
+            ),
+            (
+                Code::NotImplemented,
+                "Unsupported Message(Set) MagicByte 3 at offset 17",
+                ["at offset 17", "cmc.bounces", "newer format", "upgrade"],
+            ),
+            (
+                Code::BadMessage,
+                "MessageSet at offset 17 (210 bytes) failed CRC32C check (original 0x1 != calculated 0x2)",
+                [
+                    "at offset 17",
+                    "cmc.bounces",
+                    "damaged",
+                    "kafka-delete-records.sh",
+                ],
+            ),
+            (
+                Code::BadMessage,
+                "Receive failed: Invalid response size 200 (0..100): increase receive.message.max.bytes",
+                [
+                    "size 200",
+                    "Raise receive.message.max.bytes",
+                    "[kafka.properties]",
+                    "",
+                ],
+            ),
+        ] {
+            let last = LastError::default();
+            last.set(code, words);
+            let error = KafkaError::MessageConsumption(code);
+            let error = explain(&error, "read the topic", &names(), &last);
+            assert_eq!(error.reason, BlockReason::Other, "{error}");
+            for part in parts {
+                assert!(error.message.contains(part), "{error}");
+            }
+            // Words about something else explain nothing.
+            last.set(Code::BrokerTransportFailure, "Disconnected");
+            let error = KafkaError::MessageConsumption(code);
+            let error = explain(&error, "read the topic", &names(), &last);
+            assert!(!error.message.contains("Disconnected"), "{error}");
         }
     }
 

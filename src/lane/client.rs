@@ -140,6 +140,37 @@ pub fn consumer(kafka: &config::Kafka, stream: Stream, group: &str) -> ClientCon
     client
 }
 
+/// The properties of a consumer that reads records, for tools beside the lanes.
+pub fn reader(kafka: &config::Kafka, stream: Stream, group: &str, id: &str) -> ClientConfig {
+    let mut client = consumer(kafka, stream, group);
+    client
+        .set("enable.auto.offset.store", "false")
+        // Of a position that retention has passed: nothing that is still there is skipped.
+        .set("auto.offset.reset", "earliest");
+    for (name, value) in [
+        ("client.id", id),
+        // A damaged batch is an error, and no wrong record.
+        ("check.crcs", "true"),
+    ] {
+        if !kafka.properties.contains_key(name) {
+            client.set(name, value);
+        }
+    }
+    client
+}
+
+/// The codecs that the librdkafka of this build knows.
+pub fn codecs() -> Vec<&'static str> {
+    let features = ClientConfig::new()
+        .create_native_config()
+        .and_then(|config| config.get("builtin.features"))
+        .unwrap_or_default();
+    let known = ["gzip", "snappy", "lz4", "zstd"].into_iter();
+    known
+        .filter(|codec| features.split(',').any(|feature| feature.trim() == *codec))
+        .collect()
+}
+
 /// What librdkafka tells a client of a lane.
 #[derive(Clone)]
 pub struct Context {
@@ -180,11 +211,15 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         let stream = self.stream;
         self.heard.fetch_add(1, Ordering::Relaxed);
+        let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
         // A broker that hangs up is no error to librdkafka. One that does so at the first request may want TLS.
         if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
-            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
-            let text = format!("{text} (does this port want TLS?)");
-            self.last_error.set(Code::BrokerTransportFailure, &text);
+            let said = format!("{said} (does this port want TLS?)");
+            self.last_error.set(Code::BrokerTransportFailure, &said);
+        }
+        // Nor is an answer that it can't parse: it asks again.
+        if fac == "PROTOERR" {
+            self.last_error.set(Code::BadMessage, said);
         }
         match level {
             RDKafkaLogLevel::Emerg

@@ -63,6 +63,7 @@ pub mod kafka;
 pub mod options;
 pub mod position;
 pub mod probe;
+mod reading;
 pub(crate) mod refusal;
 pub mod replay;
 mod sent;

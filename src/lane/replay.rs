@@ -23,10 +23,11 @@ use tokio::runtime::Handle;
 
 use super::{
     broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing, TopicRules},
-    cause::{Names, ends_reading, explain},
+    cause::{Names, explain},
     client::{self, Context},
     kafka::{KafkaBroker, Start, foreseen, listen, passing},
     probe::{describe, reach},
+    reading::{Errors, LOOK_AFTER, Look, leaderless, look},
     topics::{self, Rules},
 };
 use crate::{config, stream::Stream};
@@ -50,6 +51,7 @@ pub struct Source {
     ends: BTreeMap<i32, i64>,
     /// How long polls have had no news.
     silence: Duration,
+    errors: Errors,
 }
 
 /// A group's committed offset with its metadata, for each partition that has one.
@@ -65,14 +67,9 @@ impl Source {
             bootstrap_servers: kafka.bootstrap_servers.clone(),
         };
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);
-        let mut config = client::consumer(kafka, Stream::DeadLetters, group);
+        // What lies below the position stays settled whatever is read.
+        let mut config = client::reader(kafka, Stream::DeadLetters, group, "cmc-bridge-replay");
         config.set("enable.partition.eof", "true");
-        config.set("enable.auto.offset.store", "false");
-        // Of a position that retention has passed. What lies below the position stays settled whatever is read.
-        config.set("auto.offset.reset", "earliest");
-        if !kafka.properties.contains_key("client.id") {
-            config.set("client.id", "cmc-bridge-replay");
-        }
         let consumer = BaseConsumer::from_config_and_context(&config, context.clone())
             .map_err(|error| fail("make a Kafka client", error))?;
         reach(&consumer, topic).map_err(|error| fail("reach a broker", error))?;
@@ -80,6 +77,9 @@ impl Source {
         if found.partitions.is_empty() {
             let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
             return Err(fail("read the topic", missing));
+        }
+        if let Some(error) = leaderless(topic, &found) {
+            return Err(error);
         }
         Ok(Source {
             partitions: found.partitions,
@@ -89,6 +89,7 @@ impl Source {
             names,
             ends: BTreeMap::new(),
             silence: Duration::ZERO,
+            errors: Errors::default(),
         })
     }
 
@@ -183,12 +184,14 @@ impl Source {
     }
 
     /// The next record of what was assigned, if one comes within a moment.
+    ///
+    /// # Errors
+    /// What won't pass by itself, a partition that has no leader, and silence: see [`super::reading`].
     pub fn poll(&mut self) -> Result<Option<BorrowedMessage<'_>>, BrokerError> {
         let begun = Instant::now();
         let polled = self.consumer.poll(ASK_AGAIN);
         self.silence += begun.elapsed();
-        let silent = self.silence > SILENCE;
-        let error = match polled {
+        match polled {
             Some(Ok(record)) => {
                 self.silence = Duration::ZERO;
                 let end = self.ends.get(&record.partition()).copied().unwrap_or_default();
@@ -201,15 +204,37 @@ impl Source {
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 self.silence = Duration::ZERO;
                 self.ends.remove(&partition);
-                return Ok(None);
             }
-            Some(Err(error)) => error,
-            None if silent => KafkaError::MetadataFetch(Code::OperationTimedOut),
-            None => return Ok(None),
-        };
-        match silent || ends_reading(&error) {
-            true => Err(self.explain("read the topic", &error)),
-            false => Ok(None),
+            Some(Err(error)) if self.errors.end_reading(&error, Instant::now()) => {
+                return Err(self.explain("read the topic", &error));
+            }
+            _ => {}
+        }
+        if self.silence > LOOK_AFTER {
+            let begun = Instant::now();
+            self.look()?;
+            self.silence += begun.elapsed();
+        }
+        Ok(None)
+    }
+
+    /// Why there are no news.
+    fn look(&self) -> Result<(), BrokerError> {
+        let silent = self.silence > SILENCE;
+        match look(&self.consumer, &self.names.topic) {
+            Look::Leaderless(error) => Err(error),
+            Look::Lost(error) => Err(self.explain("read the topic", &error)),
+            Look::Away(error) if silent => Err(self.explain("read the topic", &error)),
+            Look::Well if silent => Err(BrokerError {
+                reason: BlockReason::Connect,
+                message: format!(
+                    "cannot read topic {}: its partitions have leaders, but nothing came of them for {} s. Look at the brokers' \
+                     logs",
+                    self.names.topic,
+                    SILENCE.as_secs()
+                ),
+            }),
+            Look::Well | Look::Away(_) => Ok(()),
         }
     }
 }

@@ -143,7 +143,7 @@ impl<C: Connect> Lane<C> {
                 continue;
             };
             if self.options.stream == Stream::DeadLetters {
-                return Err(dead_letter_refused(topic, refusal).into());
+                return Err(dead_letter_refused(self.options.stream, topic, refusal).into());
             }
             warn!(
                 stream = %self.options.stream, batch = batch.seq.0, index = number, topic, ?refusal, ?by,
@@ -173,7 +173,12 @@ impl<C: Connect> Lane<C> {
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push(of_letter),
                     Err(DeliveryError::TooLarge) => {
-                        return Err(dead_letter_refused(dead_letter_topic, Refusal::TooLarge).into());
+                        return Err(dead_letter_refused(
+                            self.options.stream,
+                            dead_letter_topic,
+                            Refusal::TooLarge,
+                        )
+                        .into());
                     }
                     Err(error) => return Err(error.into()),
                 }
@@ -193,10 +198,11 @@ impl<C: Connect> Lane<C> {
         let letter = records.iter().find(|(record, _)| record.part.is_some());
         if self.options.stream == Stream::DeadLetters {
             let refusal = records.first().map_or(Refusal::Invalid, |(_, refusal)| *refusal);
-            return dead_letter_refused(&self.options.topic, refusal).into();
+            return dead_letter_refused(Stream::DeadLetters, &self.options.topic, refusal).into();
         }
         if let (true, Some((_, refusal))) = (refused.named, letter) {
-            return dead_letter_refused(&self.options.dead_letter_topic, *refusal).into();
+            return dead_letter_refused(self.options.stream, &self.options.dead_letter_topic, *refusal)
+                .into();
         }
         if self.mode == Mode::OneByOne && !refused.named {
             return refusal::unnamed().into();
