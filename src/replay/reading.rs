@@ -12,9 +12,7 @@ use super::{
     position::{Position, State},
     tried::Tried,
 };
-use crate::{
-    lane::replay::{Committed, Source, another_replay},
-};
+use crate::lane::replay::{Committed, Source, another_replay};
 
 /// The default of `offsets.retention.minutes`, but for the hour that Kafka lets a record's timestamp be ahead.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);

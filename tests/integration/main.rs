@@ -24,6 +24,7 @@ mod accounts;
 mod answers;
 mod at_least_once;
 mod commands;
+mod conformance;
 mod contract;
 mod copies;
 mod crash;

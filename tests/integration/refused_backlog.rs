@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     bridge::{Setup, Topics},
-    cmc::{message, webhook},
+    cmc::{self, message, webhook},
     kafka,
     secure::{grant, scram},
     secured::secured,
@@ -80,23 +80,7 @@ impl Case {
         let setup = match self.refused {
             Refused::Large => setup.property("compression.type", "lz4"),
             Refused::KeylessUntold => {
-                let prefixed = ["--resource-pattern-type", "prefixed"];
-                let on = |resource: &[&'static str]| [resource, &prefixed].concat();
-                let topics = [&topics.deliveries, &topics.bounces, &topics.dead_letters];
-                let mut grants: Vec<_> = topics
-                    .map(|topic| grant(&["is-refused"], &["Write", "Read"], &["--topic", topic]))
-                    .into();
-                grants.push(grant(
-                    &["is-refused"],
-                    &["Read"],
-                    &on(&["--group", "cmc-bridge."]),
-                ));
-                grants.push(grant(
-                    &["is-refused"],
-                    &["Write"],
-                    &on(&["--transactional-id", "cmc-bridge."]),
-                ));
-                secured.acls(&grants);
+                grant_all(&topics);
                 setup
             }
             Refused::Keyless => setup,
@@ -180,6 +164,24 @@ impl Case {
     }
 }
 
+/// Gives the user all rights that the bridge needs, and no more.
+fn grant_all(topics: &Topics) {
+    let prefixed = ["--resource-pattern-type", "prefixed"];
+    let on = |resource: &[&'static str]| [resource, &prefixed].concat();
+    let user = ["is-refused"];
+    let topics = [&topics.deliveries, &topics.bounces, &topics.dead_letters];
+    let mut grants: Vec<_> = topics
+        .map(|topic| grant(&user, &["Write", "Read"], &["--topic", topic]))
+        .into();
+    grants.push(grant(&user, &["Read"], &on(&["--group", "cmc-bridge."])));
+    grants.push(grant(
+        &user,
+        &["Write"],
+        &on(&["--transactional-id", "cmc-bridge."]),
+    ));
+    secured().acls(&grants);
+}
+
 const BOTH: [&str; 2] = ["exactly-once", "at-least-once"];
 
 fn run(refused: Refused, partitions: i32, (webhooks, events): (usize, usize), places: &'static [usize]) {
@@ -213,4 +215,49 @@ fn a_keyless_record_that_nothing_foretells() {
 fn a_large_record_whose_size_cannot_be_foretold() {
     run(Refused::Large, 6, (70, 1000), &[69_999]);
     run(Refused::Large, 1, (10, 1000), &[0, 5000, 9999]);
+}
+
+/// A right that is withdrawn shows while much is being sent, and is named all the same.
+#[test]
+fn a_withdrawn_right_is_named_with_many_records_in_flight() {
+    let secured = secured();
+    let kafka = secured.bootstrap();
+    let mut topics = Topics::create(&kafka);
+    topics.deliveries = topics::create(&kafka, "withdrawn", 1, &[]);
+    grant_all(&topics);
+    let bridge = scram(secured, "is-refused").topics(&topics).start();
+    let mut client = bridge.client();
+    assert_eq!(client.post(cmc::delivery("first@test")).status, 200);
+    bridge.wait_drained(LIMIT);
+    let mut withdrawn = grant(&["is-refused"], &["Write"], &["--topic", &topics.deliveries]);
+    "--remove".clone_into(&mut withdrawn[0]);
+    withdrawn.push("--force".to_owned());
+    secured.acls(&[withdrawn]);
+    // One after another, so that some transaction has many events.
+    for webhook_number in 0..40 {
+        let elements = (0..1000).map(|n| message("key", &format!("{webhook_number} {n}")));
+        let elements: Vec<String> = elements.collect();
+        let elements: Vec<&str> = elements.iter().map(String::as_str).collect();
+        assert_eq!(client.post(webhook("deliveries", "pro", &elements)).status, 200);
+    }
+    bridge.wait_for(LIMIT, "the lane to be blocked", |scrape| {
+        let labels = [("stream", "deliveries"), ("reason", "authorization")];
+        scrape.get("cmc_bridge_lane_blocked", &labels) == 1.0
+    });
+    let log = bridge.running.stderr();
+    let blocked = log.lines().filter(|line| line.contains("the lane is blocked"));
+    for line in blocked.filter(|line| line.contains("\"deliveries\"")) {
+        assert!(line.contains("WRITE and READ on topic"), "{line}");
+    }
+    secured.acls(&[grant(
+        &["is-refused"],
+        &["Write"],
+        &["--topic", &topics.deliveries],
+    )]);
+    let scrape = bridge.wait_drained(LIMIT);
+    assert_eq!(
+        scrape.stream("cmc_bridge_delivered_events_total", "deliveries"),
+        40_001.0
+    );
+    bridge.stop();
 }
