@@ -18,7 +18,7 @@ use super::{
     AppendError, Appender, Damage, Position, SegmentId, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
-    prepare::{Blocks, Preparer, SPARE, Spare, Taken, Trimmed, Wanted},
+    prepare::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
     reader::Reader,
     recovery::{Recovered, recover},
     segment::{self, Incarnation},
@@ -169,15 +169,12 @@ impl LogWriter {
             &recovered,
         );
         accounts.opened(recovered.events, recovered.position.events, None);
-        storage
-            .remove(&options.dir.join(SPARE))
-            .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
-
         let queue = Arc::new(Queue::new(options.max_bytes));
         let end = Position {
             seq: recovered.next_seq,
             events: recovered.events,
         };
+        recovered.keep_what_is_not_done_with();
         let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
         let history = writer.history().clone();
@@ -388,7 +385,7 @@ impl LogWriter {
             self.queue.set_no_room(false);
             return Ok(true);
         }
-        let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
+        let len = self.segment_bytes.max(self.writer.segment_len_for(payload_len));
         let taken = match &self.preparer {
             Some(preparer) => preparer.take(len),
             None => {

@@ -226,7 +226,7 @@ async fn closing_makes_durable_what_waits_and_seals() {
     assert_eq!(append(&appender.appender, 2, 40).await, Err(AppendError::Closed));
     let bytes = disk.read(&segment_path(1));
     let records = [0, 1].map(|n| record::record_len(batch(n, 40).0.bytes().len()));
-    let seal = segment::HEADER + records.iter().sum::<usize>();
+    let seal = segment::first_batch_at(1) + records.iter().sum::<usize>();
     let checksum = record::Checksum::new(&log_id(&disk), super::SegmentId(1));
     let seals = [seal, seal + record::HEADER].map(|at| checksum.header(&bytes[at..]));
     assert!(seals.iter().flatten().any(|h| h.kind == record::Kind::Seal));

@@ -85,6 +85,14 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
         if repaired.lost.is_empty() && repaired.unknown.is_empty() {
             writeln!(out, "         no batch is lost")?;
         }
+        if let Some(from) = repaired.position_unknown {
+            writeln!(
+                out,
+                "         how far delivery had come was unreadable here: it goes on at the position in Kafka. Without one (with \
+                 at-least-once delivery, or when Kafka has forgotten it) it goes on from batch {from}, and events may be \
+                 delivered again"
+            )?;
+        }
         for lost in &repaired.lost {
             writeln!(out, "         lost: {}", describe(lost))?;
         }
