@@ -66,9 +66,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log, begins a fresh segment and starts its writer.
-    ///
-    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    /// [`Log::open_for`] with an appender of its own.
+    #[cfg(test)]
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
@@ -76,8 +75,25 @@ impl Log {
         metrics: LogMetrics,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
     ) -> Result<(Log, Backlog), SpoolError> {
+        let appender = Appender::of_closed_log(options.max_bytes);
+        Log::open_for(&appender, storage, options, accounts, metrics, on_failure)
+    }
+
+    /// Opens the log, begins a fresh segment and starts its writer, which takes the batches of `appender`. An error changes
+    /// nothing that a later try would miss.
+    ///
+    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    pub fn open_for(
+        appender: &Appender,
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+        on_failure: impl FnOnce(SpoolError) + Send + 'static,
+    ) -> Result<(Log, Backlog), SpoolError> {
+        let queue = Arc::clone(&appender.queue);
         let (mut writer, backlog, damage) =
-            LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
+            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
         writer.preparer = Some(
             Preparer::start(
                 storage,
@@ -92,6 +108,7 @@ impl Log {
             .name(format!("write-{}", options.name))
             .spawn(move || writer.run(on_failure))
             .map_err(SpoolError::io("start a thread for", &options.dir))?;
+        queue.open();
         let log = Log {
             queue,
             writer: Some(handle),
@@ -156,6 +173,7 @@ impl LogWriter {
     pub(super) fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
+        queue: Arc<Queue>,
         accounts: Arc<Accounts>,
         metrics: LogMetrics,
     ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
@@ -169,7 +187,6 @@ impl LogWriter {
             &recovered,
         );
         accounts.opened(recovered.events, recovered.position.events, None);
-        let queue = Arc::new(Queue::new(options.max_bytes));
         let end = Position {
             seq: recovered.next_seq,
             events: recovered.events,

@@ -136,11 +136,11 @@ pub(super) fn rewrite(
     begin()?;
     let mut rewriting = Rewriting::begin(&survey, Arc::clone(storage), work, segment_bytes, durability)?;
     while let Some(batch) = survey.next_batch()? {
-        rewriting.lose(batch.seq, Some(batch.events_before))?;
+        rewriting.lose(&survey, batch.seq, Some(batch.events_before))?;
         rewriting.keep(&batch.payload, batch.events)?;
         rewriting.old = batch.end();
     }
-    rewriting.lose(survey.end().seq, None)?;
+    rewriting.lose(&survey, survey.end().seq, None)?;
     rewriting.finish(&survey).map(Some)
 }
 
@@ -199,16 +199,23 @@ impl Rewriting {
         Ok(rewriting)
     }
 
-    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`.
-    fn lose(&mut self, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
+    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`. What an
+    /// earlier repair has given up is no damage any more, and is not told again.
+    fn lose(&mut self, survey: &Survey, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
         if seq <= self.old.seq {
             return Ok(());
         }
-        self.lost.push(Lost {
-            from: self.old.seq,
-            to: seq,
-            events: events_before.map(|before| before.saturating_sub(self.old.events)),
-        });
+        let in_between = |found: &&Damage| {
+            !found.is_harmless() && found.from < seq && found.to.is_none_or(|to| to > self.old.seq)
+        };
+        let found = survey.damage().iter().filter(in_between);
+        if let Some(from) = found.map(|found| found.from.max(self.old.seq)).min() {
+            self.lost.push(Lost {
+                from,
+                to: seq,
+                events: events_before.map(|before| before.saturating_sub(self.old.events)),
+            });
+        }
         self.commit()?;
         self.writer.lose_to(seq);
         self.roll(0)

@@ -7,7 +7,7 @@ use crate::{
     accounts::Accounts,
     spool::{
         Backlog, LogOptions, StoredBatch,
-        harness::{Life, batch, expect_batches, metrics, options},
+        harness::{Life, batch, expect_batches, metrics, open_appender, options},
         log::LogWriter,
         segment,
     },
@@ -57,6 +57,7 @@ impl Spool {
         let (writer, backlog, damage) = LogWriter::open(
             Arc::new(FileSystem),
             &self.options(),
+            open_appender(&self.options()).queue,
             Arc::clone(&accounts),
             metrics(),
         )

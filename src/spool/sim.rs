@@ -286,6 +286,24 @@ impl SimDisk {
         disk.entries.clear();
     }
 
+    /// A directory takes another one's place, durably.
+    pub fn put_in_place(&self, new: &Path, old: &Path) {
+        let mut disk = self.lock();
+        let Disk { live, durable, .. } = &mut *disk;
+        for names in [live, durable] {
+            names.retain(|path, _| path.parent() != Some(old));
+            let of_new: Vec<_> = names
+                .extract_if(.., |path, _| path.parent() == Some(new))
+                .collect();
+            names.extend(
+                of_new
+                    .into_iter()
+                    .map(|(path, id)| (old.join(path.file_name().unwrap_or_default()), id)),
+            );
+        }
+        disk.entries.clear();
+    }
+
     /// Bit rot: changes one bit, durably.
     pub fn rot(&self, path: &Path, at: u64) {
         let mut bytes = self.read(path);
