@@ -33,6 +33,9 @@ const COMMIT_BYTES: usize = 4 << 20;
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// After the disk was full, the writer looks again so much later.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
+/// How long a log that is dropped waits for its writer, and how often it looks.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
 /// Bytes a second. While a log takes more than this, its new segments are not filled with zeros first.
 const FAST: u64 = 160 << 20;
 
@@ -67,7 +70,6 @@ pub struct Log {
 
 impl Log {
     /// [`Log::open_for`] with an appender of its own.
-    #[cfg(test)]
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
@@ -140,7 +142,16 @@ impl Log {
 }
 
 impl Drop for Log {
+    /// As [`Log::close`], but a disk that hangs holds up nobody for long: the end of a process must come.
     fn drop(&mut self) {
+        self.queue.close();
+        let until = Instant::now() + LAST_WRITES;
+        while self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+            if Instant::now() >= until {
+                return;
+            }
+            thread::sleep(LOOK);
+        }
         self.close();
     }
 }

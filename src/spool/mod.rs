@@ -162,7 +162,7 @@ impl Damage {
         }
     }
 
-    /// Whether no batch is lost by it.
+    /// Whether no batch is lost by it, and no lane is held up.
     pub fn is_harmless(&self) -> bool {
         self.to.is_some_and(|to| to <= self.from)
     }
@@ -170,6 +170,11 @@ impl Damage {
     /// Whether the checkpoint tells no position, so that only Kafka knows how far delivery has come.
     pub fn is_of_position(&self) -> bool {
         self.what == Damage::NO_POSITION
+    }
+
+    /// Whether all that was acknowledged is there in spite of it.
+    pub fn costs_nothing(&self) -> bool {
+        self.is_harmless() || self.is_of_position()
     }
 
     /// Names nothing as damaged that lies before `position`: it is delivered, whatever became of its bytes.
@@ -194,7 +199,7 @@ impl fmt::Display for Damage {
         if let Some((from, to)) = self.bytes {
             write!(f, ", bytes {from} to {to}")?;
         }
-        if self.is_harmless() || self.is_of_position() {
+        if self.costs_nothing() {
             return f.write_str("; no batch is lost by that");
         }
         write!(f, ", batches from {}", self.from)?;
