@@ -64,7 +64,8 @@ impl Plan {
             limit_told: random.one_in(2),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
-            segment_bytes: 4096 + random.pick(&[700, 1500, 4000]),
+            // In the longest ones a segment that was left early is not worth being used again.
+            segment_bytes: 4096 + random.pick(&[700, 1500, 4000, 9000]),
             max_bytes: random.pick(&[1 << 30, 1 << 30, 30_000]),
             durability: match random.one_in(12) {
                 true => Durability::PageCache,

@@ -13,8 +13,8 @@
 //! way.
 //!
 //! Manifest, checkpoint and headers are stored twice. Where one copy is damaged and the other is whole, that is reported and
-//! costs nothing. Where the newest position is damaged as a whole, the one before it counts, and segments that are gone before
-//! the first that is there were trimmed after it: nothing that was delivered is called lost.
+//! costs nothing. Where the newest position is damaged as a whole, the one before it counts, and the segments that are gone
+//! were trimmed after it: nothing that was delivered is called lost.
 //!
 //! A survey ([`super::survey`]) goes the same way around what can't be read, and makes a damaged header anew from the
 //! records behind it (rebuild.rs).
@@ -367,8 +367,11 @@ impl Recovery<'_> {
             None => return position,
             Some(Wrong::Copy) => Damage::POSITION_COPIED,
             Some(Wrong::Newest) => {
-                // What is gone before the first segment was trimmed by a newer position.
-                if let Some((_, Some(first))) = headers.first()
+                // What is gone was trimmed by a newer position, which is not before the segment behind it. Not all goes at once:
+                // some segments wait to be used again.
+                let is_gap = |i: &usize| headers[*i].0.0 != headers[i - 1].0.0 + 1;
+                let behind = (1..headers.len()).rev().find(is_gap).unwrap_or(0);
+                if let Some((_, Some(first))) = headers.get(behind)
                     && first.first_seq > position.seq
                 {
                     position = begin_of(first);
