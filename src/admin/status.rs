@@ -123,6 +123,8 @@ pub enum Intake {
     Accepting,
     Full,
     Failed,
+    /// It is being opened, or can't be opened now.
+    NotOpen,
 }
 
 /// Room on the file system of the spool.
@@ -223,6 +225,7 @@ impl Status {
             log: match self.health.log_state(of.stream) {
                 Some(LogState::Full) => Intake::Full,
                 Some(LogState::Failed) => Intake::Failed,
+                Some(LogState::NotOpen) => Intake::NotOpen,
                 Some(LogState::Accepting) | None => Intake::Accepting,
             },
             recovered: books.recovered,
@@ -288,16 +291,26 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
              or the disk has room."
                 .to_owned(),
         ),
+        Readiness::LogsNotOpen => (
+            State::NotReady,
+            "No event stream's log takes webhooks, and some are not open: they are being opened, or can't be.".to_owned(),
+        ),
         Readiness::Ready => {
             let full = names(|s| s.log == Intake::Full);
+            let not_open = names(|s| s.log == Intake::NotOpen);
             let blocked = names(|s| matches!(s.lane, LaneState::Blocked { .. }));
-            let (state, mut summary) = match full.is_empty() && blocked.is_empty() {
-                true => (State::Ready, "Webhooks are taken. ".to_owned()),
-                false if full.is_empty() => (State::Impaired, "Webhooks are taken. ".to_owned()),
-                false => (
-                    State::Impaired,
-                    format!("Webhooks are taken, but what needs the full spool of {full} is refused. "),
-                ),
+            let refused: Vec<_> = [("the full spool of", &full), ("the log that is not open, of", &not_open)]
+                .into_iter()
+                .filter(|(_, streams)| !streams.is_empty())
+                .map(|(what, streams)| format!("{what} {streams}"))
+                .collect();
+            let state = match refused.is_empty() && blocked.is_empty() {
+                true => State::Ready,
+                false => State::Impaired,
+            };
+            let mut summary = match refused.is_empty() {
+                true => "Webhooks are taken. ".to_owned(),
+                false => format!("Webhooks are taken, but what needs {} is refused. ", refused.join(" or ")),
             };
             if !blocked.is_empty() {
                 summary += &format!("Not being delivered: {blocked}. ");

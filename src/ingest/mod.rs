@@ -9,7 +9,7 @@
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered when the header authenticates |
 //! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read |
 //! | slow header, slow body | 408, closed |
-//! | too many connections or bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
+//! | too many connections or bytes in flight, spool full, failed, slow or not open, stopping | 503 + `Retry-After` |
 //! | another path, another method | 404, 405 + `Allow` |
 //! | header too large (bytes or fields) | 431, closed |
 //! | not HTTP/1.1, wrong length or chunks | 400, closed |

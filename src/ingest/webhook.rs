@@ -29,7 +29,7 @@ use crate::{
     batch::Batch,
     cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
     dead_letter::{Failure, Reason},
-    spool::{AppendError, LogState},
+    spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };
 
@@ -191,6 +191,10 @@ impl Refusal {
             Refusal::Spool(AppendError::TooSlow) => (Outcome::Overloaded, "The disk is too slow."),
             Refusal::Spool(AppendError::Failed) => (Outcome::Failed, "The disk can't be written."),
             Refusal::Spool(AppendError::Closed) => (Outcome::Draining, "The bridge is stopping."),
+            Refusal::Spool(AppendError::NotOpen) => (
+                Outcome::Failed,
+                "The store of this event type can't be opened now.",
+            ),
         };
         Answer::unavailable(outcome, detail, &intake.retry_after)
     }
@@ -211,12 +215,11 @@ impl Intake {
                 Ok(self.append(Stream::DeadLetters, batch, tally, permit)?.await?)
             }
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
-                // Without room for the events the webhook will come again, and its dead letters with it.
-                if self.logs[stream.index()]
-                    .as_ref()
-                    .is_some_and(|log| log.state() == LogState::Full)
-                {
-                    return Err(Refusal::Spool(AppendError::Full));
+                // A webhook whose events are refused will come again, and its dead letters with it.
+                match self.logs[stream.index()].as_ref().map(Appender::state) {
+                    Some(LogState::Full) => return Err(Refusal::Spool(AppendError::Full)),
+                    Some(LogState::NotOpen) => return Err(Refusal::Spool(AppendError::NotOpen)),
+                    _ => {}
                 }
                 let letters_permit = permit.split(letters_len).ok_or(Refusal::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_permit)?;

@@ -80,7 +80,8 @@ impl Plan {
             hasty: random.pick(&[0, 2, 6]),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
-            segment_bytes: 4096 + random.pick(&[700, 1500, 4000]),
+            // In the longest ones a segment that was left early is not worth being used again.
+            segment_bytes: 4096 + random.pick(&[700, 1500, 4000, 9000]),
             max_bytes: random.pick(&[1 << 30, 1 << 30, 30_000]),
             durability: match random.one_in(12) {
                 true => Durability::PageCache,
@@ -93,8 +94,8 @@ impl Plan {
             transaction_events: 1 + random.below(12) as usize,
             checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
             copies: matches!(special, 0..3),
-            expiry: matches!(special, 3..5),
-            rot: special == 5,
+            expiry: matches!(special, 3..6),
+            rot: matches!(special, 5..7),
             disk_faults: random.one_in(2),
             nest: random.pick(&[3, 8, 30]),
             steps: 10 + random.below(50),

@@ -48,6 +48,7 @@ mod replay;
 mod replicas;
 mod resources;
 mod rolling;
+mod rot;
 mod samples;
 mod secure;
 mod spool_tools;

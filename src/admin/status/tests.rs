@@ -137,6 +137,22 @@ fn the_state_says_why_no_webhook_is_taken() {
         assert!(page.contains(text), "{text}: {page}");
         assert!(page.contains("bounces t full 0"), "{page}");
     }
+    report.streams[1].log = Intake::NotOpen;
+    for (readiness, text) in [
+        (
+            Readiness::LogsNotOpen,
+            "Not ready No event stream's log takes webhooks",
+        ),
+        (
+            Readiness::Ready,
+            "Ready, with trouble Webhooks are taken, but what needs the log that is not open, of bounces is refused.",
+        ),
+    ] {
+        (report.state, report.summary) = sum_up(readiness, &report.streams);
+        let page = shown(&report);
+        assert!(page.contains(text), "{text}: {page}");
+        assert!(page.contains("bounces t not open 0"), "{page}");
+    }
     report.streams[1].log = Intake::Failed;
     let page = shown(&report);
     assert!(page.contains("bounces t failed 0") && page.contains("its log can't be written"));
