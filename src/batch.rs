@@ -43,6 +43,11 @@ impl Batch {
         &self.bytes
     }
 
+    /// Bytes of memory that the encoded form takes.
+    pub fn allocated(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// A batch of any bytes, for tests of what can't be decoded.
     #[cfg(test)]
     pub fn of_bytes(bytes: Vec<u8>, events: u32) -> Batch {
@@ -137,8 +142,13 @@ impl BatchBuilder {
         self.events
     }
 
-    /// The finished batch.
+    /// The finished batch. It gives back the room that it does not need, when that is worth a copy.
     pub fn finish(mut self) -> Batch {
+        const SMALL: usize = 64 * 1024;
+        let spare = self.bytes.capacity() - self.bytes.len();
+        if spare > SMALL && spare > self.bytes.len() / 8 {
+            self.bytes.shrink_to_fit();
+        }
         self.bytes[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.events.to_le_bytes());
         Batch {
             bytes: self.bytes,

@@ -69,8 +69,9 @@ const DOUBT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(500);
 /// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body.
-const MAX_BUFFER_BYTES: usize = 64 * 1024;
+/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not taken out of the budget
+/// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
+const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
 /// The answer was written, but perhaps to a client that is gone.
 const WRITTEN: u8 = 1 << 7;

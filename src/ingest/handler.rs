@@ -4,13 +4,15 @@
 //! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
 //! from whoever can't be let in, and nothing is parsed that can't be understood.
 //!
+//! While a body is read nothing is kept of the header but its few facts: the header would hold the buffer that it came in.
+//!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
 //! a client that still writes would else be cut off before it reads the answer.
 
 use std::{mem, sync::Arc, time::Instant};
 
 use hyper::{
-    Method, Request, Version,
+    HeaderMap, Method, Request, Uri, Version,
     body::{Body, Incoming},
     header::{CONTENT_TYPE, EXPECT, HOST},
     http::request::Parts,
@@ -22,6 +24,7 @@ use super::{
     auth::Verdict,
     body::{self, Media, ReadError},
     connection::Connection,
+    limits::Whose,
     problem::{Answer, Ending, HttpResponse},
     progress::Phase,
     webhook::Webhook,
@@ -43,14 +46,15 @@ pub(super) async fn serve(
     let intake = &connection.intake;
     let unanswered = Unanswered(&intake.metrics);
     let (number, on_connection) = connection.next_request();
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let awaits_continue = head.headers.contains_key(EXPECT);
     let mut reading = Reading {
         unread: !body.is_end_stream(),
         bytes: 0,
         body,
     };
 
-    let answer = decide(&connection, &head, &mut reading).await?;
+    let answer = decide(&connection, &mut head, &mut reading).await?;
 
     let ending = if reading.unread || !intake.control.is_serving() {
         Ending::Close
@@ -75,12 +79,11 @@ pub(super) async fn serve(
         );
     }
     // A client that waits for `100 Continue` sends no body that would have to be drained.
-    if reading.unread && outcome != Outcome::Timeout && !head.headers.contains_key(EXPECT) {
+    if reading.unread && outcome != Outcome::Timeout && !awaits_continue {
         tokio::spawn(body::drain(reading.body));
     }
-    let mut headers = head.headers;
-    headers.clear();
-    let response = answer.into_response(headers, ending);
+    release(&mut head);
+    let response = answer.into_response(head.headers, ending);
 
     let now = Instant::now();
     mem::forget(unanswered);
@@ -105,7 +108,22 @@ struct Reading {
     bytes: u64,
 }
 
-async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) -> Result<Answer, Gone> {
+/// Lets go of all that holds the buffer which the header came in, and of a large map.
+fn release(head: &mut Parts) {
+    /// More than any proxy in front adds.
+    const FIELDS: usize = 48;
+    head.uri = Uri::default();
+    head.headers.clear();
+    if head.headers.capacity() > FIELDS {
+        head.headers = HeaderMap::new();
+    }
+}
+
+async fn decide(
+    connection: &Arc<Connection>,
+    head: &mut Parts,
+    reading: &mut Reading,
+) -> Result<Answer, Gone> {
     let intake = &connection.intake;
     reading.bytes = body::announced(&reading.body).unwrap_or(0);
     if intake.control.is_stopping() {
@@ -117,7 +135,9 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
         return Ok(Answer::invalid_http("A request has exactly one Host."));
     }
     let path = head.uri.path();
-    if path.strip_suffix('/').unwrap_or(path) != intake.path {
+    let trimmed = path.strip_suffix('/').unwrap_or(path);
+    let trailing_slash = trimmed.len() < path.len();
+    if trimmed != intake.path {
         return Ok(Answer::not_found());
     }
     if head.method != Method::POST {
@@ -131,14 +151,20 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
         return Ok(Answer::unsupported());
     }
+    let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
+    release(head);
+    let whose = match verdict {
+        Verdict::Admitted => Whose::Known,
+        _ => Whose::Stranger,
+    };
     let read = body::read(
         &mut reading.body,
         intake.max_body_bytes,
         &intake.budget,
-        verdict == Verdict::Admitted,
+        whose,
         &connection.progress,
     );
-    let (body, permit) = match read.await {
+    let (body, share) = match read.await {
         Ok(read) => read,
         Err(ReadError::TooLarge(bytes)) => {
             reading.bytes = bytes;
@@ -162,12 +188,12 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
     let webhook = Webhook {
         verdict,
         media,
-        path,
-        content_type: head.headers.get(CONTENT_TYPE),
+        trailing_slash,
+        content_type,
         body,
-        permit,
+        share,
     };
-    Ok(webhook.take(intake).await)
+    Ok(webhook.take(connection).await)
 }
 
 /// Counts a request that comes to no answer: hyper drops its future when the connection breaks.

@@ -62,6 +62,7 @@ use std::{
 };
 
 use hyper::StatusCode;
+use tokio::sync::Semaphore;
 
 use self::{
     auth::Guard,
@@ -93,6 +94,8 @@ pub struct Intake {
     /// One for each enabled stream, at [`crate::stream::Stream::index`].
     logs: [Option<Appender>; 4],
     budget: Budget,
+    /// A place for each large body that is being understood.
+    understanding: Semaphore,
     metrics: Arc<Metrics>,
     control: Control,
     malformed_status: StatusCode,
@@ -123,6 +126,7 @@ impl Intake {
             credential_files: config.credential_files.clone(),
             logs,
             budget: Budget::new(config.max_bytes_in_flight),
+            understanding: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             metrics,
             control: Control::new(),
             malformed_status: StatusCode::from_u16(config.malformed_status)
