@@ -100,6 +100,19 @@ impl<'a> Fields<'a> {
         self.malformed.get_or_insert(malformed);
     }
 
+    /// Whether something is wrong whatever else is found: then only the texts still count.
+    pub fn is_malformed(&self) -> bool {
+        self.malformed.is_some()
+    }
+
+    pub fn has_event(&self) -> bool {
+        self.event.is_some()
+    }
+
+    pub fn note_second_event(&mut self, offset: Option<usize>) {
+        self.note_duplicate(offset, "event is there more than once");
+    }
+
     fn note_duplicate(&mut self, offset: Option<usize>, detail: &'static str) {
         self.note(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
@@ -129,17 +142,15 @@ impl<'a> Fields<'a> {
         self.key_spans.push(span);
     }
 
-    pub fn set_event(&mut self, event: Result<Event, Malformed>, offset: Option<usize>) {
-        match self.event {
-            None => self.event = Some(event),
-            Some(_) => self.note_duplicate(offset, "event is there more than once"),
-        }
+    /// There is none yet.
+    pub fn set_event(&mut self, event: Result<Event, Malformed>) {
+        self.event = Some(event);
     }
 
     pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
         if self.unexpected.len() < MAX_MEMBERS {
             self.unexpected.push(Unexpected { name, value });
-        } else {
+        } else if !self.is_malformed() {
             self.note(Malformed::new(
                 Reason::TooManyMembers,
                 offset,
@@ -240,6 +251,9 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Bytes of the longest name that means something in an envelope or an element.
+pub(super) const LONGEST_NAME: usize = "server_composition".len();
+
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let text = match json::validate(body) {
@@ -257,10 +271,10 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     }
     cursor.enter();
     let mut fields = Fields::default();
+    let mut scratch = String::new();
     while let Some(name) = cursor.member() {
         let at = cursor.at;
-        let name = name.decode(text);
-        match name.as_deref() {
+        match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {
             Some("event_type") => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
             Some("server_composition") => {
                 fields.set_server_composition(read_text(&mut cursor, text).0, Some(at))
@@ -269,14 +283,15 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
                 let (key, span) = read_text(&mut cursor, text);
                 fields.set_api_key(key, span, Some(at));
             }
-            Some("event") => {
-                let event = read_event(&mut cursor, text, rules.max_events);
-                fields.set_event(event, Some(at));
+            Some("event") if fields.has_event() => {
+                cursor.value();
+                fields.note_second_event(Some(at));
             }
+            Some("event") => fields.set_event(read_event(&mut cursor, text, rules.max_events)),
             _ => {
                 let value = cursor.value();
-                if value.depth > 0 {
-                    fields.add_unexpected(name, Cow::Borrowed(&text[value.span]), Some(at));
+                if value.depth > 0 && !fields.is_malformed() {
+                    fields.add_unexpected(name.decode(text), Cow::Borrowed(&text[value.span]), Some(at));
                 }
             }
         }
