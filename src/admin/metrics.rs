@@ -46,6 +46,7 @@ pub struct Metrics {
     webhooks: [IntCounter; Outcome::ALL.len()],
     parse_failures: IntCounterVec,
     acknowledgement_seconds: Histogram,
+    connections_recycled: IntCounter,
     credential_uses: IntCounterVec,
     credential_last_use: IntGaugeVec,
     credential_reload_failures: IntCounter,
@@ -89,6 +90,10 @@ impl Metrics {
                 "cmc_bridge_acknowledgement_seconds",
                 "From the end of a request's header to its answer",
                 ACKNOWLEDGEMENT_SECONDS,
+            )?,
+            connections_recycled: register.counter(
+                "cmc_bridge_connections_recycled_total",
+                "Connections without an admitted request that were closed to make room for others",
             )?,
             credential_uses: register.counters(
                 "cmc_bridge_credential_uses_total",
@@ -217,6 +222,11 @@ impl Metrics {
     /// The last dead letters.
     pub(super) fn letters(&self) -> &Letters {
         &self.letters
+    }
+
+    /// Counts a connection that was closed to make room for another one.
+    pub fn connection_recycled(&self) {
+        self.connections_recycled.inc();
     }
 
     /// Observes the time from the end of a request's header to its answer.

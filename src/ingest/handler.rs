@@ -29,7 +29,7 @@ use super::{
     progress::Phase,
     webhook::Webhook,
 };
-use crate::admin::metrics::{Metrics, Outcome};
+use crate::admin::metrics::Outcome;
 
 /// The client is gone, and nobody is left to be answered.
 #[derive(Debug, Error)]
@@ -44,7 +44,7 @@ pub(super) async fn serve(
     let began = Instant::now();
     connection.progress.enter(Phase::Body, began);
     let intake = &connection.intake;
-    let unanswered = Unanswered(&intake.metrics);
+    let unanswered = Unanswered(&connection);
     let (number, on_connection) = connection.next_request();
     let (mut head, body) = request.into_parts();
     let awaits_continue = head.headers.contains_key(EXPECT);
@@ -147,6 +147,9 @@ async fn decide(
     if verdict == Verdict::Refused {
         return Ok(Answer::unauthorized(intake.guard.challenge()));
     }
+    if verdict == Verdict::Admitted && !connection.admit() {
+        return Err(Gone);
+    }
     let media = Media::of(&head.headers);
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
         return Ok(Answer::unsupported());
@@ -196,11 +199,16 @@ async fn decide(
     Ok(webhook.take(connection).await)
 }
 
-/// Counts a request that comes to no answer: hyper drops its future when the connection breaks.
-struct Unanswered<'m>(&'m Metrics);
+/// Counts a request that comes to no answer: its future is dropped when the connection breaks, or is recycled.
+struct Unanswered<'c>(&'c Connection);
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        self.0.webhook(Outcome::Disconnected);
+        let Unanswered(connection) = self;
+        let outcome = match connection.is_recycled() {
+            false => Outcome::Disconnected,
+            true => Outcome::Overloaded,
+        };
+        connection.intake.metrics.webhook(outcome);
     }
 }

@@ -9,7 +9,8 @@
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered when the header authenticates |
 //! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read |
 //! | slow header, slow body | 408, closed |
-//! | too many connections or bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
+//! | too many connections | the oldest one without an admitted request is closed for it; without such a one, 503 + `Retry-After` |
+//! | too many bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
 //! | another path, another method | 404, 405 + `Allow` |
 //! | header too large (bytes or fields) | 431, closed |
 //! | not HTTP/1.1, wrong length or chunks | 400, closed |
@@ -26,7 +27,7 @@
 //! |---|---|
 //! | plain HTTP, TLS below 1.2, nothing in common | a TLS alert, closed |
 //! | slow handshake | closed after `ingest.header_timeout` |
-//! | too many connections | closed, without the 503: it would cost a handshake |
+//! | too many connections, all of them known | closed, without the 503: it would cost a handshake |
 //!
 //! Errors have `application/problem+json` bodies ([`problem`]), also where hyper would answer by itself ([`watched`]). What
 //! hyper does not tell apart we can't either: a length from 2^64 - 2 up is 431 as well. Every request is counted once in

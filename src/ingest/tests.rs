@@ -1,7 +1,10 @@
 //! The server over loopback sockets, without a spool: everything up to the append. What becomes durable is the matter of
 //! the integration tests.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use prometheus::{Registry, TextEncoder};
 use tokio::{
@@ -434,6 +437,50 @@ async fn a_connection_over_the_limit_is_answered_503() {
         }
     };
     timeout(DEADLINE, again).await.unwrap();
+}
+
+/// What a connection may be doing without a credential.
+const STRANGERS: [&str; 7] = [
+    "",
+    "POST /web",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nContent-Length: 90000\r\n\r\n{",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer x\r\nContent-Length: 0\r\n\r\n",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: b\r\n\r\n",
+    "GET /webhooks/events HTTP/1.1\r\nHost: b\r\n\r\n",
+];
+
+#[tokio::test]
+async fn strangers_give_their_places_up_to_those_who_come_after_them() {
+    for stranger in STRANGERS {
+        let server = start(config()).await;
+        let mut good = server.connect().await;
+        good.send(&post(AUTHORIZED, EMPTY)).await;
+        assert_eq!(good.answer().await.status, 200);
+        let mut strangers = VecDeque::new();
+        for _ in 0..40 {
+            let mut client = server.connect().await;
+            client.send(stranger).await;
+            strangers.push_back(client);
+            // The limit is 8.
+            if strangers.len() > 8 {
+                let mut oldest = strangers.pop_front().unwrap();
+                let _ = timeout(DEADLINE, oldest.0.read_to_end(&mut Vec::new()))
+                    .await
+                    .unwrap();
+            }
+            let answer = server.ask(&post(AUTHORIZED, EMPTY)).await;
+            assert_eq!(answer.status, 200, "{stranger:?}");
+            // The one that is known keeps its own.
+            good.send(&post(AUTHORIZED, EMPTY)).await;
+            assert_eq!(good.answer().await.status, 200, "{stranger:?}");
+        }
+        assert_eq!(
+            server.count(Outcome::Overloaded) > 0,
+            stranger.ends_with(['b', '{']),
+            "{stranger:?}"
+        );
+    }
 }
 
 #[tokio::test]

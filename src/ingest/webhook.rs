@@ -114,6 +114,15 @@ impl Webhook {
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
             return Outlook::Answer(Answer::unauthorized(intake.guard.challenge()));
         }
+        if !connection.admit() {
+            // Nobody is there to read it.
+            let detail = "There are too many connections.";
+            return Outlook::Answer(Answer::unavailable(
+                Outcome::Overloaded,
+                detail,
+                &intake.retry_after,
+            ));
+        }
         self.share.admit();
         // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
         let rules = intake.rules();

@@ -55,9 +55,8 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
     let idle: Vec<TcpStream> = (0..400)
         .map(|_| TcpStream::connect(bridge.ingest).unwrap())
         .collect();
-    let labels = [("outcome", "overloaded")];
-    bridge.wait_for(LIMIT, "refused connections", |scrape| {
-        scrape.get("cmc_bridge_webhooks_total", &labels) >= 350.0
+    bridge.wait_for(LIMIT, "connections that gave their places up", |scrape| {
+        scrape.get("cmc_bridge_connections_recycled_total", &[]) >= 350.0
     });
     assert_eq!(client.post(delivery("second@test")).status, 200);
     bridge.wait_drained(LIMIT);
