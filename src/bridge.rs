@@ -133,7 +133,13 @@ impl Bridge {
             .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
-        let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
+        let intake = Intake::new(
+            &config.ingest,
+            rules,
+            logs,
+            Arc::clone(&metrics),
+            Arc::clone(&health),
+        );
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;

@@ -31,6 +31,8 @@ use crate::{cmc::BodyEncoding, dead_letter::Reason};
 /// After an early answer so much of the body is still read, so that the client comes to read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// The same for a client that is admitted, in bodies of `ingest.max_body_bytes`.
+pub(super) const DRAIN_BODIES: usize = 8;
 
 /// What a request's header says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +152,11 @@ fn capacity_for(needed: usize, capacity: usize, most: usize) -> usize {
 }
 
 /// Reads a whole body. The share covers its buffer, so that an empty promise of a stranger takes no room from others.
+///
+/// `begun` is set when the client is let send it.
 pub(super) async fn read(
     body: &mut Incoming,
+    begun: &mut bool,
     max: usize,
     budget: &Budget,
     whose: Whose,
@@ -167,6 +172,7 @@ pub(super) async fn read(
     let promised = announced.filter(|_| whose == Whose::Known).unwrap_or(0);
     let most = announced.unwrap_or(max);
     let mut share = budget.reserve(promised, whose)?;
+    *begun = true;
     let mut collected = Vec::new();
     // With an announced length the last frame is known without asking for another one.
     while announced.is_none_or(|length| collected.len() < length) {
@@ -216,18 +222,18 @@ fn poll_data(
     }
 }
 
-/// Reads on and throws away, within bounds. The answer is on its way meanwhile.
-pub(super) async fn drain(mut body: Incoming) {
+/// Reads on and throws away, within these bounds. The answer is on its way meanwhile.
+pub(super) async fn drain(mut body: Incoming, bytes: usize, time: Duration) {
     let reading = async {
         let mut drained = 0;
-        while drained < DRAIN_BYTES
+        while drained < bytes
             && let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
         {
             drained += frame.data_ref().map_or(0, Bytes::len);
         }
     };
     // Out of time is one of the ways to end.
-    let _ = timeout(DRAIN_TIME, reading).await;
+    let _ = timeout(time, reading).await;
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! Expired    … and it must answer        LINGER           closed
 //! Answer     it waits for the disk       none             the spool has its own limit
 //! Writing    the answer is being sent    header_timeout   closed
+//! Draining   … and the rest is read      body_timeout     closed; after LINGER when stopping
 //! Closing    the last answer was given   LINGER           closed
 //! ```
 //!
@@ -398,7 +399,8 @@ impl Limits {
             Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
             Phase::Body => (self.body, Judgement::ExpireBody),
             Phase::Writing => (self.header, Judgement::Close),
-            Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
+            Phase::Draining if !stopping => (self.body.max(LINGER), Judgement::Close),
+            Phase::Draining | Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
             Phase::Answer => return Judgement::LookAgain(self.between_looks()),
         };
         if since >= limit {
@@ -443,6 +445,9 @@ mod tests {
             (Phase::Answer, seconds(1000), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(9), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(10), false, Close),
+            (Phase::Draining, seconds(29), false, LookAgain(LOOK)),
+            (Phase::Draining, seconds(30), false, Close),
+            (Phase::Draining, seconds(5), true, Close),
             (Phase::Closing, seconds(5), false, Close),
         ] {
             assert_eq!(

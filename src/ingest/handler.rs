@@ -7,25 +7,32 @@
 //! While a body is read nothing is kept of the header but its few facts: the header would hold the buffer that it came in.
 //!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
-//! a client that still writes would else be cut off before it reads the answer.
+//! a client that still writes would else be cut off before it reads the answer. Of a client that is admitted, that part is
+//! as large as [`body::DRAIN_BODIES`] bodies may be, and it has the time that a body has.
+//!
+//! An answer on a connection that is kept says for how long (`Keep-Alive`), so that no webhook is posted into one that is
+//! about to be closed.
+//!
+//! The health path is served before all else and is no webhook: it is neither counted nor logged, and needs no credential.
 
 use std::{mem, sync::Arc, time::Instant};
 
 use hyper::{
     HeaderMap, Method, Request, Uri, Version,
     body::{Body, Incoming},
-    header::{CONTENT_TYPE, EXPECT, HOST},
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderValue},
     http::request::Parts,
 };
 use thiserror::Error;
 use tracing::{debug, warn};
 
 use super::{
+    Intake,
     auth::Verdict,
     body::{self, Media, ReadError},
     connection::Connection,
     limits::Whose,
-    problem::{Answer, Ending, HttpResponse},
+    problem::{Answer, Ending, Health, HttpResponse},
     progress::Phase,
     webhook::Webhook,
 };
@@ -44,23 +51,32 @@ pub(super) async fn serve(
     let began = Instant::now();
     connection.progress.enter(Phase::Body, began);
     let intake = &connection.intake;
-    let unanswered = Unanswered(&connection);
-    let (number, on_connection) = connection.next_request();
     let (mut head, body) = request.into_parts();
     let awaits_continue = head.headers.contains_key(EXPECT);
+    let keep_alive = intake
+        .keep_alive
+        .as_ref()
+        .filter(|_| asks_to_keep(&head))
+        .cloned();
     let mut reading = Reading {
         unread: !body.is_end_stream(),
+        begun: false,
+        admitted: false,
         bytes: 0,
         body,
     };
+    if intake.health_path.as_deref() == Some(without_slash(head.uri.path())) {
+        let ending = intake.ending(reading.unread, keep_alive);
+        connection.progress.enter(ending.phase(), Instant::now());
+        let health = Health::of(&head.method, intake.health.readiness().is_ready());
+        return Ok(health.into_response(ending));
+    }
+    let unanswered = Unanswered(&connection);
+    let (number, on_connection) = connection.next_request();
 
     let answer = decide(&connection, &mut head, &mut reading).await?;
 
-    let ending = if reading.unread || !intake.control.is_serving() {
-        Ending::Close
-    } else {
-        Ending::KeepAlive
-    };
+    let ending = intake.ending(reading.unread, keep_alive);
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
     if outcome == Outcome::Accepted {
@@ -78,9 +94,20 @@ pub(super) async fn serve(
             "a request was refused"
         );
     }
+    let mut phase = ending.phase();
     // A client that waits for `100 Continue` sends no body that would have to be drained.
-    if reading.unread && outcome != Outcome::Timeout && !awaits_continue {
-        tokio::spawn(body::drain(reading.body));
+    if reading.unread && outcome != Outcome::Timeout && (reading.begun || !awaits_continue) {
+        let (bytes, time) = match reading.admitted {
+            true => (
+                intake.max_body_bytes.saturating_mul(body::DRAIN_BODIES),
+                intake.body_timeout,
+            ),
+            false => (body::DRAIN_BYTES, body::DRAIN_TIME),
+        };
+        if reading.admitted {
+            phase = Phase::Draining;
+        }
+        tokio::spawn(body::drain(reading.body, bytes, time));
     }
     release(&mut head);
     let response = answer.into_response(head.headers, ending);
@@ -89,14 +116,36 @@ pub(super) async fn serve(
     mem::forget(unanswered);
     connection.owes(outcome);
     intake.metrics.acknowledged((now - began).as_secs_f64());
-    connection.progress.enter(
-        match ending {
-            Ending::KeepAlive => Phase::Writing,
-            Ending::Close => Phase::Closing,
-        },
-        now,
-    );
+    connection.progress.enter(phase, now);
     Ok(response)
+}
+
+impl Intake {
+    fn ending(&self, unread: bool, keep_alive: Option<HeaderValue>) -> Ending {
+        match unread || !self.control.is_serving() {
+            true => Ending::Close,
+            false => Ending::KeepAlive(keep_alive),
+        }
+    }
+}
+
+/// Whether hyper will keep the connection, as far as the client is concerned.
+fn asks_to_keep(head: &Parts) -> bool {
+    let says = |token: &[u8]| {
+        let values = head.headers.get_all(CONNECTION).iter();
+        values
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+    };
+    match head.version {
+        Version::HTTP_11 => !says(b"close"),
+        _ => says(b"keep-alive"),
+    }
+}
+
+/// The path without a slash at its end.
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
 }
 
 /// A body and what is known of it.
@@ -104,6 +153,10 @@ struct Reading {
     body: Incoming,
     /// Whether some of it has not been read.
     unread: bool,
+    /// Whether the client has been let send it.
+    begun: bool,
+    /// Whether its sender is known.
+    admitted: bool,
     /// Its size as far as known.
     bytes: u64,
 }
@@ -135,7 +188,7 @@ async fn decide(
         return Ok(Answer::invalid_http("A request has exactly one Host."));
     }
     let path = head.uri.path();
-    let trimmed = path.strip_suffix('/').unwrap_or(path);
+    let trimmed = without_slash(path);
     let trailing_slash = trimmed.len() < path.len();
     if trimmed != intake.path {
         return Ok(Answer::not_found());
@@ -147,7 +200,8 @@ async fn decide(
     if verdict == Verdict::Refused {
         return Ok(Answer::unauthorized(intake.guard.challenge()));
     }
-    if verdict == Verdict::Admitted && !connection.admit() {
+    reading.admitted = verdict == Verdict::Admitted;
+    if reading.admitted && !connection.admit() {
         return Err(Gone);
     }
     let media = Media::of(&head.headers);
@@ -156,12 +210,13 @@ async fn decide(
     }
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     release(head);
-    let whose = match verdict {
-        Verdict::Admitted => Whose::Known,
-        _ => Whose::Stranger,
+    let whose = match reading.admitted {
+        true => Whose::Known,
+        false => Whose::Stranger,
     };
     let read = body::read(
         &mut reading.body,
+        &mut reading.begun,
         intake.max_body_bytes,
         &intake.budget,
         whose,
