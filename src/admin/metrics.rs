@@ -18,7 +18,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
-pub use super::labels::{BlockReason, Outcome, TransactionOutcome};
+pub use super::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome};
 use super::notes::{Blockade, Letters};
 use crate::{
     dead_letter::{Failure, Reason, Scope},
@@ -373,13 +373,18 @@ impl StreamMetrics {
 pub struct TlsMetrics {
     expiry: IntGauge,
     reload_failures: IntCounter,
-    handshake_failures: IntCounter,
+    handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
 }
 
 impl TlsMetrics {
     /// Makes and registers them. Fails only when the registry holds one of the names already.
     pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
         let register = Register(registry);
+        let handshake_failures = register.counters(
+            "cmc_bridge_tls_handshake_failures_total",
+            "TLS handshakes that failed or took too long, by the reason",
+            &["reason"],
+        )?;
         Ok(TlsMetrics {
             expiry: register.gauge(
                 "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
@@ -389,10 +394,8 @@ impl TlsMetrics {
                 "cmc_bridge_tls_reload_failures_total",
                 "Looks at the files of certificate and key that found a pair that can't be used",
             )?,
-            handshake_failures: register.counter(
-                "cmc_bridge_tls_handshake_failures_total",
-                "TLS handshakes that failed or took too long",
-            )?,
+            handshake_failures: HandshakeFailure::ALL
+                .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
         })
     }
 
@@ -407,8 +410,8 @@ impl TlsMetrics {
     }
 
     /// Counts a handshake that did not come about.
-    pub fn handshake_failed(&self) {
-        self.handshake_failures.inc();
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        self.handshake_failures[reason as usize].inc();
     }
 }
 

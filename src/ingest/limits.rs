@@ -104,9 +104,12 @@ impl Share {
     }
 }
 
-/// Lets one line a second pass and counts the rest, so that a flood of refused requests is no flood of log lines.
+/// Lets one line a second pass, or one in a longer time, and counts the rest, so that a flood of refused requests is no
+/// flood of log lines.
 pub(super) struct LogLimiter {
     start: Instant,
+    /// Seconds between two lines.
+    every: u64,
     /// The second, counted from `start`, in which the next line may pass.
     next: AtomicU64,
     suppressed: AtomicU64,
@@ -114,8 +117,13 @@ pub(super) struct LogLimiter {
 
 impl LogLimiter {
     pub(super) fn new() -> LogLimiter {
+        LogLimiter::every(1)
+    }
+
+    pub(super) fn every(seconds: u64) -> LogLimiter {
         LogLimiter {
             start: Instant::now(),
+            every: seconds,
             next: AtomicU64::new(0),
             suppressed: AtomicU64::new(0),
         }
@@ -131,7 +139,7 @@ impl LogLimiter {
         let passes = second >= next
             && self
                 .next
-                .compare_exchange(next, second + 1, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(next, second + self.every, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if passes {
             Some(self.suppressed.swap(0, Ordering::Relaxed))
@@ -190,5 +198,8 @@ mod tests {
         let limiter = LogLimiter::new();
         let passed: Vec<_> = [0, 0, 0, 1, 1, 5].map(|second| limiter.pass_at(second)).into();
         assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1)]);
+        let limiter = LogLimiter::every(3600);
+        let passed: Vec<_> = [7, 3606, 3607].map(|second| limiter.pass_at(second)).into();
+        assert_eq!(passed, [Some(0), None, Some(1)]);
     }
 }
