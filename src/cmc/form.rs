@@ -55,8 +55,7 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             Ok(value) => value,
             Err(malformed) => {
                 if name == "api_key" {
-                    let nothing = Text::Unusable(Some(value_at));
-                    fields.set_api_key(nothing, value_at..value_at + value.len(), Some(value_at));
+                    fields.set_api_key(Text::Unusable(Some(value_at)), Some(value_at));
                 }
                 fields.note(malformed);
                 continue;
@@ -65,15 +64,15 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
         match &*name {
             "event_type" => fields.set_event_type(Text::Found(value_text), Some(value_at)),
             "server_composition" => fields.set_server_composition(Text::Found(value_text), Some(value_at)),
-            "api_key" => {
-                let span = value_at..value_at + value.len();
-                fields.set_api_key(Text::Found(value_text), span, Some(value_at));
-            }
+            "api_key" => fields.set_api_key(Text::Found(value_text), Some(value_at)),
             _ if is_container(&value_text) => fields.add_unexpected(Some(name), value_text, Some(value_at)),
             _ => {}
         }
     }
-    fields.finish(text_of(text), rules)
+    Opened {
+        is_form: true,
+        ..fields.finish(text_of(text), rules)
+    }
 }
 
 /// The decoded `event` as text. Where it is no UTF-8 nothing was found in it, and the text is not needed.
