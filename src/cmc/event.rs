@@ -12,7 +12,7 @@ use super::{
     elements::Element,
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
-    mask::{mask, mask_api_key, mask_text},
+    mask::{is_key, mask, mask_form, mask_text, mask_whole},
     time::Clock,
 };
 use crate::{
@@ -59,8 +59,8 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     let mut letters = Letters::new(Some(opened), rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
-        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
-        letters.add(Reason::UnexpectedMember, None, name.as_ref(), value.as_bytes());
+        let name = letters.name(name.as_deref());
+        letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
     }
     let failures = std::mem::take(&mut letters.failures);
     Split {
@@ -77,23 +77,13 @@ pub fn dead_letter_body(
     rules: &Rules,
     request: &Request<'_>,
 ) -> (Batch, Tally) {
-    let mut body = Cow::Borrowed(request.body);
-    for span in opened.iter().flat_map(|opened| &opened.key_spans) {
-        if let Some(key) = body.to_mut().get_mut(span.clone()) {
-            key.fill(b'*');
-        }
-    }
-    let mut key_masked = opened.is_some_and(|opened| opened.key_spans.iter().any(|span| !span.is_empty()));
-    // A body that could not be opened says nowhere where its key is.
-    let closed =
-        opened.is_none_or(|opened| opened.event_type.is_none() && opened.server_composition.is_none());
-    if closed && !key_masked {
-        key_masked = mask_api_key(&mut body);
-    }
+    let body = match opened.is_some_and(|opened| opened.is_form) {
+        true => mask_form(request.body, &rules.secrets),
+        false => mask(request.body, &rules.secrets),
+    };
     let mut letters = Letters::new(opened, rules, request);
-    letters.masked |= key_masked;
     letters.offset = malformed.offset;
-    letters.add(malformed.reason, None, None, &body);
+    letters.add_masked(malformed.reason, None, &Member::default(), body);
     let batch = letters.batch.finish();
     let tally = tally_dead_letters(&batch);
     (batch, tally)
@@ -132,13 +122,13 @@ fn split_events(
         let name = member.name.decode(text);
         let Some(list) = &member.list else {
             let value = &text[member.value.clone()];
-            let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
-            letters.add(Reason::UnexpectedValue, None, name.as_ref(), value.as_bytes());
+            let name = letters.name(name.as_deref());
+            letters.add(Reason::UnexpectedValue, None, &name, value.as_bytes());
             continue;
         };
         let ours = name.as_deref() == Some(stream.name());
         // Once for each list, however many elements fail: a name can be as long as the body.
-        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
+        let name = letters.name(name.as_deref());
         let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
         for (index, element) in elements.iter().enumerate() {
             let result = if ours {
@@ -148,7 +138,7 @@ fn split_events(
             };
             if let Err(reason) = result {
                 let value = &text[element.span.clone()];
-                letters.add(reason, Some(index), name.as_ref(), value.as_bytes());
+                letters.add(reason, Some(index), &name, value.as_bytes());
             }
         }
     }
@@ -296,6 +286,15 @@ fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
+/// The name of a member of a webhook, for its dead letters.
+#[derive(Default)]
+struct Member<'n> {
+    /// Masked.
+    name: Option<Cow<'n, str>>,
+    /// Whether the webhook's key is called so, and the value is to be overwritten as a whole.
+    is_key: bool,
+}
+
 /// Collects the dead letters of one webhook.
 struct Letters<'a> {
     rules: &'a Rules,
@@ -341,14 +340,35 @@ impl<'a> Letters<'a> {
         }
     }
 
-    /// `member` is masked already.
-    fn add(&mut self, reason: Reason, index: Option<usize>, member: Option<&Cow<'_, str>>, value: &[u8]) {
-        let value = mask(value, &self.rules.secrets);
+    /// The member that a piece was or stood in; `None` when its name is no text.
+    fn name<'n>(&self, name: Option<&'n str>) -> Member<'n> {
+        Member {
+            name: name.map(|name| mask_text(name, &self.rules.secrets)),
+            is_key: name.is_some_and(is_key),
+        }
+    }
+
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: &Member<'_>, value: &[u8]) {
+        let value = match member.is_key {
+            true => Cow::Owned(mask_whole(value)),
+            false => mask(value, &self.rules.secrets),
+        };
+        self.add_masked(reason, index, member, value);
+    }
+
+    fn add_masked(
+        &mut self,
+        reason: Reason,
+        index: Option<usize>,
+        member: &Member<'_>,
+        value: Cow<'_, [u8]>,
+    ) {
+        let member = &member.name;
         let masked = self.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
         let letter = DeadLetter {
             offset: self.offset,
             index,
-            member: member.map(|member| &**member),
+            member: member.as_deref(),
             event_type: self.event_type.as_deref(),
             server_composition: self.server_composition.as_deref(),
             path: Some(&self.path),

@@ -59,13 +59,12 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
                 Err(broken) => fields.note(broken_percent(value_at + broken)),
             },
             "event_type" | "server_composition" | "api_key" => {
-                let span = value_at..value_at + value.len();
                 let (value, malformed) = match decode_text(value, value_at) {
                     Ok(value) => (Text::Found(value), None),
                     Err(malformed) => (Text::Unusable(at), Some(malformed)),
                 };
                 match (found, &value) {
-                    ("api_key", _) => fields.set_api_key(value, span, at),
+                    ("api_key", _) => fields.set_api_key(value, at),
                     (_, Text::Unusable(_)) => {}
                     ("event_type", _) => fields.set_event_type(value, at),
                     _ => fields.set_server_composition(value, at),
@@ -86,7 +85,10 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             },
         }
     }
-    fields.finish(text_of(text), rules)
+    Opened {
+        is_form: true,
+        ..fields.finish(text_of(text), rules)
+    }
 }
 
 /// The decoded `event` as text. Where it is no UTF-8 nothing was found in it, and the text is not needed.

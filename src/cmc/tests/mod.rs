@@ -1,5 +1,6 @@
 //! What the tests of the sender's format share.
 
+mod amplification;
 mod cost;
 mod failures;
 mod mutations;
