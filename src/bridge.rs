@@ -67,7 +67,7 @@ pub struct Bridge {
     control: Control,
     health: Arc<Health>,
     ingest: JoinHandle<()>,
-    admin: JoinHandle<()>,
+    admin: admin::Serving,
     streams: Vec<Pipe>,
     failures: mpsc::UnboundedReceiver<SpoolError>,
 }
@@ -123,7 +123,13 @@ impl Bridge {
             .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
-        let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
+        let intake = Intake::new(
+            &config.ingest,
+            rules,
+            logs,
+            Arc::clone(&metrics),
+            Arc::clone(&health),
+        );
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
@@ -135,17 +141,17 @@ impl Bridge {
             spool_dir: config.spool.dir.clone(),
         };
         let admin = admin::Server::bind(config.admin.listen, sources)
-            .await
             .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
 
         metrics.set_ready(health.readiness().is_ready());
+        let admin_address = admin.local_addr();
         Ok(Bridge {
             ingest_address: ingest.local_addr(),
-            admin_address: admin.local_addr(),
+            admin_address,
             control: ingest.control(),
             health,
             ingest: tokio::spawn(ingest.run()),
-            admin: tokio::spawn(admin.run()),
+            admin: admin.start()?,
             streams,
             failures,
             config,
@@ -171,7 +177,7 @@ impl Bridge {
                 return Err(error.into());
             }
             _ = &mut self.ingest => return Err(panicked("the webhooks' port")),
-            _ = &mut self.admin => return Err(panicked("the admin port")),
+            () = self.admin.ended() => return Err(panicked("the admin port")),
             _ = stop.recv() => {}
         }
         let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
@@ -232,7 +238,7 @@ impl Bridge {
             let backlog = books.backlog();
             info!(%stream, delivered = books.delivered, diverted = books.diverted, backlog, "the stream has stopped");
         }
-        self.admin.abort();
+        drop(self.admin);
         info!("stopped");
     }
 }
@@ -319,9 +325,7 @@ fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
 
 /// A panic is a bug, and must not leave a process that runs and does nothing.
 fn panicked(what: &str) -> Exit {
-    Exit::Unavailable(format!(
-        "{what} is served no more: its task panicked; its message stands above"
-    ))
+    Exit::Unavailable(format!("{what} is served no more; why stands in the log above"))
 }
 
 fn internal(error: prometheus::Error) -> Exit {
@@ -406,11 +410,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_gone_ends_the_process() {
-        let server: [fn(&Bridge) -> &JoinHandle<()>; 2] = [|bridge| &bridge.ingest, |bridge| &bridge.admin];
-        for server in server {
+        let ends: [fn(&mut Bridge); 2] = [|bridge| bridge.ingest.abort(), |bridge| bridge.admin.break_off()];
+        for end in ends {
             let dir = tempfile::tempdir().unwrap();
-            let bridge = start(dir.path()).await;
-            server(&bridge).abort();
+            let mut bridge = start(dir.path()).await;
+            end(&mut bridge);
             let (_words, stop) = mpsc::channel(1);
             assert!(matches!(bridge.run(stop).await, Err(Exit::Unavailable(_))));
         }

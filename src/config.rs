@@ -128,6 +128,8 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
     pub path: String,
+    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` where there is none.
+    pub health_path: Option<String>,
     pub auth: Auth,
     /// The files that `auth` was read from, to be read again while the bridge runs.
     pub credential_files: Vec<CredentialFile>,
@@ -141,7 +143,7 @@ pub struct Ingest {
     pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
     /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
     pub malformed_status: u16,
-    /// `ingest.max_connections`: a further connection is answered 503 and closed.
+    /// `ingest.max_connections`: a further connection takes the place of one without a credential, or is answered 503.
     pub max_connections: usize,
     /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.
     pub max_bytes_in_flight: usize,

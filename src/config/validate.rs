@@ -61,7 +61,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 
 fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let listen = listen(raw, "ingest.listen");
-    let path = path(raw);
+    let path = path(raw, "ingest.path");
+    let health_path = health_path(raw, path.as_deref());
     let auth = auth::auth(raw);
     let max_body_bytes = raw.size::<usize>("ingest.max_body_bytes", KIB..=GIB);
     let max_events = raw.number("ingest.max_events", 1..=1_000_000);
@@ -98,6 +99,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     Some(Ingest {
         listen: listen?,
         path: path?,
+        health_path: health_path?,
         auth,
         credential_files,
         max_body_bytes: max_body_bytes?,
@@ -133,8 +135,22 @@ fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) 
     }
 }
 
-fn path(raw: &mut Raw) -> Option<String> {
-    let text = raw.text("ingest.path")?;
+/// `Some(None)` is no path.
+fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
+    const KEY: &str = "ingest.health_path";
+    if raw.text(KEY)?.is_empty() {
+        return Some(None);
+    }
+    let path = path(raw, KEY)?;
+    if Some(path.as_str()) == of_webhooks {
+        let fix = "give another path, such as /healthz, or \"\" for none";
+        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
+    }
+    Some(Some(path))
+}
+
+fn path(raw: &mut Raw, key: &str) -> Option<String> {
+    let text = raw.text(key)?;
     let path = text.trim_end_matches('/');
     let plain = path
         .bytes()
@@ -142,9 +158,9 @@ fn path(raw: &mut Raw) -> Option<String> {
     if path.starts_with('/') && plain {
         return Some(path.to_owned());
     }
-    let what = format!("{} is not a path for webhooks", parse::quoted(&text));
+    let what = format!("{} is not a path for requests", parse::quoted(&text));
     raw.problem(
-        "ingest.path",
+        key,
         what,
         "give a path other than /, without query, such as /webhooks/events",
     );
