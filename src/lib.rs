@@ -16,6 +16,7 @@ pub mod exit;
 pub mod ingest;
 pub mod lane;
 pub mod logging;
+mod plain;
 pub mod replay;
 pub mod spool;
 pub mod stream;

@@ -65,6 +65,7 @@ impl Source {
             topic: topic.to_owned(),
             group: group.to_owned(),
             bootstrap_servers: kafka.bootstrap_servers.clone(),
+            unshown: kafka.unshown(),
         };
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);
         // What lies below the position stays settled whatever is read.
