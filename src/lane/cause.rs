@@ -74,12 +74,17 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         KafkaError::ClientCreation(what) => (what.clone(), Some(misconfigured(what))),
         _ => (error.to_string(), None),
     };
-    // What librdkafka says of a fetch names the batch; its code alone doesn't.
-    if let (KafkaError::MessageConsumption(code), Some((told, words))) = (error, last.get())
-        && *code == told
-    {
-        found = unreadable(*code, &words, names);
-        text = words;
+    if let KafkaError::MessageConsumption(code) = error {
+        // Its words name the batch; the code alone doesn't, and neither names the topic.
+        if let Some((_, words)) = last.get().filter(|(told, _)| told == code) {
+            found = unreadable(*code, &words, names);
+            text = words;
+        }
+        text = format!("{}: {text}", names.topic);
+        let log = "Look at the log of the broker that leads its partition";
+        found = found
+            .or_else(|| known(*code, names))
+            .or_else(|| Some((BlockReason::Other, log.to_owned())));
     }
     found = found.or_else(|| known(code?, names));
     let vague = matches!(

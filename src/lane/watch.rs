@@ -107,7 +107,7 @@ impl Watcher {
                     .map_err(fail)?;
             }
         }
-        let fail = |error| self.explain(&error, "read the topics", topics.first().unwrap_or(&""));
+        let fail = |error| self.explain(&error, "read the topics", &topics.join(", "));
         self.consumer.assign(&list).map_err(fail)?;
         self.topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
         self.looked = Instant::now();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions},
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     mocking::MockCluster,
     types::{RDKafkaApiKey, RDKafkaRespErr},
@@ -19,13 +19,14 @@ use rustix::process::Signal;
 
 use crate::{
     bridge::{Setup, Topics},
+    cluster::Cluster,
     cmc::{message, webhook},
     commands::{Started, check_live},
     kafka::{self, Broker},
     process::Ended,
     spool_tools::run,
     topics::{self, client_config},
-    wait::unique,
+    wait::{self, unique},
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -122,13 +123,13 @@ fn a_batch_that_can_not_be_decoded_ends_every_reader() {
         &[
             "compressed by codec 5",
             &topics.dead_letters,
-            "at offset 0",
+            "of message at 0",
             "compression.type",
         ],
     );
     let ended = check_live(&unknown, 0, &["compressed by codec 5"]);
     let warnings = ended.verdicts("warn").join("\n");
-    assert!(warnings.contains("is there, but of no use"), "{warnings}");
+    assert!(warnings.contains("granted, but"), "{warnings}");
 
     let (damaged, topics) = with_a_letter(kafka, &[]);
     change_batch(&segment(&broker, &topics.dead_letters), false, |batch| {
@@ -175,24 +176,39 @@ fn a_fetch_that_fails_again_and_again_ends_every_reader() {
         let begun = Instant::now();
         let ended = run(&setup, args);
         assert!(begun.elapsed() < SOON, "{args:?} took {:?}", begun.elapsed());
-        ended.has(69, &["cmc.dead-letters", "Unknown broker error"]);
+        ended.has(
+            69,
+            &["cmc.dead-letters", "Unknown broker error", "Look at the log"],
+        );
     }
-    mock.clear_request_errors(RDKafkaApiKey::Fetch);
+}
 
-    // A partition that loses its leader.
-    let tap = {
-        let mut tap = tap(&setup);
-        mock.partition_leader("cmc.dead-letters", 0, None).unwrap();
-        tap.says("1 of 1 partitions have no leader");
-        mock.partition_leader("cmc.dead-letters", 0, Some(1)).unwrap();
-        tap.says("can be read again");
-        tap
-    };
-    interrupted(tap).has(0, &[]);
-    mock.partition_leader("cmc.dead-letters", 0, None).unwrap();
+#[test]
+fn a_partition_without_a_leader_is_named() {
+    let mut cluster = Cluster::start(Duration::from_secs(4));
+    let kafka = &cluster.bootstrap();
+    let topic = unique("one-replica");
+    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create().unwrap();
+    let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let options = AdminOptions::new();
+    wait::until(LIMIT, "a topic with one replica", || {
+        let made = runtime.block_on(admin.create_topics([&new], &options)).ok()?;
+        made.iter().all(Result::is_ok).then_some(())
+    });
+    let setup = Setup::new(kafka).set("streams.dead_letters.topic", &topic);
+    let leader = cluster.leader(&topic, None);
+    let mut tap = tap(&setup);
+    cluster.kill(leader);
+    let missing = "1 of 1 partitions have no leader";
+    tap.says(missing);
     for args in &READERS[..3] {
-        run(&setup, args).has(69, &["cmc.dead-letters", "1 of 1 partitions have no leader"]);
+        let begun = Instant::now();
+        let ended = run(&setup, args);
+        assert!(begun.elapsed() < SOON, "{args:?} took {:?}", begun.elapsed());
+        ended.has(69, &[&topic, missing]);
     }
+    interrupted(tap).has(0, &[]);
 }
 
 #[test]

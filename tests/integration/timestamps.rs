@@ -91,6 +91,12 @@ fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
     }
 }
 
+/// In whole microseconds, as the bridge counts them.
+fn hours_from_now(hours: i64) -> Timestamp {
+    let now = Timestamp::now() + SignedDuration::from_hours(hours);
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap()
+}
+
 /// Checks that they were received then, and sent since that time.
 fn check(records: &[Record], header: &str, received: Timestamp, since: Timestamp) {
     let sent = since.as_millisecond()..=Timestamp::now().as_millisecond();
@@ -138,7 +144,7 @@ fn a_backlog_older_than_the_retention_is_read_whole() {
         ..Topics::create(kafka)
     };
     let setup = Setup::new(kafka).topics(&topics);
-    let received = Timestamp::now() - SignedDuration::from_hours(10 * 24);
+    let received = hours_from_now(-10 * 24);
     let events: Vec<String> = (0..3000)
         .map(|n| message(&format!("{n}@old"), &"s".repeat(1000)))
         .collect();
@@ -178,7 +184,7 @@ fn what_was_received_by_a_clock_far_ahead_is_delivered_at_once() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
-    let received = Timestamp::now() + SignedDuration::from_hours(30 * 24);
+    let received = hours_from_now(30 * 24);
     let bodies: Vec<String> = (0..20)
         .map(|n| webhook("deliveries", "pro", &[&message(&format!("{n}@ahead"), "s")]))
         .chain(["[]".to_owned()])

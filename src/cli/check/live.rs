@@ -311,7 +311,7 @@ fn rights(
                 lines.line(Verdict::Fail, &subject, &format!("no {right}: {error}"))?;
             }
             Answer::Useless(error) => {
-                let text = format!("{right} is there, but of no use: {error}");
+                let text = format!("{right}: granted, but {error}");
                 lines.line(Verdict::Warn, &subject, &text)?;
             }
             Answer::Unknown(error) => {
