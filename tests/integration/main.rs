@@ -29,6 +29,7 @@ mod copies;
 mod crash;
 mod credentials;
 mod dead_letters;
+mod disabled;
 mod documents;
 mod explain;
 mod full_disk;
