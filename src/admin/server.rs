@@ -307,6 +307,7 @@ mod tests {
             "cmc_bridge_webhooks_total{outcome=\"accepted\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"malformed\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unauthorized\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"challenged\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"too_large\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unsupported\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"overloaded\"} 0",

@@ -28,6 +28,9 @@ use crate::{cmc::BodyEncoding, dead_letter::Reason};
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
 
+/// A body up to this size is asked for (`100 Continue`) although it will be thrown away.
+pub(super) const SMALL_BYTES: usize = 64 * 1024;
+
 /// What a request's header says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Media {
@@ -185,6 +188,21 @@ fn poll_data(
             },
         };
         return Poll::Ready(result);
+    }
+}
+
+/// Reads a body of up to `most` bytes and throws it away. Whether it came to its end.
+pub(super) async fn skip(body: &mut Incoming, most: usize, progress: &Progress) -> bool {
+    let mut left = most;
+    if announced(body).is_some_and(|length| length > left as u64) {
+        return false;
+    }
+    loop {
+        match poll_fn(|cx| poll_data(body, progress, cx)).await {
+            Ok(None) => return true,
+            Ok(Some(data)) if data.len() <= left => left -= data.len(),
+            _ => return false,
+        }
     }
 }
 

@@ -4,6 +4,10 @@
 //! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
 //! from whoever can't be let in, and nothing is parsed that can't be understood.
 //!
+//! A challenge (401 to a request without a credential) is answered when its body has been read and thrown away, so that the
+//! request comes again on the same connection. The exceptions are a body of more than [`body::DRAIN_BYTES`], and one of more
+//! than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice would cost more than a connection.
+//!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
 //! a client that still writes would else be cut off before it reads the answer.
 
@@ -12,7 +16,7 @@ use std::{mem, sync::Arc, time::Instant};
 use hyper::{
     Method, Request, Version,
     body::{Body, Incoming},
-    header::{CONTENT_TYPE, EXPECT, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, EXPECT, HOST},
     http::request::Parts,
 };
 use thiserror::Error;
@@ -59,7 +63,8 @@ pub(super) async fn serve(
     };
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
-    if outcome == Outcome::Accepted {
+    // A challenge is no refusal, and as frequent as webhooks where clients ask first.
+    if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
     } else if let Some(suppressed) = intake.refusal_lines[outcome.index()].pass() {
         let (reason, offset) = answer.cause();
@@ -124,8 +129,17 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
         return Ok(Answer::method_not_allowed());
     }
     let verdict = intake.guard.judge(&head.headers);
-    if verdict == Verdict::Refused {
-        return Ok(Answer::unauthorized(intake.guard.challenge()));
+    match verdict {
+        Verdict::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
+        Verdict::Missing => {
+            let most = match head.headers.contains_key(EXPECT) {
+                true => body::SMALL_BYTES,
+                false => body::DRAIN_BYTES,
+            };
+            reading.unread = !body::skip(&mut reading.body, most, &connection.progress).await;
+            return Ok(Answer::challenged(intake.guard.challenge()));
+        }
+        Verdict::Admitted | Verdict::AskBody => {}
     }
     let media = Media::of(&head.headers);
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
@@ -161,6 +175,7 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
     connection.progress.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
         verdict,
+        authorization: head.headers.contains_key(AUTHORIZATION),
         media,
         path,
         content_type: head.headers.get(CONTENT_TYPE),

@@ -5,7 +5,8 @@
 //! | understood | 200 `ok`, after its events are durable |
 //! | not parseable | `ingest.malformed_status` (400), after the body is durable as a dead letter |
 //! | understood in parts | 200 `ok`, after the dead letters and then the events are durable |
-//! | no valid credential | 401 + `WWW-Authenticate`; nothing is stored |
+//! | a credential that is not valid | 401 + `WWW-Authenticate`; nothing is stored |
+//! | no credential | the same as a challenge: after the body, up to a size, and the connection is kept |
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered when the header authenticates |
 //! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read |
 //! | slow header, slow body | 408, closed |
@@ -16,7 +17,7 @@
 //! | no `Host`, or several | 400 |
 //! | a transfer coding besides `chunked` | 415 |
 //! | `Content-Length` beside `Transfer-Encoding` | by the chunks; then closed, so that nothing can be smuggled in behind |
-//! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100 |
+//! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100; 100 also before a challenge if the body is small |
 //! | the client closes its side after the request | its answer |
 //! | the client goes away, or closes its side in the middle of a request | nobody to answer; what was whole is stored |
 //!

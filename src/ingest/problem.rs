@@ -79,7 +79,18 @@ impl Answer {
             Outcome::Unauthorized,
             StatusCode::UNAUTHORIZED,
             "Unauthorized",
-            "The request has no valid credential.",
+            "The request's credential is not valid.",
+        )
+        .with(WWW_AUTHENTICATE, challenge)
+    }
+
+    /// 401 to a request without a credential.
+    pub(super) fn challenged(challenge: HeaderValue) -> Answer {
+        Answer::problem(
+            Outcome::Challenged,
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "The request has no credential.",
         )
         .with(WWW_AUTHENTICATE, challenge)
     }
@@ -347,7 +358,13 @@ mod tests {
         let busy = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after);
         let challenge = HeaderValue::from_static("Bearer");
         let table = [
-            (Answer::unauthorized(challenge), 401, "www-authenticate", "Bearer"),
+            (
+                Answer::unauthorized(challenge.clone()),
+                401,
+                "www-authenticate",
+                "Bearer",
+            ),
+            (Answer::challenged(challenge), 401, "www-authenticate", "Bearer"),
             (
                 Answer::not_found(),
                 404,

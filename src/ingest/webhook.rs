@@ -36,6 +36,8 @@ use crate::{
 /// A request that has not been answered yet.
 pub(super) struct Webhook<'h> {
     pub(super) verdict: Verdict,
+    /// Whether it has a header `Authorization`, of whatever worth.
+    pub(super) authorization: bool,
     pub(super) media: Media,
     pub(super) path: &'h str,
     pub(super) content_type: Option<&'h HeaderValue>,
@@ -73,7 +75,11 @@ impl Webhook<'_> {
         let known = opened.as_ref().ok().map(|(_, opened)| opened);
         let api_key = known.and_then(|opened| opened.api_key.as_deref());
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
-            return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
+            let answer = match self.authorization || api_key.is_some() {
+                true => Answer::unauthorized,
+                false => Answer::challenged,
+            };
+            return (Err(answer(intake.guard.challenge())), self.permit);
         }
         // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
         let rules = intake.rules();
@@ -238,6 +244,7 @@ impl Intake {
         };
         let webhook = Webhook {
             verdict: Verdict::Admitted,
+            authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),
             path: &self.path,
             content_type: None,

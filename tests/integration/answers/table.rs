@@ -109,6 +109,11 @@ impl Row {
             .header("www-authenticate", "B")
     }
 
+    fn challenged(self) -> Row {
+        self.refused(401, "Unauthorized", "challenged")
+            .header("www-authenticate", "B")
+    }
+
     fn unsupported(self) -> Row {
         self.refused(415, "Unsupported media type", "unsupported")
             .header("accept-post", "application/json, ")
@@ -216,8 +221,8 @@ fn refused() -> Vec<Row> {
     let wrong_key = one.replacen('{', &format!("{{\"api_key\":\"{UNKNOWN}\","), 1);
     let large = "x".repeat(50_001);
     vec![
-        post(one.clone()).fields([json()]).unauthorized(),
-        post("not json").fields([json()]).unauthorized(),
+        post(one.clone()).fields([json()]).challenged(),
+        post("not json").fields([json()]).challenged(),
         post(wrong_key).fields([json()]).unauthorized(),
         post(one.clone()).fields([json(), bearer(UNKNOWN)]).unauthorized(),
         post(one.clone()).fields([json(), bearer("")]).unauthorized(),
