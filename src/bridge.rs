@@ -41,7 +41,7 @@ use crate::{
         metrics::{BlockReason, Metrics, TlsMetrics},
     },
     cmc::Rules,
-    config::{Auth, Config},
+    config::{Auth, Config, pem_faults},
     exit::Exit,
     ingest::{self, Control, Intake, Tls},
     lane::{
@@ -107,6 +107,9 @@ impl Bridge {
             }
             None => None,
         };
+        for fault in pem_faults(&config.kafka.properties) {
+            warn!("{fault}");
+        }
         let lock = SpoolLock::acquire(&config.spool.dir)?;
         let enabled = |stream: Stream| config.stream(stream).enabled;
         let leftovers = Leftovers::look(&config.spool.dir, enabled)?;

@@ -24,8 +24,9 @@ pub use self::{
     auth::{CredentialFile, MAX_CREDENTIALS, valid_together},
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
+    properties::pem_faults,
     show::{Setting, to_toml},
-    source::environment,
+    source::{environment, text_fault},
 };
 use crate::stream::Stream;
 

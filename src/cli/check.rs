@@ -14,7 +14,7 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
-    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size},
+    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size, pem_faults},
     exit::Exit,
     ingest::{Pair, now_seconds},
     lane::probe::make_clients,
@@ -258,6 +258,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .to_owned(),
         );
     }
+    warnings.extend(pem_faults(&kafka.properties));
     let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for stream in enabled(config) {
         by_topic

@@ -88,6 +88,8 @@ pub(super) struct Fields<'a> {
     server_composition: Text<'a>,
     api_key: Text<'a>,
     event: Option<Result<Event, Malformed>>,
+    /// Where a second one stands.
+    event_again: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
     key_spans: Vec<Span>,
     /// The first thing that is wrong whatever else is found.
@@ -130,9 +132,12 @@ impl<'a> Fields<'a> {
     }
 
     pub fn set_event(&mut self, event: Result<Event, Malformed>, offset: Option<usize>) {
-        match self.event {
-            None => self.event = Some(event),
-            Some(_) => self.note_duplicate(offset, "event is there more than once"),
+        if self.event.is_none() {
+            self.event = Some(event);
+        } else {
+            let detail = "event is there more than once";
+            let again = Malformed::new(Reason::DuplicateMember, offset, detail);
+            self.event_again.get_or_insert(again);
         }
     }
 
@@ -199,12 +204,15 @@ impl<'a> Fields<'a> {
                 );
             }
         }
+        let Some(stream) = rules.stream(event_type) else {
+            return Ok((None, Event::default()));
+        };
+        if let Some(again) = self.event_again.take() {
+            return Err(again);
+        }
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
-            Some(event) => event.map_err(Malformed::in_event)?,
-        };
-        let Some(stream) = rules.stream(event_type) else {
-            return Ok((None, event));
+            Some(event) => event?,
         };
         if let Some(malformed) = event.malformed.take() {
             return Err(malformed.in_event());
@@ -271,7 +279,7 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             }
             Some("event") => {
                 let event = read_event(&mut cursor, text, rules.max_events);
-                fields.set_event(event, Some(at));
+                fields.set_event(event.map_err(Malformed::in_event), Some(at));
             }
             _ => {
                 let value = cursor.value();

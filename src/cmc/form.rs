@@ -42,9 +42,9 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
         };
         if name == "event" {
             match decode(value) {
-                Err(at) => fields.note(broken_percent(value_at + at)),
+                Err(at) => fields.set_event(Err(broken_percent(value_at + at)), Some(value_at)),
                 Ok(value) => {
-                    let event = open_event(&value, rules);
+                    let event = open_event(&value, rules).map_err(Malformed::in_event);
                     fields.set_event(event, Some(value_at));
                     text.get_or_insert(value);
                 }

@@ -317,6 +317,19 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
 }
 
+/// What makes a text file unreadable for those who read PEM, as a sentence about the file; `None` for plain text.
+pub fn text_fault(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xEF, 0xBB, 0xBF, ..] => {
+            Some("it begins with a byte order mark, which hides its first line: save it without")
+        }
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, ..] | [_, 0, ..] => {
+            Some("it is UTF-16: save it as plain text")
+        }
+        _ => None,
+    }
+}
+
 /// The process's variables that are the bridge's, for [`super::load`].
 ///
 /// # Errors

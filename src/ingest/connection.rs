@@ -251,7 +251,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         // Empty lines before a request are no part of it.
         let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
         let answer = match end {
-            End::Served(Err(error)) => refusal(intake, progress.phase(), &error),
+            End::Served(Err(error)) => refusal(intake, progress.phase(), &error, &parts.read_buf),
             End::LookInside if has_begun && intake.control.is_stopping() => {
                 Some(Answer::stopping(&intake.retry_after))
             }
@@ -271,6 +271,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
     match last_answer {
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
+            answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
             // Best effort: the socket takes so few bytes at once, or its client isn't reading.
             let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
@@ -283,18 +284,34 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
 }
 
 /// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
-fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error) -> Option<Answer> {
+fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
     if error.is_parse_too_large() {
         return Some(Answer::header_too_large());
     }
     if error.is_parse() {
-        return Some(Answer::invalid_http("The request is not valid HTTP/1.1."));
+        let detail = match is_proxy_header(unread) {
+            false => "The request is not valid HTTP/1.1.",
+            true => {
+                "There is a PROXY protocol header in front of the request: switch that protocol off in the load balancer."
+            }
+        };
+        return Some(Answer::invalid_http(detail));
     }
     if phase == Phase::Head {
         intake.metrics.webhook(Outcome::Disconnected);
     }
     None
+}
+
+/// Whether bytes begin with the PROXY protocol's header, version 1 or 2. hyper may have read over the empty lines that the
+/// second one begins with.
+fn is_proxy_header(bytes: &[u8]) -> bool {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte));
+    let bytes = &bytes[begin.unwrap_or(bytes.len())..];
+    [&b"PROXY "[..], b"\0\r\nQUIT\n"]
+        .iter()
+        .any(|header| bytes.starts_with(header))
 }
 
 /// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
@@ -360,6 +377,24 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxy_headers() {
+        for (bytes, expected) in [
+            (
+                &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nPOST / HTTP/1.1\r\n"[..],
+                true,
+            ),
+            (b"PROXY UNKNOWN\r\n", true),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", true),
+            (b"\0\r\nQUIT\n", true),
+            (b"PROXYX / HTTP/1.1\r\n", false),
+            (b"\r\n\r\n", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_proxy_header(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
 
     #[test]
     fn judgements() {

@@ -20,13 +20,13 @@ use hyper::{
     http::request::Parts,
 };
 use thiserror::Error;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     auth::Verdict,
     body::{self, Media, ReadError},
     connection::Connection,
-    problem::{Answer, Ending, HttpResponse},
+    problem::{Answer, Ending, HttpResponse, Shortage},
     progress::Phase,
     webhook::Webhook,
 };
@@ -66,18 +66,9 @@ pub(super) async fn serve(
     // A challenge is no refusal, and as frequent as webhooks where clients ask first.
     if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
-    } else if let Some(suppressed) = intake.refusal_lines[outcome.index()].pass() {
-        let (reason, offset) = answer.cause();
-        warn!(
-            request = %format_args!("{number:x}-{on_connection}"),
-            outcome = outcome.label(),
-            status,
-            bytes = reading.bytes,
-            reason,
-            offset,
-            suppressed,
-            "a request was refused"
-        );
+    } else {
+        let request = format_args!("{number:x}-{on_connection}");
+        answer.log(&intake.refusal_lines, &request, reading.bytes);
     }
     // A client that waits for `100 Continue` sends no body that would have to be drained.
     if reading.unread && outcome != Outcome::Timeout && !head.headers.contains_key(EXPECT) {
@@ -160,8 +151,9 @@ async fn decide(connection: &Connection, head: &Parts, reading: &mut Reading) ->
         }
         Err(ReadError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
-            return Ok(Answer::unavailable(
-                Outcome::Overloaded,
+            return Ok(Answer::overloaded(
+                Shortage::Flight,
+                None,
                 detail,
                 &intake.retry_after,
             ));

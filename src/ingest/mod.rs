@@ -67,7 +67,7 @@ use hyper::StatusCode;
 use self::{
     auth::Guard,
     limits::{Budget, LogLimiter},
-    problem::RetryAfter,
+    problem::{RefusalLines, RetryAfter},
 };
 pub use self::{
     certificate::{Pair, PairError},
@@ -75,12 +75,7 @@ pub use self::{
     tls::{Tls, now_seconds},
     webhook::{Understood, explain},
 };
-use crate::{
-    admin::metrics::{Metrics, Outcome},
-    cmc::Rules,
-    config,
-    spool::Appender,
-};
+use crate::{admin::metrics::Metrics, cmc::Rules, config, spool::Appender};
 
 /// What all connections share.
 pub struct Intake {
@@ -104,7 +99,7 @@ pub struct Intake {
     idle_timeout: Duration,
     append_timeout: Duration,
     retry_after: RetryAfter,
-    refusal_lines: [LogLimiter; Outcome::ALL.len()],
+    refusal_lines: RefusalLines,
     dead_letter_lines: LogLimiter,
 }
 
@@ -135,7 +130,7 @@ impl Intake {
             idle_timeout: config.idle_timeout,
             append_timeout: config.append_timeout,
             retry_after: RetryAfter::new(config.retry_after),
-            refusal_lines: std::array::from_fn(|_| LogLimiter::new()),
+            refusal_lines: RefusalLines::new(),
             dead_letter_lines: LogLimiter::new(),
         }
     }

@@ -241,7 +241,11 @@ struct Refused {
 impl Refused {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
-            warn!(limit, suppressed, "a connection over the limit was refused");
+            let cause = "too many connections";
+            warn!(
+                cause,
+                limit, suppressed, "a connection over the limit was refused"
+            );
         }
     }
 

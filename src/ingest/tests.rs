@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig};
+use crate::{
+    admin::metrics::Outcome,
+    config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Understood, and nothing to be made durable.

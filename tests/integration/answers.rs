@@ -38,6 +38,17 @@ fn expect_outcome(bridge: &Bridge, outcome: &str, count: f64) {
     });
 }
 
+/// Waits for a line of the log that has all of these parts.
+fn expect_logged(bridge: &Bridge, parts: &[&str]) {
+    crate::wait::until(LIMIT, &format!("a log line with {parts:?}"), || {
+        let log = bridge.running.stderr();
+        let found = log
+            .lines()
+            .any(|line| parts.iter().all(|part| line.contains(part)));
+        found.then_some(())
+    });
+}
+
 fn expect_problem(response: &Response, status: u16) {
     assert_eq!(response.status, status, "{response:?}");
     assert_eq!(response.media_type(), "application/problem+json", "{response:?}");
