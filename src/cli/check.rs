@@ -14,7 +14,7 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
-    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size, pem_faults},
+    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults},
     exit::Exit,
     ingest::{Pair, now_seconds},
     lane::probe::make_clients,
@@ -72,6 +72,7 @@ pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<Vec<Stream>, Exit> {
     summary(config, &directory, usable, &leftovers, out)?;
     let mut all = warnings(config, &directory, usable);
     all.extend(left_behind(config, &leftovers));
+    all.extend(doubtful_zones(loaded));
     // One that can't be used at all has its warning.
     if let (Some(error), Directory::Ready { .. }) = (unlisted, &directory) {
         all.push(format!(
@@ -185,6 +186,23 @@ fn enabled(config: &Config) -> impl Iterator<Item = Stream> + '_ {
     Stream::ALL
         .into_iter()
         .filter(|stream| config.stream(*stream).enabled)
+}
+
+/// Warnings of names that came from variables, which have neither lower case nor hyphens.
+fn doubtful_zones(loaded: &Loaded) -> impl Iterator<Item = String> + '_ {
+    let variable = "CMC_BRIDGE__INGEST__TIME_ZONES";
+    loaded.settings.iter().filter_map(move |setting| {
+        let Origin::Environment(origin) = &setting.origin else {
+            return None;
+        };
+        let name = origin.strip_prefix(variable)?.strip_prefix("__")?;
+        name.contains('_').then(|| {
+            format!(
+                "{}: a variable can't have a hyphen: if the webhooks' server_composition has one, set {variable}=name=zone",
+                setting.key
+            )
+        })
+    })
 }
 
 /// Warnings of events that wait where no webhook goes.
@@ -325,7 +343,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let marked = dir.path().join("ca.pem");
+        std::fs::write(&marked, "\u{FEFF}-----BEGIN").unwrap();
+        let cases: [(&[(&str, &str)], &str); 8] = [
+            (
+                &[("INGEST__TIME_ZONES__TRANSACTIONAL_EMAIL", "UTC")],
+                "ingest.time_zones.transactional_email: a variable can't have a hyphen",
+            ),
+            (
+                &[("KAFKA__PROPERTIES__SSL_CA_LOCATION", marked.to_str().unwrap())],
+                "ca.pem: it begins with a byte order mark",
+            ),
             (&[], "ingest.auth.allow_anonymous: anybody"),
             (&[("SPOOL__DURABILITY", "page-cache")], "power cut"),
             (&[("SPOOL__DIR", file.to_str().unwrap())], "is not a directory"),

@@ -133,22 +133,91 @@ fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) 
     }
 }
 
+/// Paths that probes ask on some port: a request for one must not be a webhook.
+const PROBED: [&str; 6] = [
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/metrics",
+    "/status",
+    "/status.json",
+];
+
+/// The path of the webhooks. Requests are compared with it byte by byte, so it must be what every client sends for it: no
+/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
 fn path(raw: &mut Raw) -> Option<String> {
     let text = raw.text("ingest.path")?;
     let path = text.trim_end_matches('/');
-    let plain = path
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
-    if path.starts_with('/') && plain {
-        return Some(path.to_owned());
+    if let Some((what, fix)) = path_fault(path) {
+        let what = format!("{} is not a path for webhooks: {what}", parse::quoted(&text));
+        raw.problem("ingest.path", what, fix);
+        return None;
     }
-    let what = format!("{} is not a path for webhooks", parse::quoted(&text));
-    raw.problem(
-        "ingest.path",
-        what,
-        "give a path other than /, without query, such as /webhooks/events",
-    );
+    Some(path.to_owned())
+}
+
+/// Why no request can have this path (without slashes at its end), and what to do.
+fn path_fault(path: &str) -> Option<(String, String)> {
+    let such_as = |fix: &str| format!("{fix}, such as /webhooks/events");
+    let fault = |what: &str, fix: &str| Some((what.to_owned(), such_as(fix)));
+    if !path.starts_with('/') {
+        let fix = "give a path other than /, without query";
+        return fault("it must begin with / and go on", fix);
+    }
+    if path.contains(['?', '#']) {
+        let fix = "give a path other than /, without query or fragment";
+        return fault(
+            "it has a query or a fragment, and webhooks with any query are taken",
+            fix,
+        );
+    }
+    if path.len() > MAX_PATH {
+        return fault("it is too long", &format!("give up to {MAX_PATH} bytes"));
+    }
+    if let Some(c) = path.chars().find(|c| !is_of_paths(*c)) {
+        let fix = "take it out or percent-encode it";
+        return fault(&format!("no path has {c:?} in it"), fix);
+    }
+    for (at, _) in path.match_indices('%') {
+        let code = path.get(at..at + 3).unwrap_or_default();
+        let digits = code
+            .get(1..)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+            return fault("it has a % without two hexadecimal digits", "write %25 for a %");
+        };
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            let c = char::from(byte);
+            let what = format!("{code:?} stands for {c:?}, which clients write as it is");
+            return fault(&what, &format!("write {c:?}"));
+        }
+        if code != code.to_ascii_uppercase() {
+            let what = format!("clients write {code:?} in upper case");
+            return fault(&what, "write it in upper case");
+        }
+    }
+    let mut segments = path[1..].split('/');
+    if segments.clone().any(str::is_empty) {
+        return fault(
+            "it has an empty segment, which proxies take out",
+            "write one / between segments",
+        );
+    }
+    if segments.any(|segment| [".", ".."].contains(&segment)) {
+        return fault("it has a segment of dots, which clients resolve", "take it out");
+    }
+    if PROBED.contains(&path) {
+        return fault("it is one of those of probes and metrics", "give another one");
+    }
     None
+}
+
+/// Longer ones come near the limit of a request's header.
+const MAX_PATH: usize = 1000;
+
+/// The characters that a path may have (RFC 3986, 3.3): others are sent encoded, or refused.
+fn is_of_paths(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@%/".contains(c)
 }
 
 const ZONE_FIX: &str = "give a name of the IANA time zone database, such as Asia/Tokyo or UTC";

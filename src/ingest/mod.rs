@@ -56,6 +56,7 @@ mod server;
 mod tls;
 mod watched;
 mod webhook;
+mod zones;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -68,6 +69,7 @@ use self::{
     auth::Guard,
     limits::{Budget, LogLimiter},
     problem::{RefusalLines, RetryAfter},
+    zones::ZoneNames,
 };
 pub use self::{
     certificate::{Pair, PairError},
@@ -99,6 +101,7 @@ pub struct Intake {
     idle_timeout: Duration,
     append_timeout: Duration,
     retry_after: RetryAfter,
+    zones: ZoneNames,
     refusal_lines: RefusalLines,
     dead_letter_lines: LogLimiter,
 }
@@ -130,6 +133,7 @@ impl Intake {
             idle_timeout: config.idle_timeout,
             append_timeout: config.append_timeout,
             retry_after: RetryAfter::new(config.retry_after),
+            zones: ZoneNames::new(config.time_zones.keys()),
             refusal_lines: RefusalLines::new(),
             dead_letter_lines: LogLimiter::new(),
         }

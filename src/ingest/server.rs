@@ -32,6 +32,7 @@ use super::{
     problem::Answer,
     rotation,
     tls::Tls,
+    zones,
 };
 use crate::admin::metrics::Outcome;
 
@@ -150,6 +151,7 @@ impl Server {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
         reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
+        reloading.spawn(zones::tell_unseen(Arc::clone(&acceptor.intake)));
         let control = acceptor.intake.control.clone();
         let errors = LogLimiter::new();
         while !control.is_stopping() {

@@ -87,6 +87,9 @@ impl Webhook<'_> {
         let stream = known
             .and_then(|opened| opened.content.as_ref().ok())
             .and_then(Envelope::stream);
+        if let (Some(_), Some(composition)) = (stream, known.and_then(|o| o.server_composition.as_deref())) {
+            intake.zones.note(composition);
+        }
         let understood = understand(opened, &request, &rules);
         let answer = understood.answer(intake.malformed_status);
         let split = understood.split;
