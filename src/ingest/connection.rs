@@ -72,6 +72,10 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Most bytes that hyper buffers of a connection, and so the largest frame of a body.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
+/// What is said to a PROXY protocol header.
+const PROXY_HEADER: &str =
+    "The connection begins with a PROXY protocol header: switch that protocol off in the load balancer.";
+
 /// The answer was written, but perhaps to a client that is gone.
 const WRITTEN: u8 = 1 << 7;
 
@@ -186,13 +190,17 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
     let intake = &connection.intake;
     let limits = Limits::of(intake);
     connection.progress.enter(Phase::Handshake, Instant::now());
-    let mut agreed = pin!(tls.acceptor().accept(stream));
+    let mut agreed = pin!(async {
+        let hint = other_than_tls(&stream).await;
+        let agreed = tls.acceptor().accept(stream).await;
+        agreed.map_err(|error| (error, hint))
+    });
     let mut next = limits.between_looks();
     loop {
         match timeout(next, &mut agreed).await {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => {
-                tls.handshake_failed(&error);
+            Ok(Err((error, hint))) => {
+                tls.handshake_failed(&error, hint);
                 return None;
             }
             Err(_) => {
@@ -202,13 +210,27 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
                     Judgement::LookAgain(soon) => next = soon,
                     _ if stopping => return None,
                     _ => {
-                        tls.handshake_failed(&io::ErrorKind::TimedOut.into());
+                        tls.handshake_failed(&io::ErrorKind::TimedOut.into(), None);
                         return None;
                     }
                 }
             }
         }
     }
+}
+
+/// What a client's first bytes are, when they are known to be no TLS. They are left for the handshake, which fails.
+async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
+    let mut first = [0; 16];
+    let count = stream.peek(&mut first).await.ok()?;
+    let first = first.get(..count)?;
+    if is_proxy_header(first) {
+        return Some(PROXY_HEADER);
+    }
+    let is_http = [&b"POST "[..], b"GET ", b"HEAD ", b"PUT ", b"OPTIONS "]
+        .iter()
+        .any(|method| first.starts_with(method));
+    is_http.then_some("It is plain HTTP: the client should use https.")
 }
 
 /// Serves a connection to its end.
@@ -291,10 +313,8 @@ fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -
     }
     if error.is_parse() {
         let detail = match is_proxy_header(unread) {
+            true => PROXY_HEADER,
             false => "The request is not valid HTTP/1.1.",
-            true => {
-                "There is a PROXY protocol header in front of the request: switch that protocol off in the load balancer."
-            }
         };
         return Some(Answer::invalid_http(detail));
     }

@@ -55,8 +55,8 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&self.pair().server))
     }
 
-    /// Counts and logs a handshake that failed. A client that only came and went is none: probes do that.
-    pub(super) fn handshake_failed(&self, error: &io::Error) {
+    /// Counts and logs a handshake that failed; `hint` says what came instead of TLS, where that is known. A client that only came and went is none: probes do that.
+    pub(super) fn handshake_failed(&self, error: &io::Error, hint: Option<&str>) {
         if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
@@ -66,7 +66,7 @@ impl Tls {
         }
         self.metrics.handshake_failed();
         if let Some(suppressed) = self.failures.pass() {
-            warn!(%error, suppressed, "a TLS handshake failed");
+            warn!(%error, hint, suppressed, "a TLS handshake failed");
         }
     }
 

@@ -39,7 +39,8 @@ fn has_blocks(scrape: &Scrape) -> bool {
 
 /// A spool in which so many events of blocks wait, and the setup that knows blocks no more.
 fn left_behind(topics: &Topics, events: usize) -> Setup {
-    let away = Setup::new(NO_KAFKA).topics(topics);
+    // A stop that can't deliver need not be waited for.
+    let away = Setup::new(NO_KAFKA).topics(topics).set("shutdown.grace", "1s");
     let bridge = away.clone().set("streams.blocks.enabled", "true").start();
     let mut client = bridge.client();
     for number in 0..events {
