@@ -273,8 +273,8 @@ fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Ve
     for (name, left) in &leftovers.unknown {
         error!(
             log = %config.spool.dir.join(name).display(),
-            "the spool holds the log of a stream that this version doesn't know, with {left}: only the version that wrote \
-             it can deliver that"
+            "the spool holds the log of a stream that this version doesn't know, with {left}: the newer version that wrote it \
+             can deliver that; a copy under another name belongs elsewhere"
         );
     }
     metrics.set_unknown_logs(leftovers.unknown.len());

@@ -191,19 +191,23 @@ fn poll_data(
     }
 }
 
-/// Reads a body of up to `most` bytes and throws it away. Whether it came to its end.
+/// Reads a body of up to `most` bytes and throws it away. Whether it came to its end, in [`DRAIN_TIME`]: a stranger who sends
+/// slowly, or not all, is not waited for.
 pub(super) async fn skip(body: &mut Incoming, most: usize, progress: &Progress) -> bool {
-    let mut left = most;
-    if announced(body).is_some_and(|length| length > left as u64) {
+    if announced(body).is_some_and(|length| length > most as u64) {
         return false;
     }
-    loop {
-        match poll_fn(|cx| poll_data(body, progress, cx)).await {
-            Ok(None) => return true,
-            Ok(Some(data)) if data.len() <= left => left -= data.len(),
-            _ => return false,
+    let mut left = most;
+    let reading = async {
+        loop {
+            match poll_fn(|cx| poll_data(body, progress, cx)).await {
+                Ok(None) => return true,
+                Ok(Some(data)) if data.len() <= left => left -= data.len(),
+                _ => return false,
+            }
         }
-    }
+    };
+    timeout(DRAIN_TIME, reading).await.unwrap_or(false)
 }
 
 /// Reads on and throws away, within bounds. The answer is on its way meanwhile.
