@@ -88,8 +88,8 @@ pub(super) struct Fields<'a> {
     server_composition: Text<'a>,
     api_key: Text<'a>,
     event: Option<Result<Event, Malformed>>,
-    /// Where a second one stands.
-    event_again: Option<Malformed>,
+    /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
+    wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
     key_spans: Vec<Span>,
     /// The first thing that is wrong whatever else is found.
@@ -136,8 +136,14 @@ impl<'a> Fields<'a> {
             self.event = Some(event);
         } else {
             let detail = "event is there more than once";
-            let again = Malformed::new(Reason::DuplicateMember, offset, detail);
-            self.event_again.get_or_insert(again);
+            self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
+        }
+    }
+
+    /// Notes what is wrong with a member `event`.
+    pub fn note_of_event(&mut self, malformed: Malformed) {
+        if self.malformed.is_none() {
+            self.wrong_event.get_or_insert(malformed);
         }
     }
 
@@ -172,14 +178,23 @@ impl<'a> Fields<'a> {
 
     fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
         let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
+        let stream = match &self.event_type {
+            Text::Found(event_type) => Some(rules.stream(event_type)),
+            Text::Missing | Text::Unusable(_) => None,
+        };
+        if stream != Some(None)
+            && let Some(malformed) = self.wrong_event.take()
+        {
+            return Err(malformed);
+        }
         if let Some(malformed) = self.malformed.take() {
             return Err(malformed);
         }
-        let event_type = match &self.event_type {
-            Text::Found(event_type) => event_type,
+        match &self.event_type {
+            Text::Found(_) => {}
             Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
             Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
-        };
+        }
         match &self.server_composition {
             Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
             Text::Found(_) => {
@@ -204,12 +219,9 @@ impl<'a> Fields<'a> {
                 );
             }
         }
-        let Some(stream) = rules.stream(event_type) else {
+        let Some(stream) = stream.flatten() else {
             return Ok((None, Event::default()));
         };
-        if let Some(again) = self.event_again.take() {
-            return Err(again);
-        }
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
             Some(event) => event?,

@@ -42,7 +42,7 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
         };
         if name == "event" {
             match decode(value) {
-                Err(at) => fields.set_event(Err(broken_percent(value_at + at)), Some(value_at)),
+                Err(at) => fields.note_of_event(broken_percent(value_at + at)),
                 Ok(value) => {
                     let event = open_event(&value, rules).map_err(Malformed::in_event);
                     fields.set_event(event, Some(value_at));

@@ -110,10 +110,7 @@ fn of_form(body: &[u8]) -> Members {
         };
         if name == "event" {
             match percent_decoded(value).map(String::from_utf8) {
-                None => {
-                    found.wrong_event.insert(Reason::InvalidForm);
-                    found.event.push("{}".to_owned());
-                }
+                None => drop(found.wrong_event.insert(Reason::InvalidForm)),
                 Some(Err(_)) => {
                     found.wrong_event.insert(Reason::InvalidUtf8);
                     found.event.push("{}".to_owned());
@@ -196,6 +193,7 @@ fn judge(found: Members, rules: &Rules) -> Expected {
             }
         },
     };
+    let found_event_type = matches!(found.event_type.first(), Some(Some(_)));
     let event_type = found.event_type.into_iter().next().flatten().unwrap_or_default();
     let composition = found.composition.into_iter().next().flatten().unwrap_or_default();
     let stream = ["deliveries", "bounces", "blocks"]
@@ -203,8 +201,11 @@ fn judge(found: Members, rules: &Rules) -> Expected {
         .position(|name| *name == event_type)
         .filter(|index| rules.enabled[*index]);
     let members = members(event);
-    if stream.is_some() {
+    let is_unknown = stream.is_none() && found_event_type;
+    if !is_unknown {
         wrong.extend(wrong_event);
+    }
+    if stream.is_some() {
         judge_event(&members, &event_type, rules, &mut wrong);
     }
     if !wrong.is_empty() {
