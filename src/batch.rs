@@ -5,7 +5,7 @@
 //! followed by that many bytes.
 //!
 //! ```text
-//! u8     layout, 2
+//! u8     layout, 3
 //! i64    received at, microseconds since the Unix epoch
 //! u32    number of records
 //! varint number of common headers, then for each: name (bytes), value (bytes)
@@ -13,20 +13,27 @@
 //! record × number of records:
 //!   varint 0 for the null key, else 1 more than the length of the key, which follows
 //!   varint number of own headers, then for each:
-//!     varint number of the name in the order of first use in this batch; a new one follows (bytes)
-//!     varint 0 when the value is the record's key, else 1 more than the length of the value, which follows
+//!     varint even: twice the number of the name in the order of first use in this batch; a new one follows (bytes)
+//!            then varint 0 when the value is the record's key, else 1 more than the length of the value, which follows
+//!            odd: twice the number of a repeated header, plus 1; a new one follows, as above
 //!   bytes  the value behind the beginning
 //! ```
 //!
-//! Common headers stand once for the whole batch and come before a record's own headers. What the records of a webhook
-//! share is stored once, for it would be a quarter of the batch: each byte of a batch is copied, checksummed, written and
-//! synced before the answer.
+//! Common headers stand once for the whole batch and come before a record's own headers. Of a record's own, those that
+//! others are likely to have as well are *repeated* headers: name and value are stored with the first record that has them.
+//! What the records of a webhook share is stored once, for each byte of a batch is copied, checksummed, written and synced
+//! before the answer: a quarter of the events of an ordinary webhook, and nearly all of the dead letters of a list of
+//! numbers, which would else be hundreds of times as large as the list.
+//!
+//! Layout 2 had no repeated headers, and the numbers of names were not doubled. It is still read.
 
 use std::{borrow::Cow, ops::Range};
 
 use thiserror::Error;
 
-const LAYOUT: u8 = 2;
+const LAYOUT: u8 = 3;
+/// The layout before repeated headers.
+const WITHOUT_REPEATED: u8 = 2;
 /// Where the number of records stands, so that it can be filled in at the end.
 const COUNT_AT: usize = 9;
 
@@ -41,6 +48,11 @@ impl Batch {
     /// The encoded form, in the layout of this module.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Bytes of memory that the encoded form takes.
+    pub fn allocated(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// A batch of any bytes, for tests of what can't be decoded.
@@ -72,6 +84,8 @@ pub struct BatchBuilder {
     /// The names of own headers so far, one after the other, and where each ends.
     names: Vec<u8>,
     name_ends: Vec<usize>,
+    /// The repeated headers so far: number of the name, and where in `bytes` the value stands.
+    repeated: Vec<(usize, Range<usize>)>,
 }
 
 impl BatchBuilder {
@@ -93,16 +107,33 @@ impl BatchBuilder {
             events: 0,
             names: Vec::new(),
             name_ends: Vec::new(),
+            repeated: Vec::new(),
         }
     }
 
     /// Adds a record. Its value is the batch's beginning and then the concatenation of `rest`, so that nothing needs to be
     /// joined before.
     pub fn push(&mut self, key: Option<&[u8]>, headers: &[(&str, &[u8])], rest: &[&[u8]]) {
+        self.push_repeating(key, &[], headers, rest);
+    }
+
+    /// [`push`](Self::push), with headers before the others that further records of the batch are likely to have, too.
+    pub fn push_repeating(
+        &mut self,
+        key: Option<&[u8]>,
+        repeated: &[(&str, &[u8])],
+        headers: &[(&str, &[u8])],
+        rest: &[&[u8]],
+    ) {
         self.put_optional(key);
-        put_varint(&mut self.bytes, headers.len());
+        put_varint(&mut self.bytes, repeated.len() + headers.len());
+        for (name, value) in repeated {
+            self.put_repeated(name, value);
+        }
         for (name, value) in headers {
-            self.put_name(name);
+            let number = self.name_number(name);
+            put_varint(&mut self.bytes, 2 * number.unwrap_or(self.name_ends.len()));
+            self.put_new_name(number, name);
             self.put_optional(if key == Some(*value) { None } else { Some(value) });
         }
         put_varint(&mut self.bytes, rest.iter().map(|part| part.len()).sum());
@@ -117,15 +148,35 @@ impl BatchBuilder {
         self.bytes.extend_from_slice(bytes.unwrap_or_default());
     }
 
-    fn put_name(&mut self, name: &str) {
+    fn put_repeated(&mut self, name: &str, value: &[u8]) {
+        let number = self.name_number(name);
+        // The last ones are the likeliest.
+        let known = self
+            .repeated
+            .iter()
+            .rposition(|(of, place)| Some(*of) == number && self.bytes.get(place.clone()) == Some(value));
+        put_varint(&mut self.bytes, 2 * known.unwrap_or(self.repeated.len()) + 1);
+        if known.is_none() {
+            let new = number.unwrap_or(self.name_ends.len());
+            put_varint(&mut self.bytes, 2 * new);
+            self.put_new_name(number, name);
+            self.put_optional(Some(value));
+            let end = self.bytes.len();
+            self.repeated.push((new, end - value.len()..end));
+        }
+    }
+
+    fn name_number(&self, name: &str) -> Option<usize> {
         let mut start = 0;
-        let known = self.name_ends.iter().position(|&end| {
+        self.name_ends.iter().position(|&end| {
             let found = &self.names[start..end] == name.as_bytes();
             start = end;
             found
-        });
-        put_varint(&mut self.bytes, known.unwrap_or(self.name_ends.len()));
-        if known.is_none() {
+        })
+    }
+
+    fn put_new_name(&mut self, number: Option<usize>, name: &str) {
+        if number.is_none() {
             put_bytes(&mut self.bytes, name.as_bytes());
             self.names.extend_from_slice(name.as_bytes());
             self.name_ends.push(self.names.len());
@@ -137,8 +188,13 @@ impl BatchBuilder {
         self.events
     }
 
-    /// The finished batch.
+    /// The finished batch. It gives back the room that it does not need, when that is worth a copy.
     pub fn finish(mut self) -> Batch {
+        const SMALL: usize = 64 * 1024;
+        let spare = self.bytes.capacity() - self.bytes.len();
+        if spare > SMALL && spare > self.bytes.len() / 8 {
+            self.bytes.shrink_to_fit();
+        }
         self.bytes[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.events.to_le_bytes());
         Batch {
             bytes: self.bytes,
@@ -228,7 +284,8 @@ impl<'a> BatchView<'a> {
         /// A record without key, headers and value has so many bytes.
         const SMALLEST: usize = 3;
         let mut input = Input(bytes);
-        if input.take(1)? != [LAYOUT] {
+        let [layout] = input.array()?;
+        if !(WITHOUT_REPEATED..=LAYOUT).contains(&layout) {
             return Err(DecodeError("layout number"));
         }
         let received_at_micros = i64::from_le_bytes(input.array()?);
@@ -239,19 +296,17 @@ impl<'a> BatchView<'a> {
             headers.push((input.text()?, input.bytes()?));
         }
         let beginning = input.bytes()?;
-        let mut names = Vec::new();
+        let mut own = OwnHeaders {
+            layout,
+            names: Vec::new(),
+            repeated: Vec::new(),
+        };
         let mut records = Vec::with_capacity(count.min(bytes.len() / SMALLEST));
         for _ in 0..count {
             let key = input.optional()?;
             let first = headers.len();
             for _ in 0..input.varint()? {
-                let number = input.varint()?;
-                if number == names.len() {
-                    names.push(input.text()?);
-                }
-                let name = *names.get(number).ok_or(DecodeError("number of a header name"))?;
-                let value = input.optional()?.or(key);
-                headers.push((name, value.ok_or(DecodeError("a header without a value"))?));
+                headers.push(own.read(&mut input, key)?);
             }
             records.push(RecordView {
                 key,
@@ -276,6 +331,49 @@ impl<'a> BatchView<'a> {
         let common = self.headers.iter().take(self.common);
         let own = self.headers.get(record.own.clone()).unwrap_or_default();
         common.chain(own).copied()
+    }
+}
+
+type HeaderView<'a> = (&'a str, &'a [u8]);
+
+/// What has been read of records' own headers.
+struct OwnHeaders<'a> {
+    layout: u8,
+    names: Vec<&'a str>,
+    repeated: Vec<HeaderView<'a>>,
+}
+
+impl<'a> OwnHeaders<'a> {
+    fn read(&mut self, input: &mut Input<'a>, key: Option<&'a [u8]>) -> Result<HeaderView<'a>, DecodeError> {
+        let number = input.varint()?;
+        if self.layout == WITHOUT_REPEATED {
+            return self.read_named(number, input, key);
+        }
+        if number % 2 == 0 {
+            return self.read_named(number / 2, input, key);
+        }
+        if number / 2 == self.repeated.len() {
+            let name = input.varint()? / 2;
+            let header = self.read_named(name, input, key)?;
+            self.repeated.push(header);
+        }
+        let header = self.repeated.get(number / 2);
+        header.copied().ok_or(DecodeError("number of a repeated header"))
+    }
+
+    fn read_named(
+        &mut self,
+        number: usize,
+        input: &mut Input<'a>,
+        key: Option<&'a [u8]>,
+    ) -> Result<HeaderView<'a>, DecodeError> {
+        if number == self.names.len() {
+            self.names.push(input.text()?);
+        }
+        let name = self.names.get(number);
+        let name = name.ok_or(DecodeError("number of a header name"))?;
+        let value = input.optional()?.or(key);
+        Ok((name, value.ok_or(DecodeError("a header without a value"))?))
     }
 }
 
@@ -375,6 +473,14 @@ mod tests {
         builder.finish()
     }
 
+    fn repeating() -> Batch {
+        let mut builder = BatchBuilder::new(0, &[], b"", 100);
+        for _ in 0..2 {
+            builder.push_repeating(None, &[("a", b"x"), ("b", b"y")], &[("a", b"z")], &[b"v"]);
+        }
+        builder.finish()
+    }
+
     #[test]
     fn decodes_what_it_encodes() {
         let long = [b'y'; 300];
@@ -415,6 +521,41 @@ mod tests {
     }
 
     #[test]
+    fn repeated_headers_are_stored_once_and_read_everywhere() {
+        let long = [b'y'; 300];
+        let build = |records: usize| {
+            let mut builder = BatchBuilder::new(0, &[], b"", 0);
+            for index in 0..records {
+                let which: &[u8] = if index % 3 == 0 { b"x" } else { &long };
+                let repeated = [("reason", which), ("key", &b"key"[..])];
+                builder.push_repeating(Some(b"key"), &repeated, &[("reason", b"own")], &[b"!"]);
+            }
+            builder.finish()
+        };
+        let batch = build(7);
+        let view = BatchView::decode(batch.bytes()).unwrap();
+        for (index, record) in view.records.iter().enumerate() {
+            let headers: Vec<_> = view.headers(record).collect();
+            let which: &[u8] = if index % 3 == 0 { b"x" } else { &long };
+            assert_eq!(headers, [("reason", which), ("key", b"key"), ("reason", b"own")]);
+        }
+        // Key, its length, number of headers, two repeated ones, name, length, value of the own one, length, value.
+        let more = build(7).bytes().len() - build(6).bytes().len();
+        assert_eq!(more, 3 + 1 + 1 + 2 + 1 + 1 + 3 + 1 + 1);
+    }
+
+    #[test]
+    fn layout_2_is_read() {
+        let mut bytes = BatchBuilder::new(5, &[], b"", 0).finish().bytes().to_vec();
+        bytes[0] = WITHOUT_REPEATED;
+        bytes[COUNT_AT] = 2;
+        bytes.extend_from_slice(b"\x02k\x02\x00\x01a\x00\x01\x01b\x02v\x01!\x00\x01\x01\x01\x00");
+        let view = BatchView::decode(&bytes).unwrap();
+        let headers: Vec<Vec<_>> = view.records.iter().map(|r| view.headers(r).collect()).collect();
+        assert_eq!(headers, [vec![("a", &b"k"[..]), ("b", b"v")], vec![("b", b"")]]);
+    }
+
+    #[test]
     fn numbers_are_read_as_they_were_written_and_no_more_than_32_bits() {
         for number in [0, 1, 127, 128, 16_383, 16_384, u32::MAX as usize] {
             let mut bytes = Vec::new();
@@ -435,7 +576,11 @@ mod tests {
         let decode =
             |record: &[u8]| BatchView::decode(&[&bytes, record].concat()).map(|view| view.records.len());
         assert_eq!(decode(&[0, 0, 0]), Ok(1));
-        assert_eq!(decode(&[0, 1, 1]), Err(DecodeError("number of a header name")));
+        assert_eq!(decode(&[0, 1, 2]), Err(DecodeError("number of a header name")));
+        assert_eq!(
+            decode(&[0, 1, 3]),
+            Err(DecodeError("number of a repeated header"))
+        );
         assert_eq!(
             decode(&[0, 1, 0, 1, b'n', 0, 0]),
             Err(DecodeError("a header without a value"))
@@ -444,20 +589,23 @@ mod tests {
             decode(&[0, 1, 0, 1, 0xFF, 1, 0]),
             Err(DecodeError("a header name is not UTF-8"))
         );
-        bytes[0] = 1;
-        let other = BatchView::decode(&bytes).map(|view| view.records.len());
-        assert_eq!(other, Err(DecodeError("layout number")));
+        for layout in [0, 1, LAYOUT + 1] {
+            bytes[0] = layout;
+            let other = BatchView::decode(&bytes).map(|view| view.records.len());
+            assert_eq!(other, Err(DecodeError("layout number")));
+        }
     }
 
     #[test]
     fn every_cut_is_an_error_and_never_a_panic() {
-        let batch = sample();
-        for end in 0..batch.bytes().len() {
-            assert!(BatchView::decode(&batch.bytes()[..end]).is_err(), "cut at {end}");
+        for batch in [sample(), repeating()] {
+            for end in 0..batch.bytes().len() {
+                assert!(BatchView::decode(&batch.bytes()[..end]).is_err(), "cut at {end}");
+            }
+            let mut longer = batch.bytes().to_vec();
+            longer.push(0);
+            assert!(BatchView::decode(&longer).is_err());
         }
-        let mut longer = batch.bytes().to_vec();
-        longer.push(0);
-        assert!(BatchView::decode(&longer).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod source;
 mod tests;
 mod validate;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
@@ -25,7 +25,7 @@ pub use self::{
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
     properties::pem_faults,
-    show::{Setting, to_toml},
+    show::{Setting, shown_path, to_toml},
     source::{environment, text_fault},
 };
 use crate::stream::Stream;
@@ -129,6 +129,8 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
     pub path: String,
+    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` where there is none.
+    pub health_path: Option<String>,
     pub auth: Auth,
     /// The files that `auth` was read from, to be read again while the bridge runs.
     pub credential_files: Vec<CredentialFile>,
@@ -142,7 +144,7 @@ pub struct Ingest {
     pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
     /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
     pub malformed_status: u16,
-    /// `ingest.max_connections`: a further connection is answered 503 and closed.
+    /// `ingest.max_connections`: a further connection takes the place of one without a credential, or is answered 503.
     pub max_connections: usize,
     /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.
     pub max_bytes_in_flight: usize,
@@ -161,7 +163,7 @@ pub struct Ingest {
 }
 
 /// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tls {
     /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
     pub certificate: PathBuf,
@@ -169,6 +171,14 @@ pub struct Tls {
     pub key: PathBuf,
     /// `ingest.tls.reload`: how often the files are looked at.
     pub reload: Duration,
+}
+
+impl fmt::Debug for Tls {
+    /// The key itself may have been put in the place of its file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [certificate, key] = [&self.certificate, &self.key].map(|path| shown_path(path));
+        write!(f, "Tls({certificate:?}, {key:?}, {:?})", self.reload)
+    }
 }
 
 /// Who may post webhooks.
@@ -256,6 +266,26 @@ pub struct Kafka {
     pub transaction_timeout: Duration,
     /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
     pub properties: BTreeMap<String, SecretString>,
+}
+
+#[cfg(test)]
+impl Kafka {
+    /// One without a cluster.
+    pub fn for_tests() -> Kafka {
+        Kafka {
+            bootstrap_servers: String::new(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: false,
+            topic_partitions: None,
+            topic_replication: None,
+            id_prefix: String::new(),
+            max_record_bytes: 100_000,
+            transaction_events: 1,
+            transaction_bytes: 1,
+            transaction_timeout: Duration::from_secs(15),
+            properties: BTreeMap::new(),
+        }
+    }
 }
 
 /// How events go into Kafka.

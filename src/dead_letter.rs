@@ -6,16 +6,16 @@
 //!
 //! ```text
 //! cmc-dead-letter-reason              a Reason's name
-//! cmc-dead-letter-offset              where in the JSON text, in bytes
-//! cmc-dead-letter-index               which element of its list, from 0
 //! cmc-dead-letter-member              the list that an element stood in, or the member that the value had
 //! cmc-dead-letter-event-type          as the webhook said
 //! cmc-dead-letter-server-composition  as the webhook said
 //! cmc-dead-letter-path                of the request
 //! cmc-dead-letter-content-type        of the request
 //! cmc-dead-letter-received-at         RFC 3339, UTC, microseconds
-//! cmc-dead-letter-masked              "true" when credentials were overwritten with `*`
 //! cmc-dead-letter-topic               where the broker refused the record
+//! cmc-dead-letter-masked              "true" when credentials were overwritten with `*`
+//! cmc-dead-letter-offset              where in the JSON text, in bytes
+//! cmc-dead-letter-index               which element of its list, from 0
 //! cmc-dead-letter-id, -part, -parts   only of parts: the letter's id, this part's number from 1, how many there are
 //! ```
 //!
@@ -135,21 +135,19 @@ impl<'a> DeadLetter<'a> {
         }
     }
 
-    /// Adds this letter's records to a batch.
+    /// Adds this letter's records to a batch. What the letters of a batch have in common is stored in it once.
     pub fn push(&self, batch: &mut BatchBuilder, max_record_bytes: usize) {
         for record in self.records(max_record_bytes).iter() {
-            batch.push(record.key, &record.headers(), &[record.value]);
+            let headers = record.headers();
+            let begin = headers.iter().position(|(name, _)| OWN.contains(name));
+            let (repeated, own) = headers.split_at(begin.unwrap_or(headers.len()));
+            batch.push_repeating(record.key, repeated, own, &[record.value]);
         }
     }
 
     fn put_known(&self, headers: &mut Vec<Header<'a>>) {
         let mut put = |name, value: Bytes<'a>| headers.push((name, value));
         put(REASON, Bytes::Borrowed(self.reason.name().as_bytes()));
-        for (name, number) in [(OFFSET, self.offset), (INDEX, self.index)] {
-            if let Some(number) = number {
-                put(name, Bytes::Owned(number.to_string().into_bytes()));
-            }
-        }
         for (name, text) in [
             (MEMBER, self.member),
             (EVENT_TYPE, self.event_type),
@@ -166,6 +164,11 @@ impl<'a> DeadLetter<'a> {
         put(RECEIVED_AT, Bytes::Owned(received_at));
         if self.masked {
             put(MASKED, Bytes::Borrowed(b"true"));
+        }
+        for (name, number) in [(OFFSET, self.offset), (INDEX, self.index)] {
+            if let Some(number) = number {
+                put(name, Bytes::Owned(number.to_string().into_bytes()));
+            }
         }
     }
 }
@@ -185,6 +188,8 @@ const MASKED: &str = "cmc-dead-letter-masked";
 const ID: &str = "cmc-dead-letter-id";
 const PART: &str = "cmc-dead-letter-part";
 const PARTS: &str = "cmc-dead-letter-parts";
+/// These stand last, for they differ from letter to letter of a webhook.
+const OWN: [&str; 3] = [OFFSET, INDEX, PART];
 
 type Header<'a> = (&'a str, Bytes<'a>);
 

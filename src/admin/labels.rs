@@ -82,6 +82,51 @@ impl Outcome {
     }
 }
 
+/// Why a TLS handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client offers neither TLS 1.2 nor 1.3.
+    NoCommonVersion,
+    /// It offers no cipher suite, key exchange or signature that the port has.
+    NoCommonSuite,
+    /// By ALPN it asks for another protocol than HTTP/1.1.
+    NoCommonProtocol,
+    /// What came is no TLS, such as plain HTTP.
+    NotTls,
+    /// The client broke it off: most often it doesn't trust the certificate.
+    RefusedByClient,
+    /// It took too long.
+    Timeout,
+    /// Anything else; the log says what.
+    Other,
+}
+
+impl HandshakeFailure {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: [HandshakeFailure; 7] = [
+        HandshakeFailure::NoCommonVersion,
+        HandshakeFailure::NoCommonSuite,
+        HandshakeFailure::NoCommonProtocol,
+        HandshakeFailure::NotTls,
+        HandshakeFailure::RefusedByClient,
+        HandshakeFailure::Timeout,
+        HandshakeFailure::Other,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            HandshakeFailure::NoCommonVersion => "no_common_version",
+            HandshakeFailure::NoCommonSuite => "no_common_suite",
+            HandshakeFailure::NoCommonProtocol => "no_common_protocol",
+            HandshakeFailure::NotTls => "not_tls",
+            HandshakeFailure::RefusedByClient => "refused_by_client",
+            HandshakeFailure::Timeout => "timeout",
+            HandshakeFailure::Other => "other",
+        }
+    }
+}
+
 /// Why a lane does not deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockReason {

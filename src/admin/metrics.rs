@@ -18,7 +18,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
-pub use super::labels::{BlockReason, Outcome, TransactionOutcome};
+pub use super::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome};
 use super::notes::{Blockade, Letters};
 use crate::{
     dead_letter::{Failure, Reason, Scope},
@@ -46,6 +46,7 @@ pub struct Metrics {
     webhooks: [IntCounter; Outcome::ALL.len()],
     parse_failures: IntCounterVec,
     acknowledgement_seconds: Histogram,
+    connections_recycled: IntCounter,
     credential_uses: IntCounterVec,
     credential_last_use: IntGaugeVec,
     credential_reload_failures: IntCounter,
@@ -91,6 +92,10 @@ impl Metrics {
                 "cmc_bridge_acknowledgement_seconds",
                 "From the end of a request's header to its answer",
                 ACKNOWLEDGEMENT_SECONDS,
+            )?,
+            connections_recycled: register.counter(
+                "cmc_bridge_connections_recycled_total",
+                "Connections without an admitted request that were closed to make room for others",
             )?,
             credential_uses: register.counters(
                 "cmc_bridge_credential_uses_total",
@@ -228,6 +233,11 @@ impl Metrics {
     /// The last dead letters.
     pub(super) fn letters(&self) -> &Letters {
         &self.letters
+    }
+
+    /// Counts a connection that was closed to make room for another one.
+    pub fn connection_recycled(&self) {
+        self.connections_recycled.inc();
     }
 
     /// Observes the time from the end of a request's header to its answer.
@@ -385,13 +395,18 @@ impl StreamMetrics {
 pub struct TlsMetrics {
     expiry: IntGauge,
     reload_failures: IntCounter,
-    handshake_failures: IntCounter,
+    handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
 }
 
 impl TlsMetrics {
     /// Makes and registers them. Fails only when the registry holds one of the names already.
     pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
         let register = Register(registry);
+        let handshake_failures = register.counters(
+            "cmc_bridge_tls_handshake_failures_total",
+            "TLS handshakes that failed or took too long, by the reason",
+            &["reason"],
+        )?;
         Ok(TlsMetrics {
             expiry: register.gauge(
                 "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
@@ -401,10 +416,8 @@ impl TlsMetrics {
                 "cmc_bridge_tls_reload_failures_total",
                 "Looks at the files of certificate and key that found a pair that can't be used",
             )?,
-            handshake_failures: register.counter(
-                "cmc_bridge_tls_handshake_failures_total",
-                "TLS handshakes that failed or took too long",
-            )?,
+            handshake_failures: HandshakeFailure::ALL
+                .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
         })
     }
 
@@ -419,8 +432,8 @@ impl TlsMetrics {
     }
 
     /// Counts a handshake that did not come about.
-    pub fn handshake_failed(&self) {
-        self.handshake_failures.inc();
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        self.handshake_failures[reason as usize].inc();
     }
 }
 

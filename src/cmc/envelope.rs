@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::{
     MAX_COMPOSITION, MAX_MEMBERS, Malformed, Rules,
     elements::{Event, Member, read_event},
-    json::{self, Cursor, Kind, Span},
+    json::{self, Cursor, Kind},
 };
 use crate::{dead_letter::Reason, stream::Stream};
 
@@ -22,8 +22,8 @@ pub struct Opened<'a> {
     pub server_composition: Option<Cow<'a, str>>,
     /// What is in it, or why that can't be told.
     pub content: Result<Envelope<'a>, Malformed>,
-    /// Where the values of `api_key` stand in the body.
-    pub(super) key_spans: Vec<Span>,
+    /// Whether it was read as a form.
+    pub(super) is_form: bool,
 }
 
 impl Opened<'_> {
@@ -34,7 +34,7 @@ impl Opened<'_> {
             event_type: None,
             server_composition: None,
             content: Err(malformed),
-            key_spans: Vec::new(),
+            is_form: false,
         }
     }
 }
@@ -91,7 +91,6 @@ pub(super) struct Fields<'a> {
     /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
     wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
-    key_spans: Vec<Span>,
     /// The first thing that is wrong whatever else is found.
     malformed: Option<Malformed>,
 }
@@ -100,6 +99,20 @@ impl<'a> Fields<'a> {
     /// Notes what is wrong; the first counts.
     pub fn note(&mut self, malformed: Malformed) {
         self.malformed.get_or_insert(malformed);
+    }
+
+    /// Whether something is wrong whatever else is found: then only the texts still count.
+    pub fn is_malformed(&self) -> bool {
+        self.malformed.is_some()
+    }
+
+    pub fn has_event(&self) -> bool {
+        self.event.is_some()
+    }
+
+    pub fn note_second_event(&mut self, offset: Option<usize>) {
+        let detail = "event is there more than once";
+        self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
     fn note_duplicate(&mut self, offset: Option<usize>, detail: &'static str) {
@@ -120,24 +133,19 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `span`: where the value stands in the body.
-    pub fn set_api_key(&mut self, text: Text<'a>, span: Span, offset: Option<usize>) {
-        if self.key_spans.is_empty() {
-            self.api_key = text;
-        } else {
-            self.api_key = Text::Unusable(offset);
-            self.note_duplicate(offset, "api_key is there more than once");
+    pub fn set_api_key(&mut self, text: Text<'a>, offset: Option<usize>) {
+        match self.api_key {
+            Text::Missing => self.api_key = text,
+            _ => {
+                self.api_key = Text::Unusable(offset);
+                self.note_duplicate(offset, "api_key is there more than once");
+            }
         }
-        self.key_spans.push(span);
     }
 
-    pub fn set_event(&mut self, event: Result<Event, Malformed>, offset: Option<usize>) {
-        if self.event.is_none() {
-            self.event = Some(event);
-        } else {
-            let detail = "event is there more than once";
-            self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
-        }
+    /// There is none yet.
+    pub fn set_event(&mut self, event: Result<Event, Malformed>) {
+        self.event = Some(event.map_err(Malformed::in_event));
     }
 
     /// Notes what is wrong with a member `event`.
@@ -150,7 +158,7 @@ impl<'a> Fields<'a> {
     pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
         if self.unexpected.len() < MAX_MEMBERS {
             self.unexpected.push(Unexpected { name, value });
-        } else {
+        } else if !self.is_malformed() {
             self.note(Malformed::new(
                 Reason::TooManyMembers,
                 offset,
@@ -172,7 +180,7 @@ impl<'a> Fields<'a> {
             event_type: self.event_type.found(),
             server_composition: self.server_composition.found(),
             content,
-            key_spans: self.key_spans,
+            is_form: false,
         }
     }
 
@@ -260,6 +268,9 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Bytes of the longest name that means something in an envelope or an element.
+pub(super) const LONGEST_NAME: usize = "server_composition".len();
+
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let text = match json::validate(body) {
@@ -277,26 +288,24 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     }
     cursor.enter();
     let mut fields = Fields::default();
+    let mut scratch = String::new();
     while let Some(name) = cursor.member() {
         let at = cursor.at;
-        let name = name.decode(text);
-        match name.as_deref() {
-            Some("event_type") => fields.set_event_type(read_text(&mut cursor, text).0, Some(at)),
+        match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {
+            Some("event_type") => fields.set_event_type(read_text(&mut cursor, text), Some(at)),
             Some("server_composition") => {
-                fields.set_server_composition(read_text(&mut cursor, text).0, Some(at))
+                fields.set_server_composition(read_text(&mut cursor, text), Some(at))
             }
-            Some("api_key") => {
-                let (key, span) = read_text(&mut cursor, text);
-                fields.set_api_key(key, span, Some(at));
+            Some("api_key") => fields.set_api_key(read_text(&mut cursor, text), Some(at)),
+            Some("event") if fields.has_event() => {
+                cursor.value();
+                fields.note_second_event(Some(at));
             }
-            Some("event") => {
-                let event = read_event(&mut cursor, text, rules.max_events);
-                fields.set_event(event.map_err(Malformed::in_event), Some(at));
-            }
+            Some("event") => fields.set_event(read_event(&mut cursor, text, rules.max_events)),
             _ => {
                 let value = cursor.value();
-                if value.depth > 0 {
-                    fields.add_unexpected(name, Cow::Borrowed(&text[value.span]), Some(at));
+                if value.depth > 0 && !fields.is_malformed() {
+                    fields.add_unexpected(name.decode(text), Cow::Borrowed(&text[value.span]), Some(at));
                 }
             }
         }
@@ -304,15 +313,12 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     fields.finish(Cow::Borrowed(text), rules)
 }
 
-/// Reads a value that should be a string; with where it stands (a string: between its quotes).
-fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> (Text<'a>, Span) {
+/// Reads a value that should be a string.
+fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> Text<'a> {
     let value = cursor.value();
-    match value.kind {
-        Kind::String(quoted) => {
-            let decoded = quoted.decode(text);
-            let found = decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found);
-            (found, quoted.span)
-        }
-        _ => (Text::Unusable(Some(value.span.start)), value.span),
-    }
+    let decoded = match value.kind {
+        Kind::String(quoted) => quoted.decode(text),
+        _ => None,
+    };
+    decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found)
 }

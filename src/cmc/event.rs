@@ -12,8 +12,7 @@ use super::{
     elements::Element,
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
-    json::{Quoted, unescape},
-    mask::{mask, mask_api_key, mask_text},
+    mask::{is_key, mask, mask_form, mask_text, mask_whole},
     time::Clock,
 };
 use crate::{
@@ -60,8 +59,8 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     let mut letters = Letters::new(Some(opened), rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
-        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
-        letters.add(Reason::UnexpectedMember, None, name.as_ref(), value.as_bytes());
+        let name = letters.name(name.as_deref());
+        letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
     }
     let failures = std::mem::take(&mut letters.failures);
     Split {
@@ -78,23 +77,13 @@ pub fn dead_letter_body(
     rules: &Rules,
     request: &Request<'_>,
 ) -> (Batch, Tally) {
-    let mut body = Cow::Borrowed(request.body);
-    for span in opened.iter().flat_map(|opened| &opened.key_spans) {
-        if let Some(key) = body.to_mut().get_mut(span.clone()) {
-            key.fill(b'*');
-        }
-    }
-    let mut key_masked = opened.is_some_and(|opened| opened.key_spans.iter().any(|span| !span.is_empty()));
-    // A body that could not be opened says nowhere where its key is.
-    let closed =
-        opened.is_none_or(|opened| opened.event_type.is_none() && opened.server_composition.is_none());
-    if closed && !key_masked {
-        key_masked = mask_api_key(&mut body);
-    }
+    let body = match opened.is_some_and(|opened| opened.is_form) {
+        true => mask_form(request.body, &rules.secrets),
+        false => mask(request.body, &rules.secrets),
+    };
     let mut letters = Letters::new(opened, rules, request);
-    letters.masked |= key_masked;
     letters.offset = malformed.offset;
-    letters.add(malformed.reason, None, None, &body);
+    letters.add_masked(malformed.reason, None, &Member::default(), body);
     let batch = letters.batch.finish();
     let tally = tally_dead_letters(&batch);
     (batch, tally)
@@ -133,13 +122,13 @@ fn split_events(
         let name = member.name.decode(text);
         let Some(list) = &member.list else {
             let value = &text[member.value.clone()];
-            let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
-            letters.add(Reason::UnexpectedValue, None, name.as_ref(), value.as_bytes());
+            let name = letters.name(name.as_deref());
+            letters.add(Reason::UnexpectedValue, None, &name, value.as_bytes());
             continue;
         };
         let ours = name.as_deref() == Some(stream.name());
         // Once for each list, however many elements fail: a name can be as long as the body.
-        let name = name.as_deref().map(|name| mask_text(name, &rules.secrets));
+        let name = letters.name(name.as_deref());
         let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
         for (index, element) in elements.iter().enumerate() {
             let result = if ours {
@@ -149,7 +138,7 @@ fn split_events(
             };
             if let Err(reason) = result {
                 let value = &text[element.span.clone()];
-                letters.add(reason, Some(index), name.as_ref(), value.as_bytes());
+                letters.add(reason, Some(index), &name, value.as_bytes());
             }
         }
     }
@@ -227,7 +216,7 @@ impl Writer<'_> {
         let status = element
             .status
             .as_ref()
-            .and_then(|status| decode_short(status, self.text, &mut self.scratch));
+            .and_then(|status| status.decode_up_to(MAX_KEY, self.text, &mut self.scratch));
         let mut tally = self.tally;
         tally.count(self.stream, status);
 
@@ -240,12 +229,12 @@ impl Writer<'_> {
         let time = element
             .created
             .as_ref()
-            .and_then(|created| decode_short(created, self.text, &mut self.scratch))
+            .and_then(|created| created.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .and_then(|created| self.clock.time(created));
         let key = element
             .message_id
             .as_ref()
-            .and_then(|id| decode_short(id, self.text, &mut self.scratch))
+            .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
         let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
@@ -297,22 +286,13 @@ fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-/// The decoded text when it has at most [`MAX_KEY`] bytes.
-fn decode_short<'t>(quoted: &Quoted, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
-    /// An escape of six bytes makes one byte at least.
-    const MOST_ESCAPED: usize = MAX_KEY * 6;
-    let raw = &text[quoted.span.clone()];
-    let decoded = if quoted.escaped {
-        if raw.len() > MOST_ESCAPED {
-            return None;
-        }
-        scratch.clear();
-        unescape(raw, scratch)?;
-        scratch.as_str()
-    } else {
-        raw
-    };
-    (decoded.len() <= MAX_KEY).then_some(decoded)
+/// The name of a member of a webhook, for its dead letters.
+#[derive(Default)]
+struct Member<'n> {
+    /// Masked.
+    name: Option<Cow<'n, str>>,
+    /// Whether the webhook's key is called so, and the value is to be overwritten as a whole.
+    is_key: bool,
 }
 
 /// Collects the dead letters of one webhook.
@@ -360,14 +340,35 @@ impl<'a> Letters<'a> {
         }
     }
 
-    /// `member` is masked already.
-    fn add(&mut self, reason: Reason, index: Option<usize>, member: Option<&Cow<'_, str>>, value: &[u8]) {
-        let value = mask(value, &self.rules.secrets);
+    /// The member that a piece was or stood in; `None` when its name is no text.
+    fn name<'n>(&self, name: Option<&'n str>) -> Member<'n> {
+        Member {
+            name: name.map(|name| mask_text(name, &self.rules.secrets)),
+            is_key: name.is_some_and(is_key),
+        }
+    }
+
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: &Member<'_>, value: &[u8]) {
+        let value = match member.is_key {
+            true => Cow::Owned(mask_whole(value)),
+            false => mask(value, &self.rules.secrets),
+        };
+        self.add_masked(reason, index, member, value);
+    }
+
+    fn add_masked(
+        &mut self,
+        reason: Reason,
+        index: Option<usize>,
+        member: &Member<'_>,
+        value: Cow<'_, [u8]>,
+    ) {
+        let member = &member.name;
         let masked = self.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
         let letter = DeadLetter {
             offset: self.offset,
             index,
-            member: member.map(|member| &**member),
+            member: member.as_deref(),
             event_type: self.event_type.as_deref(),
             server_composition: self.server_composition.as_deref(),
             path: Some(&self.path),

@@ -40,6 +40,11 @@ pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
     }
 }
 
+/// Whether the text is one valid JSON value.
+pub(super) fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
 /// serde_json tells line and column (in bytes); this is the byte that it means.
 fn offset_of(text: &str, error: &serde_json::Error) -> usize {
     if error.is_eof() {
@@ -72,6 +77,24 @@ impl Quoted {
         let mut out = String::with_capacity(raw.len());
         unescape(raw, &mut out)?;
         Some(Cow::Owned(out))
+    }
+
+    /// The decoded text when it has at most `most` bytes, without an allocation of its own.
+    pub fn decode_up_to<'t>(&self, most: usize, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
+        /// Bytes of the longest escape of one byte.
+        const ESCAPE: usize = 6;
+        let raw = &text[self.span.clone()];
+        let decoded = if self.escaped {
+            if raw.len() > most * ESCAPE {
+                return None;
+            }
+            scratch.clear();
+            unescape(raw, scratch)?;
+            scratch.as_str()
+        } else {
+            raw
+        };
+        (decoded.len() <= most).then_some(decoded)
     }
 }
 

@@ -1,110 +1,83 @@
 //! Overwriting credentials in what becomes a dead letter.
 //!
-//! Every occurrence of a configured credential's value is overwritten with as many `*` as it has bytes, so that offsets
-//! stay true. An occurrence may be spelled as it is, percent-encoded (also partly, and with `+` for a space), with JSON
-//! escapes, or with JSON escapes inside percent-encoding. Of a Basic credential, `user:password`, the password alone and
-//! the base64 form count.
+//! Two things are overwritten with as many `*` as they have bytes, so that offsets stay true:
 //!
-//! Values shorter than [`SHORTEST`] bytes are no needles: they would tear innocent text apart. They are still overwritten
-//! where the webhook gives them as its `api_key`, as is every other value there.
+//! - every configured value, and its base64 forms (standard and URL-safe, with and without padding, alone or inside of
+//!   more, as Basic credentials are). Of a Basic credential, `user:password`, the password counts as well;
+//! - the value behind every name of the body's own key (`api_key`, also `api-key` and `apikey`, in any case), configured or
+//!   not: as a member of JSON, a field of a form, a part of a multipart body or an element of XML.
+//!
+//! Both are found however they are spelled: percent-encoded (also partly, and with `+` for a space), with JSON escapes, in
+//! up to [`spelling::DEPTH`] of these on top of each other, and all of that in UTF-16 of either byte order. A value that is
+//! no JSON string becomes a JSON string, so that valid JSON stays valid: a number of one digit becomes `0`.
+//!
+//! Configured values shorter than [`SHORTEST`] bytes are no needles: they would tear innocent text apart. They are still
+//! overwritten as the value behind a name.
+//!
+//! One pass looks for everything ([`needles`]); its time grows with the text, and not with the number of credentials.
 
-use std::{borrow::Cow, fmt};
+mod needles;
+mod spelling;
+mod value;
 
-use base64::Engine as _;
-use secrecy::{ExposeSecret, SecretString};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
+use secrecy::ExposeSecret;
+
+use self::{
+    needles::{Found, NAMES, Needles},
+    value::{Fill, Values},
+};
 use crate::config::{Auth, CredentialKind};
 
 /// Shortest value, in bytes, that is looked for anywhere.
 pub const SHORTEST: usize = 4;
 
-/// The credential values to overwrite.
-#[derive(Clone, Default)]
-pub struct Secrets(Vec<SecretString>);
+/// What is to be overwritten: the configured values, and whatever a body gives as its key.
+#[derive(Clone)]
+pub struct Secrets {
+    /// `None` when there are more values than can be looked for; nothing is shown then.
+    needles: Option<Arc<Needles>>,
+    values: usize,
+}
 
 impl Secrets {
-    /// The values of the configured credentials.
+    /// With the values of the configured credentials.
     pub fn new(auth: &Auth) -> Self {
-        let Auth::Credentials(credentials) = auth else {
-            return Secrets::default();
+        let credentials = match auth {
+            Auth::Credentials(credentials) => credentials.as_slice(),
+            Auth::Anonymous => &[],
         };
-        let mut values = Vec::new();
-        for credential in credentials {
+        let values = credentials.iter().flat_map(|credential| {
             let secret = credential.secret.expose_secret();
-            values.push(secret.to_owned());
-            if credential.kind == CredentialKind::Basic {
-                values.push(base64::engine::general_purpose::STANDARD.encode(secret));
-                if let Some((_, password)) = secret.split_once(':') {
-                    values.push(password.to_owned());
-                }
-            }
+            let password = secret
+                .split_once(':')
+                .filter(|_| credential.kind == CredentialKind::Basic);
+            [Some(secret), password.map(|(_, password)| password)]
+        });
+        let values = values.flatten().filter(|value| value.len() >= SHORTEST);
+        let values: Vec<&str> = values.collect();
+        Secrets {
+            needles: Needles::new(values.iter().copied()).map(Arc::new),
+            values: values.len(),
         }
-        values.retain(|value| value.len() >= SHORTEST);
-        Secrets(values.into_iter().map(SecretString::from).collect())
     }
 }
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secrets({} redacted)", self.0.len())
+        write!(f, "Secrets({} redacted)", self.values)
     }
 }
 
-/// Overwrites every occurrence of the secrets; borrowed when there was none.
+/// Overwrites every credential; borrowed when there was none.
 pub fn mask<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]> {
-    let mut masked = Cow::Borrowed(bytes);
-    let escapes = bytes.contains(&b'\\');
-    let percents = bytes.contains(&b'%') || bytes.contains(&b'+');
-    for spelling in Spelling::ALL {
-        if (spelling.percent && !percents) || (spelling.escapes && !escapes && !percents) {
-            continue;
-        }
-        for secret in &secrets.0 {
-            overwrite(bytes, secret.expose_secret(), spelling, &mut masked);
-        }
-    }
-    masked
+    mask_as(bytes, secrets, false)
 }
 
-/// Overwrites what looks like the value of an `api_key` in a body that could not be opened: behind `"api_key":` as JSON,
-/// behind `api_key=` as a form, in the lines behind `name="api_key"` as multipart. Whether there was something.
-pub(super) fn mask_api_key(body: &mut Cow<'_, [u8]>) -> bool {
-    const NAME: &[u8] = b"api_key";
-    let mut found = false;
-    let mut at = 0;
-    while let Some(next) = body[at..].windows(NAME.len()).position(|window| window == NAME) {
-        at += next + NAME.len();
-        let rest = &body[at..];
-        let space = |bytes: &[u8]| bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-        let quote = usize::from(rest.first() == Some(&b'"'));
-        let mark = quote + space(&rest[quote..]);
-        let (start, ends): (usize, &[u8]) = match rest.get(mark) {
-            Some(b':') => {
-                let start = mark + 1 + space(&rest[mark + 1..]);
-                match rest.get(start) {
-                    Some(b'"') => (start + 1, b"\""),
-                    _ => (start, b",}"),
-                }
-            }
-            Some(b'=') if mark == 0 => (1, b"&"),
-            Some(_) if rest[quote..].starts_with(b"\r\n\r\n") => (mark, b"\r\n"),
-            _ => continue,
-        };
-        let value = &rest[start..];
-        let mut escaped = false;
-        let end = value.iter().position(|byte| {
-            let end = !escaped && ends.contains(byte);
-            escaped = !escaped && *byte == b'\\' && ends == b"\"";
-            end
-        });
-        let len = end.unwrap_or(value.len());
-        if len > 0 {
-            let start = at + start;
-            body.to_mut()[start..start + len].fill(b'*');
-            found = true;
-        }
-    }
-    found
+/// [`mask`] for a body that was read as a form, whatever it looks like.
+pub(super) fn mask_form<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]> {
+    mask_as(bytes, secrets, true)
 }
 
 /// [`mask`] for text.
@@ -115,125 +88,126 @@ pub(super) fn mask_text<'a>(text: &'a str, secrets: &Secrets) -> Cow<'a, str> {
     }
 }
 
-fn overwrite(bytes: &[u8], secret: &str, spelling: Spelling, masked: &mut Cow<'_, [u8]>) {
-    let Some(first) = secret.bytes().next() else {
-        return;
+/// Overwrites the JSON value of a member that is called like the key.
+pub(super) fn mask_whole(value: &[u8]) -> Vec<u8> {
+    let mut masked = value.to_vec();
+    overwrite(&mut masked, Fill::String);
+    masked
+}
+
+/// Whether a member is called like the key.
+pub(super) fn is_key(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    NAMES.iter().any(|key| name.ends_with(key))
+}
+
+fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> {
+    let mut masked = Cow::Borrowed(bytes);
+    let Some(needles) = &secrets.needles else {
+        masked.to_mut().fill(b'*');
+        return masked;
     };
-    for start in 0..bytes.len() {
-        if !matches!(bytes[start], b'%' | b'+' | b'\\') && bytes[start] != first {
-            continue;
+    find(bytes, needles, form, true, |place, fill| {
+        overwrite(masked.to_mut().get_mut(place).unwrap_or_default(), fill);
+    });
+    // Read in the wrong way, a text has names and values as well, but not all of its ends.
+    let mut named = false;
+    for wide in Wide::ALL.iter().filter(|_| bytes.contains(&0)) {
+        let (text, units) = wide.decode(bytes);
+        named |= find(&text, needles, form, !named, |place, _| {
+            for unit in units.get(place).unwrap_or_default() {
+                let at = wide.begin + 2 * *unit as usize;
+                if let Some(unit) = masked.to_mut().get_mut(at..at + 2) {
+                    unit.copy_from_slice(&wide.star());
+                }
+            }
+        });
+    }
+    masked
+}
+
+/// Tells the place of everything that is to be overwritten. `names`: look for names, too. Whether one had a value.
+fn find(
+    text: &[u8],
+    needles: &Needles,
+    form: bool,
+    names: bool,
+    mut found: impl FnMut(Range<usize>, Fill),
+) -> bool {
+    let mut values = Values::new(text, form);
+    let mut named = false;
+    needles.find(text, &mut |what| match what {
+        Found::Value(place) => found(place, Fill::Stars),
+        Found::Name(name) => {
+            if names && let Some((place, fill)) = values.of(name) {
+                named = true;
+                found(place, fill);
+            }
         }
-        if let Some(end) = spelling.read_all(bytes, start, secret) {
-            masked.to_mut()[start..end].fill(b'*');
-        }
+    });
+    named
+}
+
+fn overwrite(place: &mut [u8], fill: Fill) {
+    place.fill(b'*');
+    match (fill, place) {
+        (Fill::String, [one]) => *one = b'0',
+        (Fill::String, [first, .., last]) => (*first, *last) = (b'"', b'"'),
+        _ => {}
     }
 }
 
-/// How a secret may be spelled.
+/// A way to read UTF-16: byte order, and where it begins.
 #[derive(Clone, Copy)]
-struct Spelling {
-    /// `%XX` stands for a byte, `+` for a space.
-    percent: bool,
-    /// A backslash begins a JSON escape.
-    escapes: bool,
+struct Wide {
+    big: bool,
+    begin: usize,
 }
 
-impl Spelling {
-    const ALL: [Spelling; 4] = [
-        Spelling {
-            percent: false,
-            escapes: false,
-        },
-        Spelling {
-            percent: true,
-            escapes: false,
-        },
-        Spelling {
-            percent: false,
-            escapes: true,
-        },
-        Spelling {
-            percent: true,
-            escapes: true,
-        },
+impl Wide {
+    const ALL: [Wide; 4] = [
+        Wide { big: false, begin: 0 },
+        Wide { big: true, begin: 0 },
+        Wide { big: false, begin: 1 },
+        Wide { big: true, begin: 1 },
     ];
 
-    /// Where the secret ends when this spelling of it begins at `at`.
-    fn read_all(self, bytes: &[u8], mut at: usize, secret: &str) -> Option<usize> {
-        for wanted in secret.chars() {
-            at = self.read_char(bytes, at, wanted)?;
+    fn star(self) -> [u8; 2] {
+        let star = u16::from(b'*');
+        if self.big {
+            star.to_be_bytes()
+        } else {
+            star.to_le_bytes()
         }
-        Some(at)
     }
 
-    /// Where the character ends when this spelling of it begins at `at`.
-    fn read_char(self, bytes: &[u8], mut at: usize, wanted: char) -> Option<usize> {
-        let (byte, next) = self.read_byte(bytes, at)?;
-        if self.escapes && byte == b'\\' {
-            return self.read_escape(bytes, next, wanted);
-        }
-        for wanted in wanted.encode_utf8(&mut [0; 4]).bytes() {
-            let (byte, next) = self.read_byte(bytes, at)?;
-            if byte != wanted {
-                return None;
+    /// The text in UTF-8, and for each of its bytes the number of the unit that it comes from.
+    fn decode(self, bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
+        let (mut text, mut places) = (Vec::new(), Vec::new());
+        let (units, _) = bytes.get(self.begin..).unwrap_or_default().as_chunks::<2>();
+        let unit = |unit: &[u8; 2]| match self.big {
+            true => u16::from_be_bytes(*unit),
+            false => u16::from_le_bytes(*unit),
+        };
+        let mut number = 0;
+        for char in char::decode_utf16(units.iter().map(unit)) {
+            let char = char.unwrap_or(char::REPLACEMENT_CHARACTER);
+            text.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+            if char.len_utf16() == 2 {
+                places.resize(text.len() - 2, number);
+                number += 1;
             }
-            at = next;
+            places.resize(text.len(), number);
+            number += 1;
         }
-        Some(at)
-    }
-
-    /// The same for what stands behind a backslash.
-    fn read_escape(self, bytes: &[u8], at: usize, wanted: char) -> Option<usize> {
-        let (byte, mut at) = self.read_byte(bytes, at)?;
-        if byte != b'u' {
-            let meant = match byte {
-                b'b' => '\u{8}',
-                b'f' => '\u{c}',
-                b'n' => '\n',
-                b'r' => '\r',
-                b't' => '\t',
-                other => char::from(other),
-            };
-            return (meant == wanted).then_some(at);
-        }
-        for (index, unit) in wanted.encode_utf16(&mut [0; 2]).iter().enumerate() {
-            if index > 0 {
-                for wanted in *b"\\u" {
-                    let (byte, next) = self.read_byte(bytes, at)?;
-                    if byte != wanted {
-                        return None;
-                    }
-                    at = next;
-                }
-            }
-            for shift in [12, 8, 4, 0] {
-                let (byte, next) = self.read_byte(bytes, at)?;
-                if char::from(byte).to_digit(16)? != u32::from(unit >> shift) & 0xF {
-                    return None;
-                }
-                at = next;
-            }
-        }
-        Some(at)
-    }
-
-    /// The byte that is spelled at `at`, and where the next one begins.
-    fn read_byte(self, bytes: &[u8], at: usize) -> Option<(u8, usize)> {
-        let byte = *bytes.get(at)?;
-        match byte {
-            b'+' if self.percent => Some((b' ', at + 1)),
-            b'%' if self.percent => {
-                let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
-                let value = digit(at + 1)? << 4 | digit(at + 2)?;
-                Some((value as u8, at + 3))
-            }
-            _ => Some((byte, at + 1)),
-        }
+        (text, places)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
     use crate::config::Credential;
 
@@ -262,10 +236,9 @@ mod tests {
             ("api_key", "api_key"),
             ("api_key=", "api_key="),
         ] {
-            let mut masked = Cow::Borrowed(body.as_bytes());
-            let found = mask_api_key(&mut masked);
+            let masked = mask(body.as_bytes(), &secrets(&[]));
             assert_eq!(String::from_utf8_lossy(&masked), expected);
-            assert_eq!(found, body != expected, "{body}");
+            assert_eq!(matches!(masked, Cow::Owned(_)), body != expected, "{body}");
         }
     }
 
@@ -284,7 +257,7 @@ mod tests {
             ("a\"b\"c", "%22a%5C%22b%5Cu0022c%22", "%22*****************%22"),
             ("鍵😀鍵", r"\u9375\uD83D\uDE00\u9375", "************************"),
             ("鍵😀鍵", "鍵😀鍵", "**********"),
-            ("a+b+", "a+b+ a%2Bb%2B a%2bb+", "**** ******** a%2bb+"),
+            ("a+b+", "a+b+ a%2Bb%2B a%2bb+", "**** ******** ******"),
             ("100%", "100% 100%25 100%2", "**** ****** ****2"),
         ] {
             let secrets = secrets(&[(CredentialKind::ApiKey, secret)]);
@@ -315,6 +288,6 @@ mod tests {
         ]);
         assert!(matches!(mask(b"abc pw u+pw%", &secrets), Cow::Borrowed(_)));
         assert_eq!(mask(b"u:pw", &secrets).as_ref(), b"****");
-        assert_eq!(format!("{secrets:?}"), "Secrets(2 redacted)");
+        assert_eq!(format!("{secrets:?}"), "Secrets(1 redacted)");
     }
 }

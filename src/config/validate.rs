@@ -61,7 +61,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 
 fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let listen = listen(raw, "ingest.listen");
-    let path = path(raw);
+    let path = webhooks_path(raw);
+    let health_path = health_path(raw, path.as_deref());
     let auth = auth::auth(raw);
     let max_body_bytes = raw.size::<usize>("ingest.max_body_bytes", KIB..=GIB);
     let max_events = raw.number("ingest.max_events", 1..=1_000_000);
@@ -98,6 +99,7 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     Some(Ingest {
         listen: listen?,
         path: path?,
+        health_path: health_path?,
         auth,
         credential_files,
         max_body_bytes: max_body_bytes?,
@@ -143,14 +145,40 @@ const PROBED: [&str; 6] = [
     "/status.json",
 ];
 
-/// The path of the webhooks. Requests are compared with it byte by byte, so it must be what every client sends for it: no
-/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
-fn path(raw: &mut Raw) -> Option<String> {
-    let text = raw.text("ingest.path")?;
+/// The path of the webhooks.
+fn webhooks_path(raw: &mut Raw) -> Option<String> {
+    const KEY: &str = "ingest.path";
+    let path = path(raw, KEY, "/webhooks/events")?;
+    if PROBED.contains(&path.as_str()) {
+        let what = format!("{path:?} is one of the paths of probes and metrics");
+        raw.problem(KEY, what, "give another one, such as /webhooks/events");
+        return None;
+    }
+    Some(path)
+}
+
+/// `Some(None)` is no path.
+fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
+    const KEY: &str = "ingest.health_path";
+    if raw.text(KEY)?.is_empty() {
+        return Some(None);
+    }
+    let path = path(raw, KEY, "/healthz")?;
+    if Some(path.as_str()) == of_webhooks {
+        let fix = "give another path, such as /healthz, or \"\" for none";
+        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
+    }
+    Some(Some(path))
+}
+
+/// A path of requests, without slashes at its end. Requests are compared with it byte by byte, so it must be what every client
+/// sends for it: no other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
+fn path(raw: &mut Raw, key: &str, example: &str) -> Option<String> {
+    let text = raw.text(key)?;
     let path = text.trim_end_matches('/');
     if let Some((what, fix)) = path_fault(path) {
-        let what = format!("{} is not a path for webhooks: {what}", parse::quoted(&text));
-        raw.problem("ingest.path", what, fix);
+        let what = format!("{} is not a path for requests: {what}", parse::quoted(&text));
+        raw.problem(key, what, format!("{fix}, such as {example}"));
         return None;
     }
     Some(path.to_owned())
@@ -158,8 +186,7 @@ fn path(raw: &mut Raw) -> Option<String> {
 
 /// Why no request can have this path (without slashes at its end), and what to do.
 fn path_fault(path: &str) -> Option<(String, String)> {
-    let such_as = |fix: &str| format!("{fix}, such as /webhooks/events");
-    let fault = |what: &str, fix: &str| Some((what.to_owned(), such_as(fix)));
+    let fault = |what: &str, fix: &str| Some((what.to_owned(), fix.to_owned()));
     if !path.starts_with('/') {
         let fix = "give a path other than /, without query";
         return fault("it must begin with / and go on", fix);
@@ -167,7 +194,7 @@ fn path_fault(path: &str) -> Option<(String, String)> {
     if path.contains(['?', '#']) {
         let fix = "give a path other than /, without query or fragment";
         return fault(
-            "it has a query or a fragment, and webhooks with any query are taken",
+            "it has a query or a fragment, and requests with any query are taken",
             fix,
         );
     }
@@ -205,9 +232,6 @@ fn path_fault(path: &str) -> Option<(String, String)> {
     }
     if segments.any(|segment| [".", ".."].contains(&segment)) {
         return fault("it has a segment of dots, which clients resolve", "take it out");
-    }
-    if PROBED.contains(&path) {
-        return fault("it is one of those of probes and metrics", "give another one");
     }
     None
 }

@@ -14,6 +14,7 @@
 //! Expired    … and it must answer        LINGER           closed
 //! Answer     it waits for the disk       none             the spool has its own limit
 //! Writing    the answer is being sent    header_timeout   closed
+//! Draining   … and the rest is read      body_timeout     closed; after LINGER when stopping
 //! Closing    the last answer was given   LINGER           closed
 //! ```
 //!
@@ -69,8 +70,9 @@ const DOUBT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(500);
 /// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body.
-const MAX_BUFFER_BYTES: usize = 64 * 1024;
+/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not taken out of the budget
+/// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
+const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
 /// What is said to a PROXY protocol header.
 const PROXY_HEADER: &str =
@@ -78,6 +80,13 @@ const PROXY_HEADER: &str =
 
 /// The answer was written, but perhaps to a client that is gone.
 const WRITTEN: u8 = 1 << 7;
+
+/// No request of the connection has been admitted yet.
+const STRANGER: u8 = 0;
+/// One has.
+const KNOWN: u8 = 1;
+/// Another connection has its place.
+const RECYCLED: u8 = 2;
 
 /// A connection, as its requests see it.
 pub(super) struct Connection {
@@ -87,6 +96,7 @@ pub(super) struct Connection {
     requests: AtomicU64,
     /// One more than the index of the outcome whose answer is on its way, and [`WRITTEN`]; 0 without one.
     owed: AtomicU8,
+    standing: AtomicU8,
 }
 
 impl Connection {
@@ -97,7 +107,33 @@ impl Connection {
             id,
             requests: AtomicU64::new(0),
             owed: AtomicU8::new(0),
+            standing: AtomicU8::new(STRANGER),
         }
+    }
+
+    /// A request of it is admitted: from now on nobody takes its place. False when somebody has already.
+    pub(super) fn admit(&self) -> bool {
+        self.move_on(KNOWN) != RECYCLED
+    }
+
+    /// Takes its place, which only a stranger gives up. The connection's task must be ended then.
+    pub(super) fn recycle(&self) -> bool {
+        self.move_on(RECYCLED) == STRANGER
+    }
+
+    pub(super) fn is_stranger(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == STRANGER
+    }
+
+    pub(super) fn is_recycled(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == RECYCLED
+    }
+
+    /// What a stranger becomes, once; what it was before.
+    fn move_on(&self, to: u8) -> u8 {
+        self.standing
+            .compare_exchange(STRANGER, to, Ordering::Relaxed, Ordering::Relaxed)
+            .unwrap_or_else(|other| other)
     }
 
     /// An id for the log, unique in this process: the connection's number and the request's number on it.
@@ -146,6 +182,21 @@ impl Connection {
     fn count(&self, owed: u8) {
         if let Some(outcome) = Outcome::ALL.get(usize::from(owed & !WRITTEN).wrapping_sub(1)) {
             self.intake.metrics.webhook(*outcome);
+        }
+    }
+}
+
+/// A connection whose task may be ended at any moment, to give its place to another one.
+struct Served<'c>(&'c Connection);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let Served(connection) = self;
+        // A request that was being handled counts itself.
+        if connection.owed.swap(0, Ordering::Relaxed) != 0 {
+            connection.intake.metrics.webhook(Outcome::Disconnected);
+        } else if connection.is_recycled() && connection.progress.phase() == Phase::Head {
+            connection.intake.metrics.webhook(Outcome::Overloaded);
         }
     }
 }
@@ -235,6 +286,7 @@ async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
 
 /// Serves a connection to its end.
 pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, http: http1::Builder) {
+    let _served = Served(&connection);
     let intake = &connection.intake;
     let progress = &connection.progress;
     let limits = Limits::of(intake);
@@ -290,6 +342,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         };
         break (parts.io.into_inner().stream, answer);
     };
+    progress.enter(Phase::Closing, Instant::now());
     match last_answer {
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
@@ -383,7 +436,8 @@ impl Limits {
             Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
             Phase::Body => (self.body, Judgement::ExpireBody),
             Phase::Writing => (self.header, Judgement::Close),
-            Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
+            Phase::Draining if !stopping => (self.body.max(LINGER), Judgement::Close),
+            Phase::Draining | Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
             Phase::Answer => return Judgement::LookAgain(self.between_looks()),
         };
         if since >= limit {
@@ -446,6 +500,9 @@ mod tests {
             (Phase::Answer, seconds(1000), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(9), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(10), false, Close),
+            (Phase::Draining, seconds(29), false, LookAgain(LOOK)),
+            (Phase::Draining, seconds(30), false, Close),
+            (Phase::Draining, seconds(5), true, Close),
             (Phase::Closing, seconds(5), false, Close),
         ] {
             assert_eq!(

@@ -12,20 +12,23 @@ use std::{borrow::Cow, fmt, time::Duration};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Response, StatusCode,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    HeaderMap, Method, Response, StatusCode,
+    header::{
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
+    },
 };
 use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
 use tracing::warn;
 
-use super::limits::LogLimiter;
+use super::{limits::LogLimiter, progress::Phase};
 use crate::{admin::metrics::Outcome, cmc::Malformed, stream::Stream};
 
 /// Limits the log's lines of refusals, those of each cause apart.
 pub(super) struct RefusalLines {
     outcomes: [LogLimiter; Outcome::ALL.len()],
-    shortages: [LogLimiter; 3],
+    shortages: [LogLimiter; 4],
 }
 
 impl RefusalLines {
@@ -40,6 +43,7 @@ impl RefusalLines {
 /// What hyper sends.
 pub(super) type HttpResponse = Response<Full<Bytes>>;
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
@@ -50,15 +54,25 @@ pub(super) enum Shortage {
     Flight,
     Spool,
     Disk,
+    /// The log is not open.
+    Log,
 }
 
 impl Shortage {
+    fn outcome(self) -> Outcome {
+        match self {
+            Shortage::Log => Outcome::Failed,
+            Shortage::Flight | Shortage::Spool | Shortage::Disk => Outcome::Overloaded,
+        }
+    }
+
     /// The cause in the log, in the words of the runbook.
     fn cause(self) -> &'static str {
         match self {
             Shortage::Flight => "too many bytes in flight",
             Shortage::Spool => "spool full",
             Shortage::Disk => "disk slow",
+            Shortage::Log => "log not open",
         }
     }
 }
@@ -222,7 +236,7 @@ impl Answer {
     }
 
     /// 503 for want of something, of this stream if it is a stream's.
-    pub(super) fn overloaded(
+    pub(super) fn short_of(
         shortage: Shortage,
         stream: Option<Stream>,
         detail: &'static str,
@@ -230,7 +244,7 @@ impl Answer {
     ) -> Answer {
         Answer {
             shortage: Some((shortage, stream)),
-            ..Answer::unavailable(Outcome::Overloaded, detail, retry_after)
+            ..Answer::unavailable(shortage.outcome(), detail, retry_after)
         }
     }
 
@@ -325,9 +339,7 @@ impl Answer {
         if let Some((name, value)) = self.header {
             headers.insert(name, value);
         }
-        if ending == Ending::Close {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        ending.tell(&mut headers);
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -396,10 +408,74 @@ impl Problem {
 }
 
 /// What happens to the connection after an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    KeepAlive,
+    /// It is kept, and the client is told for how long.
+    KeepAlive(Option<HeaderValue>),
     Close,
+}
+
+impl Ending {
+    /// What the connection does while the answer is sent.
+    pub(super) fn phase(&self) -> Phase {
+        match self {
+            Ending::KeepAlive(_) => Phase::Writing,
+            Ending::Close => Phase::Closing,
+        }
+    }
+
+    fn tell(self, headers: &mut HeaderMap) {
+        match self {
+            Ending::KeepAlive(None) => None,
+            Ending::KeepAlive(Some(time)) => headers.insert(KEEP_ALIVE, time),
+            Ending::Close => headers.insert(CONNECTION, HeaderValue::from_static("close")),
+        };
+    }
+}
+
+/// The value of `Keep-Alive` for a server that closes a connection after this time without a request: some less, for the
+/// client counts from the answer's arrival, and its next request is under way for a while. `None` when no whole second is left.
+pub(super) fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
+    let margin = (idle_timeout / 10).clamp(Duration::from_secs(1), Duration::from_secs(5));
+    let seconds = idle_timeout.saturating_sub(margin).as_secs();
+    // A time of 0 means for ever to some clients.
+    let value = (seconds > 0).then(|| format!("timeout={seconds}"))?;
+    HeaderValue::try_from(value).ok()
+}
+
+/// What a load balancer is told on the health path: whether webhooks should be sent here, and nothing else.
+pub(super) enum Health {
+    Ready,
+    NotReady,
+    MethodNotAllowed,
+}
+
+impl Health {
+    pub(super) fn of(method: &Method, ready: bool) -> Health {
+        match (method, ready) {
+            (&Method::GET | &Method::HEAD, true) => Health::Ready,
+            (&Method::GET | &Method::HEAD, false) => Health::NotReady,
+            _ => Health::MethodNotAllowed,
+        }
+    }
+
+    pub(super) fn into_response(self, ending: Ending) -> HttpResponse {
+        let (status, text) = match self {
+            Health::Ready => (StatusCode::OK, "ready\n"),
+            Health::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            Health::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, TEXT);
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        ending.tell(headers);
+        response
+    }
 }
 
 /// The value of `Retry-After`: whole seconds, at least one.
@@ -421,7 +497,7 @@ mod tests {
 
     async fn rendered(answer: Answer) -> (u16, HeaderMap, String) {
         let (head, body) = answer
-            .into_response(HeaderMap::new(), Ending::KeepAlive)
+            .into_response(HeaderMap::new(), Ending::KeepAlive(None))
             .into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         (
@@ -498,6 +574,26 @@ mod tests {
 
     fn malformed() -> Malformed {
         Malformed::new(Reason::ALL[0], Some(17), "A comma is missing.")
+    }
+
+    #[test]
+    fn connections_are_promised_for_less_than_they_are_kept() {
+        for (idle, promised) in [
+            (100, None),
+            (1_999, None),
+            (2_000, Some("timeout=1")),
+            (10_000, Some("timeout=9")),
+            (60_000, Some("timeout=55")),
+            (75_000, Some("timeout=70")),
+            (3_600_000, Some("timeout=3595")),
+        ] {
+            let value = keep_alive(Duration::from_millis(idle));
+            assert_eq!(
+                value.as_ref().map(|value| value.to_str().unwrap()),
+                promised,
+                "{idle}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -12,9 +12,12 @@ use tokio::{runtime::Runtime, task::JoinSet};
 use super::plan::{LETTERS, Plan};
 use crate::{
     accounts::Accounts,
-    admin::metrics::{Metrics, Outcome},
+    admin::{
+        health::Health,
+        metrics::{Metrics, Outcome},
+    },
     cmc::Rules,
-    config::{self, Auth, Delivery, StreamConfig},
+    config::{self, Auth, StreamConfig},
     ingest::Intake,
     lane::{sim::Cluster, steps::Lane},
     spool::{
@@ -117,7 +120,13 @@ impl Process {
             });
         }
         let (ingest, rules) = configuration(plan);
-        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics));
+        let intake = Intake::new(
+            &ingest,
+            rules,
+            logs,
+            Arc::clone(&shared.metrics),
+            Arc::new(Health::new(Vec::new())),
+        );
         Ok(Process {
             intake: Arc::new(intake),
             pipes,
@@ -161,6 +170,7 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
     let ingest = config::Ingest {
         listen: ([127, 0, 0, 1], 0).into(),
         path: "/webhooks/events".to_owned(),
+        health_path: None,
         auth: Auth::Anonymous,
         credential_files: Vec::new(),
         max_body_bytes: 1 << 20,
@@ -177,19 +187,7 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
         retry_after: super::LONG,
         tls: None,
     };
-    let kafka = config::Kafka {
-        bootstrap_servers: String::new(),
-        delivery: Delivery::ExactlyOnce,
-        create_topics: false,
-        topic_partitions: None,
-        topic_replication: None,
-        id_prefix: String::new(),
-        max_record_bytes: 100_000,
-        transaction_events: 1,
-        transaction_bytes: 1,
-        transaction_timeout: super::LONG,
-        properties: Default::default(),
-    };
+    let kafka = config::Kafka::for_tests();
     let streams = Stream::ALL.map(|stream| StreamConfig {
         enabled: plan.streams().contains(&stream),
         topic: LETTERS.to_owned(),

@@ -490,13 +490,13 @@ fn a_dead_letter_in_full() {
     let split = split_json(&deliveries("{},1"));
     let headers = [
         ("cmc-dead-letter-reason", "element_not_object"),
-        ("cmc-dead-letter-index", "1"),
         ("cmc-dead-letter-member", "deliveries"),
         ("cmc-dead-letter-event-type", "deliveries"),
         ("cmc-dead-letter-server-composition", "pro"),
         ("cmc-dead-letter-path", "/webhooks/events"),
         ("cmc-dead-letter-content-type", "application/json"),
         ("cmc-dead-letter-received-at", RECEIVED_AT_TEXT),
+        ("cmc-dead-letter-index", "1"),
     ];
     let letter = Rec {
         key: None,

@@ -1,5 +1,7 @@
 //! What the tests of the sender's format share.
 
+mod amplification;
+mod cost;
 mod failures;
 mod mutations;
 mod oracle;

@@ -337,11 +337,14 @@ fn check_piece(letter: &Letter, piece: &Piece) {
     assert_bytes(letter, piece.value.as_bytes());
 }
 
-/// Equal bytes; where something was overwritten, equal but for the `*`.
+/// Equal bytes; where something was overwritten, equal but for what overwrote it: `*`, and quotes around what was no string.
 fn assert_bytes(letter: &Letter, sent: &[u8]) {
     assert_eq!(letter.value.len(), sent.len());
     for (at, (have, want)) in letter.value.iter().zip(sent).enumerate() {
-        assert!(have == want || letter.masked && *have == b'*', "byte {at}");
+        assert!(
+            have == want || letter.masked && b"*\"0".contains(have),
+            "byte {at}"
+        );
     }
 }
 

@@ -46,6 +46,13 @@ fn single_values() {
             "is not an address",
             "an IP address and a port",
         ),
+        ("INGEST__HEALTH_PATH", "healthz", "is not a path", "give a path"),
+        (
+            "INGEST__HEALTH_PATH",
+            "/webhooks/events/",
+            "is the path of webhooks",
+            "another path",
+        ),
         ("INGEST__PATH", "webhooks", "is not a path", "/webhooks/events"),
         (
             "INGEST__PATH",

@@ -1,0 +1,247 @@
+//! What is looked for, all at once: an Aho-Corasick automaton that walks over every way to read a text.
+//!
+//! A text in unknown encodings is a graph: from each place one edge for each way to read what begins there
+//! ([`Readings`]), labelled with the bytes that it reads. A needle is there when some path spells it. The automaton goes
+//! along all paths at once: places are visited in order, each with the set of states in which some path comes there. Away
+//! from percent signs, plus signs and backslashes that set has one state, and a step costs one look-up.
+//!
+//! The needles are the configured values, their base64 forms, and the names of the body's own key.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::Range,
+};
+
+use aho_corasick::{Anchored, automaton::Automaton, automaton::StateID, nfa::contiguous::NFA};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+use super::{
+    SHORTEST,
+    spelling::{Readings, is_lead},
+};
+
+/// The names under which a body gives its key, in lower case. The parser takes the first one alone; who means another
+/// means a secret as well.
+pub(super) const NAMES: [&str; 3] = ["api_key", "api-key", "apikey"];
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A configured value, in some form.
+    Value(Range<usize>),
+    /// A name of the key.
+    Name(Range<usize>),
+}
+
+/// All that is looked for.
+pub(super) struct Needles {
+    automaton: NFA,
+    start: StateID,
+    needles: Vec<Vec<u8>>,
+    /// How many of them are names; these come first.
+    names: usize,
+}
+
+impl Needles {
+    /// Needles for the names of the key and for these values; `None` when they are more than an automaton can hold.
+    pub fn new<'v>(values: impl Iterator<Item = &'v str>) -> Option<Needles> {
+        let mut needles: Vec<Vec<u8>> = NAMES.iter().flat_map(|name| in_every_case(name)).collect();
+        let names = needles.len();
+        let mut known = HashSet::new();
+        for value in values {
+            let forms = forms(value.as_bytes());
+            needles.extend(forms.into_iter().filter(|form| known.insert(form.clone())));
+        }
+        let automaton = NFA::new(&needles).ok()?;
+        let start = automaton.start_state(Anchored::No).ok()?;
+        Some(Needles {
+            automaton,
+            start,
+            needles,
+            names,
+        })
+    }
+
+    /// Reports everything that some reading of the text spells, in the order of the ends.
+    pub fn find(&self, text: &[u8], found: &mut impl FnMut(Found)) {
+        let mut readings = Readings::new(text);
+        let mut plain = self.start;
+        // Where paths of longer characters go on, and in which states.
+        let mut ahead: BTreeSet<(usize, StateID)> = BTreeSet::new();
+        let mut here = Vec::new();
+        for (at, byte) in text.iter().enumerate() {
+            let next = self.step(plain, *byte);
+            if ahead.is_empty() && !is_lead(*byte) {
+                self.report(&mut readings, next, at + 1, found);
+                plain = next;
+                continue;
+            }
+            here.clear();
+            here.push(plain);
+            while let Some(&(place, state)) = ahead.first()
+                && place == at
+            {
+                ahead.pop_first();
+                if state != plain {
+                    here.push(state);
+                }
+            }
+            for spelled in readings.at(at) {
+                for state in &here {
+                    let reached = spelled
+                        .bytes()
+                        .iter()
+                        .fold(*state, |state, byte| self.step(state, *byte));
+                    self.report(&mut readings, reached, spelled.next, found);
+                    // The plain path is nowhere less than at the start.
+                    if reached != self.start && (spelled.next, reached) != (at + 1, next) {
+                        ahead.insert((spelled.next, reached));
+                    }
+                }
+            }
+            plain = next;
+        }
+    }
+
+    fn step(&self, state: StateID, byte: u8) -> StateID {
+        self.automaton.next_state(Anchored::No, state, byte)
+    }
+
+    fn report(&self, readings: &mut Readings<'_>, state: StateID, end: usize, found: &mut impl FnMut(Found)) {
+        if !self.automaton.is_special(state) || !self.automaton.is_match(state) {
+            return;
+        }
+        for index in 0..self.automaton.match_len(state) {
+            let number = self.automaton.match_pattern(state, index).as_usize();
+            let Some(needle) = self.needles.get(number) else {
+                continue;
+            };
+            let place = start_of(readings, needle, end)..end;
+            found(match number < self.names {
+                true => Found::Name(place),
+                false => Found::Value(place),
+            });
+        }
+    }
+}
+
+/// Where a needle begins that some reading of the text spells up to `end`. Of several places the first counts when the
+/// needle begins like an escape: what is left of one would break what stands before.
+fn start_of(readings: &mut Readings<'_>, needle: &[u8], end: usize) -> usize {
+    /// No escape of an escape is longer.
+    const FURTHER: usize = 64;
+    let latest = end.saturating_sub(needle.len());
+    let lead = needle.first().is_some_and(|byte| is_lead(*byte));
+    if !lead && readings.text.get(latest..end) == Some(needle) {
+        return latest;
+    }
+    let mut found = None;
+    for start in (0..=latest).rev() {
+        if found.is_some_and(|found| !lead || found - start > FURTHER) {
+            break;
+        }
+        if spells(readings, start, needle, end) {
+            found = Some(start);
+        }
+    }
+    found.unwrap_or(latest)
+}
+
+/// Whether some reading of the text between the two places spells the needle.
+fn spells(readings: &mut Readings<'_>, start: usize, needle: &[u8], end: usize) -> bool {
+    let first = readings.text.get(start).copied();
+    if first != needle.first().copied() && !first.is_some_and(is_lead) {
+        return false;
+    }
+    let mut places = BTreeSet::from([(start, 0)]);
+    while let Some((at, read)) = places.pop_first() {
+        let rest = needle.get(read..).unwrap_or_default();
+        if rest.is_empty() && at == end {
+            return true;
+        }
+        for spelled in readings.at(at) {
+            if spelled.next <= end && rest.starts_with(spelled.bytes()) {
+                places.insert((spelled.next, read + spelled.bytes().len()));
+            }
+        }
+    }
+    false
+}
+
+/// The word in every mixture of upper and lower case.
+fn in_every_case(word: &str) -> Vec<Vec<u8>> {
+    word.bytes().fold(vec![Vec::new()], |words, byte| {
+        let mut cases = vec![byte, byte.to_ascii_uppercase()];
+        cases.dedup();
+        let longer = |word: Vec<u8>| {
+            let cases = cases.clone().into_iter();
+            cases.map(move |byte| [word.as_slice(), &[byte]].concat())
+        };
+        words.into_iter().flat_map(longer).collect()
+    })
+}
+
+/// The value and its base64 forms. What is percent-encoded or escaped around them, [`Needles::find`] reads by itself; what
+/// is so inside of base64 must be a form of its own.
+fn forms(value: &[u8]) -> Vec<Vec<u8>> {
+    const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    let mut inner = vec![value.to_vec()];
+    for plain in [UNRESERVED, NON_ALPHANUMERIC] {
+        let percent = percent_encode(value, plain).to_string();
+        let lower = lower_hexadecimal(&percent);
+        inner.extend([percent.replace("%20", "+"), lower.replace("%20", "+")].map(String::into_bytes));
+        inner.extend([percent, lower].map(String::into_bytes));
+    }
+    if let Ok(text) = std::str::from_utf8(value) {
+        let quoted = serde_json::Value::from(text).to_string();
+        inner.push(quoted.trim_matches('"').as_bytes().to_vec());
+    }
+    inner.sort();
+    inner.dedup();
+    let mut forms = vec![value.to_vec()];
+    for inner in inner {
+        for engine in [&STANDARD, &STANDARD_NO_PAD, &URL_SAFE, &URL_SAFE_NO_PAD] {
+            forms.push(engine.encode(&inner).into_bytes());
+        }
+        for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+            forms.extend((0..3).map(|before| inside_base64(engine, &inner, before)));
+        }
+    }
+    forms.retain(|form| form.len() >= SHORTEST);
+    forms
+}
+
+/// The letters of base64 that depend on these bytes alone when so many others stand before them, and any behind.
+fn inside_base64(engine: &impl base64::Engine, bytes: &[u8], before: usize) -> Vec<u8> {
+    let all = [&[0; 3][..before], bytes].concat();
+    let letters = engine.encode(&all).into_bytes();
+    let first = (before * 8).div_ceil(6);
+    let end = all.len() * 8 / 6;
+    letters.get(first..end).unwrap_or_default().to_vec()
+}
+
+fn lower_hexadecimal(percent: &str) -> String {
+    let mut digits = 0;
+    percent
+        .chars()
+        .map(|c| match (c, digits) {
+            ('%', _) => {
+                digits = 2;
+                c
+            }
+            (_, 0) => c,
+            _ => {
+                digits -= 1;
+                c.to_ascii_lowercase()
+            }
+        })
+        .collect()
+}
