@@ -63,7 +63,7 @@ pub enum Wrong {
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint of a new log.
+    /// Makes the checkpoint of a new log: both slots hold the position.
     pub fn create(
         storage: &dyn Storage,
         dir: &Path,
@@ -71,9 +71,10 @@ impl Checkpoint {
         position: Position,
     ) -> Result<(), SpoolError> {
         let mut content = vec![0; COPIES[1] as usize + 2 * SLOT];
-        for at in COPIES {
-            let at = at as usize;
-            content[at..at + SLOT].copy_from_slice(&encode(&log_id, 0, position));
+        for copy in COPIES {
+            for (generation, at) in [(0, copy as usize), (1, copy as usize + SLOT)] {
+                content[at..at + SLOT].copy_from_slice(&encode(&log_id, generation, position));
+            }
         }
         manifest::replace(storage, dir, NAME, &content)
     }
@@ -187,8 +188,8 @@ impl Slot {
 /// What is wrong with a slot, given the newest generation that can be read.
 fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
     match copies {
-        // At the beginning slot 1 is blank, a crash may leave one copy of its first store, and earlier versions wrote no
-        // second copies.
+        // Earlier versions began with slot 1 blank, a crash may leave one copy of its first store, and they wrote no second
+        // copies.
         [Slot::Blank, Slot::Blank] if newest == 0 => None,
         [Slot::Blank, Slot::Whole(1, _)] => None,
         [Slot::Whole(..), Slot::Whole(..) | Slot::Blank] => None,

@@ -606,7 +606,7 @@ fn positions_1_to_3() -> SimDisk {
 #[test]
 fn one_damaged_copy_of_a_position_costs_nothing() {
     let disk = positions_1_to_3();
-    // Generation 3 stands in the second slot, generation 2 in the first.
+    // Generation 4 stands in the first slot, generation 3 in the second.
     for (rotten, reported) in [
         (None, false),
         (Some(0), true),
@@ -655,8 +655,8 @@ fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_c
         (&[1, 3], 3),
     ] {
         let disk = positions_1_to_3();
-        disk.rot(&checkpoint_path(), 530);
-        disk.rot(&checkpoint_path(), 4096 + 530);
+        disk.rot(&checkpoint_path(), 18);
+        disk.rot(&checkpoint_path(), 4096 + 18);
         trimmed.iter().for_each(|id| disk.delete(&segment_path(*id)));
         let mut life = open(&disk);
         let [found] = &life.damage[..] else {
