@@ -2,7 +2,7 @@
 //!
 //! Order of the start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. A lane's
 //! connection to Kafka is awaited by nobody, and a log for [`PATIENCE`] at most: one that hangs or can't be opened keeps its own
-//! webhooks waiting, and no other stream ([`pipe`]). Only when no event stream's log can be opened the process ends.
+//! webhooks waiting, and no other stream ([`pipe`]). Only when no enabled event stream's log can be opened the process ends.
 //!
 //! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
 //! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
@@ -10,6 +10,8 @@
 //!
 //! After a failure of a log or a lane: no more requests, and up to [`LAST_ANSWERS`] for those that are open, for their senders
 //! shall hear of a 503 rather than of nothing. Then the end, with an exit code. A port whose task is gone ends it at once.
+//!
+//! What the logs of disabled streams still hold is delivered, too ([`crate::leftover`]).
 
 mod drain;
 mod pipe;
@@ -26,10 +28,10 @@ use prometheus::Registry;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, spawn_blocking},
     time::{sleep, timeout, timeout_at},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::pipe::{Context, Pipe, Purpose, Running};
 use crate::{
@@ -40,9 +42,10 @@ use crate::{
         metrics::{Metrics, TlsMetrics},
     },
     cmc::Rules,
-    config::{Auth, Config},
+    config::{Auth, Config, pem_faults},
     exit::Exit,
     ingest::{self, Control, Intake, Tls},
+    leftover::{Leftovers, Service},
     logging::DroppedLines,
     spool::{SpoolError, SpoolLock},
     stream::Stream,
@@ -84,13 +87,22 @@ impl Bridge {
             }
             None => None,
         };
+        for fault in pem_faults(&config.kafka.properties) {
+            warn!("{fault}");
+        }
         SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
-        let enabled: Vec<Stream> = Stream::ALL
+        let leftovers = look_for_leftovers(&config).await?;
+        let enabled = |stream: Stream| config.stream(stream).enabled;
+        let streams: Vec<Stream> = Stream::ALL
             .into_iter()
-            .filter(|stream| config.stream(*stream).enabled)
+            .filter(|stream| enabled(*stream) || leftovers.has(*stream))
             .collect();
         let metrics =
-            Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
+            Arc::new(Metrics::new(&registry, &streams, credential_names(&config)).map_err(internal)?);
+        for stream in Stream::ALL {
+            metrics.set_enabled(stream, enabled(stream));
+        }
+        let unknown_logs = tell_unknown(&config, &leftovers, &metrics);
         let (failed, failures) = mpsc::unbounded_channel();
         let context = Context {
             config: config.clone(),
@@ -99,21 +111,17 @@ impl Bridge {
             runtime: Handle::current(),
             purpose: Purpose::Serve,
         };
-        let streams = open(context, &enabled).await?;
+        let streams = open(context, &streams).await?;
 
         let appender = |stream: Stream| {
             let mut streams = streams.iter();
             streams
-                .find(|pipe| pipe.stream == stream)
+                .find(|pipe| pipe.stream == stream && pipe.takes_webhooks)
                 .map(|pipe| pipe.appender.clone())
         };
         let logs = Stream::ALL.map(appender);
-        let health = Arc::new(Health::new(
-            streams
-                .iter()
-                .map(|pipe| (pipe.stream, pipe.appender.clone()))
-                .collect(),
-        ));
+        let of_enabled = Stream::ALL.map(|stream| Some((stream, appender(stream)?)));
+        let health = Arc::new(Health::new(of_enabled.into_iter().flatten().collect()));
         let books = books(&config, &streams);
         BooksCollector::new(Arc::clone(&books))
             .and_then(|collector| registry.register(Box::new(collector)))
@@ -139,6 +147,7 @@ impl Bridge {
             health: Arc::clone(&health),
             books,
             spool_dir: config.spool.dir.clone(),
+            unknown_logs,
         };
         let admin = admin::Server::bind(config.admin.listen, sources)
             .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
@@ -264,7 +273,33 @@ async fn see_through(
     failures.try_recv().map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Opens these streams side by side; an error when no event stream's log can be opened.
+/// Says which logs this version can't deliver; gives their names.
+fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Vec<String> {
+    for (name, left) in &leftovers.unknown {
+        error!(
+            log = %config.spool.dir.join(name).display(),
+            "the spool holds the log of a stream that this version doesn't know, with {left}: the newer version that wrote it \
+             can deliver that; a copy under another name belongs elsewhere"
+        );
+    }
+    metrics.set_unknown_logs(leftovers.unknown.len());
+    leftovers.unknown.iter().map(|(name, _)| name.clone()).collect()
+}
+
+/// What the spool holds that no webhook goes to. Where a disk hangs nobody waits for it: then each disabled stream counts, and
+/// the state of its pipe says the rest.
+async fn look_for_leftovers(config: &Config) -> Result<Leftovers, SpoolError> {
+    let (dir, streams) = (config.spool.dir.clone(), config.streams.clone());
+    let enabled = move |stream: Stream| streams[stream.index()].enabled;
+    let unseen = Leftovers::unseen(&enabled);
+    let looking = spawn_blocking(move || Leftovers::look(&dir, enabled));
+    match timeout(PATIENCE, looking).await {
+        Ok(looked) => looked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        Err(_) => Ok(unseen),
+    }
+}
+
+/// Opens these streams side by side; an error when no event stream that takes webhooks can be opened.
 async fn open(context: Context, streams: &[Stream]) -> Result<Vec<Pipe>, SpoolError> {
     let context = Arc::new(context);
     let pipes = streams
@@ -277,10 +312,14 @@ async fn open(context: Context, streams: &[Stream]) -> Result<Vec<Pipe>, SpoolEr
             source,
         })?;
     let until = Instant::now() + PATIENCE;
-    let waiting = tokio::task::spawn_blocking(move || {
+    let waiting = spawn_blocking(move || {
         for pipe in &pipes {
             if !pipe.wait(until) {
-                warn!(stream = %pipe.stream, "the log is not open yet: its webhooks are answered 503 until it is");
+                let meanwhile = match pipe.takes_webhooks {
+                    true => "its webhooks are answered 503",
+                    false => "nothing of it is delivered",
+                };
+                warn!(stream = %pipe.stream, "the log is not open yet: {meanwhile} until it is");
             }
         }
         pipes
@@ -288,7 +327,9 @@ async fn open(context: Context, streams: &[Stream]) -> Result<Vec<Pipe>, SpoolEr
     let pipes = waiting
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    let mut of_events = pipes.iter().filter(|pipe| pipe.stream != Stream::DeadLetters);
+    let mut of_events = pipes
+        .iter()
+        .filter(|pipe| pipe.takes_webhooks && pipe.stream != Stream::DeadLetters);
     let error = match of_events.clone().all(Pipe::has_failed) {
         true => of_events.find_map(Pipe::take_error),
         false => None,
@@ -300,12 +341,17 @@ fn books(config: &Config, streams: &[Pipe]) -> Arc<[StreamBooks]> {
     streams
         .iter()
         .map(|pipe| {
-            let appender = pipe.appender.clone();
+            let (sized, watched) = (pipe.appender.clone(), pipe.appender.clone());
             StreamBooks {
                 stream: pipe.stream,
                 topic: config.stream(pipe.stream).topic.clone(),
+                service: match pipe.takes_webhooks {
+                    true => Service::Enabled,
+                    false => Service::Leftover,
+                },
                 accounts: Arc::clone(&pipe.accounts),
-                spool_bytes: Box::new(move || appender.used_bytes()),
+                log_state: Box::new(move || watched.state()),
+                spool_bytes: Box::new(move || sized.used_bytes()),
                 spool_limit_bytes: config.spool.max_bytes,
             }
         })
@@ -342,6 +388,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::spool::LogState;
 
     const HEAD: &[u8] =
         b"POST /webhooks/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
@@ -389,6 +436,10 @@ mod tests {
     }
 
     async fn try_start(dir: &Path) -> Result<Bridge, Exit> {
+        try_start_with(dir, |_| {}).await
+    }
+
+    async fn try_start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Bridge, Exit> {
         let variable = (
             "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
             "true".to_owned(),
@@ -396,6 +447,7 @@ mod tests {
         let mut config = crate::config::load(&[], std::iter::once(variable))
             .unwrap()
             .config;
+        change(&mut config);
         config.spool.dir = dir.to_path_buf();
         config.ingest.listen = "127.0.0.1:0".parse().unwrap();
         config.admin.listen = config.ingest.listen;
@@ -470,38 +522,72 @@ mod tests {
         name.into()
     }
 
+    type Step = fn(&Path);
+
+    /// How a file is broken and mended: its contents are damaged.
+    const DAMAGED: (Step, Step) = (
+        |file| {
+            std::fs::rename(file, away(file)).unwrap();
+            std::fs::write(file, "?").unwrap();
+        },
+        |file| std::fs::rename(away(file), file).unwrap(),
+    );
+
+    /// It hangs: to open a pipe takes as long as nobody opens its other end.
+    const HANGS: (Step, Step) = (
+        |file| {
+            std::fs::rename(file, away(file)).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        },
+        |file| {
+            let mut both = std::fs::OpenOptions::new();
+            let other_end = both.read(true).write(true).open(file).unwrap();
+            std::fs::rename(away(file), file).unwrap();
+            drop(other_end);
+        },
+    );
+
+    /// A stopped bridge's files that a log can't be opened without, broken.
+    async fn broken_log(dir: &Path, stream: Stream, break_it: Step) -> [std::path::PathBuf; 2] {
+        let bridge = try_start_with(dir, |config| config.streams[stream.index()].enabled = true).await;
+        bridge.unwrap().stop().await;
+        // As when the process has ended.
+        std::fs::remove_file(dir.join("lock")).unwrap();
+        let files = ["manifest.copy", "manifest"].map(|name| dir.join(stream.name()).join(name));
+        files.iter().for_each(|file| break_it(file));
+        files
+    }
+
+    /// A disabled stream has a log like any other one: its trouble holds up nobody, is shown, and passes by itself.
+    #[tokio::test]
+    async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
+        for (break_it, mend) in [DAMAGED, HANGS] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = broken_log(dir.path(), Stream::Blocks, break_it).await;
+            let disable = |config: &mut Config| config.streams[Stream::Blocks.index()].enabled = false;
+            let bridge = try_start_with(dir.path(), disable).await.unwrap();
+            assert!(bridge.health.readiness().is_ready());
+            assert!(post(&bridge, "deliveries").await.starts_with("HTTP/1.1 200"));
+            let blocks = bridge.streams.iter().find(|pipe| pipe.stream == Stream::Blocks);
+            let blocks = blocks.unwrap();
+            assert_eq!(blocks.appender.state(), LogState::NotOpen);
+            files.iter().for_each(|file| mend(file));
+            let begun = Instant::now();
+            while !blocks.look(|running| running.lane.is_finished()).unwrap_or(false) {
+                assert!(begun.elapsed() < Duration::from_secs(100));
+                sleep(LOOK).await;
+            }
+            bridge.stop().await;
+        }
+    }
+
     /// A log that can't be opened, and one whose opening hangs: the others start, and it comes back by itself.
     #[tokio::test]
     async fn a_log_that_is_not_open_concerns_its_own_webhooks_alone() {
-        type Step = fn(&Path);
-        let damaged: (Step, Step) = (
-            |file| {
-                std::fs::rename(file, away(file)).unwrap();
-                std::fs::write(file, "?").unwrap();
-            },
-            |file| std::fs::rename(away(file), file).unwrap(),
-        );
-        // To open a pipe takes as long as nobody opens its other end.
-        let hangs: (Step, Step) = (
-            |file| {
-                std::fs::rename(file, away(file)).unwrap();
-                let mode = rustix::fs::Mode::from_raw_mode(0o600);
-                rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-            },
-            |file| {
-                let mut both = std::fs::OpenOptions::new();
-                let other_end = both.read(true).write(true).open(file).unwrap();
-                std::fs::rename(away(file), file).unwrap();
-                drop(other_end);
-            },
-        );
-        for (break_it, mend) in [damaged, hangs] {
+        for (break_it, mend) in [DAMAGED, HANGS] {
             let dir = tempfile::tempdir().unwrap();
-            start(dir.path()).await.stop().await;
-            // As when the process has ended.
-            std::fs::remove_file(dir.path().join("lock")).unwrap();
-            let files = ["manifest.copy", "manifest"].map(|name| dir.path().join("bounces").join(name));
-            files.iter().for_each(|file| break_it(file));
+            let files = broken_log(dir.path(), Stream::Bounces, break_it).await;
             let bridge = try_start(dir.path()).await.unwrap();
             assert!(bridge.health.readiness().is_ready());
             let refused = post(&bridge, "bounces").await;

@@ -65,12 +65,6 @@ impl Health {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a stream's log takes webhooks; `None` without one.
-    pub fn log_state(&self, stream: Stream) -> Option<LogState> {
-        let mut logs = self.logs.iter();
-        logs.find(|(of, _)| *of == stream).map(|(_, log)| log.state())
-    }
-
     /// The readiness at this instant.
     pub fn readiness(&self) -> Readiness {
         let states = self.logs.iter().map(|(stream, log)| (*stream, log.state()));

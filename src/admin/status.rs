@@ -31,7 +31,7 @@ use super::{
     metrics::Metrics,
     notes::{Blocked, Letter},
 };
-use crate::{dead_letter::rfc3339_micros, spool::LogState};
+use crate::{dead_letter::rfc3339_micros, leftover::Service, spool::LogState};
 
 /// What reports are made of.
 pub struct Status {
@@ -39,6 +39,7 @@ pub struct Status {
     pub health: Arc<Health>,
     pub books: Arc<[StreamBooks]>,
     pub spool_dir: PathBuf,
+    unknown_logs: Vec<String>,
     started: Instant,
     history: History,
     disk: Mutex<Option<Disk>>,
@@ -56,6 +57,8 @@ pub struct Report {
     /// Oldest first.
     pub rates: Vec<Rates>,
     pub streams: Vec<StreamReport>,
+    /// Directories in the spool with events of streams that this version doesn't know.
+    pub unknown_logs: Vec<String>,
     pub disk: Option<Disk>,
     /// Newest first.
     pub dead_letters: Vec<LetterReport>,
@@ -123,8 +126,12 @@ pub enum Intake {
     Accepting,
     Full,
     Failed,
-    /// It is being opened, or can't be opened now.
+    /// It is being opened, or can't be opened now: nobody knows what it holds.
     NotOpen,
+    /// The stream is disabled; what its log still holds is delivered.
+    Disabled,
+    /// The stream is disabled, and its log is not open.
+    Unreadable,
 }
 
 /// Room on the file system of the spool.
@@ -159,10 +166,16 @@ impl Status {
             health,
             books,
             spool_dir,
+            unknown_logs: Vec::new(),
             started: Instant::now(),
             history: History::default(),
             disk: Mutex::new(None),
         }
+    }
+
+    /// Shows that the spool holds events of streams that this version doesn't know, in these directories.
+    pub fn with_unknown_logs(self, unknown_logs: Vec<String>) -> Status {
+        Status { unknown_logs, ..self }
     }
 
     /// Takes samples until the future is dropped. A disk that hangs does not hold up the rates.
@@ -202,7 +215,7 @@ impl Status {
     /// How the bridge is now.
     pub fn report(&self) -> Report {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
-        let (state, summary) = sum_up(self.health.readiness(), &streams);
+        let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
         Report {
             at: Time(jiff::Timestamp::now().as_microsecond()),
             version: env!("CARGO_PKG_VERSION"),
@@ -211,6 +224,7 @@ impl Status {
             summary,
             rates: self.history.rates(Instant::now()),
             streams,
+            unknown_logs: self.unknown_logs.clone(),
             disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
         }
@@ -222,11 +236,13 @@ impl Status {
             stream: of.stream.name(),
             topic: of.topic.clone(),
             lane: lane(self.metrics.blockade(of.stream).get(), books.backlog()),
-            log: match self.health.log_state(of.stream) {
-                Some(LogState::Full) => Intake::Full,
-                Some(LogState::Failed) => Intake::Failed,
-                Some(LogState::NotOpen) => Intake::NotOpen,
-                Some(LogState::Accepting) | None => Intake::Accepting,
+            log: match (of.service, (of.log_state)()) {
+                (Service::Leftover, LogState::NotOpen) => Intake::Unreadable,
+                (Service::Leftover, _) => Intake::Disabled,
+                (Service::Enabled, LogState::Full) => Intake::Full,
+                (Service::Enabled, LogState::Failed) => Intake::Failed,
+                (Service::Enabled, LogState::NotOpen) => Intake::NotOpen,
+                (Service::Enabled, LogState::Accepting) => Intake::Accepting,
             },
             recovered: books.recovered,
             accepted: books.accepted_total(),
@@ -265,16 +281,28 @@ fn letter(letter: &Letter) -> LetterReport {
 }
 
 /// The overall state, and a sentence that says it: the worst first.
-fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
+fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String]) -> (State, String) {
     let names = |wanted: fn(&StreamReport) -> bool| {
         let names: Vec<_> = streams.iter().filter(|s| wanted(s)).map(|s| s.stream).collect();
         names.join(", ")
     };
     let backlog: u64 = streams.iter().map(|s| s.backlog).sum();
-    let waiting = match backlog {
-        0 => "All events are in Kafka.".to_owned(),
-        1 => "1 event is not in Kafka yet.".to_owned(),
-        _ => format!("{} events are not in Kafka yet.", text::grouped(backlog)),
+    let mut hidden = names(|s| matches!(s.log, Intake::NotOpen | Intake::Unreadable));
+    for name in unknown_logs {
+        hidden += if hidden.is_empty() { "" } else { ", " };
+        hidden += &format!("{name} (unknown to this version)");
+    }
+    let (waiting, but) = match backlog {
+        0 => ("All events are in Kafka".to_owned(), "except for"),
+        1 => ("1 event is not in Kafka yet".to_owned(), "and neither is"),
+        _ => (
+            format!("{} events are not in Kafka yet", text::grouped(backlog)),
+            "and neither is",
+        ),
+    };
+    let waiting = match hidden.is_empty() {
+        true => waiting + ".",
+        false => format!("{waiting}, {but} what the log of {hidden} holds."),
     };
     match readiness {
         Readiness::Draining => (
@@ -304,7 +332,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
                 .filter(|(_, streams)| !streams.is_empty())
                 .map(|(what, streams)| format!("{what} {streams}"))
                 .collect();
-            let state = match refused.is_empty() && blocked.is_empty() {
+            let state = match refused.is_empty() && blocked.is_empty() && hidden.is_empty() {
                 true => State::Ready,
                 false => State::Impaired,
             };

@@ -3,6 +3,9 @@
 //! Streams don't wait for each other: a log whose disk hangs, or that can't be opened, refuses its own webhooks alone. A log
 //! that can't be opened is tried again, with growing waits, for as long as the bridge runs: each try begins as the next
 //! process would, so nothing that a try before has left is trusted. Meanwhile its lane counts as blocked, with the reason.
+//!
+//! A stream that takes no webhooks (disabled, or all of them while a spool is drained) has a pipe of the same kind. As soon as its
+//! log is open it is closed to batches, and its lane ends when it has delivered what is left.
 
 use std::{
     io,
@@ -41,10 +44,16 @@ pub(super) struct Context {
     pub purpose: Purpose,
 }
 
+impl Context {
+    fn takes_webhooks(&self, stream: Stream) -> bool {
+        self.purpose == Purpose::Serve && self.config.stream(stream).enabled
+    }
+}
+
 /// What streams are opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To take webhooks: a log that can't be opened is tried again.
+    /// To take the webhooks of those that are enabled, and to deliver: a log that can't be opened is tried again.
     Serve,
     /// To deliver what is there, and nothing else.
     Drain,
@@ -53,6 +62,7 @@ pub(super) enum Purpose {
 /// One stream.
 pub(super) struct Pipe {
     pub stream: Stream,
+    pub takes_webhooks: bool,
     pub accounts: Arc<Accounts>,
     pub appender: Appender,
     shared: Arc<Shared>,
@@ -83,6 +93,7 @@ impl Pipe {
     pub fn start(context: &Arc<Context>, stream: Stream) -> io::Result<Pipe> {
         let pipe = Pipe {
             stream,
+            takes_webhooks: context.takes_webhooks(stream),
             accounts: Arc::default(),
             appender: Appender::of_closed_log(context.config.spool.max_bytes),
             shared: Arc::new(Shared {
@@ -214,13 +225,22 @@ impl Opening {
             })?;
             Ok(Running { log, lane })
         });
-        if let (Ok(running), Purpose::Drain) = (&mut opened, self.context.purpose) {
+        if let Ok(running) = &mut opened
+            && !self.context.takes_webhooks(stream)
+        {
             // Here, where a disk that hangs keeps no other stream waiting.
             running.log.close();
             running.lane.drain();
+            if self.context.purpose == Purpose::Serve {
+                let (events, topic) = (
+                    self.accounts.snapshot().backlog(),
+                    &self.context.config.stream(stream).topic,
+                );
+                warn!(%stream, events, topic, "the stream is disabled: what its log still holds is delivered, and no webhook is taken");
+            }
         }
         if let Err(failure) = &opened {
-            let (reason, message) = cannot_open(failure);
+            let (reason, message) = cannot_open(failure, self.context.config.stream(stream).enabled);
             metrics.lane_blocked(reason, &message);
             error!(%stream, reason = reason.label(), "{message}");
         }
@@ -303,15 +323,21 @@ impl Opening {
 }
 
 /// Why a stream stands still whose log can't be opened.
-fn cannot_open(error: &SpoolError) -> (BlockReason, String) {
+fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String) {
     let reason = match error {
         SpoolError::Unusable { .. } => BlockReason::Damage,
         error if error.is_no_space() => BlockReason::Other,
         _ => BlockReason::DiskError,
     };
-    let message = format!(
-        "the log can't be opened: {error}. Its webhooks are answered 503 and nothing of it is delivered until it can; the \
-         other streams go on"
-    );
+    let message = match enabled {
+        true => format!(
+            "the log can't be opened: {error}. Its webhooks are answered 503 and nothing of it is delivered until it can; \
+             the other streams go on"
+        ),
+        false => format!(
+            "the stream is disabled, and its log can't be opened: {error}. Nothing of it is delivered until it can; the \
+             other streams go on"
+        ),
+    };
     (reason, message)
 }

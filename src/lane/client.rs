@@ -511,7 +511,8 @@ mod tests {
 
     #[test]
     fn whoever_waits_is_woken_by_the_last_report_and_by_the_first_failure() {
-        let ends: [(fn(&Deliveries), Waited); 3] = [
+        type End = fn(&Deliveries);
+        let ends: [(End, Waited); 3] = [
             (Deliveries::delivered, Waited::Delivered),
             (|d| d.failed(failure(0, Code::InvalidRecord)), Waited::Failed),
             (Deliveries::fail, Waited::Failed),

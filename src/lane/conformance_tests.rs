@@ -45,7 +45,7 @@ impl World for Simulated {
         inner.plain = !self.transactional;
         inner.seed = seed;
         inner.client_limit = Some(1_000_000);
-        inner.names_records = seed % 2 == 0;
+        inner.names_records = seed.is_multiple_of(2);
         inner.request = Some(3000);
         inner.hasty = 4000;
         let mut made = sim::Topic::default();

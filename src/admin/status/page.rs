@@ -126,7 +126,7 @@ fn streams(out: &mut String, report: &Report) -> fmt::Result {
 fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport], now: Time) -> fmt::Result {
     let (tone, word) = match (stream.log, &stream.lane) {
         (Intake::Failed, _) => ("bad", "failed"),
-        (Intake::NotOpen, _) => ("bad", "not open"),
+        (Intake::NotOpen | Intake::Unreadable, _) => ("bad", "not open"),
         (_, LaneState::Blocked { .. }) => ("bad", "blocked"),
         (Intake::Full, _) => ("bad", "full"),
         (_, LaneState::Running) => ("good", "running"),
@@ -193,6 +193,12 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     }
     let refusal = match stream.log {
         Intake::Accepting => None,
+        Intake::Disabled => {
+            Some("<strong>Disabled:</strong> it takes no webhooks; what its log still holds is delivered.")
+        }
+        Intake::Unreadable => Some(
+            "<strong>Disabled,</strong> and its log is not open: how many events wait in it is not known.",
+        ),
         Intake::Full => Some(
             "<strong>Full:</strong> its webhooks get 503 until Kafka has taken some of the backlog, or the disk has room.",
         ),
