@@ -294,7 +294,7 @@ mod tests {
             let error = KafkaError::ClientCreation(text.to_owned());
             let error = explain(&error, "make a Kafka client", &names(), &LastError::default());
             assert!(error.message.contains(shown), "{}", error.message);
-            assert_eq!(error.message.contains("hunter2-"), false, "{}", error.message);
+            assert!(!error.message.contains("hunter2-"), "{}", error.message);
         }
     }
 

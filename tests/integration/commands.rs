@@ -390,7 +390,10 @@ fn wrong_input_is_answered_with_help() {
         (&["send-sample", "--events", "0"], "--events"),
         (&["send-sample", "--rate", "fast"], "webhooks a second"),
         (&["send-sample", "--basic", "nocolon"], "user:password"),
-        (&["send-sample", "--bearer-file", "/s3cr3t"], "/<not there>: No such file"),
+        (
+            &["send-sample", "--bearer-file", "/s3cr3t"],
+            "/<not there>: No such file",
+        ),
         (
             &["send-sample", "--bearer", "a", "--basic", "b:c"],
             "cannot be used with",
