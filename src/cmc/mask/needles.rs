@@ -153,21 +153,26 @@ fn start_of(readings: &mut Readings<'_>, needle: &[u8], end: usize) -> usize {
 
 /// Whether some reading of the text between the two places spells the needle.
 fn spells(readings: &mut Readings<'_>, start: usize, needle: &[u8], end: usize) -> bool {
-    let first = readings.text.get(start).copied();
-    if first != needle.first().copied() && !first.is_some_and(is_lead) {
-        return false;
-    }
-    let mut places = BTreeSet::from([(start, 0)]);
-    while let Some((at, read)) = places.pop_first() {
-        let rest = needle.get(read..).unwrap_or_default();
+    // Where paths have come, and how much of the needle they have read. Nearly always there is one.
+    let mut ahead = BTreeSet::new();
+    let mut next = Some((start, 0));
+    while let Some((at, read)) = next {
+        let (text, rest) = (readings.text.get(at..end), needle.get(read..));
+        let (text, rest) = (text.unwrap_or_default(), rest.unwrap_or_default());
+        let is_plain = |(byte, wanted): &(&u8, &u8)| byte == wanted && !is_lead(**byte);
+        let plain = text.iter().zip(rest).take_while(is_plain).count();
+        let (at, read, rest) = (at + plain, read + plain, rest.get(plain..).unwrap_or_default());
         if rest.is_empty() && at == end {
             return true;
         }
-        for spelled in readings.at(at) {
-            if spelled.next <= end && rest.starts_with(spelled.bytes()) {
-                places.insert((spelled.next, read + spelled.bytes().len()));
+        if text.get(plain).copied().is_some_and(is_lead) {
+            for spelled in readings.at(at) {
+                if spelled.next <= end && rest.starts_with(spelled.bytes()) {
+                    ahead.insert((spelled.next, read + spelled.bytes().len()));
+                }
             }
         }
+        next = ahead.pop_first();
     }
     false
 }
