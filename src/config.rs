@@ -21,11 +21,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use secrecy::SecretString;
 
 pub use self::{
-    auth::{CredentialFile, MAX_CREDENTIALS, valid_together},
+    auth::{CredentialFile, MAX_CREDENTIALS, clash},
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
+    properties::pem_faults,
     show::{Setting, to_toml},
-    source::environment,
+    source::{environment, text_fault},
 };
 use crate::stream::Stream;
 

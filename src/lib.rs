@@ -15,6 +15,7 @@ pub mod dead_letter;
 pub mod exit;
 pub mod ingest;
 pub mod lane;
+pub mod leftover;
 pub mod logging;
 pub mod replay;
 pub mod spool;

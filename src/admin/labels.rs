@@ -7,8 +7,10 @@ pub enum Outcome {
     Accepted,
     /// 400, or what `ingest.malformed_status` says: not understood.
     Malformed,
-    /// 401: no valid credential.
+    /// 401: a credential that is not valid.
     Unauthorized,
+    /// 401: no credential at all, as many clients ask first.
+    Challenged,
     /// 404: another path.
     NotFound,
     /// 405: another method.
@@ -35,10 +37,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of [`Outcome::index`].
-    pub const ALL: [Outcome; 14] = [
+    pub const ALL: [Outcome; 15] = [
         Outcome::Accepted,
         Outcome::Malformed,
         Outcome::Unauthorized,
+        Outcome::Challenged,
         Outcome::NotFound,
         Outcome::MethodNotAllowed,
         Outcome::Timeout,
@@ -58,6 +61,7 @@ impl Outcome {
             Outcome::Accepted => "accepted",
             Outcome::Malformed => "malformed",
             Outcome::Unauthorized => "unauthorized",
+            Outcome::Challenged => "challenged",
             Outcome::NotFound => "not_found",
             Outcome::MethodNotAllowed => "method_not_allowed",
             Outcome::Timeout => "timeout",

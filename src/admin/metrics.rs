@@ -51,6 +51,8 @@ pub struct Metrics {
     credential_last_use: IntGaugeVec,
     credential_reload_failures: IntCounter,
     ready: IntGauge,
+    stream_enabled: IntGaugeVec,
+    unknown_logs: IntGauge,
     sync_seconds: HistogramVec,
     commit_webhooks: HistogramVec,
     delivery_seconds: HistogramVec,
@@ -110,6 +112,15 @@ impl Metrics {
                 "Looks at a file of credentials that found something that can't be used",
             )?,
             ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
+            stream_enabled: register.gauges(
+                "cmc_bridge_stream_enabled",
+                "1 when the stream takes webhooks; 0 when it is disabled, and what its log still holds is delivered",
+                &["stream"],
+            )?,
+            unknown_logs: register.gauge(
+                "cmc_bridge_spool_unknown_logs",
+                "Logs in the spool that hold events of streams that this version doesn't know, and that nobody delivers",
+            )?,
             sync_seconds: register.histograms(
                 "cmc_bridge_spool_sync_seconds",
                 "Making one commit of the spool durable",
@@ -250,6 +261,17 @@ impl Metrics {
     /// Whether a webhook can be made durable now.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
+    }
+
+    /// Whether a stream takes webhooks.
+    pub fn set_enabled(&self, stream: Stream, enabled: bool) {
+        let gauge = self.stream_enabled.with_label_values(&[stream.name()]);
+        gauge.set(i64::from(enabled));
+    }
+
+    /// How many logs of unknown streams the spool holds.
+    pub fn set_unknown_logs(&self, count: usize) {
+        self.unknown_logs.set(count as i64);
     }
 
     /// The handles for one stream's log and lane.

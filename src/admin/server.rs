@@ -78,9 +78,11 @@ pub struct Sources {
     pub registry: Registry,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
-    /// Every enabled stream.
+    /// Every stream that is served.
     pub books: Arc<[StreamBooks]>,
     pub spool_dir: PathBuf,
+    /// Directories in the spool with events of streams that this version doesn't know.
+    pub unknown_logs: Vec<String>,
 }
 
 /// What answers need.
@@ -194,7 +196,8 @@ impl Desk {
     fn new(sources: Sources) -> Desk {
         Desk {
             registry: sources.registry,
-            status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir),
+            status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir)
+                .with_unknown_logs(sources.unknown_logs),
         }
     }
 
@@ -319,6 +322,7 @@ mod tests {
     use crate::{
         accounts::Accounts,
         admin::books::{BooksCollector, StreamBooks},
+        leftover::Service,
         stream::Stream,
     };
 
@@ -329,6 +333,7 @@ mod tests {
         let books = streams.map(|stream| StreamBooks {
             stream,
             topic: "t".into(),
+            service: Service::Enabled,
             accounts: Arc::new(Accounts::default()),
             spool_bytes: Box::new(|| 0),
             spool_limit_bytes: 1,
@@ -343,6 +348,7 @@ mod tests {
             health: Arc::new(Health::new(Vec::new())),
             books,
             spool_dir: "/".into(),
+            unknown_logs: Vec::new(),
         }
     }
 
@@ -360,6 +366,7 @@ mod tests {
             "cmc_bridge_webhooks_total{outcome=\"accepted\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"malformed\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unauthorized\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"challenged\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"too_large\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unsupported\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"overloaded\"} 0",

@@ -88,6 +88,8 @@ pub(super) struct Fields<'a> {
     server_composition: Text<'a>,
     api_key: Text<'a>,
     event: Option<Result<Event, Malformed>>,
+    /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
+    wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
     /// The first thing that is wrong whatever else is found.
     malformed: Option<Malformed>,
@@ -109,7 +111,8 @@ impl<'a> Fields<'a> {
     }
 
     pub fn note_second_event(&mut self, offset: Option<usize>) {
-        self.note_duplicate(offset, "event is there more than once");
+        let detail = "event is there more than once";
+        self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
     fn note_duplicate(&mut self, offset: Option<usize>, detail: &'static str) {
@@ -142,7 +145,14 @@ impl<'a> Fields<'a> {
 
     /// There is none yet.
     pub fn set_event(&mut self, event: Result<Event, Malformed>) {
-        self.event = Some(event);
+        self.event = Some(event.map_err(Malformed::in_event));
+    }
+
+    /// Notes what is wrong with a member `event`.
+    pub fn note_of_event(&mut self, malformed: Malformed) {
+        if self.malformed.is_none() {
+            self.wrong_event.get_or_insert(malformed);
+        }
     }
 
     pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
@@ -176,14 +186,23 @@ impl<'a> Fields<'a> {
 
     fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
         let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
+        let stream = match &self.event_type {
+            Text::Found(event_type) => Some(rules.stream(event_type)),
+            Text::Missing | Text::Unusable(_) => None,
+        };
+        if stream != Some(None)
+            && let Some(malformed) = self.wrong_event.take()
+        {
+            return Err(malformed);
+        }
         if let Some(malformed) = self.malformed.take() {
             return Err(malformed);
         }
-        let event_type = match &self.event_type {
-            Text::Found(event_type) => event_type,
+        match &self.event_type {
+            Text::Found(_) => {}
             Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
             Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
-        };
+        }
         match &self.server_composition {
             Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
             Text::Found(_) => {
@@ -208,12 +227,12 @@ impl<'a> Fields<'a> {
                 );
             }
         }
+        let Some(stream) = stream.flatten() else {
+            return Ok((None, Event::default()));
+        };
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
-            Some(event) => event.map_err(Malformed::in_event)?,
-        };
-        let Some(stream) = rules.stream(event_type) else {
-            return Ok((None, event));
+            Some(event) => event?,
         };
         if let Some(malformed) = event.malformed.take() {
             return Err(malformed.in_event());

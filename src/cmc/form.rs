@@ -49,14 +49,14 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             "event" if fields.is_malformed() => {}
             "event" if fields.has_event() => match read(value, &mut value_scratch) {
                 Ok(_) => fields.note_second_event(at),
-                Err(broken) => fields.note(broken_percent(value_at + broken)),
+                Err(broken) => fields.note_of_event(broken_percent(value_at + broken)),
             },
             "event" => match decode(value) {
                 Ok(value) => {
                     fields.set_event(open_event(&value, rules));
                     text = Some(value);
                 }
-                Err(broken) => fields.note(broken_percent(value_at + broken)),
+                Err(broken) => fields.note_of_event(broken_percent(value_at + broken)),
             },
             "event_type" | "server_composition" | "api_key" => {
                 let (value, malformed) = match decode_text(value, value_at) {

@@ -74,6 +74,10 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
+/// What is said to a PROXY protocol header.
+const PROXY_HEADER: &str =
+    "The connection begins with a PROXY protocol header: switch that protocol off in the load balancer.";
+
 /// The answer was written, but perhaps to a client that is gone.
 const WRITTEN: u8 = 1 << 7;
 
@@ -237,13 +241,17 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
     let intake = &connection.intake;
     let limits = Limits::of(intake);
     connection.progress.enter(Phase::Handshake, Instant::now());
-    let mut agreed = pin!(tls.acceptor().accept(stream));
+    let mut agreed = pin!(async {
+        let hint = other_than_tls(&stream).await;
+        let agreed = tls.acceptor().accept(stream).await;
+        agreed.map_err(|error| (error, hint))
+    });
     let mut next = limits.between_looks();
     loop {
         match timeout(next, &mut agreed).await {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => {
-                tls.handshake_failed(&error);
+            Ok(Err((error, hint))) => {
+                tls.handshake_failed(&error, hint);
                 return None;
             }
             Err(_) => {
@@ -253,13 +261,27 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
                     Judgement::LookAgain(soon) => next = soon,
                     _ if stopping => return None,
                     _ => {
-                        tls.handshake_failed(&io::ErrorKind::TimedOut.into());
+                        tls.handshake_failed(&io::ErrorKind::TimedOut.into(), None);
                         return None;
                     }
                 }
             }
         }
     }
+}
+
+/// What a client's first bytes are, when they are known to be no TLS. They are left for the handshake, which fails.
+async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
+    let mut first = [0; 16];
+    let count = stream.peek(&mut first).await.ok()?;
+    let first = first.get(..count)?;
+    if is_proxy_header(first) {
+        return Some(PROXY_HEADER);
+    }
+    let is_http = [&b"POST "[..], b"GET ", b"HEAD ", b"PUT ", b"OPTIONS "]
+        .iter()
+        .any(|method| first.starts_with(method));
+    is_http.then_some("It is plain HTTP: the client should use https.")
 }
 
 /// Serves a connection to its end.
@@ -303,7 +325,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         // Empty lines before a request are no part of it.
         let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
         let answer = match end {
-            End::Served(Err(error)) => refusal(intake, progress.phase(), &error),
+            End::Served(Err(error)) => refusal(intake, progress.phase(), &error, &parts.read_buf),
             End::LookInside if has_begun && intake.control.is_stopping() => {
                 Some(Answer::stopping(&intake.retry_after))
             }
@@ -324,6 +346,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
     match last_answer {
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
+            answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
             // Best effort: the socket takes so few bytes at once, or its client isn't reading.
             let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
@@ -336,18 +359,32 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
 }
 
 /// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
-fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error) -> Option<Answer> {
+fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
     if error.is_parse_too_large() {
         return Some(Answer::header_too_large());
     }
     if error.is_parse() {
-        return Some(Answer::invalid_http("The request is not valid HTTP/1.1."));
+        let detail = match is_proxy_header(unread) {
+            true => PROXY_HEADER,
+            false => "The request is not valid HTTP/1.1.",
+        };
+        return Some(Answer::invalid_http(detail));
     }
     if phase == Phase::Head {
         intake.metrics.webhook(Outcome::Disconnected);
     }
     None
+}
+
+/// Whether bytes begin with the PROXY protocol's header, version 1 or 2. hyper may have read over the empty lines that the
+/// second one begins with.
+fn is_proxy_header(bytes: &[u8]) -> bool {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte));
+    let bytes = &bytes[begin.unwrap_or(bytes.len())..];
+    [&b"PROXY "[..], b"\0\r\nQUIT\n"]
+        .iter()
+        .any(|header| bytes.starts_with(header))
 }
 
 /// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
@@ -414,6 +451,24 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxy_headers() {
+        for (bytes, expected) in [
+            (
+                &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nPOST / HTTP/1.1\r\n"[..],
+                true,
+            ),
+            (b"PROXY UNKNOWN\r\n", true),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", true),
+            (b"\0\r\nQUIT\n", true),
+            (b"PROXYX / HTTP/1.1\r\n", false),
+            (b"\r\n\r\n", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_proxy_header(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
 
     #[test]
     fn judgements() {

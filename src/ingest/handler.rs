@@ -4,6 +4,10 @@
 //! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
 //! from whoever can't be let in, and nothing is parsed that can't be understood.
 //!
+//! A challenge (401 to a request without a credential) is answered when its body has been read and thrown away, so that the
+//! request comes again on the same connection. The exceptions are a body of more than [`body::DRAIN_BYTES`], and one of more
+//! than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice would cost more than a connection.
+//!
 //! While a body is read nothing is kept of the header but its few facts: the header would hold the buffer that it came in.
 //!
 //! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
@@ -20,11 +24,11 @@ use std::{mem, sync::Arc, time::Instant};
 use hyper::{
     HeaderMap, Method, Request, Uri, Version,
     body::{Body, Incoming},
-    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderValue},
     http::request::Parts,
 };
 use thiserror::Error;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Intake,
@@ -32,7 +36,7 @@ use super::{
     body::{self, Media, ReadError},
     connection::Connection,
     limits::Whose,
-    problem::{Answer, Ending, Health, HttpResponse},
+    problem::{Answer, Ending, Health, HttpResponse, Shortage},
     progress::Phase,
     webhook::Webhook,
 };
@@ -79,20 +83,12 @@ pub(super) async fn serve(
     let ending = intake.ending(reading.unread, keep_alive);
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
-    if outcome == Outcome::Accepted {
+    // A challenge is no refusal, and as frequent as webhooks where clients ask first.
+    if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
-    } else if let Some(suppressed) = intake.refusal_lines[outcome.index()].pass() {
-        let (reason, offset) = answer.cause();
-        warn!(
-            request = %format_args!("{number:x}-{on_connection}"),
-            outcome = outcome.label(),
-            status,
-            bytes = reading.bytes,
-            reason,
-            offset,
-            suppressed,
-            "a request was refused"
-        );
+    } else {
+        let request = format_args!("{number:x}-{on_connection}");
+        answer.log(&intake.refusal_lines, &request, reading.bytes);
     }
     let mut phase = ending.phase();
     // A client that waits for `100 Continue` sends no body that would have to be drained.
@@ -197,8 +193,18 @@ async fn decide(
         return Ok(Answer::method_not_allowed());
     }
     let verdict = intake.guard.judge(&head.headers);
-    if verdict == Verdict::Refused {
-        return Ok(Answer::unauthorized(intake.guard.challenge()));
+    match verdict {
+        Verdict::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
+        Verdict::Missing => {
+            let most = match head.headers.contains_key(EXPECT) {
+                true => body::SMALL_BYTES,
+                false => body::DRAIN_BYTES,
+            };
+            reading.begun = true;
+            reading.unread = !body::skip(&mut reading.body, most, &connection.progress).await;
+            return Ok(Answer::challenged(intake.guard.challenge()));
+        }
+        Verdict::Admitted | Verdict::AskBody => {}
     }
     reading.admitted = verdict == Verdict::Admitted;
     if reading.admitted && !connection.admit() {
@@ -208,6 +214,7 @@ async fn decide(
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
         return Ok(Answer::unsupported());
     }
+    let authorization = head.headers.contains_key(AUTHORIZATION);
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     release(head);
     let whose = match reading.admitted {
@@ -230,8 +237,9 @@ async fn decide(
         }
         Err(ReadError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
-            return Ok(Answer::unavailable(
-                Outcome::Overloaded,
+            return Ok(Answer::overloaded(
+                Shortage::Flight,
+                None,
                 detail,
                 &intake.retry_after,
             ));
@@ -245,6 +253,7 @@ async fn decide(
     connection.progress.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
         verdict,
+        authorization,
         media,
         trailing_slash,
         content_type,

@@ -6,7 +6,8 @@
 //! | understood | 200 `ok`, after its events are durable |
 //! | not parseable | `ingest.malformed_status` (400), after the body is durable as a dead letter |
 //! | understood in parts | 200 `ok`, after the dead letters and then the events are durable |
-//! | no valid credential | 401 + `WWW-Authenticate`; nothing is stored |
+//! | a credential that is not valid | 401 + `WWW-Authenticate`; nothing is stored |
+//! | no credential | the same as a challenge: after the body, up to a size, and the connection is kept |
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered when the header authenticates |
 //! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read: much of a client that is admitted |
 //! | slow header, slow body | 408, closed |
@@ -18,7 +19,7 @@
 //! | no `Host`, or several | 400 |
 //! | a transfer coding besides `chunked` | 415 |
 //! | `Content-Length` beside `Transfer-Encoding` | by the chunks; then closed, so that nothing can be smuggled in behind |
-//! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100 |
+//! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415, 503 that is known without the body, else 100; 100 also before a challenge if the body is small |
 //! | the client closes its side after the request | its answer |
 //! | the client goes away, or closes its side in the middle of a request | nobody to answer; what was whole is stored |
 //!
@@ -57,6 +58,7 @@ mod server;
 mod tls;
 mod watched;
 mod webhook;
+mod zones;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -69,7 +71,8 @@ use tokio::sync::Semaphore;
 use self::{
     auth::Guard,
     limits::{Budget, LogLimiter},
-    problem::RetryAfter,
+    problem::{RefusalLines, RetryAfter},
+    zones::ZoneNames,
 };
 pub use self::{
     certificate::{Pair, PairError},
@@ -78,10 +81,7 @@ pub use self::{
     webhook::{Understood, explain},
 };
 use crate::{
-    admin::{
-        health::Health,
-        metrics::{Metrics, Outcome},
-    },
+    admin::{health::Health, metrics::Metrics},
     cmc::Rules,
     config,
     spool::Appender,
@@ -114,7 +114,8 @@ pub struct Intake {
     keep_alive: Option<HeaderValue>,
     append_timeout: Duration,
     retry_after: RetryAfter,
-    refusal_lines: [LogLimiter; Outcome::ALL.len()],
+    zones: ZoneNames,
+    refusal_lines: RefusalLines,
     dead_letter_lines: LogLimiter,
 }
 
@@ -150,7 +151,8 @@ impl Intake {
             keep_alive: problem::keep_alive(config.idle_timeout),
             append_timeout: config.append_timeout,
             retry_after: RetryAfter::new(config.retry_after),
-            refusal_lines: std::array::from_fn(|_| LogLimiter::new()),
+            zones: ZoneNames::new(config.time_zones.keys()),
+            refusal_lines: RefusalLines::new(),
             dead_letter_lines: LogLimiter::new(),
         }
     }

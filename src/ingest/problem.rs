@@ -1,10 +1,13 @@
 //! Answers: `ok`, and errors as RFC 9457 problem details.
 //!
+//! The log says of a refusal why ([`Answer::log`]), at most a line a second for each outcome and, where a 503 has several
+//! causes, for each of those.
+//!
 //! An answer says what its sender can change and never repeats a credential, an address or a part of the body. The
 //! `type` of a problem is `urn:cmc-bridge:problem:` and the outcome's label; `reason` and `offset` are there when a body
 //! was not understood.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -17,9 +20,25 @@ use hyper::{
 };
 use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
+use tracing::warn;
 
-use super::progress::Phase;
-use crate::{admin::metrics::Outcome, cmc::Malformed};
+use super::{limits::LogLimiter, progress::Phase};
+use crate::{admin::metrics::Outcome, cmc::Malformed, stream::Stream};
+
+/// Limits the log's lines of refusals, those of each cause apart.
+pub(super) struct RefusalLines {
+    outcomes: [LogLimiter; Outcome::ALL.len()],
+    shortages: [LogLimiter; 3],
+}
+
+impl RefusalLines {
+    pub(super) fn new() -> RefusalLines {
+        RefusalLines {
+            outcomes: std::array::from_fn(|_| LogLimiter::new()),
+            shortages: std::array::from_fn(|_| LogLimiter::new()),
+        }
+    }
+}
 
 /// What hyper sends.
 pub(super) type HttpResponse = Response<Full<Bytes>>;
@@ -29,10 +48,31 @@ const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 
+/// What there is too little of when a webhook is answered 503 while the bridge serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    Flight,
+    Spool,
+    Disk,
+}
+
+impl Shortage {
+    /// The cause in the log, in the words of the runbook.
+    fn cause(self) -> &'static str {
+        match self {
+            Shortage::Flight => "too many bytes in flight",
+            Shortage::Spool => "spool full",
+            Shortage::Disk => "disk slow",
+        }
+    }
+}
+
 /// What becomes of a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) outcome: Outcome,
+    /// With the stream that it is of, where there is one.
+    shortage: Option<(Shortage, Option<Stream>)>,
     content: Content,
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -57,6 +97,7 @@ impl Answer {
     pub(super) fn accepted() -> Answer {
         Answer {
             outcome: Outcome::Accepted,
+            shortage: None,
             content: Content::Ok,
             header: None,
         }
@@ -74,6 +115,7 @@ impl Answer {
         });
         Answer {
             outcome: Outcome::Malformed,
+            shortage: None,
             content,
             header: None,
         }
@@ -84,7 +126,18 @@ impl Answer {
             Outcome::Unauthorized,
             StatusCode::UNAUTHORIZED,
             "Unauthorized",
-            "The request has no valid credential.",
+            "The request's credential is not valid.",
+        )
+        .with(WWW_AUTHENTICATE, challenge)
+    }
+
+    /// 401 to a request without a credential.
+    pub(super) fn challenged(challenge: HeaderValue) -> Answer {
+        Answer::problem(
+            Outcome::Challenged,
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "The request has no credential.",
         )
         .with(WWW_AUTHENTICATE, challenge)
     }
@@ -160,7 +213,7 @@ impl Answer {
             Outcome::Unsupported,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
-            "The body is neither JSON in UTF-8 nor an urlencoded form, or it has a content encoding.",
+            "The content type is neither JSON nor an urlencoded form, or the body has a content encoding.",
         )
         .with(
             ACCEPT_POST,
@@ -170,6 +223,19 @@ impl Answer {
 
     pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
         Answer::unavailable(Outcome::Draining, "The bridge is stopping.", retry_after)
+    }
+
+    /// 503 for want of something, of this stream if it is a stream's.
+    pub(super) fn overloaded(
+        shortage: Shortage,
+        stream: Option<Stream>,
+        detail: &'static str,
+        retry_after: &RetryAfter,
+    ) -> Answer {
+        Answer {
+            shortage: Some((shortage, stream)),
+            ..Answer::unavailable(Outcome::Overloaded, detail, retry_after)
+        }
     }
 
     /// 503: try again later.
@@ -198,6 +264,7 @@ impl Answer {
         };
         Answer {
             outcome,
+            shortage: None,
             content: Content::Problem(problem),
             header: None,
         }
@@ -224,12 +291,34 @@ impl Answer {
         }
     }
 
-    /// Why a body was not understood, and where: for the log.
-    pub(super) fn cause(&self) -> (Option<&'static str>, Option<usize>) {
-        match &self.content {
+    /// Writes why the request was refused, unless there were too many such lines lately.
+    pub(super) fn log(&self, lines: &RefusalLines, request: &dyn fmt::Display, bytes: u64) {
+        let (limiter, cause, stream) = match (self.shortage, &self.content) {
+            (Some((shortage, stream)), _) => (&lines.shortages[shortage as usize], shortage.cause(), stream),
+            (None, Content::Problem(problem)) => {
+                (&lines.outcomes[self.outcome.index()], &*problem.detail, None)
+            }
+            (None, Content::Ok) => return,
+        };
+        let Some(suppressed) = limiter.pass() else {
+            return;
+        };
+        let (reason, offset) = match &self.content {
             Content::Ok => (None, None),
             Content::Problem(problem) => (problem.reason, problem.offset),
-        }
+        };
+        warn!(
+            %request,
+            outcome = self.outcome.label(),
+            status = self.status().as_u16(),
+            bytes,
+            cause,
+            stream = stream.map(Stream::name),
+            reason,
+            offset,
+            suppressed,
+            "a request was refused"
+        );
     }
 
     /// The HTTP answer. `headers` is an empty map to be filled: the request's own, for the sake of its allocation.
@@ -414,7 +503,13 @@ mod tests {
         let busy = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after);
         let challenge = HeaderValue::from_static("Bearer");
         let table = [
-            (Answer::unauthorized(challenge), 401, "www-authenticate", "Bearer"),
+            (
+                Answer::unauthorized(challenge.clone()),
+                401,
+                "www-authenticate",
+                "Bearer",
+            ),
+            (Answer::challenged(challenge), 401, "www-authenticate", "Bearer"),
             (
                 Answer::not_found(),
                 404,

@@ -38,6 +38,7 @@ use super::{
     problem::Answer,
     rotation,
     tls::Tls,
+    zones,
 };
 use crate::admin::metrics::Outcome;
 
@@ -161,6 +162,7 @@ impl Server {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
         reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
+        reloading.spawn(zones::tell_unseen(Arc::clone(&acceptor.intake)));
         let control = acceptor.intake.control.clone();
         let errors = LogLimiter::new();
         while !control.is_stopping() {
@@ -290,7 +292,11 @@ struct Refused {
 impl Refused {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
-            warn!(limit, suppressed, "a connection over the limit was refused");
+            let cause = "too many connections";
+            warn!(
+                cause,
+                limit, suppressed, "a connection over the limit was refused"
+            );
         }
     }
 

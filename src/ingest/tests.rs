@@ -15,7 +15,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig};
+use crate::{
+    admin::metrics::Outcome,
+    config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Understood, and nothing to be made durable.
@@ -277,12 +280,106 @@ async fn refusals() {
             assert!(!answer.body.contains("secret"), "{answer:?}");
         }
     }
-    server.wait_for_count(Outcome::Unauthorized, 5).await;
+    server.wait_for_count(Outcome::Unauthorized, 3).await;
+    server.wait_for_count(Outcome::Challenged, 2).await;
     server.wait_for_count(Outcome::Unsupported, 3).await;
     server.wait_for_count(Outcome::Malformed, 1).await;
     server.wait_for_count(Outcome::TooLarge, 1).await;
     server.wait_for_count(Outcome::MethodNotAllowed, 1).await;
     server.wait_for_count(Outcome::NotFound, 2).await;
+}
+
+/// A server that knows no key in a body, so that it asks before it has read one.
+async fn with_header_credentials() -> Running {
+    let mut config = config();
+    if let Auth::Credentials(credentials) = &mut config.auth {
+        credentials.retain(|one| one.kind != CredentialKind::ApiKey);
+    }
+    start(config).await
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
+    let server = with_header_credentials().await;
+    let mut client = server.connect().await;
+    let json = "Content-Type: application/json\r\n";
+    let chunked = format!("{:x}\r\n{EMPTY}\r\n0\r\n\r\n", EMPTY.len());
+    let head = "POST /webhooks/events HTTP/1.1\r\nHost: bridge\r\n";
+    let asks = [
+        post(json, EMPTY),
+        post(json, ""),
+        post("", &"x".repeat(body::DRAIN_BYTES)),
+        format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunked}"),
+    ];
+    for ask in &asks {
+        client.send(ask).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 401, "{answer:?}");
+        assert!(answer.head.contains("\r\nwww-authenticate: bearer"), "{answer:?}");
+        assert!(!answer.head.contains("\r\nconnection:"), "{answer:?}");
+        client.send(&post(AUTHORIZED, EMPTY)).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    // One that waits to go on is asked for a body that is small, so that it can be read past.
+    let length = EMPTY.len();
+    client
+        .send(&format!(
+            "{head}Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+        ))
+        .await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send(EMPTY).await;
+    assert_eq!(client.answer().await.status, 401);
+    client.send(&post(AUTHORIZED, EMPTY)).await;
+    assert_eq!(client.answer().await.status, 200);
+    server
+        .wait_for_count(Outcome::Challenged, asks.len() as u64 + 1)
+        .await;
+    server.wait_for_count(Outcome::Unauthorized, 0).await;
+}
+
+#[tokio::test]
+async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past() {
+    let server = with_header_credentials().await;
+    let large = format!("Content-Length: {}\r\n", body::DRAIN_BYTES + 1);
+    let waits = format!(
+        "Content-Length: {}\r\nExpect: 100-continue\r\n",
+        body::SMALL_BYTES + 1
+    );
+    let endless = format!(
+        "Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}\r\n",
+        body::DRAIN_BYTES + 1,
+        "x".repeat(body::DRAIN_BYTES + 1)
+    );
+    // Far sooner than the body's time is over, which is longer than this test may take.
+    let begun = "Content-Length: 1000\r\n\r\n{".to_owned();
+    for rest in [large, waits, endless, begun] {
+        let mut client = server.connect().await;
+        let end = if rest.contains("\r\n\r\n") { "" } else { "\r\n" };
+        client
+            .send(&format!(
+                "POST /webhooks/events HTTP/1.1\r\nHost: bridge\r\n{rest}{end}"
+            ))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 401, "{answer:?}");
+        assert!(answer.head.contains("\r\nconnection: close"), "{answer:?}");
+    }
+    server.wait_for_count(Outcome::Challenged, 4).await;
+    // A credential that is wrong is no question: its body is not waited for, and its connection ends.
+    let wrong = "Authorization: Bearer wrong\r\n";
+    let mut client = server.connect().await;
+    client
+        .send(&format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: b\r\n{wrong}Content-Length: 9\r\n\r\n"
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert!(
+        answer.status == 401 && answer.head.contains("\r\nconnection: close"),
+        "{answer:?}"
+    );
+    server.wait_for_count(Outcome::Unauthorized, 1).await;
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use hyper::{
     StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
 };
+use memchr::memmem;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
@@ -31,7 +32,7 @@ use super::{
     body::{Media, sniff},
     connection::Connection,
     limits::{Exhausted, Share},
-    problem::Answer,
+    problem::{Answer, Shortage},
 };
 use crate::{
     admin::metrics::Outcome,
@@ -48,6 +49,8 @@ const SMALL: usize = 64 * 1024;
 /// A request that has not been answered yet.
 pub(super) struct Webhook {
     pub(super) verdict: Verdict,
+    /// Whether it has a header `Authorization`, of whatever worth.
+    pub(super) authorization: bool,
     pub(super) media: Media,
     /// Whether the path ended with one.
     pub(super) trailing_slash: bool,
@@ -112,7 +115,11 @@ impl Webhook {
         let known = opened.as_ref().ok().map(|(_, opened)| opened);
         let api_key = known.and_then(|opened| opened.api_key.as_deref());
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
-            return Outlook::Answer(Answer::unauthorized(intake.guard.challenge()));
+            let answer = match self.authorization || api_key.is_some() {
+                true => Answer::unauthorized,
+                false => Answer::challenged,
+            };
+            return Outlook::Answer(answer(intake.guard.challenge()));
         }
         if !connection.admit() {
             // Nobody is there to read it.
@@ -129,6 +136,9 @@ impl Webhook {
         let stream = known
             .and_then(|opened| opened.content.as_ref().ok())
             .and_then(Envelope::stream);
+        if let (Some(_), Some(composition)) = (stream, known.and_then(|o| o.server_composition.as_deref())) {
+            intake.zones.note(composition);
+        }
         let understood = understand(opened, &request, &rules);
         let answer = understood.answer(intake.malformed_status);
         Outlook::Store(Box::new(understood.split), stream, answer, self.share)
@@ -181,10 +191,17 @@ fn understand(
         Ok((encoding, opened)) => Understood {
             encoding: Some(encoding),
             split: cmc::split(&opened, rules, request),
-            malformed: opened.content.err(),
+            malformed: opened
+                .content
+                .err()
+                .map(|malformed| with_hint(malformed, Some(encoding), request.body)),
         },
         Err(reason) => {
-            let malformed = Malformed::new(reason, None, "");
+            let detail = match reason {
+                Reason::UnsupportedEncoding => "the body has a content encoding or a transfer coding",
+                _ => "the content type is neither JSON nor a form",
+            };
+            let malformed = with_hint(Malformed::new(reason, None, detail), None, request.body);
             let split = Split {
                 events: None,
                 dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
@@ -199,6 +216,29 @@ fn understand(
     }
 }
 
+/// Says what a body looks like that was read as something else, or not at all.
+fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -> Malformed {
+    let hint = match (read_as, sniff(body)) {
+        _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
+        (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(cmc::BOM) => {
+            "this looks like JSON behind a byte order mark: see what puts that in front"
+        }
+        (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
+            "this looks like JSON: the content type should be application/json"
+        }
+        (Some(BodyEncoding::Json) | None, BodyEncoding::Form)
+            if memmem::find(body, b"event_type=").is_some() =>
+        {
+            "this looks like a form: the content type should be application/x-www-form-urlencoded"
+        }
+        _ => return malformed,
+    };
+    Malformed {
+        detail: format!("{}; {hint}", malformed.detail).into(),
+        ..malformed
+    }
+}
+
 /// What the body of a request would become, from a sender who is admitted.
 pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, rules: &Rules) -> Understood {
     let headers = content_type.map(|value| (CONTENT_TYPE, value.clone()));
@@ -210,7 +250,7 @@ pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, r
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     Budget,
-    Spool(AppendError),
+    Spool(Stream, AppendError),
 }
 
 impl From<Exhausted> for Refusal {
@@ -219,24 +259,25 @@ impl From<Exhausted> for Refusal {
     }
 }
 
-impl From<AppendError> for Refusal {
-    fn from(error: AppendError) -> Refusal {
-        Refusal::Spool(error)
-    }
-}
-
 impl Refusal {
     fn answer(self, intake: &Intake) -> Answer {
-        let (outcome, detail) = match self {
-            Refusal::Budget => (Outcome::Overloaded, "Too many webhooks are waiting."),
-            Refusal::Spool(AppendError::Full) => {
-                (Outcome::Overloaded, "The store of waiting events is full.")
+        let short =
+            |shortage, stream, detail| Answer::overloaded(shortage, stream, detail, &intake.retry_after);
+        match self {
+            Refusal::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
+            Refusal::Spool(stream, AppendError::Full) => {
+                let detail = "The store of waiting events is full.";
+                short(Shortage::Spool, Some(stream), detail)
             }
-            Refusal::Spool(AppendError::TooSlow) => (Outcome::Overloaded, "The disk is too slow."),
-            Refusal::Spool(AppendError::Failed) => (Outcome::Failed, "The disk can't be written."),
-            Refusal::Spool(AppendError::Closed) => (Outcome::Draining, "The bridge is stopping."),
-        };
-        Answer::unavailable(outcome, detail, &intake.retry_after)
+            Refusal::Spool(stream, AppendError::TooSlow) => {
+                short(Shortage::Disk, Some(stream), "The disk is too slow.")
+            }
+            Refusal::Spool(_, AppendError::Failed) => {
+                let detail = "The disk can't be written.";
+                Answer::unavailable(Outcome::Failed, detail, &intake.retry_after)
+            }
+            Refusal::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
+        }
     }
 }
 
@@ -275,17 +316,15 @@ impl Intake {
         self.budget.grow(&mut share, letters_size + events_size)?;
         match (dead_letters, events) {
             (None, None) => Ok(()),
-            (None, Some((stream, batch, tally))) => Ok(self.append(stream, batch, tally, share)?.await?),
-            (Some((batch, tally)), None) => {
-                Ok(self.append(Stream::DeadLetters, batch, tally, share)?.await?)
-            }
+            (None, Some((stream, batch, tally))) => self.append(stream, batch, tally, share)?.await,
+            (Some((batch, tally)), None) => self.append(Stream::DeadLetters, batch, tally, share)?.await,
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
                 // Without room for the events the webhook will come again, and its dead letters with it.
                 if self.logs[stream.index()]
                     .as_ref()
                     .is_some_and(|log| log.state() == LogState::Full)
                 {
-                    return Err(Refusal::Spool(AppendError::Full));
+                    return Err(Refusal::Spool(stream, AppendError::Full));
                 }
                 let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;
@@ -294,7 +333,8 @@ impl Intake {
                     first.await?;
                     second.await
                 });
-                Ok(both.await.unwrap_or(Err(AppendError::Failed))?)
+                both.await
+                    .unwrap_or(Err(Refusal::Spool(stream, AppendError::Failed)))
             }
         }
     }
@@ -307,6 +347,7 @@ impl Intake {
         };
         let webhook = Webhook {
             verdict: Verdict::Admitted,
+            authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),
             trailing_slash: false,
             content_type: None,
@@ -324,13 +365,18 @@ impl Intake {
         batch: Batch,
         tally: Tally,
         share: Share,
-    ) -> Result<impl Future<Output = Result<(), AppendError>> + Send + use<>, AppendError> {
-        let log = self.logs[stream.index()].clone().ok_or(AppendError::Closed)?;
+    ) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
+        let refused = move |error| Refusal::Spool(stream, error);
+        let log = self.logs[stream.index()]
+            .clone()
+            .ok_or(refused(AppendError::Closed))?;
         // Of a webhook with two appends, both share the time.
         let deadline = Instant::now() + self.append_timeout;
         Ok(async move {
             let limit = deadline.saturating_duration_since(Instant::now());
-            log.append(batch, tally, share.into_permit(), limit).await
+            log.append(batch, tally, share.into_permit(), limit)
+                .await
+                .map_err(refused)
         })
     }
 

@@ -301,6 +301,29 @@ fn older_versions_and_plain_http_are_refused() {
 }
 
 #[test]
+fn what_comes_instead_of_tls_is_named() {
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\xc3\x50\0\x50";
+    let plain = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\n\r\n");
+    for (bytes, hint) in [
+        (
+            &b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 443\r\n"[..],
+            "PROXY protocol",
+        ),
+        (v2, "PROXY protocol"),
+        (plain.as_bytes(), "plain HTTP"),
+    ] {
+        // A bridge each: the log has a line a second at most.
+        let (_authority, _secret, _issued, bridge) = served(|setup| setup);
+        exchange(bridge.ingest, bytes);
+        crate::wait::until(LIMIT, hint, || {
+            let log = bridge.running.stderr();
+            let mut lines = log.lines().filter(|line| line.contains("a TLS handshake failed"));
+            lines.any(|line| line.contains(hint)).then_some(())
+        });
+    }
+}
+
+#[test]
 fn a_new_certificate_is_for_new_connections() {
     let (authority, mut secret, first, bridge) = served(|setup| setup);
     let mut kept = authority.connect(bridge.ingest).unwrap();

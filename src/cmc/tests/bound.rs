@@ -30,8 +30,8 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
         key(512),
         r#"{"messageId":"\u0061\u0061"}"#.to_owned(),
         format!(r#"{{"a":"{}"}}"#, "x".repeat(5_000)),
-        format!(r#"{{"a":"{}"}}"#, "x".repeat(90_000)),
-        format!(r#""{}""#, "x".repeat(90_000)),
+        format!(r#"{{"a":"{}"}}"#, "x".repeat(45_000)),
+        format!(r#""{}""#, "x".repeat(45_000)),
         r#""configured-secret""#.to_owned(),
     ];
     let shapes: [&dyn Fn(String) -> String; 4] = [
@@ -42,14 +42,8 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
         &|body| body.replace("\"pro\"", &format!("\"{}\"", "\\u0001".repeat(256))),
     ];
     let mut fullest = 0.0f64;
-    for (max_body, max_events) in [
-        (1_000, 10),
-        (20_100, 10_000),
-        (100_000, 100),
-        (100_000, 50_000),
-        (1_000_000, 10_000),
-    ] {
-        for max_record_bytes in [1_024, 100_000, 1_000_000] {
+    for (max_body, max_events) in [(1_000, 10), (20_100, 10_000), (50_000, 100), (200_000, 10_000)] {
+        for max_record_bytes in [1_024, 1_000_000] {
             let mut rules = rules();
             rules.max_events = max_events;
             rules.max_record_bytes = max_record_bytes;

@@ -83,7 +83,7 @@ fn no_error_text_has_the_body() {
         "{\"api_key\":\"TOPSECRET\"}",
         "api_key=TOPSECRET%",
         "api_key=TOPSECRET&event=TOPSECRET",
-        "api_key=TOPSECRET&event_type=a&server_composition=b&event=TOPSECRET",
+        "api_key=TOPSECRET&event_type=bounces&server_composition=b&event=TOPSECRET",
     ] {
         for encoding in [BodyEncoding::Json, BodyEncoding::Form] {
             let error = open(body.as_bytes(), encoding, &rules()).content.err().unwrap();

@@ -1,6 +1,6 @@
 //! Sizes, times, connections, bytes in flight and on disk: beyond each limit stands an answer.
 
-use super::{LIMIT, bridge, events, expect_outcome, expect_problem};
+use super::{LIMIT, bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{
     cmc::{delivery, message, sample, webhook},
     http::{Client, EVENTS, JSON},
@@ -80,6 +80,8 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
     // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
+    let line = ["a request was refused", "\"cause\":\"spool full\""];
+    expect_logged(&bridge, &[line[0], line[1], "\"stream\":\"deliveries\""]);
     let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
     while client.post(&body).status == 200 {}
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
@@ -95,6 +97,7 @@ fn too_many_connections() {
     let response = bridge.client().post(delivery("b"));
     assert_eq!(response.status, 503);
     assert!(response.header("retry-after").is_some());
+    expect_logged(&bridge, &["refused", "\"cause\":\"too many connections\""]);
     held.pop();
     crate::wait::until(LIMIT, "a place for another connection", || {
         (bridge.client().post(delivery("c")).status == 200).then_some(())
@@ -173,6 +176,7 @@ fn bytes_in_flight() {
     expect_problem(&response, 503);
     assert_eq!(response.header("retry-after"), Some("5"));
     expect_outcome(&bridge, "overloaded", 1.0);
+    expect_logged(&bridge, &["refused", "\"cause\":\"too many bytes in flight\""]);
     // There is room for a small one.
     assert_eq!(bridge.client().post(delivery("a")).status, 200);
     drop(holders);
