@@ -9,6 +9,8 @@
 //!
 //! After a failure of a log or a lane: no more requests, and up to [`LAST_ANSWERS`] for those that are open, for their senders
 //! shall hear of a 503 rather than of nothing. Then the end, with an exit code. A port whose task is gone ends it at once.
+//!
+//! What the logs of disabled streams still hold is delivered, too ([`crate::leftover`]).
 
 mod drain;
 
@@ -36,10 +38,10 @@ use crate::{
         self,
         books::{BooksCollector, StreamBooks},
         health::Health,
-        metrics::{Metrics, TlsMetrics},
+        metrics::{BlockReason, Metrics, TlsMetrics},
     },
     cmc::Rules,
-    config::{Auth, Config},
+    config::{Auth, Config, pem_faults},
     exit::Exit,
     ingest::{self, Control, Intake, Tls},
     lane::{
@@ -48,6 +50,7 @@ use crate::{
         options::{LaneOptions, Timing},
         steps::Lane,
     },
+    leftover::{Leftovers, Service},
     logging::DroppedLines,
     spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
     stream::Stream,
@@ -70,7 +73,7 @@ pub struct Bridge {
     control: Control,
     health: Arc<Health>,
     ingest: JoinHandle<()>,
-    admin: JoinHandle<()>,
+    admin: admin::Serving,
     streams: Vec<Running>,
     failures: mpsc::UnboundedReceiver<SpoolError>,
     _lock: SpoolLock,
@@ -104,27 +107,35 @@ impl Bridge {
             }
             None => None,
         };
+        for fault in pem_faults(&config.kafka.properties) {
+            warn!("{fault}");
+        }
         let lock = SpoolLock::acquire(&config.spool.dir)?;
-        let enabled: Vec<Stream> = Stream::ALL
+        let enabled = |stream: Stream| config.stream(stream).enabled;
+        let leftovers = Leftovers::look(&config.spool.dir, enabled)?;
+        let streams: Vec<Stream> = Stream::ALL
             .into_iter()
-            .filter(|stream| config.stream(*stream).enabled)
+            .filter(|stream| enabled(*stream) || leftovers.has(*stream))
             .collect();
         let metrics =
-            Arc::new(Metrics::new(&registry, &enabled, credential_names(&config)).map_err(internal)?);
+            Arc::new(Metrics::new(&registry, &streams, credential_names(&config)).map_err(internal)?);
+        for stream in Stream::ALL {
+            metrics.set_enabled(stream, enabled(stream));
+        }
+        let unknown_logs = tell_unknown(&config, &leftovers, &metrics);
         let (failed, failures) = mpsc::unbounded_channel();
-        let opened = open_logs(&config, &enabled, &metrics, &failed)?;
+        let (opened, unreadable) = open_all(&config, &streams, &metrics, &failed)?;
 
         let appender = |stream: Stream| {
             opened
                 .iter()
-                .find(|o| o.stream == stream)
+                .find(|o| o.stream == stream && enabled(stream))
                 .map(|o| o.log.appender())
         };
         let logs = Stream::ALL.map(appender);
-        let health = Arc::new(Health::new(
-            opened.iter().map(|o| (o.stream, o.log.appender())).collect(),
-        ));
-        let books = books(&config, &opened);
+        let of_enabled = Stream::ALL.map(|stream| Some((stream, appender(stream)?)));
+        let health = Arc::new(Health::new(of_enabled.into_iter().flatten().collect()));
+        let books = books(&config, &opened, &unreadable);
         BooksCollector::new(Arc::clone(&books))
             .and_then(|collector| registry.register(Box::new(collector)))
             .map_err(internal)?;
@@ -133,7 +144,13 @@ impl Bridge {
             .map_err(internal)?;
 
         let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
-        let intake = Intake::new(&config.ingest, rules, logs, Arc::clone(&metrics));
+        let intake = Intake::new(
+            &config.ingest,
+            rules,
+            logs,
+            Arc::clone(&metrics),
+            Arc::clone(&health),
+        );
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
@@ -143,9 +160,9 @@ impl Bridge {
             health: Arc::clone(&health),
             books,
             spool_dir: config.spool.dir.clone(),
+            unknown_logs,
         };
         let admin = admin::Server::bind(config.admin.listen, sources)
-            .await
             .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
 
         let streams = opened
@@ -153,13 +170,14 @@ impl Bridge {
             .map(|opened| start_lane(&config, opened, &metrics, &failed))
             .collect::<io::Result<Vec<_>>>()?;
         metrics.set_ready(health.readiness().is_ready());
+        let admin_address = admin.local_addr();
         Ok(Bridge {
             ingest_address: ingest.local_addr(),
-            admin_address: admin.local_addr(),
+            admin_address,
             control: ingest.control(),
             health,
             ingest: tokio::spawn(ingest.run()),
-            admin: tokio::spawn(admin.run()),
+            admin: admin.start()?,
             streams,
             failures,
             config,
@@ -186,7 +204,7 @@ impl Bridge {
                 return Err(error.into());
             }
             _ = &mut self.ingest => return Err(panicked("the webhooks' port")),
-            _ = &mut self.admin => return Err(panicked("the admin port")),
+            () = self.admin.ended() => return Err(panicked("the admin port")),
             _ = stop.recv() => {}
         }
         let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
@@ -230,7 +248,7 @@ impl Bridge {
             let backlog = books.backlog();
             info!(%stream, delivered = books.delivered, diverted = books.diverted, backlog, "the stream has stopped");
         }
-        self.admin.abort();
+        drop(self.admin);
         info!("stopped");
     }
 }
@@ -256,24 +274,79 @@ async fn see_through(
     failures.try_recv().map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn open_logs(
+/// Says which logs this version can't deliver; gives their names.
+fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Vec<String> {
+    for (name, left) in &leftovers.unknown {
+        error!(
+            log = %config.spool.dir.join(name).display(),
+            "the spool holds the log of a stream that this version doesn't know, with {left}: the newer version that wrote it \
+             can deliver that; a copy under another name belongs elsewhere"
+        );
+    }
+    metrics.set_unknown_logs(leftovers.unknown.len());
+    leftovers.unknown.iter().map(|(name, _)| name.clone()).collect()
+}
+
+/// Opens the logs of these streams. A disabled one's takes no batches, and one of those that can't be opened is given
+/// apart: it keeps nobody from starting.
+fn open_all(
     config: &Config,
-    enabled: &[Stream],
+    streams: &[Stream],
     metrics: &Metrics,
     failed: &mpsc::UnboundedSender<SpoolError>,
-) -> Result<Vec<Opened>, SpoolError> {
+) -> Result<(Vec<Opened>, Vec<Stream>), SpoolError> {
+    let (mut all, mut unreadable) = (Vec::new(), Vec::new());
+    for (stream, opened) in open_logs(config, streams, metrics, failed) {
+        let enabled = config.stream(stream).enabled;
+        match opened {
+            Ok(mut opened) => {
+                if !enabled {
+                    opened.log.close();
+                    let (events, topic) =
+                        (opened.accounts.snapshot().backlog(), &config.stream(stream).topic);
+                    warn!(%stream, events, topic, "the stream is disabled: what its log still holds is delivered, and no webhook is taken");
+                }
+                all.push(opened);
+            }
+            Err(error) if !enabled => {
+                let message = format!(
+                    "the stream is disabled, and its log can't be opened, so its events are not delivered: {error}"
+                );
+                error!(%stream, "{message}");
+                let reason = match error {
+                    SpoolError::Io { .. } => BlockReason::DiskError,
+                    SpoolError::Unusable { .. } | SpoolError::Locked { .. } => BlockReason::Damage,
+                };
+                metrics.for_stream(stream).lane_blocked(reason, &message);
+                unreadable.push(stream);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((all, unreadable))
+}
+
+fn open_logs(
+    config: &Config,
+    streams: &[Stream],
+    metrics: &Metrics,
+    failed: &mpsc::UnboundedSender<SpoolError>,
+) -> Vec<(Stream, Result<Opened, SpoolError>)> {
     // Side by side: each makes and syncs a fresh segment.
     thread::scope(|scope| {
-        let threads: Vec<_> = enabled
+        let open = |stream| open_log(config, stream, metrics, failed.clone());
+        let threads: Vec<_> = streams
             .iter()
-            .map(|stream| scope.spawn(|| open_log(config, *stream, metrics, failed.clone())))
+            .map(|stream| (*stream, scope.spawn(move || open(*stream))))
             .collect();
         threads
             .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map(|(stream, thread)| {
+                let opened = thread.join();
+                (
+                    stream,
+                    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                )
             })
             .collect()
     })
@@ -362,6 +435,9 @@ fn start_lane(
     let lane = LaneThread::start(lane, move |error| {
         let _ = failed.send(error);
     })?;
+    if !config.stream(stream).enabled {
+        lane.drain();
+    }
     Ok(Running {
         stream,
         log,
@@ -370,20 +446,34 @@ fn start_lane(
     })
 }
 
-fn books(config: &Config, opened: &[Opened]) -> Arc<[StreamBooks]> {
-    opened
+fn books(config: &Config, opened: &[Opened], unreadable: &[Stream]) -> Arc<[StreamBooks]> {
+    let of = |stream: Stream, service, accounts, spool_bytes| StreamBooks {
+        stream,
+        topic: config.stream(stream).topic.clone(),
+        service,
+        accounts,
+        spool_bytes,
+        spool_limit_bytes: config.spool.max_bytes,
+    };
+    let mut books: Vec<StreamBooks> = opened
         .iter()
         .map(|opened| {
             let appender = opened.log.appender();
-            StreamBooks {
-                stream: opened.stream,
-                topic: config.stream(opened.stream).topic.clone(),
-                accounts: Arc::clone(&opened.accounts),
-                spool_bytes: Box::new(move || appender.used_bytes()),
-                spool_limit_bytes: config.spool.max_bytes,
-            }
+            let service = match config.stream(opened.stream).enabled {
+                true => Service::Enabled,
+                false => Service::Leftover,
+            };
+            let used = Box::new(move || appender.used_bytes());
+            of(opened.stream, service, Arc::clone(&opened.accounts), used)
         })
-        .collect()
+        .collect();
+    books.extend(
+        unreadable
+            .iter()
+            .map(|stream| of(*stream, Service::Unreadable, Arc::default(), Box::new(|| 0))),
+    );
+    books.sort_by_key(|books| books.stream);
+    books.into()
 }
 
 fn credential_names(config: &Config) -> Vec<&str> {
@@ -399,9 +489,7 @@ fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
 
 /// A panic is a bug, and must not leave a process that runs and does nothing.
 fn panicked(what: &str) -> Exit {
-    Exit::Unavailable(format!(
-        "{what} is served no more: its task panicked; its message stands above"
-    ))
+    Exit::Unavailable(format!("{what} is served no more; why stands in the log above"))
 }
 
 fn internal(error: prometheus::Error) -> Exit {
@@ -482,11 +570,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_gone_ends_the_process() {
-        let server: [fn(&Bridge) -> &JoinHandle<()>; 2] = [|bridge| &bridge.ingest, |bridge| &bridge.admin];
-        for server in server {
+        let ends: [fn(&mut Bridge); 2] = [|bridge| bridge.ingest.abort(), |bridge| bridge.admin.break_off()];
+        for end in ends {
             let dir = tempfile::tempdir().unwrap();
-            let bridge = start(dir.path()).await;
-            server(&bridge).abort();
+            let mut bridge = start(dir.path()).await;
+            end(&mut bridge);
             let (_words, stop) = mpsc::channel(1);
             assert!(matches!(bridge.run(stop).await, Err(Exit::Unavailable(_))));
         }

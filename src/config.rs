@@ -21,11 +21,12 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Dura
 use secrecy::SecretString;
 
 pub use self::{
-    auth::{CredentialFile, MAX_CREDENTIALS, valid_together},
+    auth::{CredentialFile, MAX_CREDENTIALS, clash},
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
+    properties::pem_faults,
     show::{Setting, shown_path, to_toml},
-    source::environment,
+    source::{environment, text_fault},
 };
 use crate::stream::Stream;
 
@@ -128,6 +129,8 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
     pub path: String,
+    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` where there is none.
+    pub health_path: Option<String>,
     pub auth: Auth,
     /// The files that `auth` was read from, to be read again while the bridge runs.
     pub credential_files: Vec<CredentialFile>,
@@ -141,7 +144,7 @@ pub struct Ingest {
     pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
     /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
     pub malformed_status: u16,
-    /// `ingest.max_connections`: a further connection is answered 503 and closed.
+    /// `ingest.max_connections`: a further connection takes the place of one without a credential, or is answered 503.
     pub max_connections: usize,
     /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.
     pub max_bytes_in_flight: usize,

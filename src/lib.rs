@@ -15,6 +15,7 @@ pub mod dead_letter;
 pub mod exit;
 pub mod ingest;
 pub mod lane;
+pub mod leftover;
 pub mod logging;
 mod plain;
 pub mod replay;

@@ -10,12 +10,14 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{accounts::Accounts, stream::Stream};
+use crate::{accounts::Accounts, leftover::Service, stream::Stream};
 
-/// One enabled stream: its books, its topic, and where the size of its log can be asked.
+/// One stream: its books, its topic, and where the size of its log can be asked.
 pub struct StreamBooks {
     pub stream: Stream,
     pub topic: String,
+    /// The books of an unreadable log are empty, for nobody knows them.
+    pub service: Service,
     pub accounts: Arc<Accounts>,
     /// Written and not yet trimmed bytes of the log.
     pub spool_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -79,14 +81,14 @@ const FAMILIES: [(&str, &str, MetricType); 8] = [
     ),
 ];
 
-/// Collects the books of all enabled streams.
+/// Collects the books of all streams that are served.
 pub struct BooksCollector {
     streams: Arc<[StreamBooks]>,
     descriptions: Vec<Desc>,
 }
 
 impl BooksCollector {
-    /// A collector to be registered once, with every enabled stream.
+    /// A collector to be registered once, with every stream that is served.
     pub fn new(streams: Arc<[StreamBooks]>) -> prometheus::Result<BooksCollector> {
         let descriptions = FAMILIES
             .iter()
@@ -118,7 +120,7 @@ impl Collector for BooksCollector {
             family.set_field_type(kind);
             family
         });
-        for entry in self.streams.iter() {
+        for entry in self.streams.iter().filter(|s| s.service != Service::Unreadable) {
             let books = entry.accounts.snapshot();
             let stream = label("stream", entry.stream.name());
             // The label of `events_total` comes sorted by name, as the text format wants it.
@@ -187,6 +189,7 @@ mod tests {
         let books = StreamBooks {
             stream: Stream::Bounces,
             topic: "t".into(),
+            service: Service::Enabled,
             accounts,
             spool_bytes: Box::new(|| 4096),
             spool_limit_bytes: 1 << 32,

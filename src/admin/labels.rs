@@ -7,8 +7,10 @@ pub enum Outcome {
     Accepted,
     /// 400, or what `ingest.malformed_status` says: not understood.
     Malformed,
-    /// 401: no valid credential.
+    /// 401: a credential that is not valid.
     Unauthorized,
+    /// 401: no credential at all, as many clients ask first.
+    Challenged,
     /// 404: another path.
     NotFound,
     /// 405: another method.
@@ -35,10 +37,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of [`Outcome::index`].
-    pub const ALL: [Outcome; 14] = [
+    pub const ALL: [Outcome; 15] = [
         Outcome::Accepted,
         Outcome::Malformed,
         Outcome::Unauthorized,
+        Outcome::Challenged,
         Outcome::NotFound,
         Outcome::MethodNotAllowed,
         Outcome::Timeout,
@@ -58,6 +61,7 @@ impl Outcome {
             Outcome::Accepted => "accepted",
             Outcome::Malformed => "malformed",
             Outcome::Unauthorized => "unauthorized",
+            Outcome::Challenged => "challenged",
             Outcome::NotFound => "not_found",
             Outcome::MethodNotAllowed => "method_not_allowed",
             Outcome::Timeout => "timeout",
@@ -75,6 +79,51 @@ impl Outcome {
     /// A dense index, for arrays with one place for each outcome.
     pub fn index(self) -> usize {
         self as usize
+    }
+}
+
+/// Why a TLS handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client offers neither TLS 1.2 nor 1.3.
+    NoCommonVersion,
+    /// It offers no cipher suite, key exchange or signature that the port has.
+    NoCommonSuite,
+    /// By ALPN it asks for another protocol than HTTP/1.1.
+    NoCommonProtocol,
+    /// What came is no TLS, such as plain HTTP.
+    NotTls,
+    /// The client broke it off: most often it doesn't trust the certificate.
+    RefusedByClient,
+    /// It took too long.
+    Timeout,
+    /// Anything else; the log says what.
+    Other,
+}
+
+impl HandshakeFailure {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: [HandshakeFailure; 7] = [
+        HandshakeFailure::NoCommonVersion,
+        HandshakeFailure::NoCommonSuite,
+        HandshakeFailure::NoCommonProtocol,
+        HandshakeFailure::NotTls,
+        HandshakeFailure::RefusedByClient,
+        HandshakeFailure::Timeout,
+        HandshakeFailure::Other,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            HandshakeFailure::NoCommonVersion => "no_common_version",
+            HandshakeFailure::NoCommonSuite => "no_common_suite",
+            HandshakeFailure::NoCommonProtocol => "no_common_protocol",
+            HandshakeFailure::NotTls => "not_tls",
+            HandshakeFailure::RefusedByClient => "refused_by_client",
+            HandshakeFailure::Timeout => "timeout",
+            HandshakeFailure::Other => "other",
+        }
     }
 }
 

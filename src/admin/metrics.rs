@@ -18,7 +18,7 @@ use prometheus::{
     process_collector::ProcessCollector,
 };
 
-pub use super::labels::{BlockReason, Outcome, TransactionOutcome};
+pub use super::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome};
 use super::notes::{Blockade, Letters};
 use crate::{
     dead_letter::{Failure, Reason, Scope},
@@ -46,10 +46,13 @@ pub struct Metrics {
     webhooks: [IntCounter; Outcome::ALL.len()],
     parse_failures: IntCounterVec,
     acknowledgement_seconds: Histogram,
+    connections_recycled: IntCounter,
     credential_uses: IntCounterVec,
     credential_last_use: IntGaugeVec,
     credential_reload_failures: IntCounter,
     ready: IntGauge,
+    stream_enabled: IntGaugeVec,
+    unknown_logs: IntGauge,
     sync_seconds: HistogramVec,
     commit_webhooks: HistogramVec,
     delivery_seconds: HistogramVec,
@@ -90,6 +93,10 @@ impl Metrics {
                 "From the end of a request's header to its answer",
                 ACKNOWLEDGEMENT_SECONDS,
             )?,
+            connections_recycled: register.counter(
+                "cmc_bridge_connections_recycled_total",
+                "Connections without an admitted request that were closed to make room for others",
+            )?,
             credential_uses: register.counters(
                 "cmc_bridge_credential_uses_total",
                 "Requests that this credential admitted",
@@ -105,6 +112,15 @@ impl Metrics {
                 "Looks at a file of credentials that found something that can't be used",
             )?,
             ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
+            stream_enabled: register.gauges(
+                "cmc_bridge_stream_enabled",
+                "1 when the stream takes webhooks; 0 when it is disabled, and what its log still holds is delivered",
+                &["stream"],
+            )?,
+            unknown_logs: register.gauge(
+                "cmc_bridge_spool_unknown_logs",
+                "Logs in the spool that hold events of streams that this version doesn't know, and that nobody delivers",
+            )?,
             sync_seconds: register.histograms(
                 "cmc_bridge_spool_sync_seconds",
                 "Making one commit of the spool durable",
@@ -219,6 +235,11 @@ impl Metrics {
         &self.letters
     }
 
+    /// Counts a connection that was closed to make room for another one.
+    pub fn connection_recycled(&self) {
+        self.connections_recycled.inc();
+    }
+
     /// Observes the time from the end of a request's header to its answer.
     pub fn acknowledged(&self, seconds: f64) {
         self.acknowledgement_seconds.observe(seconds);
@@ -240,6 +261,17 @@ impl Metrics {
     /// Whether a webhook can be made durable now.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
+    }
+
+    /// Whether a stream takes webhooks.
+    pub fn set_enabled(&self, stream: Stream, enabled: bool) {
+        let gauge = self.stream_enabled.with_label_values(&[stream.name()]);
+        gauge.set(i64::from(enabled));
+    }
+
+    /// How many logs of unknown streams the spool holds.
+    pub fn set_unknown_logs(&self, count: usize) {
+        self.unknown_logs.set(count as i64);
     }
 
     /// The handles for one stream's log and lane.
@@ -363,13 +395,18 @@ impl StreamMetrics {
 pub struct TlsMetrics {
     expiry: IntGauge,
     reload_failures: IntCounter,
-    handshake_failures: IntCounter,
+    handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
 }
 
 impl TlsMetrics {
     /// Makes and registers them. Fails only when the registry holds one of the names already.
     pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
         let register = Register(registry);
+        let handshake_failures = register.counters(
+            "cmc_bridge_tls_handshake_failures_total",
+            "TLS handshakes that failed or took too long, by the reason",
+            &["reason"],
+        )?;
         Ok(TlsMetrics {
             expiry: register.gauge(
                 "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
@@ -379,10 +416,8 @@ impl TlsMetrics {
                 "cmc_bridge_tls_reload_failures_total",
                 "Looks at the files of certificate and key that found a pair that can't be used",
             )?,
-            handshake_failures: register.counter(
-                "cmc_bridge_tls_handshake_failures_total",
-                "TLS handshakes that failed or took too long",
-            )?,
+            handshake_failures: HandshakeFailure::ALL
+                .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
         })
     }
 
@@ -397,8 +432,8 @@ impl TlsMetrics {
     }
 
     /// Counts a handshake that did not come about.
-    pub fn handshake_failed(&self) {
-        self.handshake_failures.inc();
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        self.handshake_failures[reason as usize].inc();
     }
 }
 

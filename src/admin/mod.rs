@@ -20,4 +20,4 @@ mod notes;
 mod server;
 mod status;
 
-pub use server::{Server, Sources};
+pub use server::{Server, Serving, Sources};

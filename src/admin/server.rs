@@ -1,7 +1,9 @@
-//! The HTTP server of the admin port.
+//! The HTTP server of the admin port. It has a thread and a runtime of its own: whatever webhooks do to the others, a probe
+//! is answered. Nothing in it waits for a disk or for Kafka.
 
 use std::{
-    collections::VecDeque, convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration,
+    collections::VecDeque, convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc, thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,6 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime,
+    sync::oneshot,
     task::{AbortHandle, JoinSet},
     time::sleep,
 };
@@ -44,9 +48,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The admin port, bound and not yet served.
 pub struct Server {
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     address: SocketAddr,
     desk: Arc<Desk>,
+}
+
+/// The admin port while it is served; it is closed when this is dropped.
+pub struct Serving {
+    ended: oneshot::Receiver<Infallible>,
+    _stop: oneshot::Sender<Infallible>,
+}
+
+impl Serving {
+    /// Breaks it, as a panic would.
+    #[cfg(test)]
+    pub fn break_off(&mut self) {
+        self._stop = oneshot::channel().0;
+    }
+
+    /// Returns when the port is served no more: its thread has panicked, or could not be set up.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.ended).await;
+    }
 }
 
 /// What answers are made of.
@@ -55,9 +78,11 @@ pub struct Sources {
     pub registry: Registry,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
-    /// Every enabled stream.
+    /// Every stream that is served.
     pub books: Arc<[StreamBooks]>,
     pub spool_dir: PathBuf,
+    /// Directories in the spool with events of streams that this version doesn't know.
+    pub unknown_logs: Vec<String>,
 }
 
 /// What answers need.
@@ -68,8 +93,12 @@ struct Desk {
 
 impl Server {
     /// Binds the port.
-    pub async fn bind(listen: SocketAddr, sources: Sources) -> io::Result<Server> {
-        let listener = TcpListener::bind(listen).await?;
+    ///
+    /// # Errors
+    /// The address can't be bound.
+    pub fn bind(listen: SocketAddr, sources: Sources) -> io::Result<Server> {
+        let listener = std::net::TcpListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let desk = Arc::new(Desk::new(sources));
         Ok(Server {
@@ -84,35 +113,67 @@ impl Server {
         self.address
     }
 
-    /// Serves until the future is dropped: probes are answered until the process ends.
-    pub async fn run(self) {
-        info!(address = %self.address, "metrics and probes are served");
-        let desk = Arc::clone(&self.desk);
-        tokio::join!(self.accept(), desk.status.watch());
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// There can be no further thread.
+    pub fn start(self) -> io::Result<Serving> {
+        let (_stop, stopped) = oneshot::channel();
+        let (alive, ended) = oneshot::channel();
+        thread::Builder::new().name("admin".to_owned()).spawn(move || {
+            // Dropped with the thread, however it ends.
+            let _alive = alive;
+            if let Err(error) = self.run(stopped) {
+                error!(%error, "the admin port can't be served");
+            }
+        })?;
+        Ok(Serving { ended, _stop })
     }
 
-    async fn accept(self) {
-        let mut connections = JoinSet::new();
-        let mut oldest_first = VecDeque::<AbortHandle>::new();
-        loop {
+    fn run(self, stopped: oneshot::Receiver<Infallible>) -> io::Result<()> {
+        let Server {
+            listener,
+            address,
+            desk,
+        } = self;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let result = runtime.block_on(async {
+            let listener = TcpListener::from_std(listener)?;
+            info!(%address, "metrics and probes are served");
             tokio::select! {
-                Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        oldest_first.retain(|connection| !connection.is_finished());
-                        if oldest_first.len() >= MAX_CONNECTIONS
-                            && let Some(oldest) = oldest_first.pop_front()
-                        {
-                            oldest.abort();
-                        }
-                        oldest_first.push_back(connections.spawn(serve(stream, Arc::clone(&self.desk))));
-                    }
-                    Err(error) => {
-                        warn!(%error, "a connection to the admin port could not be accepted");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                () = accept(listener, &desk) => {}
+                () = desk.status.watch() => {}
+                _ = stopped => {}
             }
+            Ok(())
+        });
+        // A look at a disk that hangs must not hold up the end.
+        runtime.shutdown_background();
+        result
+    }
+}
+
+async fn accept(listener: TcpListener, desk: &Arc<Desk>) {
+    let mut connections = JoinSet::new();
+    let mut oldest_first = VecDeque::<AbortHandle>::new();
+    loop {
+        tokio::select! {
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    oldest_first.retain(|connection| !connection.is_finished());
+                    if oldest_first.len() >= MAX_CONNECTIONS
+                        && let Some(oldest) = oldest_first.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    oldest_first.push_back(connections.spawn(serve(stream, Arc::clone(desk))));
+                }
+                Err(error) => {
+                    warn!(%error, "a connection to the admin port could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
     }
 }
@@ -135,7 +196,8 @@ impl Desk {
     fn new(sources: Sources) -> Desk {
         Desk {
             registry: sources.registry,
-            status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir),
+            status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir)
+                .with_unknown_logs(sources.unknown_logs),
         }
     }
 
@@ -260,6 +322,7 @@ mod tests {
     use crate::{
         accounts::Accounts,
         admin::books::{BooksCollector, StreamBooks},
+        leftover::Service,
         stream::Stream,
     };
 
@@ -270,6 +333,7 @@ mod tests {
         let books = streams.map(|stream| StreamBooks {
             stream,
             topic: "t".into(),
+            service: Service::Enabled,
             accounts: Arc::new(Accounts::default()),
             spool_bytes: Box::new(|| 0),
             spool_limit_bytes: 1,
@@ -284,6 +348,7 @@ mod tests {
             health: Arc::new(Health::new(Vec::new())),
             books,
             spool_dir: "/".into(),
+            unknown_logs: Vec::new(),
         }
     }
 
@@ -301,6 +366,7 @@ mod tests {
             "cmc_bridge_webhooks_total{outcome=\"accepted\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"malformed\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unauthorized\"} 0",
+            "cmc_bridge_webhooks_total{outcome=\"challenged\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"too_large\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"unsupported\"} 0",
             "cmc_bridge_webhooks_total{outcome=\"overloaded\"} 0",
@@ -380,9 +446,9 @@ mod tests {
     #[tokio::test]
     async fn serves_a_socket_whoever_holds_others() {
         let listen = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(listen, sources()).await.unwrap();
+        let server = Server::bind(listen, sources()).unwrap();
         let address = server.local_addr();
-        let server = tokio::spawn(server.run());
+        let server = server.start().unwrap();
         let mut held = VecDeque::new();
         for _ in 0..MAX_CONNECTIONS + 3 {
             held.push_back(TcpStream::connect(address).await.unwrap());
@@ -397,6 +463,25 @@ mod tests {
             assert_eq!(oldest.try_read(&mut [0]).unwrap(), 0, "closed");
         }
         expect_alive(&mut held[0]).await;
-        server.abort();
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn the_port_is_served_while_all_other_threads_are_busy_until_it_is_told_to_end() {
+        let server = Server::bind("127.0.0.1:0".parse().unwrap(), sources()).unwrap();
+        let address = server.local_addr();
+        let mut server = server.start().unwrap();
+        // This thread is the only one of this test's runtime, and it does not give way.
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        io::Write::write_all(&mut client, b"GET /livez HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        io::Read::read_to_string(&mut client, &mut answer).unwrap();
+        assert!(answer.ends_with("alive\n"), "{answer}");
+        server.break_off();
+        timeout(Duration::from_secs(60), server.ended())
+            .await
+            .expect("the end of the thread");
+        assert!(std::net::TcpStream::connect(address).is_err());
     }
 }

@@ -31,7 +31,7 @@ use super::{
     metrics::Metrics,
     notes::{Blocked, Letter},
 };
-use crate::{dead_letter::rfc3339_micros, spool::LogState};
+use crate::{dead_letter::rfc3339_micros, leftover::Service, spool::LogState};
 
 /// What reports are made of.
 pub struct Status {
@@ -39,6 +39,7 @@ pub struct Status {
     pub health: Arc<Health>,
     pub books: Arc<[StreamBooks]>,
     pub spool_dir: PathBuf,
+    unknown_logs: Vec<String>,
     started: Instant,
     history: History,
     disk: Mutex<Option<Disk>>,
@@ -56,6 +57,8 @@ pub struct Report {
     /// Oldest first.
     pub rates: Vec<Rates>,
     pub streams: Vec<StreamReport>,
+    /// Directories in the spool with events of streams that this version doesn't know.
+    pub unknown_logs: Vec<String>,
     pub disk: Option<Disk>,
     /// Newest first.
     pub dead_letters: Vec<LetterReport>,
@@ -123,6 +126,10 @@ pub enum Intake {
     Accepting,
     Full,
     Failed,
+    /// The stream is disabled; what its log still holds is delivered.
+    Disabled,
+    /// The stream is disabled, and its log can't be opened: nobody knows what it holds.
+    Unreadable,
 }
 
 /// Room on the file system of the spool.
@@ -157,10 +164,16 @@ impl Status {
             health,
             books,
             spool_dir,
+            unknown_logs: Vec::new(),
             started: Instant::now(),
             history: History::default(),
             disk: Mutex::new(None),
         }
+    }
+
+    /// Shows that the spool holds events of streams that this version doesn't know, in these directories.
+    pub fn with_unknown_logs(self, unknown_logs: Vec<String>) -> Status {
+        Status { unknown_logs, ..self }
     }
 
     /// Takes samples until the future is dropped. A disk that hangs does not hold up the rates.
@@ -200,7 +213,7 @@ impl Status {
     /// How the bridge is now.
     pub fn report(&self) -> Report {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
-        let (state, summary) = sum_up(self.health.readiness(), &streams);
+        let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
         Report {
             at: Time(jiff::Timestamp::now().as_microsecond()),
             version: env!("CARGO_PKG_VERSION"),
@@ -209,6 +222,7 @@ impl Status {
             summary,
             rates: self.history.rates(Instant::now()),
             streams,
+            unknown_logs: self.unknown_logs.clone(),
             disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
         }
@@ -220,10 +234,12 @@ impl Status {
             stream: of.stream.name(),
             topic: of.topic.clone(),
             lane: lane(self.metrics.blockade(of.stream).get(), books.backlog()),
-            log: match self.health.log_state(of.stream) {
-                Some(LogState::Full) => Intake::Full,
-                Some(LogState::Failed) => Intake::Failed,
-                Some(LogState::Accepting) | None => Intake::Accepting,
+            log: match (of.service, self.health.log_state(of.stream)) {
+                (Service::Leftover, _) => Intake::Disabled,
+                (Service::Unreadable, _) => Intake::Unreadable,
+                (Service::Enabled, Some(LogState::Full)) => Intake::Full,
+                (Service::Enabled, Some(LogState::Failed)) => Intake::Failed,
+                (Service::Enabled, Some(LogState::Accepting) | None) => Intake::Accepting,
             },
             recovered: books.recovered,
             accepted: books.accepted_total(),
@@ -262,16 +278,28 @@ fn letter(letter: &Letter) -> LetterReport {
 }
 
 /// The overall state, and a sentence that says it: the worst first.
-fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
+fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String]) -> (State, String) {
     let names = |wanted: fn(&StreamReport) -> bool| {
         let names: Vec<_> = streams.iter().filter(|s| wanted(s)).map(|s| s.stream).collect();
         names.join(", ")
     };
     let backlog: u64 = streams.iter().map(|s| s.backlog).sum();
-    let waiting = match backlog {
-        0 => "All events are in Kafka.".to_owned(),
-        1 => "1 event is not in Kafka yet.".to_owned(),
-        _ => format!("{} events are not in Kafka yet.", text::grouped(backlog)),
+    let mut hidden = names(|s| s.log == Intake::Unreadable);
+    for name in unknown_logs {
+        hidden += if hidden.is_empty() { "" } else { ", " };
+        hidden += &format!("{name} (unknown to this version)");
+    }
+    let (waiting, but) = match backlog {
+        0 => ("All events are in Kafka".to_owned(), "except for"),
+        1 => ("1 event is not in Kafka yet".to_owned(), "and neither is"),
+        _ => (
+            format!("{} events are not in Kafka yet", text::grouped(backlog)),
+            "and neither is",
+        ),
+    };
+    let waiting = match hidden.is_empty() {
+        true => waiting + ".",
+        false => format!("{waiting}, {but} what the log of {hidden} holds."),
     };
     match readiness {
         Readiness::Draining => (
@@ -291,7 +319,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport]) -> (State, String) {
         Readiness::Ready => {
             let full = names(|s| s.log == Intake::Full);
             let blocked = names(|s| matches!(s.lane, LaneState::Blocked { .. }));
-            let (state, mut summary) = match full.is_empty() && blocked.is_empty() {
+            let (state, mut summary) = match full.is_empty() && blocked.is_empty() && hidden.is_empty() {
                 true => (State::Ready, "Webhooks are taken. ".to_owned()),
                 false if full.is_empty() => (State::Impaired, "Webhooks are taken. ".to_owned()),
                 false => (

@@ -52,7 +52,11 @@ pub async fn drain(
     let lock = SpoolLock::acquire(&config.spool.dir)?;
     let metrics = Metrics::new(&Registry::new(), &streams, []).map_err(internal)?;
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let mut running = open_logs(config, &streams, &metrics, &failed)?
+    let opened = open_logs(config, &streams, &metrics, &failed)
+        .into_iter()
+        .map(|(_, opened)| opened)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut running = opened
         .into_iter()
         .map(|opened| start_lane(config, opened, &metrics, &failed))
         .collect::<Result<Vec<_>, _>>()?;

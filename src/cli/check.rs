@@ -14,10 +14,14 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
-    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, human_size, shown_path},
+    config::{
+        Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
+        shown_path,
+    },
     exit::Exit,
     ingest::{Pair, now_seconds},
     lane::probe::make_clients,
+    leftover::Leftovers,
     stream::Stream,
 };
 
@@ -40,11 +44,11 @@ pub struct CheckArgs {
 /// 78 when `serve` would refuse the configuration, 69 when with `--live` something else stands in its way.
 pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
     let loaded = args.config.load()?;
-    run(&loaded, out)?;
+    let streams = run(&loaded, out)?;
     let kafka = &loaded.config.kafka;
     if args.live {
         writeln!(out)?;
-        live::run(&loaded.config, out)?;
+        live::run(&loaded.config, &streams, out)?;
     } else if let Err(error) = make_clients(kafka, Stream::Deliveries) {
         let kept = "serve would take webhooks and deliver nothing";
         writeln!(out, "warning: kafka.properties: {error}; until then {kept}")?;
@@ -52,29 +56,49 @@ pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
     Ok(out.flush()?)
 }
 
-/// Prints the summary and the warnings.
+/// Prints the summary and the warnings. Gives the streams that `serve` would deliver: the enabled ones, and others
+/// whose logs hold something.
 ///
 /// # Errors
 /// `serve` would refuse the configuration.
-pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<(), Exit> {
+pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<Vec<Stream>, Exit> {
     let config = &loaded.config;
     let directory = Directory::look(&config.spool.dir);
+    let is_enabled = |stream| config.stream(stream).enabled;
+    let leftovers = Leftovers::look_from_outside(&config.spool.dir, is_enabled);
+    let (leftovers, unlisted) = match leftovers {
+        Ok(leftovers) => (leftovers, None),
+        Err(error) => (Leftovers::default(), Some(error)),
+    };
     let pair = config.ingest.tls.as_ref().map(Pair::load).transpose();
     let usable = pair.as_ref().ok().and_then(Option::as_ref);
-    summary(config, &directory, usable, out)?;
-    for warning in warnings(config, &directory, usable) {
+    summary(config, &directory, usable, &leftovers, out)?;
+    let mut all = warnings(config, &directory, usable);
+    all.extend(left_behind(config, &leftovers));
+    all.extend(doubtful_zones(loaded));
+    // One that can't be used at all has its warning.
+    if let (Some(error), Directory::Ready { .. }) = (unlisted, &directory) {
+        all.push(format!(
+            "spool.dir: whether events wait in it can't be told: {error}"
+        ));
+    }
+    for warning in all {
         writeln!(out, "warning: {warning}")?;
     }
     loaded.require_credentials()?;
     pair?;
     writeln!(out, "the configuration is valid")?;
-    Ok(out.flush()?)
+    out.flush()?;
+    let mut streams = Stream::ALL.to_vec();
+    streams.retain(|stream| is_enabled(*stream) || leftovers.has(*stream));
+    Ok(streams)
 }
 
 fn summary(
     config: &Config,
     directory: &Directory,
     pair: Option<&Pair>,
+    leftovers: &Leftovers,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
     let (ingest, spool, kafka) = (&config.ingest, &config.spool, &config.kafka);
@@ -120,6 +144,11 @@ fn summary(
         let settings = config.stream(stream);
         match settings.enabled {
             true => writeln!(out, "stream        {stream} -> topic {}", settings.topic)?,
+            false if leftovers.has(stream) => writeln!(
+                out,
+                "stream        {stream} is disabled; what its log holds -> topic {}",
+                settings.topic
+            )?,
             false => writeln!(out, "stream        {stream} is disabled")?,
         }
     }
@@ -160,6 +189,42 @@ fn enabled(config: &Config) -> impl Iterator<Item = Stream> + '_ {
     Stream::ALL
         .into_iter()
         .filter(|stream| config.stream(*stream).enabled)
+}
+
+/// Warnings of names that came from variables, which have neither lower case nor hyphens.
+fn doubtful_zones(loaded: &Loaded) -> impl Iterator<Item = String> + '_ {
+    let variable = "CMC_BRIDGE__INGEST__TIME_ZONES";
+    loaded.settings.iter().filter_map(move |setting| {
+        let Origin::Environment(origin) = &setting.origin else {
+            return None;
+        };
+        let name = origin.strip_prefix(variable)?.strip_prefix("__")?;
+        name.contains('_').then(|| {
+            format!(
+                "{}: a variable can't have a hyphen: if the webhooks' server_composition has one, set {variable}=name=zone",
+                setting.key
+            )
+        })
+    })
+}
+
+/// Warnings of events that wait where no webhook goes.
+fn left_behind(config: &Config, leftovers: &Leftovers) -> Vec<String> {
+    let of_disabled = leftovers.disabled.iter().map(|(stream, left)| {
+        format!(
+            "streams.{stream}.enabled: it is false, but the stream's log holds {left}: serve delivers what it can read of \
+             that to topic {}, and takes no webhooks for the stream",
+            config.stream(*stream).topic
+        )
+    });
+    let of_unknown = leftovers.unknown.iter().map(|(name, left)| {
+        format!(
+            "spool.dir: {} is the log of a stream that this version doesn't know, and holds {left}: only the version that \
+             wrote it can deliver that",
+            config.spool.dir.join(name).display()
+        )
+    });
+    of_disabled.chain(of_unknown).collect()
 }
 
 fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<String> {
@@ -214,6 +279,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .to_owned(),
         );
     }
+    warnings.extend(pem_faults(&kafka.properties));
     let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for stream in enabled(config) {
         by_topic
@@ -243,7 +309,7 @@ mod tests {
             .map(|(key, value)| (format!("CMC_BRIDGE__{key}"), (*value).to_owned()));
         let loaded = load(&[], variables).unwrap();
         let mut out = Vec::new();
-        let result = run(&loaded, &mut out);
+        let result = run(&loaded, &mut out).map(|_| ());
         (String::from_utf8(out).unwrap(), result)
     }
 
@@ -280,7 +346,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let marked = dir.path().join("ca.pem");
+        std::fs::write(&marked, "\u{FEFF}-----BEGIN").unwrap();
+        let cases: [(&[(&str, &str)], &str); 8] = [
+            (
+                &[("INGEST__TIME_ZONES__TRANSACTIONAL_EMAIL", "UTC")],
+                "ingest.time_zones.transactional_email: a variable can't have a hyphen",
+            ),
+            (
+                &[("KAFKA__PROPERTIES__SSL_CA_LOCATION", marked.to_str().unwrap())],
+                "ca.pem: it begins with a byte order mark",
+            ),
             (&[], "ingest.auth.allow_anonymous: anybody"),
             (&[("SPOOL__DURABILITY", "page-cache")], "power cut"),
             (&[("SPOOL__DIR", file.to_str().unwrap())], "is not a directory"),
@@ -309,6 +385,28 @@ mod tests {
                 .lines()
                 .any(|line| line.starts_with("warning: ") && line.contains(warning));
             assert!(found, "no {warning:?} in\n{out}");
+        }
+    }
+
+    #[test]
+    fn warns_of_events_that_wait_where_no_webhook_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        for log in ["blocks", "openings"] {
+            std::fs::create_dir(dir.path().join(log)).unwrap();
+            std::fs::write(dir.path().join(log).join("manifest"), "?").unwrap();
+        }
+        let variables = [
+            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("SPOOL__DIR", dir.path().to_str().unwrap()),
+        ];
+        let (out, result) = check(&variables);
+        result.unwrap();
+        for part in [
+            "blocks is disabled; what its log holds -> topic cmc.blocks\n",
+            "warning: streams.blocks.enabled: it is false, but the stream's log holds an unknown number of events (",
+            "openings is the log of a stream that this version doesn't know, and holds an unknown number",
+        ] {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
         }
     }
 

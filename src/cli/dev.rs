@@ -16,13 +16,17 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use clap::Args;
+use hyper::header::HeaderValue;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     mocking::MockCluster,
 };
+use secrecy::ExposeSecret;
+use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
 use super::{
@@ -34,7 +38,7 @@ use super::{
 };
 use crate::{
     bridge::Bridge,
-    config::{Auth, Config},
+    config::{Auth, Config, CredentialKind},
     exit::Exit,
     logging,
     stream::Stream,
@@ -49,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct DevArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Where to receive webhooks; anonymous ones only on a loopback address
+    /// Where to receive webhooks; anonymous ones only on a loopback address, whatever ingest.auth.allow_anonymous says
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// Where to serve metrics and probes
@@ -70,6 +74,7 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     for topic in topics(&config) {
         mock.create_topic(topic, PARTITIONS, 1).map_err(unavailable)?;
     }
+    let presented = Presented::of(&config.ingest.auth)?;
     let printer = Printer::start(&config)?;
     let runtime = Runtime::new()?;
     let result = runtime.block_on(async {
@@ -78,9 +83,19 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
         let brokers = config.kafka.bootstrap_servers.clone();
         let bridge = Bridge::start(config).await?;
         let url = format!("http://{}{path}", bridge.ingest_address());
-        greet(&url, bridge.admin_address(), &brokers, spool.path())?;
+        greet(
+            &url,
+            bridge.admin_address(),
+            &brokers,
+            spool.path(),
+            &presented.curl(),
+        )?;
         if args.sample {
-            tokio::spawn(post_samples(bridge.ingest_address(), path));
+            let poster = Poster::new(
+                Target::new(bridge.ingest_address(), &path),
+                presented.authorization.clone(),
+            );
+            tokio::spawn(post_samples(poster, presented.api_key.clone()));
         }
         bridge.run(stop).await
     });
@@ -103,12 +118,15 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
     config.streams[Stream::Blocks.index()].enabled = true;
     config.shutdown.lame_duck = Duration::ZERO;
     config.shutdown.grace = Duration::from_secs(5);
-    if let Auth::Credentials(credentials) = &config.ingest.auth
-        && credentials.is_empty()
-    {
+    let anybody = match &config.ingest.auth {
+        Auth::Anonymous => true,
+        Auth::Credentials(credentials) => credentials.is_empty(),
+    };
+    if anybody {
         if !args.listen.ip().is_loopback() {
             return Err(Exit::Usage(format!(
-                "--listen {} is no loopback address: set a credential first, such as CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
+                "--listen {} is no loopback address, and anybody could post there: set a credential (and no \
+                 ingest.auth.allow_anonymous), such as CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
                 args.listen
             )));
         }
@@ -132,7 +150,7 @@ fn topics(config: &Config) -> Vec<&str> {
     topics
 }
 
-fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path) -> io::Result<()> {
+fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, curl: &str) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
     writeln!(
@@ -142,11 +160,7 @@ fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path) -
     writeln!(out, "Kafka (embedded)               {brokers}")?;
     writeln!(out, "spool (temporary)              {}", spool.display())?;
     writeln!(out, "\nTry it from another terminal:\n")?;
-    writeln!(
-        out,
-        "curl -i {url} -H 'Content-Type: application/json' -d '{}'",
-        samples::CURL
-    )?;
+    writeln!(out, "curl -i {url} -H 'Content-Type: application/json' {curl}")?;
     writeln!(
         out,
         "\nEvents appear here as they reach their topics. Ctrl-C ends it.\n"
@@ -154,10 +168,73 @@ fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path) -
     out.flush()
 }
 
-async fn post_samples(address: SocketAddr, path: String) {
-    let mut poster = Poster::new(Target::new(address, &path), None);
-    for sample in samples::ALL {
-        let body = Bytes::from_static(sample.body.as_bytes());
+/// A configured credential, one for a header if there is one, as samples and the printed command present it.
+struct Presented {
+    authorization: Option<HeaderValue>,
+    api_key: Option<String>,
+    /// What curl reads: the header, or the body with its key. So no secret is printed; gone at the end.
+    file: Option<NamedTempFile>,
+}
+
+impl Presented {
+    fn of(auth: &Auth) -> Result<Presented, Exit> {
+        let mut presented = Presented {
+            authorization: None,
+            api_key: None,
+            file: None,
+        };
+        let first = match auth {
+            Auth::Credentials(all) => all
+                .iter()
+                .find(|one| one.kind != CredentialKind::ApiKey)
+                .or(all.first()),
+            Auth::Anonymous => None,
+        };
+        let Some(first) = first else {
+            return Ok(presented);
+        };
+        let secret = first.secret.expose_secret();
+        let text = match first.kind {
+            CredentialKind::Bearer => format!("Bearer {secret}"),
+            CredentialKind::Basic => format!("Basic {}", STANDARD.encode(secret)),
+            CredentialKind::ApiKey => {
+                presented.api_key = Some(secret.to_owned());
+                samples::with_api_key(samples::CURL, samples::JSON, secret)
+            }
+        };
+        let mut file = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempfile()?;
+        if first.kind == CredentialKind::ApiKey {
+            file.write_all(text.as_bytes())?;
+        } else {
+            writeln!(file, "Authorization: {text}")?;
+            let mut value = HeaderValue::from_str(&text)
+                .map_err(|_| Exit::Usage(format!("{} can't stand in a header", first.name)))?;
+            value.set_sensitive(true);
+            presented.authorization = Some(value);
+        }
+        presented.file = Some(file);
+        Ok(presented)
+    }
+
+    /// The rest of a command line of curl: credential and body.
+    fn curl(&self) -> String {
+        let body = samples::CURL;
+        match &self.file {
+            None => format!("-d '{body}'"),
+            Some(file) if self.api_key.is_some() => format!("--data-binary '@{}'", file.path().display()),
+            Some(file) => format!("-H '@{}' -d '{body}'", file.path().display()),
+        }
+    }
+}
+
+async fn post_samples(mut poster: Poster, api_key: Option<String>) {
+    // Nobody finds a key in a body that breaks off.
+    let keyed = |sample: &&samples::Sample| api_key.is_none() || !sample.breaks_off;
+    for sample in samples::ALL.iter().filter(keyed) {
+        let body = match &api_key {
+            None => Bytes::from_static(sample.body.as_bytes()),
+            Some(key) => samples::with_api_key(sample.body, sample.content_type, key).into(),
+        };
         let answer = poster.post(sample.content_type, body, PATIENCE).await;
         // A line of its own, whatever the printer's thread is at.
         let line = match answer {
@@ -219,4 +296,70 @@ impl Printer {
 
 fn unavailable(error: rdkafka::error::KafkaError) -> Exit {
     Exit::Unavailable(format!("the embedded broker failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn adapted(listen: &str, variables: &[(&str, &str)]) -> Result<Config, Exit> {
+        let variables = variables
+            .iter()
+            .map(|(key, value)| (format!("CMC_BRIDGE__INGEST__AUTH__{key}"), (*value).to_owned()));
+        let mut config = load(&[], variables).unwrap().config;
+        let args = DevArgs {
+            config: ConfigArgs::default(),
+            listen: listen.parse().unwrap(),
+            admin_listen: "127.0.0.1:0".parse().unwrap(),
+            sample: false,
+        };
+        adapt(&mut config, &args, std::path::Path::new("/tmp"), String::new())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn anybody_may_post_on_a_loopback_address_only() {
+        let anybody: [&[(&str, &str)]; 2] = [&[], &[("ALLOW_ANONYMOUS", "true")]];
+        for variables in anybody {
+            for listen in ["127.0.0.1:0", "[::1]:0"] {
+                let config = adapted(listen, variables).unwrap();
+                assert!(matches!(config.ingest.auth, Auth::Anonymous));
+            }
+            for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+                let exit = adapted(listen, variables).unwrap_err();
+                assert!(
+                    exit.code() == 64 && exit.to_string().contains("no loopback"),
+                    "{exit}"
+                );
+            }
+        }
+        adapted("0.0.0.0:0", &[("BEARER_TOKENS", "t")]).unwrap();
+    }
+
+    #[test]
+    fn a_credential_is_presented_and_not_printed() {
+        for (variables, header, in_body) in [
+            (&[("BEARER_TOKENS", "s3cr3t")][..], Some("Bearer s3cr3t"), false),
+            (
+                &[("API_KEYS", "k"), ("BASIC", "cmc:s3cr3t")],
+                Some("Basic Y21jOnMzY3IzdA=="),
+                false,
+            ),
+            (&[("API_KEYS", "s3cr3t")], None, true),
+            (&[], None, false),
+        ] {
+            let config = adapted("127.0.0.1:0", variables).unwrap();
+            let presented = Presented::of(&config.ingest.auth).unwrap();
+            let found = presented
+                .authorization
+                .as_ref()
+                .map(|value| value.to_str().unwrap());
+            assert_eq!(found, header);
+            assert_eq!(presented.api_key.is_some(), in_body);
+            let curl = presented.curl();
+            assert!(!curl.contains("s3cr3t"), "{curl}");
+            assert_eq!(curl.contains("'@"), !variables.is_empty(), "{curl}");
+        }
+    }
 }

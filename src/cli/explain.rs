@@ -220,13 +220,9 @@ impl Printer<'_> {
                 place: None,
             });
         };
-        let detail = match &*malformed.detail {
-            "" => Cow::Borrowed("the content type is neither JSON in UTF-8 nor a form"),
-            _ => malformed.detail.clone(),
-        };
         Some(Problem {
             reason: Some(malformed.reason),
-            detail,
+            detail: malformed.detail.clone(),
             advice: advice(malformed.reason),
             place: malformed
                 .offset

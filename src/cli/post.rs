@@ -24,6 +24,8 @@ use tokio_rustls::{
     },
 };
 
+use crate::config::text_fault;
+
 /// The path that is meant when a URL has none: the bridge's default.
 const PATH: &str = "/webhooks/events";
 
@@ -231,9 +233,12 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
         .or_else(found)
         .ok_or("this system keeps no authorities in a known place: give --ca-file")?;
     let refused = |error: String| format!("{}: {error}; it should hold certificates as PEM", file.display());
-    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| refused(error.to_string()))?;
+    let bytes = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
+    if let Some(fault) = text_fault(&bytes) {
+        return Err(refused(fault.to_owned()));
+    }
     let mut roots = RootCertStore::empty();
-    for certificate in certificates {
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
         let certificate = certificate.map_err(|error| refused(error.to_string()))?;
         // Old authorities that rustls can't read are no loss.
         let _ = roots.add(certificate);

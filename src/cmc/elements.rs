@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::{
     MAX_DEPTH, MAX_MEMBERS, Malformed,
+    envelope::LONGEST_NAME,
     json::{Cursor, Kind, Quoted, Span},
 };
 use crate::dead_letter::Reason;
@@ -121,6 +122,7 @@ impl Element {
     /// Reads the object at the cursor; its depth.
     fn read_members(&mut self, cursor: &mut Cursor<'_>, text: &str) -> usize {
         let mut depth = 1;
+        let mut scratch = String::new();
         cursor.enter();
         while let Some(name) = cursor.member() {
             let value = cursor.value();
@@ -129,7 +131,7 @@ impl Element {
                 Kind::String(quoted) => Some(quoted),
                 _ => None,
             };
-            match name.decode(text).as_deref() {
+            match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {
                 Some("messageId") => self.message_id = string,
                 Some("created") => self.created = string,
                 Some("status") => self.status = string,

@@ -88,6 +88,8 @@ pub(super) struct Fields<'a> {
     server_composition: Text<'a>,
     api_key: Text<'a>,
     event: Option<Result<Event, Malformed>>,
+    /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
+    wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
     /// The first thing that is wrong whatever else is found.
     malformed: Option<Malformed>,
@@ -97,6 +99,20 @@ impl<'a> Fields<'a> {
     /// Notes what is wrong; the first counts.
     pub fn note(&mut self, malformed: Malformed) {
         self.malformed.get_or_insert(malformed);
+    }
+
+    /// Whether something is wrong whatever else is found: then only the texts still count.
+    pub fn is_malformed(&self) -> bool {
+        self.malformed.is_some()
+    }
+
+    pub fn has_event(&self) -> bool {
+        self.event.is_some()
+    }
+
+    pub fn note_second_event(&mut self, offset: Option<usize>) {
+        let detail = "event is there more than once";
+        self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
     fn note_duplicate(&mut self, offset: Option<usize>, detail: &'static str) {
@@ -127,17 +143,22 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn set_event(&mut self, event: Result<Event, Malformed>, offset: Option<usize>) {
-        match self.event {
-            None => self.event = Some(event),
-            Some(_) => self.note_duplicate(offset, "event is there more than once"),
+    /// There is none yet.
+    pub fn set_event(&mut self, event: Result<Event, Malformed>) {
+        self.event = Some(event.map_err(Malformed::in_event));
+    }
+
+    /// Notes what is wrong with a member `event`.
+    pub fn note_of_event(&mut self, malformed: Malformed) {
+        if self.malformed.is_none() {
+            self.wrong_event.get_or_insert(malformed);
         }
     }
 
     pub fn add_unexpected(&mut self, name: Option<Cow<'a, str>>, value: Cow<'a, str>, offset: Option<usize>) {
         if self.unexpected.len() < MAX_MEMBERS {
             self.unexpected.push(Unexpected { name, value });
-        } else {
+        } else if !self.is_malformed() {
             self.note(Malformed::new(
                 Reason::TooManyMembers,
                 offset,
@@ -165,14 +186,23 @@ impl<'a> Fields<'a> {
 
     fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
         let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
+        let stream = match &self.event_type {
+            Text::Found(event_type) => Some(rules.stream(event_type)),
+            Text::Missing | Text::Unusable(_) => None,
+        };
+        if stream != Some(None)
+            && let Some(malformed) = self.wrong_event.take()
+        {
+            return Err(malformed);
+        }
         if let Some(malformed) = self.malformed.take() {
             return Err(malformed);
         }
-        let event_type = match &self.event_type {
-            Text::Found(event_type) => event_type,
+        match &self.event_type {
+            Text::Found(_) => {}
             Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
             Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
-        };
+        }
         match &self.server_composition {
             Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
             Text::Found(_) => {
@@ -197,12 +227,12 @@ impl<'a> Fields<'a> {
                 );
             }
         }
+        let Some(stream) = stream.flatten() else {
+            return Ok((None, Event::default()));
+        };
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
-            Some(event) => event.map_err(Malformed::in_event)?,
-        };
-        let Some(stream) = rules.stream(event_type) else {
-            return Ok((None, event));
+            Some(event) => event?,
         };
         if let Some(malformed) = event.malformed.take() {
             return Err(malformed.in_event());
@@ -238,6 +268,9 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Bytes of the longest name that means something in an envelope or an element.
+pub(super) const LONGEST_NAME: usize = "server_composition".len();
+
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let text = match json::validate(body) {
@@ -255,23 +288,24 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     }
     cursor.enter();
     let mut fields = Fields::default();
+    let mut scratch = String::new();
     while let Some(name) = cursor.member() {
         let at = cursor.at;
-        let name = name.decode(text);
-        match name.as_deref() {
+        match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {
             Some("event_type") => fields.set_event_type(read_text(&mut cursor, text), Some(at)),
             Some("server_composition") => {
                 fields.set_server_composition(read_text(&mut cursor, text), Some(at))
             }
             Some("api_key") => fields.set_api_key(read_text(&mut cursor, text), Some(at)),
-            Some("event") => {
-                let event = read_event(&mut cursor, text, rules.max_events);
-                fields.set_event(event, Some(at));
+            Some("event") if fields.has_event() => {
+                cursor.value();
+                fields.note_second_event(Some(at));
             }
+            Some("event") => fields.set_event(read_event(&mut cursor, text, rules.max_events)),
             _ => {
                 let value = cursor.value();
-                if value.depth > 0 {
-                    fields.add_unexpected(name, Cow::Borrowed(&text[value.span]), Some(at));
+                if value.depth > 0 && !fields.is_malformed() {
+                    fields.add_unexpected(name.decode(text), Cow::Borrowed(&text[value.span]), Some(at));
                 }
             }
         }

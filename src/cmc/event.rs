@@ -12,7 +12,6 @@ use super::{
     elements::Element,
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
-    json::{Quoted, unescape},
     mask::{is_key, mask, mask_form, mask_text, mask_whole},
     time::Clock,
 };
@@ -217,7 +216,7 @@ impl Writer<'_> {
         let status = element
             .status
             .as_ref()
-            .and_then(|status| decode_short(status, self.text, &mut self.scratch));
+            .and_then(|status| status.decode_up_to(MAX_KEY, self.text, &mut self.scratch));
         let mut tally = self.tally;
         tally.count(self.stream, status);
 
@@ -230,12 +229,12 @@ impl Writer<'_> {
         let time = element
             .created
             .as_ref()
-            .and_then(|created| decode_short(created, self.text, &mut self.scratch))
+            .and_then(|created| created.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .and_then(|created| self.clock.time(created));
         let key = element
             .message_id
             .as_ref()
-            .and_then(|id| decode_short(id, self.text, &mut self.scratch))
+            .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
         let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
@@ -294,24 +293,6 @@ impl Limit<'_> {
 
 fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
-}
-
-/// The decoded text when it has at most [`MAX_KEY`] bytes.
-fn decode_short<'t>(quoted: &Quoted, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
-    /// An escape of six bytes makes one byte at least.
-    const MOST_ESCAPED: usize = MAX_KEY * 6;
-    let raw = &text[quoted.span.clone()];
-    let decoded = if quoted.escaped {
-        if raw.len() > MOST_ESCAPED {
-            return None;
-        }
-        scratch.clear();
-        unescape(raw, scratch)?;
-        scratch.as_str()
-    } else {
-        raw
-    };
-    (decoded.len() <= MAX_KEY).then_some(decoded)
 }
 
 /// The name of a member of a webhook, for its dead letters.

@@ -3,6 +3,9 @@
 //! Fields are joined by `&`, a name and its value by `=`; `+` is a space, `%XX` a byte, and the bytes must make UTF-8.
 //! Decoding is strict, for a guess would change an event: a `%` without two hexadecimal digits or a field that is no UTF-8
 //! makes the form malformed. `event` is the JSON text of the object that a JSON body has in that place.
+//!
+//! A form may have millions of fields, from a sender whom nobody knows yet. So a field of no meaning costs no allocation,
+//! and once the form is malformed, only what may be the `api_key` or names a dead letter is decoded.
 
 use std::{borrow::Cow, str};
 
@@ -20,6 +23,7 @@ use crate::dead_letter::Reason;
 pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     let mut text = None;
+    let (mut name_scratch, mut value_scratch) = (Vec::new(), Vec::new());
     let mut next = 0;
     for end in memchr_iter(b'&', body).chain([body.len()]) {
         let start = next;
@@ -33,40 +37,52 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             None => (field, &[][..]),
         };
         let value_at = start + field.len() - value.len();
-        let name = match decode_text(name, start) {
+        let found = match read_text(name, start, &mut name_scratch) {
             Ok(name) => name,
             Err(malformed) => {
                 fields.note(malformed);
                 continue;
             }
         };
-        if name == "event" {
-            match decode(value) {
-                Err(at) => fields.note(broken_percent(value_at + at)),
+        let at = Some(value_at);
+        match found {
+            "event" if fields.is_malformed() => {}
+            "event" if fields.has_event() => match read(value, &mut value_scratch) {
+                Ok(_) => fields.note_second_event(at),
+                Err(broken) => fields.note_of_event(broken_percent(value_at + broken)),
+            },
+            "event" => match decode(value) {
                 Ok(value) => {
-                    let event = open_event(&value, rules);
-                    fields.set_event(event, Some(value_at));
-                    text.get_or_insert(value);
+                    fields.set_event(open_event(&value, rules));
+                    text = Some(value);
+                }
+                Err(broken) => fields.note_of_event(broken_percent(value_at + broken)),
+            },
+            "event_type" | "server_composition" | "api_key" => {
+                let (value, malformed) = match decode_text(value, value_at) {
+                    Ok(value) => (Text::Found(value), None),
+                    Err(malformed) => (Text::Unusable(at), Some(malformed)),
+                };
+                match (found, &value) {
+                    ("api_key", _) => fields.set_api_key(value, at),
+                    (_, Text::Unusable(_)) => {}
+                    ("event_type", _) => fields.set_event_type(value, at),
+                    _ => fields.set_server_composition(value, at),
+                }
+                if let Some(malformed) = malformed {
+                    fields.note(malformed);
                 }
             }
-            continue;
-        }
-        let value_text = match decode_text(value, value_at) {
-            Ok(value) => value,
-            Err(malformed) => {
-                if name == "api_key" {
-                    fields.set_api_key(Text::Unusable(Some(value_at)), Some(value_at));
+            _ if fields.is_malformed() => {}
+            _ => match read_text(value, value_at, &mut value_scratch) {
+                Ok(text) if is_container(text) => {
+                    let name = decode_text(name, start).ok();
+                    let value = decode_text(value, value_at).unwrap_or_default();
+                    fields.add_unexpected(name, value, at);
                 }
-                fields.note(malformed);
-                continue;
-            }
-        };
-        match &*name {
-            "event_type" => fields.set_event_type(Text::Found(value_text), Some(value_at)),
-            "server_composition" => fields.set_server_composition(Text::Found(value_text), Some(value_at)),
-            "api_key" => fields.set_api_key(Text::Found(value_text), Some(value_at)),
-            _ if is_container(&value_text) => fields.add_unexpected(Some(name), value_text, Some(value_at)),
-            _ => {}
+                Ok(_) => {}
+                Err(malformed) => fields.note(malformed),
+            },
         }
     }
     Opened {
@@ -91,18 +107,27 @@ fn open_event(value: &[u8], rules: &Rules) -> Result<Event, Malformed> {
     read_event(&mut cursor, text, rules.max_events)
 }
 
-/// Whether the text is a JSON list or object.
+/// Whether the text is a JSON list or object. What can't be one is told from its ends.
 fn is_container(text: &str) -> bool {
-    matches!(text.trim_start().as_bytes().first(), Some(b'{' | b'['))
-        && json::validate(text.as_bytes()).is_ok()
+    let json = text.trim_matches([' ', '\t', '\n', '\r']).as_bytes();
+    matches!(json, [b'{', .., b'}'] | [b'[', .., b']']) && json::is_valid(text)
 }
 
 fn decode_text(raw: &[u8], at: usize) -> Result<Cow<'_, str>, Malformed> {
-    let not_utf8 = || Malformed::new(Reason::InvalidForm, Some(at), "a form field is not UTF-8");
     match decode(raw).map_err(|offset| broken_percent(at + offset))? {
-        Cow::Borrowed(bytes) => str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| not_utf8()),
-        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| not_utf8()),
+        Cow::Borrowed(bytes) => str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| not_utf8(at)),
+        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| not_utf8(at)),
     }
+}
+
+/// [`decode_text`] without an allocation of its own.
+fn read_text<'r>(raw: &'r [u8], at: usize, scratch: &'r mut Vec<u8>) -> Result<&'r str, Malformed> {
+    let bytes = read(raw, scratch).map_err(|offset| broken_percent(at + offset))?;
+    str::from_utf8(bytes).map_err(|_| not_utf8(at))
+}
+
+fn not_utf8(at: usize) -> Malformed {
+    Malformed::new(Reason::InvalidForm, Some(at), "a form field is not UTF-8")
 }
 
 fn broken_percent(offset: usize) -> Malformed {
@@ -110,13 +135,33 @@ fn broken_percent(offset: usize) -> Malformed {
     Malformed::new(Reason::InvalidForm, Some(offset), detail)
 }
 
-/// Decodes a name or a value, or says where it is broken. The sender encodes every quote and comma, so runs of plain bytes
-/// are short: a word is copied whatever of it counts, and only a long run is searched and copied as one.
+/// Decodes a name or a value, or says where it is broken.
 fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
     let Some(first) = memchr2(b'%', b'+', raw) else {
         return Ok(Cow::Borrowed(raw));
     };
     let mut out = vec![0; raw.len()];
+    let length = decode_from(raw, first, &mut out)?;
+    out.truncate(length);
+    Ok(Cow::Owned(out))
+}
+
+/// [`decode`] into a vector that is used again and again.
+fn read<'r>(raw: &'r [u8], scratch: &'r mut Vec<u8>) -> Result<&'r [u8], usize> {
+    let Some(first) = memchr2(b'%', b'+', raw) else {
+        return Ok(raw);
+    };
+    if scratch.len() < raw.len() {
+        scratch.resize(raw.len(), 0);
+    }
+    let length = decode_from(raw, first, scratch)?;
+    Ok(&scratch[..length])
+}
+
+/// Decodes into `out`, which is as long as `raw` at least; up to `first` all is plain. How long it became, or where `raw` is
+/// broken. The sender encodes every quote and comma, so runs of plain bytes are short: a word is copied whatever of it
+/// counts, and only a long run is searched and copied as one.
+fn decode_from(raw: &[u8], first: usize, out: &mut [u8]) -> Result<usize, usize> {
     out[..first].copy_from_slice(&raw[..first]);
     let mut length = first;
     let mut rest = &raw[first..];
@@ -154,8 +199,7 @@ fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
             }
         };
     }
-    out.truncate(length);
-    Ok(Cow::Owned(out))
+    Ok(length)
 }
 
 /// What [`HEX`] has for a byte that is no hexadecimal digit; every bit is set, so that it survives an `or`.

@@ -9,7 +9,7 @@ use std::{borrow::Cow, ops::Range};
 
 use serde::de::IgnoredAny;
 
-use super::Malformed;
+use super::{BOM, Malformed};
 use crate::dead_letter::Reason;
 
 /// A part of a text, in bytes.
@@ -17,6 +17,15 @@ pub(super) type Span = Range<usize>;
 
 /// The text of `bytes` when it is one valid JSON value in UTF-8.
 pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
+    // In UTF-16 or UTF-32 what every JSON text begins with has zeros beside it, and UTF-8 has them nowhere.
+    if let [0, ..] | [_, 0, ..] | [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] = bytes {
+        let detail = "the JSON text is UTF-16 or UTF-32, and must be UTF-8";
+        return Err(Malformed::new(Reason::InvalidUtf8, Some(0), detail));
+    }
+    if bytes.starts_with(BOM) {
+        let detail = "the JSON text begins with a byte order mark, and must begin without";
+        return Err(Malformed::new(Reason::InvalidJson, Some(0), detail));
+    }
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let offset = error.valid_up_to();
         Malformed::new(Reason::InvalidUtf8, Some(offset), "the JSON text is not UTF-8")
@@ -29,6 +38,11 @@ pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
             error.to_string(),
         )),
     }
+}
+
+/// Whether the text is one valid JSON value.
+pub(super) fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 /// serde_json tells line and column (in bytes); this is the byte that it means.
@@ -63,6 +77,24 @@ impl Quoted {
         let mut out = String::with_capacity(raw.len());
         unescape(raw, &mut out)?;
         Some(Cow::Owned(out))
+    }
+
+    /// The decoded text when it has at most `most` bytes, without an allocation of its own.
+    pub fn decode_up_to<'t>(&self, most: usize, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
+        /// Bytes of the longest escape of one byte.
+        const ESCAPE: usize = 6;
+        let raw = &text[self.span.clone()];
+        let decoded = if self.escaped {
+            if raw.len() > most * ESCAPE {
+                return None;
+            }
+            scratch.clear();
+            unescape(raw, scratch)?;
+            scratch.as_str()
+        } else {
+            raw
+        };
+        (decoded.len() <= most).then_some(decoded)
     }
 }
 

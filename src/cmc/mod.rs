@@ -18,7 +18,8 @@
 //!   repeated, and when it passes a limit: `ingest.max_events` elements (of all lists together), [`MAX_DEPTH`] levels in
 //!   an element, [`MAX_MEMBERS`] members of `event` or lists and objects beside it, [`MAX_COMPOSITION`] bytes of
 //!   `server_composition`.
-//! - A body of no enabled stream is a dead letter as a whole and not malformed; what its `event` holds is not judged.
+//! - A body of no enabled stream is a dead letter as a whole and not malformed; its `event` is not judged: not what it holds,
+//!   nor whether it is there.
 //! - Otherwise what can't go on becomes dead letters piece by piece, and the rest goes on: elements of other lists, members
 //!   of `event` that are no lists, lists and objects beside `event`, elements that are no objects, that have a member
 //!   `event_type` or `server_composition`, or that make too large a record.
@@ -54,6 +55,9 @@ use crate::{
     dead_letter::Reason,
     stream::Stream,
 };
+
+/// The byte order mark of UTF-8, with which no JSON text begins (RFC 8259, 8.1).
+pub const BOM: &[u8] = "\u{FEFF}".as_bytes();
 
 /// Most levels of objects and lists in an element, the element itself counted as one.
 pub const MAX_DEPTH: usize = 64;

@@ -180,8 +180,8 @@ pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
     Some((Auth::Anonymous, files))
 }
 
-/// What makes credentials impossible beside each other, and at which of them.
-fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
+/// Why these credentials can't be valid at once, in one line, and the place of the later one at fault.
+pub fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
     let mut names = BTreeSet::new();
     let mut secrets = BTreeMap::new();
     for (at, this) in credentials.enumerate() {
@@ -197,14 +197,6 @@ fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize
         }
     }
     None
-}
-
-/// Whether these credentials can be valid at once.
-///
-/// # Errors
-/// Why not, in one line.
-pub fn valid_together(credentials: &[Credential]) -> Result<(), String> {
-    clash(credentials.iter()).map_or(Ok(()), |(_, what)| Err(what))
 }
 
 /// Takes the credentials of one kind's list or file.

@@ -134,6 +134,7 @@ use self::Default::{Bool, Int, Text};
 pub(super) const KEYS: &[Key] = &[
     plain("ingest.listen", Text("0.0.0.0:8080")),
     plain("ingest.path", Text("/webhooks/events")),
+    plain("ingest.health_path", Text("/healthz")),
     plain("ingest.max_body_bytes", Text("8MiB")),
     plain("ingest.max_events", Int(10_000)),
     plain("ingest.max_connections", Int(4096)),

@@ -3,13 +3,19 @@
 //! In the environment `_` stands for `.`. A secret can be given as a file too, under its name with `_file`.
 //! Librdkafka is asked at once whether it takes each one: a misspelled name would block every lane later.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs::File, io::Read};
 
 use ::config::{Value, ValueKind};
 use rdkafka::{ClientConfig, error::KafkaError};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Kafka, auth, problem::Origin, raw::Raw, show, source::full_name};
+use super::{
+    Kafka, auth,
+    problem::Origin,
+    raw::Raw,
+    show,
+    source::{full_name, text_fault},
+};
 
 const KEY: &str = "kafka.properties";
 const FILE_SUFFIX: &str = "_file";
@@ -114,6 +120,28 @@ const OWNED: &[(&str, &str)] = &[
     ),
     ("auto.offset.reset", "leave it out: the bridge reads no records"),
 ];
+
+/// The properties that name a file of PEM.
+const PEM_FILES: &[&str] = &[
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.crl.location",
+];
+
+/// What is wrong with the files of PEM that these properties name, which librdkafka reads over or tells badly: one sentence
+/// each. A file that can't be read is told by librdkafka.
+pub fn pem_faults(properties: &BTreeMap<String, SecretString>) -> Vec<String> {
+    let faults = PEM_FILES.iter().filter_map(|name| {
+        let path = properties.get(*name)?.expose_secret();
+        let mut first = Vec::new();
+        let file = File::open(path).ok()?;
+        file.take(4).read_to_end(&mut first).ok()?;
+        let fault = text_fault(&first)?;
+        Some(format!("kafka.properties: {name}: {path}: {fault}"))
+    });
+    faults.collect()
+}
 
 /// Properties whose texts may be shown.
 const OPEN: &[&str] = &[

@@ -16,6 +16,7 @@ use ::config::{FileFormat, Map, Source, Value, ValueKind};
 
 use super::{
     keys::{self, Shape, WithTables},
+    parse,
     problem::{ConfigError, Origin, Problem},
     properties,
 };
@@ -156,12 +157,37 @@ impl Layer {
             let name = rest.to_ascii_lowercase().replace("__", ".");
             let origin = Origin::Environment(variable.clone());
             let upper = rest == rest.to_ascii_uppercase();
+            if upper && keys::find(&name).is_some_and(|key| key.shape == Shape::Members) {
+                layer.listed_members(&name, &value, &origin, problems);
+                continue;
+            }
             match resolve(&name).filter(|_| upper) {
                 Some(path) => layer.insert(path, ValueKind::String(value), &origin, problems),
                 None => problems.push(unknown_variable(&name, origin)),
             }
         }
         layer
+    }
+
+    /// A table with free names as one text, `name=value,name=value`: variables can't spell every name.
+    fn listed_members(&mut self, key: &str, text: &str, origin: &Origin, problems: &mut Vec<Problem>) {
+        let Some(key) = keys::find(key) else {
+            return;
+        };
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            match item.rsplit_once('=') {
+                Some((name, value)) if !name.trim().is_empty() => {
+                    let path = (key.name, Some(name.trim().to_owned()));
+                    self.insert(path, ValueKind::String(value.trim().to_owned()), origin, problems);
+                }
+                _ => problems.push(Problem::new(
+                    key.name,
+                    origin.clone(),
+                    format!("{} is not name=value", parse::quoted(item)),
+                    "give a list such as transactional-email=UTC,sandbox=Asia/Tokyo",
+                )),
+            }
+        }
     }
 
     fn insert(&mut self, path: KeyPath, kind: ValueKind, origin: &Origin, problems: &mut Vec<Problem>) {
@@ -213,7 +239,7 @@ fn unknown_variable(name: &str, origin: Origin) -> Problem {
             "can't be set by a variable",
             "use a file with [[ingest.auth.credentials]], or CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS, __BASIC, __API_KEYS",
         ),
-        Some((name, Shape::Members | Shape::Properties)) => Problem::new(
+        Some((name, Shape::Properties)) => Problem::new(
             name,
             origin,
             "is a table",
@@ -315,6 +341,19 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
         return Err("is larger than 1 MiB".to_owned());
     }
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
+}
+
+/// What makes a text file unreadable for those who read PEM, as a sentence about the file; `None` for plain text.
+pub fn text_fault(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xEF, 0xBB, 0xBF, ..] => {
+            Some("it begins with a byte order mark, which hides its first line: save it without")
+        }
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, ..] | [_, 0, ..] => {
+            Some("it is UTF-16: save it as plain text")
+        }
+        _ => None,
+    }
 }
 
 /// The process's variables that are the bridge's, for [`super::load`].

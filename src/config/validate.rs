@@ -9,7 +9,7 @@ use super::{
     Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls,
     auth, parse, problem::Origin, properties, raw::Raw, source::full_name,
 };
-use crate::stream::Stream;
+use crate::{batch, stream::Stream};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -29,20 +29,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     let shutdown = shutdown(raw);
     let log = log(raw);
     let (ingest, admin, spool) = (ingest?, admin?, spool?);
-    if spool.max_bytes < 4 * ingest.max_body_bytes as u64 {
-        // A batch that never fits is refused for ever, and with it the sender's next ones.
-        let body = ingest.max_body_bytes as u64;
-        raw.problem(
-            "spool.max_bytes",
-            format!(
-                "is less than four bodies of ingest.max_body_bytes ({})",
-                parse::human_size(body)
-            ),
-            format!(
-                "give at least {}, or lower ingest.max_body_bytes",
-                parse::human_size(4 * body)
-            ),
-        );
+    if let Some(kafka) = &kafka {
+        refuse_too_little_for_a_webhook(raw, &ingest, &spool, kafka);
     }
     refuse_shared_listener(raw, ingest.listen, admin.listen);
     let [Some(deliveries), Some(bounces), Some(blocks), Some(dead_letters)] = streams else {
@@ -59,9 +47,37 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     })
 }
 
+/// A webhook within `ingest.max_body_bytes` and `ingest.max_events` must have room when nothing else is in the way: else it
+/// would be answered 503 for ever.
+fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool, kafka: &Kafka) {
+    let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
+    // The spool has a segment in use besides.
+    let in_spool = (stored as u64).max(4 * ingest.max_body_bytes as u64);
+    let needs = [
+        (
+            "ingest.max_bytes_in_flight",
+            ingest.max_bytes_in_flight as u64,
+            batch::most_allocated(stored) as u64,
+        ),
+        ("spool.max_bytes", spool.max_bytes, in_spool),
+    ];
+    for (key, given, needed) in needs {
+        if given < needed {
+            let what = format!(
+                "is less than one webhook may need: a body of {} with {} events (ingest.max_body_bytes, ingest.max_events)",
+                parse::human_size(ingest.max_body_bytes as u64),
+                ingest.max_events
+            );
+            let least = parse::human_size(needed.next_multiple_of(MIB));
+            raw.problem(key, what, format!("give at least {least}, or lower one of those"));
+        }
+    }
+}
+
 fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let listen = listen(raw, "ingest.listen");
-    let path = path(raw);
+    let path = webhooks_path(raw);
+    let health_path = health_path(raw, path.as_deref());
     let auth = auth::auth(raw);
     let max_body_bytes = raw.size::<usize>("ingest.max_body_bytes", KIB..=GIB);
     let max_events = raw.number("ingest.max_events", 1..=1_000_000);
@@ -82,22 +98,11 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let append_timeout = raw.duration("ingest.append_timeout", WAIT);
     let retry_after = retry_after(raw);
     let tls = tls(raw);
-    if let (Some(body), Some(flight)) = (max_body_bytes, max_bytes_in_flight)
-        && body > flight
-    {
-        raw.problem(
-            "ingest.max_body_bytes",
-            format!(
-                "a body may be larger than ingest.max_bytes_in_flight ({})",
-                parse::human_size(flight as u64)
-            ),
-            "lower it, or raise ingest.max_bytes_in_flight",
-        );
-    }
     let (auth, credential_files) = auth?;
     Some(Ingest {
         listen: listen?,
         path: path?,
+        health_path: health_path?,
         auth,
         credential_files,
         max_body_bytes: max_body_bytes?,
@@ -133,22 +138,115 @@ fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) 
     }
 }
 
-fn path(raw: &mut Raw) -> Option<String> {
-    let text = raw.text("ingest.path")?;
-    let path = text.trim_end_matches('/');
-    let plain = path
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
-    if path.starts_with('/') && plain {
-        return Some(path.to_owned());
+/// `Some(None)` is no path.
+fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
+    const KEY: &str = "ingest.health_path";
+    if raw.text(KEY)?.is_empty() {
+        return Some(None);
     }
-    let what = format!("{} is not a path for webhooks", parse::quoted(&text));
-    raw.problem(
-        "ingest.path",
-        what,
-        "give a path other than /, without query, such as /webhooks/events",
-    );
+    let path = path(raw, KEY, "health checks", |_| false)?;
+    if Some(path.as_str()) == of_webhooks {
+        let fix = "give another path, such as /healthz, or \"\" for none";
+        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
+    }
+    Some(Some(path))
+}
+
+/// Paths that probes ask on some port: a request for one must not be a webhook.
+const PROBED: [&str; 6] = [
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/metrics",
+    "/status",
+    "/status.json",
+];
+
+fn webhooks_path(raw: &mut Raw) -> Option<String> {
+    path(raw, "ingest.path", "webhooks", |path| PROBED.contains(&path))
+}
+
+/// A path of the webhooks' port. Requests are compared with it byte by byte, so it must be what every client sends for it: no
+/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
+fn path(raw: &mut Raw, key: &str, purpose: &str, is_taken: impl Fn(&str) -> bool) -> Option<String> {
+    let text = raw.text(key)?;
+    let path = text.trim_end_matches('/');
+    let fault = path_fault(path).or_else(|| {
+        let what = "it is one of those of probes and metrics";
+        is_taken(path).then(|| {
+            (
+                what.to_owned(),
+                "give another one, such as /webhooks/events".to_owned(),
+            )
+        })
+    });
+    if let Some((what, fix)) = fault {
+        let what = format!("{} is not a path for {purpose}: {what}", parse::quoted(&text));
+        raw.problem(key, what, fix);
+        return None;
+    }
+    Some(path.to_owned())
+}
+
+/// Why no request can have this path (without slashes at its end), and what to do.
+fn path_fault(path: &str) -> Option<(String, String)> {
+    let such_as = |fix: &str| format!("{fix}, such as /webhooks/events");
+    let fault = |what: &str, fix: &str| Some((what.to_owned(), such_as(fix)));
+    if !path.starts_with('/') {
+        let fix = "give a path other than /, without query";
+        return fault("it must begin with / and go on", fix);
+    }
+    if path.contains(['?', '#']) {
+        let fix = "give a path other than /, without query or fragment";
+        return fault(
+            "it has a query or a fragment, and webhooks with any query are taken",
+            fix,
+        );
+    }
+    if path.len() > MAX_PATH {
+        return fault("it is too long", &format!("give up to {MAX_PATH} bytes"));
+    }
+    if let Some(c) = path.chars().find(|c| !is_of_paths(*c)) {
+        let fix = "take it out or percent-encode it";
+        return fault(&format!("no path has {c:?} in it"), fix);
+    }
+    for (at, _) in path.match_indices('%') {
+        let code = path.get(at..at + 3).unwrap_or_default();
+        let digits = code
+            .get(1..)
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+            return fault("it has a % without two hexadecimal digits", "write %25 for a %");
+        };
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            let c = char::from(byte);
+            let what = format!("{code:?} stands for {c:?}, which clients write as it is");
+            return fault(&what, &format!("write {c:?}"));
+        }
+        if code != code.to_ascii_uppercase() {
+            let what = format!("clients write {code:?} in upper case");
+            return fault(&what, "write it in upper case");
+        }
+    }
+    let mut segments = path[1..].split('/');
+    if segments.clone().any(str::is_empty) {
+        return fault(
+            "it has an empty segment, which proxies take out",
+            "write one / between segments",
+        );
+    }
+    if segments.any(|segment| [".", ".."].contains(&segment)) {
+        return fault("it has a segment of dots, which clients resolve", "take it out");
+    }
     None
+}
+
+/// Longer ones come near the limit of a request's header.
+const MAX_PATH: usize = 1000;
+
+/// The characters that a path may have (RFC 3986, 3.3): others are sent encoded, or refused.
+fn is_of_paths(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@%/".contains(c)
 }
 
 const ZONE_FIX: &str = "give a name of the IANA time zone database, such as Asia/Tokyo or UTC";

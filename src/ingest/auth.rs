@@ -12,6 +12,9 @@
 //! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::rotation`]):
 //! each request is judged by all of the old ones or by all of the new ones.
 //!
+//! A 401 to a wrong credential is a refusal. One to a request without any is a challenge, for many clients ask first without
+//! (`curl --anyauth`, Apache HttpClient): it is counted apart, and the connection stays open for the next request.
+//!
 //! A 401 names what is accepted in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, and a 401 must
 //! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
 //! in a header.
@@ -93,8 +96,10 @@ impl Valid {
 pub(super) enum Verdict {
     /// A valid credential, or none is needed.
     Admitted,
-    /// A wrong credential, or none where only a header could carry one.
+    /// A credential that is not valid.
     Refused,
+    /// No credential, where only a header could carry one.
+    Missing,
     /// No credential so far; the body may hold an API key.
     AskBody,
 }
@@ -151,7 +156,7 @@ impl Guard {
             }
         }
         if valid.api_keys.is_empty() {
-            Verdict::Refused
+            Verdict::Missing
         } else {
             Verdict::AskBody
         }
@@ -306,7 +311,7 @@ mod tests {
 
     #[test]
     fn without_api_keys_a_missing_header_is_refused() {
-        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Refused);
+        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Missing);
     }
 
     #[test]

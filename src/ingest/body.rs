@@ -1,8 +1,9 @@
 //! The body of a request: what it is written in, and how it is read.
 //!
-//! A body is read into memory within three bounds: `ingest.max_body_bytes`, the budget of bytes in flight (taken for the
-//! whole Content-Length at once, or frame by frame without one), and the connection's body deadline. A body that came as
-//! one frame is used as it is; else it is put together in one buffer of the announced length.
+//! A body is read into memory within three bounds: `ingest.max_body_bytes`, the budget of bytes in flight, and the
+//! connection's body deadline. What is taken out of the budget is what is allocated: of a client that is known the whole
+//! Content-Length at once, of any other one, and without a Content-Length, a buffer that grows with what comes. A body
+//! that came as one frame is used as it is.
 
 use std::{
     error::Error,
@@ -17,16 +18,27 @@ use bytes::Bytes;
 use hyper::{
     HeaderMap,
     body::{Body, Incoming},
-    header::{CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING},
 };
-use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tokio::time::timeout;
 
-use super::{limits::Budget, progress::Progress};
-use crate::{cmc::BodyEncoding, dead_letter::Reason};
+use super::{
+    limits::{Budget, Exhausted, Share, Whose},
+    progress::Progress,
+};
+use crate::{
+    cmc::{BOM, BodyEncoding},
+    dead_letter::Reason,
+};
 
 /// After an early answer so much of the body is still read, so that the client comes to read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// The same for a client that is admitted, in bodies of `ingest.max_body_bytes`.
+pub(super) const DRAIN_BODIES: usize = 8;
+
+/// A body up to this size is asked for (`100 Continue`) although it will be thrown away.
+pub(super) const SMALL_BYTES: usize = 64 * 1024;
 
 /// What a request's header says about its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +50,8 @@ pub(super) enum Media {
 }
 
 impl Media {
-    /// JSON must be UTF-8 if it says anything. The `charset` of a form is ignored: a form is ASCII, and what its percent
-    /// signs stand for is judged when it is decoded.
+    /// The media type alone decides; its parameters are read over, whatever they are. RFC 8259 gives `charset` no meaning
+    /// for JSON, and a form is ASCII: both are UTF-8 or malformed, as their bytes tell. Of several fields, all name one type.
     pub(super) fn of(headers: &HeaderMap) -> Media {
         // hyper takes the chunks off and leaves what is below them.
         for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
@@ -50,38 +62,45 @@ impl Media {
                 }
             }
         }
-        let Some(value) = headers.get(CONTENT_TYPE) else {
-            return Media::Unnamed;
-        };
-        let Ok(value) = value.to_str() else {
-            return Media::Unsupported(Reason::UnsupportedMediaType);
-        };
-        let mut parts = value.split(';').map(str::trim);
-        let essence = parts.next().unwrap_or_default();
-        if essence.is_empty() {
-            Media::Unnamed
-        } else if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
-            Media::Known(BodyEncoding::Form)
-        } else if essence.eq_ignore_ascii_case("application/json") && parts.all(is_no_foreign_charset) {
-            Media::Known(BodyEncoding::Json)
-        } else {
-            Media::Unsupported(Reason::UnsupportedMediaType)
+        let mut named = Media::Unnamed;
+        for value in headers.get_all(CONTENT_TYPE) {
+            let one = match essence(value.as_bytes()) {
+                b"" => continue,
+                name if name.eq_ignore_ascii_case(b"application/json") => Media::Known(BodyEncoding::Json),
+                name if name.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") => {
+                    Media::Known(BodyEncoding::Form)
+                }
+                _ => return Media::Unsupported(Reason::UnsupportedMediaType),
+            };
+            if named != Media::Unnamed && named != one {
+                return Media::Unsupported(Reason::UnsupportedMediaType);
+            }
+            named = one;
         }
+        named
     }
 }
 
-fn is_no_foreign_charset(parameter: &str) -> bool {
-    let Some((name, value)) = parameter.split_once('=') else {
-        return true;
-    };
-    let value = value.trim().trim_matches('"');
-    !name.trim().eq_ignore_ascii_case("charset")
-        || value.eq_ignore_ascii_case("utf-8")
-        || value.eq_ignore_ascii_case("utf8")
+/// The media type without its parameters.
+fn essence(value: &[u8]) -> &[u8] {
+    let end = value.iter().position(|byte| *byte == b';');
+    value[..end.unwrap_or(value.len())].trim_ascii()
 }
 
-/// The encoding of a body without a content type: JSON when it begins like an object or a list.
-pub(super) fn sniff(body: &[u8]) -> BodyEncoding {
+/// The value without the buffer that its header came in.
+pub(super) fn own(content_type: &HeaderValue) -> HeaderValue {
+    match content_type.as_bytes() {
+        b"application/json" => HeaderValue::from_static("application/json"),
+        b"application/x-www-form-urlencoded" => HeaderValue::from_static("application/x-www-form-urlencoded"),
+        // What was a value is one.
+        other => HeaderValue::from_bytes(other).unwrap_or_else(|_| content_type.clone()),
+    }
+}
+
+/// The encoding of a body without a content type: JSON when it begins like an object or a list, be it behind a byte order
+/// mark.
+pub fn sniff(body: &[u8]) -> BodyEncoding {
+    let body = body.strip_prefix(BOM).unwrap_or(body);
     match body.trim_ascii_start().first() {
         Some(b'{' | b'[') => BodyEncoding::Json,
         _ => BodyEncoding::Form,
@@ -119,15 +138,33 @@ impl ReadError {
     }
 }
 
-/// Reads a whole body. The permit covers its bytes: of a client that is `known` those that it announced, of any other one
-/// those that have come, so that an empty promise takes no room from others.
+impl From<Exhausted> for ReadError {
+    fn from(_: Exhausted) -> ReadError {
+        ReadError::Overloaded
+    }
+}
+
+/// Least bytes that a buffer begins with.
+const FIRST_BYTES: usize = 4 * 1024;
+
+/// The capacity of a buffer that has `capacity` and must hold `needed` bytes, of a body of `most` at most: half as much
+/// again, so that a byte is copied some three times and a third is empty at most.
+fn capacity_for(needed: usize, capacity: usize, most: usize) -> usize {
+    let more = (capacity + capacity / 2).max(FIRST_BYTES);
+    needed.max(more.min(most))
+}
+
+/// Reads a whole body. The share covers its buffer, so that an empty promise of a stranger takes no room from others.
+///
+/// `begun` is set when the client is let send it.
 pub(super) async fn read(
     body: &mut Incoming,
+    begun: &mut bool,
     max: usize,
     budget: &Budget,
-    known: bool,
+    whose: Whose,
     progress: &Progress,
-) -> Result<(Bytes, OwnedSemaphorePermit), ReadError> {
+) -> Result<(Bytes, Share), ReadError> {
     let announced = match announced(body) {
         Some(length) => match usize::try_from(length) {
             Ok(length) if length <= max => Some(length),
@@ -135,10 +172,10 @@ pub(super) async fn read(
         },
         None => None,
     };
-    let promised = announced.filter(|_| known);
-    let mut permit = budget
-        .reserve(promised.unwrap_or(0))
-        .map_err(|_| ReadError::Overloaded)?;
+    let promised = announced.filter(|_| whose == Whose::Known).unwrap_or(0);
+    let most = announced.unwrap_or(max);
+    let mut share = budget.reserve(promised, whose)?;
+    *begun = true;
     let mut collected = Vec::new();
     // With an announced length the last frame is known without asking for another one.
     while announced.is_none_or(|length| collected.len() < length) {
@@ -150,18 +187,18 @@ pub(super) async fn read(
         if length > max {
             return Err(ReadError::TooLarge(length as u64));
         }
-        budget
-            .grow(&mut permit, length)
-            .map_err(|_| ReadError::Overloaded)?;
         if announced == Some(data.len()) {
-            return Ok((data, permit));
+            budget.grow(&mut share, length)?;
+            return Ok((data, share));
         }
-        if collected.is_empty() {
-            collected.reserve_exact(promised.unwrap_or(data.len()));
+        if length > collected.capacity() {
+            let capacity = capacity_for(length.max(promised), collected.capacity(), most);
+            budget.grow(&mut share, capacity)?;
+            collected.reserve_exact(capacity - collected.len());
         }
         collected.extend_from_slice(&data);
     }
-    Ok((collected.into(), permit))
+    Ok((collected.into(), share))
 }
 
 /// The next bytes of a body. The deadline is the connection's: no timer is set for a body that comes at once.
@@ -188,22 +225,43 @@ fn poll_data(
     }
 }
 
-/// Reads on and throws away, within bounds. The answer is on its way meanwhile.
-pub(super) async fn drain(mut body: Incoming) {
+/// Reads a body of up to `most` bytes and throws it away. Whether it came to its end, in [`DRAIN_TIME`]: a stranger who sends
+/// slowly, or not all, is not waited for.
+pub(super) async fn skip(body: &mut Incoming, most: usize, progress: &Progress) -> bool {
+    if announced(body).is_some_and(|length| length > most as u64) {
+        return false;
+    }
+    let mut left = most;
+    let reading = async {
+        loop {
+            match poll_fn(|cx| poll_data(body, progress, cx)).await {
+                Ok(None) => return true,
+                Ok(Some(data)) if data.len() <= left => left -= data.len(),
+                _ => return false,
+            }
+        }
+    };
+    timeout(DRAIN_TIME, reading).await.unwrap_or(false)
+}
+
+/// Reads on and throws away, within these bounds. The answer is on its way meanwhile.
+pub(super) async fn drain(mut body: Incoming, bytes: usize, time: Duration) {
     let reading = async {
         let mut drained = 0;
-        while drained < DRAIN_BYTES
+        while drained < bytes
             && let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
         {
             drained += frame.data_ref().map_or(0, Bytes::len);
         }
     };
     // Out of time is one of the ways to end.
-    let _ = timeout(DRAIN_TIME, reading).await;
+    let _ = timeout(time, reading).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     fn headers(content_type: Option<&str>, encoding: Option<&str>) -> HeaderMap {
@@ -231,14 +289,24 @@ mod tests {
             (Some("application/json;charset=\"UTF-8\""), JSON),
             (Some("application/json ; Charset = utf8; x=y"), JSON),
             (Some("application/json; boundary"), JSON),
-            (Some("application/json; charset=Shift_JIS"), TYPE),
-            (Some("application/json; x=y; charset=utf-16"), TYPE),
+            (Some("application/json; charset=us-ascii"), JSON),
+            (Some("application/json; charset='utf-8'"), JSON),
+            (Some("application/json; charset=ISO-8859-1"), JSON),
+            (Some("application/json; charset="), JSON),
+            (Some("application/json; charset"), JSON),
+            (Some("application/json; charset=utf-8; charset=utf-16"), JSON),
+            (Some("application/json;;=; \"; charset=\"Shift_JIS"), JSON),
+            (Some("application/json; x=\",\""), JSON),
+            (Some(";charset=utf-8"), Media::Unnamed),
             (Some("application/x-www-form-urlencoded"), FORM),
             (
                 Some("application/x-www-form-urlencoded; charset=ISO-8859-1"),
                 FORM,
             ),
+            (Some("Application/X-WWW-Form-Urlencoded;charset"), FORM),
             (Some("text/json"), TYPE),
+            (Some("application/json charset=utf-8"), TYPE),
+            (Some("application / json"), TYPE),
             (Some("application/jsonp"), TYPE),
             (Some("application/vnd.api+json"), TYPE),
             (Some("multipart/form-data; boundary=x"), TYPE),
@@ -251,6 +319,27 @@ mod tests {
                 expected,
                 "{content_type:?}"
             );
+        }
+    }
+
+    #[test]
+    fn several_content_types_must_agree_and_other_bytes_are_no_matter_behind_one() {
+        const JSON: Media = Media::Known(BodyEncoding::Json);
+        const TYPE: Media = Media::Unsupported(Reason::UnsupportedMediaType);
+        let table: [(&[&[u8]], Media); 6] = [
+            (&[b"application/json", b"application/json; charset=x"], JSON),
+            (&[b"", b"application/json"], JSON),
+            (&[b"application/json", b"application/x-www-form-urlencoded"], TYPE),
+            (&[b"application/json", b"text/plain"], TYPE),
+            (&[b"application/json; charset=\xE5\x8D\x81"], JSON),
+            (&[b"application/json\xE5"], TYPE),
+        ];
+        for (values, expected) in table {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(CONTENT_TYPE, HeaderValue::from_bytes(value).unwrap());
+            }
+            assert_eq!(Media::of(&headers), expected, "{headers:?}");
         }
     }
 
@@ -281,6 +370,8 @@ mod tests {
         for (body, expected) in [
             ("{}", BodyEncoding::Json),
             (" \r\n\t[1]", BodyEncoding::Json),
+            ("\u{FEFF}{}", BodyEncoding::Json),
+            ("\u{FEFF}a=b", BodyEncoding::Form),
             ("event_type=deliveries", BodyEncoding::Form),
             ("", BodyEncoding::Form),
             ("\"text\"", BodyEncoding::Form),

@@ -84,6 +84,23 @@ impl Pair {
     }
 
     fn new(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
+        Pair::of(tls, files).map_err(|error| {
+            // Not every fault that comes of it names the file that has it.
+            let both = [(&tls.certificate, &files.certificate), (&tls.key, &files.key)];
+            let mut faults = both
+                .iter()
+                .filter_map(|(path, bytes)| Some((path, config::text_fault(bytes)?)));
+            match faults.next() {
+                None => error,
+                Some((path, fault)) => PairError {
+                    what: format!("{} ({}: {fault})", error.what, path.display()),
+                    ..error
+                },
+            }
+        })
+    }
+
+    fn of(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
         let of_certificate = |what, fix| PairError::new(CERTIFICATE, &tls.certificate, what, fix);
         let of_key = |what, fix| PairError::new(KEY, &tls.key, what, fix);
         let unreadable = |error: &dyn std::fmt::Display| {
@@ -340,6 +357,19 @@ mod tests {
             for part in ["ingest.tls.", &path.display().to_string(), cause] {
                 assert!(error.contains(part), "no {part:?} in {error}");
             }
+        }
+        let marked = |text: &str| format!("\u{FEFF}{text}");
+        let two = format!("{certificate}{other}");
+        for (certificate, key, file) in [
+            (marked(&certificate), key.clone(), "tls.crt"),
+            (certificate.clone(), marked(&key), "tls.key"),
+            // Its second certificate is read, which the key is not of.
+            (marked(&two), key.clone(), "tls.crt"),
+        ] {
+            let made = made(&certificate, &key);
+            let error = Pair::load(&made.tls).unwrap_err().to_string();
+            let fault = format!("{file}: it begins with a byte order mark");
+            assert!(error.contains(&fault), "no {fault:?} in {error}");
         }
         let made = made(&certificate, &key);
         std::fs::remove_file(&made.tls.key).unwrap();

@@ -14,6 +14,7 @@
 //! Expired    … and it must answer        LINGER           closed
 //! Answer     it waits for the disk       none             the spool has its own limit
 //! Writing    the answer is being sent    header_timeout   closed
+//! Draining   … and the rest is read      body_timeout     closed; after LINGER when stopping
 //! Closing    the last answer was given   LINGER           closed
 //! ```
 //!
@@ -69,11 +70,23 @@ const DOUBT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(500);
 /// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body.
-const MAX_BUFFER_BYTES: usize = 64 * 1024;
+/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not taken out of the budget
+/// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
+const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
+
+/// What is said to a PROXY protocol header.
+const PROXY_HEADER: &str =
+    "The connection begins with a PROXY protocol header: switch that protocol off in the load balancer.";
 
 /// The answer was written, but perhaps to a client that is gone.
 const WRITTEN: u8 = 1 << 7;
+
+/// No request of the connection has been admitted yet.
+const STRANGER: u8 = 0;
+/// One has.
+const KNOWN: u8 = 1;
+/// Another connection has its place.
+const RECYCLED: u8 = 2;
 
 /// A connection, as its requests see it.
 pub(super) struct Connection {
@@ -83,6 +96,7 @@ pub(super) struct Connection {
     requests: AtomicU64,
     /// One more than the index of the outcome whose answer is on its way, and [`WRITTEN`]; 0 without one.
     owed: AtomicU8,
+    standing: AtomicU8,
 }
 
 impl Connection {
@@ -93,7 +107,33 @@ impl Connection {
             id,
             requests: AtomicU64::new(0),
             owed: AtomicU8::new(0),
+            standing: AtomicU8::new(STRANGER),
         }
+    }
+
+    /// A request of it is admitted: from now on nobody takes its place. False when somebody has already.
+    pub(super) fn admit(&self) -> bool {
+        self.move_on(KNOWN) != RECYCLED
+    }
+
+    /// Takes its place, which only a stranger gives up. The connection's task must be ended then.
+    pub(super) fn recycle(&self) -> bool {
+        self.move_on(RECYCLED) == STRANGER
+    }
+
+    pub(super) fn is_stranger(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == STRANGER
+    }
+
+    pub(super) fn is_recycled(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == RECYCLED
+    }
+
+    /// What a stranger becomes, once; what it was before.
+    fn move_on(&self, to: u8) -> u8 {
+        self.standing
+            .compare_exchange(STRANGER, to, Ordering::Relaxed, Ordering::Relaxed)
+            .unwrap_or_else(|other| other)
     }
 
     /// An id for the log, unique in this process: the connection's number and the request's number on it.
@@ -146,6 +186,21 @@ impl Connection {
     }
 }
 
+/// A connection whose task may be ended at any moment, to give its place to another one.
+struct Served<'c>(&'c Connection);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let Served(connection) = self;
+        // A request that was being handled counts itself.
+        if connection.owed.swap(0, Ordering::Relaxed) != 0 {
+            connection.intake.metrics.webhook(Outcome::Disconnected);
+        } else if connection.is_recycled() && connection.progress.phase() == Phase::Head {
+            connection.intake.metrics.webhook(Outcome::Overloaded);
+        }
+    }
+}
+
 /// The settings of hyper, the same for each connection.
 pub(super) fn http() -> http1::Builder {
     let mut http = http1::Builder::new();
@@ -186,13 +241,17 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
     let intake = &connection.intake;
     let limits = Limits::of(intake);
     connection.progress.enter(Phase::Handshake, Instant::now());
-    let mut agreed = pin!(tls.acceptor().accept(stream));
+    let mut agreed = pin!(async {
+        let hint = other_than_tls(&stream).await;
+        let agreed = tls.acceptor().accept(stream).await;
+        agreed.map_err(|error| (error, hint))
+    });
     let mut next = limits.between_looks();
     loop {
         match timeout(next, &mut agreed).await {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => {
-                tls.handshake_failed(&error);
+            Ok(Err((error, hint))) => {
+                tls.handshake_failed(&error, hint);
                 return None;
             }
             Err(_) => {
@@ -202,7 +261,7 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
                     Judgement::LookAgain(soon) => next = soon,
                     _ if stopping => return None,
                     _ => {
-                        tls.handshake_failed(&io::ErrorKind::TimedOut.into());
+                        tls.handshake_failed(&io::ErrorKind::TimedOut.into(), None);
                         return None;
                     }
                 }
@@ -211,8 +270,23 @@ async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Opt
     }
 }
 
+/// What a client's first bytes are, when they are known to be no TLS. They are left for the handshake, which fails.
+async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
+    let mut first = [0; 16];
+    let count = stream.peek(&mut first).await.ok()?;
+    let first = first.get(..count)?;
+    if is_proxy_header(first) {
+        return Some(PROXY_HEADER);
+    }
+    let is_http = [&b"POST "[..], b"GET ", b"HEAD ", b"PUT ", b"OPTIONS "]
+        .iter()
+        .any(|method| first.starts_with(method));
+    is_http.then_some("It is plain HTTP: the client should use https.")
+}
+
 /// Serves a connection to its end.
 pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, http: http1::Builder) {
+    let _served = Served(&connection);
     let intake = &connection.intake;
     let progress = &connection.progress;
     let limits = Limits::of(intake);
@@ -251,7 +325,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         // Empty lines before a request are no part of it.
         let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
         let answer = match end {
-            End::Served(Err(error)) => refusal(intake, progress.phase(), &error),
+            End::Served(Err(error)) => refusal(intake, progress.phase(), &error, &parts.read_buf),
             End::LookInside if has_begun && intake.control.is_stopping() => {
                 Some(Answer::stopping(&intake.retry_after))
             }
@@ -268,9 +342,11 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         };
         break (parts.io.into_inner().stream, answer);
     };
+    progress.enter(Phase::Closing, Instant::now());
     match last_answer {
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
+            answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
             // Best effort: the socket takes so few bytes at once, or its client isn't reading.
             let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
@@ -283,18 +359,32 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
 }
 
 /// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
-fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error) -> Option<Answer> {
+fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
     if error.is_parse_too_large() {
         return Some(Answer::header_too_large());
     }
     if error.is_parse() {
-        return Some(Answer::invalid_http("The request is not valid HTTP/1.1."));
+        let detail = match is_proxy_header(unread) {
+            true => PROXY_HEADER,
+            false => "The request is not valid HTTP/1.1.",
+        };
+        return Some(Answer::invalid_http(detail));
     }
     if phase == Phase::Head {
         intake.metrics.webhook(Outcome::Disconnected);
     }
     None
+}
+
+/// Whether bytes begin with the PROXY protocol's header, version 1 or 2. hyper may have read over the empty lines that the
+/// second one begins with.
+fn is_proxy_header(bytes: &[u8]) -> bool {
+    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte));
+    let bytes = &bytes[begin.unwrap_or(bytes.len())..];
+    [&b"PROXY "[..], b"\0\r\nQUIT\n"]
+        .iter()
+        .any(|header| bytes.starts_with(header))
 }
 
 /// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
@@ -346,7 +436,8 @@ impl Limits {
             Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
             Phase::Body => (self.body, Judgement::ExpireBody),
             Phase::Writing => (self.header, Judgement::Close),
-            Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
+            Phase::Draining if !stopping => (self.body.max(LINGER), Judgement::Close),
+            Phase::Draining | Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
             Phase::Answer => return Judgement::LookAgain(self.between_looks()),
         };
         if since >= limit {
@@ -360,6 +451,24 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxy_headers() {
+        for (bytes, expected) in [
+            (
+                &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nPOST / HTTP/1.1\r\n"[..],
+                true,
+            ),
+            (b"PROXY UNKNOWN\r\n", true),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", true),
+            (b"\0\r\nQUIT\n", true),
+            (b"PROXYX / HTTP/1.1\r\n", false),
+            (b"\r\n\r\n", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_proxy_header(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
 
     #[test]
     fn judgements() {
@@ -391,6 +500,9 @@ mod tests {
             (Phase::Answer, seconds(1000), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(9), true, LookAgain(LOOK)),
             (Phase::Writing, seconds(10), false, Close),
+            (Phase::Draining, seconds(29), false, LookAgain(LOOK)),
+            (Phase::Draining, seconds(30), false, Close),
+            (Phase::Draining, seconds(5), true, Close),
             (Phase::Closing, seconds(5), false, Close),
         ] {
             assert_eq!(

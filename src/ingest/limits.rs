@@ -10,11 +10,30 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The bytes of bodies being read and of batches waiting for the disk, all together.
+/// The memory of bodies being read and of batches waiting for the disk, all together, by what is allocated.
 ///
-/// Nobody waits for bytes: used up means 503, for a sender that waits holds its own bytes and a connection meanwhile.
+/// Clients that have shown no credential yet ("strangers") get at most half of it, so that they can't shut out those that
+/// have. Nobody waits for bytes: used up means 503, for a sender that waits holds its own bytes and a connection meanwhile.
 #[derive(Clone)]
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct Budget {
+    all: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+/// Whom bytes are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A client that has shown a credential, or needs none.
+    Known,
+    Stranger,
+}
+
+/// Bytes taken out of the budget, until it is dropped.
+pub(super) struct Share {
+    all: OwnedSemaphorePermit,
+    /// As many, while they belong to a stranger.
+    stranger: Option<OwnedSemaphorePermit>,
+}
 
 /// The budget is used up.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,30 +41,75 @@ pub(super) struct Exhausted;
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Budget {
-        Budget(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        let bytes = bytes.min(Semaphore::MAX_PERMITS);
+        Budget {
+            all: Arc::new(Semaphore::new(bytes)),
+            strangers: Arc::new(Semaphore::new(bytes / 2)),
+        }
     }
 
-    /// Takes so many bytes out of the budget, until the permit is dropped.
-    pub(super) fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
-        let bytes = u32::try_from(bytes).map_err(|_| Exhausted)?;
-        Arc::clone(&self.0)
-            .try_acquire_many_owned(bytes)
-            .map_err(|_| Exhausted)
+    /// Takes so many bytes.
+    pub(super) fn reserve(&self, bytes: usize, whose: Whose) -> Result<Share, Exhausted> {
+        let stranger = match whose {
+            Whose::Known => None,
+            Whose::Stranger => Some(take(&self.strangers, bytes)?),
+        };
+        Ok(Share {
+            all: take(&self.all, bytes)?,
+            stranger,
+        })
     }
 
-    /// Makes the permit cover at least so many bytes.
-    pub(super) fn grow(&self, permit: &mut OwnedSemaphorePermit, bytes: usize) -> Result<(), Exhausted> {
-        let missing = bytes.saturating_sub(permit.num_permits());
+    /// Makes the share cover at least so many bytes.
+    pub(super) fn grow(&self, share: &mut Share, bytes: usize) -> Result<(), Exhausted> {
+        let missing = bytes.saturating_sub(share.all.num_permits());
         if missing > 0 {
-            permit.merge(self.reserve(missing)?);
+            // Nothing stays taken when the second one fails.
+            let stranger = match &share.stranger {
+                Some(_) => Some(take(&self.strangers, missing)?),
+                None => None,
+            };
+            share.all.merge(take(&self.all, missing)?);
+            if let (Some(share), Some(more)) = (&mut share.stranger, stranger) {
+                share.merge(more);
+            }
         }
         Ok(())
     }
 }
 
-/// Lets one line a second pass and counts the rest, so that a flood of refused requests is no flood of log lines.
+fn take(from: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Exhausted> {
+    let bytes = u32::try_from(bytes).map_err(|_| Exhausted)?;
+    Arc::clone(from)
+        .try_acquire_many_owned(bytes)
+        .map_err(|_| Exhausted)
+}
+
+impl Share {
+    /// Its client is none of the strangers any more.
+    pub(super) fn admit(&mut self) {
+        self.stranger = None;
+    }
+
+    /// Splits off so many bytes; `None` when there are fewer.
+    pub(super) fn split(&mut self, bytes: usize) -> Option<Share> {
+        let all = self.all.split(bytes)?;
+        let stranger = self.stranger.as_mut().and_then(|stranger| stranger.split(bytes));
+        Some(Share { all, stranger })
+    }
+
+    /// As the spool takes it, which knows no strangers.
+    pub(super) fn into_permit(self) -> OwnedSemaphorePermit {
+        self.all
+    }
+}
+
+/// Lets one line a second pass, or one in a longer time, and counts the rest, so that a flood of refused requests is no
+/// flood of log lines.
 pub(super) struct LogLimiter {
     start: Instant,
+    /// Seconds between two lines.
+    every: u64,
     /// The second, counted from `start`, in which the next line may pass.
     next: AtomicU64,
     suppressed: AtomicU64,
@@ -53,8 +117,13 @@ pub(super) struct LogLimiter {
 
 impl LogLimiter {
     pub(super) fn new() -> LogLimiter {
+        LogLimiter::every(1)
+    }
+
+    pub(super) fn every(seconds: u64) -> LogLimiter {
         LogLimiter {
             start: Instant::now(),
+            every: seconds,
             next: AtomicU64::new(0),
             suppressed: AtomicU64::new(0),
         }
@@ -70,7 +139,7 @@ impl LogLimiter {
         let passes = second >= next
             && self
                 .next
-                .compare_exchange(next, second + 1, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(next, second + self.every, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if passes {
             Some(self.suppressed.swap(0, Ordering::Relaxed))
@@ -87,17 +156,41 @@ mod tests {
 
     #[test]
     fn the_budget_is_taken_and_given_back() {
+        use Whose::Known;
         let budget = Budget::new(100);
-        let mut first = budget.reserve(60).unwrap();
-        assert_eq!(budget.reserve(50).err(), Some(Exhausted));
+        let mut first = budget.reserve(60, Known).unwrap();
+        assert_eq!(budget.reserve(50, Known).err(), Some(Exhausted));
         budget.grow(&mut first, 90).unwrap();
         budget.grow(&mut first, 10).unwrap();
-        assert_eq!(first.num_permits(), 90);
+        assert_eq!(first.all.num_permits(), 90);
         assert_eq!(budget.grow(&mut first, 101).err(), Some(Exhausted));
         drop(first);
-        assert!(budget.reserve(100).is_ok());
-        assert!(budget.reserve(0).is_ok());
-        assert!(budget.reserve(usize::MAX).is_err());
+        assert!(budget.reserve(100, Known).is_ok());
+        assert!(budget.reserve(0, Known).is_ok());
+        assert!(budget.reserve(usize::MAX, Known).is_err());
+    }
+
+    #[test]
+    fn strangers_leave_half_of_the_budget_to_the_others() {
+        let budget = Budget::new(100);
+        let mut stranger = budget.reserve(30, Whose::Stranger).unwrap();
+        assert!(budget.reserve(21, Whose::Stranger).is_err());
+        assert_eq!(budget.grow(&mut stranger, 51), Err(Exhausted));
+        budget.grow(&mut stranger, 50).unwrap();
+        let known = budget.reserve(50, Whose::Known).unwrap();
+        assert!(budget.reserve(1, Whose::Known).is_err());
+        drop(known);
+        // Once admitted it takes the place of a known one, and other strangers its own.
+        stranger.admit();
+        assert!(budget.reserve(50, Whose::Stranger).is_ok());
+        budget.grow(&mut stranger, 100).unwrap();
+        // What failed in the middle has taken nothing.
+        assert!(budget.reserve(50, Whose::Stranger).is_err());
+        drop(stranger);
+        let mut stranger = budget.reserve(50, Whose::Stranger).unwrap();
+        drop(stranger.split(20).unwrap());
+        assert!(stranger.split(31).is_none());
+        assert!(budget.reserve(20, Whose::Stranger).is_ok());
     }
 
     #[test]
@@ -105,5 +198,8 @@ mod tests {
         let limiter = LogLimiter::new();
         let passed: Vec<_> = [0, 0, 0, 1, 1, 5].map(|second| limiter.pass_at(second)).into();
         assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1)]);
+        let limiter = LogLimiter::every(3600);
+        let passed: Vec<_> = [7, 3606, 3607].map(|second| limiter.pass_at(second)).into();
+        assert_eq!(passed, [Some(0), None, Some(1)]);
     }
 }

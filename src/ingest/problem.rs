@@ -1,33 +1,78 @@
 //! Answers: `ok`, and errors as RFC 9457 problem details.
 //!
+//! The log says of a refusal why ([`Answer::log`]), at most a line a second for each outcome and, where a 503 has several
+//! causes, for each of those.
+//!
 //! An answer says what its sender can change and never repeats a credential, an address or a part of the body. The
 //! `type` of a problem is `urn:cmc-bridge:problem:` and the outcome's label; `reason` and `offset` are there when a body
 //! was not understood.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Response, StatusCode,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    HeaderMap, Method, Response, StatusCode,
+    header::{
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
+    },
 };
 use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
+use tracing::warn;
 
-use crate::{admin::metrics::Outcome, cmc::Malformed};
+use super::{limits::LogLimiter, progress::Phase};
+use crate::{admin::metrics::Outcome, cmc::Malformed, stream::Stream};
+
+/// Limits the log's lines of refusals, those of each cause apart.
+pub(super) struct RefusalLines {
+    outcomes: [LogLimiter; Outcome::ALL.len()],
+    shortages: [LogLimiter; 3],
+}
+
+impl RefusalLines {
+    pub(super) fn new() -> RefusalLines {
+        RefusalLines {
+            outcomes: std::array::from_fn(|_| LogLimiter::new()),
+            shortages: std::array::from_fn(|_| LogLimiter::new()),
+        }
+    }
+}
 
 /// What hyper sends.
 pub(super) type HttpResponse = Response<Full<Bytes>>;
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+
+/// What there is too little of when a webhook is answered 503 while the bridge serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    Flight,
+    Spool,
+    Disk,
+}
+
+impl Shortage {
+    /// The cause in the log, in the words of the runbook.
+    fn cause(self) -> &'static str {
+        match self {
+            Shortage::Flight => "too many bytes in flight",
+            Shortage::Spool => "spool full",
+            Shortage::Disk => "disk slow",
+        }
+    }
+}
 
 /// What becomes of a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) outcome: Outcome,
+    /// With the stream that it is of, where there is one.
+    shortage: Option<(Shortage, Option<Stream>)>,
     content: Content,
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -52,6 +97,7 @@ impl Answer {
     pub(super) fn accepted() -> Answer {
         Answer {
             outcome: Outcome::Accepted,
+            shortage: None,
             content: Content::Ok,
             header: None,
         }
@@ -69,6 +115,7 @@ impl Answer {
         });
         Answer {
             outcome: Outcome::Malformed,
+            shortage: None,
             content,
             header: None,
         }
@@ -79,7 +126,18 @@ impl Answer {
             Outcome::Unauthorized,
             StatusCode::UNAUTHORIZED,
             "Unauthorized",
-            "The request has no valid credential.",
+            "The request's credential is not valid.",
+        )
+        .with(WWW_AUTHENTICATE, challenge)
+    }
+
+    /// 401 to a request without a credential.
+    pub(super) fn challenged(challenge: HeaderValue) -> Answer {
+        Answer::problem(
+            Outcome::Challenged,
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "The request has no credential.",
         )
         .with(WWW_AUTHENTICATE, challenge)
     }
@@ -155,7 +213,7 @@ impl Answer {
             Outcome::Unsupported,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
-            "The body is neither JSON in UTF-8 nor an urlencoded form, or it has a content encoding.",
+            "The content type is neither JSON nor an urlencoded form, or the body has a content encoding.",
         )
         .with(
             ACCEPT_POST,
@@ -165,6 +223,19 @@ impl Answer {
 
     pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
         Answer::unavailable(Outcome::Draining, "The bridge is stopping.", retry_after)
+    }
+
+    /// 503 for want of something, of this stream if it is a stream's.
+    pub(super) fn overloaded(
+        shortage: Shortage,
+        stream: Option<Stream>,
+        detail: &'static str,
+        retry_after: &RetryAfter,
+    ) -> Answer {
+        Answer {
+            shortage: Some((shortage, stream)),
+            ..Answer::unavailable(Outcome::Overloaded, detail, retry_after)
+        }
     }
 
     /// 503: try again later.
@@ -193,6 +264,7 @@ impl Answer {
         };
         Answer {
             outcome,
+            shortage: None,
             content: Content::Problem(problem),
             header: None,
         }
@@ -219,12 +291,34 @@ impl Answer {
         }
     }
 
-    /// Why a body was not understood, and where: for the log.
-    pub(super) fn cause(&self) -> (Option<&'static str>, Option<usize>) {
-        match &self.content {
+    /// Writes why the request was refused, unless there were too many such lines lately.
+    pub(super) fn log(&self, lines: &RefusalLines, request: &dyn fmt::Display, bytes: u64) {
+        let (limiter, cause, stream) = match (self.shortage, &self.content) {
+            (Some((shortage, stream)), _) => (&lines.shortages[shortage as usize], shortage.cause(), stream),
+            (None, Content::Problem(problem)) => {
+                (&lines.outcomes[self.outcome.index()], &*problem.detail, None)
+            }
+            (None, Content::Ok) => return,
+        };
+        let Some(suppressed) = limiter.pass() else {
+            return;
+        };
+        let (reason, offset) = match &self.content {
             Content::Ok => (None, None),
             Content::Problem(problem) => (problem.reason, problem.offset),
-        }
+        };
+        warn!(
+            %request,
+            outcome = self.outcome.label(),
+            status = self.status().as_u16(),
+            bytes,
+            cause,
+            stream = stream.map(Stream::name),
+            reason,
+            offset,
+            suppressed,
+            "a request was refused"
+        );
     }
 
     /// The HTTP answer. `headers` is an empty map to be filled: the request's own, for the sake of its allocation.
@@ -235,9 +329,7 @@ impl Answer {
         if let Some((name, value)) = self.header {
             headers.insert(name, value);
         }
-        if ending == Ending::Close {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        ending.tell(&mut headers);
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -306,10 +398,74 @@ impl Problem {
 }
 
 /// What happens to the connection after an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    KeepAlive,
+    /// It is kept, and the client is told for how long.
+    KeepAlive(Option<HeaderValue>),
     Close,
+}
+
+impl Ending {
+    /// What the connection does while the answer is sent.
+    pub(super) fn phase(&self) -> Phase {
+        match self {
+            Ending::KeepAlive(_) => Phase::Writing,
+            Ending::Close => Phase::Closing,
+        }
+    }
+
+    fn tell(self, headers: &mut HeaderMap) {
+        match self {
+            Ending::KeepAlive(None) => None,
+            Ending::KeepAlive(Some(time)) => headers.insert(KEEP_ALIVE, time),
+            Ending::Close => headers.insert(CONNECTION, HeaderValue::from_static("close")),
+        };
+    }
+}
+
+/// The value of `Keep-Alive` for a server that closes a connection after this time without a request: some less, for the
+/// client counts from the answer's arrival, and its next request is under way for a while. `None` when no whole second is left.
+pub(super) fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
+    let margin = (idle_timeout / 10).clamp(Duration::from_secs(1), Duration::from_secs(5));
+    let seconds = idle_timeout.saturating_sub(margin).as_secs();
+    // A time of 0 means for ever to some clients.
+    let value = (seconds > 0).then(|| format!("timeout={seconds}"))?;
+    HeaderValue::try_from(value).ok()
+}
+
+/// What a load balancer is told on the health path: whether webhooks should be sent here, and nothing else.
+pub(super) enum Health {
+    Ready,
+    NotReady,
+    MethodNotAllowed,
+}
+
+impl Health {
+    pub(super) fn of(method: &Method, ready: bool) -> Health {
+        match (method, ready) {
+            (&Method::GET | &Method::HEAD, true) => Health::Ready,
+            (&Method::GET | &Method::HEAD, false) => Health::NotReady,
+            _ => Health::MethodNotAllowed,
+        }
+    }
+
+    pub(super) fn into_response(self, ending: Ending) -> HttpResponse {
+        let (status, text) = match self {
+            Health::Ready => (StatusCode::OK, "ready\n"),
+            Health::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            Health::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, TEXT);
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        ending.tell(headers);
+        response
+    }
 }
 
 /// The value of `Retry-After`: whole seconds, at least one.
@@ -331,7 +487,7 @@ mod tests {
 
     async fn rendered(answer: Answer) -> (u16, HeaderMap, String) {
         let (head, body) = answer
-            .into_response(HeaderMap::new(), Ending::KeepAlive)
+            .into_response(HeaderMap::new(), Ending::KeepAlive(None))
             .into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         (
@@ -347,7 +503,13 @@ mod tests {
         let busy = Answer::unavailable(Outcome::Overloaded, "Busy.", &retry_after);
         let challenge = HeaderValue::from_static("Bearer");
         let table = [
-            (Answer::unauthorized(challenge), 401, "www-authenticate", "Bearer"),
+            (
+                Answer::unauthorized(challenge.clone()),
+                401,
+                "www-authenticate",
+                "Bearer",
+            ),
+            (Answer::challenged(challenge), 401, "www-authenticate", "Bearer"),
             (
                 Answer::not_found(),
                 404,
@@ -402,6 +564,26 @@ mod tests {
 
     fn malformed() -> Malformed {
         Malformed::new(Reason::ALL[0], Some(17), "A comma is missing.")
+    }
+
+    #[test]
+    fn connections_are_promised_for_less_than_they_are_kept() {
+        for (idle, promised) in [
+            (100, None),
+            (1_999, None),
+            (2_000, Some("timeout=1")),
+            (10_000, Some("timeout=9")),
+            (60_000, Some("timeout=55")),
+            (75_000, Some("timeout=70")),
+            (3_600_000, Some("timeout=3595")),
+        ] {
+            let value = keep_alive(Duration::from_millis(idle));
+            assert_eq!(
+                value.as_ref().map(|value| value.to_str().unwrap()),
+                promised,
+                "{idle}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -20,10 +20,11 @@ pub(super) enum Phase {
     Expired,
     Answer,
     Writing,
+    Draining,
     Closing,
 }
 
-const PHASES: [Phase; 10] = [
+const PHASES: [Phase; 11] = [
     Phase::Handshake,
     Phase::Fresh,
     Phase::Idle,
@@ -33,6 +34,7 @@ const PHASES: [Phase; 10] = [
     Phase::Expired,
     Phase::Answer,
     Phase::Writing,
+    Phase::Draining,
     Phase::Closing,
 ];
 const PHASE_BITS: u32 = 4;

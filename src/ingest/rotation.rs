@@ -4,7 +4,7 @@
 //! (Kubernetes swaps one when a Secret changes). A file that is being written may be read half; so what differs from what
 //! is in use counts only when a second reading, [`SETTLE`] later, finds the same.
 //!
-//! Each file is taken or refused as a whole and by itself. One that can't be used (gone, empty, a secret that no request
+//! Each file is taken or refused as a whole. What all of them hold is judged together, so two may exchange their secrets. One that can't be used (gone, empty, a secret that no request
 //! could present, a name or secret that is there already) changes nothing: what it held stays valid. That is counted at
 //! each look and logged when its cause changes and once an hour. So there is never a moment without credentials.
 //!
@@ -22,7 +22,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{error, info};
 
 use super::Intake;
-use crate::config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, valid_together};
+use crate::config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash};
 
 /// How often the files are read.
 const LOOK: Duration = Duration::from_secs(3);
@@ -136,59 +136,99 @@ impl Rotation {
 
     /// Takes what can be used. Whether something changed, and how many files are refused.
     fn take(&mut self, readings: Vec<Option<Reading>>) -> (bool, usize) {
-        let (mut changed, mut failures) = (false, 0);
+        let (mut news, mut refused) = (Vec::new(), Vec::new());
         for (at, reading) in readings.into_iter().enumerate() {
             let (Some(reading), Some(watched)) = (reading, self.files.get(at)) else {
                 continue;
             };
-            let path = watched.file.path().display().to_string();
-            let before = self.in_use_of(&watched.file);
-            let taken = reading.and_then(|held| {
-                if are_same(&before, &held) {
-                    return Ok(None);
-                }
-                let names = &watched.file.names;
-                let mut all = self.in_use.clone();
-                all.retain(|one| !names.contains(&one.name));
-                all.extend(held.iter().cloned());
-                valid_together(&all).map_err(|what| format!("{path}: {what}"))?;
-                Ok(Some((all, held)))
-            });
-            let Some(watched) = self.files.get_mut(at) else {
-                continue;
-            };
-            match taken {
-                Ok(None) => {
-                    if watched.refused.take().is_some() {
-                        info!(file = path, "the file holds the credentials in use again");
-                    }
-                }
-                Ok(Some((all, held))) => {
-                    watched.refused = None;
-                    watched.file.names = held.into_iter().map(|one| one.name).collect();
-                    info!(
-                        file = path,
-                        credentials = watched.file.names.join(","),
-                        "new credentials are in use"
-                    );
-                    self.in_use = all;
-                    self.remember(before);
-                    changed = true;
-                }
-                Err(cause) => {
-                    failures += 1;
-                    let is_known = watched
-                        .refused
-                        .as_ref()
-                        .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
-                    if !is_known {
-                        error!(cause, "new credentials are refused, the old ones stay valid");
-                        watched.refused = Some((cause, Instant::now()));
-                    }
-                }
+            match reading {
+                Ok(held) if are_same(&self.in_use_of(&watched.file), &held) => self.found_in_use(at),
+                Ok(held) => news.push((at, held)),
+                Err(cause) => refused.push((at, cause)),
             }
         }
+        let all = self.settle(&mut news, &mut refused);
+        let replaced = news.iter().filter_map(|(at, _)| self.files.get(*at));
+        let replaced: Vec<_> = replaced
+            .flat_map(|watched| self.in_use_of(&watched.file))
+            .collect();
+        self.in_use = all;
+        self.remember(replaced);
+        let (changed, failures) = (!news.is_empty(), refused.len());
+        for (at, held) in news {
+            self.accept(at, held);
+        }
+        for (at, cause) in refused {
+            self.refuse(at, cause);
+        }
         (changed, failures)
+    }
+
+    fn found_in_use(&mut self, at: usize) {
+        if let Some(watched) = self.files.get_mut(at)
+            && watched.refused.take().is_some()
+        {
+            info!(file = %watched.file.path().display(), "the file holds the credentials in use again");
+        }
+    }
+
+    fn accept(&mut self, at: usize, held: Vec<Credential>) {
+        if let Some(watched) = self.files.get_mut(at) {
+            watched.refused = None;
+            watched.file.names = held.into_iter().map(|one| one.name).collect();
+            info!(
+                file = %watched.file.path().display(),
+                credentials = watched.file.names.join(","),
+                "new credentials are in use"
+            );
+        }
+    }
+
+    fn refuse(&mut self, at: usize, cause: String) {
+        let Some(watched) = self.files.get_mut(at) else {
+            return;
+        };
+        let is_known = watched
+            .refused
+            .as_ref()
+            .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
+        if !is_known {
+            error!(cause, "new credentials are refused, the old ones stay valid");
+            watched.refused = Some((cause, Instant::now()));
+        }
+    }
+
+    /// All credentials with the new ones in place of the old. They are judged together, for two files may have exchanged
+    /// their secrets; of new ones that can't be valid so the file is refused, which may let others be valid.
+    fn settle(
+        &self,
+        news: &mut Vec<(usize, Vec<Credential>)>,
+        refused: &mut Vec<(usize, String)>,
+    ) -> Vec<Credential> {
+        loop {
+            let changed: Vec<&Watched> = news.iter().filter_map(|(at, _)| self.files.get(*at)).collect();
+            let is_kept = |one: &&Credential| {
+                !changed
+                    .iter()
+                    .any(|watched| watched.file.names.contains(&one.name))
+            };
+            let kept = self.in_use.iter().filter(is_kept).map(|one| (None, one));
+            let of_news = news
+                .iter()
+                .flat_map(|(at, held)| held.iter().map(|one| (Some(*at), one)));
+            let all: Vec<(Option<usize>, &Credential)> = kept.chain(of_news).collect();
+            let clash = clash(all.iter().map(|(_, one)| *one));
+            // What is kept was valid before: the one at fault is new.
+            let Some((Some(at), what)) = clash.map(|(index, what)| (all[index].0, what)) else {
+                return all.into_iter().map(|(_, one)| one.clone()).collect();
+            };
+            let path = self
+                .files
+                .get(at)
+                .map(|watched| watched.file.path().display().to_string());
+            refused.push((at, format!("{}: {what}", path.unwrap_or_default())));
+            news.retain(|(file, _)| *file != at);
+        }
     }
 
     /// Keeps what is not valid any more.
@@ -322,6 +362,44 @@ mod tests {
                 .iter()
                 .all(|watched| watched.refused.is_none())
         );
+    }
+
+    /// Two named tokens, each in a file of its own, and what a look at the files with these secrets leaves in use.
+    fn look_at_two(a: &str, b: &str) -> impl FnMut(&str, &str) -> ((bool, usize), String) + use<> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        for (name, secret) in [("a", a), ("b", b)] {
+            let path = dir.path().join(name);
+            fs::write(&path, secret).unwrap();
+            let entry = format!("name = \"{name}\"\nkind = \"bearer\"\nvalue_file = {path:?}\n");
+            text += &format!("[[ingest.auth.credentials]]\n{entry}");
+        }
+        let file = dir.path().join("bridge.toml");
+        fs::write(&file, text).unwrap();
+        let ingest = config::load(&[file], std::iter::empty()).unwrap().config.ingest;
+        let Auth::Credentials(in_use) = ingest.auth else {
+            panic!("anonymous")
+        };
+        let mut rotation = Rotation::new(in_use, &ingest.credential_files);
+        move |a, b| {
+            fs::write(dir.path().join("a"), a).unwrap();
+            fs::write(dir.path().join("b"), b).unwrap();
+            (rotation.take(rotation.reader()()), shown(&rotation.in_use))
+        }
+    }
+
+    #[test]
+    fn two_files_may_exchange_their_secrets() {
+        let mut look = look_at_two("one", "two");
+        assert_eq!(look("two", "one"), ((true, 0), "a=two b=one".to_owned()));
+        // One takes what the other gives up, whichever comes first.
+        assert_eq!(look("one", "three"), ((true, 0), "a=one b=three".to_owned()));
+        assert_eq!(look("four", "one"), ((true, 0), "a=four b=one".to_owned()));
+        // Half of an exchange is none.
+        assert_eq!(look("one", "one"), ((false, 1), "a=four b=one".to_owned()));
+        // What the other one keeps, since its new secret is refused, is not free.
+        assert_eq!(look("one", "no token"), ((false, 2), "a=four b=one".to_owned()));
+        assert_eq!(look("five", "five"), ((true, 1), "a=five b=one".to_owned()));
     }
 
     #[test]

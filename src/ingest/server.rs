@@ -1,8 +1,14 @@
 //! Accepting connections, up to a limit, until told to stop.
 //!
-//! A connection over the limit gets a 503 that was made beforehand, written at once or not at all. It has no task; for a
-//! moment its socket is kept half open in a short list, since closing it with the client's request unread would take the
-//! answer back. Over TLS it would have to be agreed on first, so there a connection over the limit is closed.
+//! A connection over the limit takes the place of a stranger: of the oldest one on which no request has been admitted yet,
+//! whatever it is doing (a handshake, a slow header, a body, or resting after a 401, 404 or 405). That one is closed
+//! without a word; a request that has begun on it is counted as overloaded. So who has no credential can't keep out those
+//! who have, and one who shows its credential in time is never closed for another. A place is taken as fast as a
+//! connection is accepted, so a client that has just come has as long as it takes to fill the whole table anew.
+//!
+//! When all are known, a further one gets a 503 that was made beforehand, written at once or not at all. It has no task;
+//! for a moment its socket is kept half open in a short list, since closing it with the client's request unread would take
+//! the answer back. Over TLS it would have to be agreed on first, so there it is closed.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +26,7 @@ use hyper::server::conn::http1;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -32,6 +38,7 @@ use super::{
     problem::Answer,
     rotation,
     tls::Tls,
+    zones,
 };
 use crate::admin::metrics::Outcome;
 
@@ -40,6 +47,8 @@ use crate::admin::metrics::Outcome;
 const QUEUE: u32 = 4096;
 /// Wait after a failed accept, which fails again at once while file descriptors are missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Most connections that have lost their place and whose tasks have not ended yet; meanwhile others wait in the queue.
+const LEAVING: usize = 64;
 /// Refused connections kept half open.
 const REFUSED_KEPT: usize = 64;
 /// … for so long.
@@ -112,7 +121,10 @@ impl Server {
             tls: tls.map(Arc::new),
             http: connection::http(),
             connections: JoinSet::new(),
+            strangers: VecDeque::new(),
+            leaving: Vec::new(),
             accepted: 0,
+            recycled_lines: LogLimiter::new(),
             refused: Refused {
                 answer,
                 kept: VecDeque::new(),
@@ -150,6 +162,7 @@ impl Server {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
         reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
+        reloading.spawn(zones::tell_unseen(Arc::clone(&acceptor.intake)));
         let control = acceptor.intake.control.clone();
         let errors = LogLimiter::new();
         while !control.is_stopping() {
@@ -157,7 +170,7 @@ impl Server {
                 () = control.0.stopping.notified() => {}
                 Some(end) = acceptor.connections.join_next() => ended(end),
                 () = acceptor.refused.oldest_is_due() => acceptor.refused.close_oldest(),
-                accepted = listener.accept() => match accepted {
+                accepted = listener.accept(), if acceptor.may_take() => match accepted {
                     Ok((stream, _)) => acceptor.take(stream),
                     Err(error) => {
                         if let Some(suppressed) = errors.pass() {
@@ -184,7 +197,9 @@ impl Server {
 }
 
 fn ended(end: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = end {
+    if let Err(error) = end
+        && !error.is_cancelled()
+    {
         error!(%error, "a connection's task failed");
     }
 }
@@ -194,17 +209,28 @@ struct Acceptor {
     tls: Option<Arc<Tls>>,
     http: http1::Builder,
     connections: JoinSet<()>,
+    /// The oldest first. Those that are known or gone by now are taken out when they are met.
+    strangers: VecDeque<(Arc<Connection>, AbortHandle)>,
+    /// Tasks of connections that have lost their place.
+    leaving: Vec<AbortHandle>,
     accepted: u64,
+    recycled_lines: LogLimiter,
     refused: Refused,
 }
 
 impl Acceptor {
+    fn may_take(&mut self) -> bool {
+        self.leaving.retain(|task| !task.is_finished());
+        self.leaving.len() < LEAVING
+    }
+
     fn take(&mut self, stream: TcpStream) {
         let limit = self.intake.max_connections;
         while let Some(end) = self.connections.try_join_next() {
             ended(end);
         }
-        if self.connections.len() >= limit {
+        let places_taken = self.connections.len().saturating_sub(self.leaving.len());
+        if places_taken >= limit && !self.recycle() {
             self.intake.metrics.webhook(Outcome::Overloaded);
             self.refused.note(limit);
             if self.tls.is_none() {
@@ -217,16 +243,41 @@ impl Acceptor {
         self.accepted += 1;
         let connection = Arc::new(Connection::new(Arc::clone(&self.intake), self.accepted));
         let http = self.http.clone();
-        match &self.tls {
-            None => self
-                .connections
-                .spawn(connection::serve(stream, connection, http)),
+        let served = Arc::clone(&connection);
+        let task = match &self.tls {
+            None => self.connections.spawn(connection::serve(stream, served, http)),
             Some(tls) => {
                 let tls = Arc::clone(tls);
                 self.connections
-                    .spawn(connection::serve_tls(stream, tls, connection, http))
+                    .spawn(connection::serve_tls(stream, tls, served, http))
             }
         };
+        if self.strangers.len() > 2 * limit {
+            self.strangers
+                .retain(|(connection, task)| connection.is_stranger() && !task.is_finished());
+        }
+        self.strangers.push_back((connection, task));
+    }
+
+    /// Makes room by closing the oldest stranger's connection; false when there is none.
+    fn recycle(&mut self) -> bool {
+        while let Some((connection, task)) = self.strangers.pop_front() {
+            if !task.is_finished() && connection.recycle() {
+                task.abort();
+                self.leaving.push(task);
+                self.intake.metrics.connection_recycled();
+                if let Some(suppressed) = self.recycled_lines.pass() {
+                    let limit = self.intake.max_connections;
+                    warn!(
+                        limit,
+                        suppressed,
+                        "a connection without a credential was closed to make room for another one"
+                    );
+                }
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -241,7 +292,11 @@ struct Refused {
 impl Refused {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
-            warn!(limit, suppressed, "a connection over the limit was refused");
+            let cause = "too many connections";
+            warn!(
+                cause,
+                limit, suppressed, "a connection over the limit was refused"
+            );
         }
     }
 

@@ -1,7 +1,10 @@
 //! The server over loopback sockets, without a spool: everything up to the append. What becomes durable is the matter of
 //! the integration tests.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use prometheus::{Registry, TextEncoder};
 use tokio::{
@@ -12,7 +15,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig};
+use crate::{
+    admin::metrics::Outcome,
+    config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Understood, and nothing to be made durable.
@@ -27,6 +33,7 @@ fn config() -> config::Ingest {
     config::Ingest {
         listen: "127.0.0.1:0".parse().unwrap(),
         path: "/webhooks/events".to_owned(),
+        health_path: Some("/healthz".to_owned()),
         auth: Auth::Credentials(vec![
             credential("bearer-1", CredentialKind::Bearer, "token"),
             credential("api-key-1", CredentialKind::ApiKey, "secret-key"),
@@ -76,7 +83,8 @@ async fn start(config: config::Ingest) -> Running {
         topic: String::new(),
     });
     let rules = Rules::new(&config, &kafka, &streams);
-    let intake = Intake::new(&config, rules, [None, None, None, None], metrics);
+    let health = Arc::new(Health::new(Vec::new()));
+    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, health);
     let server = Server::bind(config.listen, intake, None).await.unwrap();
     Running {
         address: server.local_addr(),
@@ -272,12 +280,106 @@ async fn refusals() {
             assert!(!answer.body.contains("secret"), "{answer:?}");
         }
     }
-    server.wait_for_count(Outcome::Unauthorized, 5).await;
+    server.wait_for_count(Outcome::Unauthorized, 3).await;
+    server.wait_for_count(Outcome::Challenged, 2).await;
     server.wait_for_count(Outcome::Unsupported, 3).await;
     server.wait_for_count(Outcome::Malformed, 1).await;
     server.wait_for_count(Outcome::TooLarge, 1).await;
     server.wait_for_count(Outcome::MethodNotAllowed, 1).await;
     server.wait_for_count(Outcome::NotFound, 2).await;
+}
+
+/// A server that knows no key in a body, so that it asks before it has read one.
+async fn with_header_credentials() -> Running {
+    let mut config = config();
+    if let Auth::Credentials(credentials) = &mut config.auth {
+        credentials.retain(|one| one.kind != CredentialKind::ApiKey);
+    }
+    start(config).await
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
+    let server = with_header_credentials().await;
+    let mut client = server.connect().await;
+    let json = "Content-Type: application/json\r\n";
+    let chunked = format!("{:x}\r\n{EMPTY}\r\n0\r\n\r\n", EMPTY.len());
+    let head = "POST /webhooks/events HTTP/1.1\r\nHost: bridge\r\n";
+    let asks = [
+        post(json, EMPTY),
+        post(json, ""),
+        post("", &"x".repeat(body::DRAIN_BYTES)),
+        format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunked}"),
+    ];
+    for ask in &asks {
+        client.send(ask).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 401, "{answer:?}");
+        assert!(answer.head.contains("\r\nwww-authenticate: bearer"), "{answer:?}");
+        assert!(!answer.head.contains("\r\nconnection:"), "{answer:?}");
+        client.send(&post(AUTHORIZED, EMPTY)).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    // One that waits to go on is asked for a body that is small, so that it can be read past.
+    let length = EMPTY.len();
+    client
+        .send(&format!(
+            "{head}Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+        ))
+        .await;
+    assert_eq!(client.answer().await.status, 100);
+    client.send(EMPTY).await;
+    assert_eq!(client.answer().await.status, 401);
+    client.send(&post(AUTHORIZED, EMPTY)).await;
+    assert_eq!(client.answer().await.status, 200);
+    server
+        .wait_for_count(Outcome::Challenged, asks.len() as u64 + 1)
+        .await;
+    server.wait_for_count(Outcome::Unauthorized, 0).await;
+}
+
+#[tokio::test]
+async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past() {
+    let server = with_header_credentials().await;
+    let large = format!("Content-Length: {}\r\n", body::DRAIN_BYTES + 1);
+    let waits = format!(
+        "Content-Length: {}\r\nExpect: 100-continue\r\n",
+        body::SMALL_BYTES + 1
+    );
+    let endless = format!(
+        "Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{}\r\n",
+        body::DRAIN_BYTES + 1,
+        "x".repeat(body::DRAIN_BYTES + 1)
+    );
+    // Far sooner than the body's time is over, which is longer than this test may take.
+    let begun = "Content-Length: 1000\r\n\r\n{".to_owned();
+    for rest in [large, waits, endless, begun] {
+        let mut client = server.connect().await;
+        let end = if rest.contains("\r\n\r\n") { "" } else { "\r\n" };
+        client
+            .send(&format!(
+                "POST /webhooks/events HTTP/1.1\r\nHost: bridge\r\n{rest}{end}"
+            ))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 401, "{answer:?}");
+        assert!(answer.head.contains("\r\nconnection: close"), "{answer:?}");
+    }
+    server.wait_for_count(Outcome::Challenged, 4).await;
+    // A credential that is wrong is no question: its body is not waited for, and its connection ends.
+    let wrong = "Authorization: Bearer wrong\r\n";
+    let mut client = server.connect().await;
+    client
+        .send(&format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: b\r\n{wrong}Content-Length: 9\r\n\r\n"
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert!(
+        answer.status == 401 && answer.head.contains("\r\nconnection: close"),
+        "{answer:?}"
+    );
+    server.wait_for_count(Outcome::Unauthorized, 1).await;
 }
 
 #[tokio::test]
@@ -328,6 +430,107 @@ async fn a_client_that_still_writes_sees_the_413() {
         assert_eq!(answer.status, 413);
         assert!(answer.head.contains("\r\nconnection: close"));
     }
+}
+
+/// A client that is admitted may send up to 8 of them and read only then; another one is cut.
+#[tokio::test]
+async fn an_admitted_client_that_writes_all_before_it_reads_sees_the_413() {
+    // Several are more than the buffers between the two hold.
+    let limit = 2_000_000;
+    let server = start(config::Ingest {
+        max_body_bytes: limit,
+        max_bytes_in_flight: 2 * limit,
+        ..config()
+    })
+    .await;
+    for (credential, bodies, is_read) in [("token", 7, true), ("token", 20, false), ("wrong", 10, false)] {
+        let length = bodies * limit;
+        let head = format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer {credential}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let mut client = server.connect().await;
+        client.send(&head).await;
+        // Refused by its announcement, long before the end.
+        let body = vec![b'x'; length];
+        let written = timeout(DEADLINE, client.0.write_all(&body)).await.unwrap();
+        assert_eq!(
+            written.is_ok(),
+            is_read,
+            "{credential}, {bodies} bodies: {written:?}"
+        );
+        if is_read {
+            let answer = client.answer().await;
+            assert_eq!(answer.status, 413);
+            assert!(answer.head.contains("\r\nconnection: close"));
+            client.closed().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn kept_connections_say_for_how_long_and_closing_ones_nothing() {
+    let server = start(config()).await;
+    let with = |headers: &str| post(&format!("{AUTHORIZED}{headers}"), EMPTY);
+    let old = |headers: &str| with(headers).replacen("HTTP/1.1", "HTTP/1.0", 1);
+    let refused = post("", "{}").replacen("Content-Length: 2", "Content-Length: 200000", 1);
+    for (request, kept) in [
+        (with(""), true),
+        (with("Connection: keep-alive\r\n"), true),
+        (with("Connection: TE, Close\r\n"), false),
+        (old(""), false),
+        (old("Connection: Keep-Alive\r\n"), true),
+        (post("Authorization: Bearer token\r\n", "{"), true),
+        ("GET / HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(), true),
+        ("GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n".to_owned(), true),
+        (refused, false),
+    ] {
+        let mut client = server.connect().await;
+        client.send(&request).await;
+        let head = client.answer().await.head;
+        assert_eq!(
+            head.contains("\r\nkeep-alive: timeout=70\r\n"),
+            kept,
+            "{request}{head}"
+        );
+        assert_eq!(head.contains("\r\nkeep-alive:"), kept, "{request}{head}");
+        if kept {
+            client.send(&with("")).await;
+            assert_eq!(client.answer().await.status, 200);
+        } else {
+            client.closed().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_health_path_tells_balancers_and_counts_nothing() {
+    let server = start(config()).await;
+    // There is no log in which a webhook could be made durable.
+    for (request, status) in [
+        ("GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n", 503),
+        ("GET /healthz/?x=y HTTP/1.1\r\nHost: b\r\n\r\n", 503),
+        ("GET /healthz HTTP/1.0\r\n\r\n", 503),
+        (
+            "POST /healthz HTTP/1.1\r\nHost: b\r\nContent-Length: 2\r\n\r\n{}",
+            405,
+        ),
+    ] {
+        let answer = server.ask(request).await;
+        assert_eq!(answer.status, status, "{request}");
+        assert!(!answer.body.contains("log"), "{answer:?}");
+    }
+    assert_eq!(
+        server
+            .ask("GET /healthy HTTP/1.1\r\nHost: b\r\n\r\n")
+            .await
+            .status,
+        404
+    );
+    server.wait_for_count(Outcome::NotFound, 1).await;
+    let others = Outcome::ALL
+        .into_iter()
+        .filter(|outcome| *outcome != Outcome::NotFound);
+    assert_eq!(others.map(|outcome| server.count(outcome)).sum::<u64>(), 0);
 }
 
 #[tokio::test]
@@ -434,6 +637,50 @@ async fn a_connection_over_the_limit_is_answered_503() {
         }
     };
     timeout(DEADLINE, again).await.unwrap();
+}
+
+/// What a connection may be doing without a credential.
+const STRANGERS: [&str; 7] = [
+    "",
+    "POST /web",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nContent-Length: 90000\r\n\r\n{",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer x\r\nContent-Length: 0\r\n\r\n",
+    "POST /webhooks/events HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: b\r\n\r\n",
+    "GET /webhooks/events HTTP/1.1\r\nHost: b\r\n\r\n",
+];
+
+#[tokio::test]
+async fn strangers_give_their_places_up_to_those_who_come_after_them() {
+    for stranger in STRANGERS {
+        let server = start(config()).await;
+        let mut good = server.connect().await;
+        good.send(&post(AUTHORIZED, EMPTY)).await;
+        assert_eq!(good.answer().await.status, 200);
+        let mut strangers = VecDeque::new();
+        for _ in 0..40 {
+            let mut client = server.connect().await;
+            client.send(stranger).await;
+            strangers.push_back(client);
+            // The limit is 8.
+            if strangers.len() > 8 {
+                let mut oldest = strangers.pop_front().unwrap();
+                let _ = timeout(DEADLINE, oldest.0.read_to_end(&mut Vec::new()))
+                    .await
+                    .unwrap();
+            }
+            let answer = server.ask(&post(AUTHORIZED, EMPTY)).await;
+            assert_eq!(answer.status, 200, "{stranger:?}");
+            // The one that is known keeps its own.
+            good.send(&post(AUTHORIZED, EMPTY)).await;
+            assert_eq!(good.answer().await.status, 200, "{stranger:?}");
+        }
+        assert_eq!(
+            server.count(Outcome::Overloaded) > 0,
+            stranger.ends_with(['b', '{']),
+            "{stranger:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 //! ends the resumption of older sessions); one that is refused changes nothing, is counted at each look, and is logged when
 //! its cause changes and once an hour.
 //!
-//! TLS 1.2 and 1.3, HTTP/1.1 alone by ALPN, no client certificates: credentials are those of [`super::auth`].
+//! TLS 1.2 and 1.3, HTTP/1.1 alone by ALPN, no client certificates: credentials are those of [`super::auth`]. The suites are
+//! those of rustls with ring; docs/operations.md has them. A sender too old for them is served by something in front of the
+//! bridge that ends TLS, and the log says so.
 
 use std::{
     io,
@@ -14,14 +16,20 @@ use std::{
 };
 
 use tokio::time::sleep;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{self, PeerIncompatible},
+};
 use tracing::{debug, error, info, warn};
 
 use super::{
     certificate::{Pair, PairError},
     limits::LogLimiter,
 };
-use crate::{admin::metrics::TlsMetrics, config};
+use crate::{
+    admin::metrics::{HandshakeFailure, TlsMetrics},
+    config,
+};
 
 /// How often a cause is logged that stays the same.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
@@ -32,6 +40,8 @@ pub struct Tls {
     in_use: RwLock<Arc<Pair>>,
     metrics: TlsMetrics,
     failures: LogLimiter,
+    /// For clients that are too old.
+    incompatible: LogLimiter,
 }
 
 impl Tls {
@@ -47,6 +57,7 @@ impl Tls {
             in_use: RwLock::new(Arc::new(pair)),
             metrics,
             failures: LogLimiter::new(),
+            incompatible: LogLimiter::every(SAME_CAUSE.as_secs()),
         })
     }
 
@@ -55,8 +66,8 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&self.pair().server))
     }
 
-    /// Counts and logs a handshake that failed. A client that only came and went is none: probes do that.
-    pub(super) fn handshake_failed(&self, error: &io::Error) {
+    /// Counts and logs a handshake that failed; `hint` says what came instead of TLS, where that is known. A client that only came and went is none: probes do that.
+    pub(super) fn handshake_failed(&self, error: &io::Error, hint: Option<&str>) {
         if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
@@ -64,9 +75,18 @@ impl Tls {
             debug!(%error, "a client went away before the TLS handshake was done");
             return;
         }
-        self.metrics.handshake_failed();
-        if let Some(suppressed) = self.failures.pass() {
-            warn!(%error, suppressed, "a TLS handshake failed");
+        let reason = reason_of(error);
+        self.metrics.handshake_failed(reason);
+        let (lines, message) = match reason {
+            HandshakeFailure::NoCommonVersion | HandshakeFailure::NoCommonSuite => (
+                &self.incompatible,
+                "a client has no TLS version or cipher suite in common with this port (docs/operations.md lists its own); \
+                 update the client, or end TLS in a proxy or load balancer in front that still has what it offers",
+            ),
+            _ => (&self.failures, "a TLS handshake failed"),
+        };
+        if let Some(suppressed) = lines.pass() {
+            warn!(%error, hint, reason = reason.label(), suppressed, "{message}");
         }
     }
 
@@ -110,6 +130,25 @@ impl Tls {
 
     fn pair(&self) -> Arc<Pair> {
         Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn reason_of(error: &io::Error) -> HandshakeFailure {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return HandshakeFailure::Timeout;
+    }
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match cause {
+        Some(rustls::Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::SupportedVersionsExtensionRequired,
+        )) => HandshakeFailure::NoCommonVersion,
+        Some(rustls::Error::PeerIncompatible(_)) => HandshakeFailure::NoCommonSuite,
+        Some(rustls::Error::NoApplicationProtocol) => HandshakeFailure::NoCommonProtocol,
+        Some(rustls::Error::InvalidMessage(_)) => HandshakeFailure::NotTls,
+        Some(rustls::Error::AlertReceived(_)) => HandshakeFailure::RefusedByClient,
+        _ => HandshakeFailure::Other,
     }
 }
 

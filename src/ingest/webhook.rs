@@ -1,28 +1,38 @@
 //! A webhook whose body has been read: understood, made durable, answered.
 //!
 //! This is the only place where ingest meets the sender's formats ([`cmc`]) and the spool. The body is gone before the
-//! wait for the disk begins; the permit then covers the batches.
+//! wait for the disk begins; its share of the bytes in flight then covers the batches.
+//!
+//! To understand a body takes time in proportion to it. A small one is understood at once; one of more than [`SMALL`] bytes
+//! away from the threads that serve connections, so many at once as there are processors, so that neither other webhooks
+//! wait for it nor the memory of that work is without a limit.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
 //! is written, and the rare webhook that has two is seen through by a task of its own.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use hyper::{
     StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
 };
-use tokio::sync::OwnedSemaphorePermit;
-use tracing::warn;
+use memchr::memmem;
+use tokio::task::{JoinError, spawn_blocking};
+use tracing::{error, warn};
 
 use super::{
     Intake,
     auth::Verdict,
     body::{Media, sniff},
-    limits::Exhausted,
-    problem::Answer,
+    connection::Connection,
+    limits::{Exhausted, Share},
+    problem::{Answer, Shortage},
 };
 use crate::{
     admin::metrics::Outcome,
@@ -33,38 +43,70 @@ use crate::{
     stream::{Stream, Tally},
 };
 
+/// Most bytes of a body that is understood by the thread that serves its connection: some hundred microseconds.
+const SMALL: usize = 64 * 1024;
+
 /// A request that has not been answered yet.
-pub(super) struct Webhook<'h> {
+pub(super) struct Webhook {
     pub(super) verdict: Verdict,
+    /// Whether it has a header `Authorization`, of whatever worth.
+    pub(super) authorization: bool,
     pub(super) media: Media,
-    pub(super) path: &'h str,
-    pub(super) content_type: Option<&'h HeaderValue>,
+    /// Whether the path ended with one.
+    pub(super) trailing_slash: bool,
+    pub(super) content_type: Option<HeaderValue>,
     pub(super) body: Bytes,
     /// Covers the body.
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) share: Share,
 }
 
-impl Webhook<'_> {
+/// What a webhook comes to.
+enum Outlook {
+    Answer(Answer),
+    /// To be stored, and the answer for when it is.
+    Store(Box<Split>, Option<Stream>, Answer, Share),
+}
+
+impl Webhook {
     /// Takes the webhook to its answer.
-    pub(super) async fn take(self, intake: &Intake) -> Answer {
-        let (understood, permit) = self.understand(intake);
-        match understood {
-            Ok((split, answer)) => match intake.store(split, permit).await {
-                Ok(()) => answer,
-                Err(refusal) => refusal.answer(intake),
-            },
-            Err(answer) => answer,
+    pub(super) async fn take(self, connection: &Arc<Connection>) -> Answer {
+        if self.body.len() <= SMALL {
+            let outlook = self.understand(connection);
+            return connection.intake.see_through(outlook).await;
+        }
+        let intake = Arc::clone(&connection.intake);
+        let connection = Arc::clone(connection);
+        // In a task of its own: a client that goes away meanwhile changes nothing.
+        let taken = tokio::spawn(async move {
+            let place = connection.intake.understanding.acquire().await;
+            let by = Arc::clone(&connection);
+            let outlook = spawn_blocking(move || self.understand(&by)).await;
+            drop(place);
+            Ok(connection.intake.see_through(outlook?).await)
+        });
+        match taken.await.unwrap_or_else(Err::<Answer, JoinError>) {
+            Ok(answer) => answer,
+            Err(error) => {
+                error!(%error, "the task of a webhook failed");
+                Answer::unavailable(Outcome::Failed, "The bridge failed.", &intake.retry_after)
+            }
         }
     }
 
-    /// What is to be stored, and the answer for when it is; or the answer at once. Ends the life of the body.
-    fn understand(self, intake: &Intake) -> (Result<(Split, Answer), Answer>, OwnedSemaphorePermit) {
+    /// Ends the life of the body.
+    fn understand(mut self, connection: &Connection) -> Outlook {
+        let intake = &connection.intake;
         let content_type = self
             .content_type
+            .as_ref()
             .map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let path = match self.trailing_slash {
+            false => Cow::Borrowed(intake.path.as_str()),
+            true => Cow::Owned(format!("{}/", intake.path)),
+        };
         let request = cmc::Request {
             received_at_micros: now_micros(),
-            path: self.path,
+            path: &path,
             content_type: content_type.as_deref(),
             body: &self.body,
         };
@@ -73,21 +115,33 @@ impl Webhook<'_> {
         let known = opened.as_ref().ok().map(|(_, opened)| opened);
         let api_key = known.and_then(|opened| opened.api_key.as_deref());
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
-            return (Err(Answer::unauthorized(intake.guard.challenge())), self.permit);
+            let answer = match self.authorization || api_key.is_some() {
+                true => Answer::unauthorized,
+                false => Answer::challenged,
+            };
+            return Outlook::Answer(answer(intake.guard.challenge()));
         }
+        if !connection.admit() {
+            // Nobody is there to read it.
+            let detail = "There are too many connections.";
+            return Outlook::Answer(Answer::unavailable(
+                Outcome::Overloaded,
+                detail,
+                &intake.retry_after,
+            ));
+        }
+        self.share.admit();
         // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
         let rules = intake.rules();
         let stream = known
             .and_then(|opened| opened.content.as_ref().ok())
             .and_then(Envelope::stream);
+        if let (Some(_), Some(composition)) = (stream, known.and_then(|o| o.server_composition.as_deref())) {
+            intake.zones.note(composition);
+        }
         let understood = understand(opened, &request, &rules);
         let answer = understood.answer(intake.malformed_status);
-        let split = understood.split;
-        intake.metrics.parse_failures(stream, &split.failures);
-        if understood.malformed.is_none() {
-            intake.note_dead_letters(&split.failures);
-        }
-        (Ok((split, answer)), self.permit)
+        Outlook::Store(Box::new(understood.split), stream, answer, self.share)
     }
 }
 
@@ -137,10 +191,17 @@ fn understand(
         Ok((encoding, opened)) => Understood {
             encoding: Some(encoding),
             split: cmc::split(&opened, rules, request),
-            malformed: opened.content.err(),
+            malformed: opened
+                .content
+                .err()
+                .map(|malformed| with_hint(malformed, Some(encoding), request.body)),
         },
         Err(reason) => {
-            let malformed = Malformed::new(reason, None, "");
+            let detail = match reason {
+                Reason::UnsupportedEncoding => "the body has a content encoding or a transfer coding",
+                _ => "the content type is neither JSON nor a form",
+            };
+            let malformed = with_hint(Malformed::new(reason, None, detail), None, request.body);
             let split = Split {
                 events: None,
                 dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
@@ -155,6 +216,29 @@ fn understand(
     }
 }
 
+/// Says what a body looks like that was read as something else, or not at all.
+fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -> Malformed {
+    let hint = match (read_as, sniff(body)) {
+        _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
+        (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(cmc::BOM) => {
+            "this looks like JSON behind a byte order mark: see what puts that in front"
+        }
+        (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
+            "this looks like JSON: the content type should be application/json"
+        }
+        (Some(BodyEncoding::Json) | None, BodyEncoding::Form)
+            if memmem::find(body, b"event_type=").is_some() =>
+        {
+            "this looks like a form: the content type should be application/x-www-form-urlencoded"
+        }
+        _ => return malformed,
+    };
+    Malformed {
+        detail: format!("{}; {hint}", malformed.detail).into(),
+        ..malformed
+    }
+}
+
 /// What the body of a request would become, from a sender who is admitted.
 pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, rules: &Rules) -> Understood {
     let headers = content_type.map(|value| (CONTENT_TYPE, value.clone()));
@@ -166,7 +250,7 @@ pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, r
 #[derive(Debug, PartialEq, Eq)]
 enum Refusal {
     Budget,
-    Spool(AppendError),
+    Spool(Stream, AppendError),
 }
 
 impl From<Exhausted> for Refusal {
@@ -175,76 +259,103 @@ impl From<Exhausted> for Refusal {
     }
 }
 
-impl From<AppendError> for Refusal {
-    fn from(error: AppendError) -> Refusal {
-        Refusal::Spool(error)
-    }
-}
-
 impl Refusal {
     fn answer(self, intake: &Intake) -> Answer {
-        let (outcome, detail) = match self {
-            Refusal::Budget => (Outcome::Overloaded, "Too many webhooks are waiting."),
-            Refusal::Spool(AppendError::Full) => {
-                (Outcome::Overloaded, "The store of waiting events is full.")
+        let short =
+            |shortage, stream, detail| Answer::overloaded(shortage, stream, detail, &intake.retry_after);
+        match self {
+            Refusal::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
+            Refusal::Spool(stream, AppendError::Full) => {
+                let detail = "The store of waiting events is full.";
+                short(Shortage::Spool, Some(stream), detail)
             }
-            Refusal::Spool(AppendError::TooSlow) => (Outcome::Overloaded, "The disk is too slow."),
-            Refusal::Spool(AppendError::Failed) => (Outcome::Failed, "The disk can't be written."),
-            Refusal::Spool(AppendError::Closed) => (Outcome::Draining, "The bridge is stopping."),
-        };
-        Answer::unavailable(outcome, detail, &intake.retry_after)
+            Refusal::Spool(stream, AppendError::TooSlow) => {
+                short(Shortage::Disk, Some(stream), "The disk is too slow.")
+            }
+            Refusal::Spool(_, AppendError::Failed) => {
+                let detail = "The disk can't be written.";
+                Answer::unavailable(Outcome::Failed, detail, &intake.retry_after)
+            }
+            Refusal::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
+        }
     }
 }
 
 impl Intake {
+    /// Stores what there is to be stored; its answer. Failures are counted once they are durable.
+    async fn see_through(&self, outlook: Outlook) -> Answer {
+        let (split, stream, answer, share) = match outlook {
+            Outlook::Answer(answer) => return answer,
+            Outlook::Store(split, stream, answer, share) => (split, stream, answer, share),
+        };
+        let Split {
+            events,
+            dead_letters,
+            failures,
+        } = *split;
+        if let Err(refusal) = self.store(events, dead_letters, share).await {
+            return refusal.answer(self);
+        }
+        self.metrics.parse_failures(stream, &failures);
+        if answer.outcome == Outcome::Accepted {
+            self.note_dead_letters(&failures);
+        }
+        answer
+    }
+
     /// Makes all of a webhook durable, dead letters first.
-    async fn store(&self, split: Split, mut permit: OwnedSemaphorePermit) -> Result<(), Refusal> {
-        let events = split.events;
-        let dead_letters = split.dead_letters.filter(|_| self.keeps_dead_letters());
-        let letters_len = dead_letters.as_ref().map_or(0, |(batch, _)| batch.bytes().len());
-        let events_len = events.as_ref().map_or(0, |(_, batch, _)| batch.bytes().len());
-        self.budget.grow(&mut permit, letters_len + events_len)?;
+    async fn store(
+        &self,
+        events: Option<(Stream, Batch, Tally)>,
+        dead_letters: Option<(Batch, Tally)>,
+        mut share: Share,
+    ) -> Result<(), Refusal> {
+        let dead_letters = dead_letters.filter(|_| self.keeps_dead_letters());
+        let letters_size = dead_letters.as_ref().map_or(0, |(batch, _)| batch.allocated());
+        let events_size = events.as_ref().map_or(0, |(_, batch, _)| batch.allocated());
+        self.budget.grow(&mut share, letters_size + events_size)?;
         match (dead_letters, events) {
             (None, None) => Ok(()),
-            (None, Some((stream, batch, tally))) => Ok(self.append(stream, batch, tally, permit)?.await?),
-            (Some((batch, tally)), None) => {
-                Ok(self.append(Stream::DeadLetters, batch, tally, permit)?.await?)
-            }
+            (None, Some((stream, batch, tally))) => self.append(stream, batch, tally, share)?.await,
+            (Some((batch, tally)), None) => self.append(Stream::DeadLetters, batch, tally, share)?.await,
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
                 // Without room for the events the webhook will come again, and its dead letters with it.
                 if self.logs[stream.index()]
                     .as_ref()
                     .is_some_and(|log| log.state() == LogState::Full)
                 {
-                    return Err(Refusal::Spool(AppendError::Full));
+                    return Err(Refusal::Spool(stream, AppendError::Full));
                 }
-                let letters_permit = permit.split(letters_len).ok_or(Refusal::Budget)?;
-                let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_permit)?;
-                let second = self.append(stream, batch, tally, permit)?;
+                let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
+                let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;
+                let second = self.append(stream, batch, tally, share)?;
                 let both = tokio::spawn(async {
                     first.await?;
                     second.await
                 });
-                Ok(both.await.unwrap_or(Err(AppendError::Failed))?)
+                both.await
+                    .unwrap_or(Err(Refusal::Spool(stream, AppendError::Failed)))
             }
         }
     }
 
     /// Takes a JSON body to its answer, as the handler does with one that it has read.
     #[cfg(test)]
-    pub(crate) async fn take_json(&self, body: Bytes) -> Outcome {
-        let Ok(permit) = self.budget.reserve(body.len()) else {
+    pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
+        let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
             verdict: Verdict::Admitted,
+            authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),
-            path: &self.path,
+            trailing_slash: false,
             content_type: None,
             body,
-            permit,
+            share,
         };
-        webhook.take(self).await.outcome
+        let connection = Arc::new(Connection::new(Arc::clone(self), 0));
+        webhook.take(&connection).await.outcome
     }
 
     /// The append to a stream's log, to be awaited. A stream without a log is closed.
@@ -253,14 +364,19 @@ impl Intake {
         stream: Stream,
         batch: Batch,
         tally: Tally,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<impl Future<Output = Result<(), AppendError>> + Send + use<>, AppendError> {
-        let log = self.logs[stream.index()].clone().ok_or(AppendError::Closed)?;
+        share: Share,
+    ) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
+        let refused = move |error| Refusal::Spool(stream, error);
+        let log = self.logs[stream.index()]
+            .clone()
+            .ok_or(refused(AppendError::Closed))?;
         // Of a webhook with two appends, both share the time.
         let deadline = Instant::now() + self.append_timeout;
         Ok(async move {
             let limit = deadline.saturating_duration_since(Instant::now());
-            log.append(batch, tally, permit, limit).await
+            log.append(batch, tally, share.into_permit(), limit)
+                .await
+                .map_err(refused)
         })
     }
 

@@ -134,8 +134,14 @@ impl<C: Connect> Lane<C> {
         self.backlog.position() == self.backlog.end() && self.backlog.blocking_damage().is_none()
     }
 
-    /// Stores the checkpoint and lets go of the broker.
+    /// Stores the checkpoint and lets go of the broker. A lane that has delivered everything is not blocked any more.
     pub fn finish(&mut self) -> Result<(), SpoolError> {
+        if self.nothing_left() {
+            if self.blocked.take().is_some() {
+                self.metrics.lane_free();
+            }
+            info!(stream = %self.options.stream, "all that the log holds is delivered");
+        }
         // In this order: to let go of a broker that does not answer takes time, and the process may be ended meanwhile.
         let stored = self.backlog.store_checkpoint();
         self.broker = None;

@@ -12,7 +12,10 @@ use tokio::{runtime::Runtime, task::JoinSet};
 use super::plan::{LETTERS, Plan};
 use crate::{
     accounts::Accounts,
-    admin::metrics::{Metrics, Outcome},
+    admin::{
+        health::Health,
+        metrics::{Metrics, Outcome},
+    },
     cmc::Rules,
     config::{self, Auth, Delivery, StreamConfig},
     ingest::Intake,
@@ -117,7 +120,13 @@ impl Process {
             });
         }
         let (ingest, rules) = configuration(plan);
-        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics));
+        let intake = Intake::new(
+            &ingest,
+            rules,
+            logs,
+            Arc::clone(&shared.metrics),
+            Arc::new(Health::new(Vec::new())),
+        );
         Ok(Process {
             intake: Arc::new(intake),
             pipes,
@@ -161,6 +170,7 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
     let ingest = config::Ingest {
         listen: ([127, 0, 0, 1], 0).into(),
         path: "/webhooks/events".to_owned(),
+        health_path: None,
         auth: Auth::Anonymous,
         credential_files: Vec::new(),
         max_body_bytes: 1 << 20,

@@ -288,6 +288,27 @@ fn inputs_of_all_kinds() {
     explain(&["--content-type", "a\nb"], "").has(64, &["header can't carry"]);
     explain(&["--content-type", "text/plain"], delivery("a"))
         .has(65, &["answer 415;", "unsupported_media_type"]);
+    let form = "application/x-www-form-urlencoded";
+    let like_json = "this looks like JSON: the content type should be application/json";
+    explain(&["--content-type", form], delivery("a")).has(65, &["missing_event_type", like_json]);
+    explain(&["--content-type", form], format!(" \u{FEFF}{}", delivery("a")))
+        .has(65, &["missing_event_type"]);
+    explain(&["--content-type", "text/json"], delivery("a")).has(65, &["answer 415;", like_json]);
+    let marked = format!("\u{FEFF}{}", delivery("a"));
+    for args in [&["--content-type", "application/json; charset=utf-8"][..], &[]] {
+        explain(args, &marked).has(
+            65,
+            &["invalid_json", "this looks like JSON behind a byte order mark"],
+        );
+    }
+    explain(&["--content-type", form], &marked).has(65, &[like_json]);
+    let like_a_form = "this looks like a form: the content type should be application/x-www-form-urlencoded";
+    explain(
+        &["--content-type", "application/json"],
+        sample("deliveries-form.txt"),
+    )
+    .has(65, &[like_a_form]);
+    explain(&["--content-type", "application/json"], "no form").has(65, &["invalid_json"]);
     explain(&["--no-such"], "").has(64, &["--no-such"]);
     explain(&["--config", &path("missing")], "").has(78, &["missing"]);
 

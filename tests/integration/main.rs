@@ -29,6 +29,8 @@ mod copies;
 mod crash;
 mod credentials;
 mod dead_letters;
+mod dev;
+mod disabled;
 mod documents;
 mod explain;
 mod full_disk;

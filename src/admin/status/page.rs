@@ -192,6 +192,12 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     }
     let refusal = match stream.log {
         Intake::Accepting => None,
+        Intake::Disabled => {
+            Some("<strong>Disabled:</strong> it takes no webhooks; what its log still holds is delivered.")
+        }
+        Intake::Unreadable => Some(
+            "<strong>Disabled,</strong> and its log can't be opened: how many events wait in it is not known.",
+        ),
         Intake::Full => Some(
             "<strong>Full:</strong> its webhooks get 503 until Kafka has taken some of the backlog, or the disk has room.",
         ),

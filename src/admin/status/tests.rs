@@ -20,6 +20,7 @@ fn status(topic: &str) -> Status {
     let books = streams.map(|stream| StreamBooks {
         stream,
         topic: topic.to_owned(),
+        service: Service::Enabled,
         accounts: Arc::new(Accounts::default()),
         spool_bytes: Box::new(|| 3 << 20),
         spool_limit_bytes: 4 << 20,
@@ -41,7 +42,7 @@ fn shown(report: &Report) -> String {
 /// The report of a status, as if every log accepted webhooks.
 fn ready(status: &Status) -> Report {
     let mut report = status.report();
-    (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams);
+    (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams, &report.unknown_logs);
     report
 }
 
@@ -132,7 +133,7 @@ fn the_state_says_why_no_webhook_is_taken() {
         ),
     ];
     for (readiness, text) in cases {
-        (report.state, report.summary) = sum_up(readiness, &report.streams);
+        (report.state, report.summary) = sum_up(readiness, &report.streams, &report.unknown_logs);
         let page = shown(&report);
         assert!(page.contains(text), "{text}: {page}");
         assert!(page.contains("bounces t full 0"), "{page}");
@@ -140,6 +141,49 @@ fn the_state_says_why_no_webhook_is_taken() {
     report.streams[1].log = Intake::Failed;
     let page = shown(&report);
     assert!(page.contains("bounces t failed 0") && page.contains("its log can't be written"));
+}
+
+#[test]
+fn events_without_a_stream_that_takes_webhooks_are_shown() {
+    let mut report = ready(&status("t"));
+    let mut summary = |log, backlog, unknown: &[&str]| {
+        report.streams[1].log = log;
+        report.streams[1].backlog = backlog;
+        report.unknown_logs = unknown.iter().map(|name| (*name).to_owned()).collect();
+        (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams, &report.unknown_logs);
+        (report.state, shown(&report))
+    };
+    let (state, page) = summary(Intake::Disabled, 2, &[]);
+    assert_eq!(state, State::Ready);
+    for text in ["2 events are not in Kafka yet.", "Disabled: it takes no webhooks"] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    for (log, backlog, unknown, text) in [
+        (
+            Intake::Unreadable,
+            0,
+            &[][..],
+            "All events are in Kafka, except for what the log of bounces holds.",
+        ),
+        (
+            Intake::Unreadable,
+            1,
+            &["openings"],
+            "1 event is not in Kafka yet, and neither is what the log of bounces, openings (unknown to this version) holds.",
+        ),
+        (
+            Intake::Accepting,
+            0,
+            &["<openings>"],
+            "except for what the log of <openings> (unknown to this version) holds.",
+        ),
+    ] {
+        let (state, page) = summary(log, backlog, unknown);
+        assert_eq!(state, State::Impaired);
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["unknown_logs"][0], "<openings>");
 }
 
 #[test]

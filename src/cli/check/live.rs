@@ -9,7 +9,7 @@ use crate::{
     stream::Stream,
 };
 
-use super::{enabled, spool};
+use super::spool;
 
 /// What a line says of its subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,18 +45,18 @@ impl<W: Write> Lines<'_, W> {
     }
 }
 
-/// Asks and prints.
+/// Asks and prints, for the streams that `serve` would deliver.
 ///
 /// # Errors
 /// 69 when at least one line is a FAIL.
-pub fn run(config: &Config, out: &mut impl Write) -> Result<(), Exit> {
+pub fn run(config: &Config, streams: &[Stream], out: &mut impl Write) -> Result<(), Exit> {
     let mut lines = Lines {
         out,
         warnings: 0,
         failures: 0,
     };
-    spool::look(config, &mut lines)?;
-    kafka(config, &mut lines)?;
+    spool::look(config, streams.len(), &mut lines)?;
+    kafka(config, streams, &mut lines)?;
     let (warnings, failures) = (lines.warnings, lines.failures);
     match failures {
         0 => {
@@ -69,20 +69,20 @@ pub fn run(config: &Config, out: &mut impl Write) -> Result<(), Exit> {
     }
 }
 
-fn kafka(config: &Config, lines: &mut Lines<'_, impl Write>) -> Result<(), Exit> {
+fn kafka(config: &Config, served: &[Stream], lines: &mut Lines<'_, impl Write>) -> Result<(), Exit> {
     let kafka = &config.kafka;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let mut first = true;
     let mut topics: BTreeMap<&str, Vec<Stream>> = BTreeMap::new();
-    for stream in enabled(config) {
+    for stream in served {
         topics
-            .entry(&config.stream(stream).topic)
+            .entry(&config.stream(*stream).topic)
             .or_default()
-            .push(stream);
+            .push(*stream);
     }
-    for stream in enabled(config) {
+    for stream in served.iter().copied() {
         let topic = config.stream(stream).topic.as_str();
         let probe = match Probe::connect(kafka, stream, topic, runtime.handle()) {
             Ok(probe) => probe,

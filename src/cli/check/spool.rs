@@ -6,7 +6,7 @@ use crate::config::{Config, Durability, human_duration, human_size};
 
 use super::{
     directory::{Directory, existing_parent},
-    disk, enabled,
+    disk,
     live::{Lines, Verdict},
 };
 
@@ -15,8 +15,8 @@ const SLOW_SYNC: Duration = Duration::from_millis(100);
 /// No device that keeps what it is told is as quick.
 const TOO_QUICK: Duration = Duration::from_micros(5);
 
-/// Prints what the disk says.
-pub fn look(config: &Config, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
+/// Prints what the disk says, which is to hold the logs of so many streams.
+pub fn look(config: &Config, streams: usize, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
     let subject = format!("spool {}", config.spool.dir.display());
     let dir = match Directory::look(&config.spool.dir) {
         Directory::Unusable(why) => {
@@ -45,7 +45,7 @@ pub fn look(config: &Config, lines: &mut Lines<'_, impl Write>) -> std::io::Resu
             lines.line(verdict, &subject, &text)?;
         }
     }
-    room(config, &dir, lines)
+    room(config, streams as u64, &dir, lines)
 }
 
 fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Verdict, String) {
@@ -78,12 +78,11 @@ fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Verdict, String) {
     (Verdict::Ok, String::new())
 }
 
-fn room(config: &Config, dir: &Path, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
+fn room(config: &Config, streams: u64, dir: &Path, lines: &mut Lines<'_, impl Write>) -> std::io::Result<()> {
     let Ok(stat) = rustix::fs::statvfs(dir) else {
         return lines.line(Verdict::Warn, "disk", "does not say how much room it has");
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let streams = enabled(config).count() as u64;
     let (max, segment) = (config.spool.max_bytes, config.spool.segment_bytes);
     let (verdict, text) = judge_room(free, disk::used(&config.spool.dir), streams, max, segment);
     lines.line(verdict, "disk", &text)

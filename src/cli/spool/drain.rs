@@ -5,12 +5,14 @@ use std::{io::Write, path::PathBuf, time::Duration};
 use clap::Args;
 use tokio::runtime::Runtime;
 
+use super::UNKNOWN_LOG;
 use crate::{
     admin::metrics::BlockReason,
     bridge::{Drained, drain},
     cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
     config::Config,
     exit::Exit,
+    leftover::Leftovers,
     logging,
 };
 
@@ -84,8 +86,15 @@ fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
             config.spool.dir.join(stream.stream.name()).display()
         )));
     }
+    let unknown = Leftovers::look(&config.spool.dir, |_| true)?.unknown;
     match left.first() {
-        None => Ok(()),
+        None => match unknown.first() {
+            None => Ok(()),
+            Some((name, left)) => Err(Exit::Data(format!(
+                "{} is {UNKNOWN_LOG}, with {left}: drain it with the version that wrote it",
+                config.spool.dir.join(name).display()
+            ))),
+        },
         Some(stream) => Err(Exit::Unavailable(format!(
             "{} events of {} are not delivered ({}); they stay in the spool, so drain it again",
             stream.books.backlog(),

@@ -5,12 +5,13 @@ use std::{io::Write, path::Path};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, time};
+use super::{Place, UNKNOWN_LOG, time};
 use crate::{
     batch::received_at_micros,
     cli::output::Output,
     config::human_size,
     exit::Exit,
+    leftover::unknown_logs,
     spool::{
         SpoolError, SpoolLock,
         survey::{SegmentFile, Survey, segments},
@@ -67,11 +68,13 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
             aside: aside(&dir, stream)?,
         });
     }
+    let unknown = unknown_logs(&dir)?;
     if args.json {
         let document = json!({
             "dir": dir.to_string_lossy(),
             "open": open,
             "streams": listings.iter().map(as_json).collect::<Vec<_>>(),
+            "unknown": unknown,
         });
         writeln!(out, "{document}")?;
     } else {
@@ -82,6 +85,9 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
         writeln!(out, "{}{note}", dir.display())?;
         for listing in &listings {
             as_text(listing, out)?;
+        }
+        for name in unknown {
+            writeln!(out, "\n{name}  {UNKNOWN_LOG}")?;
         }
     }
     Ok(out.flush()?)

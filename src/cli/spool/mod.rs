@@ -9,16 +9,24 @@ mod ls;
 mod repair;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigArgs, output::Output, tap::StreamName};
+use super::{
+    ConfigArgs,
+    output::{Output, say},
+    tap::StreamName,
+};
 use crate::{
     exit::Exit,
+    leftover::unknown_logs,
     spool::{SpoolLock, survey::Survey},
     stream::Stream,
 };
+
+/// What is said of a log under a name that is no stream's.
+const UNKNOWN_LOG: &str = "the log of a stream that this version doesn't know";
 
 #[derive(Debug, Subcommand)]
 pub enum SpoolCommand {
@@ -85,6 +93,7 @@ impl Place {
         let dir = self.dir()?;
         let lock = SpoolLock::of_existing(&dir)?;
         let streams = self.streams(&dir)?;
+        self.tell_unknown(&dir)?;
         Ok(AtRest {
             dir,
             streams,
@@ -96,6 +105,7 @@ impl Place {
     fn locked(&self) -> Result<AtRest, Exit> {
         let dir = self.dir()?;
         let streams = self.streams(&dir)?;
+        self.tell_unknown(&dir)?;
         Ok(AtRest {
             _lock: Some(SpoolLock::acquire(&dir)?),
             dir,
@@ -103,7 +113,20 @@ impl Place {
         })
     }
 
-    fn streams(&self, dir: &std::path::Path) -> Result<Vec<Stream>, Exit> {
+    /// Says what is passed over although no stream was picked.
+    fn tell_unknown(&self, dir: &Path) -> Result<(), Exit> {
+        if self.stream.is_empty() {
+            for name in unknown_logs(dir)? {
+                say(format_args!(
+                    "{}: {UNKNOWN_LOG}; passed over",
+                    dir.join(name).display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn streams(&self, dir: &Path) -> Result<Vec<Stream>, Exit> {
         let wanted: Vec<Stream> = self.stream.iter().map(|name| name.stream()).collect();
         let streams: Vec<Stream> = Stream::ALL
             .into_iter()

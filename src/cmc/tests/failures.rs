@@ -297,6 +297,9 @@ fn a_body_of_no_enabled_stream_is_one_dead_letter() {
         ("blocks", r#"{"blocks":[{},{}]}"#),
         ("dead_letters", r#"{"dead_letters":[{}]}"#),
         ("opens", r#"{"anything":{"at":"all"}}"#),
+        ("opens", r#""text""#),
+        ("opens", "[7]"),
+        ("opens", "null"),
         ("", "{}"),
     ] {
         let json = format!(r#"{{"event_type":"{event_type}","server_composition":"pro","event":{event}}}"#);
@@ -313,6 +316,97 @@ fn a_body_of_no_enabled_stream_is_one_dead_letter() {
             assert_eq!(letters[0].value, body);
             assert_eq!(letters[0].header("cmc-dead-letter-event-type"), Some(event_type));
         }
+    }
+}
+
+#[test]
+fn the_event_of_no_enabled_stream_is_not_judged() {
+    let named = r#""event_type":"opens","server_composition":"pro""#;
+    let many = "1,".repeat(20_000) + "1";
+    let deep = "[".repeat(100) + &"]".repeat(100);
+    for (body, encoding) in [
+        (format!("{{{named}}}"), BodyEncoding::Json),
+        (
+            format!(r#"{{{named},"event":{{}},"event":7}}"#),
+            BodyEncoding::Json,
+        ),
+        (
+            format!(r#"{{{named},"event":{{"opens":[{many}]}}}}"#),
+            BodyEncoding::Json,
+        ),
+        (
+            format!(r#"{{{named},"event":{{"opens":[{deep}]}}}}"#),
+            BodyEncoding::Json,
+        ),
+        (
+            "event_type=opens&server_composition=pro".to_owned(),
+            BodyEncoding::Form,
+        ),
+        (
+            "event_type=opens&server_composition=pro&event=no+JSON".to_owned(),
+            BodyEncoding::Form,
+        ),
+        (
+            "event=%&event_type=opens&server_composition=pro&event=".to_owned(),
+            BodyEncoding::Form,
+        ),
+        (
+            "event=%ff&event_type=opens&server_composition=pro".to_owned(),
+            BodyEncoding::Form,
+        ),
+    ] {
+        let split = split_with(body.as_bytes(), encoding, &rules());
+        assert_eq!(reasons(&split), [Reason::UnknownEventType], "{body:.100}");
+        assert!(split.events.is_none());
+        assert_eq!(letters(&split)[0].value, body);
+        // The same of an enabled stream is malformed.
+        let known = body.replace("opens", "bounces");
+        let opened = open(known.as_bytes(), encoding, &rules());
+        assert!(opened.content.is_err(), "{known:.100}");
+    }
+}
+
+#[test]
+fn text_that_is_not_utf8_says_so() {
+    let body = deliveries(r#"{"subject":"x"}"#);
+    let wide = |to_bytes: fn(u16) -> [u8; 2]| body.encode_utf16().flat_map(to_bytes).collect::<Vec<u8>>();
+    let marked = |mark: &[u8], rest: &[u8]| [mark, rest].concat();
+    let (little, big) = (wide(u16::to_le_bytes), wide(u16::to_be_bytes));
+    // "件名" in Shift_JIS.
+    let shift_jis = deliveries(r#"{"subject":"??"}"#).into_bytes();
+    let at = shift_jis.iter().position(|byte| *byte == b'?').unwrap();
+    let mut shift_jis = shift_jis;
+    shift_jis.splice(at..at + 2, [0x8C, 0x8F, 0x96, 0xBC]);
+    for (bytes, reason, offset, detail) in [
+        (little.clone(), Reason::InvalidUtf8, 0, "is UTF-16 or UTF-32"),
+        (big.clone(), Reason::InvalidUtf8, 0, "is UTF-16 or UTF-32"),
+        (
+            marked(&[0xFF, 0xFE], &little),
+            Reason::InvalidUtf8,
+            0,
+            "is UTF-16 or UTF-32",
+        ),
+        (
+            marked(&[0xFE, 0xFF], &big),
+            Reason::InvalidUtf8,
+            0,
+            "is UTF-16 or UTF-32",
+        ),
+        (
+            marked(BOM, body.as_bytes()),
+            Reason::InvalidJson,
+            0,
+            "byte order mark",
+        ),
+        (shift_jis, Reason::InvalidUtf8, at, "is not UTF-8"),
+    ] {
+        let malformed = open(&bytes, BodyEncoding::Json, &rules()).content.err().unwrap();
+        assert_eq!(
+            (malformed.reason, malformed.offset),
+            (reason, Some(offset)),
+            "{malformed}"
+        );
+        assert!(malformed.detail.contains(detail), "{malformed}");
     }
 }
 

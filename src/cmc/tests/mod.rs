@@ -1,6 +1,8 @@
 //! What the tests of the sender's format share.
 
 mod amplification;
+mod bound;
+mod cost;
 mod failures;
 mod mutations;
 mod oracle;

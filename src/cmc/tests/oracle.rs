@@ -44,6 +44,8 @@ struct Members {
     keys: Vec<Option<String>>,
     /// JSON texts, the whole value each.
     event: Vec<String>,
+    /// What is wrong with fields of that name, which matters to enabled streams alone.
+    wrong_event: BTreeSet<Reason>,
     /// Lists and objects beside `event`.
     others: Vec<(Option<String>, String)>,
     wrong: BTreeSet<Reason>,
@@ -67,7 +69,7 @@ pub(super) fn expected(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> (E
 
 fn of_json(body: &[u8]) -> Result<Members, Reason> {
     let text = std::str::from_utf8(body).map_err(|_| Reason::InvalidUtf8)?;
-    let value = whole(text).ok_or(Reason::InvalidJson)?;
+    let value = whole(text).ok_or_else(|| no_json(text))?;
     if !value.starts_with('{') {
         return Err(Reason::BodyNotObject);
     }
@@ -86,6 +88,14 @@ fn of_json(body: &[u8]) -> Result<Members, Reason> {
     Ok(found)
 }
 
+/// Zeros where UTF-16 has them are no UTF-8.
+fn no_json(text: &str) -> Reason {
+    match text.bytes().take(2).any(|byte| byte == 0) {
+        true => Reason::InvalidUtf8,
+        false => Reason::InvalidJson,
+    }
+}
+
 fn of_form(body: &[u8]) -> Members {
     let mut found = Members::default();
     for field in body.split(|byte| *byte == b'&').filter(|field| !field.is_empty()) {
@@ -100,9 +110,9 @@ fn of_form(body: &[u8]) -> Members {
         };
         if name == "event" {
             match percent_decoded(value).map(String::from_utf8) {
-                None => drop(found.wrong.insert(Reason::InvalidForm)),
+                None => drop(found.wrong_event.insert(Reason::InvalidForm)),
                 Some(Err(_)) => {
-                    found.wrong.insert(Reason::InvalidUtf8);
+                    found.wrong_event.insert(Reason::InvalidUtf8);
                     found.event.push("{}".to_owned());
                 }
                 Some(Ok(text)) => found.event.push(text),
@@ -145,12 +155,7 @@ fn percent_decoded(raw: &[u8]) -> Option<Vec<u8>> {
 
 fn judge(found: Members, rules: &Rules) -> Expected {
     let mut wrong = found.wrong;
-    let lists = [
-        found.event_type.len(),
-        found.composition.len(),
-        found.keys.len(),
-        found.event.len(),
-    ];
+    let lists = [found.event_type.len(), found.composition.len(), found.keys.len()];
     if lists.iter().any(|count| *count > 1) {
         wrong.insert(Reason::DuplicateMember);
     }
@@ -167,23 +172,28 @@ fn judge(found: Members, rules: &Rules) -> Expected {
         Some(Some(text)) if text.len() <= MAX_COMPOSITION => {}
         Some(_) => drop(wrong.insert(Reason::InvalidServerComposition)),
     }
+    let mut wrong_event = found.wrong_event;
+    if found.event.len() > 1 {
+        wrong_event.insert(Reason::DuplicateMember);
+    }
     let event = match found.event.first() {
         None => {
-            wrong.insert(Reason::MissingEvent);
+            wrong_event.insert(Reason::MissingEvent);
             "{}"
         }
         Some(text) => match whole(text) {
             None => {
-                wrong.insert(Reason::InvalidJson);
+                wrong_event.insert(no_json(text));
                 "{}"
             }
             Some(event) if event.starts_with('{') => event,
             Some(_) => {
-                wrong.insert(Reason::EventNotObject);
+                wrong_event.insert(Reason::EventNotObject);
                 "{}"
             }
         },
     };
+    let found_event_type = matches!(found.event_type.first(), Some(Some(_)));
     let event_type = found.event_type.into_iter().next().flatten().unwrap_or_default();
     let composition = found.composition.into_iter().next().flatten().unwrap_or_default();
     let stream = ["deliveries", "bounces", "blocks"]
@@ -191,6 +201,10 @@ fn judge(found: Members, rules: &Rules) -> Expected {
         .position(|name| *name == event_type)
         .filter(|index| rules.enabled[*index]);
     let members = members(event);
+    let is_unknown = stream.is_none() && found_event_type;
+    if !is_unknown {
+        wrong.extend(wrong_event);
+    }
     if stream.is_some() {
         judge_event(&members, &event_type, rules, &mut wrong);
     }

@@ -1,6 +1,6 @@
 //! Credentials never reach a dead letter.
 
-use super::*;
+use super::{cost::processor_time, *};
 
 #[test]
 fn the_api_key_of_a_dead_lettered_body_is_masked_where_it_stands() {
@@ -83,7 +83,7 @@ fn no_error_text_has_the_body() {
         "{\"api_key\":\"TOPSECRET\"}",
         "api_key=TOPSECRET%",
         "api_key=TOPSECRET&event=TOPSECRET",
-        "api_key=TOPSECRET&event_type=a&server_composition=b&event=TOPSECRET",
+        "api_key=TOPSECRET&event_type=bounces&server_composition=b&event=TOPSECRET",
     ] {
         for encoding in [BodyEncoding::Json, BodyEncoding::Form] {
             let error = open(body.as_bytes(), encoding, &rules()).content.err().unwrap();
@@ -464,12 +464,6 @@ proptest::proptest! {
 
 /// The time to mask a text: of this thread alone, whatever else the machine does.
 fn masking_time(text: &[u8], secrets: &Secrets) -> std::time::Duration {
-    let processor_time = || {
-        // The kernel brings its account up to date when a thread gives way.
-        std::thread::sleep(std::time::Duration::from_micros(1));
-        let account = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        std::time::Duration::from_nanos(account.split(' ').next().unwrap().parse().unwrap())
-    };
     let once = || {
         let begin = processor_time();
         std::hint::black_box(mask(text, secrets));

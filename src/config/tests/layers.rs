@@ -206,6 +206,50 @@ fn properties_are_one_name_wherever_they_come_from() {
 }
 
 #[test]
+fn paths_that_every_client_sends_as_they_are_written() {
+    for path in [
+        "/webhooks/events",
+        "/a",
+        "/a;b=c,d/~x_y-z.1",
+        "/a:b@c!$&'()*+",
+        "/%E5%8D%81/a%20b",
+        "/...",
+        "/.a",
+    ] {
+        let loaded = variable("INGEST__PATH", path).loaded();
+        assert_eq!(loaded.config.ingest.path, path);
+    }
+}
+
+#[test]
+fn time_zones_of_names_that_no_variable_can_have() {
+    let given = file("[ingest.time_zones]\npro = \"UTC\"");
+    let list = " transactional-email=UTC, Pro = Asia/Seoul ,,pro=Europe/Paris,a=b=Asia/Tokyo";
+    let loaded = given.variable("INGEST__TIME_ZONES", list).loaded();
+    let zones: Vec<_> = loaded
+        .config
+        .ingest
+        .time_zones
+        .iter()
+        .map(|(name, zone)| (name.as_str(), zone.iana_name().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        zones,
+        [
+            ("Pro", "Asia/Seoul"),
+            ("a=b", "Asia/Tokyo"),
+            ("pro", "Europe/Paris"),
+            ("transactional-email", "UTC")
+        ]
+    );
+    let origin = &setting(&loaded, "ingest.time_zones.Pro").origin;
+    assert_eq!(
+        *origin,
+        Origin::Environment("CMC_BRIDGE__INGEST__TIME_ZONES".to_owned())
+    );
+}
+
+#[test]
 fn time_zones_by_server_composition() {
     let loaded = file("[ingest.time_zones]\ntransactional-email = \"UTC\"\nPro = \"Asia/Seoul\"")
         .variable("INGEST__TIME_ZONES__SANDBOX", "Europe/Paris")

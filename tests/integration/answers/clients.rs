@@ -105,3 +105,76 @@ fn the_events_of_a_client_that_went_away_are_kept_and_delivered() {
         cmc::check(&records.remove(at), "deliveries", "pro", element);
     }
 }
+
+/// What curl says of its connections and answers, a word for each; `None` where there is no curl.
+fn curl(url: &str, arguments: &[&str]) -> Option<String> {
+    let report = "%{num_connects} %{http_code}\\n";
+    let output = std::process::Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "60",
+            "--write-out",
+            report,
+            "--output",
+            "/dev/null",
+        ])
+        .args(arguments)
+        .args(["--noproxy", "*", url])
+        .output();
+    match output {
+        Ok(output) => Some(format!(
+            "{}{}",
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap()
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("there is no curl here: not tried");
+            None
+        }
+        Err(error) => panic!("curl: {error}"),
+    }
+}
+
+#[test]
+fn a_client_that_presents_its_credential_when_it_is_asked_keeps_its_connection() {
+    let body = delivery("a");
+    let large = webhook("deliveries", "pro", &[&message("a", &"s".repeat(200_000))]);
+    let file = kafka::new_dir("curl").join("large");
+    std::fs::write(&file, large).unwrap();
+    let large = format!("@{}", file.display());
+    for keys in ["", "some-key"] {
+        let bridge = bridge(&[
+            ("ingest.auth.allow_anonymous", "false"),
+            ("ingest.auth.basic", "cmc:password"),
+            ("ingest.auth.api_keys", keys),
+        ]);
+        let url = format!("http://{}{EVENTS}", bridge.ingest);
+        let with = |arguments: &[&str]| {
+            let mut all = vec![
+                "--anyauth",
+                "--user",
+                "cmc:password",
+                "--header",
+                "content-type: application/json",
+            ];
+            all.extend(arguments);
+            curl(&url, &all)
+        };
+        for arguments in [
+            &["--data", &body][..],
+            &["--data", &large],
+            &["--data", &body, "--header", "expect: 100-continue"],
+            &["--data", &body, "--header", "transfer-encoding: chunked"],
+        ] {
+            let Some(said) = with(arguments) else { return };
+            assert_eq!(said, "1 200\n", "{:?}", arguments.get(2..));
+        }
+        expect_outcome(&bridge, "accepted", 4.0);
+        expect_outcome(&bridge, "unauthorized", 0.0);
+        let wrong = curl(&url, &["--anyauth", "--user", "cmc:wrong", "--data", "{}"]).unwrap();
+        assert!(wrong.ends_with(" 401\n"), "{wrong}");
+        expect_outcome(&bridge, "unauthorized", 1.0);
+    }
+}

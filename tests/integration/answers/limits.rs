@@ -1,9 +1,9 @@
 //! Sizes, times, connections, bytes in flight and on disk: beyond each limit stands an answer.
 
-use super::{LIMIT, bridge, events, expect_outcome, expect_problem};
+use super::{LIMIT, bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{
     cmc::{delivery, message, sample, webhook},
-    http::{Client, EVENTS},
+    http::{Client, EVENTS, JSON},
 };
 
 /// A head that ends before the empty line.
@@ -80,6 +80,8 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
     // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
+    let line = ["a request was refused", "\"cause\":\"spool full\""];
+    expect_logged(&bridge, &[line[0], line[1], "\"stream\":\"deliveries\""]);
     let body = webhook("bounces", "pro", &[&message("a", &"x".repeat(50_000))]);
     while client.post(&body).status == 200 {}
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (503, 200));
@@ -95,12 +97,49 @@ fn too_many_connections() {
     let response = bridge.client().post(delivery("b"));
     assert_eq!(response.status, 503);
     assert!(response.header("retry-after").is_some());
+    expect_logged(&bridge, &["refused", "\"cause\":\"too many connections\""]);
     held.pop();
     crate::wait::until(LIMIT, "a place for another connection", || {
         (bridge.client().post(delivery("c")).status == 200).then_some(())
     });
     // Those that were there first are served on.
     assert_eq!(held[0].post(delivery("d")).status, 200);
+}
+
+#[test]
+fn refused_clients_that_stay_keep_nobody_out() {
+    let bridge = bridge(&[
+        ("ingest.auth.allow_anonymous", "false"),
+        ("ingest.auth.bearer_tokens", "a-good-token"),
+        ("ingest.max_connections", "50"),
+    ]);
+    let good = |client: &mut Client| {
+        let token = ("authorization", "Bearer a-good-token");
+        client.post_with(&[JSON, token], delivery("a")).status
+    };
+    let mut early = bridge.client();
+    assert_eq!(good(&mut early), 200);
+    let mut strangers = Vec::new();
+    for index in 0..200 {
+        let mut client = bridge.client();
+        let (method, path, expected) = [
+            ("POST", EVENTS, 401),
+            ("GET", EVENTS, 405),
+            ("GET", "/", 404),
+            ("POST", "/x", 404),
+        ][index % 4];
+        assert_eq!(client.request(method, path, &[], b"").unwrap().status, expected);
+        strangers.push(client);
+        if index % 20 == 0 {
+            assert_eq!(good(&mut bridge.client()), 200, "after {index}");
+        }
+    }
+    assert_eq!(good(&mut early), 200);
+    bridge.wait_for(LIMIT, "recycled connections", |scrape| {
+        scrape.get("cmc_bridge_connections_recycled_total", &[]) >= 150.0
+    });
+    expect_outcome(&bridge, "overloaded", 0.0);
+    drop(strangers);
 }
 
 #[test]
@@ -121,7 +160,7 @@ fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
 fn bytes_in_flight() {
     let bridge = bridge(&[
         ("ingest.max_body_bytes", "1MiB"),
-        ("ingest.max_bytes_in_flight", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
     ]);
     let waiting = |length| {
         format!(
@@ -129,16 +168,19 @@ fn bytes_in_flight() {
             head()
         )
     };
-    let mut holder = bridge.wire();
-    assert_eq!(holder.send(waiting(900_000)).answer().status, 100);
+    let mut holders: Vec<_> = (0..3).map(|_| bridge.wire()).collect();
+    for holder in &mut holders {
+        assert_eq!(holder.send(waiting(1_000_000)).answer().status, 100);
+    }
     let response = bridge.wire().send(waiting(200_000)).answer();
     expect_problem(&response, 503);
     assert_eq!(response.header("retry-after"), Some("5"));
     expect_outcome(&bridge, "overloaded", 1.0);
+    expect_logged(&bridge, &["refused", "\"cause\":\"too many bytes in flight\""]);
     // There is room for a small one.
     assert_eq!(bridge.client().post(delivery("a")).status, 200);
-    drop(holder);
-    expect_outcome(&bridge, "disconnected", 1.0);
+    drop(holders);
+    expect_outcome(&bridge, "disconnected", 3.0);
     assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
 }
 
@@ -149,7 +191,7 @@ fn promises_of_strangers_take_no_room() {
         ("ingest.auth.allow_anonymous", "false"),
         ("ingest.auth.api_keys", "the-key"),
         ("ingest.max_body_bytes", "1MiB"),
-        ("ingest.max_bytes_in_flight", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
     ]);
     let strangers: Vec<_> = (0..8)
         .map(|_| {
@@ -162,6 +204,68 @@ fn promises_of_strangers_take_no_room() {
     let body = delivery("a").replacen('{', r#"{"api_key":"the-key","#, 1);
     assert_eq!(bridge.client().post(body).status, 200);
     drop(strangers);
+}
+
+/// Under the least settings that are accepted each webhook within the limits is taken, good or not, and counted once it is
+/// stored.
+#[test]
+fn within_the_limits_means_taken() {
+    let bridge = bridge(&[
+        ("ingest.max_body_bytes", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
+        ("spool.segment_bytes", "1MiB"),
+        ("spool.max_bytes", "64MiB"),
+    ]);
+    let mut client = bridge.client();
+    let element = message("a@test", &"x".repeat(100));
+    let full = webhook(
+        "deliveries",
+        "pro",
+        &vec![element.as_str(); (1 << 20) / (element.len() + 2)],
+    );
+    assert_eq!(client.post(&full).status, 200);
+    for element in [
+        "1",
+        "{}",
+        "[1,1,1]",
+        r#"{"event_type":1}"#,
+        r#"{"messageId":"x"}"#,
+    ] {
+        let many = webhook("deliveries", "pro", &vec![element; 10_000]);
+        assert_eq!(client.post(&many).status, 200, "{element}");
+    }
+    let keys = message(&"k".repeat(500), "");
+    let full = webhook(
+        "deliveries",
+        "pro",
+        &vec![keys.as_str(); (1 << 20) / (keys.len() + 2)],
+    );
+    assert_eq!(client.post(&full).status, 200);
+    let failures = |scrape: &crate::metrics::Scrape| scrape.sum("cmc_bridge_parse_failures_total", &[]);
+    assert_eq!(failures(&bridge.scrape()), 30_000.0);
+    expect_outcome(&bridge, "overloaded", 0.0);
+}
+
+/// What is refused for want of room is stored nowhere, and so not counted as a failure to understand.
+#[test]
+fn failures_that_were_not_stored_are_not_counted() {
+    let bridge = bridge(&[
+        ("ingest.max_body_bytes", "262144"),
+        ("spool.segment_bytes", "262144"),
+        ("spool.max_bytes", "1048576"),
+    ]);
+    let mut client = bridge.client();
+    let bad = "x".repeat(100_000);
+    let mut stored = 0.0;
+    while client.post(&bad).status == 400 {
+        stored += 1.0;
+    }
+    for _ in 0..5 {
+        expect_problem(&client.post(&bad), 503);
+    }
+    let scrape = bridge.scrape();
+    assert_eq!(scrape.sum("cmc_bridge_parse_failures_total", &[]), stored);
+    assert_eq!(events(&bridge, "dead_letters"), stored);
 }
 
 #[test]
@@ -213,9 +317,7 @@ fn a_client_that_does_not_read_its_answers_is_closed() {
             wire.send(&request);
         }
     });
-    crate::wait::until(LIMIT, "its place", || {
-        (bridge.client().post(delivery("a")).status == 200).then_some(())
-    });
-    sender.join().unwrap();
     expect_outcome(&bridge, "disconnected", 1.0);
+    assert_eq!(bridge.client().post(delivery("a")).status, 200);
+    sender.join().unwrap();
 }

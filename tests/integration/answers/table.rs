@@ -109,6 +109,11 @@ impl Row {
             .header("www-authenticate", "B")
     }
 
+    fn challenged(self) -> Row {
+        self.refused(401, "Unauthorized", "challenged")
+            .header("www-authenticate", "B")
+    }
+
     fn unsupported(self) -> Row {
         self.refused(415, "Unsupported media type", "unsupported")
             .header("accept-post", "application/json, ")
@@ -124,6 +129,8 @@ fn understood() -> Vec<Row> {
     let good = || post(one.clone()).events(1);
     // Two events.
     let form = sample("deliveries-form.txt");
+    let form_again = form.clone();
+    let japanese = webhook("deliveries", "pro", &[&message("one", "件名")]);
     let with_key = one.replacen('{', &format!("{{\"api_key\":\"{KEY}\","), 1);
     let json = || field(JSON);
     let other_list = one.replacen("\"event\":{", "\"event\":{\"bounces\":[{\"a\":1}],", 1);
@@ -152,12 +159,22 @@ fn understood() -> Vec<Row> {
             ("content-type", "application/json; charset=UTF-8".to_owned()),
             bearer(TOKEN),
         ]),
+        typed("application/json; charset=us-ascii", good()),
+        typed("application/json; charset='utf-8'", good()),
+        typed("application/json; charset=ISO-8859-1; charset=", good()),
+        typed("application/json;; charset=\"Shift_JIS", post(japanese).events(1)),
+        typed(
+            "application/x-www-form-urlencoded; charset=ISO-8859-1",
+            post(form_again).events(2),
+        ),
         good().fields([json(), bearer(TOKEN), ("content-encoding", "identity".to_owned())]),
         good().at("POST", "/webhooks/events/"),
         good().at("POST", "/webhooks/events?source=cmc"),
         post(webhook("deliveries", "pro", &[])),
         post(sample("blocks.json")).kept(),
         post(webhook("clicks", "pro", &["{\"a\":1}"])).kept(),
+        post(r#"{"event_type":"clicks","server_composition":"pro","event":"none"}"#).kept(),
+        post(r#"{"event_type":"clicks","server_composition":"pro"}"#).kept(),
         post(other_list).events(1).letters(["{\"a\":1}"]),
         post(several).events(1).letters([
             "7",
@@ -175,6 +192,11 @@ fn malformed() -> Vec<Row> {
     let mut not_text = webhook("deliveries", "pro", &[&element]).into_bytes();
     let last = not_text.len() - 10;
     not_text[last] = 0xff;
+    let shift_jis = not_text.clone();
+    let utf16: Vec<u8> = webhook("deliveries", "pro", &[&element])
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
     let secret = format!("{{\"api_key\":\"{KEY}\",\"event\":broken {KEY} {TOKEN}}}");
     let masked = secret
         .replace(KEY, &"*".repeat(KEY.len()))
@@ -205,8 +227,24 @@ fn malformed() -> Vec<Row> {
         form("event_type=deliveries&event=%7B").malformed().kept(),
         form("event_type=%F&event=%7B%7D").malformed().kept(),
         post(secret).malformed().letters([&masked]),
+        typed(
+            "application/json; charset=Shift_JIS",
+            post(shift_jis).malformed().kept(),
+        ),
+        typed("application/json; charset=utf-16", post(utf16).malformed().kept()),
+        typed(
+            "application/x-www-form-urlencoded; charset=Shift_JIS",
+            post("event_type=deliveries&server_composition=%8C%8F&event=%7B%7D")
+                .malformed()
+                .kept(),
+        ),
     ]);
     rows
+}
+
+/// The request with this content type.
+fn typed(content_type: &str, row: Row) -> Row {
+    row.fields([("content-type", content_type.to_owned()), bearer(TOKEN)])
 }
 
 fn refused() -> Vec<Row> {
@@ -216,8 +254,8 @@ fn refused() -> Vec<Row> {
     let wrong_key = one.replacen('{', &format!("{{\"api_key\":\"{UNKNOWN}\","), 1);
     let large = "x".repeat(50_001);
     vec![
-        post(one.clone()).fields([json()]).unauthorized(),
-        post("not json").fields([json()]).unauthorized(),
+        post(one.clone()).fields([json()]).challenged(),
+        post("not json").fields([json()]).challenged(),
         post(wrong_key).fields([json()]).unauthorized(),
         post(one.clone()).fields([json(), bearer(UNKNOWN)]).unauthorized(),
         post(one.clone()).fields([json(), bearer("")]).unauthorized(),

@@ -1,6 +1,6 @@
 //! HTTP itself, byte by byte: what a client library would hide.
 
-use super::{bridge, events, expect_outcome, expect_problem};
+use super::{bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{bridge::Bridge, cmc::delivery, http::EVENTS};
 
 /// A request whose header ends with `fields`.
@@ -284,4 +284,25 @@ fn a_client_that_waits_to_go_on_is_told_before_it_sends_the_body() {
         (events(&bridge, "deliveries"), events(&bridge, "dead_letters")),
         (2.0, 0.0)
     );
+}
+
+#[test]
+fn the_proxy_protocol_in_front_of_a_request_is_named() {
+    let bridge = bridge(&[]);
+    let request = with_length(&delivery("a"));
+    let v1 = format!("PROXY TCP4 192.0.2.1 192.0.2.2 50000 80\r\n{request}");
+    let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\xc3\x50\0\x50".to_vec();
+    v2.extend(request.as_bytes());
+    for bytes in [v1.as_bytes(), &v2, b"PROXY UNKNOWN\r\n"] {
+        let response = bridge.client().raw(bytes).unwrap();
+        expect_problem(&response, 400);
+        assert!(response.text().contains("PROXY protocol"), "{response:?}");
+    }
+    expect_outcome(&bridge, "invalid_http", 3.0);
+    expect_logged(
+        &bridge,
+        &["a request was refused", "PROXY protocol", "load balancer"],
+    );
+    let response = bridge.client().raw(b"GET\r\n\r\n").unwrap();
+    assert!(!response.text().contains("PROXY"), "{response:?}");
 }

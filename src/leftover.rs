@@ -1,0 +1,249 @@
+//! What a spool holds besides the logs of the enabled streams.
+//!
+//! A stream can be switched off while acknowledged events of it wait in its log. They are still owed to Kafka, and its
+//! topic is known from the configuration. So a bridge delivers them until the log is empty; it only takes no webhooks for
+//! it ([`Service`]). A log that holds nothing stays closed: a stream that is switched off needs no topic.
+//!
+//! - *A log that can't be read* does not keep the other streams from starting, since their webhooks would be lost
+//!   meanwhile. It counts as a blocked lane.
+//! - *A log of a stream that this version doesn't know* was written by a newer one, which alone knows its topic. It can't be
+//!   delivered, so everybody who looks is told.
+//! - *A log in another directory* than `spool.dir` can't be known here; `spool drain --dir` delivers it.
+
+use std::{fmt, io, path::Path};
+
+use crate::{
+    spool::{
+        SpoolError, SpoolLock,
+        survey::{Survey, segments},
+    },
+    stream::Stream,
+};
+
+/// The logs that hold something and that no webhook goes to.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// Of disabled streams.
+    pub disabled: Vec<(Stream, Left)>,
+    /// Of streams that this version doesn't know: the names of their directories.
+    pub unknown: Vec<(String, Left)>,
+}
+
+/// What such a log holds.
+#[derive(Debug)]
+pub enum Left {
+    /// So many events that are not known to be in Kafka.
+    Events(u64),
+    /// Nobody knows, and why: it is damaged, can't be read, or is open.
+    Unknown(String),
+}
+
+/// What a bridge does for a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Takes its webhooks and delivers their events.
+    Enabled,
+    /// Disabled: delivers what its log still holds.
+    Leftover,
+    /// Disabled, and its log can't be opened.
+    Unreadable,
+}
+
+impl Leftovers {
+    /// Looks into the spool in `dir`, whose lock the caller holds; `enabled` says which streams take webhooks.
+    ///
+    /// # Errors
+    /// The directory can't be listed; one that is missing is empty.
+    pub fn look(dir: &Path, enabled: impl Fn(Stream) -> bool) -> Result<Leftovers, SpoolError> {
+        Leftovers::look_by(dir, enabled, look)
+    }
+
+    /// The same from outside. What logs hold is not known while a bridge has the spool open.
+    ///
+    /// # Errors
+    /// The directory can't be listed, or its lock not be asked for; a directory that is missing is empty.
+    pub fn look_from_outside(dir: &Path, enabled: impl Fn(Stream) -> bool) -> Result<Leftovers, SpoolError> {
+        match SpoolLock::of_existing(dir) {
+            Err(SpoolError::Locked { .. }) => Leftovers::look_by(dir, enabled, |log| {
+                let is_there = segments(log).map_or(true, |segments| !segments.is_empty());
+                is_there.then(|| Left::Unknown("a bridge has the spool open".to_owned()))
+            }),
+            // Not held: a bridge that starts meanwhile must find it free.
+            lock => {
+                lock?;
+                Leftovers::look(dir, enabled)
+            }
+        }
+    }
+
+    fn look_by(
+        dir: &Path,
+        enabled: impl Fn(Stream) -> bool,
+        look: impl Fn(&Path) -> Option<Left>,
+    ) -> Result<Leftovers, SpoolError> {
+        let disabled = Stream::ALL.into_iter().filter(|stream| !enabled(*stream));
+        Ok(Leftovers {
+            disabled: disabled
+                .filter_map(|stream| Some((stream, look(&dir.join(stream.name()))?)))
+                .collect(),
+            unknown: unknown_logs(dir)?
+                .into_iter()
+                .filter_map(|name| {
+                    let left = look(&dir.join(&name))?;
+                    Some((name, left))
+                })
+                .collect(),
+        })
+    }
+
+    /// Whether this stream is disabled and its log holds something.
+    pub fn has(&self, stream: Stream) -> bool {
+        self.disabled.iter().any(|(of, _)| *of == stream)
+    }
+}
+
+/// What the log in `dir` holds; `None` for nothing.
+fn look(dir: &Path) -> Option<Left> {
+    let survey = match Survey::open(dir) {
+        Ok(survey) => survey?,
+        Err(error) => return Some(Left::Unknown(error.to_string())),
+    };
+    if let Some(damage) = survey.found_at_open().first() {
+        return Some(Left::Unknown(format!("{}: {damage}", dir.display())));
+    }
+    let (from, to) = (survey.position(), survey.end());
+    (from.seq < to.seq).then(|| Left::Events(to.events.saturating_sub(from.events)))
+}
+
+/// The directories in `dir` that hold a log under a name that is no stream's, in the order of their names. A damaged log
+/// that a repair has set aside has a name of its own and is none of them.
+///
+/// # Errors
+/// The directory can't be listed; one that is missing is empty.
+pub fn unknown_logs(dir: &Path) -> Result<Vec<String>, SpoolError> {
+    let list = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let stem = name.split_once('.').map_or(name.as_str(), |(stem, _)| stem);
+            let is_known = Stream::ALL.iter().any(|stream| stream.name() == stem);
+            if !is_known && entry.path().join("manifest").is_file() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    };
+    match list() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(|source| SpoolError::Io {
+            action: "list",
+            path: dir.to_owned(),
+            source,
+        }),
+    }
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Left::Events(1) => f.write_str("1 event"),
+            Left::Events(events) => write!(f, "{events} events"),
+            Left::Unknown(why) => write!(f, "an unknown number of events ({why})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus::Registry;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::{
+        accounts::Accounts,
+        admin::metrics::Metrics,
+        batch::BatchBuilder,
+        config::Durability,
+        spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
+        stream::Tally,
+    };
+
+    /// A log in `dir` with so many events, each in a batch of its own.
+    async fn write_log(dir: &Path, events: usize) {
+        let options = LogOptions {
+            dir: dir.to_owned(),
+            name: "test",
+            max_bytes: 1 << 20,
+            segment_bytes: 64 << 10,
+            durability: Durability::Fsync,
+        };
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        let of_stream = metrics.for_stream(Stream::Blocks);
+        let log_metrics = LogMetrics {
+            sync_seconds: of_stream.sync_seconds.clone(),
+            commit_webhooks: of_stream.commit_webhooks.clone(),
+        };
+        let accounts = Arc::new(Accounts::default());
+        let (mut log, _backlog) =
+            Log::open(Arc::new(FileSystem), &options, accounts, log_metrics, |_| {}).unwrap();
+        for _ in 0..events {
+            let mut batch = BatchBuilder::new(0, &[], b"", 0);
+            batch.push(None, &[], &[b"event"]);
+            let mut tally = Tally::default();
+            tally.count(Stream::Blocks, None);
+            let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let limit = std::time::Duration::from_secs(60);
+            log.appender()
+                .append(batch.finish(), tally, permit, limit)
+                .await
+                .unwrap();
+        }
+        log.close();
+    }
+
+    fn shown(dir: &Path) -> (Vec<String>, Vec<String>) {
+        let left = Leftovers::look(dir, |stream| stream != Stream::Blocks).unwrap();
+        (
+            left.disabled
+                .iter()
+                .map(|(stream, left)| format!("{stream}: {left}"))
+                .collect(),
+            left.unknown
+                .iter()
+                .map(|(name, left)| format!("{name}: {left}"))
+                .collect(),
+        )
+    }
+
+    #[tokio::test]
+    async fn what_waits_where_no_webhook_goes_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let nothing = (Vec::new(), Vec::new());
+        assert_eq!(shown(&dir.join("missing")), nothing);
+        for name in ["lost+found", "blocks.damaged-1", "blocks"] {
+            std::fs::create_dir(dir.join(name)).unwrap();
+        }
+        write_log(&dir.join("deliveries"), 1).await;
+        write_log(&dir.join("blocks.damaged-1"), 1).await;
+        write_log(&dir.join("blocks"), 0).await;
+        write_log(&dir.join("openings"), 0).await;
+        assert_eq!(shown(dir), nothing);
+
+        write_log(&dir.join("blocks"), 2).await;
+        write_log(&dir.join("openings"), 1).await;
+        let some = |left: &str| vec![left.to_owned()];
+        assert_eq!(shown(dir), (some("blocks: 2 events"), some("openings: 1 event")));
+
+        for name in ["blocks", "openings"] {
+            std::fs::write(dir.join(name).join("manifest"), "?").unwrap();
+        }
+        let (disabled, unknown) = shown(dir);
+        assert!(disabled[0].contains("blocks: an unknown number"), "{disabled:?}");
+        assert!(unknown[0].contains("the manifest is damaged"), "{unknown:?}");
+    }
+}
