@@ -16,7 +16,7 @@ mod source;
 mod tests;
 mod validate;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
@@ -25,7 +25,7 @@ pub use self::{
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
     properties::pem_faults,
-    show::{Setting, to_toml},
+    show::{Setting, shown_path, to_toml},
     source::{environment, text_fault},
 };
 use crate::stream::Stream;
@@ -163,7 +163,7 @@ pub struct Ingest {
 }
 
 /// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tls {
     /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
     pub certificate: PathBuf,
@@ -171,6 +171,14 @@ pub struct Tls {
     pub key: PathBuf,
     /// `ingest.tls.reload`: how often the files are looked at.
     pub reload: Duration,
+}
+
+impl fmt::Debug for Tls {
+    /// The key itself may have been put in the place of its file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [certificate, key] = [&self.certificate, &self.key].map(|path| shown_path(path));
+        write!(f, "Tls({certificate:?}, {key:?}, {:?})", self.reload)
+    }
 }
 
 /// Who may post webhooks.

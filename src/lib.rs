@@ -17,6 +17,7 @@ pub mod ingest;
 pub mod lane;
 pub mod leftover;
 pub mod logging;
+mod plain;
 pub mod replay;
 pub mod spool;
 pub mod stream;

@@ -2,7 +2,8 @@
 //!
 //! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, the span's
 //! fields (such as a request's id) under `span`. Colours only on a terminal, and not with `NO_COLOR`.
-//! The filter decides for every target; librdkafka's lines arrive as events of the lane.
+//! The filter decides for every target; librdkafka's lines arrive as events of the lane. An event is one line, with nothing in
+//! it that would steer a terminal, whatever texts it tells.
 //!
 //! A thread of its own writes the lines, so that nobody waits for whoever reads them: webhooks, lanes and the stop go on
 //! while a log collector hangs. Lines beyond [`QUEUE`] are dropped then, and counted ([`DroppedLines`]).
@@ -29,7 +30,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::{
+    config::{Log, LogFormat},
+    plain::{Passes, escaped},
+};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 1024;
@@ -123,6 +127,11 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
+    let passes = match format == LogFormat::Text && ansi {
+        true => Passes::LinesAndColours,
+        false => Passes::Lines,
+    };
+    let writer = PlainLines { writer, passes };
     match format {
         LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(ansi).boxed(),
         LogFormat::Json => fmt::layer()
@@ -131,6 +140,42 @@ where
             .with_span_list(false)
             .with_writer(writer)
             .boxed(),
+    }
+}
+
+/// Makes writers of whole lines, escaped.
+struct PlainLines<W> {
+    writer: W,
+    passes: Passes,
+}
+
+struct PlainLine<W> {
+    writer: W,
+    passes: Passes,
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for PlainLines<W> {
+    type Writer = PlainLine<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        PlainLine {
+            writer: self.writer.make_writer(),
+            passes: self.passes,
+        }
+    }
+}
+
+impl<W: io::Write> io::Write for PlainLine<W> {
+    /// Takes one event, as the layer writes it.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = escaped(text.trim_end_matches('\n'), self.passes).replace('\n', "\\n") + "\n";
+        self.writer.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 
@@ -192,6 +237,29 @@ mod tests {
         );
         assert!(!plain.contains('\u{1b}'), "{plain}");
         assert!(logged(LogFormat::Text, true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_event_is_one_line_that_steers_nothing() {
+        for (format, ansi) in [
+            (LogFormat::Text, false),
+            (LogFormat::Text, true),
+            (LogFormat::Json, false),
+        ] {
+            let buffer = Buffer::default();
+            let writer = buffer.clone();
+            let layer = lines(format, ansi, move || writer.clone());
+            let subscriber = tracing_subscriber::registry().with(layer);
+            let bad = "a\nb\u{1b}[2Jc\u{9b}2Jd\u{202e}e\u{200b}";
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(shown = %bad, debug = ?bad, plain = bad, "{bad}");
+            });
+            let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+            assert!(!text.contains("\u{1b}[2J"), "{text:?}");
+            let steers = |c| crate::plain::steers(c) && c != '\n' && !(ansi && c == '\u{1b}');
+            assert!(!text.contains(steers), "{text:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,10 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
-    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults},
+    config::{
+        Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
+        shown_path,
+    },
     exit::Exit,
     ingest::{Pair, now_seconds},
     lane::probe::make_clients,
@@ -105,7 +108,7 @@ fn summary(
         let expiry = pair.map_or("can't be used".to_owned(), |pair| {
             format!("expires {}", pair.expires_at())
         });
-        writeln!(out, "certificate   {}: {expiry}", tls.certificate.display())?;
+        writeln!(out, "certificate   {}: {expiry}", shown_path(&tls.certificate))?;
     }
     writeln!(out, "credentials   {}", credentials(&ingest.auth))?;
     writeln!(out, "admin         http://{}/", config.admin.listen)?;

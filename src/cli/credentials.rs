@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use hyper::header::HeaderValue;
 
-use crate::exit::Exit;
+use crate::{config::shown_path, exit::Exit};
 
 const BEARER: &str = "CMC_BRIDGE_SEND_BEARER";
 const BASIC: &str = "CMC_BRIDGE_SEND_BASIC";
@@ -104,7 +104,7 @@ impl CredentialArgs {
 }
 
 fn first_secret(path: &Path) -> Result<String, Exit> {
-    let refused = |why: String| Exit::Usage(format!("{}: {why}", path.display()));
+    let refused = |why: String| Exit::Usage(format!("{}: {why}", shown_path(path)));
     let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
     let mut lines = text.lines().map(str::trim);
     let found = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
@@ -189,7 +189,7 @@ mod tests {
             (
                 &["--bearer-file", "/no/such/file"],
                 &[],
-                "/no/such/file: No such file",
+                "/<not there>: No such file",
             ),
             (&["--bearer-file", "/dev/null"], &[], "holds no credential"),
             (&[], &[(BEARER, "a"), (BASIC, "b:c")], "both set"),

@@ -1,6 +1,6 @@
 //! A place in a text, for people: its line and column, and the text around it with a caret below.
 
-use super::records::visible;
+use crate::plain::visible;
 
 /// Most columns that are shown before the place, and behind it.
 const AROUND: usize = 40;

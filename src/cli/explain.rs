@@ -24,7 +24,7 @@ use super::{
     ConfigArgs,
     excerpt::{Excerpt, cut},
     output::{Output, say},
-    records::{bytes, headers, push_value, visible},
+    records::{bytes, headers, push_value},
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
@@ -33,6 +33,7 @@ use crate::{
     dead_letter::{Reason, Scope},
     exit::Exit,
     ingest::{self, Understood, now_seconds},
+    plain::visible,
     stream::Stream,
 };
 

@@ -2,25 +2,32 @@
 
 use std::{
     fmt,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
+
+use crate::plain::{Passes, Plain, escaped};
 
 /// Writes a line with the program's name to standard error. That nobody can read it is no reason to end, nor to end in
 /// another way.
 pub fn say(what: impl fmt::Display) {
+    let what = escaped(&what.to_string(), Passes::Lines);
     let _ = writeln!(io::stderr(), "cmc-bridge: {what}");
 }
 
-/// Standard output. Once its reader is gone, what is written is thrown away.
+/// Standard output. Once its reader is gone, what is written is thrown away. A terminal gets nothing that would steer it.
 pub struct Output {
-    out: io::BufWriter<io::Stdout>,
+    out: Box<dyn Write>,
     closed: bool,
 }
 
 impl Output {
     pub fn new() -> Output {
+        let out = io::BufWriter::new(io::stdout());
         Output {
-            out: io::BufWriter::new(io::stdout()),
+            out: match io::stdout().is_terminal() {
+                true => Box::new(Plain::new(out)),
+                false => Box::new(out),
+            },
             closed: false,
         }
     }

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use rdkafka::{Message, message::Headers};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use crate::stream::Stream;
+use crate::{plain::visible, stream::Stream};
 
 const REASON: &str = "cmc-dead-letter-reason";
 
@@ -43,17 +43,6 @@ fn text(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  reason {}", text(Some(reason)))?;
     }
     writeln!(out, "  {}", text(record.payload()))
-}
-
-/// A text on one line, without what would steer a terminal: it was made by strangers.
-pub fn visible(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\n' | '\r' | '\t' => ' ',
-            c if c.is_control() => '\u{FFFD}',
-            c => c,
-        })
-        .collect()
 }
 
 fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {

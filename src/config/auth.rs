@@ -20,6 +20,7 @@ use super::{
     Auth, Config, Credential, CredentialKind, parse,
     problem::{ConfigError, Origin, Problem},
     raw::{Raw, key_and_variable},
+    show::shown_path,
     source,
 };
 
@@ -436,13 +437,8 @@ fn read(path: &Path) -> Result<String, Refusal> {
         None => text,
     });
     text.map_err(|what| {
-        // A secret that was put here by mistake does not look like a path and is not repeated.
-        let file = path.to_string_lossy();
-        let shown = if ["/", "./", "../"].iter().any(|start| file.starts_with(start)) {
-            format!("{} {what}", parse::quoted(&file))
-        } else {
-            format!("the file {what}")
-        };
+        // A secret that was put here by mistake is not repeated.
+        let shown = format!("the file {:?} {what}", shown_path(path));
         (
             shown,
             "give the path of a readable text file, not the secret itself",

@@ -18,6 +18,8 @@ pub(super) struct Key {
 pub(super) enum Shape {
     /// A single value, or a list that has no secrets.
     Plain,
+    /// The name of a file with secrets in it; a secret may stand here by mistake.
+    File,
     /// A list of secrets.
     Secrets,
     /// An array of tables, one for each named credential; files only.
@@ -110,6 +112,14 @@ const fn plain(name: &'static str, default: Default) -> Key {
     }
 }
 
+const fn file(name: &'static str) -> Key {
+    Key {
+        name,
+        shape: Shape::File,
+        default: Text(""),
+    }
+}
+
 const fn empty(name: &'static str, shape: Shape) -> Key {
     Key {
         name,
@@ -139,14 +149,14 @@ pub(super) const KEYS: &[Key] = &[
     empty("ingest.time_zones", Shape::Members),
     plain("ingest.auth.allow_anonymous", Bool(false)),
     empty("ingest.auth.bearer_tokens", Shape::Secrets),
-    plain("ingest.auth.bearer_tokens_file", Text("")),
+    file("ingest.auth.bearer_tokens_file"),
     empty("ingest.auth.basic", Shape::Secrets),
-    plain("ingest.auth.basic_file", Text("")),
+    file("ingest.auth.basic_file"),
     empty("ingest.auth.api_keys", Shape::Secrets),
-    plain("ingest.auth.api_keys_file", Text("")),
+    file("ingest.auth.api_keys_file"),
     empty("ingest.auth.credentials", Shape::Credentials),
-    plain("ingest.tls.certificate", Text("")),
-    plain("ingest.tls.key", Text("")),
+    file("ingest.tls.certificate"),
+    file("ingest.tls.key"),
     plain("ingest.tls.reload", Text("30s")),
     plain("admin.listen", Text("0.0.0.0:9464")),
     plain("spool.dir", Text("/var/lib/cmc-bridge")),

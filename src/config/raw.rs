@@ -12,7 +12,7 @@ use super::{
     parse,
     problem::{Origin, Problem},
     properties,
-    show::{Setting, literal, redacted},
+    show::{Setting, literal},
     source::full_name,
 };
 
@@ -154,9 +154,19 @@ impl Raw {
 
     /// A file's name; `None` when the key is not set.
     pub(super) fn file(&mut self, key: &str) -> Option<PathBuf> {
-        self.maybe_text(key)
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
+        match self
+            .value(key)
+            .map(|value| parse::text(&value.kind).map(str::to_owned))?
+        {
+            Some(path) => Some(path.trim())
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            None => {
+                // What it is instead may be a secret.
+                self.problem(key, "is not text", "put the file's name in quotes");
+                None
+            }
+        }
     }
 
     /// Reads text that is one of a few words.
@@ -219,12 +229,15 @@ impl Raw {
             match key.shape {
                 Shape::Members | Shape::Properties => {
                     for (member, value) in self.members(key.name) {
-                        let secret = key.shape == Shape::Properties && properties::is_secret(&member);
+                        let value_shown = match key.shape {
+                            Shape::Properties => properties::shown(&member, &value),
+                            _ => literal(&value),
+                        };
                         settings.push(Setting {
                             key: full_name(key.name, Some(&member)),
                             table: key.name.to_owned(),
                             name: literal(&Value::new(None, member)),
-                            value: if secret { redacted() } else { literal(&value) },
+                            value: value_shown,
                             origin: Origin::of(&value),
                         });
                     }

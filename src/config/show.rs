@@ -1,8 +1,14 @@
 //! The configuration as `config show` prints it: TOML, secrets redacted, each value with its origin.
+//!
+//! A secret is redacted by the key that it belongs to. One that was put where a file's name belongs is no name of a file
+//! that exists, and of such a name nothing is shown but the directories that do ([`shown_path`]).
+
+use std::path::Path;
 
 use ::config::{Value, ValueKind};
 
 use super::{keys::Shape, problem::Origin};
+use crate::plain::steers;
 
 /// One key that has a value, as it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,16 +19,37 @@ pub struct Setting {
     pub table: String,
     /// Its name there, quoted if it must be.
     pub name: String,
-    /// A TOML value; secrets are replaced.
+    /// A TOML value; secrets are replaced, names of files that are not there shortened.
     pub value: String,
     pub origin: Origin,
 }
 
 /// What stands for a secret.
 const REDACTED: &str = "\"<redacted>\"";
+/// What stands for the part of a path that is not there.
+const NOT_THERE: &str = "<not there>";
 
 pub(super) fn redacted() -> String {
     REDACTED.to_owned()
+}
+
+/// A path for people; of one that is not there, no more than the directories that are.
+pub fn shown_path(path: &Path) -> String {
+    let is_there = |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_ok();
+    match path.ancestors().find(is_there) {
+        Some(found) if found == path => path.display().to_string(),
+        Some(found) => found.join(NOT_THERE).display().to_string(),
+        None => NOT_THERE.to_owned(),
+    }
+}
+
+/// The name of a file as TOML.
+pub(super) fn file(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(path) if path.trim().is_empty() => quoted(path),
+        ValueKind::String(path) => quoted(&shown_path(Path::new(path.trim()))),
+        _ => redacted(),
+    }
 }
 
 /// A key's value as TOML. Of lists of secrets only the number of entries is shown.
@@ -41,6 +68,7 @@ pub(super) fn setting_value(shape: Shape, value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         (Shape::Credentials, _) => redacted(),
+        (Shape::File, _) => file(value),
         _ => literal(value),
     }
 }
@@ -53,10 +81,10 @@ fn credential(value: &Value) -> String {
         .into_iter()
         .filter_map(|name| {
             let value = table.get(name)?;
-            let shown = if name == "value" {
-                redacted()
-            } else {
-                literal(value)
+            let shown = match name {
+                "value" => redacted(),
+                "value_file" => file(value),
+                _ => literal(value),
             };
             Some(format!("{name} = {shown}"))
         });
@@ -94,7 +122,7 @@ fn quoted(text: &str) -> String {
             '\\' => quoted.push_str("\\\\"),
             '\n' => quoted.push_str("\\n"),
             '\t' => quoted.push_str("\\t"),
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c if steers(c) => quoted.push_str(&format!("\\U{:08X}", u32::from(c))),
             c => quoted.push(c),
         }
     }
@@ -104,8 +132,8 @@ fn quoted(text: &str) -> String {
 
 /// All settings as one TOML document, each line with its origin as a comment.
 ///
-/// Lines with secrets are comments as a whole: who uses the document as a file must not end up with a token that
-/// everybody can guess.
+/// Lines with secrets or without a whole path are comments: who uses the document as a file must not end up with a token
+/// that everybody can guess.
 pub fn to_toml(settings: &[Setting]) -> String {
     let mut text = String::new();
     let mut table = None;
@@ -117,7 +145,10 @@ pub fn to_toml(settings: &[Setting]) -> String {
             text.push_str(&format!("[{}]\n", setting.table));
             table = Some(&setting.table);
         }
-        let hidden = match setting.value.contains(REDACTED) {
+        let hidden = match [REDACTED, NOT_THERE]
+            .iter()
+            .any(|part| setting.value.contains(part))
+        {
             true => "# ",
             false => "",
         };

@@ -212,7 +212,7 @@ impl Layer {
 fn resolve(name: &str) -> Option<KeyPath> {
     for key in keys::KEYS {
         match key.shape {
-            Shape::Plain | Shape::Secrets if key.name == name => return Some((key.name, None)),
+            Shape::Plain | Shape::File | Shape::Secrets if key.name == name => return Some((key.name, None)),
             Shape::Members | Shape::Properties => {
                 let member = name
                     .strip_prefix(key.name)

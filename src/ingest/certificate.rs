@@ -10,7 +10,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -55,10 +55,11 @@ pub(super) struct Fingerprint([u8; 20]);
 
 /// Why a pair is refused: the key of the configuration, its file, the cause and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{key}: {}: {what}; {fix}", file.display())]
+#[error("{key}: {file}: {what}; {fix}")]
 pub struct PairError {
     key: &'static str,
-    file: PathBuf,
+    /// As it may be shown.
+    file: String,
     what: String,
     fix: &'static str,
 }
@@ -195,7 +196,7 @@ impl PairError {
     fn new(key: &'static str, file: &Path, what: String, fix: &'static str) -> PairError {
         PairError {
             key,
-            file: file.to_owned(),
+            file: config::shown_path(file),
             what,
             fix,
         }

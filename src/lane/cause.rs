@@ -6,6 +6,7 @@ use std::{
 };
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
+use secrecy::{ExposeSecret, SecretString};
 
 use super::broker::{BlockReason, BrokerError, Refusal};
 
@@ -16,6 +17,8 @@ pub struct Names {
     /// Also the transactional id.
     pub group: String,
     pub bootstrap_servers: String,
+    /// Values of properties that no message may show; OpenSSL's errors have the names of files.
+    pub unshown: Vec<SecretString>,
 }
 
 /// What a client reported longer ago explains nothing.
@@ -103,12 +106,32 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         text = format!("{text}; before that: {cause}");
     }
     text.truncate(text.trim_end_matches('.').len());
+    for value in &names.unshown {
+        text = hide(&text, value.expose_secret());
+    }
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
     let stop = if advice.is_empty() { "" } else { ". " };
     BrokerError {
         reason,
         message: format!("cannot {doing}: {text}{stop}{advice}"),
     }
+}
+
+/// The text without this value, of which an error may have the beginning alone.
+fn hide(text: &str, value: &str) -> String {
+    const TELLING: usize = 8;
+    let beginning: String = value.chars().take(TELLING).collect();
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(&beginning).filter(|_| !beginning.is_empty()) {
+        let (before, found) = rest.split_at(at);
+        let same = found.chars().zip(value.chars()).take_while(|(a, b)| a == b);
+        let len = same.map(|(c, _)| c.len_utf8()).sum();
+        shown.push_str(before);
+        shown.push_str("<redacted>");
+        rest = &found[len..];
+    }
+    shown + rest
 }
 
 /// Explains why a topic could not be created.
@@ -186,6 +209,7 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         topic,
         group,
         bootstrap_servers,
+        ..
     } = names;
     Some(match code {
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::OperationTimedOut => (
@@ -255,6 +279,22 @@ mod tests {
             topic: "cmc.bounces".into(),
             group: "cmc-bridge.bounces.x".into(),
             bootstrap_servers: "kafka:9092".into(),
+            unshown: vec!["hunter2-and-more".to_owned().into()],
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_shown_is_in_no_message() {
+        for (text, shown) in [
+            ("fopen('hunter2-and-more','r')", "fopen('<redacted>','r')"),
+            ("cut off: hunter2-and", "cut off: <redacted>"),
+            ("hunter2-", "<redacted>"),
+            ("hunter2", "hunter2"),
+        ] {
+            let error = KafkaError::ClientCreation(text.to_owned());
+            let error = explain(&error, "make a Kafka client", &names(), &LastError::default());
+            assert!(error.message.contains(shown), "{}", error.message);
+            assert!(!error.message.contains("hunter2-"), "{}", error.message);
         }
     }
 

@@ -80,6 +80,7 @@ impl Connect for KafkaConnect {
             topic: self.topic.clone(),
             group: group.clone(),
             bootstrap_servers: self.kafka.bootstrap_servers.clone(),
+            unshown: self.kafka.unshown(),
         };
         let context = Context::new(self.stream, self.sums.clone());
         let fail = |doing: &'static str| {

@@ -293,6 +293,7 @@ pub(super) fn names(kafka: &config::Kafka, group: &str, topic: &str) -> Names {
         topic: topic.to_owned(),
         group: group.to_owned(),
         bootstrap_servers: kafka.bootstrap_servers.clone(),
+        unshown: kafka.unshown(),
     }
 }
 

@@ -64,6 +64,7 @@ impl Source {
             topic: topic.to_owned(),
             group: group.to_owned(),
             bootstrap_servers: kafka.bootstrap_servers.clone(),
+            unshown: kafka.unshown(),
         };
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);
         let mut config = client::consumer(kafka, Stream::DeadLetters, group);

@@ -7,15 +7,11 @@ use serde_json::json;
 
 use super::{FilterArgs, line, unreadable};
 use crate::{
-    cli::{
-        ConfigArgs,
-        output::Output,
-        records::{push_value, visible},
-        tap::stop_flag,
-    },
+    cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
     exit::Exit,
     lane::{broker::BrokerError, replay::Source},
+    plain::visible,
     replay::{
         Options,
         joining::{Found, Joining, Place, Read},

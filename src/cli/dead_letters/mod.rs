@@ -6,10 +6,11 @@ mod replay;
 use clap::{Args, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
-use super::{output::Output, records::visible};
+use super::output::Output;
 use crate::{
     dead_letter::{Letter, Reason, Scope},
     exit::Exit,
+    plain::visible,
     replay::{Filter, joining::Place},
 };
 

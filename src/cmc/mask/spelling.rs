@@ -99,11 +99,11 @@ impl<'t> Readings<'t> {
     pub fn at(&mut self, at: usize) -> impl Iterator<Item = Spelled> + use<> {
         let mut all = [None; DEPTH + 1];
         let mut last = None;
-        for depth in 0..=DEPTH {
+        for (depth, place) in all.iter_mut().enumerate() {
             let spelled = self.read(at, depth);
             let same = spelled.map(|spelled| (spelled.next, spelled.ascii()));
             if same != last {
-                all[depth] = spelled;
+                *place = spelled;
                 last = same;
             }
             // What is no lead stays what it is, however deep it is read.

@@ -234,7 +234,7 @@ impl Chars<'_> {
 
     /// `plus`: it stands for a space.
     fn pass_space(&mut self, plus: bool) {
-        self.pass_until(|byte| !byte.is_ascii_whitespace() && !(plus && byte == b'+'));
+        self.pass_until(|byte| !(byte.is_ascii_whitespace() || plus && byte == b'+'));
     }
 
     /// Passes what stands before the character, or before the end; what was passed.

@@ -16,7 +16,7 @@ fn filled(begin: &str, piece: &str, end: &str) -> String {
     format!("{begin}{}{end}", piece.repeat(count))
 }
 
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     // The kernel brings its account up to date when a thread gives way.
     thread::sleep(Duration::from_micros(1));
     let account = fs::read_to_string("/proc/thread-self/schedstat").unwrap();

@@ -179,12 +179,12 @@ fn refused_named_credentials() {
         ),
         (
             [name, kind, "value_file = \"/no/such\""],
-            "\"/no/such\" can't be read",
+            "the file \"/<not there>\" can't be read",
             "path",
         ),
         (
             [name, kind, "value_file = \"hunter2\""],
-            "the file can't be read",
+            "the file \"<not there>\" can't be read",
             "not the secret",
         ),
         (
@@ -231,7 +231,7 @@ fn refused_secret_files() {
         ),
         (
             "[ingest.auth]\nbearer_tokens_file = \"hunter2\"".to_owned(),
-            "the file can't be read",
+            "the file \"<not there>\" can't be read",
             "not the secret itself",
         ),
         (
@@ -398,6 +398,89 @@ fn secrets_are_never_shown() {
     ] {
         assert!(shown.contains(line), "no {line:?} in\n{shown}");
     }
+}
+
+/// A secret in the place of a file's name, and under names that hold one.
+#[test]
+fn misplaced_secrets_are_never_shown() {
+    const FILES: [&str; 5] = [
+        "ingest.auth.bearer_tokens_file",
+        "ingest.auth.basic_file",
+        "ingest.auth.api_keys_file",
+        "ingest.tls.certificate",
+        "ingest.tls.key",
+    ];
+    const PROPERTIES: [&str; 12] = [
+        "sasl.password_file",
+        "ssl.key.pem_file",
+        "sasl.jaas.config",
+        "ssl.key.location",
+        "ssl.ca.location",
+        "ssl.keystore.location",
+        "sasl.kerberos.keytab",
+        "sasl.kerberos.kinit.cmd",
+        "ssl.certificate.pem",
+        "linger.ms",
+        "no.such.name",
+        "SASL.PASSWORD",
+    ];
+    let secrets = [
+        "hunter2",
+        "user:hunter2",
+        "/hunter2",
+        "./hunter2",
+        "/tmp/hunter2/hunter2",
+        "/aGVsbG8/hunter2==",
+        "-----BEGIN PRIVATE KEY-----\\nhunter2\\n-----END PRIVATE KEY-----",
+        &"hunter2-".repeat(200),
+    ];
+    for secret in secrets {
+        let files = FILES.map(|key| {
+            let (table, name) = key.rsplit_once('.').unwrap();
+            format!("[{table}]\n{name} = \"{secret}\"\n")
+        });
+        let properties = PROPERTIES.map(|name| format!("[kafka.properties]\n\"{name}\" = \"{secret}\"\n"));
+        let entry = "[[ingest.auth.credentials]]\nname = \"a\"\nkind = \"bearer\"\n";
+        let number = "[ingest.auth]\nbasic_file = 2222222\n".to_owned();
+        let entries = [format!("{entry}value_file = \"{secret}\"\n"), number];
+        for text in files.into_iter().chain(properties).chain(entries) {
+            let given = file(&text);
+            let (settings, verdict) = crate::config::settings(&given.files, std::iter::empty()).unwrap();
+            let shown = to_toml(&settings);
+            let mut told = format!("{shown}{settings:?}{verdict:?}");
+            match (given.load(), verdict) {
+                (Ok(loaded), Ok(())) => told += &format!("{loaded:?}"),
+                (Err(error), Err(same)) => told += &format!("{error}{error:?}{same}"),
+                _ => panic!("{text}"),
+            }
+            assert!(
+                !told.contains(SECRET) && !told.contains("2222222"),
+                "{text}{told}"
+            );
+        }
+    }
+}
+
+/// What `config show` prints of a path that is not there is no path to be used.
+#[test]
+fn shortened_paths_are_comments() {
+    let mut given = Given::default();
+    let there = given.write("tokens", "hunter2");
+    let gone = there.with_file_name("gone");
+    let given = given.config_file(
+        "bridge.toml",
+        &format!("[ingest.tls]\ncertificate = {there:?}\nkey = {gone:?}\n"),
+    );
+    let shown = to_toml(&given.loaded().settings);
+    assert!(
+        shown.contains(&format!("\ncertificate = {there:?}  # file")),
+        "{shown}"
+    );
+    let shortened = there.with_file_name("<not there>");
+    assert!(
+        shown.contains(&format!("\n# key = {shortened:?}  # file")),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -91,7 +91,10 @@ fn production_toml_loads_with_its_secrets() {
 #[test]
 fn what_config_show_prints_loads_again() {
     let mut first = given("default.toml")
-        .variable("KAFKA__PROPERTIES__SSL_CA_LOCATION", "/etc/\"odd\"\\name\u{7f}\t")
+        .variable(
+            "KAFKA__PROPERTIES__CLIENT_RACK",
+            "/etc/\"odd\"\\name\u{7f}\t\u{202e}",
+        )
         .variable("INGEST__TIME_ZONES__SANDBOX", "UTC")
         .variable("INGEST__AUTH__ALLOW_ANONYMOUS", "true");
     let shown = to_toml(&first.loaded().settings);
@@ -108,8 +111,8 @@ fn what_config_show_prints_loads_again() {
         format!("{:?}", second.config)
     );
     assert_eq!(
-        second.config.kafka.properties["ssl.ca.location"].expose_secret(),
-        "/etc/\"odd\"\\name\u{7f}\t"
+        second.config.kafka.properties["client.rack"].expose_secret(),
+        "/etc/\"odd\"\\name\u{7f}\t\u{202e}"
     );
     assert_eq!(setting(&second, "ingest.listen").origin, Origin::File(path));
 }
