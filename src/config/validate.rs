@@ -144,7 +144,7 @@ fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String
     if raw.text(KEY)?.is_empty() {
         return Some(None);
     }
-    let path = path(raw, KEY, "health checks", |_| false)?;
+    let path = path(raw, KEY, ("health checks", "/healthz"), |_| false)?;
     if Some(path.as_str()) == of_webhooks {
         let fix = "give another path, such as /healthz, or \"\" for none";
         raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
@@ -163,26 +163,31 @@ const PROBED: [&str; 6] = [
 ];
 
 fn webhooks_path(raw: &mut Raw) -> Option<String> {
-    path(raw, "ingest.path", "webhooks", |path| PROBED.contains(&path))
+    let purpose = ("webhooks", "/webhooks/events");
+    path(raw, "ingest.path", purpose, |path| PROBED.contains(&path))
 }
 
-/// A path of the webhooks' port. Requests are compared with it byte by byte, so it must be what every client sends for it: no
-/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
-fn path(raw: &mut Raw, key: &str, purpose: &str, is_taken: impl Fn(&str) -> bool) -> Option<String> {
+/// A path of the webhooks' port, for a purpose with an example. Requests are compared with it byte by byte, so it must be what
+/// every client sends for it: no other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes
+/// out or changes.
+fn path(
+    raw: &mut Raw,
+    key: &str,
+    (purpose, example): (&str, &str),
+    is_taken: impl Fn(&str) -> bool,
+) -> Option<String> {
     let text = raw.text(key)?;
     let path = text.trim_end_matches('/');
-    let fault = path_fault(path).or_else(|| {
-        let what = "it is one of those of probes and metrics";
-        is_taken(path).then(|| {
-            (
-                what.to_owned(),
-                "give another one, such as /webhooks/events".to_owned(),
-            )
-        })
-    });
-    if let Some((what, fix)) = fault {
+    let taken = || {
+        let fault = (
+            "it is one of those of probes and metrics".to_owned(),
+            "give another one".to_owned(),
+        );
+        is_taken(path).then_some(fault)
+    };
+    if let Some((what, fix)) = path_fault(path).or_else(taken) {
         let what = format!("{} is not a path for {purpose}: {what}", parse::quoted(&text));
-        raw.problem(key, what, fix);
+        raw.problem(key, what, format!("{fix}, such as {example}"));
         return None;
     }
     Some(path.to_owned())
