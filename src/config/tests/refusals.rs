@@ -47,7 +47,12 @@ fn single_values() {
             "an IP address and a port",
         ),
         ("INGEST__HEALTH_PATH", "healthz", "is not a path", "give a path"),
-        ("INGEST__HEALTH_PATH", "/a b", "no path has ' '", "such as /healthz"),
+        (
+            "INGEST__HEALTH_PATH",
+            "/a b",
+            "no path has ' '",
+            "such as /healthz",
+        ),
         (
             "INGEST__HEALTH_PATH",
             "/webhooks/events/",
