@@ -190,9 +190,8 @@ impl BatchBuilder {
 
     /// The finished batch. It gives back the room that it does not need, when that is worth a copy.
     pub fn finish(mut self) -> Batch {
-        const SMALL: usize = 64 * 1024;
         let spare = self.bytes.capacity() - self.bytes.len();
-        if spare > SMALL && spare > self.bytes.len() / 8 {
+        if spare > SMALL && spare > self.bytes.len() / SPARE_PART {
             self.bytes.shrink_to_fit();
         }
         self.bytes[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.events.to_le_bytes());
@@ -202,6 +201,39 @@ impl BatchBuilder {
         }
     }
 }
+
+/// Most bytes that the batches of one webhook have, in the spool: `body` is the most bytes of its body, `records` of its
+/// elements, `record` of a record in Kafka.
+///
+/// Each element stands in one record. Besides its own bytes that costs `RECORD` at most, and a second time what becomes its
+/// key or time, which is in an element of `KEYED` bytes or more. What records share is stored once. A dead letter larger
+/// than a record may be comes in parts.
+pub fn most_bytes(body: usize, records: usize, record: usize) -> usize {
+    /// Lengths, the numbers of headers, an id or an index.
+    const RECORD: usize = 48;
+    /// `{"messageId":""}`
+    const KEYED: usize = 16;
+    /// Common and repeated headers, and the beginning of the values.
+    const ONCE: usize = 8 * 1024;
+    /// More than a part's key, id and number, and less than its headers leave for its value.
+    const PART: usize = 128;
+    const PART_HEADERS: usize = 4 * 1024;
+    const LEAST_PART_VALUE: usize = 1024;
+    let records = records.min(body / 2);
+    let parts = body / record.saturating_sub(PART_HEADERS).max(LEAST_PART_VALUE);
+    let copies = body.saturating_sub(records * KEYED);
+    body + copies + records * RECORD + parts * PART + ONCE
+}
+
+/// Most memory of batches that have so many bytes: see [`BatchBuilder::finish`].
+pub fn most_allocated(bytes: usize) -> usize {
+    bytes + bytes / SPARE_PART + 2 * SMALL
+}
+
+/// Spare room up to this size is not worth a copy, …
+const SMALL: usize = 64 * 1024;
+/// … nor is this part of a batch.
+const SPARE_PART: usize = 8;
 
 /// No text here is longer than 32 bits can say: a webhook is at most as long as its body may be.
 fn put_varint(out: &mut Vec<u8>, number: usize) {

@@ -241,7 +241,7 @@ impl Writer<'_> {
 
         let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
         let mut count = 1;
-        if let Some(key) = key {
+        if let Some(key) = key.filter(|key| is_attribute(key)) {
             headers[count] = ("ce_subject", key.as_bytes());
             count += 1;
         }
@@ -259,6 +259,15 @@ impl Writer<'_> {
         self.tally = tally;
         Ok(())
     }
+}
+
+/// Whether a text may be an attribute of a CloudEvent: it has neither control characters nor noncharacters.
+fn is_attribute(text: &str) -> bool {
+    let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
+    let is_noncharacter =
+        |c: char| matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE;
+    // Nearly all are ASCII.
+    text.as_bytes().iter().all(is_plain) || text.chars().all(|c| !c.is_control() && !is_noncharacter(c))
 }
 
 /// The largest record that goes on.

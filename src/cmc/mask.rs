@@ -273,6 +273,10 @@ mod tests {
             ("user pass:word", "user *********"),
             ("user:pass:word", "**************"),
             ("dXNlcjpwYXNzOndvcmQ=", "********************"),
+            ("dXNlcjpwYXNzOndvcmQ", "*******************"),
+            // Behind one and two other bytes, and in front of others.
+            ("eHVzZXI6cGFzczp3b3JkCg==", "eH******************Cg=="),
+            ("eHh1c2VyOnBhc3M6d29yZAo=", "eHh******************Ao="),
             ("dXNlcjpwYXNzOndvcmQ%3D", "**********************"),
         ] {
             assert_eq!(mask_text(text, &secrets), expected);

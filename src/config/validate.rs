@@ -9,7 +9,7 @@ use super::{
     Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls,
     auth, parse, problem::Origin, properties, raw::Raw, source::full_name,
 };
-use crate::stream::Stream;
+use crate::{batch, stream::Stream};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -29,20 +29,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     let shutdown = shutdown(raw);
     let log = log(raw);
     let (ingest, admin, spool) = (ingest?, admin?, spool?);
-    if spool.max_bytes < 4 * ingest.max_body_bytes as u64 {
-        // A batch that never fits is refused for ever, and with it the sender's next ones.
-        let body = ingest.max_body_bytes as u64;
-        raw.problem(
-            "spool.max_bytes",
-            format!(
-                "is less than four bodies of ingest.max_body_bytes ({})",
-                parse::human_size(body)
-            ),
-            format!(
-                "give at least {}, or lower ingest.max_body_bytes",
-                parse::human_size(4 * body)
-            ),
-        );
+    if let Some(kafka) = &kafka {
+        refuse_too_little_for_a_webhook(raw, &ingest, &spool, kafka);
     }
     refuse_shared_listener(raw, ingest.listen, admin.listen);
     let [Some(deliveries), Some(bounces), Some(blocks), Some(dead_letters)] = streams else {
@@ -57,6 +45,33 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
         shutdown: shutdown?,
         log: log?,
     })
+}
+
+/// A webhook within `ingest.max_body_bytes` and `ingest.max_events` must have room when nothing else is in the way: else it
+/// would be answered 503 for ever.
+fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool, kafka: &Kafka) {
+    let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
+    // The spool has a segment in use besides.
+    let in_spool = (stored as u64).max(4 * ingest.max_body_bytes as u64);
+    let needs = [
+        (
+            "ingest.max_bytes_in_flight",
+            ingest.max_bytes_in_flight as u64,
+            batch::most_allocated(stored) as u64,
+        ),
+        ("spool.max_bytes", spool.max_bytes, in_spool),
+    ];
+    for (key, given, needed) in needs {
+        if given < needed {
+            let what = format!(
+                "is less than one webhook may need: a body of {} with {} events (ingest.max_body_bytes, ingest.max_events)",
+                parse::human_size(ingest.max_body_bytes as u64),
+                ingest.max_events
+            );
+            let least = parse::human_size(needed.next_multiple_of(MIB));
+            raw.problem(key, what, format!("give at least {least}, or lower one of those"));
+        }
+    }
 }
 
 fn ingest(raw: &mut Raw) -> Option<Ingest> {
@@ -83,18 +98,6 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
     let append_timeout = raw.duration("ingest.append_timeout", WAIT);
     let retry_after = retry_after(raw);
     let tls = tls(raw);
-    if let (Some(body), Some(flight)) = (max_body_bytes, max_bytes_in_flight)
-        && body > flight
-    {
-        raw.problem(
-            "ingest.max_body_bytes",
-            format!(
-                "a body may be larger than ingest.max_bytes_in_flight ({})",
-                parse::human_size(flight as u64)
-            ),
-            "lower it, or raise ingest.max_bytes_in_flight",
-        );
-    }
     let (auth, credential_files) = auth?;
     Some(Ingest {
         listen: listen?,
@@ -135,6 +138,20 @@ fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) 
     }
 }
 
+/// `Some(None)` is no path.
+fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
+    const KEY: &str = "ingest.health_path";
+    if raw.text(KEY)?.is_empty() {
+        return Some(None);
+    }
+    let path = path(raw, KEY, "health checks", |_| false)?;
+    if Some(path.as_str()) == of_webhooks {
+        let fix = "give another path, such as /healthz, or \"\" for none";
+        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
+    }
+    Some(Some(path))
+}
+
 /// Paths that probes ask on some port: a request for one must not be a webhook.
 const PROBED: [&str; 6] = [
     "/livez",
@@ -145,40 +162,27 @@ const PROBED: [&str; 6] = [
     "/status.json",
 ];
 
-/// The path of the webhooks.
 fn webhooks_path(raw: &mut Raw) -> Option<String> {
-    const KEY: &str = "ingest.path";
-    let path = path(raw, KEY, "/webhooks/events")?;
-    if PROBED.contains(&path.as_str()) {
-        let what = format!("{path:?} is one of the paths of probes and metrics");
-        raw.problem(KEY, what, "give another one, such as /webhooks/events");
-        return None;
-    }
-    Some(path)
+    path(raw, "ingest.path", "webhooks", |path| PROBED.contains(&path))
 }
 
-/// `Some(None)` is no path.
-fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
-    const KEY: &str = "ingest.health_path";
-    if raw.text(KEY)?.is_empty() {
-        return Some(None);
-    }
-    let path = path(raw, KEY, "/healthz")?;
-    if Some(path.as_str()) == of_webhooks {
-        let fix = "give another path, such as /healthz, or \"\" for none";
-        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
-    }
-    Some(Some(path))
-}
-
-/// A path of requests, without slashes at its end. Requests are compared with it byte by byte, so it must be what every client
-/// sends for it: no other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
-fn path(raw: &mut Raw, key: &str, example: &str) -> Option<String> {
+/// A path of the webhooks' port. Requests are compared with it byte by byte, so it must be what every client sends for it: no
+/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
+fn path(raw: &mut Raw, key: &str, purpose: &str, is_taken: impl Fn(&str) -> bool) -> Option<String> {
     let text = raw.text(key)?;
     let path = text.trim_end_matches('/');
-    if let Some((what, fix)) = path_fault(path) {
-        let what = format!("{} is not a path for requests: {what}", parse::quoted(&text));
-        raw.problem(key, what, format!("{fix}, such as {example}"));
+    let fault = path_fault(path).or_else(|| {
+        let what = "it is one of those of probes and metrics";
+        is_taken(path).then(|| {
+            (
+                what.to_owned(),
+                "give another one, such as /webhooks/events".to_owned(),
+            )
+        })
+    });
+    if let Some((what, fix)) = fault {
+        let what = format!("{} is not a path for {purpose}: {what}", parse::quoted(&text));
+        raw.problem(key, what, fix);
         return None;
     }
     Some(path.to_owned())

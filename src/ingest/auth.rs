@@ -6,7 +6,8 @@
 //! Time tells nothing about a secret. What was presented is compared with every configured credential of its kind, and
 //! with every byte of each, by `subtle`, with no early exit: the time depends on the number and lengths of the
 //! configured secrets and on nothing in what was presented. (Lengths are compared too, but only after the bytes.)
-//! Basic is compared in its base64 form without padding, so that nothing needs to be decoded.
+//! Basic is compared in its base64 form without padding, so that nothing needs to be decoded: in that of UTF-8, as the challenge
+//! says (RFC 7617, 2.1).
 //!
 //! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::rotation`]):
 //! each request is judged by all of the old ones or by all of the new ones.
@@ -110,8 +111,8 @@ impl Guard {
             Auth::Credentials(credentials) => (false, Valid::new(credentials, metrics)),
         };
         let challenge = match (valid.basic.is_empty(), valid.bearer.is_empty()) {
-            (false, false) => "Basic realm=\"cmc-bridge\", Bearer",
-            (false, true) => "Basic realm=\"cmc-bridge\"",
+            (false, false) => "Basic realm=\"cmc-bridge\", charset=\"UTF-8\", Bearer",
+            (false, true) => "Basic realm=\"cmc-bridge\", charset=\"UTF-8\"",
             (true, false) => "Bearer",
             (true, true) => "ApiKey realm=\"cmc-bridge\"",
         };
@@ -348,9 +349,9 @@ mod tests {
     #[test]
     fn challenges_name_what_is_configured() {
         for (credentials, challenge) in [
-            (ALL, "Basic realm=\"cmc-bridge\", Bearer"),
+            (ALL, "Basic realm=\"cmc-bridge\", charset=\"UTF-8\", Bearer"),
             (&ALL[..2], "Bearer"),
-            (&ALL[2..], "Basic realm=\"cmc-bridge\""),
+            (&ALL[2..], "Basic realm=\"cmc-bridge\", charset=\"UTF-8\""),
             (&ALL[3..], "ApiKey realm=\"cmc-bridge\""),
         ] {
             assert_eq!(guard(credentials).challenge(), challenge);

@@ -147,11 +147,23 @@ impl From<Exhausted> for ReadError {
 /// Least bytes that a buffer begins with.
 const FIRST_BYTES: usize = 4 * 1024;
 
-/// The capacity of a buffer that has `capacity` and must hold `needed` bytes, of a body of `most` at most: half as much
-/// again, so that a byte is copied some three times and a third is empty at most.
-fn capacity_for(needed: usize, capacity: usize, most: usize) -> usize {
-    let more = (capacity + capacity / 2).max(FIRST_BYTES);
-    needed.max(more.min(most))
+/// Makes room for `needed` bytes of a body of `most` at most, once the budget has it: half as much again, so that a byte is
+/// copied some three times and a third is empty at most.
+fn make_room(
+    buffer: &mut Vec<u8>,
+    needed: usize,
+    most: usize,
+    budget: &Budget,
+    share: &mut Share,
+) -> Result<(), Exhausted> {
+    if needed <= buffer.capacity() {
+        return Ok(());
+    }
+    let more = (buffer.capacity() + buffer.capacity() / 2).max(FIRST_BYTES);
+    let capacity = needed.max(more.min(most));
+    budget.grow(share, capacity)?;
+    buffer.reserve_exact(capacity - buffer.len());
+    Ok(())
 }
 
 /// Reads a whole body. The share covers its buffer, so that an empty promise of a stranger takes no room from others.
@@ -191,11 +203,7 @@ pub(super) async fn read(
             budget.grow(&mut share, length)?;
             return Ok((data, share));
         }
-        if length > collected.capacity() {
-            let capacity = capacity_for(length.max(promised), collected.capacity(), most);
-            budget.grow(&mut share, capacity)?;
-            collected.reserve_exact(capacity - collected.len());
-        }
+        make_room(&mut collected, length.max(promised), most, budget, &mut share)?;
         collected.extend_from_slice(&data);
     }
     Ok((collected.into(), share))
@@ -264,6 +272,33 @@ mod tests {
     use hyper::header::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn the_budget_covers_what_is_allocated() {
+        const MOST: usize = 1_000_000;
+        for step in [1, 999, 16 * 1024, 300_000] {
+            let budget = Budget::new(2 * MOST);
+            let mut share = budget.reserve(0, Whose::Stranger).unwrap();
+            let mut buffer = Vec::new();
+            while buffer.len() < MOST {
+                let length = (buffer.len() + step).min(MOST);
+                make_room(&mut buffer, length, MOST, &budget, &mut share).unwrap();
+                buffer.resize(length, b'x');
+                assert!(share.bytes() >= buffer.capacity(), "{step}: {length}");
+                assert!(
+                    buffer.capacity() <= (length + length / 2).max(FIRST_BYTES),
+                    "{step}: {length}"
+                );
+            }
+            assert_eq!(share.bytes(), MOST);
+            let further = make_room(&mut buffer, MOST + 1, 2 * MOST, &budget, &mut share);
+            assert_eq!(
+                (further, buffer.capacity()),
+                (Err(Exhausted), MOST),
+                "half is for others"
+            );
+        }
+    }
 
     fn headers(content_type: Option<&str>, encoding: Option<&str>) -> HeaderMap {
         let mut headers = HeaderMap::new();

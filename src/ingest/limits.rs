@@ -91,6 +91,12 @@ impl Share {
         self.stranger = None;
     }
 
+    /// How many it covers.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.all.num_permits()
+    }
+
     /// Splits off so many bytes; `None` when there are fewer.
     pub(super) fn split(&mut self, bytes: usize) -> Option<Share> {
         let all = self.all.split(bytes)?;
@@ -162,7 +168,7 @@ mod tests {
         assert_eq!(budget.reserve(50, Known).err(), Some(Exhausted));
         budget.grow(&mut first, 90).unwrap();
         budget.grow(&mut first, 10).unwrap();
-        assert_eq!(first.all.num_permits(), 90);
+        assert_eq!(first.bytes(), 90);
         assert_eq!(budget.grow(&mut first, 101).err(), Some(Exhausted));
         drop(first);
         assert!(budget.reserve(100, Known).is_ok());

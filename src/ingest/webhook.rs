@@ -9,7 +9,7 @@
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
-//! is written, and the rare webhook that has two is seen through by a task of its own.
+//! is written, and a webhook with dead letters is seen through by a task of its own.
 
 use std::{
     borrow::Cow,
@@ -286,8 +286,9 @@ impl Refusal {
 }
 
 impl Intake {
-    /// Stores what there is to be stored; its answer. Failures are counted once they are durable.
-    async fn see_through(&self, outlook: Outlook) -> Answer {
+    /// Stores what there is to be stored; its answer. Failures are counted once they are durable, and by a task of its own:
+    /// a client that goes away meanwhile changes neither.
+    async fn see_through(self: &Arc<Self>, outlook: Outlook) -> Answer {
         let (split, stream, answer, share) = match outlook {
             Outlook::Answer(answer) => return answer,
             Outlook::Store(split, stream, answer, share) => (split, stream, answer, share),
@@ -297,14 +298,26 @@ impl Intake {
             dead_letters,
             failures,
         } = *split;
-        if let Err(refusal) = self.store(events, dead_letters, share).await {
-            return refusal.answer(self);
+        let stored = if failures.is_empty() {
+            self.store(events, dead_letters, share).await
+        } else {
+            let intake = Arc::clone(self);
+            let is_accepted = answer.outcome == Outcome::Accepted;
+            let task = tokio::spawn(async move {
+                intake.store(events, dead_letters, share).await?;
+                intake.metrics.parse_failures(stream, &failures);
+                if is_accepted {
+                    intake.note_dead_letters(&failures);
+                }
+                Ok(())
+            });
+            let failed = Refusal::Spool(Stream::DeadLetters, AppendError::Failed);
+            task.await.unwrap_or(Err(failed))
+        };
+        match stored {
+            Ok(()) => answer,
+            Err(refusal) => refusal.answer(self),
         }
-        self.metrics.parse_failures(stream, &failures);
-        if answer.outcome == Outcome::Accepted {
-            self.note_dead_letters(&failures);
-        }
-        answer
     }
 
     /// Makes all of a webhook durable, dead letters first.
@@ -335,12 +348,8 @@ impl Intake {
                 let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;
                 let second = self.append(stream, batch, tally, share)?;
-                let both = tokio::spawn(async {
-                    first.await?;
-                    second.await
-                });
-                both.await
-                    .unwrap_or(Err(Refusal::Spool(stream, AppendError::Failed)))
+                first.await?;
+                second.await
             }
         }
     }

@@ -643,6 +643,10 @@ impl Producer {
         if topic.forbidden {
             return Err(error(BlockReason::Authorization, "no right to write").into());
         }
+        if topic.clock_differs && self.timed && inner.plain && request.len() > 1 {
+            // librdkafka says no more than that they are invalid.
+            return Ok(request.iter().map(|number| (*number, Refusal::Invalid)).collect());
+        }
         if topic.clock_differs && self.timed {
             return Err(DeliveryError::Untimely(error(
                 BlockReason::TopicInvalid,

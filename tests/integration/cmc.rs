@@ -90,7 +90,8 @@ pub fn check(record: &Record, event_type: &str, composition: &str, element: &str
         ("ce_source", format!("/cmc/{}", percent_encoded(composition))),
         ("content-type", "application/json".to_owned()),
     ]);
-    if let Some(key) = key {
+    // CloudEvents has no control characters in attributes.
+    if let Some(key) = key.filter(|key| !key.contains(char::is_control)) {
         want.insert("ce_subject", key);
     }
     let parsed: Value = serde_json::from_str(element).unwrap();

@@ -284,6 +284,8 @@ fn append_sentinels(bootstrap: &str, topic: &str, partitions: &[i32]) -> BTreeMa
                     .partition(*partition)
                     // With a key, for compacted topics want one.
                     .key(SENTINEL)
+                    // Without a timestamp, for some topics refuse those of today.
+                    .timestamp(-1)
                     .payload("end")
                     .headers(headers),
             )

@@ -110,7 +110,8 @@ public class CheckRecords {
         required(record, headers.keySet(), "event-headers.schema.json");
         require(record, "1.0".equals(headers.get("ce_specversion")), "ce_specversion");
         require(record, "application/json".equals(headers.get("content-type")), "content-type");
-        require(record, Objects.equals(headers.get("ce_subject"), key == null ? null : text(key)),
+        boolean isSubject = key != null && text(key).codePoints().noneMatch(CheckRecords::isInNoAttribute);
+        require(record, Objects.equals(headers.get("ce_subject"), isSubject ? text(key) : null),
                 "ce_subject is not the key");
         JsonNode value = JSON.readTree(record.value());
         TreeSet<String> members = new TreeSet<>();
@@ -138,5 +139,10 @@ public class CheckRecords {
     /** Strictly UTF-8. */
     private static String text(byte[] bytes) throws CharacterCodingException {
         return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString();
+    }
+
+    /** Whether CloudEvents forbids the character in attributes: control characters and noncharacters. */
+    private static boolean isInNoAttribute(int c) {
+        return Character.isISOControl(c) || (c & 0xFFFE) == 0xFFFE || c >= 0xFDD0 && c <= 0xFDEF;
     }
 }

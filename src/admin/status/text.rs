@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
+use crate::plain::steers;
+
 /// A text from elsewhere, harmless in content and in attributes of HTML.
 pub struct Escaped<'t>(pub &'t str);
 
@@ -15,8 +17,8 @@ impl Display for Escaped<'_> {
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
                 '\t' | '\n' => f.write_char(c)?,
-                // Characters that no document may hold.
-                c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => f.write_char('\u{fffd}')?,
+                // Characters that no document may hold, or that change how others are shown.
+                c if steers(c) || matches!(c, '\u{fffe}' | '\u{ffff}') => f.write_char('\u{fffd}')?,
                 c => f.write_char(c)?,
             }
         }

@@ -53,7 +53,7 @@ impl Needles {
         let names = needles.len();
         let mut known = HashSet::new();
         for value in values {
-            let forms = forms(value.as_bytes());
+            let forms = forms(value);
             needles.extend(forms.into_iter().filter(|form| known.insert(form.clone())));
         }
         let automaton = NFA::new(&needles).ok()?;
@@ -153,21 +153,26 @@ fn start_of(readings: &mut Readings<'_>, needle: &[u8], end: usize) -> usize {
 
 /// Whether some reading of the text between the two places spells the needle.
 fn spells(readings: &mut Readings<'_>, start: usize, needle: &[u8], end: usize) -> bool {
-    let first = readings.text.get(start).copied();
-    if first != needle.first().copied() && !first.is_some_and(is_lead) {
-        return false;
-    }
-    let mut places = BTreeSet::from([(start, 0)]);
-    while let Some((at, read)) = places.pop_first() {
-        let rest = needle.get(read..).unwrap_or_default();
+    // Where paths have come, and how much of the needle they have read. Nearly always there is one.
+    let mut ahead = BTreeSet::new();
+    let mut next = Some((start, 0));
+    while let Some((at, read)) = next {
+        let (text, rest) = (readings.text.get(at..end), needle.get(read..));
+        let (text, rest) = (text.unwrap_or_default(), rest.unwrap_or_default());
+        let is_plain = |(byte, wanted): &(&u8, &u8)| byte == wanted && !is_lead(**byte);
+        let plain = text.iter().zip(rest).take_while(is_plain).count();
+        let (at, read, rest) = (at + plain, read + plain, rest.get(plain..).unwrap_or_default());
         if rest.is_empty() && at == end {
             return true;
         }
-        for spelled in readings.at(at) {
-            if spelled.next <= end && rest.starts_with(spelled.bytes()) {
-                places.insert((spelled.next, read + spelled.bytes().len()));
+        if text.get(plain).copied().is_some_and(is_lead) {
+            for spelled in readings.at(at) {
+                if spelled.next <= end && rest.starts_with(spelled.bytes()) {
+                    ahead.insert((spelled.next, read + spelled.bytes().len()));
+                }
             }
         }
+        next = ahead.pop_first();
     }
     false
 }
@@ -187,26 +192,27 @@ fn in_every_case(word: &str) -> Vec<Vec<u8>> {
 
 /// The value and its base64 forms. What is percent-encoded or escaped around them, [`Needles::find`] reads by itself; what
 /// is so inside of base64 must be a form of its own.
-fn forms(value: &[u8]) -> Vec<Vec<u8>> {
+fn forms(value: &str) -> Vec<Vec<u8>> {
     const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')
         .remove(b'_')
         .remove(b'~');
-    let mut inner = vec![value.to_vec()];
+    let mut inner = vec![value.as_bytes().to_vec()];
+    // What a client makes of a password that is no ASCII when it does not use UTF-8.
+    let latin = value.chars().map(|c| u8::try_from(u32::from(c)).ok());
+    inner.extend(latin.collect::<Option<Vec<u8>>>());
+    let mut forms = inner.clone();
     for plain in [UNRESERVED, NON_ALPHANUMERIC] {
-        let percent = percent_encode(value, plain).to_string();
+        let percent = percent_encode(value.as_bytes(), plain).to_string();
         let lower = lower_hexadecimal(&percent);
         inner.extend([percent.replace("%20", "+"), lower.replace("%20", "+")].map(String::into_bytes));
         inner.extend([percent, lower].map(String::into_bytes));
     }
-    if let Ok(text) = std::str::from_utf8(value) {
-        let quoted = serde_json::Value::from(text).to_string();
-        inner.push(quoted.trim_matches('"').as_bytes().to_vec());
-    }
+    let quoted = serde_json::Value::from(value).to_string();
+    inner.extend(quoted.as_bytes().get(1..quoted.len() - 1).map(<[u8]>::to_vec));
     inner.sort();
     inner.dedup();
-    let mut forms = vec![value.to_vec()];
     for inner in inner {
         for engine in [&STANDARD, &STANDARD_NO_PAD, &URL_SAFE, &URL_SAFE_NO_PAD] {
             forms.push(engine.encode(&inner).into_bytes());

@@ -1,6 +1,7 @@
 //! What the tests of the sender's format share.
 
 mod amplification;
+mod bound;
 mod cost;
 mod failures;
 mod mutations;

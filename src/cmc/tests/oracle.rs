@@ -325,7 +325,10 @@ fn event_of(element: &str, event_type: &str, composition: &str, rules: &Rules) -
         ("cmc-received-at", RECEIVED_AT_TEXT.to_owned()),
         ("ce_id", id.to_string()),
     ];
-    if let Some(key) = &key {
+    let in_no_attribute = |c: char| {
+        c.is_control() || ('\u{fdd0}'..='\u{fdef}').contains(&c) || u32::from(c) % 0x10000 >= 0xFFFE
+    };
+    if let Some(key) = key.as_ref().filter(|key| !key.contains(in_no_attribute)) {
         headers.push(("ce_subject", key.clone()));
     }
     let zone = if composition == "utc" { "+00:00" } else { "+09:00" };

@@ -1,6 +1,6 @@
 //! Credentials never reach a dead letter.
 
-use super::*;
+use super::{cost::processor_time, *};
 
 #[test]
 fn the_api_key_of_a_dead_lettered_body_is_masked_where_it_stands() {
@@ -464,12 +464,6 @@ proptest::proptest! {
 
 /// The time to mask a text: of this thread alone, whatever else the machine does.
 fn masking_time(text: &[u8], secrets: &Secrets) -> std::time::Duration {
-    let processor_time = || {
-        // The kernel brings its account up to date when a thread gives way.
-        std::thread::sleep(std::time::Duration::from_micros(1));
-        let account = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        std::time::Duration::from_nanos(account.split(' ').next().unwrap().parse().unwrap())
-    };
     let once = || {
         let begin = processor_time();
         std::hint::black_box(mask(text, secrets));

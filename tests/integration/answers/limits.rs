@@ -160,7 +160,7 @@ fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
 fn bytes_in_flight() {
     let bridge = bridge(&[
         ("ingest.max_body_bytes", "1MiB"),
-        ("ingest.max_bytes_in_flight", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
     ]);
     let waiting = |length| {
         format!(
@@ -168,8 +168,10 @@ fn bytes_in_flight() {
             head()
         )
     };
-    let mut holder = bridge.wire();
-    assert_eq!(holder.send(waiting(900_000)).answer().status, 100);
+    let mut holders: Vec<_> = (0..3).map(|_| bridge.wire()).collect();
+    for holder in &mut holders {
+        assert_eq!(holder.send(waiting(1_000_000)).answer().status, 100);
+    }
     let response = bridge.wire().send(waiting(200_000)).answer();
     expect_problem(&response, 503);
     assert_eq!(response.header("retry-after"), Some("5"));
@@ -177,8 +179,8 @@ fn bytes_in_flight() {
     expect_logged(&bridge, &["refused", "\"cause\":\"too many bytes in flight\""]);
     // There is room for a small one.
     assert_eq!(bridge.client().post(delivery("a")).status, 200);
-    drop(holder);
-    expect_outcome(&bridge, "disconnected", 1.0);
+    drop(holders);
+    expect_outcome(&bridge, "disconnected", 3.0);
     assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
 }
 
@@ -189,7 +191,7 @@ fn promises_of_strangers_take_no_room() {
         ("ingest.auth.allow_anonymous", "false"),
         ("ingest.auth.api_keys", "the-key"),
         ("ingest.max_body_bytes", "1MiB"),
-        ("ingest.max_bytes_in_flight", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
     ]);
     let strangers: Vec<_> = (0..8)
         .map(|_| {
@@ -202,6 +204,68 @@ fn promises_of_strangers_take_no_room() {
     let body = delivery("a").replacen('{', r#"{"api_key":"the-key","#, 1);
     assert_eq!(bridge.client().post(body).status, 200);
     drop(strangers);
+}
+
+/// Under the least settings that are accepted each webhook within the limits is taken, good or not, and counted once it is
+/// stored.
+#[test]
+fn within_the_limits_means_taken() {
+    let bridge = bridge(&[
+        ("ingest.max_body_bytes", "1MiB"),
+        ("ingest.max_bytes_in_flight", "3MiB"),
+        ("spool.segment_bytes", "1MiB"),
+        ("spool.max_bytes", "64MiB"),
+    ]);
+    let mut client = bridge.client();
+    let element = message("a@test", &"x".repeat(100));
+    let full = webhook(
+        "deliveries",
+        "pro",
+        &vec![element.as_str(); (1 << 20) / (element.len() + 2)],
+    );
+    assert_eq!(client.post(&full).status, 200);
+    for element in [
+        "1",
+        "{}",
+        "[1,1,1]",
+        r#"{"event_type":1}"#,
+        r#"{"messageId":"x"}"#,
+    ] {
+        let many = webhook("deliveries", "pro", &vec![element; 10_000]);
+        assert_eq!(client.post(&many).status, 200, "{element}");
+    }
+    let keys = message(&"k".repeat(500), "");
+    let full = webhook(
+        "deliveries",
+        "pro",
+        &vec![keys.as_str(); (1 << 20) / (keys.len() + 2)],
+    );
+    assert_eq!(client.post(&full).status, 200);
+    let failures = |scrape: &crate::metrics::Scrape| scrape.sum("cmc_bridge_parse_failures_total", &[]);
+    assert_eq!(failures(&bridge.scrape()), 30_000.0);
+    expect_outcome(&bridge, "overloaded", 0.0);
+}
+
+/// What is refused for want of room is stored nowhere, and so not counted as a failure to understand.
+#[test]
+fn failures_that_were_not_stored_are_not_counted() {
+    let bridge = bridge(&[
+        ("ingest.max_body_bytes", "262144"),
+        ("spool.segment_bytes", "262144"),
+        ("spool.max_bytes", "1048576"),
+    ]);
+    let mut client = bridge.client();
+    let bad = "x".repeat(100_000);
+    let mut stored = 0.0;
+    while client.post(&bad).status == 400 {
+        stored += 1.0;
+    }
+    for _ in 0..5 {
+        expect_problem(&client.post(&bad), 503);
+    }
+    let scrape = bridge.scrape();
+    assert_eq!(scrape.sum("cmc_bridge_parse_failures_total", &[]), stored);
+    assert_eq!(events(&bridge, "dead_letters"), stored);
 }
 
 #[test]
