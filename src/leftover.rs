@@ -116,7 +116,8 @@ fn look(dir: &Path) -> Option<Left> {
         Ok(survey) => survey?,
         Err(error) => return Some(Left::Unknown(error.to_string())),
     };
-    if let Some(damage) = survey.found_at_open().first() {
+    let mut found = survey.found_at_open().iter();
+    if let Some(damage) = found.find(|damage| !damage.is_harmless()) {
         return Some(Left::Unknown(format!("{}: {damage}", dir.display())));
     }
     let (from, to) = (survey.position(), survey.end());
@@ -247,9 +248,15 @@ mod tests {
         let some = |left: &str| vec![left.to_owned()];
         assert_eq!(shown(dir), (some("blocks: 2 events"), some("openings: 1 event")));
 
-        for name in ["blocks", "openings"] {
-            std::fs::write(dir.join(name).join("manifest"), "?").unwrap();
-        }
+        let damage = |file: &str| {
+            for name in ["blocks", "openings"] {
+                std::fs::write(dir.join(name).join(file), "?").unwrap();
+            }
+        };
+        // Its copy has all that is needed.
+        damage("manifest");
+        assert_eq!(shown(dir), (some("blocks: 2 events"), some("openings: 1 event")));
+        damage("manifest.copy");
         let (disabled, unknown) = shown(dir);
         assert!(disabled[0].contains("blocks: an unknown number"), "{disabled:?}");
         assert!(unknown[0].contains("the manifest is damaged"), "{unknown:?}");

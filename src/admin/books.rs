@@ -179,6 +179,23 @@ mod tests {
     use super::*;
     use crate::stream::Tally;
 
+    fn collected(accounts: Arc<Accounts>, log_state: LogState) -> String {
+        let registry = Registry::new();
+        let books = StreamBooks {
+            stream: Stream::Bounces,
+            topic: "t".into(),
+            service: Service::Enabled,
+            accounts,
+            log_state: Box::new(move || log_state),
+            spool_bytes: Box::new(|| 4096),
+            spool_limit_bytes: 1 << 32,
+        };
+        registry
+            .register(Box::new(BooksCollector::new([books].into()).unwrap()))
+            .unwrap();
+        TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
     #[test]
     fn every_number_comes_from_one_snapshot() {
         let accounts = Arc::new(Accounts::default());
@@ -188,20 +205,7 @@ mod tests {
         tally.count(Stream::Bounces, None);
         accounts.accepted(&tally, 7_000_000);
         accounts.advanced(95, 4, 1, Some(6_500_000));
-        let registry = Registry::new();
-        let books = StreamBooks {
-            stream: Stream::Bounces,
-            topic: "t".into(),
-            service: Service::Enabled,
-            accounts,
-            log_state: Box::new(|| LogState::Accepting),
-            spool_bytes: Box::new(|| 4096),
-            spool_limit_bytes: 1 << 32,
-        };
-        registry
-            .register(Box::new(BooksCollector::new([books].into()).unwrap()))
-            .unwrap();
-        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let text = collected(accounts, LogState::Full);
         for line in [
             "# TYPE cmc_bridge_events_total counter",
             "cmc_bridge_events_total{status=\"2\",stream=\"bounces\"} 1",
@@ -217,5 +221,11 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn of_a_log_that_is_not_open_there_is_no_number() {
+        let text = collected(Arc::default(), LogState::NotOpen);
+        assert!(!text.contains("bounces"), "{text}");
     }
 }

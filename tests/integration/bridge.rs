@@ -317,10 +317,12 @@ impl Bridge {
 
     /// Waits until no stream has an undelivered event.
     pub fn wait_drained(&self, limit: Duration) -> Scrape {
+        const BACKLOG: &str = "cmc_bridge_backlog_events";
         self.wait_for(limit, "an empty backlog", |scrape| {
+            let open = scrape.label_values(BACKLOG, "stream");
             STREAMS
                 .iter()
-                .all(|stream| scrape.stream("cmc_bridge_backlog_events", stream) == 0.0)
+                .all(|stream| open.contains(stream) && scrape.stream(BACKLOG, stream) == 0.0)
         })
     }
 

@@ -133,7 +133,9 @@ fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_s
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = left_behind(&topics, 1).set("kafka.bootstrap_servers", kafka);
-    fs::write(setup.spool_dir().join("blocks/manifest"), "?").unwrap();
+    let files = ["manifest.copy", "manifest"].map(|name| setup.spool_dir().join("blocks").join(name));
+    let whole = files.each_ref().map(|file| fs::read(file).unwrap());
+    files.iter().for_each(|file| fs::write(file, "?").unwrap());
     let bridge = setup.start();
     assert!(bridge.running.stderr().contains("its log can't be opened"));
     assert_eq!(
@@ -156,6 +158,18 @@ fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_s
     }
     assert_eq!(of_blocks(&status(&bridge)).unwrap()["log"], "unreadable");
     assert_eq!(bridge.probe("/readyz"), 200);
+
+    // It is tried again by itself.
+    for (file, bytes) in files.iter().zip(whole) {
+        fs::write(file, bytes).unwrap();
+    }
+    assert_eq!(Reader::new(kafka, &topics.blocks).read_count(1, LIMIT).len(), 1);
+    bridge.wait_for(LIMIT, "blocks that are delivered", |scrape| {
+        has_blocks(scrape)
+            && scrape.stream("cmc_bridge_backlog_events", "blocks") == 0.0
+            && scrape.sum("cmc_bridge_lane_blocked", &[("stream", "blocks")]) == 0.0
+    });
+    assert_eq!(of_blocks(&status(&bridge)).unwrap()["log"], "disabled");
     bridge.stop();
 }
 

@@ -71,9 +71,9 @@ impl Scrape {
         self.get("cmc_bridge_backlog_events", &[])
     }
 
-    /// `recovered + accepted = delivered + diverted + backlog`, for each stream.
+    /// `recovered + accepted = delivered + diverted + backlog`, for each stream whose log is open.
     pub fn check_accounts(&self) {
-        for stream in STREAMS {
+        for stream in self.label_values("cmc_bridge_recovered_events", "stream") {
             let recovered = self.stream("cmc_bridge_recovered_events", stream);
             let accepted = self.stream("cmc_bridge_events_total", stream);
             let delivered = self.stream("cmc_bridge_delivered_events_total", stream);

@@ -147,7 +147,8 @@ fn the_state_says_why_no_webhook_is_taken() {
         ),
         (
             Readiness::Ready,
-            "Ready, with trouble Webhooks are taken, but what needs the log that is not open, of bounces is refused.",
+            "Ready, with trouble Webhooks are taken, but what needs the log that is not open, of bounces is refused. \
+             All events are in Kafka, except for what the log of bounces holds.",
         ),
     ] {
         (report.state, report.summary) = sum_up(readiness, &report.streams, &report.unknown_logs);
