@@ -3,7 +3,7 @@
 //! A *batch* is what one webhook puts into one log, an *event* one of its records. At any point: an event is there once,
 //! in its topic, as it was sent; of two batches of a log the one acknowledged before the other was posted comes first; while no
 //! transaction is open, a batch is there whole or not at all. When all has come to rest: what was acknowledged is there.
-//! At-least-once delivery may double, and shows parts. The stated limits (README, "What is guaranteed") are the only
+//! At-least-once delivery may double, and shows parts; first copies of events with a key are in order all the same. The stated limits (README, "What is guaranteed") are the only
 //! exceptions, and each is made here by a function of its own: [`Oracle::restored`], [`Oracle::copied`],
 //! [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
@@ -12,7 +12,7 @@ use std::{
     mem,
 };
 
-use super::webhook::Expected;
+use super::{plan::LETTERS, webhook::Expected};
 use crate::{config::Delivery, lane::sim::Cluster, stream::Stream};
 
 /// Ends the run: a guarantee is broken.
@@ -44,11 +44,16 @@ struct Batch {
     optional: bool,
     /// It need not be whole: a part of it is gone with its topic, or there are no transactions.
     torn: bool,
+    /// It need not be in order: a part of it is gone with its topic, and is sent again when it is sent.
+    unordered: bool,
     events: std::ops::Range<usize>,
     seen: usize,
     /// The next index of an event in each partition.
     next: BTreeMap<Partition, usize>,
 }
+
+/// An event that has one has a key.
+const KEY: &[u8] = b"\"messageId\"";
 
 /// Order is kept within one.
 type Partition = (&'static str, usize);
@@ -122,6 +127,7 @@ impl Oracle {
                 optional: false,
                 // Without transactions a batch is seen record by record.
                 torn: self.delivery == Delivery::AtLeastOnce,
+                unordered: false,
                 events: begin..self.events.len(),
                 seen: 0,
                 next: BTreeMap::new(),
@@ -179,23 +185,26 @@ impl Oracle {
             return;
         }
         event.seen_at = tick;
+        batch.seen += 1;
+        match batch.seen == batch.events.len() || batch.torn {
+            true => self.partial.remove(&event.batch),
+            false => self.partial.insert(event.batch),
+        };
+        // Without transactions a record without a key may change its partition when it is sent again, and the letters of a
+        // refused request come when it is known what was refused.
+        let keyless = !value.windows(KEY.len()).any(|at| at == KEY);
+        let free = self.delivery == Delivery::AtLeastOnce && (keyless || topic == LETTERS);
+        if batch.unordered || free {
+            return;
+        }
         let next = batch.next.entry(partition).or_default();
-        if event.index < *next && !batch.torn {
+        if event.index < *next {
             violated!(
                 "order",
                 "event {index} of webhook {webhook} in {stream} comes late"
             );
         }
         *next = event.index + 1;
-        batch.seen += 1;
-        match batch.seen == batch.events.len() || batch.torn {
-            true => self.partial.remove(&event.batch),
-            false => self.partial.insert(event.batch),
-        };
-        // What was on a deleted topic may be sent again after a death: it comes when it comes.
-        if batch.torn {
-            return;
-        }
         for holder in &batch.holders {
             let newest = self.newest.entry((*holder, stream, partition)).or_default();
             if batch
@@ -289,6 +298,7 @@ impl Oracle {
             }
             batch.optional = true;
             batch.torn = true;
+            batch.unordered = true;
             self.partial.remove(&id);
             for event in events {
                 if event.topic == topic {
