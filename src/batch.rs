@@ -205,8 +205,8 @@ impl BatchBuilder {
 /// Most bytes that the batches of one webhook have, in the spool: `body` is the most bytes of its body, `records` of its
 /// elements, `record` of a record in Kafka.
 ///
-/// Each element stands in one record. Besides its own bytes that costs [`RECORD`] at most, and a second time what becomes its
-/// key or time, which is in an element of [`KEYED`] bytes or more. What records share is stored once. A dead letter larger
+/// Each element stands in one record. Besides its own bytes that costs `RECORD` at most, and a second time what becomes its
+/// key or time, which is in an element of `KEYED` bytes or more. What records share is stored once. A dead letter larger
 /// than a record may be comes in parts.
 pub fn most_bytes(body: usize, records: usize, record: usize) -> usize {
     /// Lengths, the numbers of headers, an id or an index.

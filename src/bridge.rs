@@ -1,7 +1,8 @@
 //! A whole bridge: spool, lanes, the webhooks' port and the admin port, put together and taken apart again.
 //!
-//! Order of the start: the certificate, the spool's lock, the logs, both ports, the lanes, and only then requests. A lane's connection to
-//! Kafka is awaited by nobody.
+//! Order of the start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. A lane's
+//! connection to Kafka is awaited by nobody, and a log for [`PATIENCE`] at most: one that hangs or can't be opened keeps its own
+//! webhooks waiting, and no other stream ([`pipe`]). Only when no enabled event stream's log can be opened the process ends.
 //!
 //! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
 //! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
@@ -13,13 +14,13 @@
 //! What the logs of disabled streams still hold is delivered, too ([`crate::leftover`]).
 
 mod drain;
+mod pipe;
 
 use std::{
     io,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -27,37 +28,33 @@ use prometheus::Registry;
 use tokio::{
     runtime::Handle,
     sync::mpsc,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet, spawn_blocking},
     time::{sleep, timeout, timeout_at},
 };
 use tracing::{error, info, warn};
 
+use self::pipe::{Context, Pipe, Purpose, Running};
 use crate::{
-    accounts::Accounts,
     admin::{
         self,
         books::{BooksCollector, StreamBooks},
         health::Health,
-        metrics::{BlockReason, Metrics, TlsMetrics},
+        metrics::{Metrics, TlsMetrics},
     },
     cmc::Rules,
     config::{Auth, Config, pem_faults},
     exit::Exit,
     ingest::{self, Control, Intake, Tls},
-    lane::{
-        LaneThread,
-        kafka::KafkaConnect,
-        options::{LaneOptions, Timing},
-        steps::Lane,
-    },
     leftover::{Leftovers, Service},
     logging::DroppedLines,
-    spool::{Backlog, Log, LogMetrics, LogOptions, SpoolError, SpoolLock, storage::FileSystem},
+    spool::{SpoolError, SpoolLock},
     stream::Stream,
 };
 
 pub use drain::{Drained, drain};
 
+/// How long the start waits for the logs.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// After a failure, most time for the requests that were open to get their answer.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How often the end of the lanes is looked for.
@@ -74,25 +71,8 @@ pub struct Bridge {
     health: Arc<Health>,
     ingest: JoinHandle<()>,
     admin: admin::Serving,
-    streams: Vec<Running>,
+    streams: Vec<Pipe>,
     failures: mpsc::UnboundedReceiver<SpoolError>,
-    _lock: SpoolLock,
-}
-
-/// One stream's log and lane.
-struct Running {
-    stream: Stream,
-    log: Log,
-    lane: LaneThread,
-    accounts: Arc<Accounts>,
-}
-
-/// A log that is open, and what else its lane needs.
-struct Opened {
-    stream: Stream,
-    log: Log,
-    backlog: Backlog,
-    accounts: Arc<Accounts>,
 }
 
 impl Bridge {
@@ -110,9 +90,9 @@ impl Bridge {
         for fault in pem_faults(&config.kafka.properties) {
             warn!("{fault}");
         }
-        let lock = SpoolLock::acquire(&config.spool.dir)?;
+        SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
+        let leftovers = look_for_leftovers(&config).await?;
         let enabled = |stream: Stream| config.stream(stream).enabled;
-        let leftovers = Leftovers::look(&config.spool.dir, enabled)?;
         let streams: Vec<Stream> = Stream::ALL
             .into_iter()
             .filter(|stream| enabled(*stream) || leftovers.has(*stream))
@@ -124,18 +104,25 @@ impl Bridge {
         }
         let unknown_logs = tell_unknown(&config, &leftovers, &metrics);
         let (failed, failures) = mpsc::unbounded_channel();
-        let (opened, unreadable) = open_all(&config, &streams, &metrics, &failed)?;
+        let context = Context {
+            config: config.clone(),
+            metrics: Arc::clone(&metrics),
+            failed,
+            runtime: Handle::current(),
+            purpose: Purpose::Serve,
+        };
+        let streams = open(context, &streams).await?;
 
         let appender = |stream: Stream| {
-            opened
-                .iter()
-                .find(|o| o.stream == stream && enabled(stream))
-                .map(|o| o.log.appender())
+            let mut streams = streams.iter();
+            streams
+                .find(|pipe| pipe.stream == stream && pipe.takes_webhooks)
+                .map(|pipe| pipe.appender.clone())
         };
         let logs = Stream::ALL.map(appender);
         let of_enabled = Stream::ALL.map(|stream| Some((stream, appender(stream)?)));
         let health = Arc::new(Health::new(of_enabled.into_iter().flatten().collect()));
-        let books = books(&config, &opened, &unreadable);
+        let books = books(&config, &streams);
         BooksCollector::new(Arc::clone(&books))
             .and_then(|collector| registry.register(Box::new(collector)))
             .map_err(internal)?;
@@ -165,10 +152,6 @@ impl Bridge {
         let admin = admin::Server::bind(config.admin.listen, sources)
             .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
 
-        let streams = opened
-            .into_iter()
-            .map(|opened| start_lane(&config, opened, &metrics, &failed))
-            .collect::<io::Result<Vec<_>>>()?;
         metrics.set_ready(health.readiness().is_ready());
         let admin_address = admin.local_addr();
         Ok(Bridge {
@@ -181,7 +164,6 @@ impl Bridge {
             streams,
             failures,
             config,
-            _lock: lock,
         })
     }
 
@@ -227,9 +209,26 @@ impl Bridge {
         let (logs, lanes): (Vec<_>, Vec<_>) = self
             .streams
             .into_iter()
-            .map(|running| (running.log, (running.stream, running.lane, running.accounts)))
+            .filter_map(|pipe| {
+                let Running { log, lane } = pipe.take()?;
+                Some((log, (pipe.stream, lane, Arc::clone(&pipe.accounts))))
+            })
             .unzip();
-        let sealed = tokio::task::spawn_blocking(|| logs.into_iter().for_each(|mut log| log.close()));
+        // Side by side: a disk that hangs under one keeps no other from its end.
+        let mut closing = JoinSet::new();
+        for (i, mut log) in logs.into_iter().enumerate() {
+            closing.spawn_blocking(move || {
+                log.close();
+                i
+            });
+        }
+        let sealed = async {
+            while let Some(closed) = closing.join_next().await {
+                if let Ok((_, lane, _)) = closed.map(|i| &lanes[i]) {
+                    lane.drain();
+                }
+            }
+        };
         if timeout_at(deadline.into(), sealed).await.is_err() {
             warn!("the disk was still busy when the grace time ended");
         }
@@ -287,193 +286,76 @@ fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Ve
     leftovers.unknown.iter().map(|(name, _)| name.clone()).collect()
 }
 
-/// Opens the logs of these streams. A disabled one's takes no batches, and one of those that can't be opened is given
-/// apart: it keeps nobody from starting.
-fn open_all(
-    config: &Config,
-    streams: &[Stream],
-    metrics: &Metrics,
-    failed: &mpsc::UnboundedSender<SpoolError>,
-) -> Result<(Vec<Opened>, Vec<Stream>), SpoolError> {
-    let (mut all, mut unreadable) = (Vec::new(), Vec::new());
-    for (stream, opened) in open_logs(config, streams, metrics, failed) {
-        let enabled = config.stream(stream).enabled;
-        match opened {
-            Ok(mut opened) => {
-                if !enabled {
-                    opened.log.close();
-                    let (events, topic) =
-                        (opened.accounts.snapshot().backlog(), &config.stream(stream).topic);
-                    warn!(%stream, events, topic, "the stream is disabled: what its log still holds is delivered, and no webhook is taken");
-                }
-                all.push(opened);
-            }
-            Err(error) if !enabled => {
-                let message = format!(
-                    "the stream is disabled, and its log can't be opened, so its events are not delivered: {error}"
-                );
-                error!(%stream, "{message}");
-                let reason = match error {
-                    SpoolError::Io { .. } => BlockReason::DiskError,
-                    SpoolError::Unusable { .. } | SpoolError::Locked { .. } => BlockReason::Damage,
-                };
-                metrics.for_stream(stream).lane_blocked(reason, &message);
-                unreadable.push(stream);
-            }
-            Err(error) => return Err(error),
-        }
+/// What the spool holds that no webhook goes to. Where a disk hangs nobody waits for it: then each disabled stream counts, and
+/// the state of its pipe says the rest.
+async fn look_for_leftovers(config: &Config) -> Result<Leftovers, SpoolError> {
+    let (dir, streams) = (config.spool.dir.clone(), config.streams.clone());
+    let enabled = move |stream: Stream| streams[stream.index()].enabled;
+    let unseen = Leftovers::unseen(&enabled);
+    let looking = spawn_blocking(move || Leftovers::look(&dir, enabled));
+    match timeout(PATIENCE, looking).await {
+        Ok(looked) => looked.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+        Err(_) => Ok(unseen),
     }
-    Ok((all, unreadable))
 }
 
-fn open_logs(
-    config: &Config,
-    streams: &[Stream],
-    metrics: &Metrics,
-    failed: &mpsc::UnboundedSender<SpoolError>,
-) -> Vec<(Stream, Result<Opened, SpoolError>)> {
-    // Side by side: each makes and syncs a fresh segment.
-    thread::scope(|scope| {
-        let open = |stream| open_log(config, stream, metrics, failed.clone());
-        let threads: Vec<_> = streams
-            .iter()
-            .map(|stream| (*stream, scope.spawn(move || open(*stream))))
-            .collect();
-        threads
-            .into_iter()
-            .map(|(stream, thread)| {
-                let opened = thread.join();
-                (
-                    stream,
-                    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                )
-            })
-            .collect()
-    })
-}
-
-fn open_log(
-    config: &Config,
-    stream: Stream,
-    metrics: &Metrics,
-    failed: mpsc::UnboundedSender<SpoolError>,
-) -> Result<Opened, SpoolError> {
-    let accounts = Arc::new(Accounts::default());
-    let options = LogOptions {
-        dir: config.spool.dir.join(stream.name()),
-        name: stream.name(),
-        max_bytes: config.spool.max_bytes,
-        segment_bytes: config.spool.segment_bytes,
-        durability: config.spool.durability,
-    };
-    let of_stream = metrics.for_stream(stream);
-    let log_metrics = LogMetrics {
-        sync_seconds: of_stream.sync_seconds.clone(),
-        commit_webhooks: of_stream.commit_webhooks.clone(),
-    };
-    let on_failure = move |error| {
-        // Nobody receives any more when the process is ending already.
-        let _ = failed.send(error);
-    };
-    let (log, backlog) = Log::open(
-        Arc::new(FileSystem),
-        &options,
-        Arc::clone(&accounts),
-        log_metrics,
-        on_failure,
-    )?;
-    for damage in log.damage() {
-        error!(%stream, "the spool is damaged: {damage}");
-    }
-    let backlog_events = accounts.snapshot().backlog();
-    info!(%stream, backlog_events, "the log is open");
-    Ok(Opened {
-        stream,
-        log,
-        backlog,
-        accounts,
-    })
-}
-
-fn start_lane(
-    config: &Config,
-    opened: Opened,
-    metrics: &Metrics,
-    failed: &mpsc::UnboundedSender<SpoolError>,
-) -> io::Result<Running> {
-    let Opened {
-        stream,
-        log,
-        backlog,
-        accounts,
-    } = opened;
-    let kafka = Arc::new(config.kafka.clone());
-    let topic = config.stream(stream).topic.clone();
-    let dead_letter_topic = config.stream(Stream::DeadLetters).topic.clone();
-    let options = LaneOptions {
-        stream,
-        delivery: kafka.delivery,
-        topic: topic.clone(),
-        dead_letter_topic: dead_letter_topic.clone(),
-        max_record_bytes: kafka.max_record_bytes,
-        transaction_events: kafka.transaction_events,
-        transaction_bytes: kafka.transaction_bytes,
-        transaction_limit: kafka.transaction_timeout * 2 / 3,
-        timing: Timing::default(),
-    };
-    let of_stream = metrics.for_stream(stream);
-    let connect = KafkaConnect {
-        kafka,
-        stream,
-        topic,
-        dead_letter_topic,
-        runtime: Handle::current(),
-        sums: of_stream.kafka.clone(),
-    };
-    let lane = Lane::new(options, backlog, connect, of_stream);
-    let failed = failed.clone();
-    let lane = LaneThread::start(lane, move |error| {
-        let _ = failed.send(error);
-    })?;
-    if !config.stream(stream).enabled {
-        lane.drain();
-    }
-    Ok(Running {
-        stream,
-        log,
-        lane,
-        accounts,
-    })
-}
-
-fn books(config: &Config, opened: &[Opened], unreadable: &[Stream]) -> Arc<[StreamBooks]> {
-    let of = |stream: Stream, service, accounts, spool_bytes| StreamBooks {
-        stream,
-        topic: config.stream(stream).topic.clone(),
-        service,
-        accounts,
-        spool_bytes,
-        spool_limit_bytes: config.spool.max_bytes,
-    };
-    let mut books: Vec<StreamBooks> = opened
+/// Opens these streams side by side; an error when no event stream that takes webhooks can be opened.
+async fn open(context: Context, streams: &[Stream]) -> Result<Vec<Pipe>, SpoolError> {
+    let context = Arc::new(context);
+    let pipes = streams
         .iter()
-        .map(|opened| {
-            let appender = opened.log.appender();
-            let service = match config.stream(opened.stream).enabled {
-                true => Service::Enabled,
-                false => Service::Leftover,
-            };
-            let used = Box::new(move || appender.used_bytes());
-            of(opened.stream, service, Arc::clone(&opened.accounts), used)
+        .map(|stream| Pipe::start(&context, *stream))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(|source| SpoolError::Io {
+            action: "start threads for",
+            path: context.config.spool.dir.clone(),
+            source,
+        })?;
+    let until = Instant::now() + PATIENCE;
+    let waiting = spawn_blocking(move || {
+        for pipe in &pipes {
+            if !pipe.wait(until) {
+                let meanwhile = match pipe.takes_webhooks {
+                    true => "its webhooks are answered 503",
+                    false => "nothing of it is delivered",
+                };
+                warn!(stream = %pipe.stream, "the log is not open yet: {meanwhile} until it is");
+            }
+        }
+        pipes
+    });
+    let pipes = waiting
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let mut of_events = pipes
+        .iter()
+        .filter(|pipe| pipe.takes_webhooks && pipe.stream != Stream::DeadLetters);
+    let error = match of_events.clone().all(Pipe::has_failed) {
+        true => of_events.find_map(Pipe::take_error),
+        false => None,
+    };
+    error.map_or(Ok(pipes), Err)
+}
+
+fn books(config: &Config, streams: &[Pipe]) -> Arc<[StreamBooks]> {
+    streams
+        .iter()
+        .map(|pipe| {
+            let (sized, watched) = (pipe.appender.clone(), pipe.appender.clone());
+            StreamBooks {
+                stream: pipe.stream,
+                topic: config.stream(pipe.stream).topic.clone(),
+                service: match pipe.takes_webhooks {
+                    true => Service::Enabled,
+                    false => Service::Leftover,
+                },
+                accounts: Arc::clone(&pipe.accounts),
+                log_state: Box::new(move || watched.state()),
+                spool_bytes: Box::new(move || sized.used_bytes()),
+                spool_limit_bytes: config.spool.max_bytes,
+            }
         })
-        .collect();
-    books.extend(
-        unreadable
-            .iter()
-            .map(|stream| of(*stream, Service::Unreadable, Arc::default(), Box::new(|| 0))),
-    );
-    books.sort_by_key(|books| books.stream);
-    books.into()
+        .collect()
 }
 
 fn credential_names(config: &Config) -> Vec<&str> {
@@ -506,6 +388,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::spool::LogState;
 
     const HEAD: &[u8] =
         b"POST /webhooks/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
@@ -549,6 +432,14 @@ mod tests {
 
     /// A bridge whose lanes are blocked from the first moment on, and wait for nobody.
     async fn start(dir: &Path) -> Bridge {
+        try_start(dir).await.unwrap()
+    }
+
+    async fn try_start(dir: &Path) -> Result<Bridge, Exit> {
+        try_start_with(dir, |_| {}).await
+    }
+
+    async fn try_start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Bridge, Exit> {
         let variable = (
             "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
             "true".to_owned(),
@@ -556,6 +447,7 @@ mod tests {
         let mut config = crate::config::load(&[], std::iter::once(variable))
             .unwrap()
             .config;
+        change(&mut config);
         config.spool.dir = dir.to_path_buf();
         config.ingest.listen = "127.0.0.1:0".parse().unwrap();
         config.admin.listen = config.ingest.listen;
@@ -565,7 +457,7 @@ mod tests {
             .kafka
             .properties
             .insert("no.such.property".into(), "x".into());
-        Bridge::start(config).await.unwrap()
+        Bridge::start(config).await
     }
 
     #[tokio::test]
@@ -578,6 +470,155 @@ mod tests {
             let (_words, stop) = mpsc::channel(1);
             assert!(matches!(bridge.run(stop).await, Err(Exit::Unavailable(_))));
         }
+    }
+
+    /// Its threads may still write and deliver when it has ended, however that came.
+    #[tokio::test]
+    async fn the_spool_stays_locked_behind_the_end() {
+        type End = fn(&mut Bridge, &mpsc::Sender<()>);
+        let ends: [(&str, End); 4] = [
+            ("a failure", |bridge, _| {
+                let (failed, failures) = mpsc::unbounded_channel();
+                bridge.failures = failures;
+                failed.send(failure()).unwrap();
+            }),
+            ("a panic of a port's task", |bridge, _| bridge.ingest.abort()),
+            ("a stop", |_, words| words.try_send(()).unwrap()),
+            ("a second word", |bridge, words| {
+                bridge.config.shutdown.lame_duck = Duration::from_secs(3600);
+                (0..2).for_each(|_| words.try_send(()).unwrap());
+            }),
+        ];
+        for (what, end) in ends {
+            let dir = tempfile::tempdir().unwrap();
+            let mut bridge = start(dir.path()).await;
+            let (words, stop) = mpsc::channel(2);
+            end(&mut bridge, &words);
+            let _ = bridge.run(stop).await;
+            let second = SpoolLock::acquire(dir.path());
+            assert!(matches!(second, Err(SpoolError::Locked { .. })), "{what}");
+        }
+    }
+
+    async fn post(bridge: &Bridge, stream: &str) -> String {
+        let body = format!(
+            r#"{{"event_type":"{stream}","server_composition":"pro","event":{{"{stream}":[{{"messageId":"a"}}]}}}}"#
+        );
+        let head = format!(
+            "POST /webhooks/events HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
+        client.write_all((head + &body).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    fn away(file: &Path) -> std::path::PathBuf {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".away");
+        name.into()
+    }
+
+    type Step = fn(&Path);
+
+    /// How a file is broken and mended: its contents are damaged.
+    const DAMAGED: (Step, Step) = (
+        |file| {
+            std::fs::rename(file, away(file)).unwrap();
+            std::fs::write(file, "?").unwrap();
+        },
+        |file| std::fs::rename(away(file), file).unwrap(),
+    );
+
+    /// It hangs: to open a pipe takes as long as nobody opens its other end.
+    const HANGS: (Step, Step) = (
+        |file| {
+            std::fs::rename(file, away(file)).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        },
+        |file| {
+            let mut both = std::fs::OpenOptions::new();
+            let other_end = both.read(true).write(true).open(file).unwrap();
+            std::fs::rename(away(file), file).unwrap();
+            drop(other_end);
+        },
+    );
+
+    /// A stopped bridge's files that a log can't be opened without, broken.
+    async fn broken_log(dir: &Path, stream: Stream, break_it: Step) -> [std::path::PathBuf; 2] {
+        let bridge = try_start_with(dir, |config| config.streams[stream.index()].enabled = true).await;
+        bridge.unwrap().stop().await;
+        // As when the process has ended.
+        std::fs::remove_file(dir.join("lock")).unwrap();
+        let files = ["manifest.copy", "manifest"].map(|name| dir.join(stream.name()).join(name));
+        files.iter().for_each(|file| break_it(file));
+        files
+    }
+
+    /// A disabled stream has a log like any other one: its trouble holds up nobody, is shown, and passes by itself.
+    #[tokio::test]
+    async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
+        for (break_it, mend) in [DAMAGED, HANGS] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = broken_log(dir.path(), Stream::Blocks, break_it).await;
+            let disable = |config: &mut Config| config.streams[Stream::Blocks.index()].enabled = false;
+            let bridge = try_start_with(dir.path(), disable).await.unwrap();
+            assert!(bridge.health.readiness().is_ready());
+            assert!(post(&bridge, "deliveries").await.starts_with("HTTP/1.1 200"));
+            let blocks = bridge.streams.iter().find(|pipe| pipe.stream == Stream::Blocks);
+            let blocks = blocks.unwrap();
+            assert_eq!(blocks.appender.state(), LogState::NotOpen);
+            files.iter().for_each(|file| mend(file));
+            let begun = Instant::now();
+            while !blocks.look(|running| running.lane.is_finished()).unwrap_or(false) {
+                assert!(begun.elapsed() < Duration::from_secs(100));
+                sleep(LOOK).await;
+            }
+            bridge.stop().await;
+        }
+    }
+
+    /// A log that can't be opened, and one whose opening hangs: the others start, and it comes back by itself.
+    #[tokio::test]
+    async fn a_log_that_is_not_open_concerns_its_own_webhooks_alone() {
+        for (break_it, mend) in [DAMAGED, HANGS] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = broken_log(dir.path(), Stream::Bounces, break_it).await;
+            let bridge = try_start(dir.path()).await.unwrap();
+            assert!(bridge.health.readiness().is_ready());
+            let refused = post(&bridge, "bounces").await;
+            assert!(
+                refused.starts_with("HTTP/1.1 503") && refused.contains("can't be opened"),
+                "{refused}"
+            );
+            assert!(refused.to_ascii_lowercase().contains("retry-after"), "{refused}");
+            assert!(post(&bridge, "deliveries").await.starts_with("HTTP/1.1 200"));
+            files.iter().for_each(|file| mend(file));
+            let begun = Instant::now();
+            while !post(&bridge, "bounces").await.starts_with("HTTP/1.1 200") {
+                assert!(begun.elapsed() < Duration::from_secs(100));
+                sleep(LOOK).await;
+            }
+            bridge.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn without_any_log_for_events_there_is_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        for stream in ["deliveries", "bounces"] {
+            std::fs::create_dir(dir.path().join(stream)).unwrap();
+            std::fs::write(dir.path().join(stream).join("manifest"), "?").unwrap();
+        }
+        let refused = try_start(dir.path()).await.map(drop).unwrap_err();
+        assert!(
+            matches!(&refused, Exit::Io(why) if why.contains("manifest")),
+            "{refused}"
+        );
     }
 
     #[tokio::test]

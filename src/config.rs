@@ -268,6 +268,26 @@ pub struct Kafka {
     pub properties: BTreeMap<String, SecretString>,
 }
 
+#[cfg(test)]
+impl Kafka {
+    /// One without a cluster.
+    pub fn for_tests() -> Kafka {
+        Kafka {
+            bootstrap_servers: String::new(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: false,
+            topic_partitions: None,
+            topic_replication: None,
+            id_prefix: String::new(),
+            max_record_bytes: 100_000,
+            transaction_events: 1,
+            transaction_bytes: 1,
+            transaction_timeout: Duration::from_secs(15),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
 /// How events go into Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {

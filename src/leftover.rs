@@ -4,8 +4,8 @@
 //! topic is known from the configuration. So a bridge delivers them until the log is empty; it only takes no webhooks for
 //! it ([`Service`]). A log that holds nothing stays closed: a stream that is switched off needs no topic.
 //!
-//! - *A log that can't be read* does not keep the other streams from starting, since their webhooks would be lost
-//!   meanwhile. It counts as a blocked lane.
+//! - *A log that can't be opened* keeps no other stream from starting, and is tried again as any other
+//!   ([`crate::bridge`]). Meanwhile it counts as a blocked lane.
 //! - *A log of a stream that this version doesn't know* was written by a newer one, which alone knows its topic. It can't be
 //!   delivered, so everybody who looks is told.
 //! - *A log in another directory* than `spool.dir` can't be known here; `spool drain --dir` delivers it.
@@ -45,8 +45,6 @@ pub enum Service {
     Enabled,
     /// Disabled: delivers what its log still holds.
     Leftover,
-    /// Disabled, and its log can't be opened.
-    Unreadable,
 }
 
 impl Leftovers {
@@ -56,6 +54,16 @@ impl Leftovers {
     /// The directory can't be listed; one that is missing is empty.
     pub fn look(dir: &Path, enabled: impl Fn(Stream) -> bool) -> Result<Leftovers, SpoolError> {
         Leftovers::look_by(dir, enabled, look)
+    }
+
+    /// When nobody could look: each disabled stream may have left something.
+    pub fn unseen(enabled: impl Fn(Stream) -> bool) -> Leftovers {
+        let unseen = || Left::Unknown("the disk doesn't answer".to_owned());
+        let disabled = Stream::ALL.into_iter().filter(|stream| !enabled(*stream));
+        Leftovers {
+            disabled: disabled.map(|stream| (stream, unseen())).collect(),
+            unknown: Vec::new(),
+        }
     }
 
     /// The same from outside. What logs hold is not known while a bridge has the spool open.

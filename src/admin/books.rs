@@ -10,15 +10,16 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{accounts::Accounts, leftover::Service, stream::Stream};
+use crate::{accounts::Accounts, leftover::Service, spool::LogState, stream::Stream};
 
 /// One stream: its books, its topic, and where the size of its log can be asked.
 pub struct StreamBooks {
     pub stream: Stream,
     pub topic: String,
-    /// The books of an unreadable log are empty, for nobody knows them.
     pub service: Service,
+    /// Empty while the log is not open, for nobody knows them.
     pub accounts: Arc<Accounts>,
+    pub log_state: Box<dyn Fn() -> LogState + Send + Sync>,
     /// Written and not yet trimmed bytes of the log.
     pub spool_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
     /// `spool.max_bytes`
@@ -120,7 +121,9 @@ impl Collector for BooksCollector {
             family.set_field_type(kind);
             family
         });
-        for entry in self.streams.iter().filter(|s| s.service != Service::Unreadable) {
+        // No number is better than a wrong one.
+        let known = |entry: &&StreamBooks| (entry.log_state)() != LogState::NotOpen;
+        for entry in self.streams.iter().filter(known) {
             let books = entry.accounts.snapshot();
             let stream = label("stream", entry.stream.name());
             // The label of `events_total` comes sorted by name, as the text format wants it.
@@ -191,6 +194,7 @@ mod tests {
             topic: "t".into(),
             service: Service::Enabled,
             accounts,
+            log_state: Box::new(|| LogState::Accepting),
             spool_bytes: Box::new(|| 4096),
             spool_limit_bytes: 1 << 32,
         };

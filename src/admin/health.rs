@@ -1,8 +1,8 @@
 //! Whether the bridge can make a webhook durable: the answer of `/readyz`.
 //!
 //! Kafka is not asked: an outage of it is what the spool is for. Not ready is a bridge that is stopping, one with a log
-//! that can't be written any more, and one in which every event stream's log is full. A single full log is not enough:
-//! the other streams are served, and the full one answers 503 by itself.
+//! that can't be written any more, and one in which every event stream's log is full or not open. A single one is not enough:
+//! the other streams are served, and its own webhooks are answered 503.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +24,8 @@ pub enum Readiness {
     Draining,
     LogFailed(Stream),
     LogsFull,
+    /// No event stream's log takes webhooks, and some are not open.
+    LogsNotOpen,
 }
 
 impl Readiness {
@@ -42,6 +44,9 @@ impl Readiness {
             Readiness::LogFailed(Stream::Blocks) => "failed: the log of blocks can't be written\n",
             Readiness::LogFailed(Stream::DeadLetters) => "failed: the log of dead_letters can't be written\n",
             Readiness::LogsFull => "full: no event stream's log accepts webhooks\n",
+            Readiness::LogsNotOpen => {
+                "not open: no event stream's log accepts webhooks; some are being opened or can't be, as the log says\n"
+            }
         }
     }
 }
@@ -60,12 +65,6 @@ impl Health {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a stream's log takes webhooks; `None` without one.
-    pub fn log_state(&self, stream: Stream) -> Option<LogState> {
-        let mut logs = self.logs.iter();
-        logs.find(|(of, _)| *of == stream).map(|(_, log)| log.state())
-    }
-
     /// The readiness at this instant.
     pub fn readiness(&self) -> Readiness {
         let states = self.logs.iter().map(|(stream, log)| (*stream, log.state()));
@@ -77,18 +76,19 @@ fn judge(draining: bool, states: impl Iterator<Item = (Stream, LogState)>) -> Re
     if draining {
         return Readiness::Draining;
     }
-    let mut accepting = false;
+    let (mut accepting, mut not_open) = (false, false);
     for (stream, state) in states {
         match state {
             LogState::Failed => return Readiness::LogFailed(stream),
             LogState::Accepting => accepting |= stream != Stream::DeadLetters,
+            LogState::NotOpen => not_open |= stream != Stream::DeadLetters,
             LogState::Full => {}
         }
     }
-    if accepting {
-        Readiness::Ready
-    } else {
-        Readiness::LogsFull
+    match (accepting, not_open) {
+        (true, _) => Readiness::Ready,
+        (false, true) => Readiness::LogsNotOpen,
+        (false, false) => Readiness::LogsFull,
     }
 }
 
@@ -98,12 +98,15 @@ mod tests {
 
     #[test]
     fn readiness_table() {
-        use LogState::{Accepting, Failed, Full};
+        use LogState::{Accepting, Failed, Full, NotOpen};
         let table = [
             (false, [Accepting, Accepting, Accepting], Readiness::Ready),
             (false, [Full, Accepting, Full], Readiness::Ready),
             (false, [Accepting, Accepting, Full], Readiness::Ready),
             (false, [Full, Full, Accepting], Readiness::LogsFull),
+            (false, [Full, Full, NotOpen], Readiness::LogsFull),
+            (false, [NotOpen, Accepting, NotOpen], Readiness::Ready),
+            (false, [NotOpen, Full, Accepting], Readiness::LogsNotOpen),
             (
                 false,
                 [Accepting, Failed, Accepting],

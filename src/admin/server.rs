@@ -323,6 +323,7 @@ mod tests {
         accounts::Accounts,
         admin::books::{BooksCollector, StreamBooks},
         leftover::Service,
+        spool::LogState,
         stream::Stream,
     };
 
@@ -335,6 +336,7 @@ mod tests {
             topic: "t".into(),
             service: Service::Enabled,
             accounts: Arc::new(Accounts::default()),
+            log_state: Box::new(|| LogState::Accepting),
             spool_bytes: Box::new(|| 0),
             spool_limit_bytes: 1,
         });

@@ -126,9 +126,11 @@ pub enum Intake {
     Accepting,
     Full,
     Failed,
+    /// It is being opened, or can't be opened now: nobody knows what it holds.
+    NotOpen,
     /// The stream is disabled; what its log still holds is delivered.
     Disabled,
-    /// The stream is disabled, and its log can't be opened: nobody knows what it holds.
+    /// The stream is disabled, and its log is not open.
     Unreadable,
 }
 
@@ -234,12 +236,13 @@ impl Status {
             stream: of.stream.name(),
             topic: of.topic.clone(),
             lane: lane(self.metrics.blockade(of.stream).get(), books.backlog()),
-            log: match (of.service, self.health.log_state(of.stream)) {
+            log: match (of.service, (of.log_state)()) {
+                (Service::Leftover, LogState::NotOpen) => Intake::Unreadable,
                 (Service::Leftover, _) => Intake::Disabled,
-                (Service::Unreadable, _) => Intake::Unreadable,
-                (Service::Enabled, Some(LogState::Full)) => Intake::Full,
-                (Service::Enabled, Some(LogState::Failed)) => Intake::Failed,
-                (Service::Enabled, Some(LogState::Accepting) | None) => Intake::Accepting,
+                (Service::Enabled, LogState::Full) => Intake::Full,
+                (Service::Enabled, LogState::Failed) => Intake::Failed,
+                (Service::Enabled, LogState::NotOpen) => Intake::NotOpen,
+                (Service::Enabled, LogState::Accepting) => Intake::Accepting,
             },
             recovered: books.recovered,
             accepted: books.accepted_total(),
@@ -284,7 +287,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
         names.join(", ")
     };
     let backlog: u64 = streams.iter().map(|s| s.backlog).sum();
-    let mut hidden = names(|s| s.log == Intake::Unreadable);
+    let mut hidden = names(|s| matches!(s.log, Intake::NotOpen | Intake::Unreadable));
     for name in unknown_logs {
         hidden += if hidden.is_empty() { "" } else { ", " };
         hidden += &format!("{name} (unknown to this version)");
@@ -316,16 +319,26 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
              or the disk has room."
                 .to_owned(),
         ),
+        Readiness::LogsNotOpen => (
+            State::NotReady,
+            "No event stream's log takes webhooks, and some are not open: they are being opened, or can't be.".to_owned(),
+        ),
         Readiness::Ready => {
             let full = names(|s| s.log == Intake::Full);
+            let not_open = names(|s| s.log == Intake::NotOpen);
             let blocked = names(|s| matches!(s.lane, LaneState::Blocked { .. }));
-            let (state, mut summary) = match full.is_empty() && blocked.is_empty() && hidden.is_empty() {
-                true => (State::Ready, "Webhooks are taken. ".to_owned()),
-                false if full.is_empty() => (State::Impaired, "Webhooks are taken. ".to_owned()),
-                false => (
-                    State::Impaired,
-                    format!("Webhooks are taken, but what needs the full spool of {full} is refused. "),
-                ),
+            let refused: Vec<_> = [("the full spool of", &full), ("the log that is not open, of", &not_open)]
+                .into_iter()
+                .filter(|(_, streams)| !streams.is_empty())
+                .map(|(what, streams)| format!("{what} {streams}"))
+                .collect();
+            let state = match refused.is_empty() && blocked.is_empty() && hidden.is_empty() {
+                true => State::Ready,
+                false => State::Impaired,
+            };
+            let mut summary = match refused.is_empty() {
+                true => "Webhooks are taken. ".to_owned(),
+                false => format!("Webhooks are taken, but what needs {} is refused. ", refused.join(" or ")),
             };
             if !blocked.is_empty() {
                 summary += &format!("Not being delivered: {blocked}. ");

@@ -1,15 +1,22 @@
 //! Delivering a spool whose bridge is gone: the logs and lanes of a bridge, without its ports.
 //!
 //! Every stream that the spool holds is drained, whether it is enabled or not. Opened as the bridge opens it, with the
-//! spool's lock held, so what is promised of deliveries holds here too.
+//! spool's lock held, so what is promised of deliveries holds here too. One whose log can't be opened keeps the others from
+//! nothing; its error is the end's.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prometheus::Registry;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::info;
 
-use super::{LOOK, internal, open_logs, start_lane};
+use super::{
+    LOOK, internal,
+    pipe::{Context, Pipe, Purpose},
+};
 use crate::{
     accounts::Books,
     admin::metrics::{BlockReason, Metrics},
@@ -49,29 +56,29 @@ pub async fn drain(
         let dir = config.spool.dir.display();
         return Err(Exit::Usage(format!("{dir} holds no stream's log of a spool")));
     }
-    let lock = SpoolLock::acquire(&config.spool.dir)?;
-    let metrics = Metrics::new(&Registry::new(), &streams, []).map_err(internal)?;
+    SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
+    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, []).map_err(internal)?);
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let opened = open_logs(config, &streams, &metrics, &failed)
-        .into_iter()
-        .map(|(_, opened)| opened)
+    let context = Arc::new(Context {
+        config: config.clone(),
+        metrics: Arc::clone(&metrics),
+        failed,
+        runtime: Handle::current(),
+        purpose: Purpose::Drain,
+    });
+    let pipes = streams
+        .iter()
+        .map(|stream| Pipe::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut running = opened
-        .into_iter()
-        .map(|opened| start_lane(config, opened, &metrics, &failed))
-        .collect::<Result<Vec<_>, _>>()?;
-    for running in &mut running {
-        running.log.close();
-        running.lane.drain();
-    }
+    // The failures of those that end are seen to the last.
+    drop(context);
     let drained = || -> Vec<Drained> {
-        let of = |stream| metrics.for_stream(stream).blocked();
-        running
+        pipes
             .iter()
-            .map(|running| Drained {
-                stream: running.stream,
-                books: running.accounts.snapshot(),
-                blocked: of(running.stream),
+            .map(|pipe| Drained {
+                stream: pipe.stream,
+                books: pipe.accounts.snapshot(),
+                blocked: metrics.for_stream(pipe.stream).blocked(),
             })
             .collect()
     };
@@ -83,11 +90,14 @@ pub async fn drain(
         if left(&now) != moved.1 {
             moved = (Instant::now(), left(&now));
         }
-        let stuck = |(running, drained): (&super::Running, &Drained)| {
-            running.lane.is_finished() || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
+        let stuck = |(pipe, drained): (&Pipe, &Drained)| {
+            let finished = pipe.look(|running| running.lane.is_finished());
+            finished == Some(true)
+                || pipe.has_failed()
+                || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
         };
         let given_up = patience.is_some_and(|patience| moved.0.elapsed() >= patience);
-        if running.iter().zip(&now).all(stuck) || given_up {
+        if pipes.iter().zip(&now).all(stuck) || given_up {
             break;
         }
         tokio::select! {
@@ -98,15 +108,18 @@ pub async fn drain(
     }
     // Its last word is the checkpoint.
     let deadline = Instant::now() + LAST_WORDS;
-    running.iter().for_each(|running| running.lane.stop());
-    while !running.iter().all(|running| running.lane.is_finished()) && Instant::now() < deadline {
+    let is_finished = |pipe: &Pipe| pipe.look(|running| running.lane.is_finished()).unwrap_or(true);
+    for pipe in &pipes {
+        pipe.look(|running| running.lane.stop());
+    }
+    while !pipes.iter().all(is_finished) && Instant::now() < deadline {
         sleep(LOOK).await;
     }
-    if let Ok(error) = failures.try_recv() {
+    let unopened = pipes.iter().find_map(Pipe::take_error);
+    if let Some(error) = failures.try_recv().ok().or(unopened) {
         return Err(error.into());
     }
     let result = drained();
     info!(left = left(&result), "the spool has been drained");
-    drop(lock);
     Ok(result)
 }

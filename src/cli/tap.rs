@@ -9,11 +9,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
-use rdkafka::Message;
+use rdkafka::{Message, message::BorrowedMessage};
 use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
@@ -28,13 +27,10 @@ use crate::{
     exit::Exit,
     lane::{
         broker::BrokerError,
-        watch::{From, Watcher},
+        watch::{From, Polled, Watcher},
     },
     stream::Stream,
 };
-
-/// How long a lonely reader waits before it looks whether it shall end.
-const LOOK_UP: Duration = Duration::from_millis(200);
 
 pub const AFTER_HELP: &str = "\
 Examples:
@@ -43,7 +39,8 @@ Examples:
   cmc-bridge tap --from-beginning --key '<1@example.co.jp>' --json | jq .value.status
   cmc-bridge tap --stream dead-letters --from-beginning --count 1
 
-A record is printed when all conditions hold. Partitions that are added later are not noticed. Which topics, and how to
+A record is printed when all conditions hold. Partitions that are added later are not noticed. While a topic can't be read for
+something that may pass (a broker is away), that is said on standard error; what won't pass ends it with 69. Which topics, and how to
 reach Kafka, the configuration says (--config, environment). With ACLs it needs READ and DESCRIBE on the topics.";
 
 /// The arguments of `tap`.
@@ -151,41 +148,36 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         false => From::End,
     };
     let stop = stop_flag()?;
-    let watcher = Watcher::new(&config.kafka).map_err(unavailable)?;
+    let mut watcher = Watcher::new(&config.kafka).map_err(unavailable)?;
     let partitions = watcher.assign(&topics, from).map_err(unavailable)?;
     // Scripts wait for this line before they post.
-    let _ = writeln!(
-        io::stderr(),
-        "cmc-bridge: reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
+    say(&format!(
+        "reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
         topics.join(", "),
         if args.from_beginning {
             "the beginning"
         } else {
             "now on"
         }
-    );
-    let wanted = |record: &_| {
+    ));
+    let wanted = |record: &BorrowedMessage<'_>| {
         // Streams may share a topic. What is not the bridge's has no stream and is shown.
         records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
     };
     let form = if args.json { Form::Json } else { Form::Text };
     let mut printed = 0;
     while !stop.load(Ordering::Relaxed) && !out.closed() {
-        match watcher.consumer.poll(LOOK_UP) {
-            None => {}
-            Some(Ok(record)) if wanted(&record) => {
+        match watcher.poll().map_err(unavailable)? {
+            Polled::Record(record) if wanted(&record) => {
                 records::print(&record, form, out)?;
                 printed += 1;
                 if args.count == Some(printed) {
                     break;
                 }
             }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                if let Some(error) = watcher.judge(&error, &topics) {
-                    return Err(unavailable(error));
-                }
-            }
+            Polled::Record(_) | Polled::Nothing => {}
+            Polled::Trouble(error) => say(&format!("{error}. Reading goes on when that has passed")),
+            Polled::Well => say("all topics can be read again"),
         }
     }
     Ok(())
@@ -222,6 +214,11 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Exit> {
             });
         })?;
     Ok(flag)
+}
+
+/// Beside the records. Where nobody can be told, reading goes on.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "cmc-bridge: {text}");
 }
 
 fn unavailable(error: BrokerError) -> Exit {

@@ -138,20 +138,6 @@ fn refuse_shared_listener(raw: &mut Raw, ingest: SocketAddr, admin: SocketAddr) 
     }
 }
 
-/// `Some(None)` is no path.
-fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
-    const KEY: &str = "ingest.health_path";
-    if raw.text(KEY)?.is_empty() {
-        return Some(None);
-    }
-    let path = path(raw, KEY, "health checks", |_| false)?;
-    if Some(path.as_str()) == of_webhooks {
-        let fix = "give another path, such as /healthz, or \"\" for none";
-        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
-    }
-    Some(Some(path))
-}
-
 /// Paths that probes ask on some port: a request for one must not be a webhook.
 const PROBED: [&str; 6] = [
     "/livez",
@@ -162,27 +148,40 @@ const PROBED: [&str; 6] = [
     "/status.json",
 ];
 
+/// The path of the webhooks.
 fn webhooks_path(raw: &mut Raw) -> Option<String> {
-    path(raw, "ingest.path", "webhooks", |path| PROBED.contains(&path))
+    const KEY: &str = "ingest.path";
+    let path = path(raw, KEY, "/webhooks/events")?;
+    if PROBED.contains(&path.as_str()) {
+        let what = format!("{path:?} is one of the paths of probes and metrics");
+        raw.problem(KEY, what, "give another one, such as /webhooks/events");
+        return None;
+    }
+    Some(path)
 }
 
-/// A path of the webhooks' port. Requests are compared with it byte by byte, so it must be what every client sends for it: no
-/// other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
-fn path(raw: &mut Raw, key: &str, purpose: &str, is_taken: impl Fn(&str) -> bool) -> Option<String> {
+/// `Some(None)` is no path.
+fn health_path(raw: &mut Raw, of_webhooks: Option<&str>) -> Option<Option<String>> {
+    const KEY: &str = "ingest.health_path";
+    if raw.text(KEY)?.is_empty() {
+        return Some(None);
+    }
+    let path = path(raw, KEY, "/healthz")?;
+    if Some(path.as_str()) == of_webhooks {
+        let fix = "give another path, such as /healthz, or \"\" for none";
+        raw.problem(KEY, "is the path of webhooks (ingest.path)", fix);
+    }
+    Some(Some(path))
+}
+
+/// A path of requests, without slashes at its end. Requests are compared with it byte by byte, so it must be what every client
+/// sends for it: no other spelling of the same path (RFC 3986, 6.2), and nothing that a client or a proxy takes out or changes.
+fn path(raw: &mut Raw, key: &str, example: &str) -> Option<String> {
     let text = raw.text(key)?;
     let path = text.trim_end_matches('/');
-    let fault = path_fault(path).or_else(|| {
-        let what = "it is one of those of probes and metrics";
-        is_taken(path).then(|| {
-            (
-                what.to_owned(),
-                "give another one, such as /webhooks/events".to_owned(),
-            )
-        })
-    });
-    if let Some((what, fix)) = fault {
-        let what = format!("{} is not a path for {purpose}: {what}", parse::quoted(&text));
-        raw.problem(key, what, fix);
+    if let Some((what, fix)) = path_fault(path) {
+        let what = format!("{} is not a path for requests: {what}", parse::quoted(&text));
+        raw.problem(key, what, format!("{fix}, such as {example}"));
         return None;
     }
     Some(path.to_owned())
@@ -190,8 +189,7 @@ fn path(raw: &mut Raw, key: &str, purpose: &str, is_taken: impl Fn(&str) -> bool
 
 /// Why no request can have this path (without slashes at its end), and what to do.
 fn path_fault(path: &str) -> Option<(String, String)> {
-    let such_as = |fix: &str| format!("{fix}, such as /webhooks/events");
-    let fault = |what: &str, fix: &str| Some((what.to_owned(), such_as(fix)));
+    let fault = |what: &str, fix: &str| Some((what.to_owned(), fix.to_owned()));
     if !path.starts_with('/') {
         let fix = "give a path other than /, without query";
         return fault("it must begin with / and go on", fix);
@@ -199,7 +197,7 @@ fn path_fault(path: &str) -> Option<(String, String)> {
     if path.contains(['?', '#']) {
         let fix = "give a path other than /, without query or fragment";
         return fault(
-            "it has a query or a fragment, and webhooks with any query are taken",
+            "it has a query or a fragment, and requests with any query are taken",
             fix,
         );
     }

@@ -234,11 +234,12 @@ fn poll_data(
 }
 
 /// Reads a body of up to `most` bytes and throws it away. Whether it came to its end, in [`DRAIN_TIME`]: a stranger who sends
-/// slowly, or not all, is not waited for.
-pub(super) async fn skip(body: &mut Incoming, most: usize, progress: &Progress) -> bool {
+/// slowly, or not all, is not waited for. `begun` is set when the client is let send it.
+pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, progress: &Progress) -> bool {
     if announced(body).is_some_and(|length| length > most as u64) {
         return false;
     }
+    *begun = true;
     let mut left = most;
     let reading = async {
         loop {

@@ -200,8 +200,9 @@ async fn decide(
                 true => body::SMALL_BYTES,
                 false => body::DRAIN_BYTES,
             };
-            reading.begun = true;
-            reading.unread = !body::skip(&mut reading.body, most, &connection.progress).await;
+            release(head);
+            let skipped = body::skip(&mut reading.body, &mut reading.begun, most, &connection.progress);
+            reading.unread = !skipped.await;
             return Ok(Answer::challenged(intake.guard.challenge()));
         }
         Verdict::Admitted | Verdict::AskBody => {}
@@ -214,8 +215,8 @@ async fn decide(
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
         return Ok(Answer::unsupported());
     }
-    let authorization = head.headers.contains_key(AUTHORIZATION);
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
+    let authorization = head.headers.contains_key(AUTHORIZATION);
     release(head);
     let whose = match reading.admitted {
         true => Whose::Known,
@@ -237,7 +238,7 @@ async fn decide(
         }
         Err(ReadError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
-            return Ok(Answer::overloaded(
+            return Ok(Answer::short_of(
                 Shortage::Flight,
                 None,
                 detail,

@@ -12,7 +12,7 @@
 //! | body over `ingest.max_body_bytes` | 413, then a bounded part of the rest is read: much of a client that is admitted |
 //! | slow header, slow body | 408, closed |
 //! | too many connections | the oldest one without an admitted request is closed for it; without such a one, 503 + `Retry-After` |
-//! | too many bytes in flight, spool full, failed or slow, stopping | 503 + `Retry-After` |
+//! | too many bytes in flight, spool full, failed, slow or not open, stopping | 503 + `Retry-After` |
 //! | another path, another method | 404, 405 + `Allow` |
 //! | header too large (bytes or fields) | 431, closed |
 //! | not HTTP/1.1, wrong length or chunks | 400, closed |

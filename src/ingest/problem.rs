@@ -28,7 +28,7 @@ use crate::{admin::metrics::Outcome, cmc::Malformed, stream::Stream};
 /// Limits the log's lines of refusals, those of each cause apart.
 pub(super) struct RefusalLines {
     outcomes: [LogLimiter; Outcome::ALL.len()],
-    shortages: [LogLimiter; 3],
+    shortages: [LogLimiter; 4],
 }
 
 impl RefusalLines {
@@ -54,15 +54,25 @@ pub(super) enum Shortage {
     Flight,
     Spool,
     Disk,
+    /// The log is not open.
+    Log,
 }
 
 impl Shortage {
+    fn outcome(self) -> Outcome {
+        match self {
+            Shortage::Log => Outcome::Failed,
+            Shortage::Flight | Shortage::Spool | Shortage::Disk => Outcome::Overloaded,
+        }
+    }
+
     /// The cause in the log, in the words of the runbook.
     fn cause(self) -> &'static str {
         match self {
             Shortage::Flight => "too many bytes in flight",
             Shortage::Spool => "spool full",
             Shortage::Disk => "disk slow",
+            Shortage::Log => "log not open",
         }
     }
 }
@@ -226,7 +236,7 @@ impl Answer {
     }
 
     /// 503 for want of something, of this stream if it is a stream's.
-    pub(super) fn overloaded(
+    pub(super) fn short_of(
         shortage: Shortage,
         stream: Option<Stream>,
         detail: &'static str,
@@ -234,7 +244,7 @@ impl Answer {
     ) -> Answer {
         Answer {
             shortage: Some((shortage, stream)),
-            ..Answer::unavailable(Outcome::Overloaded, detail, retry_after)
+            ..Answer::unavailable(shortage.outcome(), detail, retry_after)
         }
     }
 

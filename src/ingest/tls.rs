@@ -66,7 +66,8 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&self.pair().server))
     }
 
-    /// Counts and logs a handshake that failed; `hint` says what came instead of TLS, where that is known. A client that only came and went is none: probes do that.
+    /// Counts and logs a handshake that failed; `hint` says what came instead of TLS, where that is known. A client that
+    /// only came and went is none: probes do that.
     pub(super) fn handshake_failed(&self, error: &io::Error, hint: Option<&str>) {
         if matches!(
             error.kind(),
@@ -86,7 +87,7 @@ impl Tls {
             _ => (&self.failures, "a TLS handshake failed"),
         };
         if let Some(suppressed) = lines.pass() {
-            warn!(%error, hint, reason = reason.label(), suppressed, "{message}");
+            warn!(%error, reason = reason.label(), hint, suppressed, "{message}");
         }
     }
 

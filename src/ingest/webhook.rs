@@ -39,7 +39,7 @@ use crate::{
     batch::Batch,
     cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
     dead_letter::{Failure, Reason},
-    spool::{AppendError, LogState},
+    spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };
 
@@ -262,7 +262,7 @@ impl From<Exhausted> for Refusal {
 impl Refusal {
     fn answer(self, intake: &Intake) -> Answer {
         let short =
-            |shortage, stream, detail| Answer::overloaded(shortage, stream, detail, &intake.retry_after);
+            |shortage, stream, detail| Answer::short_of(shortage, stream, detail, &intake.retry_after);
         match self {
             Refusal::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
             Refusal::Spool(stream, AppendError::Full) => {
@@ -271,6 +271,10 @@ impl Refusal {
             }
             Refusal::Spool(stream, AppendError::TooSlow) => {
                 short(Shortage::Disk, Some(stream), "The disk is too slow.")
+            }
+            Refusal::Spool(stream, AppendError::NotOpen) => {
+                let detail = "The store of this event type can't be opened now.";
+                short(Shortage::Log, Some(stream), detail)
             }
             Refusal::Spool(_, AppendError::Failed) => {
                 let detail = "The disk can't be written.";
@@ -332,12 +336,14 @@ impl Intake {
             (None, Some((stream, batch, tally))) => self.append(stream, batch, tally, share)?.await,
             (Some((batch, tally)), None) => self.append(Stream::DeadLetters, batch, tally, share)?.await,
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
-                // Without room for the events the webhook will come again, and its dead letters with it.
-                if self.logs[stream.index()]
-                    .as_ref()
-                    .is_some_and(|log| log.state() == LogState::Full)
-                {
-                    return Err(Refusal::Spool(stream, AppendError::Full));
+                // A webhook whose events are refused will come again, and its dead letters with it.
+                let refused = match self.logs[stream.index()].as_ref().map(Appender::state) {
+                    Some(LogState::Full) => Some(AppendError::Full),
+                    Some(LogState::NotOpen) => Some(AppendError::NotOpen),
+                    _ => None,
+                };
+                if let Some(error) = refused {
+                    return Err(Refusal::Spool(stream, error));
                 }
                 let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;

@@ -8,7 +8,10 @@ use std::{
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::broker::{BlockReason, BrokerError, Refusal};
+use super::{
+    broker::{BlockReason, BrokerError, Refusal},
+    client,
+};
 
 /// The names that an error message may need.
 #[derive(Clone, Debug)]
@@ -43,6 +46,13 @@ impl LastError {
         let (when, code, text) = last.as_ref()?;
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
+
+    /// Whether this was reported last, and no longer ago than that.
+    pub fn is(&self, code: Code, age: Duration) -> bool {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .is_some_and(|(when, last, _)| *last == code && when.elapsed() <= age)
+    }
 }
 
 /// The code behind an error; rdkafka leaves one out.
@@ -51,22 +61,6 @@ fn code_of(error: &KafkaError) -> Option<Code> {
         KafkaError::AdminOp(code) => Some(*code),
         _ => error.rdkafka_error_code(),
     }
-}
-
-/// Whether an error ends reading; after any other it goes on by itself.
-pub fn ends_reading(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::TopicAuthorizationFailed
-                | Code::Authentication
-                | Code::SaslAuthenticationFailed
-                | Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::Fatal
-        )
-    )
 }
 
 /// Explains an error met while `doing` something.
@@ -80,6 +74,18 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         KafkaError::ClientCreation(what) => (what.clone(), Some(misconfigured(what))),
         _ => (error.to_string(), None),
     };
+    if let KafkaError::MessageConsumption(code) = error {
+        // Its words name the batch; the code alone doesn't, and neither names the topic.
+        if let Some((_, words)) = last.get().filter(|(told, _)| told == code) {
+            found = unreadable(*code, &words, names);
+            text = words;
+        }
+        text = format!("{}: {text}", names.topic);
+        let log = "Look at the log of the broker that leads its partition";
+        found = found
+            .or_else(|| known(*code, names))
+            .or_else(|| Some((BlockReason::Other, log.to_owned())));
+    }
     found = found.or_else(|| known(code?, names));
     let vague = matches!(
         code,
@@ -194,14 +200,65 @@ fn tls(what: &str) -> (BlockReason, String) {
     (BlockReason::Authentication, advice.to_owned())
 }
 
+/// What is wrong with a batch that was fetched, in librdkafka's words.
+fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, String)> {
+    let topic = &names.topic;
+    let advice = match code {
+        Code::NotImplemented if what.contains("codec") => format!(
+            "Topic {topic} holds records compressed by {}, which this build can't read; it reads {}. Read them by another \
+             consumer, or have the topic's producers, or its compression.type, use one of these",
+            codec(what),
+            client::codecs().join(", ")
+        ),
+        Code::NotImplemented => {
+            format!("Topic {topic} holds records in a newer format than this build knows: upgrade cmc-bridge")
+        }
+        Code::MessageSizeTooLarge | Code::BadMessage if what.contains("receive.message.max.bytes") => {
+            "Raise receive.message.max.bytes under [kafka.properties]".to_owned()
+        }
+        Code::BadMessage | Code::BadCompression | Code::InvalidMessage => format!(
+            "A batch of topic {topic} is damaged where its leader keeps it. If another replica is whole, make that one the \
+             leader; else move the topic's beginning behind the batch with kafka-delete-records.sh"
+        ),
+        _ => return None,
+    };
+    Some((BlockReason::Other, advice))
+}
+
+/// The codec that librdkafka names by its number: `Decompression (codec 0x4) of message at …`.
+fn codec(what: &str) -> String {
+    let number = what.split_once("codec 0x").map_or("", |(_, rest)| rest);
+    let number = number.split(|c: char| !c.is_ascii_hexdigit()).next();
+    match number.unwrap_or_default() {
+        "1" => "gzip".to_owned(),
+        "2" => "snappy".to_owned(),
+        "3" => "lz4".to_owned(),
+        "4" => "zstd".to_owned(),
+        number => format!("codec {number}"),
+    }
+}
+
 /// The refusal that a delivery error stands for, if it is one.
 pub fn refusal(code: Code) -> Option<Refusal> {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Refusal::TooLarge),
-        // The second is of a good record in a batch that has several bad ones.
-        Code::InvalidRecord | Code::InvalidDifferentRecord => Some(Refusal::Invalid),
+        Code::InvalidRecord => Some(Refusal::Invalid),
         _ => None,
     }
+}
+
+/// Whether an error says no more than that something else went wrong before: a record that is given up for it, a call that
+/// is not possible any more.
+pub fn is_consequence(code: Code) -> bool {
+    matches!(
+        code,
+        Code::State
+            | Code::Fatal
+            | Code::PurgeQueue
+            | Code::PurgeInflight
+            | Code::GaplessGuarantee
+            | Code::InvalidDifferentRecord
+    )
 }
 
 fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
@@ -246,9 +303,16 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
             BlockReason::TopicMissing,
             format!("Create topic {topic}, or set kafka.create_topics = true"),
         ),
-        Code::InvalidTopic | Code::PolicyViolation | Code::InvalidTimestamp => (
+        Code::InvalidTopic | Code::PolicyViolation => (
             BlockReason::TopicInvalid,
-            format!("Check the settings of topic {topic}, and this machine's clock"),
+            format!("Check the settings of topic {topic}"),
+        ),
+        Code::InvalidTimestamp => (
+            BlockReason::TopicInvalid,
+            format!(
+                "Compare this machine's clock with the brokers': they differ by more than topic {topic} allows \
+                 (message.timestamp.before.max.ms, message.timestamp.after.max.ms)"
+            ),
         ),
         Code::InvalidPartitions | Code::InvalidReplicationFactor => (
             BlockReason::TopicInvalid,
@@ -327,6 +391,61 @@ mod tests {
             );
             assert_eq!(error.reason, reason, "{error}");
             assert!(error.message.contains(cure), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_can_not_be_read_is_named_with_its_codec() {
+        for (code, words, parts) in [
+            (
+                Code::NotImplemented,
+                "Decompression (codec 0x4) of message at 17 of 210 bytes failed: Local: Not implemented",
+                [
+                    "at 17",
+                    "cmc.bounces",
+                    "compressed by zstd",
+                    "it reads gzip, snappy, lz4",
+                ],
+            ),
+            (
+                Code::NotImplemented,
+                "Unsupported Message(Set) MagicByte 3 at offset 17",
+                ["at offset 17", "cmc.bounces", "newer format", "upgrade"],
+            ),
+            (
+                Code::BadMessage,
+                "MessageSet at offset 17 (210 bytes) failed CRC32C check (original 0x1 != calculated 0x2)",
+                [
+                    "at offset 17",
+                    "cmc.bounces",
+                    "damaged",
+                    "kafka-delete-records.sh",
+                ],
+            ),
+            (
+                Code::BadMessage,
+                "Receive failed: Invalid response size 200 (0..100): increase receive.message.max.bytes",
+                [
+                    "size 200",
+                    "Raise receive.message.max.bytes",
+                    "[kafka.properties]",
+                    "",
+                ],
+            ),
+        ] {
+            let last = LastError::default();
+            last.set(code, words);
+            let error = KafkaError::MessageConsumption(code);
+            let error = explain(&error, "read the topic", &names(), &last);
+            assert_eq!(error.reason, BlockReason::Other, "{error}");
+            for part in parts {
+                assert!(error.message.contains(part), "{error}");
+            }
+            // Words about something else explain nothing.
+            last.set(Code::BrokerTransportFailure, "Disconnected");
+            let error = KafkaError::MessageConsumption(code);
+            let error = explain(&error, "read the topic", &names(), &last);
+            assert!(!error.message.contains("Disconnected"), "{error}");
         }
     }
 

@@ -1,7 +1,6 @@
 //! The librdkafka clients of a lane: their properties, and a context that counts deliveries and takes logs and errors.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -30,6 +29,8 @@ use super::{broker::Mode, cause::LastError, statistics::Statistics};
 
 /// Room in `message.max.bytes` beyond `kafka.max_record_bytes`: the latter counts a whole batch, librdkafka less.
 const SLACK: usize = 64 << 10;
+/// The reports of one request come together.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Without news of a delivery, a full queue is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
@@ -59,16 +60,17 @@ pub fn base(kafka: &config::Kafka, stream: Stream) -> ClientConfig {
     client
 }
 
-/// The transactional producer's properties. `batch_limit` is the smallest `max.message.bytes` of the topics.
+/// The producer's properties. `timeout` is that of its transactions, `batch_limit` the smallest `max.message.bytes` of the
+/// topics.
 pub fn producer(
     kafka: &config::Kafka,
     stream: Stream,
     group: &str,
     mode: Mode,
+    timeout: Duration,
     batch_limit: Option<usize>,
 ) -> ClientConfig {
     let mut client = base(kafka, stream);
-    let timeout = mode.time(kafka.transaction_timeout).as_millis().to_string();
     let default = |client: &mut ClientConfig, name: &str, value: &str| {
         if !kafka.properties.contains_key(name) {
             client.set(name, value);
@@ -78,11 +80,19 @@ pub fn producer(
         Delivery::ExactlyOnce => {
             client
                 .set("transactional.id", group)
-                .set("transaction.timeout.ms", timeout);
+                .set("transaction.timeout.ms", timeout.as_millis().to_string());
         }
-        // The spool is the retry buffer: nothing expires.
         Delivery::AtLeastOnce => {
-            client.set("message.timeout.ms", "0");
+            client
+                // The spool is the retry buffer: nothing expires.
+                .set("message.timeout.ms", "0")
+                // The broker may accept a request behind a refused one, and a key's events would change places.
+                .set("max.in.flight.requests.per.connection", "1");
+            if mode == Mode::Batched {
+                // So does librdkafka with what is still queued, unless a refusal is the producer's end. One record a
+                // request is sent to hear of each refusal.
+                client.set("enable.gapless.guarantee", "true");
+            }
         }
     }
     client
@@ -108,8 +118,8 @@ pub fn producer(
             let most = batch_limit.map_or(most, |limit| (limit * 9 / 10).clamp(1, most.max(1)));
             client.set("batch.size", most.to_string());
         }
-        // Several requests are in flight, as in the other mode: answers come in the order of the requests, so the first
-        // error still names its record, and a large webhook gets through within the time of a transaction.
+        // With transactions several requests are in flight, as in the other mode: each answer names its record, and a large
+        // webhook gets through within the time of a transaction.
         Mode::OneByOne => {
             client.set("batch.num.messages", "1");
         }
@@ -128,6 +138,37 @@ pub fn consumer(kafka: &config::Kafka, stream: Stream, group: &str) -> ClientCon
         // The broker then answers only once no transaction of a former producer is open.
         .set("isolation.level", "read_committed");
     client
+}
+
+/// The properties of a consumer that reads records, for tools beside the lanes.
+pub fn reader(kafka: &config::Kafka, stream: Stream, group: &str, id: &str) -> ClientConfig {
+    let mut client = consumer(kafka, stream, group);
+    client
+        .set("enable.auto.offset.store", "false")
+        // Of a position that retention has passed: nothing that is still there is skipped.
+        .set("auto.offset.reset", "earliest");
+    for (name, value) in [
+        ("client.id", id),
+        // A damaged batch is an error, and no wrong record.
+        ("check.crcs", "true"),
+    ] {
+        if !kafka.properties.contains_key(name) {
+            client.set(name, value);
+        }
+    }
+    client
+}
+
+/// The codecs that the librdkafka of this build knows.
+pub fn codecs() -> Vec<&'static str> {
+    let features = ClientConfig::new()
+        .create_native_config()
+        .and_then(|config| config.get("builtin.features"))
+        .unwrap_or_default();
+    let known = ["gzip", "snappy", "lz4", "zstd"].into_iter();
+    known
+        .filter(|codec| features.split(',').any(|feature| feature.trim() == *codec))
+        .collect()
 }
 
 /// What librdkafka tells a client of a lane.
@@ -170,11 +211,15 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         let stream = self.stream;
         self.heard.fetch_add(1, Ordering::Relaxed);
+        let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
         // A broker that hangs up is no error to librdkafka. One that does so at the first request may want TLS.
         if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
-            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
-            let text = format!("{text} (does this port want TLS?)");
-            self.last_error.set(Code::BrokerTransportFailure, &text);
+            let said = format!("{said} (does this port want TLS?)");
+            self.last_error.set(Code::BrokerTransportFailure, &said);
+        }
+        // Nor is an answer that it can't parse: it asks again.
+        if fac == "PROTOERR" {
+            self.last_error.set(Code::BadMessage, said);
         }
         match level {
             RDKafkaLogLevel::Emerg
@@ -196,7 +241,7 @@ impl ClientContext for Context {
         }
         if matches!(error, KafkaError::Global(Code::Fatal)) {
             warn!(stream = %self.stream, "the producer has failed for good and is replaced: {reason}");
-            self.deliveries.fail(error);
+            self.deliveries.fail();
         }
     }
 
@@ -214,18 +259,36 @@ impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
-        let outcome = match result {
+        match result {
             Ok(message) => {
                 debug_assert!(message.offset() >= 0);
-                Ok(())
+                self.deliveries.delivered();
             }
-            Err((error, _)) => Err(error.clone()),
-        };
-        self.deliveries.done(number, outcome);
+            Err((error, message)) => self.deliveries.failed(Failure {
+                number,
+                partition: (message.topic().to_owned(), message.partition()),
+                error: error.clone(),
+            }),
+        }
     }
 }
 
-/// Counts one producer's deliveries, which come in any order of partitions.
+/// A record that was not delivered.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Its number in its transaction.
+    pub number: usize,
+    pub partition: (String, i32),
+    pub error: KafkaError,
+}
+
+impl Failure {
+    pub fn code(&self) -> Option<Code> {
+        self.error.rdkafka_error_code()
+    }
+}
+
+/// Counts the deliveries of one transaction, or without transactions of one window. They come in any order of partitions.
 #[derive(Default)]
 pub struct Deliveries {
     state: Mutex<Counts>,
@@ -234,59 +297,32 @@ pub struct Deliveries {
 
 #[derive(Default)]
 struct Counts {
-    /// Records that are delivered or have failed.
-    done: usize,
-    /// All records with numbers below this are delivered.
-    below: usize,
-    /// Whether it is, of each record from there on.
-    beyond: VecDeque<bool>,
-    /// What the waiting side waits for.
-    wanted: Wanted,
-    first_error: Option<(usize, KafkaError)>,
-}
-
-/// Counted from 0.
-#[derive(Clone, Copy)]
-enum Wanted {
-    Below(usize),
-    Done(usize),
-}
-
-impl Default for Wanted {
-    fn default() -> Wanted {
-        Wanted::Below(0)
-    }
+    delivered: usize,
+    /// In the order of their reports, which is not that of their causes: what librdkafka gave up for an earlier error may
+    /// be reported before it.
+    failures: Vec<Failure>,
+    /// The producer can't go on: nothing more will be delivered, perhaps without any further report.
+    fatal: bool,
+    /// How many reports the waiting side waits for.
+    wanted: usize,
 }
 
 impl Counts {
-    fn delivered(&mut self, number: usize) {
-        // What lies below can't come again.
-        let at = number.saturating_sub(self.below);
-        if self.beyond.len() <= at {
-            self.beyond.resize(at + 1, false);
-        }
-        self.beyond[at] = true;
-        while self.beyond.front() == Some(&true) {
-            self.beyond.pop_front();
-            self.below += 1;
-        }
+    fn done(&self) -> usize {
+        self.delivered + self.failures.len()
     }
 
-    /// Whether all that is waited for is delivered, without a gap.
-    fn delivered_below(&self) -> bool {
-        matches!(self.wanted, Wanted::Below(below) if self.below >= below)
-    }
-
-    fn fulfilled(&self) -> bool {
-        self.delivered_below() || matches!(self.wanted, Wanted::Done(done) if self.done >= done)
+    fn has_failed(&self) -> bool {
+        self.fatal || !self.failures.is_empty()
     }
 }
 
 /// How a wait for deliveries ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
     Delivered,
-    /// The first record that failed, by its number; of an error of the whole producer the number says nothing.
-    Failed(usize, KafkaError),
+    /// Something failed: see [`Deliveries::failures`].
+    Failed,
     TimedOut,
 }
 
@@ -295,47 +331,115 @@ impl Deliveries {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a new transaction's count.
+    /// Begins a new count.
     pub fn reset(&self) {
         *self.lock() = Counts::default();
     }
 
-    fn done(&self, number: usize, outcome: Result<(), KafkaError>) {
+    fn delivered(&self) {
         let mut counts = self.lock();
-        counts.done += 1;
-        match outcome {
-            Ok(()) => counts.delivered(number),
-            Err(error) => {
-                counts.first_error.get_or_insert((number, error));
-            }
-        }
-        if counts.first_error.is_some() || counts.fulfilled() {
+        counts.delivered += 1;
+        if counts.done() == counts.wanted {
             self.changed.notify_all();
         }
     }
 
-    /// The producer can't go on: nothing more will be delivered, perhaps without any further callback.
-    fn fail(&self, error: KafkaError) {
-        self.lock().first_error.get_or_insert((usize::MAX, error));
+    fn failed(&self, failure: Failure) {
+        let mut counts = self.lock();
+        counts.failures.push(failure);
+        if counts.failures.len() == 1 || counts.done() == counts.wanted {
+            self.changed.notify_all();
+        }
+    }
+
+    fn fail(&self) {
+        self.lock().fatal = true;
         self.changed.notify_all();
     }
 
-    /// Waits until all records with numbers below `behind` are delivered, one has failed, or the deadline has come.
-    pub fn wait(&self, behind: usize, deadline: Instant) -> Waited {
-        self.wait_for(Wanted::Below(behind), deadline)
+    /// Waits until so many records are delivered, one has failed, or the deadline has come.
+    pub fn wait(&self, records: usize, deadline: Instant) -> Waited {
+        self.wait_until(records, deadline, |counts| {
+            match (counts.has_failed(), counts.delivered >= records) {
+                (true, _) => Some(Waited::Failed),
+                (false, true) => Some(Waited::Delivered),
+                (false, false) => None,
+            }
+        })
     }
 
-    fn wait_for(&self, wanted: Wanted, deadline: Instant) -> Waited {
+    /// Waits until so many records are reported, whatever has failed before.
+    pub fn wait_for_all(&self, records: usize, deadline: Instant) -> Waited {
+        self.wait_until(records, deadline, |counts| {
+            match (counts.has_failed(), counts.delivered >= records) {
+                (false, true) => Some(Waited::Delivered),
+                (true, _) if counts.fatal || counts.done() >= records => Some(Waited::Failed),
+                _ => None,
+            }
+        })
+    }
+
+    /// Waits for the reports that follow a failure: until so many records are reported, delivered or not; or for a moment
+    /// after the last report once one of them `is_cause`; or until the deadline. Whether all are reported.
+    pub fn wait_for_reports(
+        &self,
+        records: usize,
+        is_cause: impl Fn(&Failure) -> bool,
+        deadline: Instant,
+    ) -> bool {
+        let mut looked_at = 0;
+        let mut known = false;
+        loop {
+            let done = {
+                let counts = self.lock();
+                known = known || counts.failures[looked_at..].iter().any(&is_cause);
+                looked_at = counts.failures.len();
+                counts.done()
+            };
+            if done >= records {
+                return true;
+            }
+            // librdkafka may never report what it gave up.
+            let until = match known {
+                true => deadline.min(Instant::now() + MOMENT),
+                false => deadline,
+            };
+            let more = |counts: &Counts| (counts.done() > done).then_some(Waited::Delivered);
+            if self.wait_until(done + 1, until, more) == Waited::TimedOut {
+                return false;
+            }
+        }
+    }
+
+    /// Waits for room in a full queue: until one more record is reported, or for a moment. For librdkafka frees the room of
+    /// records only after the callbacks of all that it reports together, so the last callback may be over already. `heed`
+    /// failures that there were before.
+    pub fn wait_for_room(&self, heed: bool, deadline: Instant) -> Waited {
+        let next = self.lock().done() + 1;
+        let moment = deadline.min(Instant::now() + TRY_AGAIN);
+        let waited = self.wait_until(next, moment, |counts| {
+            match counts.fatal || heed && counts.has_failed() {
+                true => Some(Waited::Failed),
+                false => (counts.done() >= next).then_some(Waited::Delivered),
+            }
+        });
+        match waited {
+            Waited::TimedOut if Instant::now() < deadline => Waited::Delivered,
+            waited => waited,
+        }
+    }
+
+    fn wait_until(
+        &self,
+        wanted: usize,
+        deadline: Instant,
+        over: impl Fn(&Counts) -> Option<Waited>,
+    ) -> Waited {
         let mut counts = self.lock();
         counts.wanted = wanted;
         loop {
-            // What is delivered without a gap stays so, whatever fails behind it. A failed record is done, too.
-            match &counts.first_error {
-                Some((number, error)) if !counts.delivered_below() => {
-                    return Waited::Failed(*number, error.clone());
-                }
-                _ if counts.fulfilled() => return Waited::Delivered,
-                _ => {}
+            if let Some(waited) = over(&counts) {
+                return waited;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -349,14 +453,9 @@ impl Deliveries {
         }
     }
 
-    /// Waits for room in a full queue: until one more record is done, or for a moment. For librdkafka frees the room of
-    /// records only after the callbacks of all that it reports together, so the last callback may be over already.
-    pub fn wait_for_room(&self, deadline: Instant) -> Waited {
-        let next = self.lock().done + 1;
-        match self.wait_for(Wanted::Done(next), deadline.min(Instant::now() + TRY_AGAIN)) {
-            Waited::TimedOut if Instant::now() < deadline => Waited::Delivered,
-            waited => waited,
-        }
+    /// What has failed so far.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.lock().failures.clone()
     }
 }
 
@@ -368,59 +467,63 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
+    fn failure(number: usize, code: Code) -> Failure {
+        Failure {
+            number,
+            partition: ("topic".into(), 0),
+            error: KafkaError::MessageProduction(code),
+        }
+    }
+
     #[test]
     fn a_full_queue_whose_callbacks_are_all_over_is_tried_again() {
         let deliveries = Deliveries::default();
-        deliveries.done(0, Ok(()));
+        deliveries.delivered();
         let begun = Instant::now();
-        assert!(matches!(deliveries.wait_for_room(soon()), Waited::Delivered));
+        assert_eq!(deliveries.wait_for_room(true, soon()), Waited::Delivered);
         assert!(begun.elapsed() < Duration::from_secs(10));
         let past = Instant::now();
-        assert!(matches!(deliveries.wait_for_room(past), Waited::TimedOut));
+        assert_eq!(deliveries.wait_for_room(true, past), Waited::TimedOut);
     }
 
     #[test]
-    fn the_first_error_ends_the_wait_and_stays() {
+    fn a_failure_ends_the_wait_and_stays() {
         let deliveries = Deliveries::default();
-        let error = |code| KafkaError::MessageProduction(code);
-        deliveries.done(3, Err(error(Code::InvalidRecord)));
-        deliveries.done(4, Err(error(Code::PurgeInflight)));
+        deliveries.failed(failure(4, Code::PurgeQueue));
         for _ in 0..2 {
-            let waited = deliveries.wait(9, soon());
-            assert!(matches!(
-                waited,
-                Waited::Failed(3, KafkaError::MessageProduction(Code::InvalidRecord))
-            ),);
+            assert_eq!(deliveries.wait(1, soon()), Waited::Failed);
+            assert_eq!(deliveries.wait_for_room(true, soon()), Waited::Failed);
         }
+        // The cause may come later.
+        let is_cause = |failure: &Failure| failure.code() == Some(Code::InvalidRecord);
+        assert!(!deliveries.wait_for_reports(2, is_cause, Instant::now()));
+        deliveries.failed(failure(3, Code::InvalidRecord));
+        assert!(deliveries.wait_for_reports(2, is_cause, soon()));
+        // And the rest never.
+        assert!(!deliveries.wait_for_reports(3, is_cause, soon()));
+        let codes: Vec<_> = deliveries.failures().iter().map(Failure::code).collect();
+        assert_eq!(codes, [Some(Code::PurgeQueue), Some(Code::InvalidRecord)]);
         deliveries.reset();
-        deliveries.done(0, Ok(()));
-        assert!(matches!(deliveries.wait(1, soon()), Waited::Delivered));
+        deliveries.delivered();
+        assert_eq!(deliveries.wait(1, soon()), Waited::Delivered);
+        assert_eq!(deliveries.wait(2, Instant::now()), Waited::TimedOut);
     }
 
     #[test]
-    fn what_is_delivered_without_a_gap_stays_so() {
-        let deliveries = Deliveries::default();
-        for number in [2, 0, 4, 1] {
-            deliveries.done(number, Ok(()));
+    fn whoever_waits_is_woken_by_the_last_report_and_by_the_first_failure() {
+        let ends: [(fn(&Deliveries), Waited); 3] = [
+            (Deliveries::delivered, Waited::Delivered),
+            (|d| d.failed(failure(0, Code::InvalidRecord)), Waited::Failed),
+            (Deliveries::fail, Waited::Failed),
+        ];
+        for (end, expected) in ends {
+            let deliveries = Arc::new(Deliveries::default());
+            deliveries.delivered();
+            let theirs = Arc::clone(&deliveries);
+            let waiting = std::thread::spawn(move || theirs.wait(2, soon()));
+            end(&deliveries);
+            assert_eq!(waiting.join().unwrap(), expected);
         }
-        let wait = |behind| deliveries.wait(behind, Instant::now());
-        assert!(matches!(wait(3), Waited::Delivered));
-        assert!(matches!(wait(4), Waited::TimedOut));
-        deliveries.done(5, Err(KafkaError::MessageProduction(Code::InvalidRecord)));
-        assert!(matches!(wait(3), Waited::Delivered));
-        assert!(matches!(wait(4), Waited::Failed(5, _)));
-        deliveries.done(3, Ok(()));
-        assert!(matches!(wait(5), Waited::Delivered));
-        assert!(matches!(wait(6), Waited::Failed(5, _)));
-    }
-
-    #[test]
-    fn a_producer_that_fails_for_good_ends_the_wait_of_another_thread() {
-        let deliveries = Arc::new(Deliveries::default());
-        let theirs = Arc::clone(&deliveries);
-        let waiting = std::thread::spawn(move || matches!(theirs.wait(1, soon()), Waited::Failed(..)));
-        deliveries.fail(KafkaError::Global(Code::Fatal));
-        assert!(waiting.join().unwrap());
     }
 
     fn kafka(properties: &[(&str, &str)]) -> config::Kafka {
@@ -449,14 +552,18 @@ mod tests {
             ),
             (Mode::OneByOne, &[], Some(20_000), None),
         ] {
-            let config = producer(&kafka(properties), Stream::Bounces, "group", mode, limit);
-            assert_eq!(config.get("batch.size"), batch);
-            let seconds = if mode == Mode::OneByOne { 60 } else { 15 };
-            let timeout = format!("{seconds}000");
-            assert_eq!(config.get("transaction.timeout.ms"), Some(&timeout[..]));
-            let made: Result<rdkafka::producer::ThreadedProducer<Context>, _> =
-                config.create_with_context(context());
-            assert!(made.is_ok(), "{:?}", made.err());
+            for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
+                let kafka = config::Kafka {
+                    delivery,
+                    ..kafka(properties)
+                };
+                let timeout = Duration::from_secs(15);
+                let config = producer(&kafka, Stream::Bounces, "group", mode, timeout, limit);
+                assert_eq!(config.get("batch.size"), batch);
+                let made: Result<rdkafka::producer::ThreadedProducer<Context>, _> =
+                    config.create_with_context(context());
+                assert!(made.is_ok(), "{:?}", made.err());
+            }
         }
     }
 }

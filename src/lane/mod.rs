@@ -24,29 +24,47 @@
 //!    ([`position`]). Where they don't, the directory was rolled back, copied, or lost its tail: the agreed position is
 //!    made durable in the checkpoint and the log takes a new name in Kafka, so that new events are not skipped as
 //!    delivered.
-//! 4. Kafka refuses whole batches. After a refusal the same range is sent again, and what is refused alone goes to the
-//!    dead-letter topic in the same transaction. Too large ones are known by the topic's limit, where the broker tells
-//!    it; else the range goes one record a request. Nothing else is ever diverted: time-outs, missing rights or topics
-//!    block the lane.
+//! 4. A record that its topic can't take goes to the dead-letter topic in the same transaction. Nothing else is ever
+//!    diverted: time-outs, missing rights and missing topics block the lane. Which records these are:
+//!    - Those that the topic's configuration rules out, where the broker tells it: too large, or without a key on a
+//!      compacted topic. They are known before anything is sent. Rules that were read long ago are read again first.
+//!    - Those that the broker refuses. Kafka refuses whole requests, so the range is sent again: without the refused
+//!      records where the broker named them; otherwise the batches that were in the refused request go one record a
+//!      request, and the rest as before. What is refused then is known.
+//!
+//!    The broker refuses an early request while the lane is still sending; whichever call meets the failure, the first
+//!    cause is found ([`broker::Broker`]).
 //! 5. A failure blocks this lane only, with growing waits, a metric and a log line.
 //! 6. While idle, the position is committed again each hour, for offsets of idle groups expire.
+//! 7. A record's timestamp is the time of sending: an old one would be retention's prey at once, one ahead of the broker's
+//!    clock would be refused. When the broker refuses the time of sending, for its clock and this machine's differ, records
+//!    go without a timestamp for ten minutes.
 //!
 //! # At least once
 //!
-//! For brokers without transactions, `kafka.delivery = "at-least-once"`: an idempotent producer has many records in flight,
-//! the position moves behind those that are delivered without a gap, and lives in the checkpoint alone, stored each second.
-//! A delivery that is late blocks the lane and keeps the producer, whose own retries make no doubles; a delivery that
-//! failed, and a crash, make the lane send again what is behind the position. Rules 4 and 5 hold as they stand.
+//! For brokers without transactions, `kafka.delivery = "at-least-once"`: the same without begin and commit. The position moves
+//! when all that was sent is delivered, and lives in the checkpoint alone, stored each second.
+//!
+//! - A partition has one request in flight, and a refusal ends the producer: so nothing behind a refused record is delivered
+//!   before it, and the order per key is kept. What is known to be delivered by then is not sent again.
+//! - A delivery that is late blocks the lane and keeps the producer, whose own retries make no doubles, for an hour. Records
+//!   that wait longer are sent anew, with new timestamps.
+//! - A delivery that failed, and a crash, make the lane send again what is behind the position. Rules 4, 5 and 7 hold.
 
 pub mod broker;
 mod cause;
 mod client;
 mod commit;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod conformance_tests;
 pub mod kafka;
 pub mod options;
 pub mod position;
 pub mod probe;
-mod refusal;
+mod reading;
+pub(crate) mod refusal;
 pub mod replay;
 mod sent;
 #[cfg(test)]

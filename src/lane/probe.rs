@@ -19,12 +19,14 @@ use rdkafka::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+pub use super::client::codecs;
 use crate::{config, stream::Stream};
 
 use super::{
     broker::{BrokerError, Mode},
     cause::{Names, explain},
     client::{self, Context},
+    reading::Errors,
 };
 
 /// Most time for one question to the cluster.
@@ -42,7 +44,7 @@ const TOO_LONG: &str = "2147483647";
 pub fn make_clients(kafka: &config::Kafka, stream: Stream) -> Result<(), BrokerError> {
     let id = lane_id(kafka, stream);
     let context = Context::uncounted(stream);
-    let mut producer = client::producer(kafka, stream, &id, Mode::Batched, None);
+    let mut producer = client::producer(kafka, stream, &id, Mode::Batched, kafka.transaction_timeout, None);
     let mut consumer = client::consumer(kafka, stream, &id);
     for config in [&mut producer, &mut consumer] {
         config.remove("bootstrap.servers");
@@ -83,6 +85,7 @@ pub struct Topic {
 pub struct TopicSettings {
     pub max_message_bytes: Option<usize>,
     pub cleanup_policy: Option<String>,
+    pub compression_type: Option<String>,
 }
 
 /// The settings of a broker that matter here, where the cluster tells them.
@@ -99,6 +102,8 @@ pub enum Answer {
     Granted,
     /// With what to grant.
     Refused(BrokerError),
+    /// It is there, but what it is for fails.
+    Useless(BrokerError),
     /// Nothing came, or something else than an answer.
     Unknown(BrokerError),
 }
@@ -160,6 +165,7 @@ impl Probe {
         Some(TopicSettings {
             max_message_bytes: value(&entries, "max.message.bytes").and_then(|value| value.parse().ok()),
             cleanup_policy: value(&entries, "cleanup.policy"),
+            compression_type: value(&entries, "compression.type"),
         })
     }
 
@@ -183,12 +189,15 @@ impl Probe {
         (!resource.entries.is_empty()).then_some(resource.entries)
     }
 
-    /// READ on a topic, by fetching from its end. Nothing is taken away from anybody.
+    /// READ on a topic, by fetching its last record: one that can't be decoded is found, too. Nothing is taken away from
+    /// anybody.
     pub fn may_read(&self, topic: &str) -> Answer {
         let doing = "read the topic";
+        let mut errors = Errors::default();
         let mut partitions = TopicPartitionList::new();
         let assigned = partitions
-            .add_partition_offset(topic, 0, Offset::End)
+            // The last offset may be a transaction's marker.
+            .add_partition_offset(topic, 0, Offset::OffsetTail(2))
             .and_then(|()| self.consumer.assign(&partitions));
         if let Err(error) = assigned {
             return Answer::Unknown(self.explain(&error, doing, topic));
@@ -196,15 +205,18 @@ impl Probe {
         let answer = self.within(PATIENCE, || {
             match self.consumer.poll(ASK_AGAIN)? {
                 Ok(_) | Err(KafkaError::PartitionEOF(_)) => Some(Ok(())),
-                Err(error) if error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed) => {
-                    Some(Err(error))
-                }
+                Err(error) if errors.end_reading(&error, Instant::now()) => Some(Err(error)),
                 // Of the group, or of a connection: others ask for those.
                 Err(_) => None,
             }
         });
         let _ = self.consumer.unassign();
-        self.answer(answer, doing, topic)
+        match answer {
+            Some(Err(error)) if error.rdkafka_error_code() != Some(Code::TopicAuthorizationFailed) => {
+                Answer::Useless(self.explain(&error, doing, topic))
+            }
+            answer => self.answer(answer, doing, topic),
+        }
     }
 
     /// DESCRIBE on a lane's group, by reading its position.
@@ -237,7 +249,14 @@ impl Probe {
     pub fn may_begin_transactions(&self, topic: &str) -> Answer {
         let doing = "ask for a transactional id";
         let id = lane_id(&self.kafka, self.stream);
-        let mut config = client::producer(&self.kafka, self.stream, &id, Mode::Batched, None);
+        let mut config = client::producer(
+            &self.kafka,
+            self.stream,
+            &id,
+            Mode::Batched,
+            self.kafka.transaction_timeout,
+            None,
+        );
         config.set("transaction.timeout.ms", TOO_LONG);
         let producer: Result<BaseProducer<Context>, _> =
             BaseProducer::from_config_and_context(&config, self.context.clone());
@@ -339,7 +358,15 @@ pub(super) fn reach(consumer: &BaseConsumer<Context>, topic: &str) -> Result<Met
 
 /// A topic's partitions; none when there is no such topic.
 pub(super) fn describe(consumer: &BaseConsumer<Context>, name: &str) -> Result<Topic, KafkaError> {
-    let metadata = consumer.fetch_metadata(Some(name), PATIENCE)?;
+    describe_within(consumer, name, PATIENCE)
+}
+
+pub(super) fn describe_within(
+    consumer: &BaseConsumer<Context>,
+    name: &str,
+    patience: Duration,
+) -> Result<Topic, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(name), patience)?;
     let mut topic = Topic {
         partitions: Vec::new(),
         without_leader: 0,

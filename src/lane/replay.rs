@@ -17,18 +17,18 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::BorrowedMessage,
-    producer::{Producer, ThreadedProducer},
     types::RDKafkaErrorCode as Code,
 };
 use tokio::runtime::Handle;
 
 use super::{
-    broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing},
-    cause::{Names, ends_reading, explain},
+    broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing, TopicRules},
+    cause::{Names, explain},
     client::{self, Context},
-    kafka::{KafkaBroker, listen, passing},
+    kafka::{KafkaBroker, Start, foreseen, listen, passing},
     probe::{describe, reach},
-    topics::{self, Limits},
+    reading::{Errors, LOOK_AFTER, Look, leaderless, look},
+    topics::{self, Rules},
 };
 use crate::{config, stream::Stream};
 
@@ -51,6 +51,7 @@ pub struct Source {
     ends: BTreeMap<i32, i64>,
     /// How long polls have had no news.
     silence: Duration,
+    errors: Errors,
 }
 
 /// A group's committed offset with its metadata, for each partition that has one.
@@ -67,14 +68,9 @@ impl Source {
             unshown: kafka.unshown(),
         };
         let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);
-        let mut config = client::consumer(kafka, Stream::DeadLetters, group);
+        // What lies below the position stays settled whatever is read.
+        let mut config = client::reader(kafka, Stream::DeadLetters, group, "cmc-bridge-replay");
         config.set("enable.partition.eof", "true");
-        config.set("enable.auto.offset.store", "false");
-        // Of a position that retention has passed. What lies below the position stays settled whatever is read.
-        config.set("auto.offset.reset", "earliest");
-        if !kafka.properties.contains_key("client.id") {
-            config.set("client.id", "cmc-bridge-replay");
-        }
         let consumer = BaseConsumer::from_config_and_context(&config, context.clone())
             .map_err(|error| fail("make a Kafka client", error))?;
         reach(&consumer, topic).map_err(|error| fail("reach a broker", error))?;
@@ -82,6 +78,9 @@ impl Source {
         if found.partitions.is_empty() {
             let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
             return Err(fail("read the topic", missing));
+        }
+        if let Some(error) = leaderless(topic, &found) {
+            return Err(error);
         }
         Ok(Source {
             partitions: found.partitions,
@@ -91,6 +90,7 @@ impl Source {
             names,
             ends: BTreeMap::new(),
             silence: Duration::ZERO,
+            errors: Errors::default(),
         })
     }
 
@@ -185,12 +185,14 @@ impl Source {
     }
 
     /// The next record of what was assigned, if one comes within a moment.
+    ///
+    /// # Errors
+    /// What won't pass by itself, a partition that has no leader, and silence: see [`super::reading`].
     pub fn poll(&mut self) -> Result<Option<BorrowedMessage<'_>>, BrokerError> {
         let begun = Instant::now();
         let polled = self.consumer.poll(ASK_AGAIN);
         self.silence += begun.elapsed();
-        let silent = self.silence > SILENCE;
-        let error = match polled {
+        match polled {
             Some(Ok(record)) => {
                 self.silence = Duration::ZERO;
                 let end = self.ends.get(&record.partition()).copied().unwrap_or_default();
@@ -203,15 +205,37 @@ impl Source {
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 self.silence = Duration::ZERO;
                 self.ends.remove(&partition);
-                return Ok(None);
             }
-            Some(Err(error)) => error,
-            None if silent => KafkaError::MetadataFetch(Code::OperationTimedOut),
-            None => return Ok(None),
-        };
-        match silent || ends_reading(&error) {
-            true => Err(self.explain("read the topic", &error)),
-            false => Ok(None),
+            Some(Err(error)) if self.errors.end_reading(&error, Instant::now()) => {
+                return Err(self.explain("read the topic", &error));
+            }
+            _ => {}
+        }
+        if self.silence > LOOK_AFTER {
+            let begun = Instant::now();
+            self.look()?;
+            self.silence += begun.elapsed();
+        }
+        Ok(None)
+    }
+
+    /// Why there are no news.
+    fn look(&self) -> Result<(), BrokerError> {
+        let silent = self.silence > SILENCE;
+        match look(&self.consumer, &self.names.topic) {
+            Look::Leaderless(error) => Err(error),
+            Look::Lost(error) => Err(self.explain("read the topic", &error)),
+            Look::Away(error) if silent => Err(self.explain("read the topic", &error)),
+            Look::Well if silent => Err(BrokerError {
+                reason: BlockReason::Connect,
+                message: format!(
+                    "cannot read topic {}: its partitions have leaders, but nothing came of them for {} s. Look at the brokers' \
+                     logs",
+                    self.names.topic,
+                    SILENCE.as_secs()
+                ),
+            }),
+            Look::Well | Look::Away(_) => Ok(()),
         }
     }
 }
@@ -223,7 +247,6 @@ pub struct Writer {
     names: Names,
     kafka: config::Kafka,
     mode: Mode,
-    sent: usize,
     topics: Topics,
 }
 
@@ -232,14 +255,7 @@ struct Topics {
     admin: AdminClient<Context>,
     runtime: Handle,
     /// `None`: there is no such topic.
-    known: BTreeMap<String, Option<Limits>>,
-}
-
-/// Whether a topic is there, and its `max.message.bytes` where the broker tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topic {
-    Missing,
-    Takes(Option<usize>),
+    known: BTreeMap<String, Option<TopicRules>>,
 }
 
 impl Writer {
@@ -265,14 +281,16 @@ impl Writer {
             names,
             kafka: kafka.clone(),
             mode: Mode::Batched,
-            sent: 0,
             topics: topics_known,
         })
     }
 
-    /// Gives up the open transaction and begins with a new producer. Another writer may have been at work before: compare
-    /// the positions.
+    /// Gives up the open transaction and begins with a new producer, and with the topics' rules as they are now. Another
+    /// writer may have been at work before: compare the positions.
     pub fn begin_anew(&mut self, source: &Source, mode: Mode) -> Result<(), BrokerError> {
+        for topic in std::mem::take(&mut self.topics.known).into_keys() {
+            self.topics.look_up(source, &topic)?;
+        }
         (self.broker, self.context, self.names) = connect(source, &self.topics, mode)?;
         self.mode = mode;
         Ok(())
@@ -283,40 +301,36 @@ impl Writer {
         self.mode
     }
 
-    /// What a topic takes.
-    pub fn topic(&mut self, source: &Source, topic: &str) -> Result<Topic, BrokerError> {
-        let compressed = ["compression.type", "compression.codec"]
-            .iter()
-            .any(|name| self.kafka.properties.contains_key(*name));
-        Ok(match self.topics.look_up(source, topic)? {
-            None => Topic::Missing,
-            // Sizes of compressed records can't be foretold.
-            Some(limits) => Topic::Takes(limits.of(topic).filter(|_| !compressed)),
-        })
+    /// A topic's rules; `None` when there is no such topic.
+    pub fn topic(&mut self, source: &Source, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+        let rules = self.topics.look_up(source, topic)?;
+        Ok(rules.map(|rules| foreseen(rules, &self.kafka)))
+    }
+
+    /// From now on records have no timestamp.
+    pub fn omit_timestamps(&mut self) {
+        self.broker.omit_timestamps();
     }
 
     /// When a transaction that begins now must be over.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + self.mode.time(self.kafka.transaction_timeout * 2 / 3)
+        Instant::now() + self.broker.stretch(self.kafka.transaction_timeout * 2 / 3)
     }
 
     /// Begins a transaction.
     pub fn begin_transaction(&mut self) -> Result<(), BrokerError> {
-        self.sent = 0;
         self.broker.begin().map_err(|error| self.judge(error))
     }
 
     /// Sends a record; they are numbered from 0 in their transaction.
     pub fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
         let sent = self.broker.send(record, deadline);
-        sent.map_err(|error| self.judge_delivery(error))?;
-        self.sent += 1;
-        Ok(())
+        sent.map_err(|error| self.judge_delivery(error))
     }
 
     /// Waits until all is delivered, and commits it with the positions.
     pub fn commit(&mut self, positions: &Committed, deadline: Instant) -> Result<(), DeliveryError> {
-        let delivered = self.broker.delivered(self.sent, deadline);
+        let delivered = self.broker.delivered(deadline);
         delivered.map_err(|error| self.judge_delivery(error))?;
         let mut offsets = TopicPartitionList::new();
         for (partition, (offset, metadata)) in positions {
@@ -371,45 +385,40 @@ fn connect(
         group: format!("{}.replay.{}", kafka.id_prefix, source.names.group),
         ..source.names.clone()
     };
-    let fail = |doing: &str, error: KafkaError| explain(&error, doing, &names, &context.last_error);
-    let limits: Vec<&Limits> = topics.known.values().flatten().collect();
-    let smallest = limits.iter().filter_map(|limits| limits.smallest()).min();
-    let mut config = client::producer(kafka, Stream::DeadLetters, &names.group, mode, smallest);
-    if !kafka.properties.contains_key("client.id") {
-        config.set("client.id", "cmc-bridge-replay");
-    }
-    let producer: ThreadedProducer<Context> = config
-        .create_with_context(context.clone())
-        .map_err(|error| fail("make a Kafka client", error))?;
-    producer
-        .init_transactions(COORDINATOR)
-        .map_err(|error| fail("begin as a transactional producer", error))?;
-    let group = source.consumer.group_metadata();
-    let broker = KafkaBroker::new(
-        producer,
-        group,
+    let start = Start {
         kafka,
-        context.clone(),
-        Limits::default(),
-        names.clone(),
-    )?;
+        stream: Stream::DeadLetters,
+        context: context.clone(),
+        names: names.clone(),
+        rules: topics.rules(),
+        client_id: Some("cmc-bridge-replay"),
+    };
+    let broker = start.producer(mode, source.consumer.group_metadata())?;
     Ok((broker, context, names))
 }
 
 impl Topics {
-    fn look_up(&mut self, source: &Source, topic: &str) -> Result<Option<&Limits>, BrokerError> {
-        if !self.known.contains_key(topic) {
-            let exists = topics::exists(source.consumer.client(), topic);
-            let exists = exists.map_err(|error| {
-                let names = Names {
-                    topic: topic.to_owned(),
-                    ..source.names.clone()
-                };
-                explain(&error, "look up the topic", &names, &source.context.last_error)
-            })?;
-            let limits = exists.then(|| topics::limits(&self.admin, &self.runtime, &[topic]));
-            self.known.insert(topic.to_owned(), limits);
+    fn rules(&self) -> Rules {
+        let known = self.known.iter();
+        known
+            .filter_map(|(topic, rules)| Some((topic.clone(), (*rules)?)))
+            .collect()
+    }
+
+    fn look_up(&mut self, source: &Source, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+        if let Some(known) = self.known.get(topic) {
+            return Ok(*known);
         }
-        Ok(self.known.get(topic).and_then(Option::as_ref))
+        let exists = topics::exists(source.consumer.client(), topic);
+        let exists = exists.map_err(|error| {
+            let names = Names {
+                topic: topic.to_owned(),
+                ..source.names.clone()
+            };
+            explain(&error, "look up the topic", &names, &source.context.last_error)
+        })?;
+        let rules = exists.then(|| topics::rules(&self.admin, &self.runtime, &[topic]).of(topic));
+        self.known.insert(topic.to_owned(), rules);
+        Ok(rules)
     }
 }

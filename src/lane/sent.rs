@@ -9,13 +9,13 @@ use crate::{
 };
 
 /// A record that was sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SentRecord {
     pub batch: Seq,
     /// Its number in the batch.
     pub number: usize,
-    /// Whether it is a part of a dead letter.
-    pub dead_letter: bool,
+    /// Which part of its dead letter this is; `None` for the record itself.
+    pub part: Option<usize>,
     /// Whether its key is null.
     pub keyless: bool,
 }
@@ -24,8 +24,6 @@ pub struct SentRecord {
 #[derive(Debug)]
 pub struct Sent {
     pub begun: Instant,
-    /// The broker's number of its first record.
-    pub first: usize,
     /// The position behind it.
     pub end: Position,
     pub events: usize,
@@ -38,10 +36,9 @@ pub struct Sent {
 
 impl Sent {
     /// Nothing yet; time runs.
-    pub fn begin(first: usize) -> Sent {
+    pub fn begin() -> Sent {
         Sent {
             begun: clock::now(),
-            first,
             end: Position::default(),
             events: 0,
             bytes: 0,
@@ -55,9 +52,9 @@ impl Sent {
         self.received.is_empty()
     }
 
-    /// The broker's number of the record behind its last one.
-    pub fn behind(&self) -> usize {
-        self.first + self.records.len()
+    /// The first batch of which a record was sent.
+    pub fn first(&self) -> Seq {
+        self.records.first().map_or(self.end.seq, |record| record.batch)
     }
 
     /// The position behind every batch of which a record was sent.

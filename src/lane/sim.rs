@@ -1,6 +1,18 @@
-//! A simulated Kafka cluster behind [`Connect`] and [`Broker`]: transactions, fencing, refusals and a read_committed view,
-//! with faults that a test puts in line. What a lane may not do (use a producer after an error, commit behind a fence)
-//! panics here.
+//! A simulated Kafka cluster, with librdkafka before it, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing,
+//! refusals and a read_committed view, with faults that a test puts in line. What a lane may not do (use a producer after
+//! an error, commit behind a fence) panics here.
+//!
+//! It is to be no kinder than the real ones; `conformance` compares them. In particular:
+//!
+//! - Records go in requests, one partition each, of any size; partitions overtake each other. A request is sent when it
+//!   likes: at once, or when something is awaited. So a refusal shows at the sending of a much later record.
+//! - A request is refused as a whole. The broker names the refused records or not, and librdkafka may not even say in which
+//!   request they were.
+//! - Requests behind a refused one, which were in flight along with it, are accepted. So is all that is still queued,
+//!   unless a refusal ends the producer. How many are in flight, and what a refusal ends, is read from the properties that
+//!   the lane's producers have ([`client::producer`]).
+//! - A topic's rules are those of the time when the producer connected.
+//! - The position can't be read for a while after a transaction was left open.
 //!
 //! A process may be given a pause, which is called before each call: there the simulation lets other threads run, or the
 //! process die. A commit that was under way when its process died, or whose answer was lost, may still arrive later, if
@@ -9,19 +21,25 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use uuid::Uuid;
 
-use super::broker::{
-    BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
+use super::{
+    broker::{
+        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        Refused, TopicRules,
+    },
+    client,
 };
 use crate::{
     batch::alone_in_batch,
     clock,
+    config::{self, Delivery},
     spool::{Seq, sim::Pause},
+    stream::Stream,
 };
 
 /// What goes wrong. Each waits for the first call that it can happen to, and happens once.
@@ -97,15 +115,46 @@ enum State {
 /// A topic's settings and records.
 #[derive(Debug, Default)]
 pub struct Topic {
+    /// How many partitions it has besides the first.
+    pub more_partitions: usize,
     /// `max.message.bytes`
     pub limit: Option<usize>,
-    /// Whether the broker tells it.
-    pub limit_told: bool,
     /// Refuses null keys.
     pub compacted: bool,
+    /// Refuses values that begin so, for a reason that no configuration tells.
+    pub refuses: Option<&'static str>,
+    /// Whether the broker tells the topic's configuration.
+    pub told: bool,
     /// The bridge's user may not write.
     pub forbidden: bool,
-    records: Vec<Record>,
+    /// The clocks of bridge and broker differ: timestamps are refused.
+    pub clock_differs: bool,
+    partitions: BTreeMap<usize, Vec<Record>>,
+}
+
+impl Topic {
+    fn rules(&self) -> TopicRules {
+        match self.told {
+            true => TopicRules {
+                max_bytes: self.limit,
+                compacted: self.compacted,
+            },
+            false => TopicRules::default(),
+        }
+    }
+
+    fn refusal(&self, record: &Record) -> Option<Refusal> {
+        let rules = TopicRules {
+            max_bytes: self.limit,
+            compacted: self.compacted,
+        };
+        let other = self
+            .refuses
+            .is_some_and(|begin| record.value.starts_with(begin.as_bytes()));
+        rules
+            .refuse(record.key.is_none(), || record.size())
+            .or(other.then_some(Refusal::Invalid))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +166,8 @@ struct Group {
     under_way: Option<Committed>,
     /// Where its lane keeps its position.
     topic: String,
+    /// A transaction was left open, and the position can't be read yet.
+    unstable: bool,
 }
 
 #[derive(Debug)]
@@ -139,6 +190,14 @@ pub struct Inner {
     pub client_limit: Option<usize>,
     /// Records that fit into the producer's queue.
     pub queue: Option<usize>,
+    /// Most records in a request; any number if there is none.
+    pub request: Option<usize>,
+    /// Whether the broker names the invalid records of a request.
+    pub names_records: bool,
+    /// Whether positions can't be read at once after a transaction was left open.
+    pub unstable_positions: bool,
+    /// One in so many records is sent as soon as it is queued, along with all before it; none if 0.
+    pub hasty: usize,
     /// The mode of each connection so far.
     pub connects: Vec<Mode>,
     /// Records in each committed transaction.
@@ -194,10 +253,9 @@ impl Cluster {
 
     /// What a read_committed consumer sees: nothing behind the first open transaction.
     pub fn read(&self, topic: &str) -> Vec<Record> {
-        let inner = self.lock();
-        let records = inner.topics.get(topic).map_or(&[][..], |t| &t.records);
-        let visible = records.iter().take_while(|r| !matches!(r.state, State::Open(_)));
-        visible.filter(|r| r.state == State::Committed).cloned().collect()
+        let mut seen = Vec::new();
+        self.follow(topic, &mut BTreeMap::new(), |_, record| seen.push(record.clone()));
+        seen
     }
 
     /// The values that it sees, as text.
@@ -270,21 +328,32 @@ impl Cluster {
         inner.groups.values_mut().for_each(|group| group.under_way = None);
     }
 
-    /// What became of a topic's records from this one on, as far as a read_committed consumer gets: its key, headers and
-    /// value for those it sees. And the number of the record it waits for.
-    pub fn follow(&self, topic: &str, from: usize, mut seen: impl FnMut(&Record)) -> usize {
+    /// What a read_committed consumer sees of a topic beyond the places that `from` has for its partitions, and moves them:
+    /// of each partition, nothing behind the first open transaction.
+    pub fn follow(
+        &self,
+        topic: &str,
+        from: &mut BTreeMap<usize, usize>,
+        mut seen: impl FnMut(usize, &Record),
+    ) {
         let inner = self.lock();
-        let records = inner.topics.get(topic).map_or(&[][..], |t| &t.records);
-        let mut at = from;
-        for record in records.iter().skip(from) {
-            match record.state {
-                State::Open(_) => break,
-                State::Committed => seen(record),
-                State::Aborted => {}
+        for (partition, records) in inner
+            .topics
+            .get(topic)
+            .map(|t| &t.partitions)
+            .into_iter()
+            .flatten()
+        {
+            let place = from.entry(*partition).or_default();
+            for record in records.iter().skip(*place) {
+                match record.state {
+                    State::Open(_) => break,
+                    State::Committed => seen(*partition, record),
+                    State::Aborted => {}
+                }
+                *place += 1;
             }
-            at += 1;
         }
-        at
     }
 }
 
@@ -318,7 +387,11 @@ impl Inner {
             return 0;
         };
         let mut ended = 0;
-        for record in self.topics.values_mut().flat_map(|topic| &mut topic.records) {
+        let partitions = self
+            .topics
+            .values_mut()
+            .flat_map(|topic| topic.partitions.values_mut());
+        for record in partitions.flatten() {
             if record.state == State::Open(open.number) {
                 record.state = state;
                 ended += 1;
@@ -329,8 +402,11 @@ impl Inner {
 
     /// A new producer of the group: former ones are fenced, their transaction is aborted.
     fn fence(&mut self, group: Uuid) -> u64 {
+        let was_open = self.groups.get(&group).is_some_and(|group| group.open.is_some());
+        let unstable = was_open && self.unstable_positions && self.choose(2) == 0;
         self.end(group, State::Aborted);
         let group = self.groups.entry(group).or_default();
+        group.unstable |= unstable;
         group.epoch += 1;
         group.epoch
     }
@@ -374,17 +450,47 @@ impl Connect for Cluster {
         }
         let epoch = inner.fence(group);
         inner.groups.entry(group).or_default().topic = self.topic.clone();
+        let rules = inner.topics.iter();
+        let rules = rules.map(|(name, topic)| (name.clone(), topic.rules())).collect();
+        let plain = inner.plain;
         inner.done();
+        let (in_flight, ends_at_refusal) = in_flight(plain, mode);
         Ok(Producer {
             cluster: self.clone(),
             group,
             mode,
             epoch,
-            sent: Vec::new(),
-            delivered: 0,
+            rules,
+            in_flight,
+            ends_at_refusal,
+            timed: true,
+            queued: Vec::new(),
+            waiting: 0,
             broken: false,
         })
     }
+}
+
+/// How many requests of a lane's producer are in flight, and whether a refusal ends what is queued, by its properties.
+fn in_flight(plain: bool, mode: Mode) -> (usize, bool) {
+    static FOUND: [OnceLock<(usize, bool)>; 4] = [const { OnceLock::new() }; 4];
+    let delivery = match plain {
+        true => Delivery::AtLeastOnce,
+        false => Delivery::ExactlyOnce,
+    };
+    *FOUND[usize::from(plain) * 2 + usize::from(mode == Mode::OneByOne)].get_or_init(|| {
+        let kafka = config::Kafka {
+            delivery,
+            ..config::Kafka::for_tests()
+        };
+        let timeout = Duration::from_secs(15);
+        let properties = client::producer(&kafka, Stream::Deliveries, "group", mode, timeout, None);
+        let in_flight = properties.get("max.in.flight.requests.per.connection");
+        let in_flight = in_flight.and_then(|number| number.parse().ok());
+        // A failed transaction takes nothing more; without one it takes a property.
+        let ends = !plain || properties.get("enable.gapless.guarantee") == Some("true");
+        (in_flight.unwrap_or(5), ends)
+    })
 }
 
 /// One producer.
@@ -393,10 +499,26 @@ pub struct Producer {
     group: Uuid,
     mode: Mode,
     epoch: u64,
-    /// The open transaction's records, with their topics.
-    sent: Vec<(String, Record)>,
-    delivered: usize,
+    rules: BTreeMap<String, TopicRules>,
+    /// Requests in flight.
+    in_flight: usize,
+    /// Whether what is queued behind a refused record is given up.
+    ends_at_refusal: bool,
+    /// Whether records have timestamps.
+    timed: bool,
+    /// The records since `begin`.
+    queued: Vec<Queued>,
+    /// How many of them are not delivered.
+    waiting: usize,
     broken: bool,
+}
+
+/// A record in the producer.
+struct Queued {
+    topic: String,
+    partition: usize,
+    record: Record,
+    delivered: bool,
 }
 
 impl Producer {
@@ -420,56 +542,143 @@ impl Producer {
         result
     }
 
-    /// Why a topic refuses a record.
-    fn refusal(inner: &Inner, topic: &str, record: &Record) -> Option<Refusal> {
-        let topic = inner.topics.get(topic)?;
-        match topic.limit {
-            Some(limit) if record.size() > limit => Some(Refusal::TooLarge),
-            _ if topic.compacted && record.key.is_none() => Some(Refusal::Invalid),
-            _ => None,
+    /// What waits, as requests: the numbers of their records, in any order of partitions.
+    fn requests(&self, inner: &mut Inner) -> Vec<Vec<usize>> {
+        let mut partitions: BTreeMap<(&str, usize), VecDeque<Vec<usize>>> = BTreeMap::new();
+        for (number, queued) in self
+            .queued
+            .iter()
+            .enumerate()
+            .filter(|(_, queued)| !queued.delivered)
+        {
+            let requests = partitions.entry((&queued.topic, queued.partition)).or_default();
+            let most = match self.mode {
+                Mode::Batched => inner.request.map_or(usize::MAX, |most| 1 + inner.choose(most)),
+                Mode::OneByOne => 1,
+            };
+            match requests.back_mut() {
+                Some(request) if request.len() < most => request.push(number),
+                _ => requests.push_back(vec![number]),
+            }
         }
+        let mut waiting: Vec<_> = partitions.into_values().collect();
+        let mut requests = Vec::new();
+        while !waiting.is_empty() {
+            let next = inner.choose(waiting.len());
+            match waiting[next].pop_front() {
+                Some(request) => requests.push(request),
+                None => drop(waiting.remove(next)),
+            }
+        }
+        requests
     }
 
-    /// Delivers what waits in the queue, up to `limit` records. A batch is all records that wait for a topic.
-    fn deliver(&mut self, inner: &mut Inner, limit: usize) -> Result<(), DeliveryError> {
+    /// Sends what waits, at most so many records, until something is refused.
+    fn transmit(&mut self, inner: &mut Inner, most: usize) -> Result<(), DeliveryError> {
+        let mut left = most;
+        let requests = self.requests(inner);
+        let mut refused = Refused {
+            named: self.mode == Mode::OneByOne,
+            ..Refused::default()
+        };
+        let mut all_invalid = true;
+        // Of a refused request's partition nothing goes on that was not in flight.
+        let mut after = None;
+        for mut request in requests {
+            request.truncate(left);
+            if request.is_empty() {
+                break;
+            }
+            left -= request.len();
+            match &mut after {
+                Some(0) if self.ends_at_refusal => break,
+                Some(more) => *more = usize::saturating_sub(*more, 1),
+                None => {}
+            }
+            let refusals = self.refusals(inner, &request)?;
+            if refusals.is_empty() {
+                self.append(inner, &request);
+                continue;
+            }
+            all_invalid &= refusals.iter().all(|(_, refusal)| *refusal == Refusal::Invalid);
+            let names = inner.names_records && !inner.plain && all_invalid || self.mode == Mode::OneByOne;
+            let one = refusals[0].1;
+            match names {
+                true => refused.records.extend(refusals),
+                false => refused
+                    .records
+                    .extend(request.iter().map(|number| (*number, one))),
+            }
+            refused.named = names;
+            let others = if inner.plain && self.ends_at_refusal {
+                0
+            } else {
+                self.in_flight - 1
+            };
+            after.get_or_insert(others);
+        }
+        if after.is_none() {
+            return Ok(());
+        }
+        refused.records.sort_unstable_by_key(|(number, _)| *number);
+        if self.mode == Mode::Batched && !refused.named && inner.choose(8) == 0 {
+            refused.records.clear();
+        }
+        if inner.plain && inner.choose(4) > 0 {
+            let delivered = self
+                .queued
+                .iter()
+                .enumerate()
+                .filter(|(_, queued)| queued.delivered);
+            refused.delivered = delivered.map(|(number, _)| number).collect();
+        }
+        Err(DeliveryError::Refused(refused))
+    }
+
+    /// The records of a request that their topic refuses.
+    fn refusals(&self, inner: &Inner, request: &[usize]) -> Result<Vec<(usize, Refusal)>, DeliveryError> {
+        let Some(topic) = inner.topics.get(&self.queued[request[0]].topic) else {
+            return Err(error(BlockReason::TopicMissing, "the topic is gone").into());
+        };
+        if topic.forbidden {
+            return Err(error(BlockReason::Authorization, "no right to write").into());
+        }
+        if topic.clock_differs && self.timed {
+            return Err(DeliveryError::Untimely(error(
+                BlockReason::TopicInvalid,
+                "invalid timestamp",
+            )));
+        }
+        let refusal = |number: &usize| Some((*number, topic.refusal(&self.queued[*number].record)?));
+        Ok(request.iter().filter_map(refusal).collect())
+    }
+
+    fn append(&mut self, inner: &mut Inner, request: &[usize]) {
         let state = match inner.plain {
             true => State::Committed,
             false => State::Open(inner.groups[&self.group].open.as_ref().unwrap().number),
         };
-        let waiting = self.delivered..self.sent.len().min(self.delivered.saturating_add(limit));
-        for index in waiting.clone() {
-            let (topic, record) = &self.sent[index];
-            let same_topic = waiting.clone().filter(|i| self.sent[*i].0 == *topic);
-            let batch: Vec<usize> = match self.mode {
-                Mode::Batched => same_topic.collect(),
-                Mode::OneByOne => vec![index],
+        for number in request {
+            let queued = &mut self.queued[*number];
+            queued.delivered = true;
+            self.waiting -= 1;
+            let record = Record {
+                state,
+                ..queued.record.clone()
             };
-            let refused = batch
-                .iter()
-                .find_map(|i| Self::refusal(inner, topic, &self.sent[*i].1));
-            if let Some(refusal) = refused {
-                let index = batch[inner.choose(batch.len())];
-                return Err(DeliveryError::Refused { index, refusal });
-            }
-            match inner.topics.get_mut(topic) {
-                None => return Err(error(BlockReason::TopicMissing, "the topic is gone").into()),
-                Some(topic) if topic.forbidden => {
-                    return Err(error(BlockReason::Authorization, "no right to write").into());
-                }
-                Some(topic) => topic.records.push(Record {
-                    state,
-                    ..record.clone()
-                }),
-            }
-            self.delivered += 1;
+            let topic = inner.topics.get_mut(&queued.topic).unwrap();
+            topic.partitions.entry(queued.partition).or_default().push(record);
         }
-        Ok(())
     }
 }
 
 impl Broker for Producer {
     fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
         self.with(|producer, inner| {
+            let group = inner.groups.entry(producer.group).or_default();
+            if std::mem::take(&mut group.unstable) {
+                return Err(error(BlockReason::Transaction, "the position is not stable"));
+            }
             if inner.take(|f| f == Fault::NoCoordinator).is_some() {
                 return Err(error(BlockReason::Connect, "the coordinator is not available"));
             }
@@ -477,10 +686,16 @@ impl Broker for Producer {
         })
     }
 
-    fn record_limit(&self, topic: &str) -> Option<usize> {
-        let inner = self.cluster.lock();
-        let topic = inner.topics.get(topic)?;
-        topic.limit.filter(|_| topic.limit_told)
+    fn rules(&self, topic: &str) -> TopicRules {
+        self.rules.get(topic).copied().unwrap_or_default()
+    }
+
+    fn stretch(&self, time: Duration) -> Duration {
+        time
+    }
+
+    fn omit_timestamps(&mut self) {
+        self.timed = false;
     }
 
     fn begin(&mut self) -> Result<(), BrokerError> {
@@ -488,8 +703,8 @@ impl Broker for Producer {
             if inner.take(|f| f == Fault::Begin).is_some() {
                 return Err(error(BlockReason::Transaction, "cannot begin"));
             }
-            producer.sent.clear();
-            producer.delivered = 0;
+            producer.queued.clear();
+            producer.waiting = 0;
             if inner.plain {
                 return Ok(());
             }
@@ -513,25 +728,41 @@ impl Broker for Producer {
         };
         let limit = self.cluster.lock().client_limit;
         if limit.is_some_and(|limit| record.value.len() > limit) {
-            let (index, refusal) = (self.sent.len(), Refusal::TooLarge);
-            return Err(DeliveryError::Refused { index, refusal });
+            return Err(DeliveryError::TooLarge);
         }
         self.with(|producer, inner| {
             if inner.take(|f| f == Fault::Send).is_some() {
                 return Err(error(BlockReason::Connect, "cannot send").into());
             }
-            if inner
-                .queue
-                .is_some_and(|queue| producer.sent.len() - producer.delivered >= queue)
-            {
-                producer.deliver(inner, usize::MAX)?;
+            let full = inner.queue.is_some_and(|queue| producer.waiting >= queue);
+            if full || inner.hasty > 0 && inner.choose(inner.hasty) == 0 {
+                producer.transmit(inner, usize::MAX)?;
             }
-            producer.sent.push((record.topic.to_owned(), copy));
+            let partitions = inner
+                .topics
+                .get(record.topic)
+                .map_or(0, |topic| topic.more_partitions)
+                + 1;
+            let partition = match record.key {
+                Some(key) => {
+                    key.iter()
+                        .fold(7, |hash: usize, byte| hash * 31 + usize::from(*byte))
+                        % partitions
+                }
+                None => inner.choose(partitions),
+            };
+            producer.queued.push(Queued {
+                topic: record.topic.to_owned(),
+                partition,
+                record: copy,
+                delivered: false,
+            });
+            producer.waiting += 1;
             Ok(())
         })
     }
 
-    fn delivered(&mut self, behind: usize, deadline: Instant) -> Result<(), DeliveryError> {
+    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
         let result = self.with(|producer, inner| {
             match inner.take(|f| matches!(f, Fault::Delivery | Fault::Slow)) {
                 Some(Fault::Slow) => {
@@ -539,13 +770,13 @@ impl Broker for Producer {
                     return Err(DeliveryError::Late(error(BlockReason::Connect, "too slow")));
                 }
                 Some(_) => {
-                    let some = producer.sent.len() / 2;
-                    producer.deliver(inner, some)?;
+                    let some = producer.queued.len() / 2;
+                    producer.transmit(inner, some)?;
                     return Err(error(BlockReason::Transaction, "delivery failed").into());
                 }
                 None => {}
             }
-            producer.deliver(inner, behind.saturating_sub(producer.delivered))
+            producer.transmit(inner, usize::MAX)
         });
         // Outside transactions a late delivery is no failure.
         if matches!(result, Err(DeliveryError::Late(_))) && self.cluster.lock().plain {
@@ -565,9 +796,8 @@ impl Broker for Producer {
             group.under_way = Some(committed.clone());
         }
         self.with(|producer, inner| {
-            assert_eq!(
-                producer.delivered,
-                producer.sent.len(),
+            assert!(
+                producer.queued.iter().all(|queued| queued.delivered),
                 "committed before delivery"
             );
             let fault = inner.take(|f| {
@@ -591,12 +821,12 @@ impl Broker for Producer {
             let records = inner.end(producer.group, State::Committed);
             assert_eq!(
                 records,
-                producer.sent.len(),
+                producer.queued.len(),
                 "records of the transaction are lost"
             );
             inner.transactions.push(records);
-            producer.sent.clear();
-            producer.delivered = 0;
+            producer.queued.clear();
+            producer.waiting = 0;
             inner.groups.entry(producer.group).or_default().committed = Some(committed);
             match fault {
                 Some(_) => Err(error(BlockReason::Transaction, "the answer is lost")),

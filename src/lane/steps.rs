@@ -1,10 +1,8 @@
 //! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
 
-mod flow;
 mod sending;
 
 use std::{
-    collections::VecDeque,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -20,16 +18,23 @@ use crate::{
 };
 
 use super::{
-    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode},
+    broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Refused},
     options::LaneOptions,
     position,
-    refusal::Refusals,
+    refusal::{Pace, Refusals, mode_of},
     sent::Sent,
     trouble::{blocked_by, no_room, not_connected, unreadable},
 };
 
 /// The first transaction holds no more events than this; see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
+
+/// After the broker refused timestamps, records have none for this long.
+const UNTIMED: Duration = Duration::from_secs(600);
+
+/// Without transactions, records that wait in the producer keep the timestamps that they were queued with. After this time
+/// they are sent anew, before a topic's retention takes them for old.
+const STALE: Duration = Duration::from_secs(3600);
 
 /// What came of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +54,18 @@ pub struct Lane<C: Connect> {
     connect: C,
     metrics: StreamMetrics,
     broker: Option<C::Broker>,
+    /// How it sends, and since when it is connected.
+    mode: Mode,
+    connected_at: Instant,
+    /// When the broker refused timestamps.
+    untimely_at: Option<Instant>,
     /// Set while a range is sent again after a refusal.
     refusals: Option<Refusals>,
+    pace: Pace,
     /// The transaction whose commit has not been confirmed.
     unconfirmed: Option<Sent>,
-    /// With at-least-once delivery: what was sent and is not delivered yet, the oldest first.
-    flight: VecDeque<Sent>,
+    /// What was sent and is not delivered: with at-least-once delivery yet, else only until the turn ends.
+    flight: Option<Sent>,
     /// Most events in the next transaction, at most `options.transaction_events`.
     most_events: usize,
     wait: Duration,
@@ -67,9 +78,31 @@ pub struct Lane<C: Connect> {
 /// Why a turn ended early.
 enum Stop {
     Blocked(BrokerError),
-    /// A record was refused: send the range again another way, at once.
+    /// Time was up, and no other cause is known.
+    Late(BrokerError),
+    Refused(Refused),
+    /// The broker refused timestamps.
+    Untimely(BrokerError),
+    /// A new producer goes on at once.
     Again,
+    /// A new producer goes on after this time.
+    Paced(Duration),
     Spool(SpoolError),
+}
+
+impl From<DeliveryError> for Stop {
+    fn from(error: DeliveryError) -> Stop {
+        match error {
+            DeliveryError::Refused(refused) => Stop::Refused(refused),
+            DeliveryError::Untimely(error) => Stop::Untimely(error),
+            DeliveryError::Late(error) => Stop::Late(error),
+            DeliveryError::Failed(error) => Stop::Blocked(error),
+            error @ DeliveryError::TooLarge => Stop::Blocked(BrokerError {
+                reason: BlockReason::Other,
+                message: error.to_string(),
+            }),
+        }
+    }
 }
 
 impl From<BrokerError> for Stop {
@@ -100,9 +133,13 @@ impl<C: Connect> Lane<C> {
             connect,
             metrics,
             broker: None,
+            mode: Mode::Batched,
+            connected_at: clock::now(),
+            untimely_at: None,
             refusals: None,
+            pace: Pace::new(),
             unconfirmed: None,
-            flight: VecDeque::new(),
+            flight: None,
             blocked: None,
             stored_at: clock::now(),
             committed_at: Some(clock::now()),
@@ -154,12 +191,13 @@ impl<C: Connect> Lane<C> {
         let turn = match self.try_turn() {
             Ok(turn) => turn,
             Err(stop) => {
-                self.flight.clear();
+                let sent = self.flight.take();
                 self.backlog.rewind();
-                let turn = match stop {
+                let turn = match self.follow(stop, sent) {
                     Stop::Spool(error) => return Err(error),
-                    Stop::Again => Turn::Progress,
-                    Stop::Blocked(error) => self.block(error),
+                    Stop::Paced(wait) if !wait.is_zero() => Turn::Blocked(wait),
+                    Stop::Blocked(error) | Stop::Late(error) => self.block(error),
+                    _ => Turn::Progress,
                 };
                 self.store_checkpoint_when_due(turn)?;
                 // Whatever went wrong, this producer's state is not known any more.
@@ -181,36 +219,57 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
+    /// What follows for what was sent from why it was not delivered.
+    fn follow(&mut self, stop: Stop, sent: Option<Sent>) -> Stop {
+        match (stop, sent) {
+            (Stop::Refused(refused), Some(sent)) => self.refused(&sent, &refused),
+            (Stop::Untimely(error), _) if self.untimely_at.is_some() => Stop::Blocked(error),
+            (Stop::Untimely(error), _) => {
+                warn!(
+                    stream = %self.options.stream, "{error}. For {} minutes records are sent without a timestamp",
+                    UNTIMED.as_secs() / 60
+                );
+                self.untimely_at = Some(clock::now());
+                Stop::Again
+            }
+            (stop, _) => stop,
+        }
+    }
+
     fn try_turn(&mut self) -> Result<Turn, Stop> {
         if let Some(damage) = self.backlog.blocking_damage() {
             return Err(blocked_by(damage, self.backlog.dir()).into());
         }
-        if self.broker.is_none() {
-            return self.connect();
+        if self.flight.is_some() {
+            return self.arrive();
         }
-        let next = match self.backlog.peek() {
-            Ok(next) => next.map(|batch| batch.seq),
-            // What could be read before it is delivered first.
-            Err(_) if !self.flight.is_empty() => None,
-            Err(error) => return Err(unreadable(error).into()),
-        };
-        if let Some(refusals) = &self.refusals
-            && self.flight.is_empty()
-            && next.is_none_or(|next| next >= refusals.until)
+        let next = self.backlog.peek().map(|next| next.map(|batch| batch.seq));
+        if self.broker.is_none() {
+            let mode = next
+                .as_ref()
+                .ok()
+                .copied()
+                .flatten()
+                .map(|next| mode_of(self.refusals.as_ref(), next));
+            return self.connect(mode.unwrap_or(Mode::Batched));
+        }
+        let next = next.map_err(unreadable)?;
+        if self
+            .refusals
+            .as_ref()
+            .is_some_and(|r| next.is_none_or(|next| next >= r.until))
         {
             debug!(stream = %self.options.stream, "the refused range is done with");
-            let mode = refusals.mode;
             self.refusals = None;
-            if mode == Mode::OneByOne {
-                return Err(Stop::Again);
-            }
         }
-        match self.options.delivery {
-            Delivery::ExactlyOnce if next.is_some() => return self.transaction(),
-            Delivery::AtLeastOnce if next.is_some() || !self.flight.is_empty() => {
-                return self.flow(next.is_some());
-            }
-            _ => {}
+        if self.mode != next.map_or(Mode::Batched, |next| mode_of(self.refusals.as_ref(), next)) {
+            return Err(Stop::Again);
+        }
+        if next.is_some() {
+            return match self.options.delivery {
+                Delivery::ExactlyOnce => self.transaction(),
+                Delivery::AtLeastOnce => self.window(),
+            };
         }
         let every = self.options.timing.recommit_every;
         if self.options.delivery == Delivery::ExactlyOnce
@@ -223,9 +282,14 @@ impl<C: Connect> Lane<C> {
     }
 
     /// Makes a producer and settles the position.
-    fn connect(&mut self) -> Result<Turn, Stop> {
-        let mode = self.mode();
+    fn connect(&mut self, mode: Mode) -> Result<Turn, Stop> {
+        self.mode = mode;
         let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
+        self.connected_at = clock::now();
+        self.untimely_at = self.untimely_at.filter(|at| clock::since(*at) < UNTIMED);
+        if self.untimely_at.is_some() {
+            broker.omit_timestamps();
+        }
         let committed = match self.options.delivery {
             Delivery::ExactlyOnce => Some(broker.committed()?),
             Delivery::AtLeastOnce => None,
@@ -283,32 +347,25 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
-    fn mode(&self) -> Mode {
-        self.refusals
-            .as_ref()
-            .map_or(Mode::Batched, |refusals| refusals.mode)
-    }
-
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
-        let mut sent = Sent::begin(0);
-        let deadline = sent.begun + self.mode().time(self.options.transaction_limit);
-        let delivered = self
-            .begin()
-            .and_then(|()| self.send(&mut sent, self.most_events, deadline))
-            .and_then(|()| self.broker()?.delivered(sent.behind(), deadline));
-        if let Err(error) = delivered {
-            if matches!(error, DeliveryError::Late(_)) {
-                self.adapt(sent.events, None);
-            }
-            self.ended(TransactionOutcome::Aborted, sent.begun);
-            return Err(match error {
-                DeliveryError::Failed(error) | DeliveryError::Late(error) => Stop::Blocked(error),
-                DeliveryError::Refused { index, refusal } => {
-                    self.refused(&sent, sent.touched(), index, refusal)
+        let mut sent = Sent::begin();
+        let delivered = self.begin(&sent).and_then(|deadline| {
+            self.send(&mut sent, self.most_events, deadline)?;
+            self.broker()?.delivered(deadline)?;
+            Ok(deadline)
+        });
+        let deadline = match delivered {
+            Ok(deadline) => deadline,
+            Err(stop) => {
+                if matches!(stop, Stop::Late(_)) {
+                    self.adapt(sent.events, None);
                 }
-            });
-        }
+                self.ended(TransactionOutcome::Aborted, sent.begun);
+                self.flight = Some(sent);
+                return Err(stop);
+            }
+        };
         let (begun, end, events) = (sent.begun, sent.end, sent.events);
         let metadata = position::metadata(self.backlog.history(), end.seq);
         self.unconfirmed = Some(sent);
@@ -321,17 +378,65 @@ impl<C: Connect> Lane<C> {
         }
         self.adapt(events, Some(clock::since(begun)));
         self.ended(TransactionOutcome::Committed, begun);
-        if let Some(sent) = self.unconfirmed.take() {
-            self.backlog.advance(end);
-            self.account(&sent);
-        }
         self.committed_at = Some(clock::now());
-        self.unblock();
+        if let Some(sent) = self.unconfirmed.take() {
+            self.book(&sent);
+        }
         Ok(Turn::Progress)
     }
 
-    fn begin(&mut self) -> Result<(), DeliveryError> {
-        Ok(self.broker()?.begin()?)
+    /// Sends the next batches without a transaction.
+    fn window(&mut self) -> Result<Turn, Stop> {
+        let mut sent = Sent::begin();
+        let deadline = self.begin(&sent)?;
+        let result = self.send(&mut sent, self.most_events, deadline);
+        self.flight = Some(sent);
+        result?;
+        self.arrive()
+    }
+
+    /// Waits for what was sent without a transaction. Lateness blocks the lane and keeps the producer, for a new one would
+    /// send everything in flight a second time.
+    fn arrive(&mut self) -> Result<Turn, Stop> {
+        let until = clock::now() + self.options.timing.late_every;
+        let delivered = self.broker()?.delivered(until);
+        let Some(sent) = self.flight.take() else {
+            return Ok(Turn::Progress);
+        };
+        let took = clock::since(sent.begun);
+        match delivered {
+            Ok(()) => {
+                self.adapt(sent.events, Some(took));
+                self.book(&sent);
+                Ok(Turn::Progress)
+            }
+            Err(DeliveryError::Late(error)) if took < STALE => {
+                if took >= self.options.transaction_limit && self.blocked.is_none() {
+                    self.block(error);
+                }
+                self.flight = Some(sent);
+                Ok(Turn::Blocked(Duration::ZERO))
+            }
+            Err(error) => {
+                self.flight = Some(sent);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Begins a transaction, or a window; when it must be over.
+    fn begin(&mut self, sent: &Sent) -> Result<Instant, Stop> {
+        let limit = self.options.transaction_limit;
+        let broker = self.broker()?;
+        broker.begin()?;
+        Ok(sent.begun + broker.stretch(limit))
+    }
+
+    /// What was sent is delivered for good.
+    fn book(&mut self, sent: &Sent) {
+        self.backlog.advance(sent.end);
+        self.account(sent);
+        self.unblock();
     }
 
     /// Fits transactions to backlog and broker: large ones deliver a backlog faster, and one that is too large for the

@@ -62,9 +62,12 @@ impl Life {
             let mut inner = bench.cluster.lock();
             inner.seed = random.next();
             inner.queue = (!random.one_in(3)).then(|| 1 + random.below(6) as usize);
+            inner.request = random.one_in(2).then(|| 1 + random.below(5) as usize);
+            inner.names_records = random.one_in(2);
+            inner.hasty = random.below(5) as usize;
             let topic = inner.topics.get_mut(TOPIC).unwrap();
             topic.limit = Some(2000);
-            topic.limit_told = random.one_in(2);
+            topic.told = random.one_in(2);
             topic.compacted = random.one_in(2);
         }
         Life {

@@ -706,7 +706,7 @@ fn with_limit(limit: usize, told: bool, options: LaneOptions) -> Bench {
     let bench = Bench::with(options);
     let mut inner = bench.cluster.lock();
     let topic = inner.topics.get_mut(TOPIC).unwrap();
-    (topic.limit, topic.limit_told) = (Some(limit), told);
+    (topic.limit, topic.told) = (Some(limit), told);
     drop(inner);
     bench
 }
@@ -758,10 +758,10 @@ fn what_is_refused_alone_is_diverted_in_the_same_transaction() {
         let books = bench.books();
         assert_eq!((books.delivered, books.diverted), (17, 3));
         assert_eq!(bench.cluster.lock().transactions, [20]);
-        // Back to many in a request, and no more reconnects than refused records.
+        // Back to many in a request, and no more reconnects than refused records; none for what is foreseen.
         let connects = bench.cluster.lock().connects.clone();
         match told {
-            true => assert_eq!(connects, [Mode::Batched; 2]),
+            true => assert_eq!(connects, [Mode::Batched]),
             false => {
                 assert_eq!(connects.len(), 6, "{connects:?}");
                 assert_eq!(connects[1..5], [Mode::OneByOne; 4]);
@@ -775,33 +775,228 @@ fn what_is_refused_alone_is_diverted_in_the_same_transaction() {
 }
 
 #[test]
-fn many_refused_records_cost_few_reconnects_when_the_limit_is_told() {
+fn what_the_topics_rules_foresee_costs_no_reconnect() {
     let mut bench = with_limit(1000, true, options());
     let (small, large) = append_mixed(&mut bench, 60, 2, 1200);
     bench.settle();
     assert_eq!(large.len(), 150);
     assert_eq!(bench.cluster.values(TOPIC), small);
     assert_eq!(bench.cluster.values(LETTERS), large);
-    assert_eq!(bench.cluster.lock().connects, [Mode::Batched; 2]);
+    assert_eq!(bench.cluster.lock().connects, [Mode::Batched]);
 }
 
 #[test]
-fn a_told_limit_explains_no_other_refusal() {
+fn the_topics_rules_explain_no_other_refusal() {
     let mut bench = with_limit(1000, true, options());
-    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compacted = true;
+    {
+        let mut inner = bench.cluster.lock();
+        let topic = inner.topics.get_mut(TOPIC).unwrap();
+        (topic.compacted, topic.refuses) = (true, Some("odd"));
+    }
     let large = "x".repeat(1500);
     for (key, value) in [
         (Some("k"), "1"),
         (None, "2"),
         (Some("k"), &large),
+        (Some("k"), "odd"),
         (Some("k"), "3"),
     ] {
         bench.append_events(&[Event { key, value }]);
     }
     bench.settle();
     assert_eq!(bench.cluster.values(TOPIC), ["1", "3"]);
-    assert_eq!(bench.cluster.values(LETTERS), ["2", &large]);
-    assert_eq!(bench.books().diverted, 2);
+    assert_eq!(bench.cluster.values(LETTERS), ["2", &large, "odd"]);
+    assert_eq!(bench.books().diverted, 3);
+}
+
+/// Rules that were read long ago may have changed: nothing is diverted for them before they are read again.
+#[test]
+fn a_record_is_not_diverted_for_rules_of_the_past() {
+    let mut bench = with_limit(1000, true, options());
+    bench.append(&[1]);
+    bench.settle();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().limit = Some(5000);
+    bench.lane().connected_at = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    bench.append_events(&[Event {
+        key: Some("k"),
+        value: &"x".repeat(1500),
+    }]);
+    bench.settle();
+    bench.check_delivered();
+    assert_eq!(bench.cluster.lock().connects, [Mode::Batched; 2]);
+}
+
+/// Rules that became stricter show as a refusal, and are read again before records are sent one by one.
+#[test]
+fn rules_that_became_stricter_are_read_again() {
+    let mut bench = with_limit(5000, true, options());
+    bench.append(&[1]);
+    bench.settle();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().limit = Some(1000);
+    bench.lane().connected_at = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    let (_, large) = append_mixed(&mut bench, 10, 3, 1500);
+    bench.settle();
+    assert_eq!(bench.cluster.values(LETTERS), large);
+    assert_eq!(bench.cluster.lock().connects, [Mode::Batched; 2]);
+}
+
+#[test]
+fn records_that_the_broker_names_are_diverted_at_once() {
+    let mut bench = Bench::new();
+    {
+        let mut inner = bench.cluster.lock();
+        inner.names_records = true;
+        inner.request = Some(300);
+        inner.topics.get_mut(TOPIC).unwrap().refuses = Some("odd");
+    }
+    let mut odd = Vec::new();
+    for batch in 0..30 {
+        bench.append(&[20]);
+        if batch % 3 == 0 {
+            let value = format!("odd {batch}");
+            bench.append_events(&[Event {
+                key: Some("k"),
+                value: &value,
+            }]);
+            odd.extend(bench.appended.pop());
+        }
+    }
+    bench.settle();
+    bench.check_delivered();
+    assert_eq!(bench.cluster.values(LETTERS), odd);
+    let connects = bench.cluster.lock().connects.clone();
+    assert!(connects.iter().all(|mode| *mode == Mode::Batched));
+    assert!(connects.len() <= 1 + odd.len(), "{}", connects.len());
+}
+
+/// A refusal of an early request shows while the rest is still being sent. One record is diverted, whichever it is, and
+/// everything else arrives once and in order.
+#[test]
+fn a_refused_record_in_a_large_backlog_is_diverted_alone() {
+    const BATCH: usize = 500;
+    for (number, delivery) in [Delivery::ExactlyOnce, Delivery::AtLeastOnce]
+        .into_iter()
+        .enumerate()
+    {
+        for (place, partitions) in [(0, 1), (9, 1), (19, 1), (0, 6), (9, 6), (19, 6)] {
+            let mut bench = Bench::with(LaneOptions {
+                delivery,
+                transaction_events: 8000,
+                transaction_bytes: 32 << 20,
+                ..options()
+            });
+            {
+                let mut inner = bench.cluster.lock();
+                inner.plain = delivery == Delivery::AtLeastOnce;
+                (inner.request, inner.hasty) = (Some(100), 300);
+                inner.seed = (number * 100 + place) as u64;
+                let topic = inner.topics.get_mut(TOPIC).unwrap();
+                topic.more_partitions = partitions - 1;
+                topic.refuses = Some("odd");
+            }
+            for batch in 0..20 {
+                let first = bench.appended.len();
+                let values: Vec<_> = (0..BATCH)
+                    .map(|n| match (batch == place, n) {
+                        (true, 250) => "odd".to_owned(),
+                        _ => (first + n).to_string(),
+                    })
+                    .collect();
+                let key = format!("key {batch}");
+                let events = values.iter().map(|value| Event {
+                    key: Some(&key),
+                    value,
+                });
+                bench.append_events(&events.collect::<Vec<_>>());
+            }
+            bench.settle();
+            let found = bench.cluster.values(TOPIC);
+            // Each batch has one key, so it stands in one partition in order.
+            for batch in bench.appended.chunks(BATCH) {
+                let wanted: Vec<_> = batch.iter().filter(|value| *value != "odd").collect();
+                let seen: Vec<_> = found.iter().filter(|value| batch.contains(value)).collect();
+                match delivery {
+                    Delivery::ExactlyOnce => assert_eq!(seen, wanted),
+                    Delivery::AtLeastOnce => {
+                        let mut first = Vec::new();
+                        for value in seen {
+                            if !first.contains(&value) {
+                                first.push(value);
+                            }
+                        }
+                        assert_eq!(first, wanted);
+                    }
+                }
+            }
+            let letters = bench.cluster.values(LETTERS);
+            assert_eq!(letters, ["odd"]);
+            assert_eq!(bench.books().diverted, 1);
+            let connects = bench.cluster.lock().connects.len();
+            assert!(connects <= 5, "{connects} producers");
+        }
+    }
+}
+
+#[test]
+fn a_broker_that_refuses_much_is_not_overrun() {
+    let mut bench = Bench::new();
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().refuses = Some("odd");
+    for n in 0..40 {
+        bench.append_events(&[Event {
+            key: Some("k"),
+            value: &format!("odd {n}"),
+        }]);
+        bench.append(&[10]);
+    }
+    bench.appended.retain(|value| !value.starts_with("odd"));
+    let mut waits = Vec::new();
+    loop {
+        match bench.turn() {
+            Turn::Idle => break,
+            Turn::Blocked(wait) => waits.push(wait),
+            Turn::Progress => {}
+        }
+    }
+    bench.check_delivered();
+    assert_eq!(bench.cluster.values(LETTERS).len(), 40);
+    let connects = bench.cluster.lock().connects.len();
+    assert!(
+        waits.len() + 10 >= connects.saturating_sub(10),
+        "{connects}: {waits:?}"
+    );
+    assert!(waits.iter().any(|wait| *wait > Duration::from_secs(1)));
+    assert_eq!(
+        bench.metric("cmc_bridge_lane_blocked", "other"),
+        0.0,
+        "it goes on"
+    );
+}
+
+#[test]
+fn records_go_without_timestamps_when_the_broker_refuses_them() {
+    for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
+        let mut bench = Bench::with(LaneOptions {
+            delivery,
+            ..options()
+        });
+        {
+            let mut inner = bench.cluster.lock();
+            inner.plain = delivery == Delivery::AtLeastOnce;
+            inner.topics.get_mut(TOPIC).unwrap().clock_differs = true;
+        }
+        bench.append(&[3, 3]);
+        bench.settle();
+        bench.check_delivered();
+        assert_eq!(bench.cluster.lock().connects, [Mode::Batched; 2]);
+        // Later they are tried again, for the clock may have been set.
+        bench.cluster.lock().topics.get_mut(TOPIC).unwrap().clock_differs = false;
+        bench.lane().untimely_at = Instant::now().checked_sub(UNTIMED);
+        bench.append(&[1]);
+        bench.cluster.fault(Fault::Send);
+        bench.settle();
+        bench.check_delivered();
+        assert_eq!(bench.lane().untimely_at, None);
+    }
 }
 
 #[test]
@@ -830,7 +1025,7 @@ fn large_dead_letters_go_in_parts() {
     let mut bench = with_limit(3000, false, options());
     let mut inner = bench.cluster.lock();
     let letters = inner.topics.get_mut(LETTERS).unwrap();
-    (letters.limit, letters.limit_told) = (Some(2500), true);
+    (letters.limit, letters.told) = (Some(2500), true);
     drop(inner);
     let large = "large".repeat(2000);
     bench.append_events(&[
@@ -943,7 +1138,7 @@ fn a_shared_topic_for_events_and_dead_letters() {
         },
     ]);
     bench.settle_blocked(BlockReason::DeadLetterRefused);
-    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().limit_told = true;
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().told = true;
     bench.settle();
     assert_eq!(bench.cluster.values(TOPIC).concat(), format!("{large}1"));
     assert_eq!(bench.books().diverted, 1);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::Client,
     error::KafkaError,
     types::RDKafkaErrorCode as Code,
@@ -13,26 +13,38 @@ use tracing::{debug, info};
 
 use crate::config;
 
-use super::client::Context;
+use super::{broker::TopicRules, client::Context};
 
 /// Most time for one question to the cluster.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most time for the limits, without which a lane can do.
-const LIMITS_PATIENCE: Duration = Duration::from_secs(2);
+/// Most time for the rules, without which a lane can do.
+const RULES_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is known of a lane's topics: `max.message.bytes` by name, where the broker tells it.
+/// What is known of topics' rules, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Limits(BTreeMap<String, usize>);
+pub struct Rules(BTreeMap<String, TopicRules>);
 
-impl Limits {
-    /// A topic's `max.message.bytes`.
-    pub fn of(&self, topic: &str) -> Option<usize> {
-        self.0.get(topic).copied()
+impl FromIterator<(String, TopicRules)> for Rules {
+    fn from_iter<I: IntoIterator<Item = (String, TopicRules)>>(rules: I) -> Rules {
+        Rules(rules.into_iter().collect())
+    }
+}
+
+impl Rules {
+    /// A topic's rules; none of what the broker doesn't tell.
+    pub fn of(&self, topic: &str) -> TopicRules {
+        self.0.get(topic).copied().unwrap_or_default()
     }
 
-    /// The smallest one.
+    /// Other rules for each topic.
+    pub fn map(self, other: impl Fn(TopicRules) -> TopicRules) -> Rules {
+        let rules = self.0.into_iter();
+        rules.map(|(topic, rules)| (topic, other(rules))).collect()
+    }
+
+    /// The smallest `max.message.bytes`.
     pub fn smallest(&self) -> Option<usize> {
-        self.0.values().min().copied()
+        self.0.values().filter_map(|rules| rules.max_bytes).min()
     }
 }
 
@@ -71,28 +83,33 @@ pub fn create(
     Ok(())
 }
 
-/// Asks for the topics' `max.message.bytes`. A broker that doesn't tell (no right to describe configurations, not
-/// supported) is no error: records are then refused by the broker or not.
-pub fn limits(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) -> Limits {
-    let options = AdminOptions::new().request_timeout(Some(LIMITS_PATIENCE));
+/// Asks for the topics' rules. A broker that doesn't tell them (no right to describe configurations, not supported) is no
+/// error: it then refuses records or not.
+pub fn rules(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) -> Rules {
+    let options = AdminOptions::new().request_timeout(Some(RULES_PATIENCE));
     let resources: Vec<_> = topics
         .iter()
         .map(|topic| ResourceSpecifier::Topic(topic))
         .collect();
-    let mut limits = Limits::default();
     match runtime.block_on(admin.describe_configs(&resources, &options)) {
-        Err(error) => debug!(%error, "the topics' configuration can't be read"),
+        Err(error) => {
+            debug!(%error, "the topics' configuration can't be read");
+            Rules::default()
+        }
         Ok(answers) => {
-            for (topic, answer) in topics.iter().zip(answers) {
-                let limit = answer
-                    .ok()
-                    .and_then(|resource| resource.get("max.message.bytes")?.value.clone())
-                    .and_then(|value| value.parse().ok());
-                if let Some(limit) = limit {
-                    limits.0.insert((*topic).to_owned(), limit);
-                }
-            }
+            let told = topics.iter().zip(answers);
+            let told =
+                told.filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))));
+            told.collect()
         }
     }
-    limits
+}
+
+fn rules_of(topic: &ConfigResource) -> TopicRules {
+    let value = |name: &str| topic.get(name)?.value.as_deref();
+    TopicRules {
+        max_bytes: value("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
+        // A list: `compact`, `delete`, or both.
+        compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+    }
 }

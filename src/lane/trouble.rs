@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::{
     batch::DecodeError,
     spool::{Damage, ReadError, SegmentId, SpoolError, StoredBatch},
+    stream::Stream,
 };
 
 use super::broker::{BlockReason, BrokerError, Refusal};
@@ -58,12 +59,19 @@ pub fn damaged(damage: &Damage) -> BrokerError {
     }
 }
 
-pub fn dead_letter_refused(topic: &str, refusal: Refusal) -> BrokerError {
+/// The dead-letter topic refuses a letter of this stream's lane.
+pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> BrokerError {
     let message = match refusal {
-        Refusal::TooLarge => format!(
-            "topic {topic} refuses dead letters as too large: raise its max.message.bytes above kafka.max_record_bytes, \
-             or lower the latter"
-        ),
+        Refusal::TooLarge => {
+            let cure = match stream {
+                Stream::DeadLetters => {
+                    "raise its max.message.bytes above the value that kafka.max_record_bytes had when they were received. They \
+                     were cut to that size then, and are not cut again"
+                }
+                _ => "raise its max.message.bytes above kafka.max_record_bytes, or lower the latter",
+            };
+            format!("topic {topic} refuses dead letters as too large: {cure}")
+        }
         Refusal::Invalid => format!(
             "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
         ),
@@ -86,5 +94,18 @@ pub fn not_connected() -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,
         message: "the lane has no producer".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_are_cut_already_are_not_cut_again() {
+        let cure = |stream| dead_letter_refused(stream, "letters", Refusal::TooLarge).message;
+        assert!(cure(Stream::Bounces).contains("lower the latter"));
+        assert!(!cure(Stream::DeadLetters).contains("lower"));
+        assert!(cure(Stream::DeadLetters).contains("raise its max.message.bytes"));
     }
 }

@@ -9,12 +9,12 @@
 //!    were not asked for, or of which parts are missing at the end of the topic.
 //! 5. A record that Kafka refuses leaves its letter dead as a whole. Any other error ends the replay; it can be run again.
 //!
-//! Records are given the time of the replay, for retention counts from there; `cmc-received-at` stays as it was. New dead
+//! Records have the time of their sending, as those of a lane; `cmc-received-at` stays as it was. New dead
 //! letters are made where a body is understood and some of its pieces are not, as by the server.
 //!
 //! Kafka forgets the position of a group that commits nothing for `offsets.retention.minutes` (7 days). A replay that finds no
-//! position therefore goes on only when all letters are younger than that, for no forgotten replay can have had them, or when
-//! it is told that there was none. Every transaction commits the positions of all partitions, and an idle replay commits them
+//! position therefore goes on only when all letters came to the topic later than that, for no forgotten replay can have had them,
+//! or when it is told that there was none. Every transaction commits the positions of all partitions, and an idle replay commits them
 //! too.
 
 pub mod joining;
@@ -58,8 +58,8 @@ pub enum ReplayError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error(
-        "group {group} has no position in partition {partition}, which has letters older than 7 days. Kafka forgets the position \
-         of a group that was idle for so long, and a replay before may have delivered them. If there was none, add \
+        "group {group} has no position in partition {partition}, which has letters that have been there for 7 days. Kafka forgets \
+         the position of a group that was idle for so long, and a replay before may have delivered them. If there was none, add \
          --from-beginning"
     )]
     Forgotten { group: String, partition: i32 },

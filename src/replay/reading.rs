@@ -4,10 +4,7 @@
 //! It begins only after the group's [`Writer`](crate::lane::replay::Writer) has, so no other replay moves the positions that
 //! are read.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Options, ReplayError,
@@ -17,8 +14,8 @@ use super::{
 };
 use crate::lane::replay::{Committed, Source, another_replay};
 
-/// The default of `offsets.retention.minutes`.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The default of `offsets.retention.minutes`, but for the hour that Kafka lets a record's timestamp be ahead.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);
 
 /// A group's way through the dead-letter topic.
 pub struct Reading<'r> {
@@ -73,8 +70,8 @@ impl<'r> Reading<'r> {
             self.positions.insert(partition, position);
         }
         if !unknown.is_empty() && !self.options.from_beginning {
-            let then = SystemTime::now() - FORGOTTEN_AFTER;
-            let then = then.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+            // A letter's timestamp says when it came to the topic; no replay can have had it before.
+            let then = jiff::Timestamp::now().as_millisecond() - FORGOTTEN_AFTER.as_millis() as i64;
             if let Some(partition) = self.source.any_older(&unknown, then)? {
                 let group = self.options.group.clone();
                 return Err(ReplayError::Forgotten { group, partition });

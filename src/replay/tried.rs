@@ -1,7 +1,5 @@
 //! A letter that was tried: its verdict, what is told of it, and the records that it became.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::{
     Fate,
     joining::{Place, Read},
@@ -99,8 +97,6 @@ impl Tried {
         config: &Config,
         each: &mut dyn FnMut(Outgoing<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let timestamp_micros = now.as_micros() as i64;
         let topic = |stream| config.stream(stream).topic.as_str();
         let mut of_batch = |topic: &str, batch: &Batch| {
             // Just made by the same process, so it can be decoded.
@@ -114,7 +110,6 @@ impl Tried {
                     key: record.key,
                     headers: &headers,
                     value: &record.value(),
-                    timestamp_micros,
                 })?;
             }
             Ok(())
@@ -149,7 +144,6 @@ impl Tried {
                     key: letter.key.as_deref(),
                     headers: &headers,
                     value: &letter.value,
-                    timestamp_micros,
                 })
             }
         }

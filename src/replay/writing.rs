@@ -1,8 +1,8 @@
 //! The write side of a replay: what letters became and the positions that have them settled, in one transaction.
 //!
-//! A letter of which Kafka refuses a record is dead as a whole. Kafka names the record for sure only when records are sent one a
-//! request: after a refusal the batch goes again that way, with a new producer, until nothing of it is refused. What is
-//! sure to be refused is not sent.
+//! A letter of which Kafka refuses a record is dead as a whole. When Kafka does not name the refused records, the batch is sent
+//! again, one record a request. After each refusal a new producer begins, until nothing is refused. A record that its
+//! topic's configuration rules out is not sent at all.
 
 use std::collections::BTreeSet;
 
@@ -15,10 +15,10 @@ use super::{
 use crate::{
     batch::alone_in_batch,
     config::Config,
-    dead_letter::Reason,
     lane::{
         broker::{BrokerError, DeliveryError, Mode, Refusal},
-        replay::{Committed, Source, Topic, Writer},
+        refusal::{self, unnamed},
+        replay::{Committed, Source, Writer},
     },
 };
 
@@ -28,6 +28,8 @@ pub struct Writing<'r> {
     writer: Writer,
     /// Topics that refuse records without a key: they are compacted.
     keyed: BTreeSet<String>,
+    /// The broker refused timestamps: records have none.
+    untimed: bool,
 }
 
 /// Of a record that was sent.
@@ -45,6 +47,7 @@ impl<'r> Writing<'r> {
             config,
             writer,
             keyed: BTreeSet::new(),
+            untimed: false,
         }
     }
 
@@ -60,29 +63,59 @@ impl<'r> Writing<'r> {
             }
             let positions = reading.to_commit()?;
             let mut sent = Vec::new();
-            match self.transact(batch, &positions, &mut sent) {
+            let mode = match self.transact(batch, &positions, &mut sent) {
                 Ok(()) => {
                     reading.committed(positions);
                     return Ok(());
                 }
-                Err(DeliveryError::Late(error) | DeliveryError::Failed(error)) => return Err(error.into()),
-                Err(DeliveryError::Refused { index, refusal }) => {
-                    // Of records that were sent together the wrong one may be named.
-                    if self.writer.mode() == Mode::OneByOne
-                        && let Some(record) = sent.into_iter().nth(index)
-                    {
-                        if refusal == Refusal::Invalid && !record.keyed {
-                            self.keyed.insert(record.topic);
-                        }
-                        let tried = &mut batch[record.letter];
-                        tried.verdict = Verdict::Dead(refused(refusal));
-                        reading.settle(tried);
-                    }
-                    self.writer.begin_anew(reading.source(), Mode::OneByOne)?;
-                    // The new producer shut out whoever came in between, and what that one did is done.
-                    reading.check_alone()?;
+                Err(DeliveryError::TooLarge) => {
+                    let refused = sent.len().checked_sub(1).map(|last| (last, Refusal::TooLarge));
+                    self.bury(refused, &sent, batch, reading);
+                    self.writer.mode()
                 }
+                Err(DeliveryError::Refused(refused)) if refused.named => {
+                    self.bury(refused.records, &sent, batch, reading);
+                    self.writer.mode()
+                }
+                Err(DeliveryError::Refused(_)) if self.writer.mode() == Mode::Batched => Mode::OneByOne,
+                Err(DeliveryError::Refused(_)) => return Err(unnamed().into()),
+                Err(DeliveryError::Untimely(_)) if !self.untimed => {
+                    self.untimed = true;
+                    self.writer.mode()
+                }
+                Err(
+                    DeliveryError::Untimely(error)
+                    | DeliveryError::Late(error)
+                    | DeliveryError::Failed(error),
+                ) => return Err(error.into()),
+            };
+            self.writer.begin_anew(reading.source(), mode)?;
+            if self.untimed {
+                self.writer.omit_timestamps();
             }
+            // The new producer shut out whoever came in between, and what that one did is done.
+            reading.check_alone()?;
+        }
+    }
+
+    /// The letters of refused records are dead.
+    fn bury(
+        &mut self,
+        refused: impl IntoIterator<Item = (usize, Refusal)>,
+        sent: &[Sent],
+        batch: &mut [Tried],
+        reading: &mut Reading<'_>,
+    ) {
+        for (number, refusal) in refused {
+            let Some(record) = sent.get(number) else {
+                continue;
+            };
+            if refusal == Refusal::Invalid && !record.keyed {
+                self.keyed.insert(record.topic.clone());
+            }
+            let tried = &mut batch[record.letter];
+            tried.verdict = Verdict::Dead(dead(refusal));
+            reading.settle(tried);
         }
     }
 
@@ -91,24 +124,19 @@ impl<'r> Writing<'r> {
         let mut refusal = None;
         let mut missing = None;
         tried.each_record::<BrokerError>(self.config, &mut |record| {
-            let limit = match self.writer.topic(source, record.topic)? {
-                Topic::Missing => {
-                    missing.get_or_insert_with(|| record.topic.to_owned());
-                    return Ok(());
-                }
-                Topic::Takes(limit) => limit,
+            let Some(rules) = self.writer.topic(source, record.topic)? else {
+                missing.get_or_insert_with(|| record.topic.to_owned());
+                return Ok(());
             };
-            let size = alone_in_batch(record.key, record.headers.iter().copied(), record.value.len());
-            if limit.is_some_and(|limit| size > limit) {
-                refusal = Some(Refusal::TooLarge);
-            } else if record.key.is_none() && self.keyed.contains(record.topic) {
-                refusal = Some(Refusal::Invalid);
-            }
+            let keyless = record.key.is_none();
+            let size = || alone_in_batch(record.key, record.headers.iter().copied(), record.value.len());
+            let known = (keyless && self.keyed.contains(record.topic)).then_some(Refusal::Invalid);
+            refusal = refusal.or(rules.refuse(keyless, size)).or(known);
             Ok(())
         })?;
         Ok(match missing {
             Some(topic) => Some(Dead::new("no_topic", format!("there is no topic {topic}"))),
-            None => refusal.map(refused),
+            None => refusal.map(dead),
         })
     }
 
@@ -135,10 +163,6 @@ impl<'r> Writing<'r> {
     }
 }
 
-fn refused(refusal: Refusal) -> Dead {
-    let reason = match refusal {
-        Refusal::TooLarge => Reason::RefusedTooLarge,
-        Refusal::Invalid => Reason::RefusedInvalid,
-    };
-    Dead::new(reason.name(), "Kafka refuses a record of it")
+fn dead(refusal: Refusal) -> Dead {
+    Dead::new(refusal::reason(refusal).name(), "Kafka refuses a record of it")
 }

@@ -162,6 +162,7 @@ fn the_schedules_get_around() {
         "kills",
         "power cuts",
         "refused",
+        "repaired",
         "restored",
         "rests",
         "rotten",

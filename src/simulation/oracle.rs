@@ -7,7 +7,10 @@
 //! exceptions, and each is made here by a function of its own: [`Oracle::restored`], [`Oracle::copied`],
 //! [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+};
 
 use super::webhook::Expected;
 use crate::{config::Delivery, lane::sim::Cluster, stream::Stream};
@@ -43,9 +46,12 @@ struct Batch {
     torn: bool,
     events: std::ops::Range<usize>,
     seen: usize,
-    /// The next index of an event in each topic.
-    next: BTreeMap<&'static str, usize>,
+    /// The next index of an event in each partition.
+    next: BTreeMap<Partition, usize>,
 }
+
+/// Order is kept within one.
+type Partition = (&'static str, usize);
 
 pub struct Oracle {
     delivery: Delivery,
@@ -55,10 +61,10 @@ pub struct Oracle {
     /// The batches of each webhook, dead letters first.
     webhooks: Vec<std::ops::Range<usize>>,
     by_value: HashMap<Vec<u8>, usize>,
-    /// How far each topic was read.
-    read: BTreeMap<&'static str, usize>,
-    /// When the newest batch that is there was posted, by directory, stream and topic.
-    newest: BTreeMap<(usize, Stream, &'static str), u64>,
+    /// How far each topic was read, by partition.
+    read: BTreeMap<&'static str, BTreeMap<usize, usize>>,
+    /// When the newest batch that is there was posted, by directory, stream and partition.
+    newest: BTreeMap<(usize, Stream, Partition), u64>,
     /// Batches of which some events are there.
     partial: BTreeSet<usize>,
 }
@@ -72,7 +78,7 @@ impl Oracle {
             batches: Vec::new(),
             webhooks: Vec::new(),
             by_value: HashMap::new(),
-            read: topics.into_iter().map(|topic| (topic, 0)).collect(),
+            read: topics.into_iter().map(|topic| (topic, BTreeMap::new())).collect(),
             newest: BTreeMap::new(),
             partial: BTreeSet::new(),
         }
@@ -135,11 +141,13 @@ impl Oracle {
 
     /// Reads what is new in the topics.
     pub fn look(&mut self, cluster: &Cluster) {
-        let topics: Vec<_> = self.read.iter().map(|(topic, at)| (*topic, *at)).collect();
-        for (topic, at) in topics {
-            let at = cluster.follow(topic, at, |record| self.saw(topic, &record.value));
-            self.read.insert(topic, at);
+        let mut read = mem::take(&mut self.read);
+        for (topic, at) in &mut read {
+            cluster.follow(topic, at, |partition, record| {
+                self.saw((topic, partition), &record.value)
+            });
         }
+        self.read = read;
         if !self.partial.is_empty() && !cluster.is_open() {
             let batch = *self.partial.iter().next().unwrap_or(&0);
             let Batch { webhook, stream, .. } = self.batches[batch];
@@ -147,7 +155,8 @@ impl Oracle {
         }
     }
 
-    fn saw(&mut self, topic: &'static str, value: &[u8]) {
+    fn saw(&mut self, partition: Partition, value: &[u8]) {
+        let (topic, _) = partition;
         let Some(&id) = self.by_value.get(value) else {
             violated!("intact", "{topic} has {:?}", String::from_utf8_lossy(value));
         };
@@ -170,7 +179,7 @@ impl Oracle {
             return;
         }
         event.seen_at = tick;
-        let next = batch.next.entry(topic).or_default();
+        let next = batch.next.entry(partition).or_default();
         if event.index < *next && !batch.torn {
             violated!(
                 "order",
@@ -188,7 +197,7 @@ impl Oracle {
             return;
         }
         for holder in &batch.holders {
-            let newest = self.newest.entry((*holder, stream, topic)).or_default();
+            let newest = self.newest.entry((*holder, stream, partition)).or_default();
             if batch
                 .acknowledged
                 .is_some_and(|acknowledged| acknowledged < *newest)
@@ -264,15 +273,15 @@ impl Oracle {
             }
         }
         let newest = self.newest.clone().into_iter();
-        for ((_, stream, topic), newest) in newest.filter(|((h, ..), _)| *h == holder) {
-            self.newest.insert((copy, stream, topic), newest);
+        for ((_, stream, partition), newest) in newest.filter(|((h, ..), _)| *h == holder) {
+            self.newest.insert((copy, stream, partition), newest);
         }
     }
 
     /// A deleted topic takes its events along, and the positions of its lanes: what is behind their checkpoints may come
     /// again.
     pub fn topic_deleted(&mut self, topic: &'static str, streams: &[Stream]) {
-        self.read.insert(topic, 0);
+        self.read.insert(topic, BTreeMap::new());
         for (id, batch) in self.batches.iter_mut().enumerate() {
             let events = &mut self.events[batch.events.clone()];
             if batch.seen == 0 || !streams.contains(&batch.stream) {

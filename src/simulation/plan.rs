@@ -24,9 +24,20 @@ pub struct Plan {
     streams: Vec<Stream>,
     /// Both event streams have one topic.
     shared: bool,
-    /// `max.message.bytes` of the events' topics, and whether the broker tells it.
+    /// `max.message.bytes` of the events' topics.
     pub limit: Option<usize>,
-    limit_told: bool,
+    /// Whether the broker tells the topics' configuration.
+    told: bool,
+    /// How many partitions the topics have besides the first.
+    more_partitions: usize,
+    /// Most records in a request.
+    pub request: Option<usize>,
+    /// Whether the broker names the invalid records of a request.
+    pub names_records: bool,
+    /// Whether positions can't be read at once after a transaction was left open.
+    pub unstable_positions: bool,
+    /// One in so many records is sent at once.
+    pub hasty: usize,
     /// The events' topics refuse null keys.
     pub compacted: bool,
     /// Records that fit into a producer's queue.
@@ -61,10 +72,16 @@ impl Plan {
             streams,
             shared: random.one_in(4),
             limit: random.one_in(2).then_some(1200),
-            limit_told: random.one_in(2),
+            told: random.one_in(2),
+            more_partitions: random.pick(&[0, 0, 1, 2]),
+            request: random.one_in(2).then(|| 1 + random.below(4) as usize),
+            names_records: random.one_in(2),
+            unstable_positions: random.one_in(4),
+            hasty: random.pick(&[0, 2, 6]),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
-            segment_bytes: 4096 + random.pick(&[700, 1500, 4000]),
+            // In the longest ones a segment that was left early is not worth being used again.
+            segment_bytes: 4096 + random.pick(&[700, 1500, 4000, 9000]),
             max_bytes: random.pick(&[1 << 30, 1 << 30, 30_000]),
             durability: match random.one_in(12) {
                 true => Durability::PageCache,
@@ -77,8 +94,8 @@ impl Plan {
             transaction_events: 1 + random.below(12) as usize,
             checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
             copies: matches!(special, 0..3),
-            expiry: matches!(special, 3..5),
-            rot: special == 5,
+            expiry: matches!(special, 3..6),
+            rot: matches!(special, 5..7),
             disk_faults: random.one_in(2),
             nest: random.pick(&[3, 8, 30]),
             steps: 10 + random.below(50),
@@ -104,9 +121,10 @@ impl Plan {
     /// The topic as it is made.
     pub fn topic_settings(&self, topic: &str) -> Topic {
         let mut settings = Topic::default();
+        settings.more_partitions = self.more_partitions;
+        settings.told = self.told;
         if topic != LETTERS {
             settings.limit = self.limit;
-            settings.limit_told = self.limit_told;
             settings.compacted = self.compacted;
         }
         settings

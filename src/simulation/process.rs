@@ -17,7 +17,7 @@ use crate::{
         metrics::{Metrics, Outcome},
     },
     cmc::Rules,
-    config::{self, Auth, Delivery, StreamConfig},
+    config::{self, Auth, StreamConfig},
     ingest::Intake,
     lane::{sim::Cluster, steps::Lane},
     spool::{
@@ -187,19 +187,7 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
         retry_after: super::LONG,
         tls: None,
     };
-    let kafka = config::Kafka {
-        bootstrap_servers: String::new(),
-        delivery: Delivery::ExactlyOnce,
-        create_topics: false,
-        topic_partitions: None,
-        topic_replication: None,
-        id_prefix: String::new(),
-        max_record_bytes: 100_000,
-        transaction_events: 1,
-        transaction_bytes: 1,
-        transaction_timeout: super::LONG,
-        properties: Default::default(),
-    };
+    let kafka = config::Kafka::for_tests();
     let streams = Stream::ALL.map(|stream| StreamConfig {
         enabled: plan.streams().contains(&stream),
         topic: LETTERS.to_owned(),

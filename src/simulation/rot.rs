@@ -1,20 +1,30 @@
-//! Bit rot: where it can be told from a torn write, and so must be.
+//! Bit rot: where it can be told from a torn write, and so must be; and `spool repair` after it.
+
+use std::path::PathBuf;
 
 use super::{
+    oracle::violated,
     plan::Plan,
-    world::{Part, World},
+    world::{Part, Rot, World},
 };
-use crate::{config::Durability, spool::harness::records, stream::Stream};
+use crate::{
+    config::Durability,
+    spool::{
+        harness::{HEADER, records, repair},
+        sim::SimDisk,
+    },
+    stream::Stream,
+};
 
-/// After a power cut a bit is another one: in a batch that has a later commit behind it, or in a segment's header. When
-/// the log was at rest before, that is any batch.
+/// After a power cut bits are other ones: in a batch that has a later commit behind it (when the log was at rest before, that is
+/// any batch), or in what is stored twice. Then perhaps an operator repairs the log.
 pub fn rot(world: &World, site: usize) {
     if world.plan.durability == Durability::PageCache {
         return;
     }
     let stream = world.pick(world.plan.streams());
     // One damage to a log: two at once are told of, but what is left between them is not foretold here.
-    if world.site(site).rotten.borrow().contains(&stream) {
+    if world.site(site).rotten.borrow().contains_key(&stream) {
         return;
     }
     let rested = rest(world, site, stream);
@@ -24,16 +34,37 @@ pub fn rot(world: &World, site: usize) {
     let here = world.site(site);
     let disk = here.disk.borrow();
     disk.crash(world.random.borrow_mut().next());
+    let rotten = match world.one_in(2) {
+        true => rot_batch(world, &disk, stream, rested),
+        false => rot_what_is_stored_twice(world, &disk, stream),
+    };
+    let Some(rotten) = rotten else {
+        return;
+    };
+    world.count("rotten");
+    here.rotten.borrow_mut().insert(stream, rotten);
+    if world.one_in(2) {
+        repair_log(world, site, &disk, stream, rotten);
+    }
+}
+
+fn segments(disk: &SimDisk, stream: Stream) -> Vec<PathBuf> {
     let dir = Plan::dir(stream);
     let mut segments: Vec<_> = disk.paths();
     segments.retain(|path| path.starts_with(&dir) && path.extension().is_some_and(|e| e == "segment"));
-    let Some(path) =
-        (!segments.is_empty()).then(|| segments[world.below(segments.len() as u64) as usize].clone())
-    else {
-        return;
-    };
-    let records = records(&disk, &path);
-    let last_commit = match segments.last() == Some(&path) && !rested {
+    segments
+}
+
+fn flip(world: &World, disk: &SimDisk, path: &std::path::Path, at: u64) {
+    world.note(format_args!("a bit rots at {at} of {}", path.display()));
+    disk.rot(path, at);
+}
+
+fn rot_batch(world: &World, disk: &SimDisk, stream: Stream, rested: bool) -> Option<Rot> {
+    let segments = segments(disk, stream);
+    let path = world.pick_from(&segments)?;
+    let records = records(disk, path);
+    let last_commit = match segments.last() == Some(path) && !rested {
         true => records.last().map_or(0, |record| record.commit),
         false => u64::MAX,
     };
@@ -41,17 +72,72 @@ pub fn rot(world: &World, site: usize) {
         .iter()
         .filter(|record| record.commit < last_commit && record.is_batch)
         .collect();
-    let at = match (may.is_empty(), world.one_in(4)) {
-        (false, false) => {
-            let record = may[world.below(may.len() as u64) as usize];
-            record.at + world.below(record.len as u64) as usize
+    let record = world.pick_from(&may)?;
+    let at = record.at + world.below(record.len as u64) as usize;
+    flip(world, disk, path, at as u64);
+    Some(Rot::OfBatch)
+}
+
+/// What a kill of the process makes precious is in the newest segment: who wrote it.
+fn rot_what_is_stored_twice(world: &World, disk: &SimDisk, stream: Stream) -> Option<Rot> {
+    let dir = Plan::dir(stream);
+    let checkpoint = dir.join("checkpoint");
+    let there = disk.paths().contains(&checkpoint);
+    match world.below(8) {
+        0..4 => {
+            let segments = segments(disk, stream);
+            let path = match world.one_in(2) {
+                true => segments.last()?,
+                false => world.pick_from(&segments)?,
+            };
+            flip(world, disk, path, world.below(HEADER + 48));
         }
-        _ => world.below(4096) as usize,
+        4..6 if there => {
+            let slot = world.pick(&[0, 512]);
+            let copy = world.pick(&[0, 4096]);
+            flip(world, disk, &checkpoint, slot + copy + world.below(40));
+        }
+        6 if there && !world.plan.expiry => {
+            // Both copies of one slot: Kafka alone knows of what was delivered last.
+            let slot = world.pick(&[0, 512]);
+            for copy in [0, 4096] {
+                flip(world, disk, &checkpoint, slot + copy + world.below(40));
+            }
+        }
+        7 => {
+            let path = dir.join(world.pick(&["manifest", "manifest.copy"]));
+            disk.paths().contains(&path).then_some(())?;
+            flip(world, disk, &path, world.below(60));
+        }
+        _ => return None,
+    }
+    Some(Rot::OfACopy)
+}
+
+/// `spool repair --accept-loss`, with the process gone.
+fn repair_log(world: &World, site: usize, disk: &SimDisk, stream: Stream, rotten: Rot) {
+    let options = world.plan.log(stream);
+    // Both logs need room beside each other.
+    disk.set_capacity(None);
+    let repaired = match repair(disk, &options) {
+        Ok(repaired) => repaired,
+        Err(error) => violated!("damage", "{stream} can't be repaired: {error}"),
     };
-    world.note(format_args!("a bit rots at {at} of {}", path.display()));
-    world.count("rotten");
-    disk.rot(&path, at as u64);
-    here.rotten.borrow_mut().push(stream);
+    world.note(format_args!("the log of {stream} is repaired: {repaired:?}"));
+    let Some(repaired) = repaired else {
+        return;
+    };
+    world.count("repaired");
+    let is_lost = !repaired.lost.is_empty() || !repaired.unknown.is_empty();
+    match rotten {
+        Rot::OfBatch if is_lost => world.oracle.borrow_mut().damaged(site, stream),
+        Rot::OfACopy if is_lost => violated!("damage", "{stream} has lost nothing: {repaired:?}"),
+        _ => {}
+    }
+    world.site(site).rotten.borrow_mut().remove(&stream);
+    if repaired.position_unknown.is_some() {
+        violated!("damage", "the position of {stream} can be read: {repaired:?}");
+    }
 }
 
 /// Lets a stream's log come to rest; whether it did.

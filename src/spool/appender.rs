@@ -30,6 +30,9 @@ pub enum AppendError {
     /// The log is being closed.
     #[error("the spool is closed")]
     Closed,
+    /// The log is not open yet, or can't be opened now.
+    #[error("the spool is not open")]
+    NotOpen,
 }
 
 /// Whether a log takes batches.
@@ -40,6 +43,8 @@ pub enum LogState {
     Full,
     /// Writing failed; the process is about to end.
     Failed,
+    /// It is not open yet, or can't be opened now.
+    NotOpen,
 }
 
 /// A batch on its way to the disk.
@@ -64,6 +69,8 @@ pub(super) struct Queue {
     /// The budget refused a batch, and no bytes of it have come back since.
     refused: AtomicBool,
     failed: AtomicU8,
+    /// Whether the log has been opened.
+    open: AtomicBool,
 }
 
 pub(super) struct QueueState {
@@ -89,7 +96,13 @@ impl Queue {
             no_room: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             failed: AtomicU8::new(0),
+            open: AtomicBool::new(false),
         }
+    }
+
+    /// From now on batches are taken.
+    pub fn open(&self) {
+        self.open.store(true, Ordering::SeqCst);
     }
 
     pub fn lock(&self) -> MutexGuard<'_, QueueState> {
@@ -159,6 +172,8 @@ impl Queue {
     fn state(&self) -> LogState {
         if self.failed.load(Ordering::SeqCst) != 0 {
             LogState::Failed
+        } else if !self.open.load(Ordering::SeqCst) {
+            LogState::NotOpen
         } else if self.no_room.load(Ordering::Relaxed) || self.refused.load(Ordering::Relaxed) {
             LogState::Full
         } else {
@@ -174,6 +189,13 @@ pub struct Appender {
 }
 
 impl Appender {
+    /// Of a log that will be opened ([`super::Log::open_for`]) and holds up to `max_bytes`. Until then batches are refused.
+    pub fn of_closed_log(max_bytes: u64) -> Appender {
+        Appender {
+            queue: Arc::new(Queue::new(max_bytes)),
+        }
+    }
+
     /// Makes a batch durable; returns when it is, or after `limit`.
     ///
     /// Dropping the future does not withdraw the batch. `permit` is the batch's share of the bytes in flight; it is
@@ -195,6 +217,9 @@ impl Appender {
             }
             if state.closed {
                 return Err(AppendError::Closed);
+            }
+            if !self.queue.open.load(Ordering::SeqCst) {
+                return Err(AppendError::NotOpen);
             }
             if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
                 // One that takes most of an empty log is no sign of a full one, which a trim would end.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::accounts::Accounts;
@@ -155,15 +156,33 @@ impl Backlog {
     pub fn checkpoint_due(&self) -> bool {
         self.checkpoint
             .as_ref()
-            .is_some_and(|checkpoint| checkpoint.position() != self.position)
+            .is_some_and(|checkpoint| !checkpoint.holds(self.position))
     }
 
-    /// Stores the known position durably, then trims the segments that are wholly before it.
+    /// Stores the known position durably, then trims the segments that are wholly before it. A disk without room, where even
+    /// overwriting may take some, is no error: the position stays due.
     pub fn store_checkpoint(&mut self) -> Result<(), SpoolError> {
+        match self.store_position() {
+            Err(error) if error.is_no_space() => {
+                // What waits to be used again is room.
+                self.trimmer.let_go_of_trimmed(&*self.storage)?;
+                match self.store_position() {
+                    Err(error) if error.is_no_space() => {
+                        warn!("the position can't be stored, and nothing is trimmed until it is: {error}");
+                        Ok(())
+                    }
+                    stored => stored,
+                }
+            }
+            stored => stored,
+        }
+    }
+
+    fn store_position(&mut self) -> Result<(), SpoolError> {
         let Some(checkpoint) = &mut self.checkpoint else {
             return Ok(());
         };
-        if checkpoint.position() != self.position {
+        if !checkpoint.holds(self.position) {
             checkpoint.store(self.position)?;
         }
         self.trimmer.trim(&*self.storage, &self.dir, self.position)?;
@@ -181,7 +200,7 @@ impl Backlog {
     /// Gives the log a new name in Kafka, for the position stored there under the old one belongs to another life of
     /// this directory. The own position is stored first, so that nothing is skipped or sent again.
     pub fn renew_group(&mut self) -> Result<Uuid, SpoolError> {
-        self.store_checkpoint()?;
+        self.store_position()?;
         let manifest = Manifest {
             group_id: Uuid::new_v4(),
             ..self.manifest

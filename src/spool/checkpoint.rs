@@ -1,19 +1,32 @@
 //! The checkpoint: the lane's position, on disk.
 //!
-//! Two slots of 512 bytes, written in turn, each synced before the position counts as stored. A crash can tear only the
-//! slot being written; the other one still holds the position before, which nothing has been trimmed beyond. What an
-//! open reads may stand in the page cache only, since the process before was killed or its sync failed: so it is
-//! written again and synced before it counts.
+//! Two slots of 512 bytes, written in turn. Each is stored twice, the second time a sector further, and both copies are synced
+//! before the position counts as stored. A crash can tear only the slot being written; the other one still holds the
+//! position before, which nothing has been trimmed beyond. What an open reads may stand in the page cache only, since the
+//! process before was killed or its sync failed: so it is written again and synced before it counts.
 //!
 //! ```text
+//! offset size
+//!    0   512   slot 0         generations 0, 2, 4 …
+//!  512   512   slot 1         generations 1, 3, 5 …
+//! 4096   512   slot 0 again
+//! 4608   512   slot 1 again
+//!
 //! offset size   in each slot
 //!  0     8   magic "CMCcheck"
 //!  8     4   CRC-32C of log id (16 bytes) and bytes 12 to 40
 //! 12     4   zero
-//! 16     8   generation; the valid slot with the higher one counts
+//! 16     8   generation; the valid slot with the highest one counts
 //! 24     8   sequence of the next batch
 //! 32     8   events in all batches before it
 //! ```
+//!
+//! # Damage
+//!
+//! One damaged copy costs nothing: the other one holds the same position. With both copies of the newest slot damaged the
+//! slot before it counts ([`Wrong::Newest`]): that position is too low by what was delivered between the last two stores, and
+//! the segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of
+//! each slot; the next store adds the second.
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +37,8 @@ use super::{
 
 pub const NAME: &str = "checkpoint";
 const SLOT: usize = 512;
+/// Where the copies begin.
+const COPIES: [u64; 2] = [0, 4096];
 const MAGIC: &[u8; 8] = b"CMCcheck";
 
 /// The open checkpoint of a log.
@@ -33,22 +48,39 @@ pub struct Checkpoint {
     log_id: [u8; 16],
     generation: u64,
     position: Position,
+    /// Whether `position` is known to be on the disk.
+    stored: bool,
+    wrong: Option<Wrong>,
+}
+
+/// What was wrong when the checkpoint was opened, although a position was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    /// A copy of a slot whose other copy is whole: by bit rot, or by a crash while it was written.
+    Copy,
+    /// Both copies of a slot. It may have held a newer position than the one that was found.
+    Newest,
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint of a new log.
+    /// Makes the checkpoint of a new log: both slots hold the position.
     pub fn create(
         storage: &dyn Storage,
         dir: &Path,
         log_id: [u8; 16],
         position: Position,
     ) -> Result<(), SpoolError> {
-        let mut content = vec![0; 2 * SLOT];
-        content[..SLOT].copy_from_slice(&encode(&log_id, 0, position));
+        let mut content = vec![0; COPIES[1] as usize + 2 * SLOT];
+        for copy in COPIES {
+            for (generation, at) in [(0, copy as usize), (1, copy as usize + SLOT)] {
+                content[at..at + SLOT].copy_from_slice(&encode(&log_id, generation, position));
+            }
+        }
         manifest::replace(storage, dir, NAME, &content)
     }
 
-    /// Opens the checkpoint; `Ok(None)` when neither slot can be read, which is damage.
+    /// Opens the checkpoint and makes the position that was found durable, if the disk has room for that. `Ok(None)` when no
+    /// slot can be read, which is damage.
     pub fn open(
         storage: &dyn Storage,
         dir: &Path,
@@ -60,29 +92,48 @@ impl Checkpoint {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SpoolError::io("open", &path)(error)),
         };
-        let mut content = [0; 2 * SLOT];
-        let n = file
-            .read_at(&mut content, 0)
-            .map_err(SpoolError::io("read", &path))?;
-        let newest = content[..n]
-            .chunks(SLOT)
-            .filter_map(|slot| decode(&log_id, slot))
+        let mut copies = [[0; 2 * SLOT]; 2];
+        for (copy, at) in copies.iter_mut().zip(COPIES) {
+            file.read_at(copy, at).map_err(SpoolError::io("read", &path))?;
+        }
+        let slots = [0, SLOT].map(|at| copies.map(|copy| Slot::read(&log_id, &copy[at..at + SLOT])));
+        let newest = slots
+            .iter()
+            .flatten()
+            .filter_map(Slot::whole)
             .max_by_key(|(generation, _)| *generation);
         let Some((generation, position)) = newest else {
             return Ok(None);
         };
-        let checkpoint = Checkpoint {
+        let mut checkpoint = Checkpoint {
             file,
             path,
             log_id,
             generation,
             position,
+            stored: false,
+            wrong: slots.iter().filter_map(|slot| wrong(slot, generation)).max(),
         };
-        checkpoint.write(generation, position)?;
+        match checkpoint.write(generation, position) {
+            Ok(()) => checkpoint.stored = true,
+            // It may have room again later. Until then nothing is trimmed.
+            Err(error) if error.is_no_space() => {}
+            Err(error) => return Err(error),
+        }
         Ok(Some(checkpoint))
     }
 
-    /// The position that is durably stored.
+    /// What was found to be wrong.
+    pub fn wrong(&self) -> Option<Wrong> {
+        self.wrong
+    }
+
+    /// Whether this position is durably stored.
+    pub fn holds(&self, position: Position) -> bool {
+        self.stored && self.position == position
+    }
+
+    /// The position that was found or stored last.
     pub fn position(&self) -> Position {
         self.position
     }
@@ -93,15 +144,57 @@ impl Checkpoint {
         self.write(generation, position)?;
         self.generation = generation;
         self.position = position;
+        self.stored = true;
         Ok(())
     }
 
     fn write(&self, generation: u64, position: Position) -> Result<(), SpoolError> {
         let slot = encode(&self.log_id, generation, position);
-        self.file
-            .write_all_at(&slot, (generation % 2) * SLOT as u64)
+        let at = (generation % 2) * SLOT as u64;
+        COPIES
+            .iter()
+            .try_for_each(|copy| self.file.write_all_at(&slot, copy + at))
             .and_then(|()| self.file.sync_data())
             .map_err(SpoolError::io("write", &self.path))
+    }
+}
+
+/// What a copy of a slot holds.
+#[derive(Clone, Copy)]
+enum Slot {
+    Whole(u64, Position),
+    /// Zeros: it was never written, as far as it tells.
+    Blank,
+    Damaged,
+}
+
+impl Slot {
+    fn read(log_id: &[u8; 16], bytes: &[u8]) -> Slot {
+        match decode(log_id, bytes) {
+            Some((generation, position)) => Slot::Whole(generation, position),
+            None if bytes.iter().all(|byte| *byte == 0) => Slot::Blank,
+            None => Slot::Damaged,
+        }
+    }
+
+    fn whole(&self) -> Option<(u64, Position)> {
+        match self {
+            Slot::Whole(generation, position) => Some((*generation, *position)),
+            Slot::Blank | Slot::Damaged => None,
+        }
+    }
+}
+
+/// What is wrong with a slot, given the newest generation that can be read.
+fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
+    match copies {
+        // Earlier versions began with slot 1 blank, a crash may leave one copy of its first store, and they wrote no second
+        // copies.
+        [Slot::Blank, Slot::Blank] if newest == 0 => None,
+        [Slot::Blank, Slot::Whole(1, _)] => None,
+        [Slot::Whole(..), Slot::Whole(..) | Slot::Blank] => None,
+        [Slot::Whole(..), _] | [_, Slot::Whole(..)] => Some(Wrong::Copy),
+        _ => Some(Wrong::Newest),
     }
 }
 

@@ -243,6 +243,7 @@ fn what_is_right_behind_a_rotten_header_is_kept() {
     unseal(&spool);
     let first = places(&spool, 3)[0].0;
     spool.flip(3, 100);
+    spool.flip(3, segment::HEADER + 60);
     spool.flip(3, 5000);
     let repaired = spool.repair().unwrap();
     assert_eq!(repaired.lost, [lost(first..first + 1, Some(events(first)))]);
@@ -271,10 +272,17 @@ fn the_last_file_as_a_whole_costs_what_it_may_have_held() {
 fn the_checkpoint_is_read_around_and_the_manifest_is_not() {
     let spool = Spool::new();
     let mut disk = Failing::at(&spool, []);
-    disk.bad.push((spool.dir().join("checkpoint"), 0..SECTOR));
-    let (batches, survey) = spool.survey_on(Arc::new(disk.clone()));
-    assert_eq!((batches.len(), survey.damage().len()), (6, 1));
-    disk.bad.push((spool.dir().join("manifest"), 0..SECTOR));
+    // One copy of the position is enough; without both it is unknown.
+    for (to, batches) in [(SECTOR, 5), (2 * SECTOR, 6)] {
+        disk.bad.push((spool.dir().join("checkpoint"), 0..to));
+        let (found, survey) = spool.survey_on(Arc::new(disk.clone()));
+        assert_eq!((found.len(), survey.damage().len()), (batches, 1));
+        assert_eq!(survey.damage()[0].is_of_position(), batches == 6);
+    }
+    for name in ["manifest", "manifest.copy"] {
+        assert!(Survey::open_on(Arc::new(disk.clone()), &spool.dir()).is_ok());
+        disk.bad.push((spool.dir().join(name), 0..SECTOR));
+    }
     assert!(Survey::open_on(Arc::new(disk), &spool.dir()).is_err());
 }
 

@@ -23,10 +23,12 @@ use super::{
     log::LogWriter,
     prepare::Preparer,
     record::{self, Checksum, Kind},
+    repair::{Repaired, rewrite},
     scan::valid_records,
     segment,
     sim::SimDisk,
     storage::Storage,
+    survey::Survey,
 };
 
 pub const DIR: &str = "/spool/deliveries";
@@ -66,8 +68,18 @@ pub fn permit() -> OwnedSemaphorePermit {
     Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
 }
 
+/// Bytes of a segment's header.
+pub const HEADER: u64 = segment::HEADER as u64;
+
 pub fn segment_path(id: u64) -> PathBuf {
     Path::new(DIR).join(segment::file_name(SegmentId(id)))
+}
+
+/// An appender that takes batches from the first moment on: without threads nobody opens it.
+pub fn open_appender(options: &LogOptions) -> Appender {
+    let appender = Appender::of_closed_log(options.max_bytes);
+    appender.queue.open();
+    appender
 }
 
 /// What a thread would do when it runs.
@@ -93,14 +105,13 @@ impl SteppedLog {
         accounts: Arc<Accounts>,
         metrics: LogMetrics,
     ) -> Result<OpenedLog, SpoolError> {
+        let appender = open_appender(options);
+        let queue = Arc::clone(&appender.queue);
         let (mut writer, backlog, damage) =
-            LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
+            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
         let preparer = Preparer::stepped(storage, options.dir.clone(), Arc::clone(&writer.trimmed));
         let prepare = preparer.by_hand().unwrap();
         writer.preparer = Some(preparer);
-        let appender = Appender {
-            queue: Arc::clone(&writer.queue),
-        };
         Ok(OpenedLog {
             log: SteppedLog(writer),
             backlog,
@@ -141,8 +152,9 @@ pub struct Life {
 impl Life {
     pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<Life, SpoolError> {
         let accounts = Arc::new(Accounts::default());
+        let queue = open_appender(options).queue;
         let (writer, backlog, damage) =
-            LogWriter::open(disk.mount(), options, Arc::clone(&accounts), metrics())?;
+            LogWriter::open(disk.mount(), options, queue, Arc::clone(&accounts), metrics())?;
         Ok(Life {
             writer,
             backlog,
@@ -240,6 +252,32 @@ pub fn expect_batches(
         found.iter().map(|f| f.0).collect::<Vec<_>>(),
         wanted.iter().map(|w| w.0).collect::<Vec<_>>()
     );
+}
+
+/// What `spool repair --accept-loss` does to a log that nobody has open, on a simulated disk: as a whole, with no crash in
+/// between.
+pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, SpoolError> {
+    let storage = disk.mount();
+    let work = options.dir.with_extension("repairing");
+    let survey = || Survey::open_on(Arc::clone(&storage), &options.dir);
+    let begin = || {
+        storage
+            .create_dir_all(&work)
+            .map_err(SpoolError::io("create the directory", &work))
+    };
+    let repaired = rewrite(
+        &survey,
+        &storage,
+        &work,
+        begin,
+        options.segment_bytes,
+        options.durability,
+    )?;
+    if repaired.is_some() {
+        disk.settle();
+        disk.put_in_place(&work, &options.dir);
+    }
+    Ok(repaired)
 }
 
 /// Where a valid record stands in its segment.

@@ -1,8 +1,12 @@
-//! One process for each spool: an advisory lock (`flock`) on `<spool.dir>/lock`, held until the process ends.
+//! One process for each spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
+//!
+//! What writes a log or delivers from it holds the lock to the very end of the process ([`SpoolLock::until_the_process_ends`]):
+//! its writers and lanes are threads that a failure, a panic or a second signal does not wait for, and that may go on until
+//! the kernel ends them. The kernel then gives the lock back, behind the last system call of the last of them.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io,
+    io, mem,
     path::{Path, PathBuf},
 };
 
@@ -27,6 +31,11 @@ impl SpoolLock {
             .open(&path)
             .map_err(SpoolError::io("open", &path))?;
         lock(file, path)
+    }
+
+    /// Holds the lock for as long as there is this process: nothing drops it.
+    pub fn until_the_process_ends(self) {
+        mem::forget(self);
     }
 
     /// Locks the spool in `dir` as it is, and writes nothing; `None` for one without a lock file, a copy perhaps, which

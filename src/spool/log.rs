@@ -18,7 +18,7 @@ use super::{
     AppendError, Appender, Damage, Position, SegmentId, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
-    prepare::{Blocks, Preparer, SPARE, Spare, Taken, Trimmed, Wanted},
+    prepare::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
     reader::Reader,
     recovery::{Recovered, recover},
     segment::{self, Incarnation},
@@ -33,6 +33,9 @@ const COMMIT_BYTES: usize = 4 << 20;
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// After the disk was full, the writer looks again so much later.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
+/// How long a log that is dropped waits for its writer, and how often it looks.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
 /// Bytes a second. While a log takes more than this, its new segments are not filled with zeros first.
 const FAST: u64 = 160 << 20;
 
@@ -66,9 +69,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log, begins a fresh segment and starts its writer.
-    ///
-    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    /// [`Log::open_for`] with an appender of its own.
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
@@ -76,8 +77,25 @@ impl Log {
         metrics: LogMetrics,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
     ) -> Result<(Log, Backlog), SpoolError> {
+        let appender = Appender::of_closed_log(options.max_bytes);
+        Log::open_for(&appender, storage, options, accounts, metrics, on_failure)
+    }
+
+    /// Opens the log, begins a fresh segment and starts its writer, which takes the batches of `appender`. An error changes
+    /// nothing that a later try would miss.
+    ///
+    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    pub fn open_for(
+        appender: &Appender,
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+        on_failure: impl FnOnce(SpoolError) + Send + 'static,
+    ) -> Result<(Log, Backlog), SpoolError> {
+        let queue = Arc::clone(&appender.queue);
         let (mut writer, backlog, damage) =
-            LogWriter::open(Arc::clone(&storage), options, accounts, metrics)?;
+            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
         writer.preparer = Some(
             Preparer::start(
                 storage,
@@ -92,6 +110,7 @@ impl Log {
             .name(format!("write-{}", options.name))
             .spawn(move || writer.run(on_failure))
             .map_err(SpoolError::io("start a thread for", &options.dir))?;
+        queue.open();
         let log = Log {
             queue,
             writer: Some(handle),
@@ -123,7 +142,16 @@ impl Log {
 }
 
 impl Drop for Log {
+    /// As [`Log::close`], but a disk that hangs holds up nobody for long: the end of a process must come.
     fn drop(&mut self) {
+        self.queue.close();
+        let until = Instant::now() + LAST_WRITES;
+        while self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+            if Instant::now() >= until {
+                return;
+            }
+            thread::sleep(LOOK);
+        }
         self.close();
     }
 }
@@ -156,6 +184,7 @@ impl LogWriter {
     pub(super) fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
+        queue: Arc<Queue>,
         accounts: Arc<Accounts>,
         metrics: LogMetrics,
     ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
@@ -169,15 +198,11 @@ impl LogWriter {
             &recovered,
         );
         accounts.opened(recovered.events, recovered.position.events, None);
-        storage
-            .remove(&options.dir.join(SPARE))
-            .map_err(SpoolError::io("remove the spare segment in", &options.dir))?;
-
-        let queue = Arc::new(Queue::new(options.max_bytes));
         let end = Position {
             seq: recovered.next_seq,
             events: recovered.events,
         };
+        recovered.keep_what_is_not_done_with();
         let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
         let history = writer.history().clone();
@@ -388,7 +413,7 @@ impl LogWriter {
             self.queue.set_no_room(false);
             return Ok(true);
         }
-        let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
+        let len = self.segment_bytes.max(self.writer.segment_len_for(payload_len));
         let taken = match &self.preparer {
             Some(preparer) => preparer.take(len),
             None => {

@@ -197,6 +197,25 @@ async fn a_failed_sync_is_the_end() {
     }
 }
 
+/// Else a failure of another log, or a second signal, would wait for it.
+#[tokio::test]
+async fn a_log_whose_disk_hangs_can_be_dropped() {
+    let disk = SimDisk::new(1);
+    let opened = open(&disk, &options(SEGMENT));
+    disk.hold_syncs(true);
+    let appender = opened.appender.clone();
+    let waiting = tokio::spawn(async move { append(&appender, 0, 40).await });
+    while disk.count(Op::Write, ".segment") < 1 {
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    tokio::task::spawn_blocking(move || drop(opened)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(!waiting.is_finished());
+    disk.hold_syncs(false);
+    assert_eq!(waiting.await.unwrap(), Ok(()));
+}
+
 #[tokio::test]
 async fn closing_makes_durable_what_waits_and_seals() {
     let disk = SimDisk::new(1);
@@ -226,7 +245,7 @@ async fn closing_makes_durable_what_waits_and_seals() {
     assert_eq!(append(&appender.appender, 2, 40).await, Err(AppendError::Closed));
     let bytes = disk.read(&segment_path(1));
     let records = [0, 1].map(|n| record::record_len(batch(n, 40).0.bytes().len()));
-    let seal = segment::HEADER + records.iter().sum::<usize>();
+    let seal = segment::first_batch_at(1) + records.iter().sum::<usize>();
     let checksum = record::Checksum::new(&log_id(&disk), super::SegmentId(1));
     let seals = [seal, seal + record::HEADER].map(|at| checksum.header(&bytes[at..]));
     assert!(seals.iter().flatten().any(|h| h.kind == record::Kind::Seal));

@@ -7,6 +7,9 @@
 //! `log` goes into every checksum and never changes. `group` names the log towards Kafka (transactional id and consumer
 //! group); the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers
 //! the text `<format> <log> <group>`.
+//!
+//! The file `manifest.copy` holds the same. It counts when the manifest is damaged or gone; an open then makes both whole
+//! again. Logs of earlier versions get theirs at the next open.
 
 use std::{io, path::Path};
 
@@ -20,6 +23,7 @@ use super::{
 };
 
 const NAME: &str = "manifest";
+const COPY: &str = "manifest.copy";
 const MAX_BYTES: u64 = 4096;
 
 /// Which log a directory holds.
@@ -49,17 +53,35 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of the log in `dir`; `None` when there is none.
+    /// Reads the manifest of the log in `dir`, or its copy when the manifest is damaged or gone; `None` when there is neither.
     pub fn read(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
-        let path = dir.join(NAME);
+        let manifest = Manifest::read_file(storage, &dir.join(NAME));
+        if let Ok(Some(_)) = manifest {
+            return manifest;
+        }
+        match Manifest::read_file(storage, &dir.join(COPY)) {
+            Ok(Some(copy)) => Ok(Some(copy)),
+            _ => manifest,
+        }
+    }
+
+    /// Whether the manifest itself and its copy say this.
+    pub fn is_in(&self, storage: &dyn Storage, dir: &Path) -> [bool; 2] {
+        [NAME, COPY].map(|name| {
+            let found = Manifest::read_file(storage, &dir.join(name));
+            matches!(found, Ok(Some(found)) if found == *self)
+        })
+    }
+
+    fn read_file(storage: &dyn Storage, path: &Path) -> Result<Option<Manifest>, SpoolError> {
         let unusable = |what: String| SpoolError::Unusable {
-            path: path.clone(),
+            path: path.to_path_buf(),
             what,
         };
-        let bytes = match read_small(storage, &path) {
+        let bytes = match read_small(storage, path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(SpoolError::io("read", &path)(error)),
+            Err(error) => return Err(SpoolError::io("read", path)(error)),
         };
         let format = serde_json::from_slice::<serde_json::Value>(&bytes)
             .ok()
@@ -82,7 +104,7 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Makes this the manifest of the log in `dir`, durably.
+    /// Makes this the manifest of the log in `dir`, and its copy, durably.
     pub fn write(&self, storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
         let text = Text {
             format: FORMAT,
@@ -90,10 +112,10 @@ impl Manifest {
             group: self.group_id,
             crc32c: self.crc(),
         };
-        let path = dir.join(NAME);
         let bytes = serde_json::to_vec(&text)
-            .map_err(|error| SpoolError::io("encode", &path)(io::Error::other(error)))?;
-        replace(storage, dir, NAME, &bytes)
+            .map_err(|error| SpoolError::io("encode", &dir.join(NAME))(io::Error::other(error)))?;
+        replace(storage, dir, NAME, &bytes)?;
+        replace(storage, dir, COPY, &bytes)
     }
 
     fn crc(&self) -> u32 {

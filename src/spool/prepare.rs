@@ -61,7 +61,8 @@ impl Trimmed {
         }
     }
 
-    fn take(&self) -> Option<PathBuf> {
+    /// The oldest one, which is the caller's then.
+    pub fn take(&self) -> Option<PathBuf> {
         self.kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -169,6 +169,7 @@ impl StorageFile for ReadOnlyFile {
     fn uncache(&self) {}
 }
 
-fn is_refused(error: &io::Error) -> bool {
+/// Whether the disk can't read what was asked for.
+pub fn is_refused(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }

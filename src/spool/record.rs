@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset size
-//!  0     4    magic: "CMCb" batch, "CMCs" seal (no payload, uses no sequence)
+//!  0     4    magic: "CMCb" batch, "CMCs" seal (uses no sequence; no payload but the copy of a header, segment.rs)
 //!  4     4    CRC-32C of: log id (16 bytes), segment id (8), bytes 0 to 4 and 8 to 48
 //!  8     4    CRC-32C of the payload
 //! 12     4    payload length in bytes
@@ -68,7 +68,7 @@ impl Header {
 }
 
 /// Bytes of a record with a payload of this length.
-pub fn record_len(payload_len: usize) -> usize {
+pub const fn record_len(payload_len: usize) -> usize {
     (HEADER + payload_len).next_multiple_of(ALIGN)
 }
 

@@ -3,27 +3,37 @@
 //! See the module head of [`super`] for the rules. The steps:
 //!
 //! 1. Manifest and checkpoint; a directory without a manifest begins a new log.
-//! 2. Every segment header from the checkpoint on, chained by id and by the predecessor's end. A missing segment, a
-//!    header that can't be read and a broken chain are damage.
+//! 2. The segment headers, from the newest back to the one that holds the checkpoint's position, chained by id and by the
+//!    predecessor's end. Older segments are done with and not looked at. A missing segment, a header that can't be read, nor
+//!    its copy, and a broken chain are damage.
 //! 3. The records of the last segment, which alone may have a torn tail.
 //! 4. The last valid commit is written again and synced, and the directory is synced.
 //!
-//! Nothing is deleted or cut here, that is the caller's; the next open would find the same end either way.
+//! Nothing is deleted or cut here but a spare segment, that is the caller's; the next open would find the same end either
+//! way.
+//!
+//! Manifest, checkpoint and headers are stored twice. Where one copy is damaged and the other is whole, that is reported and
+//! costs nothing. Where the newest position is damaged as a whole, the one before it counts, and the segments that are gone
+//! were trimmed after it: nothing that was delivered is called lost.
 //!
 //! A survey ([`super::survey`]) goes the same way around what can't be read, and makes a damaged header anew from the
 //! records behind it (rebuild.rs).
 
 mod rebuild;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::config::Durability;
 
 use super::{
     CommitNo, Damage, Manifest, Position, SegmentId, Seq, SpoolError,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Wrong},
     manifest,
-    read_only::{ReadOnly, touch},
+    prepare::SPARE,
+    read_only::{ReadOnly, is_refused, touch},
     record::{self, Checksum},
     scan::{Scan, scan, valid_records},
     segment::{self, History},
@@ -80,8 +90,27 @@ pub struct Recovered {
     pub damage: Vec<Damage>,
     /// Damage that no reader would meet by itself: the lane must not begin at all.
     pub blocking: Option<Damage>,
-    /// Further damage that no reader would meet; only a survey has it.
+    /// Further damage that no reader would meet. In the bridge it costs nothing.
     pub unmet: Vec<Damage>,
+}
+
+impl Recovered {
+    /// Segments before a position that may not be on the disk are trimmed when it is.
+    pub fn keep_what_is_not_done_with(&mut self) {
+        let stored = |checkpoint: &Checkpoint| checkpoint.holds(checkpoint.position());
+        if !self.checkpoint.as_ref().is_some_and(stored) {
+            let keep = std::mem::take(&mut self.obsolete)
+                .into_iter()
+                .map(|id| SegmentInfo {
+                    id,
+                    first_seq: Seq(0),
+                    after_loss: false,
+                    end: End::At(0),
+                    bytes: 0,
+                });
+            self.segments.splice(0..0, keep);
+        }
+    }
 }
 
 /// Opens the log in `dir`, which is created when missing.
@@ -106,6 +135,10 @@ fn recover_from(
             None => Ok(()),
         })
         .map_err(SpoolError::io("create the directory", dir))?;
+    // First: it may hold the room that the rest needs.
+    storage
+        .remove(&dir.join(SPARE))
+        .map_err(SpoolError::io("remove the spare segment in", dir))?;
     let names = storage.list(dir).map_err(SpoolError::io("list", dir))?;
     let mut ids: Vec<SegmentId> = names
         .iter()
@@ -113,8 +146,24 @@ fn recover_from(
         .collect();
     ids.sort_unstable();
 
+    let mut unmet = Vec::new();
     let manifest = match Manifest::read(storage, dir)? {
-        Some(manifest) => manifest,
+        Some(manifest) => {
+            let [first, copy] = manifest.is_in(storage, dir);
+            if !first {
+                unmet.push(Damage::beside_the_segments(
+                    Damage::MANIFEST_COPIED,
+                    Position::default(),
+                ));
+            }
+            if !(first && copy) {
+                match manifest.write(storage, dir) {
+                    Err(error) if !error.is_no_space() => return Err(error),
+                    _ => {}
+                }
+            }
+            manifest
+        }
         None if ids.is_empty() => {
             let manifest = Manifest::begin();
             // The checkpoint first: a manifest then always has one beside it.
@@ -136,6 +185,7 @@ fn recover_from(
         log_id: manifest.log_id.into_bytes(),
         marked: names.iter().any(|name| name == MARK),
         rebuilt: Vec::new(),
+        unmet,
     };
     recovery.run(manifest, &ids)
 }
@@ -150,37 +200,33 @@ struct Recovery<'a> {
     marked: bool,
     /// The damage of each header that was made anew.
     rebuilt: Vec<Damage>,
+    /// Other damage that no reader would meet, and that costs nothing.
+    unmet: Vec<Damage>,
 }
+
+/// The headers of segments, where they can be read.
+type Headers = Vec<(SegmentId, Option<segment::Header>)>;
 
 /// The file that keeps blocking damage in mind over later opens, until an operator removes it.
 const MARK: &str = "damage";
 
 impl Recovery<'_> {
     fn run(&mut self, manifest: Manifest, ids: &[SegmentId]) -> Result<Recovered, SpoolError> {
-        let mut headers = ids
-            .iter()
-            .map(|id| Ok((*id, self.header(*id)?)))
-            .collect::<Result<Vec<_>, SpoolError>>()?;
         let checkpoint = Checkpoint::open(self.storage, self.dir, self.log_id)?;
+        let mut headers = self.headers(ids, checkpoint.as_ref().map(Checkpoint::position))?;
         if self.around.is_some() {
             self.rebuild(&mut headers, checkpoint.as_ref().map(Checkpoint::position))?;
         }
-        let first_known = headers.iter().find_map(|(_, header)| header.as_ref());
         let mut damage = Vec::new();
         let mut blocking = None;
+        let first_known = headers.iter().find_map(|(_, header)| header.as_ref());
         let position = match &checkpoint {
-            Some(checkpoint) => checkpoint.position(),
+            Some(checkpoint) => self.position(checkpoint, &headers),
             None => {
-                let position = first_known.map_or(Position::default(), |header| Position {
-                    seq: header.first_seq,
-                    events: header.events_before,
-                });
+                let position = first_known.map(begin_of).unwrap_or_default();
                 blocking = Some(Damage {
-                    segment: SegmentId(0),
-                    bytes: None,
-                    from: position.seq,
                     to: None,
-                    what: "the checkpoint is unreadable: the position is unknown",
+                    ..Damage::beside_the_segments(Damage::NO_POSITION, position)
                 });
                 position
             }
@@ -190,11 +236,11 @@ impl Recovery<'_> {
         // position nothing can be said.
         let start = headers
             .iter()
-            .rposition(|(_, h)| h.as_ref().is_some_and(|h| h.first_seq <= position.seq))
+            .rposition(|(_, header)| begins_by(header.as_ref(), position.seq))
             .filter(|_| checkpoint.is_some())
             .unwrap_or(0);
-        let obsolete = ids[..start].to_vec();
         let headers = &headers[start..];
+        let (obsolete, ids) = ids.split_at(ids.len() - headers.len());
         let mut segments = self.chain(headers, position, &mut damage)?;
         if self.around.is_some() {
             self.find_ends(&mut segments, headers, position)?;
@@ -204,7 +250,7 @@ impl Recovery<'_> {
             manifest,
             checkpoint,
             position,
-            obsolete,
+            obsolete: obsolete.to_vec(),
             last: None,
             cut: false,
             next_seq: Seq(0),
@@ -221,7 +267,8 @@ impl Recovery<'_> {
             unmet: self
                 .rebuilt
                 .iter()
-                .filter(|damage| ids[start..].contains(&damage.segment))
+                .chain(&self.unmet)
+                .filter(|damage| ids.contains(&damage.segment) || damage.segment == SegmentId(0))
                 .cloned()
                 .collect(),
         };
@@ -234,10 +281,7 @@ impl Recovery<'_> {
             // What is before the position may have become unreadable since.
             recovered.events = scan.events.max(position.events);
             damage.extend(scan.damage);
-            recovered.unmet.extend(scan.unread.map(|unread| Damage {
-                from: unread.from.max(position.seq),
-                ..unread
-            }));
+            recovered.unmet.extend(scan.unread);
             if let Some(info) = segments.last_mut() {
                 info.bytes = scan.end;
                 match header {
@@ -247,17 +291,22 @@ impl Recovery<'_> {
             }
         }
         if position.seq > recovered.next_seq {
+            // What was before the position is delivered. What was behind it may have been acknowledged.
             let lost = Damage {
                 segment: recovered.last.unwrap_or_default().0,
                 bytes: None,
-                from: recovered.next_seq,
-                to: Some(position.seq),
-                what: "the checkpoint lies beyond the log's end: the tail is lost",
+                from: position.seq,
+                to: None,
+                what: Damage::TAIL,
             };
             let last = headers.last().and_then(|(_, header)| header.as_ref());
             if last.is_some_and(|header| header.durability == Durability::PageCache) {
-                // As promised: with the machine the page cache is lost. It was delivered, so nothing is missing.
-                damage.push(lost);
+                // As promised: with the machine the page cache is lost.
+                damage.push(Damage {
+                    to: Some(position.seq),
+                    what: Damage::TAIL_DELIVERED,
+                    ..lost
+                });
             } else {
                 blocking.get_or_insert(lost);
             }
@@ -278,15 +327,60 @@ impl Recovery<'_> {
                 what: "an earlier start found damage, which the file `damage` beside the segments describes",
             });
         }
+        let behind = |damage: Vec<Damage>| {
+            damage
+                .into_iter()
+                .map(|found| found.behind(position.seq))
+                .collect()
+        };
+        recovered.unmet = behind(recovered.unmet);
         damage.extend(recovered.unmet.clone());
         damage.extend(blocking.clone());
         recovered.segments = segments;
-        recovered.damage = damage;
+        recovered.damage = behind(damage);
         recovered.blocking = blocking;
         self.storage
             .sync_dir(self.dir)
             .map_err(SpoolError::io("sync", self.dir))?;
         Ok(recovered)
+    }
+
+    /// The headers from the one that holds the position on, the oldest first; all without a position.
+    fn headers(&mut self, ids: &[SegmentId], position: Option<Position>) -> Result<Headers, SpoolError> {
+        let mut headers = Vec::new();
+        for id in ids.iter().rev() {
+            let header = self.header(*id)?;
+            let done = position.is_some_and(|position| begins_by(header.as_ref(), position.seq));
+            headers.push((*id, header));
+            if done {
+                break;
+            }
+        }
+        headers.reverse();
+        Ok(headers)
+    }
+
+    /// The position that the checkpoint tells.
+    fn position(&mut self, checkpoint: &Checkpoint, headers: &Headers) -> Position {
+        let mut position = checkpoint.position();
+        let what = match checkpoint.wrong() {
+            None => return position,
+            Some(Wrong::Copy) => Damage::POSITION_COPIED,
+            Some(Wrong::Newest) => {
+                // What is gone was trimmed by a newer position, which is not before the segment behind it. Not all goes at once:
+                // some segments wait to be used again.
+                let is_gap = |i: &usize| headers[*i].0.0 != headers[i - 1].0.0 + 1;
+                let behind = (1..headers.len()).rev().find(is_gap).unwrap_or(0);
+                if let Some((_, Some(first))) = headers.get(behind)
+                    && first.first_seq > position.seq
+                {
+                    position = begin_of(first);
+                }
+                Damage::POSITION_OLDER
+            }
+        };
+        self.unmet.push(Damage::beside_the_segments(what, position));
+        position
     }
 
     /// The segments from the position on, each with its end as its successor tells it.
@@ -370,7 +464,7 @@ impl Recovery<'_> {
     fn header_damage(&self, id: SegmentId) -> &'static str {
         match touch(&self.refused(id), 0, segment::HEADER as u64) {
             true => Damage::REFUSED,
-            false => "a segment header is unreadable",
+            false => Damage::HEADER,
         }
     }
 
@@ -437,8 +531,25 @@ impl Recovery<'_> {
             .unwrap_or_default()
     }
 
-    fn header(&self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {
-        read_header(self.storage, self.dir, &self.log_id, id)
+    fn header(&mut self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {
+        let found = read_header(self.storage, self.dir, &self.log_id, id)?;
+        if let Some(FoundHeader {
+            header,
+            from_copy: true,
+        }) = &found
+        {
+            self.unmet.push(Damage {
+                segment: id,
+                bytes: Some((0, segment::HEADER as u64)),
+                from: header.first_seq,
+                to: Some(header.first_seq),
+                what: match self.header_damage(id) {
+                    Damage::REFUSED => Damage::REFUSED,
+                    _ => Damage::HEADER_COPIED,
+                },
+            });
+        }
+        Ok(found.map(|found| found.header))
     }
 
     fn read(&self, id: SegmentId, access: Access) -> Result<(Vec<u8>, Box<dyn StorageFile>), SpoolError> {
@@ -454,18 +565,69 @@ impl Recovery<'_> {
     }
 }
 
-/// The header of a segment; `None` when it is not one of this log and this id.
+/// A position at a segment's beginning.
+fn begin_of(header: &segment::Header) -> Position {
+    Position {
+        seq: header.first_seq,
+        events: header.events_before,
+    }
+}
+
+/// Whether a segment begins at or before `seq`, as far as can be read.
+fn begins_by(header: Option<&segment::Header>, seq: Seq) -> bool {
+    header.is_some_and(|header| header.first_seq <= seq)
+}
+
+/// The header of a segment.
+pub struct FoundHeader {
+    pub header: segment::Header,
+    /// The header itself is damaged or can't be read.
+    pub from_copy: bool,
+}
+
+/// The header of a segment or its copy; `None` when neither is one of this log and this id.
 pub fn read_header(
     storage: &dyn Storage,
     dir: &Path,
     log_id: &[u8; 16],
     id: SegmentId,
-) -> Result<Option<segment::Header>, SpoolError> {
+) -> Result<Option<FoundHeader>, SpoolError> {
     let path = dir.join(segment::file_name(id));
-    let mut bytes = vec![0; segment::HEADER];
-    let n = storage
+    let file = storage
         .open(&path, Access::Read)
-        .and_then(|file| file.read_at(&mut bytes, 0))
         .map_err(SpoolError::io("read", &path))?;
-    Ok(segment::Header::decode(&bytes[..n]).filter(|header| header.log_id == *log_id && header.id == id))
+    let read = |len: usize, at: usize| {
+        let mut bytes = vec![0; len];
+        let n = file.read_at(&mut bytes, at as u64)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    };
+    let ours = |header: &segment::Header| header.log_id == *log_id && header.id == id;
+    let first: io::Result<Vec<u8>> = read(segment::HEADER, 0);
+    if let Err(error) = &first
+        && !is_refused(error)
+    {
+        return first.map(|_| None).map_err(SpoolError::io("read", &path));
+    }
+    if let Some(header) = first
+        .as_deref()
+        .ok()
+        .and_then(segment::Header::decode)
+        .filter(ours)
+    {
+        return Ok(Some(FoundHeader {
+            header,
+            from_copy: false,
+        }));
+    }
+    let copy: io::Result<Vec<u8>> = read(segment::MAX_COPY, segment::HEADER);
+    let checksum = Checksum::new(log_id, id);
+    let decode = |bytes: &[u8]| segment::Header::decode_copy(bytes, checksum);
+    match copy.as_deref().ok().and_then(decode).filter(ours) {
+        Some(header) => Ok(Some(FoundHeader {
+            header,
+            from_copy: true,
+        })),
+        None => first.map(|_| None).map_err(SpoolError::io("read", &path)),
+    }
 }

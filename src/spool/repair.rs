@@ -1,7 +1,8 @@
 //! Repairing a damaged log: what can be read is written anew, what can't is set aside and known to be lost.
 //!
 //! The repaired log is made whole and durable in a directory beside the damaged one, then the two change places in one
-//! atomic call, so that a crash at any instant leaves the one or the other. The damaged one stays, under a name of its own.
+//! atomic call, so that a crash at any instant leaves the one or the other. The damaged one stays, and so does what an
+//! interrupted repair left, each under a name that nothing else has.
 //!
 //! The repaired log keeps log id, group, history and the batches' sequences, so that a position in Kafka goes on to mean
 //! what it meant, and nothing is delivered twice. It begins at the checkpoint. Where batches are lost, a new segment
@@ -10,6 +11,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,6 +39,8 @@ pub struct Repaired {
     pub lost: Vec<Lost>,
     /// Damage that doesn't tell whether batches are lost, such as a lost tail.
     pub unknown: Vec<Damage>,
+    /// The position was unreadable: from where on batches were kept, and Kafka has some of them or none.
+    pub position_unknown: Option<Seq>,
     /// Undelivered batches that were kept, and their events.
     pub batches: u64,
     pub events: u64,
@@ -54,8 +58,8 @@ pub struct Lost {
     pub events: Option<u64>,
 }
 
-/// Repairs the log in `dir`, whose spool must be locked; `None` when nothing is damaged. `aside` names the directory,
-/// beside `dir`, that will hold the damaged log.
+/// Repairs the log in `dir`, whose spool must be locked; `None` when nothing is damaged. The damaged log will be in a
+/// directory beside `dir` whose name begins with `dir`'s and `aside`.
 pub fn repair(
     dir: &Path,
     aside: &str,
@@ -72,6 +76,56 @@ fn repair_from(
     segment_bytes: u64,
     durability: Durability,
 ) -> Result<Option<Repaired>, SpoolError> {
+    let storage: Arc<dyn Storage> = Arc::new(FileSystem);
+    let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
+    let failed = |action| SpoolError::io(action, &work);
+    let begin = || {
+        // What an interrupted repair left may be the damaged log itself, of which nothing may be thrown away.
+        match fs::rename(&work, free_name(dir, &format!("{aside}-left"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("set aside")(error)),
+            _ => fs::create_dir(&work).map_err(failed("create the directory")),
+        }
+    };
+    let rewritten = rewrite(survey, &storage, &work, begin, segment_bytes, durability);
+    if rewritten.is_err() {
+        // Half a copy would keep the room that the bridge wants; the error that counts is the first one.
+        let _ = fs::remove_dir_all(&work);
+    }
+    let Some(mut repaired) = rewritten? else {
+        return Ok(None);
+    };
+    let sync_parent = || File::open(&parent).and_then(|dir| dir.sync_all());
+    sync_parent().map_err(SpoolError::io("sync", &parent))?;
+    renameat_with(CWD, &work, CWD, dir, RenameFlags::EXCHANGE)
+        .map_err(|error| failed("put in its place")(error.into()))?;
+    repaired.aside = free_name(dir, aside);
+    fs::rename(&work, &repaired.aside).map_err(failed("set aside"))?;
+    sync_parent().map_err(SpoolError::io("sync", &parent))?;
+    Ok(Some(repaired))
+}
+
+/// A name beside `dir` that nothing has, with this suffix or one that begins so. Under the spool's lock nobody else takes it.
+fn free_name(dir: &Path, suffix: &str) -> PathBuf {
+    let taken = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
+    let mut name = beside(dir, suffix);
+    let mut number = 1;
+    while taken(&name) {
+        number += 1;
+        name = beside(dir, &format!("{suffix}-{number}"));
+    }
+    name
+}
+
+/// Writes what can be read into a new log in `work`, which `begin` makes; `None`, and nothing is made, when nothing is
+/// damaged.
+pub(super) fn rewrite(
+    survey: &dyn Fn() -> Result<Option<Survey>, SpoolError>,
+    storage: &Arc<dyn Storage>,
+    work: &Path,
+    begin: impl FnOnce() -> Result<(), SpoolError>,
+    segment_bytes: u64,
+    durability: Durability,
+) -> Result<Option<Repaired>, SpoolError> {
     let (Some(mut first), Some(mut survey)) = (survey()?, survey()?) else {
         return Ok(None);
     };
@@ -79,57 +133,15 @@ fn repair_from(
     if first.damage().is_empty() {
         return Ok(None);
     }
-    let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
-    let aside = beside(dir, aside);
-    let failed = |action| SpoolError::io(action, &work);
-    // What an interrupted repair left may be the damaged log itself, of which nothing may be thrown away.
-    match fs::rename(&work, aside.with_extension(format!("{}-left", extension(&aside)))) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("set aside")(error)),
-        _ => fs::create_dir(&work).map_err(failed("create the directory"))?,
-    }
-    let rewritten = rewrite(&mut survey, &work, segment_bytes, durability);
-    if rewritten.is_err() {
-        // Half a copy would keep the room that the bridge wants; the error that counts is the first one.
-        let _ = fs::remove_dir_all(&work);
-    }
-    let (lost, batches, events) = rewritten?;
-    let sync_parent = || File::open(&parent).and_then(|dir| dir.sync_all());
-    sync_parent().map_err(SpoolError::io("sync", &parent))?;
-    renameat_with(CWD, &work, CWD, dir, RenameFlags::EXCHANGE)
-        .map_err(|error| failed("put in its place")(error.into()))?;
-    fs::rename(&work, &aside).map_err(failed("set aside"))?;
-    sync_parent().map_err(SpoolError::io("sync", &parent))?;
-    Ok(Some(Repaired {
-        lost,
-        unknown: survey.recovered().blocking.iter().cloned().collect(),
-        batches,
-        events,
-        aside,
-    }))
-}
-
-fn extension(path: &Path) -> String {
-    path.extension()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// Writes what can be read into a new log in `work`: what is lost, and the batches and events that are kept.
-fn rewrite(
-    survey: &mut Survey,
-    work: &Path,
-    segment_bytes: u64,
-    durability: Durability,
-) -> Result<(Vec<Lost>, u64, u64), SpoolError> {
-    let mut rewriting = Rewriting::begin(survey, work, segment_bytes, durability)?;
+    begin()?;
+    let mut rewriting = Rewriting::begin(&survey, Arc::clone(storage), work, segment_bytes, durability)?;
     while let Some(batch) = survey.next_batch()? {
-        rewriting.lose(batch.seq, Some(batch.events_before))?;
+        rewriting.lose(&survey, batch.seq, Some(batch.events_before))?;
         rewriting.keep(&batch.payload, batch.events)?;
         rewriting.old = batch.end();
     }
-    rewriting.lose(survey.end().seq, None)?;
-    rewriting.finish()
+    rewriting.lose(&survey, survey.end().seq, None)?;
+    rewriting.finish(&survey).map(Some)
 }
 
 /// A directory beside the log's; with no suffix the one that holds both.
@@ -163,11 +175,11 @@ struct Rewriting {
 impl Rewriting {
     fn begin(
         survey: &Survey,
+        storage: Arc<dyn Storage>,
         dir: &Path,
         segment_bytes: u64,
         durability: Durability,
     ) -> Result<Rewriting, SpoolError> {
-        let storage: Arc<dyn Storage> = Arc::new(FileSystem);
         let recovered = survey.recovered();
         let position = recovered.position;
         Checkpoint::create(&*storage, dir, recovered.manifest.log_id.into_bytes(), position)?;
@@ -187,16 +199,23 @@ impl Rewriting {
         Ok(rewriting)
     }
 
-    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`.
-    fn lose(&mut self, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
+    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`. What an
+    /// earlier repair has given up is no damage any more, and is not told again.
+    fn lose(&mut self, survey: &Survey, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
         if seq <= self.old.seq {
             return Ok(());
         }
-        self.lost.push(Lost {
-            from: self.old.seq,
-            to: seq,
-            events: events_before.map(|before| before.saturating_sub(self.old.events)),
-        });
+        let in_between = |found: &&Damage| {
+            !found.is_harmless() && found.from < seq && found.to.is_none_or(|to| to > self.old.seq)
+        };
+        let found = survey.damage().iter().filter(in_between);
+        if let Some(from) = found.map(|found| found.from.max(self.old.seq)).min() {
+            self.lost.push(Lost {
+                from,
+                to: seq,
+                events: events_before.map(|before| before.saturating_sub(self.old.events)),
+            });
+        }
         self.commit()?;
         self.writer.lose_to(seq);
         self.roll(0)
@@ -222,7 +241,7 @@ impl Rewriting {
     }
 
     fn roll(&mut self, payload_len: usize) -> Result<(), SpoolError> {
-        let len = self.segment_bytes.max(Writer::segment_len_for(payload_len));
+        let len = self.segment_bytes.max(self.writer.segment_len_for(payload_len));
         let none = Trimmed::new(0, len);
         let wanted = Wanted {
             len,
@@ -233,11 +252,20 @@ impl Rewriting {
         self.writer.roll(spare, now).map(|_| ())
     }
 
-    fn finish(mut self) -> Result<(Vec<Lost>, u64, u64), SpoolError> {
+    fn finish(mut self, survey: &Survey) -> Result<Repaired, SpoolError> {
         self.commit()?;
         self.writer.seal()?;
         self.writer.sync()?;
-        Ok((self.lost, self.batches, self.events))
+        let blocking = survey.recovered().blocking.iter();
+        let (of_position, unknown): (Vec<_>, Vec<_>) = blocking.cloned().partition(Damage::is_of_position);
+        Ok(Repaired {
+            lost: self.lost,
+            unknown,
+            position_unknown: of_position.first().map(|damage| damage.from),
+            batches: self.batches,
+            events: self.events,
+            aside: PathBuf::new(),
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     accounts::Accounts,
     spool::{
         Backlog, LogOptions, StoredBatch,
-        harness::{Life, batch, expect_batches, metrics, options},
+        harness::{Life, batch, expect_batches, metrics, open_appender, options},
         log::LogWriter,
         segment,
     },
@@ -57,6 +57,7 @@ impl Spool {
         let (writer, backlog, damage) = LogWriter::open(
             Arc::new(FileSystem),
             &self.options(),
+            open_appender(&self.options()).queue,
             Arc::clone(&accounts),
             metrics(),
         )
@@ -74,9 +75,14 @@ impl Spool {
     }
 
     fn flip(&self, id: u64, at: usize) {
-        let mut bytes = fs::read(self.segment(id)).unwrap();
+        self.flip_in(&segment::file_name(super::super::SegmentId(id)), at);
+    }
+
+    fn flip_in(&self, name: &str, at: usize) {
+        let path = self.dir().join(name);
+        let mut bytes = fs::read(&path).unwrap();
         bytes[at] ^= 1;
-        fs::write(self.segment(id), bytes).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 
     fn survey(&self) -> (Vec<StoredBatch>, Survey) {
@@ -231,8 +237,28 @@ fn a_position_inside_the_loss_goes_on_behind_it() {
 #[test]
 fn headers_segments_checkpoint_and_tail() {
     type Harm = fn(&Spool);
-    let cases: [(&str, Harm, &[u64], u64); 10] = [
+    let cases: [(&str, Harm, &[u64], u64); 14] = [
         ("a header", |s| s.flip(4, 100), &[1, 2, 3, 4, 5], 6),
+        (
+            "a header and its copy",
+            |s| (s.flip(4, 100), s.flip(4, segment::HEADER + 60)).1,
+            &[1, 2, 3, 4, 5],
+            6,
+        ),
+        (
+            "a copy of the position",
+            |s| s.flip_in("checkpoint", 1),
+            &[1, 2, 3, 4, 5],
+            6,
+        ),
+        (
+            "the newest position",
+            |s| (s.flip_in("checkpoint", 1), s.flip_in("checkpoint", 4096 + 1)).1,
+            // The position before it was 0. What Kafka has behind that, Kafka's position tells.
+            &[0, 1, 2, 3, 4, 5],
+            6,
+        ),
+        ("the manifest", |s| s.flip_in("manifest", 20), &[1, 2, 3, 4, 5], 6),
         (
             "a header and what is behind it",
             |s| (s.flip(4, 100), s.flip(4, 5000)).1,
@@ -304,6 +330,118 @@ fn headers_segments_checkpoint_and_tail() {
     }
 }
 
+/// A kill of the bridge leaves the checkpoint behind Kafka. Whatever is damaged then in one place, the repaired log knows who
+/// wrote what: else a position in Kafka would be worth less, and batches would be delivered twice.
+#[test]
+fn a_repaired_log_knows_who_wrote_what() {
+    let harms: [fn(&Spool); 5] = [
+        |s| s.flip(7, 100),
+        |s| s.flip(7, 4000),
+        |s| s.flip(7, segment::HEADER + 20),
+        |s| s.flip_in("checkpoint", 8),
+        |s| s.flip_in("manifest", 20),
+    ];
+    for harm in harms {
+        let spool = Spool::new();
+        let mut life = spool.open();
+        // Batch 6 is this life's first one and stands in segment 7.
+        life.append(6..9, BIG);
+        life.rest();
+        let history = life.backlog.history().clone();
+        assert_eq!(history.entries().len(), 2);
+        drop(life);
+        harm(&spool);
+        // The damage may be of the copy of a header, which nobody misses.
+        if let Some(repaired) = spool.repair() {
+            assert_eq!((repaired.lost, repaired.unknown.len()), (vec![], 0));
+        }
+        let life = spool.open();
+        assert!(life.backlog.history().entries().starts_with(history.entries()));
+        assert_eq!(life.backlog.end().seq, Seq(9));
+    }
+}
+
+/// A spool that an earlier version left after two lives of three webhooks each: headers, positions and manifest stand in it
+/// once.
+#[test]
+fn a_spool_of_an_earlier_version_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let spool = Spool {
+        root,
+        segment_bytes: SEGMENT,
+    };
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/spools/single-copies");
+    fs::create_dir(spool.dir()).unwrap();
+    for entry in fs::read_dir(fixture).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, spool.dir().join(path.file_name().unwrap())).unwrap();
+    }
+    assert!(spool.survey().1.damage().is_empty());
+    let mut life = spool.open();
+    assert_eq!(life.damage, []);
+    assert_eq!(life.backlog.history().entries().len(), 3);
+    let (batches, damage) = life.read();
+    assert_eq!((batches.len(), damage), (6, None));
+    assert!(batches[5].payload.windows(8).any(|bytes| bytes == b"2.3@test"));
+    life.append([6], BIG);
+    life.deliver_to(4);
+    drop(life);
+    // From now on there are two of each.
+    spool.flip_in("manifest", 20);
+    spool.flip_in("checkpoint", 16);
+    spool.flip(3, 100);
+    let mut life = spool.open();
+    assert!(
+        life.damage.iter().all(super::Damage::is_harmless),
+        "{:?}",
+        life.damage
+    );
+    assert_eq!(life.damage.len(), 3);
+    assert_eq!(life.read().0.len(), 3);
+    drop(life);
+    // What has no copy is damage, as ever, and repaired as far as the records tell.
+    spool.flip(2, 100);
+    let repaired = spool.repair().unwrap();
+    assert_eq!((repaired.lost, repaired.batches), (vec![], 3));
+}
+
+#[test]
+fn what_repairs_leave_has_names_of_its_own() {
+    let spool = Spool::new();
+    let left = spool.root.path().join("deliveries.repairing");
+    let mut asides = Vec::new();
+    for repair in 0..4 {
+        // Each was interrupted once, all in the same second.
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("evidence"), [repair]).unwrap();
+        fs::write(spool.dir().join("damage"), "once").unwrap();
+        asides.push(spool.repair().unwrap().aside);
+    }
+    let mut names: Vec<_> = fs::read_dir(spool.root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let wanted = ["", ".damaged-1", ".damaged-1-2", ".damaged-1-3", ".damaged-1-4"];
+    let mut wanted: Vec<String> = wanted
+        .iter()
+        .map(|suffix| format!("deliveries{suffix}"))
+        .collect();
+    wanted.extend(
+        ["-left", "-left-2", "-left-3", "-left-4"].map(|suffix| format!("deliveries.damaged-1{suffix}")),
+    );
+    wanted.sort();
+    assert_eq!(names, wanted);
+    assert!(asides.iter().all(|aside| aside.join("damage").exists()));
+    for (repair, suffix) in (0..).zip(["-left", "-left-2", "-left-3", "-left-4"]) {
+        let evidence = spool
+            .root
+            .path()
+            .join(format!("deliveries.damaged-1{suffix}/evidence"));
+        assert_eq!(fs::read(evidence).unwrap(), [repair]);
+    }
+}
+
 #[test]
 fn the_last_segment_costs_what_it_may_have_held() {
     let spool = Spool::new();
@@ -334,7 +472,7 @@ fn any_flipped_byte() {
             spool.check_repaired(&[1, 2, 3, 4, 5], 6);
             continue;
         };
-        let in_header = at < segment::HEADER as u64;
+        let in_header = at < segment::first_batch_at(1) as u64;
         let kept: Vec<u64> = (1..6).filter(|n| in_header || n + 1 != id).collect();
         assert_eq!(repaired.batches, kept.len() as u64);
         spool.check_repaired(&kept, 6);

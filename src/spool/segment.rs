@@ -22,15 +22,24 @@
 //!  96         history: (incarnation u64, first sequence u64) for each, the oldest first; the last is this segment's
 //! ```
 //!
+//! The first record behind the header is a seal whose payload is the same header again, without the zeros at its end. It is
+//! written and synced together with the header. When the header is damaged, the copy counts, so that one damage forgets
+//! neither where the segment begins nor who wrote it. Segments of earlier versions have no copy.
+//!
 //! The *history* says which process life (incarnation) wrote which sequences. It goes along with the position into
 //! Kafka, and shows at the next start whether log and position belong together.
 
 use crate::config::Durability;
 
-use super::{CommitNo, SegmentId, Seq};
+use super::{
+    CommitNo, SegmentId, Seq,
+    record::{self, Checksum, Kind},
+};
 
 pub const HEADER: usize = 4096;
 pub const FORMAT: u32 = 1;
+/// Most bytes of the record with the header's copy.
+pub const MAX_COPY: usize = record::record_len(HEADER);
 const MAGIC: &[u8; 8] = b"CMCspool";
 const HISTORY_AT: usize = 96;
 /// As many as the header has room for.
@@ -114,6 +123,35 @@ impl Header {
         bytes
     }
 
+    /// The beginning of a segment: the header and the record with its copy.
+    pub fn encode_with_copy(&self) -> Vec<u8> {
+        let header = self.encode();
+        let copy = &header[..used(self.history.0.len())];
+        let seal = record::Header {
+            kind: Kind::Seal,
+            payload_len: copy.len(),
+            seq: self.first_seq,
+            commit: self.first_commit,
+            events_before: self.events_before,
+            events: 0,
+            in_commit: 0,
+        };
+        let mut bytes = header.to_vec();
+        Checksum::new(&self.log_id, self.id).encode(&seal, copy, &mut bytes);
+        bytes
+    }
+
+    /// The header whose copy is the record at the beginning of `bytes`, when it is one and whole.
+    pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<Header> {
+        let (record, copy) = checksum.verify(bytes)?;
+        if record.kind != Kind::Seal || copy.len() > HEADER {
+            return None;
+        }
+        let mut header = copy.to_vec();
+        header.resize(HEADER, 0);
+        Header::decode(&header)
+    }
+
     /// The header at the beginning of `bytes`, when it is one of this format and its checksum is right.
     pub fn decode(bytes: &[u8]) -> Option<Header> {
         let bytes: &[u8; HEADER] = bytes.first_chunk()?;
@@ -156,6 +194,16 @@ impl Header {
             history: History(history),
         })
     }
+}
+
+/// Bytes of a header with so many history entries, without the zeros at its end.
+const fn used(entries: usize) -> usize {
+    HISTORY_AT + entries * 16
+}
+
+/// Where the first batch stands in a segment with so many history entries.
+pub const fn first_batch_at(entries: usize) -> usize {
+    HEADER + record::record_len(used(entries))
 }
 
 /// The file name of a segment.
@@ -201,6 +249,51 @@ mod tests {
         }
         assert_eq!(Header::decode(&bytes[..HEADER - 1]), None);
         assert_eq!(Header::decode(&[0; HEADER]), None);
+    }
+
+    #[test]
+    fn the_copy_says_the_same() {
+        let header = |lives| Header {
+            log_id: [9; 16],
+            id: SegmentId(3),
+            first_seq: Seq(10),
+            first_commit: CommitNo(8),
+            events_before: 99,
+            predecessor: None,
+            created_micros: 5,
+            durability: Durability::Fsync,
+            after_loss: false,
+            history: (0..lives).fold(History::default(), |h, n| h.then(Incarnation(n), Seq(n))),
+        };
+        for lives in [0, 1, 2, MAX_HISTORY as u64] {
+            let header = header(lives);
+            let mut bytes = header.encode_with_copy();
+            assert_eq!(bytes.len(), first_batch_at(lives as usize));
+            assert!(bytes.len() <= HEADER + MAX_COPY);
+            assert_eq!(Header::decode(&bytes), Some(header.clone()));
+            let decode = |bytes: &[u8], id| {
+                let checksum = Checksum::new(&[9; 16], SegmentId(id));
+                Header::decode_copy(&bytes[HEADER..], checksum)
+            };
+            assert_eq!(decode(&bytes, 3), Some(header));
+            assert_eq!(decode(&bytes, 4), None, "of another segment");
+            bytes[HEADER + 60] ^= 1;
+            assert_eq!(decode(&bytes, 3), None);
+        }
+        // A seal at that place in a segment of an earlier version.
+        let mut bytes = Vec::new();
+        let seal = record::Header {
+            kind: Kind::Seal,
+            payload_len: 0,
+            seq: Seq(0),
+            commit: CommitNo(1),
+            events_before: 0,
+            events: 0,
+            in_commit: 0,
+        };
+        let checksum = Checksum::new(&[9; 16], SegmentId(1));
+        checksum.encode(&seal, &[], &mut bytes);
+        assert_eq!(Header::decode_copy(&bytes, checksum), None);
     }
 
     #[test]

@@ -98,6 +98,8 @@ struct Fault {
     op: Op,
     name: &'static str,
     skip: u64,
+    /// It fails for want of room, again and again; else once, with EIO.
+    no_room: bool,
 }
 
 impl SimDisk {
@@ -202,7 +204,23 @@ impl SimDisk {
     /// One call of this kind fails with EIO: on a file whose name contains `name`, after `skip` that succeed. A failed
     /// sync leaves pages that look clean and have, in part, never reached the disk.
     pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
-        self.lock().fault = Some(Fault { op, name, skip });
+        self.lock().fault = Some(Fault {
+            op,
+            name,
+            skip,
+            no_room: false,
+        });
+    }
+
+    /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as when a copy-on-write file system is
+    /// full, where overwriting takes room too.
+    pub fn fail_for_want_of_room(&self, op: Op, name: &'static str) {
+        self.lock().fault = Some(Fault {
+            op,
+            name,
+            skip: 0,
+            no_room: true,
+        });
     }
 
     /// How many calls have failed by [`SimDisk::fail`].
@@ -268,6 +286,24 @@ impl SimDisk {
         disk.entries.clear();
     }
 
+    /// A directory takes another one's place, durably.
+    pub fn put_in_place(&self, new: &Path, old: &Path) {
+        let mut disk = self.lock();
+        let Disk { live, durable, .. } = &mut *disk;
+        for names in [live, durable] {
+            names.retain(|path, _| path.parent() != Some(old));
+            let of_new: Vec<_> = names
+                .extract_if(.., |path, _| path.parent() == Some(new))
+                .collect();
+            names.extend(
+                of_new
+                    .into_iter()
+                    .map(|(path, id)| (old.join(path.file_name().unwrap_or_default()), id)),
+            );
+        }
+        disk.entries.clear();
+    }
+
     /// Bit rot: changes one bit, durably.
     pub fn rot(&self, path: &Path, at: u64) {
         let mut bytes = self.read(path);
@@ -317,6 +353,9 @@ impl Disk {
             && fault.op == op
             && name.contains(fault.name)
         {
+            if fault.no_room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             if fault.skip == 0 {
                 self.fault = None;
                 self.failed += 1;

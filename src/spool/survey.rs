@@ -192,7 +192,7 @@ pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
         found.push(SegmentFile {
             id,
             bytes,
-            header: header.map(SegmentHeader::from),
+            header: header.map(|found| SegmentHeader::from(found.header)),
         });
     }
     Ok(found)

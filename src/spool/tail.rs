@@ -138,6 +138,14 @@ pub(super) struct Trimmer {
 }
 
 impl Trimmer {
+    /// Removes the segments that wait to be used again.
+    pub fn let_go_of_trimmed(&self, storage: &dyn Storage) -> Result<(), SpoolError> {
+        while let Some(path) = self.trimmed.take() {
+            storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
     /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
     pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
         let gone: Vec<SegmentInfo> = {

@@ -150,8 +150,9 @@ impl Writer {
     }
 
     /// The length that a segment needs to hold a batch of this many bytes.
-    pub fn segment_len_for(payload_len: usize) -> u64 {
-        segment::HEADER as u64 + record::record_len(payload_len) as u64 + SEAL
+    pub fn segment_len_for(&self, payload_len: usize) -> u64 {
+        let first = segment::first_batch_at(self.history.entries().len());
+        (first + record::record_len(payload_len)) as u64 + SEAL
     }
 
     /// Whether a batch of this many bytes fits behind what the commit being built holds already.
@@ -230,7 +231,7 @@ impl Writer {
 
     /// Leaves the active segment for a prepared one. Nothing may be pending.
     ///
-    /// The header is durable before the rename, the rename before the first record: so a segment's name always stands
+    /// Header and copy are durable before the rename, the rename before the first batch: so a segment's name always stands
     /// over a whole header, and the header always names a predecessor whose end is durable.
     pub fn roll(&mut self, spare: Spare, now_micros: i64) -> Result<NewSegment, SpoolError> {
         debug_assert!(self.buffer.is_empty());
@@ -256,9 +257,10 @@ impl Writer {
             history: self.history.clone(),
         };
         let path = self.dir.join(segment::file_name(id));
+        let beginning = header.encode_with_copy();
         spare
             .file
-            .write_all_at(&header.encode()[..], 0)
+            .write_all_at(&beginning, 0)
             .and_then(|()| spare.file.sync_data())
             .and_then(|()| self.storage.rename(&spare.path, &path))
             .and_then(|()| self.storage.sync_dir(&self.dir))
@@ -273,8 +275,10 @@ impl Writer {
             .file
             .is_gone_from(&path)
             .map_err(SpoolError::io("look at", &path))?;
-        let offset = segment::HEADER as u64;
+        let offset = beginning.len() as u64;
         self.last = Some((id, offset));
+        // The copy of the header is a commit of its own.
+        self.next_commit.0 += 1;
         let left = self.active.replace(Active {
             file: spare.file,
             path,

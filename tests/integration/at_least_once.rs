@@ -52,7 +52,8 @@ fn killed_under_load_it_loses_nothing() {
     println!("{} of {events} events came again", again.len());
     // The checkpoint is at most a second old, and on a busy machine as much more as it takes to store it.
     for record in again {
-        let received = record.timestamp_ms;
+        let received: jiff::Timestamp = record.header("cmc-received-at").unwrap().parse().unwrap();
+        let received = received.as_millisecond();
         assert!(
             kills
                 .iter()

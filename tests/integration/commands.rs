@@ -24,13 +24,13 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// A command under way, its output in files.
-struct Started {
-    process: Process,
+pub struct Started {
+    pub process: Process,
     dir: PathBuf,
 }
 
 impl Started {
-    fn new(setup: &Setup, args: &[&str], variables: &[(&str, &str)]) -> Started {
+    pub fn new(setup: &Setup, args: &[&str], variables: &[(&str, &str)]) -> Started {
         let dir = new_dir("command");
         let file = |name: &str| File::create(dir.join(name)).unwrap();
         let mut command = setup.command(args);
@@ -40,12 +40,12 @@ impl Started {
         Started { process, dir }
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         fs::read_to_string(self.dir.join(name)).unwrap()
     }
 
     /// Waits until it has written this to standard error.
-    fn says(&mut self, text: &str) {
+    pub fn says(&mut self, text: &str) {
         wait::until(LIMIT, &format!("{text:?} on standard error"), || {
             let stderr = self.text("stderr");
             if let Some(status) = self.process.exited() {
@@ -55,7 +55,7 @@ impl Started {
         });
     }
 
-    fn end(mut self) -> Ended {
+    pub fn end(mut self) -> Ended {
         let status = self.process.wait(LIMIT);
         let (stdout, stderr) = (self.text("stdout"), self.text("stderr"));
         let Some(status) = status else {
@@ -74,7 +74,7 @@ fn run(setup: &Setup, args: &[&str]) -> Ended {
 }
 
 /// `check --live` against Kafka, again while that is too busy to answer in the time that the command gives it.
-fn check_live(setup: &Setup, code: i32, parts: &[&str]) -> Ended {
+pub fn check_live(setup: &Setup, code: i32, parts: &[&str]) -> Ended {
     let deadline = Instant::now() + LIMIT;
     loop {
         let ended = run(setup, &["check", "--live"]);
@@ -88,7 +88,7 @@ fn check_live(setup: &Setup, code: i32, parts: &[&str]) -> Ended {
 
 impl Ended {
     /// The lines of `check --live` with this verdict.
-    fn verdicts(&self, word: &str) -> Vec<&str> {
+    pub fn verdicts(&self, word: &str) -> Vec<&str> {
         let lines = self.stdout.lines();
         lines
             .filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '))

@@ -142,8 +142,16 @@ impl Broker {
 
     /// One that may be paused for longer than an own one; its restart takes so much longer.
     pub fn own_that_may_hang() -> Self {
+        Broker::own_with(&format!(
+            "broker.session.timeout.ms={}\n",
+            LONG_SESSION.as_millis()
+        ))
+    }
+
+    /// One with these lines in its properties.
+    pub fn own_with(properties: &str) -> Self {
         Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra {
-            properties: format!("broker.session.timeout.ms={}\n", LONG_SESSION.as_millis()),
+            properties: properties.to_owned(),
             ..Extra::default()
         })
     }

@@ -37,6 +37,7 @@ const USERS: &[&str] = &[
     "no-group-read",
     "no-transactional-id",
     "loses-write",
+    "is-refused",
 ];
 
 /// A user that comes by PLAIN.
@@ -157,6 +158,8 @@ fn properties(dir: &Path, listeners: &str, plain: &str, own: &str) -> String {
          listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required \
          user_{PLAIN_USER}=\"{PASSWORD}\";\n\
          connection.failed.authentication.delay.ms=100\n\
+         # Less than the bridge wants for one record a request.\n\
+         transaction.max.timeout.ms=20000\n\
          authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
          super.users=User:ANONYMOUS\n",
         server = dir.join("server.pem").display(),

@@ -292,10 +292,15 @@ fn a_batch_of_a_later_version_is_exported_as_it_is_and_kept_by_a_repair() {
 /// Gives one batch of a segment another number of its layout, and right checksums. Where each batch's record begins.
 fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
     let mut places = Vec::new();
-    let mut at = 4096;
+    let payload_len = |bytes: &[u8], at: usize| {
+        let len = bytes[at + 12..at + 16].try_into().unwrap();
+        u32::from_le_bytes(len) as usize
+    };
+    // The first record is the copy of the header.
+    let mut at = 4096 + (48 + payload_len(bytes, 4096)).next_multiple_of(16);
     while bytes[at..].starts_with(b"CMCb") {
         places.push(at);
-        let len = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().unwrap()) as usize;
+        let len = payload_len(bytes, at);
         if places.len() == batch + 1 {
             bytes[at + 48] = layout;
             let crc = crc32c::crc32c(&bytes[at + 48..at + 48 + len]);

@@ -126,6 +126,7 @@ fn streams(out: &mut String, report: &Report) -> fmt::Result {
 fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport], now: Time) -> fmt::Result {
     let (tone, word) = match (stream.log, &stream.lane) {
         (Intake::Failed, _) => ("bad", "failed"),
+        (Intake::NotOpen | Intake::Unreadable, _) => ("bad", "not open"),
         (_, LaneState::Blocked { .. }) => ("bad", "blocked"),
         (Intake::Full, _) => ("bad", "full"),
         (_, LaneState::Running) => ("good", "running"),
@@ -196,10 +197,13 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
             Some("<strong>Disabled:</strong> it takes no webhooks; what its log still holds is delivered.")
         }
         Intake::Unreadable => Some(
-            "<strong>Disabled,</strong> and its log can't be opened: how many events wait in it is not known.",
+            "<strong>Disabled,</strong> and its log is not open: how many events wait in it is not known.",
         ),
         Intake::Full => Some(
             "<strong>Full:</strong> its webhooks get 503 until Kafka has taken some of the backlog, or the disk has room.",
+        ),
+        Intake::NotOpen => Some(
+            "<strong>Not open:</strong> its webhooks get 503 until its log is open, which is tried again and again.",
         ),
         Intake::Failed => Some(
             "<strong>Failed:</strong> its log can't be written, and the process ends. The log of the process says why.",

@@ -22,6 +22,7 @@ fn status(topic: &str) -> Status {
         topic: topic.to_owned(),
         service: Service::Enabled,
         accounts: Arc::new(Accounts::default()),
+        log_state: Box::new(|| LogState::Accepting),
         spool_bytes: Box::new(|| 3 << 20),
         spool_limit_bytes: 4 << 20,
     });
@@ -137,6 +138,22 @@ fn the_state_says_why_no_webhook_is_taken() {
         let page = shown(&report);
         assert!(page.contains(text), "{text}: {page}");
         assert!(page.contains("bounces t full 0"), "{page}");
+    }
+    report.streams[1].log = Intake::NotOpen;
+    for (readiness, text) in [
+        (
+            Readiness::LogsNotOpen,
+            "Not ready No event stream's log takes webhooks",
+        ),
+        (
+            Readiness::Ready,
+            "Ready, with trouble Webhooks are taken, but what needs the log that is not open, of bounces is refused.",
+        ),
+    ] {
+        (report.state, report.summary) = sum_up(readiness, &report.streams, &report.unknown_logs);
+        let page = shown(&report);
+        assert!(page.contains(text), "{text}: {page}");
+        assert!(page.contains("bounces t not open 0"), "{page}");
     }
     report.streams[1].log = Intake::Failed;
     let page = shown(&report);

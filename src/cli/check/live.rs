@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 use crate::{
     config::{Config, Delivery, Kafka, human_duration},
     exit::Exit,
-    lane::probe::{Answer, Probe, TopicSettings},
+    lane::probe::{Answer, Probe, TopicSettings, codecs},
     stream::Stream,
 };
 
@@ -221,7 +221,7 @@ fn topic_line(
             lines.line(Verdict::Warn, &subject, text)?;
         }
         Some(settings) => {
-            for (verdict, text) in judge_topic(&settings, kafka.max_record_bytes, streams) {
+            for (verdict, text) in judge_topic(&settings, kafka.max_record_bytes, streams, &codecs()) {
                 lines.line(verdict, &subject, &text)?;
             }
         }
@@ -229,7 +229,13 @@ fn topic_line(
     Ok(true)
 }
 
-fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) -> Vec<(Verdict, String)> {
+/// `codecs`: those that this build reads.
+fn judge_topic(
+    settings: &TopicSettings,
+    max_record: usize,
+    streams: &[Stream],
+    codecs: &[&str],
+) -> Vec<(Verdict, String)> {
     let mut found = Vec::new();
     if let Some(limit) = settings.max_message_bytes {
         let text = format!("max.message.bytes {limit}, kafka.max_record_bytes {max_record}");
@@ -237,7 +243,8 @@ fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) 
         found.push(if limit >= max_record {
             (Verdict::Ok, text)
         } else if dead_letters {
-            let why = "a large dead letter would be refused, and its lane would stand still: raise the one or lower the other";
+            let why = "a large dead letter would be refused, and its lane would stand still: raise the one, or lower the other, \
+                       which holds for letters that come from then on";
             (Verdict::Fail, format!("{text}: {why}"))
         } else {
             let why = "larger events would become dead letters: raise the one or lower the other";
@@ -259,6 +266,17 @@ fn judge_topic(settings: &TopicSettings, max_record: usize, streams: &[Stream]) 
                 format!("cleanup.policy {policy}: {why}; set it to delete"),
             ),
         });
+    }
+    if let Some(codec) = &settings.compression_type
+        && !["producer", "uncompressed"].contains(&codec.as_str())
+        && !codecs.contains(&codec.as_str())
+    {
+        let text = format!(
+            "compression.type {codec}: this build can't read that (it reads {}). The bridge itself writes all the same; tap and \
+             dead-letters end with an error: set it to producer",
+            codecs.join(", ")
+        );
+        found.push((Verdict::Warn, text));
     }
     found
 }
@@ -291,6 +309,10 @@ fn rights(
             Answer::Granted => granted.push(right),
             Answer::Refused(error) => {
                 lines.line(Verdict::Fail, &subject, &format!("no {right}: {error}"))?;
+            }
+            Answer::Useless(error) => {
+                let text = format!("{right}: granted, but {error}");
+                lines.line(Verdict::Warn, &subject, &text)?;
             }
             Answer::Unknown(error) => {
                 let text = format!("could not ask for {right}: {error}");
@@ -336,11 +358,28 @@ mod tests {
             let settings = TopicSettings {
                 max_message_bytes: Some(limit),
                 cleanup_policy: Some(policy.to_owned()),
+                compression_type: Some("lz4".to_owned()),
             };
-            let found = judge_topic(&settings, 1_000_000, &[stream]);
+            let found = judge_topic(&settings, 1_000_000, &[stream], &["lz4"]);
             let found: Vec<Verdict> = found.into_iter().map(|(verdict, _)| verdict).collect();
             assert_eq!(found, verdicts, "{limit} {policy} {stream}");
         }
-        assert!(judge_topic(&TopicSettings::default(), 1, &[Stream::Blocks]).is_empty());
+        assert!(judge_topic(&TopicSettings::default(), 1, &[Stream::Blocks], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_codec_that_this_build_can_not_read_is_told() {
+        let codecs = ["gzip", "lz4"];
+        for (codec, told) in [("producer", 0), ("uncompressed", 0), ("gzip", 0), ("zstd", 1)] {
+            let settings = TopicSettings {
+                compression_type: Some(codec.to_owned()),
+                ..TopicSettings::default()
+            };
+            let found = judge_topic(&settings, 1, &[Stream::Blocks], &codecs);
+            assert_eq!(found.len(), told, "{codec}");
+            let named =
+                |(verdict, text): &(Verdict, String)| *verdict == Verdict::Warn && text.contains(codec);
+            assert!(found.iter().all(named), "{found:?}");
+        }
     }
 }

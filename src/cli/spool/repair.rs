@@ -34,7 +34,7 @@ pub struct RepairArgs {
 pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.locked()?;
     let mut damaged: Vec<Stream> = Vec::new();
-    let (mut undecodable, mut refused) = (0, false);
+    let (mut undecodable, mut refused, mut lossless) = (0, false, true);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let verdict = verify::verify(stream, &mut survey)?;
@@ -42,6 +42,7 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
             damaged.push(stream);
         }
         undecodable += verdict.undecodable;
+        lossless &= verdict.is_lossless();
         refused |= verdict.damage.iter().any(Damage::is_refused);
         verify::as_text(&verdict, out)?;
     }
@@ -55,6 +56,13 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
     };
     if damaged.is_empty() {
         return newer();
+    }
+    if !args.accept_loss && lossless {
+        return Err(Exit::Data(format!(
+            "nothing was changed. No batch is lost by the damage above; with --accept-loss the logs are written anew from what \
+             is whole{}",
+            advice(refused)
+        )));
     }
     if !args.accept_loss {
         return Err(Exit::Data(format!(
@@ -84,6 +92,14 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
         }
         if repaired.lost.is_empty() && repaired.unknown.is_empty() {
             writeln!(out, "         no batch is lost")?;
+        }
+        if let Some(from) = repaired.position_unknown {
+            writeln!(
+                out,
+                "         how far delivery had come was unreadable here: it goes on at the position in Kafka. Without one (with \
+                 at-least-once delivery, or when Kafka has forgotten it) it goes on from batch {from}, and events may be \
+                 delivered again"
+            )?;
         }
         for lost in &repaired.lost {
             writeln!(out, "         lost: {}", describe(lost))?;

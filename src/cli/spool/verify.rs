@@ -35,15 +35,23 @@ pub(super) struct Verdict {
     pub undecodable: u64,
 }
 
+impl Verdict {
+    /// Whether all that waits can be read.
+    pub fn is_lossless(&self) -> bool {
+        self.undecodable == 0 && self.damage.iter().all(Damage::costs_nothing)
+    }
+}
+
 /// Verifies the spool.
 pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.place.at_rest()?;
-    let (mut damaged, mut refused) = (0, false);
+    let (mut damaged, mut refused, mut lossless) = (0, false, true);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
         let verdict = verify(stream, &mut survey)?;
         damaged += usize::from(!verdict.damage.is_empty() || verdict.undecodable > 0);
         refused |= verdict.damage.iter().any(Damage::is_refused);
+        lossless &= verdict.is_lossless();
         if args.json {
             writeln!(out, "{}", as_json(&verdict))?;
         } else {
@@ -53,6 +61,12 @@ pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     out.flush()?;
     match damaged {
         0 => Ok(()),
+        _ if lossless => Err(Exit::Data(format!(
+            "{damaged} of the streams are damaged, and no batch is lost by that. Keep a copy of {}; `cmc-bridge spool repair` \
+             makes them whole. Find the cause before you trust the volume again{}",
+            spool.dir.display(),
+            advice(refused)
+        ))),
         _ => Err(Exit::Data(format!(
             "{damaged} of the streams can't be read as a whole. Keep a copy of {}; `cmc-bridge spool export` saves what \
              can be read, `cmc-bridge spool repair` sets the rest aside{}",

@@ -75,6 +75,12 @@ fn single_values() {
         ("INGEST__HEALTH_PATH", "healthz", "is not a path", "give a path"),
         (
             "INGEST__HEALTH_PATH",
+            "/a b",
+            "no path has ' '",
+            "such as /healthz",
+        ),
+        (
+            "INGEST__HEALTH_PATH",
             "/webhooks/events/",
             "is the path of webhooks",
             "another path",

@@ -1,20 +1,21 @@
 //! Sending batches, and what follows when the broker refuses one of their records: rule 4 of [`super::super`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::{
     super::{
-        broker::{BlockReason, Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal},
-        refusal::{self, Refusals, dead_letter},
+        broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused},
+        refusal::{self, Refusals, dead_letter, mode_of},
         sent::{Sent, SentRecord},
         trouble::{dead_letter_refused, not_connected, undecodable, unreadable},
     },
     Lane, Stop,
 };
 use crate::{
-    batch::BatchView,
+    batch::{BatchView, alone_in_batch},
+    clock,
     dead_letter::Failure,
     spool::{Seq, StoredBatch},
     stream::Stream,
@@ -22,6 +23,19 @@ use crate::{
 
 /// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
+/// A topic's rules that were read longer ago are read again before a record is diverted for them.
+const RULES_LAST: Duration = Duration::from_secs(10);
+
+/// Who says that a record can't be in its topic.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// The broker refused it.
+    Broker,
+    /// The topic's configuration says that the broker will.
+    Topic,
+    /// It is too large for the client: `kafka.max_record_bytes`.
+    Client,
+}
 
 impl<C: Connect> Lane<C> {
     /// Sends the next whole batches: at most so many events, or one batch.
@@ -30,8 +44,8 @@ impl<C: Connect> Lane<C> {
         sent: &mut Sent,
         most_events: usize,
         deadline: Instant,
-    ) -> Result<(), DeliveryError> {
-        let most_events = match self.mode() {
+    ) -> Result<(), Stop> {
+        let most_events = match self.mode {
             Mode::OneByOne => ONE_BY_ONE_EVENTS.min(most_events),
             Mode::Batched => most_events,
         };
@@ -47,8 +61,8 @@ impl<C: Connect> Lane<C> {
             };
             let fits = sent.events + next.events as usize <= most_events
                 && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
-            let in_range = self.refusals.as_ref().is_none_or(|r| next.seq < r.until);
-            let joins = sent.is_empty() || fits && in_range;
+            let goes_alike = mode_of(self.refusals.as_ref(), next.seq) == self.mode;
+            let joins = sent.is_empty() || fits && goes_alike;
             if !joins {
                 break;
             }
@@ -80,123 +94,140 @@ impl<C: Connect> Lane<C> {
         view: &BatchView<'_>,
         sent: &mut Sent,
         deadline: Instant,
-    ) -> Result<(), DeliveryError> {
+    ) -> Result<(), Stop> {
         let Some(broker) = &mut self.broker else {
             return Err(not_connected().into());
         };
         let topic = &self.options.topic;
+        let rules = broker.rules(topic);
         let mut headers = Vec::with_capacity(16);
         let mut scratch = Vec::new();
         sent.received.push((view.received_at_micros, view.records.len()));
-        for (index, record) in view.records.iter().enumerate() {
+        for (number, record) in view.records.iter().enumerate() {
+            let of_record = SentRecord {
+                batch: batch.seq,
+                number,
+                part: None,
+                keyless: record.key.is_none(),
+            };
+            let refusals = self.refusals.as_ref();
+            if refusals.is_some_and(|refusals| refusals.is_delivered(&of_record)) {
+                continue;
+            }
             let value = record.value_in(&mut scratch);
             headers.clear();
             headers.extend(view.headers(record));
-            let outgoing = Outgoing {
-                topic,
-                key: record.key,
-                headers: &headers,
-                value,
-                timestamp_micros: view.received_at_micros,
+            let known = refusals.and_then(|refusals| refusals.verdict(batch.seq, number, of_record.keyless));
+            let size = || alone_in_batch(record.key, view.headers(record), record.value_len());
+            let mut verdict = match (known, rules.refuse(of_record.keyless, size)) {
+                (Some(refusal), _) => Some((Verdict::Broker, refusal)),
+                // They may have been changed since, and a record that fits would be diverted.
+                (None, Some(_)) if clock::since(self.connected_at) >= RULES_LAST => return Err(Stop::Again),
+                (None, Some(refusal)) => Some((Verdict::Topic, refusal)),
+                (None, None) => None,
             };
-            let mut verdict = self.refusals.as_ref().and_then(|refusals| {
-                refusals.verdict(batch.seq, index, view, record, broker.record_limit(topic))
-            });
             if verdict.is_none() {
+                let outgoing = Outgoing {
+                    topic,
+                    key: record.key,
+                    headers: &headers,
+                    value,
+                };
                 match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(SentRecord {
-                        batch: batch.seq,
-                        number: index,
-                        dead_letter: false,
-                        keyless: record.key.is_none(),
-                    }),
-                    // Refused before it was queued: the transaction is not harmed.
-                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.behind() => {
-                        verdict = Some(refusal);
-                    }
-                    Err(error) => return Err(error),
+                    Ok(()) => sent.records.push(of_record),
+                    Err(DeliveryError::TooLarge) => verdict = Some((Verdict::Client, Refusal::TooLarge)),
+                    Err(error) => return Err(error.into()),
                 }
             }
-            let Some(refusal) = verdict else {
+            let Some((by, refusal)) = verdict else {
                 continue;
             };
             if self.options.stream == Stream::DeadLetters {
-                return Err(dead_letter_refused(topic, refusal).into());
+                return Err(dead_letter_refused(self.options.stream, topic, refusal).into());
             }
             warn!(
-                stream = %self.options.stream, batch = batch.seq.0, index, topic, ?refusal,
-                "the broker refused a record; it goes to the dead-letter topic"
+                stream = %self.options.stream, batch = batch.seq.0, index = number, topic, ?refusal, ?by,
+                "a record can't be in its topic; it goes to the dead-letter topic"
             );
             let dead_letter_topic = &self.options.dead_letter_topic;
-            let most = broker
-                .record_limit(dead_letter_topic)
-                .map_or(self.options.max_record_bytes, |limit| {
-                    limit.min(self.options.max_record_bytes)
-                });
-            for part in dead_letter(refusal, topic, &headers, view, record.key, value)
-                .records(most)
-                .iter()
-            {
+            let most = broker.rules(dead_letter_topic).max_bytes;
+            let most = most.map_or(self.options.max_record_bytes, |most| {
+                most.min(self.options.max_record_bytes)
+            });
+            let letter = dead_letter(refusal, topic, &headers, view, record.key, value);
+            for (part, letter) in letter.records(most).iter().enumerate() {
+                let of_letter = SentRecord {
+                    part: Some(part),
+                    keyless: letter.key.is_none(),
+                    ..of_record
+                };
+                if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
+                    continue;
+                }
                 let outgoing = Outgoing {
                     topic: dead_letter_topic,
-                    key: part.key,
-                    headers: &part.headers(),
-                    value: part.value,
-                    timestamp_micros: view.received_at_micros,
+                    key: letter.key,
+                    headers: &letter.headers(),
+                    value: letter.value,
                 };
                 match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(SentRecord {
-                        batch: batch.seq,
-                        number: index,
-                        dead_letter: true,
-                        keyless: part.key.is_none(),
-                    }),
-                    Err(DeliveryError::Refused { index, refusal }) if index >= sent.behind() => {
-                        return Err(dead_letter_refused(dead_letter_topic, refusal).into());
+                    Ok(()) => sent.records.push(of_letter),
+                    Err(DeliveryError::TooLarge) => {
+                        return Err(dead_letter_refused(
+                            self.options.stream,
+                            dead_letter_topic,
+                            Refusal::TooLarge,
+                        )
+                        .into());
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 }
             }
             sent.diverted.push(Failure {
                 reason: refusal::reason(refusal),
-                index: Some(index),
+                index: Some(number),
             });
         }
         Ok(())
     }
 
-    /// What to do after a refusal: rule 4. `sent` holds the refused record, `touched` is behind all that was sent.
-    pub(super) fn refused(&mut self, sent: &Sent, touched: Seq, index: usize, refusal: Refusal) -> Stop {
-        let Some(record) = index.checked_sub(sent.first).and_then(|n| sent.records.get(n)) else {
-            return Stop::Blocked(BrokerError {
-                reason: BlockReason::Other,
-                message: format!("record {index} was refused, of {} sent", sent.behind()),
-            });
-        };
-        let topic = &self.options.topic;
+    /// What to do after a refusal: rule 4.
+    pub(super) fn refused(&mut self, sent: &Sent, refused: &Refused) -> Stop {
+        let record = |(number, refusal): &(usize, Refusal)| Some((*sent.records.get(*number)?, *refusal));
+        let records: Vec<(SentRecord, Refusal)> = refused.records.iter().filter_map(record).collect();
+        let letter = records.iter().find(|(record, _)| record.part.is_some());
         if self.options.stream == Stream::DeadLetters {
-            return dead_letter_refused(topic, refusal).into();
+            let refusal = records.first().map_or(Refusal::Invalid, |(_, refusal)| *refusal);
+            return dead_letter_refused(Stream::DeadLetters, &self.options.topic, refusal).into();
         }
-        if let Some(refusals) = &mut self.refusals
-            && refusals.mode == Mode::OneByOne
-        {
-            if record.dead_letter {
-                return dead_letter_refused(&self.options.dead_letter_topic, refusal).into();
+        if let (true, Some((_, refusal))) = (refused.named, letter) {
+            return dead_letter_refused(self.options.stream, &self.options.dead_letter_topic, *refusal)
+                .into();
+        }
+        if self.mode == Mode::OneByOne && !refused.named {
+            return refusal::unnamed().into();
+        }
+        let touched = sent.touched();
+        let refusals = self.refusals.get_or_insert_with(|| Refusals::until(touched));
+        refusals.until = refusals.until.max(touched);
+        for record in refused.delivered.iter().filter_map(|n| sent.records.get(*n)) {
+            refusals.deliver(*record);
+        }
+        let rules_are_new = clock::since(self.connected_at) < RULES_LAST;
+        if refused.named {
+            for (record, refusal) in &records {
+                refusals.refuse(*record, *refusal);
             }
-            refusals.add(record, refusal);
-            return Stop::Again;
+        } else if rules_are_new {
+            let batches = records.iter().map(|(record, _)| record.batch);
+            let first = batches.clone().min().unwrap_or(sent.first());
+            let last = batches.max().map_or(touched, |last| Seq(last.0 + 1));
+            refusals.ask_one_by_one(first..last);
         }
-        let limit = self.broker.as_ref().and_then(|b| b.record_limit(topic));
-        let mode = match (&self.refusals, refusal, limit) {
-            (None, Refusal::TooLarge, Some(_)) => Mode::Batched,
-            _ => Mode::OneByOne,
-        };
         info!(
-            stream = %self.options.stream, topic, ?refusal, ?mode, events = sent.events,
-            "the broker refused a batch; the range is sent again without what it refuses"
+            stream = %self.options.stream, topic = self.options.topic, records = records.len(), named = refused.named,
+            "the broker refused records; the range is sent again without what it refuses"
         );
-        let until = self.refusals.as_ref().map_or(Seq(0), |refusals| refusals.until);
-        self.refusals = Some(Refusals::until(until.max(touched), mode));
-        Stop::Again
+        Stop::Paced(self.pace.wait())
     }
 }

@@ -1,6 +1,6 @@
-//! What a survey makes of a segment whose header is damaged: the records behind it say which they are, and their
-//! checksums that they are of this log and segment. The bridge itself does not do that: there the segment is damage as a
-//! whole.
+//! What a survey makes of a segment whose header is damaged and has no whole copy: the records behind it say which they are,
+//! and their checksums that they are of this log and segment. The bridge itself does not do that: there the segment is damage
+//! as a whole.
 //!
 //! The first valid record gives the header's figures. If it is not the first one of the segment, those before it are lost:
 //! the segment begins where the one before it ends. A segment without a valid record stays damaged as a whole.

@@ -1,6 +1,7 @@
 //! What the broker does not allow: one right is missing, for one stream.
 
 use super::*;
+use crate::commands::Started;
 
 const PREFIXED: [&str; 2] = ["--resource-pattern-type", "prefixed"];
 
@@ -215,4 +216,20 @@ fn a_missing_right_blocks_its_own_lane_until_it_is_granted() {
         assert_eq!(reader.read_to_end(LIMIT).len(), 1, "{}", case.user);
         bridge.stop();
     }
+}
+
+#[test]
+fn a_tap_ends_when_its_right_is_withdrawn() {
+    let broker = secured();
+    let topic = topics::create(&broker.bootstrap(), "withdrawn", 1, &[]);
+    let user = CASES[0].user;
+    let mut right = grant(&[user], &["Read"], &["--topic", &topic]);
+    broker.acls(&[right.clone()]);
+    let setup = scram(broker, user).set("streams.dead_letters.topic", &topic);
+    let mut tap = Started::new(&setup, &["tap", "--stream", "dead-letters"], &[]);
+    tap.says("Ctrl-C ends it");
+    right[0] = "--remove".to_owned();
+    right.push("--force".to_owned());
+    broker.acls(&[right]);
+    tap.end().has(69, &["READ on topic", &topic]);
 }

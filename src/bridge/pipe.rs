@@ -1,0 +1,343 @@
+//! A stream of this process: its log and its lane, opened by a thread of its own.
+//!
+//! Streams don't wait for each other: a log whose disk hangs, or that can't be opened, refuses its own webhooks alone. A log
+//! that can't be opened is tried again, with growing waits, for as long as the bridge runs: each try begins as the next
+//! process would, so nothing that a try before has left is trusted. Meanwhile its lane counts as blocked, with the reason.
+//!
+//! A stream that takes no webhooks (disabled, or all of them while a spool is drained) has a pipe of the same kind. As soon as its
+//! log is open it is closed to batches, and its lane ends when it has delivered what is left.
+
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, sync::mpsc};
+use tracing::{error, info, warn};
+
+use crate::{
+    accounts::Accounts,
+    admin::metrics::{BlockReason, Metrics},
+    config::Config,
+    lane::{
+        LaneThread,
+        kafka::KafkaConnect,
+        options::{LaneOptions, Timing},
+        steps::Lane,
+    },
+    spool::{Appender, Backlog, Log, LogMetrics, LogOptions, SpoolError, storage::FileSystem},
+    stream::Stream,
+};
+
+/// Waits between two tries to open a log.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What the streams of a process share.
+pub(super) struct Context {
+    pub config: Config,
+    pub metrics: Arc<Metrics>,
+    pub failed: mpsc::UnboundedSender<SpoolError>,
+    pub runtime: Handle,
+    pub purpose: Purpose,
+}
+
+impl Context {
+    fn takes_webhooks(&self, stream: Stream) -> bool {
+        self.purpose == Purpose::Serve && self.config.stream(stream).enabled
+    }
+}
+
+/// What streams are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To take the webhooks of those that are enabled, and to deliver: a log that can't be opened is tried again.
+    Serve,
+    /// To deliver what is there, and nothing else.
+    Drain,
+}
+
+/// One stream.
+pub(super) struct Pipe {
+    pub stream: Stream,
+    pub takes_webhooks: bool,
+    pub accounts: Arc<Accounts>,
+    pub appender: Appender,
+    shared: Arc<Shared>,
+}
+
+/// An open log and its lane.
+pub(super) struct Running {
+    pub log: Log,
+    pub lane: LaneThread,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+enum State {
+    Opening,
+    /// The last try has failed.
+    Failed(SpoolError),
+    Open(Running),
+    /// Taken away: whatever comes is not wanted any more.
+    Over,
+}
+
+impl Pipe {
+    /// Begins to open a stream's log.
+    pub fn start(context: &Arc<Context>, stream: Stream) -> io::Result<Pipe> {
+        let pipe = Pipe {
+            stream,
+            takes_webhooks: context.takes_webhooks(stream),
+            accounts: Arc::default(),
+            appender: Appender::of_closed_log(context.config.spool.max_bytes),
+            shared: Arc::new(Shared {
+                state: Mutex::new(State::Opening),
+                changed: Condvar::new(),
+            }),
+        };
+        let opening = Opening {
+            context: Arc::clone(context),
+            stream,
+            accounts: Arc::clone(&pipe.accounts),
+            appender: pipe.appender.clone(),
+        };
+        let shared = Arc::clone(&pipe.shared);
+        thread::Builder::new()
+            .name(format!("open-{stream}"))
+            .spawn(move || shared.run(&opening))?;
+        Ok(pipe)
+    }
+
+    /// Waits until the first try has come to an end, at most until this time. Whether it has.
+    pub fn wait(&self, until: Instant) -> bool {
+        let limit = until.saturating_duration_since(Instant::now());
+        let opening = |state: &mut State| matches!(state, State::Opening);
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.lock(), limit, opening)
+            .unwrap_or_else(PoisonError::into_inner);
+        !matches!(*state, State::Opening)
+    }
+
+    /// Why the log could not be opened; that error is the caller's then.
+    pub fn take_error(&self) -> Option<SpoolError> {
+        let mut state = self.shared.lock();
+        match std::mem::replace(&mut *state, State::Over) {
+            State::Failed(error) => Some(error),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// Whether the last try to open the log has failed.
+    pub fn has_failed(&self) -> bool {
+        matches!(*self.shared.lock(), State::Failed(_))
+    }
+
+    /// Looks at the open log and its lane, if they are there.
+    pub fn look<T>(&self, look: impl FnOnce(&Running) -> T) -> Option<T> {
+        match &*self.shared.lock() {
+            State::Open(running) => Some(look(running)),
+            _ => None,
+        }
+    }
+
+    /// Takes log and lane; a log that is not open is not opened any more.
+    pub fn take(&self) -> Option<Running> {
+        let mut state = self.shared.lock();
+        let before = std::mem::replace(&mut *state, State::Over);
+        self.shared.changed.notify_all();
+        match before {
+            State::Open(running) => Some(running),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the log, again and again if need be.
+    fn run(&self, opening: &Opening) {
+        let mut wait = FIRST_WAIT;
+        loop {
+            let opened = opening.try_once();
+            let is_open = opened.is_ok();
+            {
+                let mut state = self.lock();
+                if matches!(*state, State::Over) {
+                    return;
+                }
+                *state = opened.map_or_else(State::Failed, State::Open);
+                self.changed.notify_all();
+                if is_open || opening.context.purpose == Purpose::Drain {
+                    return;
+                }
+                let failed = |state: &mut State| matches!(state, State::Failed(_));
+                let (state, _) = self
+                    .changed
+                    .wait_timeout_while(state, wait, failed)
+                    .unwrap_or_else(PoisonError::into_inner);
+                if matches!(*state, State::Over) {
+                    return;
+                }
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+}
+
+/// What a stream's thread needs to open its log.
+struct Opening {
+    context: Arc<Context>,
+    stream: Stream,
+    accounts: Arc<Accounts>,
+    appender: Appender,
+}
+
+impl Opening {
+    fn try_once(&self) -> Result<Running, SpoolError> {
+        let stream = self.stream;
+        let metrics = self.context.metrics.for_stream(stream);
+        let mut opened = self.open_log().and_then(|(log, backlog)| {
+            metrics.lane_free();
+            let lane = self.start_lane(backlog).map_err(|source| SpoolError::Io {
+                action: "start a thread for",
+                path: self.options().dir,
+                source,
+            })?;
+            Ok(Running { log, lane })
+        });
+        if let Ok(running) = &mut opened
+            && !self.context.takes_webhooks(stream)
+        {
+            // Here, where a disk that hangs keeps no other stream waiting.
+            running.log.close();
+            running.lane.drain();
+            if self.context.purpose == Purpose::Serve {
+                let (events, topic) = (
+                    self.accounts.snapshot().backlog(),
+                    &self.context.config.stream(stream).topic,
+                );
+                warn!(%stream, events, topic, "the stream is disabled: what its log still holds is delivered, and no webhook is taken");
+            }
+        }
+        if let Err(failure) = &opened {
+            let (reason, message) = cannot_open(failure, self.context.config.stream(stream).enabled);
+            metrics.lane_blocked(reason, &message);
+            error!(%stream, reason = reason.label(), "{message}");
+        }
+        opened
+    }
+
+    fn options(&self) -> LogOptions {
+        let spool = &self.context.config.spool;
+        LogOptions {
+            dir: spool.dir.join(self.stream.name()),
+            name: self.stream.name(),
+            max_bytes: spool.max_bytes,
+            segment_bytes: spool.segment_bytes,
+            durability: spool.durability,
+        }
+    }
+
+    fn open_log(&self) -> Result<(Log, Backlog), SpoolError> {
+        let stream = self.stream;
+        let of_stream = self.context.metrics.for_stream(stream);
+        let log_metrics = LogMetrics {
+            sync_seconds: of_stream.sync_seconds.clone(),
+            commit_webhooks: of_stream.commit_webhooks.clone(),
+        };
+        let failed = self.context.failed.clone();
+        let on_failure = move |error| {
+            // Nobody receives any more when the process is ending already.
+            let _ = failed.send(error);
+        };
+        let (log, backlog) = Log::open_for(
+            &self.appender,
+            Arc::new(FileSystem),
+            &self.options(),
+            Arc::clone(&self.accounts),
+            log_metrics,
+            on_failure,
+        )?;
+        for damage in log.damage() {
+            match damage.is_harmless() {
+                true => warn!(%stream, "the spool is damaged: {damage}"),
+                false => error!(%stream, "the spool is damaged: {damage}"),
+            }
+        }
+        let backlog_events = self.accounts.snapshot().backlog();
+        info!(%stream, backlog_events, "the log is open");
+        Ok((log, backlog))
+    }
+
+    fn start_lane(&self, backlog: Backlog) -> io::Result<LaneThread> {
+        let (config, stream) = (&self.context.config, self.stream);
+        let kafka = Arc::new(config.kafka.clone());
+        let topic = config.stream(stream).topic.clone();
+        let dead_letter_topic = config.stream(Stream::DeadLetters).topic.clone();
+        let options = LaneOptions {
+            stream,
+            delivery: kafka.delivery,
+            topic: topic.clone(),
+            dead_letter_topic: dead_letter_topic.clone(),
+            max_record_bytes: kafka.max_record_bytes,
+            transaction_events: kafka.transaction_events,
+            transaction_bytes: kafka.transaction_bytes,
+            transaction_limit: kafka.transaction_timeout * 2 / 3,
+            timing: Timing::default(),
+        };
+        let of_stream = self.context.metrics.for_stream(stream);
+        let connect = KafkaConnect {
+            kafka,
+            stream,
+            topic,
+            dead_letter_topic,
+            runtime: self.context.runtime.clone(),
+            sums: of_stream.kafka.clone(),
+        };
+        let lane = Lane::new(options, backlog, connect, of_stream);
+        let failed = self.context.failed.clone();
+        LaneThread::start(lane, move |error| {
+            let _ = failed.send(error);
+        })
+    }
+}
+
+/// Why a stream stands still whose log can't be opened.
+fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String) {
+    let reason = match error {
+        SpoolError::Unusable { .. } => BlockReason::Damage,
+        error if error.is_no_space() => BlockReason::Other,
+        _ => BlockReason::DiskError,
+    };
+    let message = match enabled {
+        true => format!(
+            "the log can't be opened: {error}. Its webhooks are answered 503 and nothing of it is delivered until it can; \
+             the other streams go on"
+        ),
+        false => format!(
+            "the stream is disabled, and its log can't be opened: {error}. Nothing of it is delivered until it can; the \
+             other streams go on"
+        ),
+    };
+    (reason, message)
+}

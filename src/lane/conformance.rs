@@ -1,0 +1,384 @@
+//! What a lane sees of Kafka, in scenes that the simulated broker, librdkafka's mock cluster and a real Kafka play alike.
+//!
+//! A scene drives the [`Broker`] trait and writes down what it answers and what a read_committed consumer sees then, in
+//! words that leave out what may differ from run to run. The simulation must be no kinder than the others: where a
+//! transcript differs, the simulation is mended. The tests here play the scenes with the simulation and the mock cluster;
+//! the integration tests include this file and play them with Kafka.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refused, Seq};
+
+/// What a scene's topic is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// It takes all.
+    Kind,
+    /// It refuses records that are odd: their value says so, and they have no key.
+    Refusing,
+    /// It will be [forbidden](World::forbid).
+    Forbidden,
+    /// It refuses timestamps.
+    Untimely,
+}
+
+/// A topic, and what connects lanes of it.
+pub struct Place<C> {
+    pub topic: String,
+    pub connect: C,
+}
+
+/// A cluster to play in.
+pub trait World {
+    type Connect: Connect;
+
+    /// Whether a topic can be so, with odd records in these places.
+    fn can(&self, topic: Topic, odd: &[usize]) -> bool;
+
+    /// Makes a topic with one partition.
+    fn make(&self, topic: Topic) -> Place<Self::Connect>;
+
+    /// The bridge may not write to the topic any more.
+    fn forbid(&self, place: &Place<Self::Connect>);
+
+    /// The values that a read_committed consumer sees.
+    fn read(&self, place: &Place<Self::Connect>) -> Vec<String>;
+}
+
+/// A scene that is being played.
+struct Scene<'a, W: World> {
+    world: &'a W,
+    transactional: bool,
+    place: Place<W::Connect>,
+    seen: Vec<String>,
+}
+
+type Play<W> = fn(&mut Scene<'_, W>);
+
+/// A scene: its name, its topic, the places of odd records, what is done, and what is seen with transactions and without.
+struct Script<W: World> {
+    name: &'static str,
+    topic: Topic,
+    odd: &'static [usize],
+    play: Play<W>,
+    with: &'static [&'static str],
+    without: &'static [&'static str],
+}
+
+/// Requests of many records are in flight at once while as many are sent.
+const MANY: usize = 20_000;
+
+const ALL: &str = "20000 seen, in order";
+const NONE: &str = "0 seen, in order";
+const AMONG: &str = "refused, the odd one among the records";
+
+fn scripts<W: World>() -> [Script<W>; 8] {
+    [
+        Script {
+            name: "all is delivered",
+            topic: Topic::Kind,
+            odd: &[],
+            play: delivered,
+            with: &["delivered", "committed", ALL, "position 7, \"v1 x\""],
+            without: &["delivered", ALL],
+        },
+        Script {
+            name: "the first of many is refused",
+            topic: Topic::Refusing,
+            odd: &[0],
+            play: |scene| refused(scene, &[0]),
+            with: &[AMONG, "nothing behind it seen", NONE],
+            without: &[AMONG, "nothing behind it seen", NONE],
+        },
+        Script {
+            name: "one in the middle is refused",
+            topic: Topic::Refusing,
+            odd: &[7000],
+            play: |scene| refused(scene, &[7000]),
+            with: &[AMONG, "nothing behind it seen", NONE],
+            without: &[AMONG, "nothing behind it seen"],
+        },
+        Script {
+            name: "two are refused, one record a request",
+            topic: Topic::Refusing,
+            odd: &[5, 20],
+            play: one_by_one,
+            with: &["refused, an odd one named", NONE],
+            without: &["refused, all odd ones named", "38 seen, in order"],
+        },
+        Script {
+            name: "one is too large for the client",
+            topic: Topic::Kind,
+            odd: &[],
+            play: too_large,
+            with: &["too large", "delivered", "committed", "10 seen, in order"],
+            without: &["too large", "delivered", "10 seen, in order"],
+        },
+        Script {
+            name: "a second producer",
+            topic: Topic::Kind,
+            odd: &[],
+            play: fenced,
+            with: &["delivered", "no position", "not committed", NONE],
+            without: &["delivered"],
+        },
+        Script {
+            name: "the right to write is withdrawn",
+            topic: Topic::Forbidden,
+            odd: &[],
+            play: forbidden,
+            with: &["failed: authorization", NONE],
+            without: &["failed: authorization", NONE],
+        },
+        Script {
+            name: "timestamps are refused",
+            topic: Topic::Untimely,
+            odd: &[],
+            play: untimely,
+            with: &["untimely", NONE, "delivered", "committed", ALL],
+            without: &["untimely", "delivered", ALL],
+        },
+    ]
+}
+
+/// Plays all scenes that the world can, and compares what is seen with what is expected; how many.
+pub fn play<W: World>(world: &W, transactional: bool) -> usize {
+    let mut played = 0;
+    for script in scripts::<W>() {
+        if world.can(script.topic, script.odd) {
+            let mut scene = Scene {
+                world,
+                transactional,
+                place: world.make(script.topic),
+                seen: Vec::new(),
+            };
+            (script.play)(&mut scene);
+            let expected = if transactional {
+                script.with
+            } else {
+                script.without
+            };
+            assert_eq!(
+                scene.seen, expected,
+                "{}, transactional: {transactional}",
+                script.name
+            );
+            played += 1;
+        }
+    }
+    played
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn value(number: usize, odd: &[usize]) -> String {
+    match odd.contains(&number) {
+        true => format!("odd {number:05}"),
+        false => format!("{number:05}"),
+    }
+}
+
+impl<W: World> Scene<'_, W> {
+    fn see(&mut self, what: impl Into<String>) {
+        self.seen.push(what.into());
+    }
+
+    fn producer(&self, group: Uuid, mode: Mode) -> <W::Connect as Connect>::Broker {
+        let until = deadline();
+        loop {
+            match self.place.connect.connect(group, mode) {
+                Ok(broker) => return broker,
+                // A new topic or coordinator is not ready at once.
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+        }
+    }
+
+    fn put(&self, broker: &mut impl Broker, value: &str) -> Result<(), DeliveryError> {
+        let outgoing = Outgoing {
+            topic: &self.place.topic,
+            // A compacted topic refuses odd ones, for they have no key.
+            key: (!value.starts_with("odd")).then_some(b"key"),
+            headers: &[("name", b"value")],
+            value: value.as_bytes(),
+        };
+        broker.send(outgoing, deadline())
+    }
+
+    /// Begins, sends so many records with odd ones in these places, and waits for them.
+    fn send(&self, broker: &mut impl Broker, records: usize, odd: &[usize]) -> Result<(), DeliveryError> {
+        broker.begin()?;
+        for number in 0..records {
+            self.put(broker, &value(number, odd))?;
+        }
+        broker.delivered(deadline())
+    }
+
+    fn outcome(&mut self, outcome: &Result<(), DeliveryError>) {
+        self.see(match outcome {
+            Ok(()) => "delivered".to_owned(),
+            Err(DeliveryError::TooLarge) => "too large".to_owned(),
+            Err(DeliveryError::Untimely(_)) => "untimely".to_owned(),
+            Err(DeliveryError::Late(_)) => "late".to_owned(),
+            Err(DeliveryError::Failed(error)) => format!("failed: {}", error.reason.label()),
+            Err(DeliveryError::Refused(refused)) => format!("refused: {refused:?}"),
+        });
+    }
+
+    fn commit(&mut self, broker: &mut impl Broker) {
+        if self.transactional {
+            self.see(match broker.commit(Seq(7), "v1 x", deadline()) {
+                Ok(()) => "committed",
+                Err(_) => "not committed",
+            });
+        }
+    }
+
+    fn position(&mut self, broker: &mut impl Broker) {
+        if self.transactional {
+            self.see(match broker.committed().unwrap() {
+                Some(position) => format!("position {}, {:?}", position.seq.0, position.metadata),
+                None => "no position".to_owned(),
+            });
+        }
+    }
+
+    fn count(&mut self) {
+        let values = self.world.read(&self.place);
+        let order = if values.is_sorted() {
+            "in order"
+        } else {
+            "out of order"
+        };
+        self.see(format!("{} seen, {order}", values.len()));
+    }
+}
+
+fn delivered<W: World>(scene: &mut Scene<'_, W>) {
+    let group = Uuid::new_v4();
+    let mut broker = scene.producer(group, Mode::Batched);
+    let sent = scene.send(&mut broker, MANY, &[]);
+    scene.outcome(&sent);
+    scene.commit(&mut broker);
+    drop(broker);
+    scene.count();
+    let mut broker = scene.producer(group, Mode::Batched);
+    scene.position(&mut broker);
+}
+
+fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    let sent = scene.send(&mut broker, MANY, odd);
+    let Err(DeliveryError::Refused(refused)) = &sent else {
+        return scene.outcome(&sent);
+    };
+    drop(broker);
+    // It may not be known at all which ones.
+    let among = |odd: &usize| refused.records.iter().any(|(number, _)| number == odd);
+    match refused.records.is_empty() || odd.iter().all(among) {
+        true => scene.see(AMONG),
+        false => scene.outcome(&sent),
+    }
+    let values = scene.world.read(&scene.place);
+    let before: Vec<String> = (0..odd[0]).map(|number| value(number, &[])).collect();
+    let delivered = refused.delivered.iter();
+    let said = |number: &usize| values.contains(&value(*number, &[]));
+    assert!(
+        delivered
+            .clone()
+            .take(100)
+            .chain(delivered.rev().take(100))
+            .all(said)
+    );
+    match before.starts_with(&values) {
+        true => scene.see("nothing behind it seen"),
+        false => scene.count(),
+    }
+    if scene.transactional || odd[0] == 0 {
+        scene.count();
+    }
+}
+
+fn one_by_one<W: World>(scene: &mut Scene<'_, W>) {
+    let odd = [5, 20];
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::OneByOne);
+    let sent = scene.send(&mut broker, 40, &odd);
+    match &sent {
+        Err(DeliveryError::Refused(Refused {
+            records, named: true, ..
+        })) => {
+            let numbers: Vec<usize> = records.iter().map(|(number, _)| *number).collect();
+            let alone = numbers.iter().all(|number| odd.contains(number));
+            match (scene.transactional, alone && !numbers.is_empty()) {
+                (true, true) => scene.see("refused, an odd one named"),
+                (false, true) if numbers == odd => scene.see("refused, all odd ones named"),
+                _ => scene.outcome(&sent),
+            }
+        }
+        _ => scene.outcome(&sent),
+    }
+    drop(broker);
+    scene.count();
+}
+
+fn too_large<W: World>(scene: &mut Scene<'_, W>) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    broker.begin().unwrap();
+    for number in 0..10 {
+        scene.put(&mut broker, &value(number, &[])).unwrap();
+        if number == 5 {
+            let sent = scene.put(&mut broker, &"x".repeat(3_000_000));
+            scene.outcome(&sent);
+        }
+    }
+    let delivered = broker.delivered(deadline());
+    scene.outcome(&delivered);
+    scene.commit(&mut broker);
+    drop(broker);
+    scene.count();
+}
+
+fn fenced<W: World>(scene: &mut Scene<'_, W>) {
+    let group = Uuid::new_v4();
+    let mut first = scene.producer(group, Mode::Batched);
+    let sent = scene.send(&mut first, 10, &[]);
+    scene.outcome(&sent);
+    if scene.transactional {
+        // The open transaction of the first is over when the position is read.
+        let mut second = scene.producer(group, Mode::Batched);
+        scene.position(&mut second);
+        scene.commit(&mut first);
+        drop((first, second));
+        scene.count();
+    }
+}
+
+fn forbidden<W: World>(scene: &mut Scene<'_, W>) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    scene.world.forbid(&scene.place);
+    let sent = scene.send(&mut broker, MANY, &[]);
+    scene.outcome(&sent);
+    drop(broker);
+    scene.count();
+}
+
+fn untimely<W: World>(scene: &mut Scene<'_, W>) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    let sent = scene.send(&mut broker, MANY, &[]);
+    scene.outcome(&sent);
+    drop(broker);
+    if scene.transactional {
+        scene.count();
+    }
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    broker.omit_timestamps();
+    let sent = scene.send(&mut broker, MANY, &[]);
+    scene.outcome(&sent);
+    scene.commit(&mut broker);
+    drop(broker);
+    scene.count();
+}
