@@ -162,6 +162,7 @@ const PROBED: [&str; 6] = [
     "/status.json",
 ];
 
+/// The path of the webhooks.
 fn webhooks_path(raw: &mut Raw) -> Option<String> {
     let purpose = ("webhooks", "/webhooks/events");
     path(raw, "ingest.path", purpose, |path| PROBED.contains(&path))
