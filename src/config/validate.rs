@@ -51,8 +51,11 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 /// would be answered 503 for ever.
 fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool, kafka: &Kafka) {
     let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
-    // The spool has a segment in use besides.
-    let in_spool = (stored as u64).max(4 * ingest.max_body_bytes as u64);
+    // The segment in use counts as a whole, also when all of it is delivered: it goes only when another one is begun. It holds
+    // `spool.segment_bytes`, or one batch that is larger.
+    let stored_bytes = stored as u64;
+    let in_spool =
+        (stored_bytes + stored_bytes.max(spool.segment_bytes)).max(4 * ingest.max_body_bytes as u64);
     let needs = [
         (
             "ingest.max_bytes_in_flight",

@@ -26,7 +26,7 @@ fn a_spool_that_a_body_would_fill() {
         &[
             "spool.max_bytes",
             "a body of 32 MiB with 10000 events",
-            "at least 128 MiB",
+            "at least 129 MiB",
         ],
     );
 }
@@ -202,7 +202,7 @@ fn single_values() {
         ("SPOOL__DIR", "", "is empty", "leave the key out"),
         (
             "SPOOL__MAX_BYTES",
-            "32MiB",
+            "40MiB",
             "less than four segments",
             "at least 64 MiB",
         ),

@@ -54,7 +54,7 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
     let bridge = bridge(&[
         ("ingest.max_body_bytes", "262144"),
         ("spool.segment_bytes", "262144"),
-        ("spool.max_bytes", "1048576"),
+        ("spool.max_bytes", "2097152"),
     ]);
     let mut client = bridge.client();
     let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(50_000))]);
@@ -252,7 +252,7 @@ fn failures_that_were_not_stored_are_not_counted() {
     let bridge = bridge(&[
         ("ingest.max_body_bytes", "262144"),
         ("spool.segment_bytes", "262144"),
-        ("spool.max_bytes", "1048576"),
+        ("spool.max_bytes", "2097152"),
     ]);
     let mut client = bridge.client();
     let bad = "x".repeat(100_000);
