@@ -11,7 +11,7 @@
 //! the answer back. Over TLS it would have to be agreed on first, so there it is closed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     future::ready,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr},
@@ -26,7 +26,7 @@ use hyper::server::conn::http1;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
-    task::{AbortHandle, JoinSet},
+    task::{self, AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -122,7 +122,7 @@ impl Server {
             http: connection::http(),
             connections: JoinSet::new(),
             strangers: VecDeque::new(),
-            leaving: Vec::new(),
+            leaving: HashSet::new(),
             accepted: 0,
             recycled_lines: LogLimiter::new(),
             refused: Refused {
@@ -168,7 +168,7 @@ impl Server {
         while !control.is_stopping() {
             tokio::select! {
                 () = control.0.stopping.notified() => {}
-                Some(end) = acceptor.connections.join_next() => ended(end),
+                Some(end) = acceptor.connections.join_next_with_id() => acceptor.ended(end),
                 () = acceptor.refused.oldest_is_due() => acceptor.refused.close_oldest(),
                 accepted = listener.accept(), if acceptor.may_take() => match accepted {
                     Ok((stream, _)) => acceptor.take(stream),
@@ -190,17 +190,9 @@ impl Server {
             }
         }
         drop(listener);
-        while let Some(end) = acceptor.connections.join_next().await {
-            ended(end);
+        while let Some(end) = acceptor.connections.join_next_with_id().await {
+            acceptor.ended(end);
         }
-    }
-}
-
-fn ended(end: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = end
-        && !error.is_cancelled()
-    {
-        error!(%error, "a connection's task failed");
     }
 }
 
@@ -211,25 +203,39 @@ struct Acceptor {
     connections: JoinSet<()>,
     /// The oldest first. Those that are known or gone by now are taken out when they are met.
     strangers: VecDeque<(Arc<Connection>, AbortHandle)>,
-    /// Tasks of connections that have lost their place.
-    leaving: Vec<AbortHandle>,
+    /// Those of `connections` that have lost their place.
+    leaving: HashSet<task::Id>,
     accepted: u64,
     recycled_lines: LogLimiter,
     refused: Refused,
 }
 
 impl Acceptor {
-    fn may_take(&mut self) -> bool {
-        self.leaving.retain(|task| !task.is_finished());
+    fn may_take(&self) -> bool {
         self.leaving.len() < LEAVING
+    }
+
+    /// Takes note of a connection's end. Only here does a task go out of `leaving`, together with `connections`: one that
+    /// were counted as leaving when it has left would make room for a connection over the limit.
+    fn ended(&mut self, end: Result<(task::Id, ()), JoinError>) {
+        let id = match end {
+            Ok((id, ())) => id,
+            Err(error) => {
+                if !error.is_cancelled() {
+                    error!(%error, "a connection's task failed");
+                }
+                error.id()
+            }
+        };
+        self.leaving.remove(&id);
     }
 
     fn take(&mut self, stream: TcpStream) {
         let limit = self.intake.max_connections;
-        while let Some(end) = self.connections.try_join_next() {
-            ended(end);
+        while let Some(end) = self.connections.try_join_next_with_id() {
+            self.ended(end);
         }
-        let places_taken = self.connections.len().saturating_sub(self.leaving.len());
+        let places_taken = self.connections.len() - self.leaving.len();
         if places_taken >= limit && !self.recycle() {
             self.intake.metrics.webhook(Outcome::Overloaded);
             self.refused.note(limit);
@@ -264,7 +270,7 @@ impl Acceptor {
         while let Some((connection, task)) = self.strangers.pop_front() {
             if !task.is_finished() && connection.recycle() {
                 task.abort();
-                self.leaving.push(task);
+                self.leaving.insert(task.id());
                 self.intake.metrics.connection_recycled();
                 if let Some(suppressed) = self.recycled_lines.pass() {
                     let limit = self.intake.max_connections;

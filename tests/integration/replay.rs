@@ -94,6 +94,13 @@ fn raise_limit(kafka: &str, topic: &str, bytes: &str) {
     for result in results.unwrap() {
         result.unwrap();
     }
+    // The controller answers before the brokers know of it.
+    let resource = ResourceSpecifier::Topic(topic);
+    wait::until(LIMIT, "the topic's new limit", || {
+        let described = runtime.block_on(admin.describe_configs([&resource], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap();
+        (entries.get("max.message.bytes").unwrap().value.as_deref() == Some(bytes)).then_some(())
+    });
 }
 
 #[test]
