@@ -12,6 +12,13 @@
 //! shall hear of a 503 rather than of nothing. Then the end, with an exit code. A port whose task is gone ends it at once.
 //!
 //! What the logs of disabled streams still hold is delivered, too ([`crate::leftover`]).
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`drain`] | a spool without its bridge, delivered |
+//! | [`pipe`] | one stream's log and lane, opened on their own |
 
 mod drain;
 mod pipe;
@@ -39,7 +46,6 @@ use crate::{
         self,
         books::{BooksCollector, StreamBooks},
         health::Health,
-        metrics::{Metrics, TlsMetrics},
     },
     cmc::Rules,
     config::{Auth, Config, pem_faults},
@@ -47,6 +53,7 @@ use crate::{
     ingest::{self, Control, Intake, Tls},
     leftover::{Leftovers, Service},
     logging::DroppedLines,
+    metrics::{Metrics, TlsMetrics},
     spool::{SpoolError, SpoolLock},
     stream::Stream,
 };

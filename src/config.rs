@@ -3,6 +3,20 @@
 //! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files named by `--config`
 //! in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
 //! read. What is unknown or wrong is refused, all of it in one [`ConfigError`]; secrets are in none of the messages.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`auth`] | credentials, from values and files |
+//! | [`keys`] | every key with its default |
+//! | [`parse`] | times, sizes, numbers, lists |
+//! | [`problem`] | what is wrong, where, and what to do; all at once |
+//! | [`properties`] | librdkafka's properties, and which are the bridge's own |
+//! | [`raw`] | raw values and where they came from |
+//! | [`show`] | values as TOML, redacted |
+//! | [`source`] | files and environment into raw values |
+//! | [`validate`] | raw values into validated ones |
 
 mod auth;
 mod keys;

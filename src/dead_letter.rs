@@ -24,6 +24,13 @@
 //! Texts that came from outside are cut to [`MAX_TEXT`] bytes. [`Letters`] reads all of this back.
 //!
 //! This module knows neither the sender's format nor Kafka: ingest and the lanes both make dead letters.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`letter`] | dead letters read back: what was sent, parts joined |
+//! | [`reason`] | the closed list of reasons |
 
 mod letter;
 mod reason;

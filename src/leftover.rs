@@ -174,9 +174,9 @@ mod tests {
     use super::*;
     use crate::{
         accounts::Accounts,
-        admin::metrics::Metrics,
         batch::BatchBuilder,
         config::Durability,
+        metrics::Metrics,
         spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
         stream::Tally,
     };

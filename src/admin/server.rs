@@ -31,12 +31,12 @@ use tracing::{error, info, warn};
 use super::{
     books::StreamBooks,
     health::Health,
-    metrics::Metrics,
     status::{
         Status,
         page::{self, Refresh},
     },
 };
+use crate::metrics::Metrics;
 
 /// Scrapers and probes are few. A further connection takes the place of the oldest one: whoever holds connections without
 /// use must not keep the probes out.

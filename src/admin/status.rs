@@ -6,6 +6,14 @@
 //! by its `Serialize`. It holds names, counts, times and the texts of errors; nothing that a webhook brought.
 //!
 //! A report waits for nothing: rates and the room on the disk come from samples taken beside it.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`chart`] | its charts |
+//! | [`page`] | that page |
+//! | [`text`] | its texts: escaped, and numbers for people |
 
 mod chart;
 pub mod page;
@@ -27,11 +35,13 @@ use super::{
     books::StreamBooks,
     health::{Health, Readiness},
     history::{EVERY, History, Rates, Sample},
-    labels::BlockReason,
-    metrics::Metrics,
-    notes::{Blocked, Letter},
 };
-use crate::{dead_letter::rfc3339_micros, leftover::Service, spool::LogState};
+use crate::{
+    dead_letter::rfc3339_micros,
+    leftover::Service,
+    metrics::{BlockReason, Blocked, Letter, Metrics},
+    spool::LogState,
+};
 
 /// What reports are made of.
 pub struct Status {

@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     accounts::Books,
-    admin::metrics::{BlockReason, Metrics},
     config::Config,
     exit::Exit,
+    metrics::{BlockReason, Metrics},
     spool::SpoolLock,
     stream::Stream,
 };

@@ -19,14 +19,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     accounts::Accounts,
-    admin::metrics::{BlockReason, Metrics},
     config::Config,
+    kafka::producer::KafkaConnect,
     lane::{
         LaneThread,
-        kafka::KafkaConnect,
+        delivery::Lane,
         options::{LaneOptions, Timing},
-        steps::Lane,
     },
+    metrics::{BlockReason, Metrics},
     spool::{Appender, Backlog, Log, LogMetrics, LogOptions, SpoolError, storage::FileSystem},
     stream::Stream,
 };

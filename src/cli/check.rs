@@ -1,6 +1,15 @@
 //! `cmc-bridge check`: what would run with this configuration, and what to think about first.
 //!
 //! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it asks Kafka and the disk, too.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`directory`] | looking at its directory |
+//! | [`disk`] | measuring it |
+//! | [`live`] | check --live: its lines, and what Kafka says |
+//! | [`spool`] | what the spool's disk says |
 
 mod directory;
 pub mod disk;
@@ -20,7 +29,7 @@ use crate::{
     },
     exit::Exit,
     ingest::{Pair, now_seconds},
-    lane::probe::make_clients,
+    kafka::probe::make_clients,
     leftover::Leftovers,
     stream::Stream,
 };

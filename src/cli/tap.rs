@@ -25,9 +25,9 @@ use super::{
 use crate::{
     config::Config,
     exit::Exit,
-    lane::{
+    kafka::{
         broker::BrokerError,
-        watch::{From, Polled, Watcher},
+        tap::{From, Polled, Watcher},
     },
     stream::Stream,
 };

@@ -15,6 +15,14 @@
 //! overwritten as the value behind a name.
 //!
 //! One pass looks for everything ([`needles`]); its time grows with the text, and not with the number of credentials.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`needles`] | what is looked for, in every encoding at once |
+//! | [`spelling`] | how encodings spell bytes |
+//! | [`value`] | the value behind a name of the key |
 
 mod needles;
 mod spelling;

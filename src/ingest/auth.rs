@@ -30,8 +30,8 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::{
-    admin::metrics::{CredentialUses, Metrics},
     config::{Auth, Credential, CredentialKind},
+    metrics::{CredentialUses, Metrics},
 };
 
 /// Decides whom a request comes from.

@@ -60,7 +60,7 @@ use super::{
     tls::Tls,
     watched::{Socket, Watched},
 };
-use crate::admin::metrics::Outcome;
+use crate::metrics::Outcome;
 
 /// Time to give, and to take, the last answer.
 const LINGER: Duration = Duration::from_secs(5);

@@ -40,7 +40,7 @@ use super::{
     progress::Phase,
     webhook::Webhook,
 };
-use crate::admin::metrics::Outcome;
+use crate::metrics::Outcome;
 
 /// The client is gone, and nobody is left to be answered.
 #[derive(Debug, Error)]

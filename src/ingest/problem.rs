@@ -23,7 +23,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::{limits::LogLimiter, progress::Phase};
-use crate::{admin::metrics::Outcome, cmc::Malformed, stream::Stream};
+use crate::{cmc::Malformed, metrics::Outcome, stream::Stream};
 
 /// Limits the log's lines of refusals, those of each cause apart.
 pub(super) struct RefusalLines {

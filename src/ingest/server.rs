@@ -40,7 +40,7 @@ use super::{
     tls::Tls,
     zones,
 };
-use crate::admin::metrics::Outcome;
+use crate::metrics::Outcome;
 
 /// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). One that finds it full waits
 /// a second or more, so it should hold a burst.

@@ -16,8 +16,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    admin::metrics::Outcome,
     config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
+    metrics::Outcome,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);

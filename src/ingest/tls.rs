@@ -27,8 +27,8 @@ use super::{
     limits::LogLimiter,
 };
 use crate::{
-    admin::metrics::{HandshakeFailure, TlsMetrics},
     config,
+    metrics::{HandshakeFailure, TlsMetrics},
 };
 
 /// How often a cause is logged that stays the same.

@@ -35,10 +35,10 @@ use super::{
     problem::{Answer, Shortage},
 };
 use crate::{
-    admin::metrics::Outcome,
     batch::Batch,
     cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
     dead_letter::{Failure, Reason},
+    metrics::Outcome,
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };

@@ -11,13 +11,11 @@ use crate::{
     batch::BatchView,
     clock,
     dead_letter::{DeadLetter, Reason},
+    kafka::broker::{BlockReason, BrokerError, Mode, Refusal},
     spool::Seq,
 };
 
-use super::{
-    broker::{BlockReason, BrokerError, Mode, Refusal},
-    sent::SentRecord,
-};
+use super::in_flight::SentRecord;
 
 /// A range that is being sent again, after a refusal somewhere in it.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The read side of a replay: the dead-letter topic from the group's positions up to the ends that it had at the beginning, and
 //! what became of the letters there, to be committed.
 //!
-//! It begins only after the group's [`Writer`](crate::lane::replay::Writer) has, so no other replay moves the positions that
+//! It begins only after the group's [`Writer`](crate::kafka::letters::Writer) has, so no other replay moves the positions that
 //! are read.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -12,7 +12,7 @@ use super::{
     position::{Position, State},
     tried::Tried,
 };
-use crate::lane::replay::{Committed, Source, another_replay};
+use crate::kafka::letters::{Committed, Source, another_replay};
 
 /// The default of `offsets.retention.minutes`, but for the hour that Kafka lets a record's timestamp be ahead.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);

@@ -10,7 +10,7 @@ use crate::{
     cmc::Rules,
     config::Config,
     dead_letter::Letter,
-    lane::broker::Outgoing,
+    kafka::broker::Outgoing,
     stream::Stream,
 };
 

@@ -15,11 +15,11 @@ use super::{
 use crate::{
     batch::alone_in_batch,
     config::Config,
-    lane::{
+    kafka::{
         broker::{BrokerError, DeliveryError, Mode, Refusal},
-        refusal::{self, unnamed},
-        replay::{Committed, Source, Writer},
+        letters::{Committed, Source, Writer},
     },
+    lane::refusal::{self, unnamed},
 };
 
 /// The transactions of a group.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{plan::LETTERS, webhook::Expected};
-use crate::{config::Delivery, lane::sim::Cluster, stream::Stream};
+use crate::{config::Delivery, simulation::broker::Cluster, stream::Stream};
 
 /// Ends the run: a guarantee is broken.
 macro_rules! violated {

@@ -5,10 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use super::random::Random;
 use crate::{
     config::{Delivery, Durability},
-    lane::{
-        options::{LaneOptions, Timing},
-        sim::Topic,
-    },
+    lane::options::{LaneOptions, Timing},
+    simulation::broker::Topic,
     spool::LogOptions,
     stream::Stream,
 };

@@ -12,18 +12,19 @@ use tokio::{runtime::Runtime, task::JoinSet};
 use super::plan::{LETTERS, Plan};
 use crate::{
     accounts::Accounts,
-    admin::{
-        health::Health,
-        metrics::{Metrics, Outcome},
-    },
+    admin::health::Health,
     cmc::Rules,
     config::{self, Auth, StreamConfig},
     ingest::Intake,
-    lane::{sim::Cluster, steps::Lane},
+    lane::delivery::Lane,
+    metrics::{Metrics, Outcome},
+    simulation::{
+        broker::Cluster,
+        disk::{Pause, SimDisk},
+    },
     spool::{
         Damage, LogMetrics, SpoolError,
-        harness::{OpenedLog, Step, SteppedLog},
-        sim::{Pause, SimDisk},
+        tests::harness::{OpenedLog, Step, SteppedLog},
     },
     stream::Stream,
 };

@@ -9,10 +9,8 @@ use super::{
 };
 use crate::{
     config::Durability,
-    spool::{
-        harness::{HEADER, records, repair},
-        sim::SimDisk,
-    },
+    simulation::disk::SimDisk,
+    spool::tests::harness::{HEADER, records, repair},
     stream::Stream,
 };
 

@@ -9,10 +9,13 @@ use super::{
     world::{Part, World},
 };
 use crate::{
-    admin::metrics::BlockReason,
     config::Durability,
-    lane::{sim::Fault, steps::Turn},
-    spool::sim::{Op, SimDisk},
+    lane::delivery::Turn,
+    metrics::BlockReason,
+    simulation::{
+        broker::Fault,
+        disk::{Op, SimDisk},
+    },
     stream::Stream,
 };
 

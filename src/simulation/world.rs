@@ -25,14 +25,15 @@ use super::{
     webhook,
 };
 use crate::{
-    admin::metrics::{BlockReason, Outcome},
     clock,
     config::{Delivery, Durability},
-    lane::{sim::Cluster, steps::Turn},
-    spool::{
-        Manifest, SpoolError,
-        sim::{Pause, SimDisk},
+    lane::delivery::Turn,
+    metrics::{BlockReason, Outcome},
+    simulation::{
+        broker::Cluster,
+        disk::{Pause, SimDisk},
     },
+    spool::{Manifest, SpoolError},
     stream::Stream,
 };
 

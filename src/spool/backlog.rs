@@ -13,7 +13,7 @@ use crate::accounts::Accounts;
 
 use super::{
     Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
-    reader::Reader, recovery::Recovered, segment::History, storage::Storage, tail::Trimmer,
+    reader::Reader, recovery::Recovered, segment::History, shared_end::Trimmer, storage::Storage,
 };
 
 /// Reads a log in order and keeps its checkpoint. There is one for each log.

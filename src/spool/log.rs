@@ -22,8 +22,8 @@ use super::{
     reader::Reader,
     recovery::{Recovered, recover},
     segment::{self, Incarnation},
+    shared_end::{Tail, Trimmer},
     storage::{Access, Storage},
-    tail::{Tail, Trimmer},
     writer::{NewSegment, Writer},
 };
 

@@ -10,8 +10,8 @@ use super::{
     recovery::End,
     scan::valid_records,
     segment,
+    shared_end::Tail,
     storage::{Access, Storage, StorageFile},
-    tail::Tail,
 };
 
 /// How much is read from a file at once.

@@ -18,6 +18,12 @@
 //!
 //! A survey ([`super::survey`]) goes the same way around what can't be read, and makes a damaged header anew from the
 //! records behind it (rebuild.rs).
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`rebuild`] | damaged segment headers, for a survey |
 
 mod rebuild;
 

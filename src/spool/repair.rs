@@ -270,5 +270,4 @@ impl Rewriting {
 }
 
 #[cfg(test)]
-#[path = "repair_tests.rs"]
 mod tests;

@@ -17,8 +17,8 @@ use super::{
     reader::Reader,
     recovery::{Recovered, read_header, recover_around},
     segment::{self, Header},
+    shared_end::Tail,
     storage::{Access, FileSystem, Storage},
-    tail::Tail,
 };
 
 /// A log, looked at.

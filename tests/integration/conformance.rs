@@ -1,14 +1,14 @@
 //! The scenes that the simulated broker plays, with Kafka.
 
-#[path = "../../src/lane/conformance.rs"]
+#[path = "../../src/kafka/conformance.rs"]
 mod scenes;
 
 use std::{sync::Arc, time::Duration};
 
 use cmc_bridge::{
-    admin::metrics::Metrics,
     config::{self, Delivery},
-    lane::{broker, kafka::KafkaConnect},
+    kafka::{broker, producer::KafkaConnect},
+    metrics::Metrics,
     stream::Stream,
 };
 use prometheus::Registry;

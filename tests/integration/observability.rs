@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use cmc_bridge::admin::metrics::BlockReason;
+use cmc_bridge::metrics::BlockReason;
 use serde_json::Value;
 
 fn read(file: &str) -> String {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 use crate::{
     config::{Config, Delivery, Kafka, human_duration},
     exit::Exit,
-    lane::probe::{Answer, Probe, TopicSettings, codecs},
+    kafka::probe::{Answer, Probe, TopicSettings, codecs},
     stream::Stream,
 };
 

@@ -10,7 +10,7 @@ use crate::{
     cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
     exit::Exit,
-    lane::{broker::BrokerError, replay::Source},
+    kafka::{broker::BrokerError, letters::Source},
     plain::visible,
     replay::{
         Options,

@@ -7,13 +7,13 @@ use tokio::runtime::Runtime;
 
 use super::UNKNOWN_LOG;
 use crate::{
-    admin::metrics::BlockReason,
     bridge::{Drained, drain},
     cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
     config::Config,
     exit::Exit,
     leftover::Leftovers,
     logging,
+    metrics::BlockReason,
 };
 
 /// The arguments of `spool drain`.

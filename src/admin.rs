@@ -1,0 +1,30 @@
+//! The operators' side, on a port of its own: metrics, probes and a page to look at.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/livez` | 200; touches nothing |
+//! | `/readyz` | 200 when a webhook can be made durable, else 503 with the reason ([`health`]) |
+//! | `/metrics` | Prometheus text format ([`metrics`], [`books`]) |
+//! | `/status`, and `/` leads there | a page for people ([`status`]); `?refresh=off` keeps it still |
+//! | `/status.json` | the same for scripts |
+//!
+//! Other paths are 404, methods other than GET and HEAD 405. It has no credentials: it shows counts, names and the texts of errors, never
+//! events, and belongs on a network that only operators reach. It serves until the process ends.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`books`] | the books as metrics, one snapshot a scrape |
+//! | [`health`] | readiness |
+//! | [`history`] | samples of the last minutes, and the rates between them |
+//! | [`server`] | its HTTP server, on a thread and runtime of its own |
+//! | [`status`] | what the status page shows, as data and JSON |
+
+pub mod books;
+pub mod health;
+mod history;
+mod server;
+mod status;
+
+pub use server::{Server, Serving, Sources};

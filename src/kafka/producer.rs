@@ -1,0 +1,550 @@
+//! [`Broker`] by librdkafka.
+//!
+//! The order of the calls decides the speed: everything is sent, then the own delivery counter is awaited, and only then
+//! offsets and commit are sent. `flush` would wait in steps of 100 ms.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Offset, TopicPartitionList,
+    admin::AdminClient,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ThreadedProducer},
+    types::RDKafkaErrorCode as Code,
+};
+use tokio::runtime::Handle;
+use tracing::debug;
+use uuid::Uuid;
+
+use crate::{
+    config::{self, Delivery},
+    metrics::KafkaSums,
+    spool::Seq,
+    stream::Stream,
+};
+
+use super::{
+    broker::{
+        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        Refused, TopicRules,
+    },
+    client::{self, Context, Failure, Waited},
+    commit::{Committer, Failed},
+    explain::{Names, explain, explain_creation, is_consequence, refusal},
+    topics::{self, Rules},
+};
+
+/// Most time for one question to the cluster.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most time for what a consumer has to say; the producer may talk in between.
+const LISTEN: Duration = Duration::from_millis(500);
+/// A coordinator that is still loading is asked again after this time.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// The cause of a failure is reported by then: it is the answer to a request that is in flight.
+const REPORTS: Duration = Duration::from_secs(2);
+/// The least time that a transaction of one record a request is given, where the broker allows it
+/// (`transaction.max.timeout.ms`, 15 minutes by default).
+const ONE_BY_ONE: Duration = Duration::from_secs(60);
+/// A record without a timestamp. The broker takes it whatever its clock says.
+const NO_TIMESTAMP: i64 = -1;
+
+/// Connects one lane to a Kafka cluster.
+#[derive(Clone)]
+pub struct KafkaConnect {
+    pub kafka: Arc<config::Kafka>,
+    pub stream: Stream,
+    pub topic: String,
+    pub dead_letter_topic: String,
+    /// Awaits the admin client's answers.
+    pub runtime: Handle,
+    pub sums: KafkaSums,
+}
+
+/// A producer, with at-least-once delivery one without transactions.
+pub struct KafkaBroker {
+    producer: Arc<ThreadedProducer<Context>>,
+    /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
+    consumer: Option<BaseConsumer<Context>>,
+    /// Set with transactions.
+    committer: Option<Committer>,
+    context: Context,
+    /// Those by which a refusal can be foreseen.
+    rules: Rules,
+    names: Names,
+    mode: Mode,
+    /// How many times the usual time a transaction has.
+    stretch: u32,
+    /// Of every record; `None` for the time of sending.
+    timestamp: Option<i64>,
+    /// Records since `begin`.
+    sent: usize,
+}
+
+impl Connect for KafkaConnect {
+    type Broker = KafkaBroker;
+
+    fn connect(&self, group: Uuid, mode: Mode) -> Result<KafkaBroker, BrokerError> {
+        let group = format!("{}.{}.{group}", self.kafka.id_prefix, self.stream);
+        let names = Names {
+            topic: self.topic.clone(),
+            group: group.clone(),
+            bootstrap_servers: self.kafka.bootstrap_servers.clone(),
+            unshown: self.kafka.unshown(),
+        };
+        let context = Context::new(self.stream, self.sums.clone());
+        let fail = |doing: &'static str| {
+            let (names, last) = (names.clone(), Arc::clone(&context.last_error));
+            move |error: KafkaError| explain(&error, doing, &names, &last)
+        };
+        // It looks up topics and reads the position.
+        let consumer_config = client::consumer(&self.kafka, self.stream, &group);
+        let consumer: BaseConsumer<Context> =
+            BaseConsumer::from_config_and_context(&consumer_config, context.clone())
+                .map_err(fail("make a Kafka client"))?;
+        let rules = self.check_topics(&consumer, &context, &names)?;
+        let position = (self.kafka.delivery == Delivery::ExactlyOnce)
+            .then(|| consumer.group_metadata().map(|group| (consumer, group)))
+            .flatten();
+        let (consumer, group_metadata) = position.unzip();
+        let start = Start {
+            kafka: &self.kafka,
+            stream: self.stream,
+            context,
+            names,
+            rules,
+            client_id: None,
+        };
+        let broker = start.producer(mode, group_metadata)?;
+        Ok(KafkaBroker { consumer, ..broker })
+    }
+}
+
+/// What a producer is made of.
+pub(super) struct Start<'a> {
+    pub kafka: &'a config::Kafka,
+    pub stream: Stream,
+    pub context: Context,
+    /// The group is its transactional id.
+    pub names: Names,
+    pub rules: Rules,
+    /// Instead of the usual one, where the operator sets none.
+    pub client_id: Option<&'static str>,
+}
+
+impl Start<'_> {
+    /// A producer that has begun; without a consumer it can't read a position. `group` is the group whose position it
+    /// commits.
+    pub fn producer(
+        self,
+        mode: Mode,
+        group: Option<ConsumerGroupMetadata>,
+    ) -> Result<KafkaBroker, BrokerError> {
+        let fail = |doing: &'static str| {
+            |error: KafkaError| explain(&error, doing, &self.names, &self.context.last_error)
+        };
+        let usual = self.kafka.transaction_timeout;
+        let mut stretch = match mode {
+            Mode::Batched => 1,
+            Mode::OneByOne => (ONE_BY_ONE.as_secs_f64() / usual.as_secs_f64())
+                .ceil()
+                .clamp(1.0, 4.0) as u32,
+        };
+        let producer = loop {
+            let (smallest, timeout) = (self.rules.smallest(), usual * stretch);
+            let mut config = client::producer(
+                self.kafka,
+                self.stream,
+                &self.names.group,
+                mode,
+                timeout,
+                smallest,
+            );
+            if let Some(id) = self
+                .client_id
+                .filter(|_| !self.kafka.properties.contains_key("client.id"))
+            {
+                config.set("client.id", id);
+            }
+            let producer: ThreadedProducer<Context> = config
+                .create_with_context(self.context.clone())
+                .map_err(fail("make a Kafka client"))?;
+            if self.kafka.delivery == Delivery::AtLeastOnce {
+                break producer;
+            }
+            match producer.init_transactions(PATIENCE) {
+                Ok(()) => break producer,
+                Err(error)
+                    if error.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout) && stretch > 1 =>
+                {
+                    debug!(stream = %self.stream, "the broker allows transactions no more time than usual");
+                    stretch = 1;
+                }
+                Err(error) => return Err(fail("begin as a transactional producer")(error)),
+            }
+        };
+        let producer = Arc::new(producer);
+        let committer = group
+            .map(|group| Committer::start(Arc::clone(&producer), group))
+            .transpose()
+            .map_err(|error| BrokerError {
+                reason: BlockReason::Other,
+                message: format!("cannot start a thread for commits: {error}"),
+            })?;
+        Ok(KafkaBroker {
+            producer,
+            consumer: None,
+            committer,
+            rules: self.rules.map(|rules| foreseen(rules, self.kafka)),
+            names: self.names,
+            mode,
+            stretch,
+            timestamp: None,
+            sent: 0,
+            context: self.context,
+        })
+    }
+}
+
+impl KafkaConnect {
+    /// Checks the lane's topic, creates what is missing when configured, and reads the topics' rules.
+    fn check_topics(
+        &self,
+        consumer: &BaseConsumer<Context>,
+        context: &Context,
+        names: &Names,
+    ) -> Result<Rules, BrokerError> {
+        let fail = |doing: &str, error: KafkaError| explain(&error, doing, names, &context.last_error);
+        // Topics are looked up by the consumer, for an admin client never tells why it can't connect.
+        let look_up = |topic: &str| {
+            topics::exists(consumer.client(), topic).map_err(|error| {
+                listen(consumer);
+                fail("look up the topic", error)
+            })
+        };
+        let exists = look_up(&self.topic)?;
+        let config = client::base(&self.kafka, self.stream);
+        let admin = AdminClient::from_config_and_context(&config, context.clone())
+            .map_err(|error| fail("make a Kafka client", error))?;
+        let create = |topic: &str| {
+            topics::create(&admin, &self.runtime, &self.kafka, topic)
+                .map_err(|error| explain_creation(&error, topic, names, &context.last_error))
+        };
+        match (exists, self.kafka.create_topics) {
+            (true, _) => {}
+            (false, true) => create(&self.topic)?,
+            (false, false) => {
+                let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+                return Err(fail("find the topic", missing));
+            }
+        }
+        let mut topics = vec![self.topic.as_str()];
+        if self.dead_letter_topic != self.topic {
+            topics.push(&self.dead_letter_topic);
+            // It matters to this lane only when something is refused; its own lane watches over it.
+            let made = look_up(&self.dead_letter_topic).and_then(|exists| {
+                let missing = !exists && self.kafka.create_topics;
+                if missing {
+                    create(&self.dead_letter_topic)
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(error) = made {
+                debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
+            }
+        }
+        Ok(topics::rules(&admin, &self.runtime, &topics))
+    }
+}
+
+impl KafkaBroker {
+    /// Commits the transaction, and with it these offsets of the group.
+    pub(super) fn commit_offsets(
+        &mut self,
+        offsets: TopicPartitionList,
+        deadline: Instant,
+    ) -> Result<(), BrokerError> {
+        let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
+            reason: BlockReason::Other,
+            message: "librdkafka gave no group metadata".into(),
+        })?;
+        committer
+            .commit(offsets, deadline)
+            .map_err(|failed| match failed {
+                Failed::Error(doing, error) => self.explain(doing, &error),
+                Failed::Late => self.too_slow("commit the transaction in time"),
+            })
+    }
+
+    fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
+        // After a fatal error the calls say no more than that there was one. A gap has a cause that says more.
+        let fatal = self.producer.client().fatal_error();
+        let fatal = fatal.filter(|(code, _)| *code != Code::GaplessGuarantee);
+        let fatal = fatal.map(|(code, _)| KafkaError::Global(code));
+        let error = fatal.as_ref().unwrap_or(error);
+        explain(error, doing, &self.names, &self.context.last_error)
+    }
+
+    fn too_slow(&self, doing: &str) -> BrokerError {
+        let timed_out = KafkaError::Flush(Code::OperationTimedOut);
+        self.explain(doing, &timed_out)
+    }
+
+    /// Whether a refusal does nothing to other records: then each is heard of at once.
+    fn hears_all(&self) -> bool {
+        self.committer.is_none() && self.mode == Mode::OneByOne
+    }
+
+    fn waited(&self, waited: Waited) -> Result<(), DeliveryError> {
+        match waited {
+            Waited::Delivered => Ok(()),
+            Waited::Failed => Err(self.failure("deliver events", None)),
+            Waited::TimedOut => Err(DeliveryError::Late(self.too_slow("deliver events in time"))),
+        }
+    }
+
+    /// The first cause of a failure that a call or a report has told of. `said` is what the call said, often no more than
+    /// that there was an error before.
+    ///
+    /// The broker refuses a request while later records are still being queued. librdkafka then fails every further call,
+    /// gives up what is queued, and reports that too, in any order. So all reports are awaited, and the cause is looked
+    /// for among them first, then asked for.
+    fn failure(&self, doing: &str, said: Option<KafkaError>) -> DeliveryError {
+        let transactional = self.committer.is_some();
+        let deliveries = &self.context.deliveries;
+        let cause = |code: Option<Code>| code.is_none_or(|code| !is_consequence(code));
+        let is_cause = |failure: &Failure| cause(failure.code());
+        let all_reported = deliveries.wait_for_reports(self.sent, is_cause, Instant::now() + REPORTS);
+        let failures = deliveries.failures();
+        // A call that is not allowed in a failed transaction answers with the error that made it fail.
+        let failed = transactional
+            .then(|| self.producer.begin_transaction().err())
+            .flatten();
+        let code = failed.as_ref().and_then(KafkaError::rdkafka_error_code);
+        let untimely = |code| code == Some(Code::InvalidTimestamp);
+        if untimely(code) || failures.iter().any(|failure| untimely(failure.code())) {
+            // In a request with several bad timestamps librdkafka reports their records as invalid.
+            let error = KafkaError::MessageProduction(Code::InvalidTimestamp);
+            return DeliveryError::Untimely(self.explain(doing, &error));
+        }
+        if let Some(refused) = self.refused(&failures, code, transactional || !all_reported) {
+            return DeliveryError::Refused(refused);
+        }
+        let reports = failures.into_iter().map(|failure| failure.error);
+        let errors: Vec<KafkaError> = reports.chain(failed).chain(said).collect();
+        let error = errors.iter().find(|error| cause(error.rdkafka_error_code()));
+        let error = error.or(errors.first());
+        let unknown = KafkaError::Global(Code::Fatal);
+        self.explain(doing, error.unwrap_or(&unknown)).into()
+    }
+
+    /// The refused records among the failures. `failed` is why the transaction failed.
+    fn refused(&self, failures: &[Failure], failed: Option<Code>, partly: bool) -> Option<Refused> {
+        let refusal_of = |failure: &Failure| failure.code().and_then(refusal);
+        let mut records: Vec<(usize, Refusal)> = failures
+            .iter()
+            .filter_map(|failure| Some((failure.number, refusal_of(failure)?)))
+            .collect();
+        records.sort_unstable_by_key(|(number, _)| *number);
+        if records.is_empty() && failed.and_then(refusal).is_none() {
+            return None;
+        }
+        // The broker named the invalid records of a request when librdkafka knows others that are not.
+        let spared: BTreeSet<_> = failures
+            .iter()
+            .filter(|failure| failure.code() == Some(Code::InvalidDifferentRecord))
+            .map(|failure| &failure.partition)
+            .collect();
+        let told = |failure: &Failure| spared.contains(&failure.partition);
+        let named = match self.mode {
+            Mode::OneByOne => true,
+            // Outside transactions a bad timestamp can't be told from a bad record here.
+            Mode::Batched => {
+                failed == Some(Code::InvalidRecord)
+                    && failures.iter().filter(|f| refusal_of(f).is_some()).all(told)
+            }
+        };
+        let delivered = match partly {
+            true => Vec::new(),
+            false => {
+                let failed: BTreeSet<usize> = failures.iter().map(|failure| failure.number).collect();
+                (0..self.sent).filter(|number| !failed.contains(number)).collect()
+            }
+        };
+        Some(Refused {
+            named: named && !records.is_empty(),
+            records,
+            delivered,
+        })
+    }
+}
+
+impl Broker for KafkaBroker {
+    fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
+        let deadline = Instant::now() + PATIENCE;
+        let Some(consumer) = self.consumer.take() else {
+            return Err(BrokerError {
+                reason: BlockReason::Other,
+                message: "the position has been read already".into(),
+            });
+        };
+        loop {
+            let mut partitions = TopicPartitionList::new();
+            partitions.add_partition(&self.names.topic, 0);
+            let answer = consumer
+                .committed_offsets(partitions, deadline.saturating_duration_since(Instant::now()))
+                .and_then(|partitions| {
+                    let Some(found) = partitions.find_partition(&self.names.topic, 0) else {
+                        return Ok(None);
+                    };
+                    found.error()?;
+                    Ok(match found.offset() {
+                        Offset::Offset(offset) => Some(Committed {
+                            seq: Seq(offset as u64),
+                            metadata: found.metadata().to_owned(),
+                        }),
+                        _ => None,
+                    })
+                });
+            match answer {
+                Ok(committed) => return Ok(committed),
+                Err(error) if Instant::now() + ASK_AGAIN < deadline && passing(&error) => {
+                    debug!(%error, "the position can't be read yet");
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => {
+                    listen(&consumer);
+                    return Err(self.explain("read the position", &error));
+                }
+            }
+        }
+    }
+
+    fn rules(&self, topic: &str) -> TopicRules {
+        self.rules.of(topic)
+    }
+
+    fn stretch(&self, time: Duration) -> Duration {
+        time * self.stretch
+    }
+
+    fn omit_timestamps(&mut self) {
+        self.timestamp = Some(NO_TIMESTAMP);
+    }
+
+    fn begin(&mut self) -> Result<(), BrokerError> {
+        self.context.deliveries.reset();
+        self.sent = 0;
+        match self.committer {
+            Some(_) => self
+                .producer
+                .begin_transaction()
+                .map_err(|error| self.explain("begin a transaction", &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header {
+                key,
+                value: Some(*value),
+            });
+        }
+        // librdkafka takes the time.
+        let mut base = BaseRecord::with_opaque_to(record.topic, self.sent)
+            .payload(record.value)
+            .headers(headers);
+        base.timestamp = self.timestamp;
+        if let Some(key) = record.key {
+            base = base.key(key);
+        }
+        loop {
+            let (error, unsent) = match self.producer.send(base) {
+                Ok(()) => {
+                    self.sent += 1;
+                    return Ok(());
+                }
+                Err(refused) => refused,
+            };
+            base = unsent;
+            let code = error.rdkafka_error_code();
+            if code == Some(Code::QueueFull) {
+                let heed = !self.hears_all();
+                self.waited(self.context.deliveries.wait_for_room(heed, deadline))?;
+                continue;
+            }
+            return Err(match code.and_then(refusal) {
+                Some(_) => DeliveryError::TooLarge,
+                None => self.failure("send an event", Some(error)),
+            });
+        }
+    }
+
+    fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
+        let deliveries = &self.context.deliveries;
+        let waited = match self.hears_all() {
+            true => deliveries.wait_for_all(self.sent, deadline),
+            false => deliveries.wait(self.sent, deadline),
+        };
+        self.waited(waited)
+    }
+
+    fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
+            .map_err(|error| self.explain("name the position", &error))?;
+        if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
+            partition.set_metadata(metadata);
+        }
+        self.commit_offsets(offsets, deadline)
+    }
+}
+
+/// The rules by which a refusal can be foreseen: the size of a compressed record can't.
+pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
+    let compressed = ["compression.type", "compression.codec"]
+        .iter()
+        .any(|name| kafka.properties.contains_key(*name));
+    TopicRules {
+        max_bytes: rules.max_bytes.filter(|_| !compressed),
+        ..rules
+    }
+}
+
+/// Lets a consumer say what happened to it: its errors go to the context, and it has no other events.
+pub(super) fn listen(consumer: &BaseConsumer<Context>) {
+    let deadline = Instant::now() + LISTEN;
+    loop {
+        // A poll without a result may have taken a log line, with more behind it.
+        let heard = consumer.context().heard();
+        let event = consumer.poll(Duration::ZERO).is_some();
+        let silent = !event && consumer.context().heard() == heard;
+        if silent || Instant::now() > deadline {
+            break;
+        }
+    }
+}
+
+/// Errors of a coordinator that is still getting ready.
+pub(super) fn passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::UnstableOffsetCommit
+                | Code::WaitingForCoordinator
+        )
+    )
+}

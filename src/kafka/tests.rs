@@ -1,0 +1,185 @@
+//! The scenes of [`super::conformance`] with the simulated broker, and with librdkafka's mock cluster.
+
+use std::{cell::Cell, sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
+use tokio::runtime::Runtime;
+
+use super::{
+    conformance::{Place, Topic, World, play},
+    producer::KafkaConnect,
+    statistics::tests::sums,
+};
+use crate::{
+    config::{self, Delivery},
+    simulation::broker::{self as sim, Cluster},
+    stream::Stream,
+};
+
+const NAME: &str = "topic";
+
+struct Simulated {
+    transactional: bool,
+    seed: Cell<u64>,
+}
+
+impl World for Simulated {
+    type Connect = Cluster;
+
+    fn can(&self, _: Topic, _: &[usize]) -> bool {
+        true
+    }
+
+    fn make(&self, topic: Topic) -> Place<Cluster> {
+        let seed = self.seed.get();
+        self.seed.set(seed + 1);
+        let cluster = Cluster::new(&[NAME]);
+        let mut inner = cluster.lock();
+        inner.plain = !self.transactional;
+        inner.seed = seed;
+        inner.client_limit = Some(1_000_000);
+        inner.names_records = seed.is_multiple_of(2);
+        inner.request = Some(3000);
+        inner.hasty = 4000;
+        let mut made = sim::Topic::default();
+        made.refuses = (topic == Topic::Refusing).then_some("odd");
+        made.clock_differs = topic == Topic::Untimely;
+        inner.topics.insert(NAME.to_owned(), made);
+        drop(inner);
+        Place {
+            topic: NAME.to_owned(),
+            connect: cluster,
+        }
+    }
+
+    fn forbid(&self, place: &Place<Cluster>) {
+        place.connect.lock().topics.get_mut(NAME).unwrap().forbidden = true;
+    }
+
+    fn read(&self, place: &Place<Cluster>) -> Vec<String> {
+        place.connect.values(NAME)
+    }
+}
+
+#[test]
+fn the_simulated_broker_plays_its_part() {
+    for transactional in [true, false] {
+        for seed in 0..6 {
+            let world = Simulated {
+                transactional,
+                seed: Cell::new(seed * 1000),
+            };
+            assert_eq!(play(&world, transactional), 8);
+        }
+    }
+}
+
+/// It fails requests when it is told to, writes no transaction markers and forgets positions.
+struct Mock {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+    runtime: Runtime,
+    delivery: Delivery,
+    topics: Cell<u32>,
+}
+
+impl World for Mock {
+    type Connect = KafkaConnect;
+
+    fn can(&self, topic: Topic, odd: &[usize]) -> bool {
+        match topic {
+            Topic::Kind => false,
+            // The first request is refused.
+            Topic::Refusing => odd == [0],
+            Topic::Forbidden => true,
+            Topic::Untimely => false,
+        }
+    }
+
+    fn make(&self, topic: Topic) -> Place<KafkaConnect> {
+        self.topics.set(self.topics.get() + 1);
+        let name = format!("{NAME}-{}", self.topics.get());
+        self.cluster.create_topic(&name, 1, 1).unwrap();
+        self.cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        if topic == Topic::Refusing {
+            self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD);
+        }
+        let kafka = config::Kafka {
+            bootstrap_servers: self.cluster.bootstrap_servers(),
+            delivery: self.delivery,
+            id_prefix: "test".into(),
+            max_record_bytes: 1_000_000,
+            transaction_events: MANY,
+            transaction_timeout: Duration::from_secs(60),
+            ..config::Kafka::for_tests()
+        };
+        Place {
+            connect: KafkaConnect {
+                kafka: Arc::new(kafka),
+                stream: Stream::Bounces,
+                topic: name.clone(),
+                dead_letter_topic: name.clone(),
+                runtime: self.runtime.handle().clone(),
+                sums: sums(),
+            },
+            topic: name,
+        }
+    }
+
+    fn forbid(&self, _: &Place<KafkaConnect>) {
+        self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+    }
+
+    /// Whoever reads the mock cluster sees what is not committed, too: with transactions there is nothing to see.
+    fn read(&self, place: &Place<KafkaConnect>) -> Vec<String> {
+        if self.delivery == Delivery::ExactlyOnce {
+            return Vec::new();
+        }
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", self.cluster.bootstrap_servers())
+            .set("group.id", "reader")
+            .set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut all = TopicPartitionList::new();
+        all.add_partition_offset(&place.topic, 0, Offset::Beginning)
+            .unwrap();
+        consumer.assign(&all).unwrap();
+        let mut values = Vec::new();
+        loop {
+            match consumer.poll(Duration::from_secs(60)).unwrap() {
+                Ok(record) => values.push(String::from_utf8(record.payload().unwrap().to_vec()).unwrap()),
+                Err(KafkaError::PartitionEOF(_)) => return values,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+impl Mock {
+    /// The next request to produce fails.
+    fn fail_next(&self, error: RDKafkaRespErr) {
+        self.cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+    }
+}
+
+const MANY: usize = 20_000;
+
+#[test]
+fn the_mock_cluster_plays_its_part() {
+    for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
+        let world = Mock {
+            cluster: MockCluster::new(1).unwrap(),
+            runtime: Runtime::new().unwrap(),
+            delivery,
+            topics: Cell::new(0),
+        };
+        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 2);
+    }
+}

@@ -1,0 +1,110 @@
+//! Failures that a lane meets by itself, with their reason, cause and cure. What the broker says is in [`crate::kafka`].
+
+use std::path::Path;
+
+use crate::{
+    batch::DecodeError,
+    kafka::broker::{BlockReason, BrokerError, Refusal},
+    spool::{Damage, ReadError, SegmentId, SpoolError, StoredBatch},
+    stream::Stream,
+};
+
+pub fn unreadable(error: ReadError) -> BrokerError {
+    match error {
+        ReadError::Damaged(damage) => damaged(&damage),
+        ReadError::Spool(error) => BrokerError {
+            reason: BlockReason::DiskError,
+            message: format!(
+                "the spool can't be read: {error}. New webhooks are still taken; delivery goes on by itself if the disk \
+                 can be read again. Else, with the bridge stopped, copy the disk, and `cmc-bridge spool verify` says what \
+                 is lost"
+            ),
+        },
+    }
+}
+
+pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
+            batch.seq
+        ),
+    }
+}
+
+/// Damage that keeps the lane from beginning at all.
+pub fn blocked_by(damage: &Damage, dir: &Path) -> BrokerError {
+    let mut error = damaged(damage);
+    // With an unreadable checkpoint, which is of no segment, there is no position to go on from.
+    if damage.segment != SegmentId(0) {
+        let file = dir.join("damage");
+        error.message.push_str(&format!(
+            ". When the loss is understood, stop the bridge and remove {}: delivery then goes on from the checkpoint",
+            file.display()
+        ));
+    }
+    error
+}
+
+pub fn damaged(damage: &Damage) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Damage,
+        message: format!(
+            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
+             copy of the spool directory; then, with the bridge stopped, `cmc-bridge spool verify` says what is lost, and \
+             `cmc-bridge spool repair` sets it aside"
+        ),
+    }
+}
+
+/// The dead-letter topic refuses a letter of this stream's lane.
+pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> BrokerError {
+    let message = match refusal {
+        Refusal::TooLarge => {
+            let cure = match stream {
+                Stream::DeadLetters => {
+                    "raise its max.message.bytes above the value that kafka.max_record_bytes had when they were received. They \
+                     were cut to that size then, and are not cut again"
+                }
+                _ => "raise its max.message.bytes above kafka.max_record_bytes, or lower the latter",
+            };
+            format!("topic {topic} refuses dead letters as too large: {cure}")
+        }
+        Refusal::Invalid => format!(
+            "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
+        ),
+    };
+    BrokerError {
+        reason: BlockReason::DeadLetterRefused,
+        message,
+    }
+}
+
+/// The disk has no room for what must be noted before delivery can go on.
+pub fn no_room(error: &SpoolError) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        message: format!("{error}. Make room on the disk of spool.dir; delivery then goes on by itself"),
+    }
+}
+
+pub fn not_connected() -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        message: "the lane has no producer".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_are_cut_already_are_not_cut_again() {
+        let cure = |stream| dead_letter_refused(stream, "letters", Refusal::TooLarge).message;
+        assert!(cure(Stream::Bounces).contains("lower the latter"));
+        assert!(!cure(Stream::DeadLetters).contains("lower"));
+        assert!(cure(Stream::DeadLetters).contains("raise its max.message.bytes"));
+    }
+}

@@ -1,0 +1,544 @@
+//! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`sending`] | sending, and what follows a refusal |
+
+mod sending;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    batch, clock,
+    config::Delivery,
+    kafka::broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Refused},
+    metrics::{StreamMetrics, TransactionOutcome},
+    spool::{Backlog, Seq, SpoolError},
+    stream::Stream,
+};
+
+use super::{
+    causes::{blocked_by, no_room, not_connected, unreadable},
+    in_flight::Sent,
+    options::LaneOptions,
+    position,
+    refusal::{Pace, Refusals, mode_of},
+};
+
+/// The first transaction holds no more events than this; see [`Lane::adapt`].
+const FIRST_EVENTS: usize = 1000;
+
+/// After the broker refused timestamps, records have none for this long.
+const UNTIMED: Duration = Duration::from_secs(600);
+
+/// Without transactions, records that wait in the producer keep the timestamps that they were queued with. After this time
+/// they are sent anew, before a topic's retention takes them for old.
+const STALE: Duration = Duration::from_secs(3600);
+
+/// What came of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There may be more to do at once.
+    Progress,
+    /// Everything durable is in Kafka.
+    Idle,
+    /// Nothing can be done before this time has passed.
+    Blocked(Duration),
+}
+
+/// One stream's way into Kafka.
+pub struct Lane<C: Connect> {
+    options: LaneOptions,
+    backlog: Backlog,
+    connect: C,
+    metrics: StreamMetrics,
+    broker: Option<C::Broker>,
+    /// How it sends, and since when it is connected.
+    mode: Mode,
+    connected_at: Instant,
+    /// When the broker refused timestamps.
+    untimely_at: Option<Instant>,
+    /// Set while a range is sent again after a refusal.
+    refusals: Option<Refusals>,
+    pace: Pace,
+    /// The transaction whose commit has not been confirmed.
+    unconfirmed: Option<Sent>,
+    /// What was sent and is not delivered: with at-least-once delivery yet, else only until the turn ends.
+    flight: Option<Sent>,
+    /// Most events in the next transaction, at most `options.transaction_events`.
+    most_events: usize,
+    wait: Duration,
+    blocked: Option<BlockReason>,
+    stored_at: Instant,
+    /// When the position in Kafka was known to be this lane's; `None` when it is known not to be.
+    committed_at: Option<Instant>,
+}
+
+/// Why a turn ended early.
+enum Stop {
+    Blocked(BrokerError),
+    /// Time was up, and no other cause is known.
+    Late(BrokerError),
+    Refused(Refused),
+    /// The broker refused timestamps.
+    Untimely(BrokerError),
+    /// A new producer goes on at once.
+    Again,
+    /// A new producer goes on after this time.
+    Paced(Duration),
+    Spool(SpoolError),
+}
+
+impl From<DeliveryError> for Stop {
+    fn from(error: DeliveryError) -> Stop {
+        match error {
+            DeliveryError::Refused(refused) => Stop::Refused(refused),
+            DeliveryError::Untimely(error) => Stop::Untimely(error),
+            DeliveryError::Late(error) => Stop::Late(error),
+            DeliveryError::Failed(error) => Stop::Blocked(error),
+            error @ DeliveryError::TooLarge => Stop::Blocked(BrokerError {
+                reason: BlockReason::Other,
+                message: error.to_string(),
+            }),
+        }
+    }
+}
+
+impl From<BrokerError> for Stop {
+    fn from(error: BrokerError) -> Stop {
+        Stop::Blocked(error)
+    }
+}
+
+impl From<SpoolError> for Stop {
+    fn from(error: SpoolError) -> Stop {
+        Stop::Spool(error)
+    }
+}
+
+impl<C: Connect> Lane<C> {
+    /// A lane that begins at the log's checkpoint and connects at its first turn.
+    pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
+        // What is damaged tells no time; it has waited at least since now.
+        let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
+        backlog
+            .accounts()
+            .found_delivered(backlog.position().events, oldest);
+        Lane {
+            wait: options.timing.first_wait,
+            most_events: FIRST_EVENTS.min(options.transaction_events),
+            options,
+            backlog,
+            connect,
+            metrics,
+            broker: None,
+            mode: Mode::Batched,
+            connected_at: clock::now(),
+            untimely_at: None,
+            refusals: None,
+            pace: Pace::new(),
+            unconfirmed: None,
+            flight: None,
+            blocked: None,
+            stored_at: clock::now(),
+            committed_at: Some(clock::now()),
+        }
+    }
+
+    /// The directory of the lane's log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.backlog.dir().to_path_buf()
+    }
+
+    /// The lane's stream.
+    pub fn stream(&self) -> Stream {
+        self.options.stream
+    }
+
+    /// Wakes [`Lane::wait`] from another thread.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + use<C> {
+        self.backlog.waker()
+    }
+
+    /// Waits until there is something to deliver, at most this long.
+    pub fn wait(&self, limit: Duration) {
+        self.backlog.wait(limit);
+    }
+
+    /// Whether all that the log holds now is known to be delivered. That needs no broker.
+    pub fn nothing_left(&self) -> bool {
+        self.backlog.position() == self.backlog.end() && self.backlog.blocking_damage().is_none()
+    }
+
+    /// Stores the checkpoint and lets go of the broker. A lane that has delivered everything is not blocked any more.
+    pub fn finish(&mut self) -> Result<(), SpoolError> {
+        if self.nothing_left() {
+            if self.blocked.take().is_some() {
+                self.metrics.lane_free();
+            }
+            info!(stream = %self.options.stream, "all that the log holds is delivered");
+        }
+        // In this order: to let go of a broker that does not answer takes time, and the process may be ended meanwhile.
+        let stored = self.backlog.store_checkpoint();
+        self.broker = None;
+        stored
+    }
+
+    /// Does the next thing: connects, delivers a transaction, or finds that there is nothing to do. An error is the
+    /// spool's, and the process must end.
+    pub fn turn(&mut self) -> Result<Turn, SpoolError> {
+        let turn = match self.try_turn() {
+            Ok(turn) => turn,
+            Err(stop) => {
+                let sent = self.flight.take();
+                self.backlog.rewind();
+                let turn = match self.follow(stop, sent) {
+                    Stop::Spool(error) => return Err(error),
+                    Stop::Paced(wait) if !wait.is_zero() => Turn::Blocked(wait),
+                    Stop::Blocked(error) | Stop::Late(error) => self.block(error),
+                    _ => Turn::Progress,
+                };
+                self.store_checkpoint_when_due(turn)?;
+                // Whatever went wrong, this producer's state is not known any more.
+                self.broker = None;
+                return Ok(turn);
+            }
+        };
+        self.store_checkpoint_when_due(turn)?;
+        Ok(turn)
+    }
+
+    fn store_checkpoint_when_due(&mut self, turn: Turn) -> Result<(), SpoolError> {
+        let resting = turn != Turn::Progress;
+        let due = resting || clock::since(self.stored_at) >= self.options.timing.checkpoint_every;
+        if due && self.backlog.checkpoint_due() {
+            self.backlog.store_checkpoint()?;
+            self.stored_at = clock::now();
+        }
+        Ok(())
+    }
+
+    /// What follows for what was sent from why it was not delivered.
+    fn follow(&mut self, stop: Stop, sent: Option<Sent>) -> Stop {
+        match (stop, sent) {
+            (Stop::Refused(refused), Some(sent)) => self.refused(&sent, &refused),
+            (Stop::Untimely(error), _) if self.untimely_at.is_some() => Stop::Blocked(error),
+            (Stop::Untimely(error), _) => {
+                warn!(
+                    stream = %self.options.stream, "{error}. For {} minutes records are sent without a timestamp",
+                    UNTIMED.as_secs() / 60
+                );
+                self.untimely_at = Some(clock::now());
+                Stop::Again
+            }
+            (stop, _) => stop,
+        }
+    }
+
+    fn try_turn(&mut self) -> Result<Turn, Stop> {
+        if let Some(damage) = self.backlog.blocking_damage() {
+            return Err(blocked_by(damage, self.backlog.dir()).into());
+        }
+        if self.flight.is_some() {
+            return self.arrive();
+        }
+        let next = self.backlog.peek().map(|next| next.map(|batch| batch.seq));
+        if self.broker.is_none() {
+            let mode = next
+                .as_ref()
+                .ok()
+                .copied()
+                .flatten()
+                .map(|next| mode_of(self.refusals.as_ref(), next));
+            return self.connect(mode.unwrap_or(Mode::Batched));
+        }
+        let next = next.map_err(unreadable)?;
+        if self
+            .refusals
+            .as_ref()
+            .is_some_and(|r| next.is_none_or(|next| next >= r.until))
+        {
+            debug!(stream = %self.options.stream, "the refused range is done with");
+            self.refusals = None;
+        }
+        if self.mode != next.map_or(Mode::Batched, |next| mode_of(self.refusals.as_ref(), next)) {
+            return Err(Stop::Again);
+        }
+        if next.is_some() {
+            return match self.options.delivery {
+                Delivery::ExactlyOnce => self.transaction(),
+                Delivery::AtLeastOnce => self.window(),
+            };
+        }
+        let every = self.options.timing.recommit_every;
+        if self.options.delivery == Delivery::ExactlyOnce
+            && self.committed_at.is_none_or(|at| clock::since(at) >= every)
+        {
+            return self.recommit();
+        }
+        self.unblock();
+        Ok(Turn::Idle)
+    }
+
+    /// Makes a producer and settles the position.
+    fn connect(&mut self, mode: Mode) -> Result<Turn, Stop> {
+        self.mode = mode;
+        let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
+        self.connected_at = clock::now();
+        self.untimely_at = self.untimely_at.filter(|at| clock::since(*at) < UNTIMED);
+        if self.untimely_at.is_some() {
+            broker.omit_timestamps();
+        }
+        let committed = match self.options.delivery {
+            Delivery::ExactlyOnce => Some(broker.committed()?),
+            Delivery::AtLeastOnce => None,
+        };
+        self.broker = Some(broker);
+        if let Some(committed) = committed {
+            self.settle(committed)?;
+        }
+        Ok(Turn::Progress)
+    }
+
+    /// Finds the position to go on from: rules 2 and 3.
+    fn settle(&mut self, committed: Option<Committed>) -> Result<(), Stop> {
+        let unconfirmed = self.unconfirmed.take();
+        let own = self.backlog.position();
+        let Some(Committed { seq, metadata }) = committed else {
+            info!(stream = %self.options.stream, position = own.seq.0,
+                "Kafka has no position for this log; the checkpoint counts");
+            if own.seq > Seq(0) {
+                self.committed_at = None;
+            }
+            return Ok(());
+        };
+        let agreed = position::agreed(self.backlog.history(), self.backlog.end().seq, seq, &metadata);
+        let start = agreed.max(own.seq);
+        if start > own.seq {
+            let found = self.backlog.seek(start).map_err(unreadable)?;
+            match unconfirmed {
+                // Its commit was done and the answer lost. It has been counted as failed.
+                Some(sent) if sent.end == found => self.account(&sent),
+                _ => {
+                    let oldest = oldest(&mut self.backlog);
+                    self.backlog.accounts().found_delivered(found.events, oldest);
+                }
+            }
+        }
+        if seq < start {
+            self.committed_at = None;
+        }
+        if agreed < seq {
+            error!(
+                stream = %self.options.stream, kafka = seq.0, agreed = agreed.0, position = start.0,
+                "the position in Kafka belongs to another life of this spool directory: it was restored from an older \
+                 copy, copied, or lost its end. Delivery goes on under a new group; nothing is skipped, and what another \
+                 copy of this directory delivered may be delivered again"
+            );
+            return Err(match self.backlog.renew_group() {
+                Ok(_) => Stop::Again,
+                // As for webhooks, a full disk is waited out.
+                Err(error) if error.is_no_space() => no_room(&error).into(),
+                Err(error) => error.into(),
+            });
+        }
+        debug!(stream = %self.options.stream, position = start.0, "the position is settled");
+        Ok(())
+    }
+
+    /// Delivers the next batches in one transaction.
+    fn transaction(&mut self) -> Result<Turn, Stop> {
+        let mut sent = Sent::begin();
+        let delivered = self.begin(&sent).and_then(|deadline| {
+            self.send(&mut sent, self.most_events, deadline)?;
+            self.broker()?.delivered(deadline)?;
+            Ok(deadline)
+        });
+        let deadline = match delivered {
+            Ok(deadline) => deadline,
+            Err(stop) => {
+                if matches!(stop, Stop::Late(_)) {
+                    self.adapt(sent.events, None);
+                }
+                self.ended(TransactionOutcome::Aborted, sent.begun);
+                self.flight = Some(sent);
+                return Err(stop);
+            }
+        };
+        let (begun, end, events) = (sent.begun, sent.end, sent.events);
+        let metadata = position::metadata(self.backlog.history(), end.seq);
+        self.unconfirmed = Some(sent);
+        if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
+            if clock::now() >= deadline {
+                self.adapt(events, None);
+            }
+            self.ended(TransactionOutcome::Failed, begun);
+            return Err(error.into());
+        }
+        self.adapt(events, Some(clock::since(begun)));
+        self.ended(TransactionOutcome::Committed, begun);
+        self.committed_at = Some(clock::now());
+        if let Some(sent) = self.unconfirmed.take() {
+            self.book(&sent);
+        }
+        Ok(Turn::Progress)
+    }
+
+    /// Sends the next batches without a transaction.
+    fn window(&mut self) -> Result<Turn, Stop> {
+        let mut sent = Sent::begin();
+        let deadline = self.begin(&sent)?;
+        let result = self.send(&mut sent, self.most_events, deadline);
+        self.flight = Some(sent);
+        result?;
+        self.arrive()
+    }
+
+    /// Waits for what was sent without a transaction. Lateness blocks the lane and keeps the producer, for a new one would
+    /// send everything in flight a second time.
+    fn arrive(&mut self) -> Result<Turn, Stop> {
+        let until = clock::now() + self.options.timing.late_every;
+        let delivered = self.broker()?.delivered(until);
+        let Some(sent) = self.flight.take() else {
+            return Ok(Turn::Progress);
+        };
+        let took = clock::since(sent.begun);
+        match delivered {
+            Ok(()) => {
+                self.adapt(sent.events, Some(took));
+                self.book(&sent);
+                Ok(Turn::Progress)
+            }
+            Err(DeliveryError::Late(error)) if took < STALE => {
+                if took >= self.options.transaction_limit && self.blocked.is_none() {
+                    self.block(error);
+                }
+                self.flight = Some(sent);
+                Ok(Turn::Blocked(Duration::ZERO))
+            }
+            Err(error) => {
+                self.flight = Some(sent);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Begins a transaction, or a window; when it must be over.
+    fn begin(&mut self, sent: &Sent) -> Result<Instant, Stop> {
+        let limit = self.options.transaction_limit;
+        let broker = self.broker()?;
+        broker.begin()?;
+        Ok(sent.begun + broker.stretch(limit))
+    }
+
+    /// What was sent is delivered for good.
+    fn book(&mut self, sent: &Sent) {
+        self.backlog.advance(sent.end);
+        self.account(sent);
+        self.unblock();
+    }
+
+    /// Fits transactions to backlog and broker: large ones deliver a backlog faster, and one that is too large for the
+    /// time it has would never end. `took` is `None` for one that had to be given up for its time.
+    fn adapt(&mut self, events: usize, took: Option<Duration>) {
+        self.most_events = match took {
+            None => (events / 4).max(1),
+            Some(took) if took < self.options.timing.quick && events > self.most_events / 2 => {
+                self.most_events * 2
+            }
+            Some(_) => self.most_events,
+        };
+        self.most_events = self.most_events.min(self.options.transaction_events);
+    }
+
+    fn ended(&self, outcome: TransactionOutcome, begun: Instant) {
+        self.metrics
+            .transaction(outcome, clock::since(begun).as_secs_f64());
+    }
+
+    /// Books a committed transaction. The position is behind it.
+    fn account(&mut self, sent: &Sent) {
+        let oldest = oldest(&mut self.backlog);
+        self.backlog.accounts().advanced(
+            sent.end.events,
+            (sent.events - sent.diverted.len()) as u64,
+            sent.diverted.len() as u64,
+            oldest,
+        );
+        self.metrics.diverted(&sent.diverted);
+        let now = now_micros();
+        for (received, events) in &sent.received {
+            let seconds = (now - received).max(0) as f64 / 1e6;
+            for _ in 0..*events {
+                self.metrics.delivery_seconds.observe(seconds);
+            }
+        }
+    }
+
+    /// Commits the position alone, so that the group does not expire: rule 6.
+    fn recommit(&mut self) -> Result<Turn, Stop> {
+        let begun = clock::now();
+        let deadline = begun + self.options.transaction_limit;
+        let position = self.backlog.position();
+        let metadata = position::metadata(self.backlog.history(), position.seq);
+        let broker = self.broker()?;
+        broker.begin()?;
+        if let Err(error) = broker.commit(position.seq, &metadata, deadline) {
+            self.ended(TransactionOutcome::Failed, begun);
+            return Err(error.into());
+        }
+        self.ended(TransactionOutcome::Committed, begun);
+        self.committed_at = Some(clock::now());
+        Ok(Turn::Progress)
+    }
+
+    fn broker(&mut self) -> Result<&mut C::Broker, BrokerError> {
+        self.broker.as_mut().ok_or_else(not_connected)
+    }
+
+    /// What blocks the lane now.
+    #[cfg(test)]
+    pub fn blocked(&self) -> Option<BlockReason> {
+        self.blocked
+    }
+
+    fn block(&mut self, error: BrokerError) -> Turn {
+        let wait = self.wait;
+        self.wait = (wait * 2).min(self.options.timing.longest_wait);
+        self.blocked = Some(error.reason);
+        self.metrics.lane_blocked(error.reason, &error.message);
+        warn!(
+            stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
+            "the lane is blocked: {error}"
+        );
+        Turn::Blocked(wait)
+    }
+
+    fn unblock(&mut self) {
+        self.wait = self.options.timing.first_wait;
+        if let Some(reason) = self.blocked.take() {
+            self.metrics.lane_free();
+            info!(stream = %self.options.stream, reason = reason.label(), "the lane is free again");
+        }
+    }
+}
+
+/// When the next batch was received.
+fn oldest(backlog: &mut Backlog) -> Option<i64> {
+    let next = backlog.peek().ok()??;
+    batch::received_at_micros(&next.payload)
+}
+
+fn now_micros() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+#[cfg(test)]
+mod tests;

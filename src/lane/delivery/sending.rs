@@ -1,0 +1,233 @@
+//! Sending batches, and what follows when the broker refuses one of their records: rule 4 of [`super::super`].
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::{
+    super::{
+        causes::{dead_letter_refused, not_connected, undecodable, unreadable},
+        in_flight::{Sent, SentRecord},
+        refusal::{self, Refusals, dead_letter, mode_of},
+    },
+    Lane, Stop,
+};
+use crate::{
+    batch::{BatchView, alone_in_batch},
+    clock,
+    dead_letter::Failure,
+    kafka::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused},
+    spool::{Seq, StoredBatch},
+    stream::Stream,
+};
+
+/// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
+const ONE_BY_ONE_EVENTS: usize = 500;
+/// A topic's rules that were read longer ago are read again before a record is diverted for them.
+const RULES_LAST: Duration = Duration::from_secs(10);
+
+/// Who says that a record can't be in its topic.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// The broker refused it.
+    Broker,
+    /// The topic's configuration says that the broker will.
+    Topic,
+    /// It is too large for the client: `kafka.max_record_bytes`.
+    Client,
+}
+
+impl<C: Connect> Lane<C> {
+    /// Sends the next whole batches: at most so many events, or one batch.
+    pub(super) fn send(
+        &mut self,
+        sent: &mut Sent,
+        most_events: usize,
+        deadline: Instant,
+    ) -> Result<(), Stop> {
+        let most_events = match self.mode {
+            Mode::OneByOne => ONE_BY_ONE_EVENTS.min(most_events),
+            Mode::Batched => most_events,
+        };
+        loop {
+            let next = match self.backlog.peek() {
+                Ok(next) => next,
+                // What could be read is delivered first; the next turn meets the damage again.
+                Err(_) if !sent.is_empty() => break,
+                Err(error) => return Err(unreadable(error).into()),
+            };
+            let Some(next) = next else {
+                break;
+            };
+            let fits = sent.events + next.events as usize <= most_events
+                && sent.bytes + next.payload.len() <= self.options.transaction_bytes;
+            let goes_alike = mode_of(self.refusals.as_ref(), next.seq) == self.mode;
+            let joins = sent.is_empty() || fits && goes_alike;
+            if !joins {
+                break;
+            }
+            let Some(batch) = self.backlog.take().map_err(unreadable)? else {
+                break;
+            };
+            let view = match BatchView::decode(&batch.payload) {
+                Ok(view) => view,
+                Err(error) => {
+                    let failed = undecodable(&batch, error);
+                    self.backlog.put_back(batch);
+                    if sent.is_empty() {
+                        return Err(failed.into());
+                    }
+                    break;
+                }
+            };
+            self.send_batch(&batch, &view, sent, deadline)?;
+            sent.end = batch.end();
+            sent.events += batch.events as usize;
+            sent.bytes += batch.payload.len();
+        }
+        Ok(())
+    }
+
+    fn send_batch(
+        &mut self,
+        batch: &StoredBatch,
+        view: &BatchView<'_>,
+        sent: &mut Sent,
+        deadline: Instant,
+    ) -> Result<(), Stop> {
+        let Some(broker) = &mut self.broker else {
+            return Err(not_connected().into());
+        };
+        let topic = &self.options.topic;
+        let rules = broker.rules(topic);
+        let mut headers = Vec::with_capacity(16);
+        let mut scratch = Vec::new();
+        sent.received.push((view.received_at_micros, view.records.len()));
+        for (number, record) in view.records.iter().enumerate() {
+            let of_record = SentRecord {
+                batch: batch.seq,
+                number,
+                part: None,
+                keyless: record.key.is_none(),
+            };
+            let refusals = self.refusals.as_ref();
+            if refusals.is_some_and(|refusals| refusals.is_delivered(&of_record)) {
+                continue;
+            }
+            let value = record.value_in(&mut scratch);
+            headers.clear();
+            headers.extend(view.headers(record));
+            let known = refusals.and_then(|refusals| refusals.verdict(batch.seq, number, of_record.keyless));
+            let size = || alone_in_batch(record.key, view.headers(record), record.value_len());
+            let mut verdict = match (known, rules.refuse(of_record.keyless, size)) {
+                (Some(refusal), _) => Some((Verdict::Broker, refusal)),
+                // They may have been changed since, and a record that fits would be diverted.
+                (None, Some(_)) if clock::since(self.connected_at) >= RULES_LAST => return Err(Stop::Again),
+                (None, Some(refusal)) => Some((Verdict::Topic, refusal)),
+                (None, None) => None,
+            };
+            if verdict.is_none() {
+                let outgoing = Outgoing {
+                    topic,
+                    key: record.key,
+                    headers: &headers,
+                    value,
+                };
+                match broker.send(outgoing, deadline) {
+                    Ok(()) => sent.records.push(of_record),
+                    Err(DeliveryError::TooLarge) => verdict = Some((Verdict::Client, Refusal::TooLarge)),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let Some((by, refusal)) = verdict else {
+                continue;
+            };
+            if self.options.stream == Stream::DeadLetters {
+                return Err(dead_letter_refused(self.options.stream, topic, refusal).into());
+            }
+            warn!(
+                stream = %self.options.stream, batch = batch.seq.0, index = number, topic, ?refusal, ?by,
+                "a record can't be in its topic; it goes to the dead-letter topic"
+            );
+            let dead_letter_topic = &self.options.dead_letter_topic;
+            let most = broker.rules(dead_letter_topic).max_bytes;
+            let most = most.map_or(self.options.max_record_bytes, |most| {
+                most.min(self.options.max_record_bytes)
+            });
+            let letter = dead_letter(refusal, topic, &headers, view, record.key, value);
+            for (part, letter) in letter.records(most).iter().enumerate() {
+                let of_letter = SentRecord {
+                    part: Some(part),
+                    keyless: letter.key.is_none(),
+                    ..of_record
+                };
+                if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
+                    continue;
+                }
+                let outgoing = Outgoing {
+                    topic: dead_letter_topic,
+                    key: letter.key,
+                    headers: &letter.headers(),
+                    value: letter.value,
+                };
+                match broker.send(outgoing, deadline) {
+                    Ok(()) => sent.records.push(of_letter),
+                    Err(DeliveryError::TooLarge) => {
+                        return Err(dead_letter_refused(
+                            self.options.stream,
+                            dead_letter_topic,
+                            Refusal::TooLarge,
+                        )
+                        .into());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            sent.diverted.push(Failure {
+                reason: refusal::reason(refusal),
+                index: Some(number),
+            });
+        }
+        Ok(())
+    }
+
+    /// What to do after a refusal: rule 4.
+    pub(super) fn refused(&mut self, sent: &Sent, refused: &Refused) -> Stop {
+        let record = |(number, refusal): &(usize, Refusal)| Some((*sent.records.get(*number)?, *refusal));
+        let records: Vec<(SentRecord, Refusal)> = refused.records.iter().filter_map(record).collect();
+        let letter = records.iter().find(|(record, _)| record.part.is_some());
+        if self.options.stream == Stream::DeadLetters {
+            let refusal = records.first().map_or(Refusal::Invalid, |(_, refusal)| *refusal);
+            return dead_letter_refused(Stream::DeadLetters, &self.options.topic, refusal).into();
+        }
+        if let (true, Some((_, refusal))) = (refused.named, letter) {
+            return dead_letter_refused(self.options.stream, &self.options.dead_letter_topic, *refusal)
+                .into();
+        }
+        if self.mode == Mode::OneByOne && !refused.named {
+            return refusal::unnamed().into();
+        }
+        let touched = sent.touched();
+        let refusals = self.refusals.get_or_insert_with(|| Refusals::until(touched));
+        refusals.until = refusals.until.max(touched);
+        for record in refused.delivered.iter().filter_map(|n| sent.records.get(*n)) {
+            refusals.deliver(*record);
+        }
+        let rules_are_new = clock::since(self.connected_at) < RULES_LAST;
+        if refused.named {
+            for (record, refusal) in &records {
+                refusals.refuse(*record, *refusal);
+            }
+        } else if rules_are_new {
+            let batches = records.iter().map(|(record, _)| record.batch);
+            let first = batches.clone().min().unwrap_or(sent.first());
+            let last = batches.max().map_or(touched, |last| Seq(last.0 + 1));
+            refusals.ask_one_by_one(first..last);
+        }
+        info!(
+            stream = %self.options.stream, topic = self.options.topic, records = records.len(), named = refused.named,
+            "the broker refused records; the range is sent again without what it refuses"
+        );
+        Stop::Paced(self.pace.wait())
+    }
+}

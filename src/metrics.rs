@@ -1,0 +1,537 @@
+//! All metrics: one struct, registered into the registry that is passed in.
+//!
+//! Names and labels are part of the public contract and do not change. Units are base units. Label sets are closed
+//! (the enums of [`labels`], [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
+//! exists before its first event, so that a rate never misses the first one.
+//!
+//! Whoever counts holds a handle of its own: ingest the fields of [`Metrics`], a spool log and a lane their
+//! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
+//! time; see [`crate::admin::books`].
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`labels`] | closed label sets |
+//! | [`recent`] | why lanes are blocked; the last dead letters' reasons |
+
+mod labels;
+mod recent;
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    process_collector::ProcessCollector,
+};
+
+pub use self::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome};
+use self::recent::{Blockade, Letters};
+pub use self::recent::{Blocked, Letter};
+use crate::{
+    dead_letter::{Failure, Reason, Scope},
+    stream::Stream,
+};
+
+const ACKNOWLEDGEMENT_SECONDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const SYNC_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+const COMMIT_WEBHOOKS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+const DELIVERY_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+const TRANSACTION_SECONDS: &[f64] = &[
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Every metric that is counted where it happens.
+pub struct Metrics {
+    webhooks: [IntCounter; Outcome::ALL.len()],
+    parse_failures: IntCounterVec,
+    acknowledgement_seconds: Histogram,
+    connections_recycled: IntCounter,
+    credential_uses: IntCounterVec,
+    credential_last_use: IntGaugeVec,
+    credential_reload_failures: IntCounter,
+    ready: IntGauge,
+    stream_enabled: IntGaugeVec,
+    unknown_logs: IntGauge,
+    sync_seconds: HistogramVec,
+    commit_webhooks: HistogramVec,
+    delivery_seconds: HistogramVec,
+    lane_blocked: IntGaugeVec,
+    transactions: IntCounterVec,
+    transaction_seconds: HistogramVec,
+    kafka_requests: IntCounterVec,
+    kafka_bytes: IntCounterVec,
+    kafka_request_errors: IntCounterVec,
+    /// At [`Stream::index`].
+    blockades: [Arc<Blockade>; 4],
+    letters: Arc<Letters>,
+}
+
+impl Metrics {
+    /// Makes all metrics, with the series of these streams and credentials, and registers them. Fails only when the
+    /// registry holds one of the names already.
+    pub fn new<'c>(
+        registry: &Registry,
+        streams: &[Stream],
+        credentials: impl IntoIterator<Item = &'c str>,
+    ) -> prometheus::Result<Metrics> {
+        let register = Register(registry);
+        let webhooks = register.counters(
+            "cmc_bridge_webhooks_total",
+            "Requests on the ingest port, by what became of them",
+            &["outcome"],
+        )?;
+        let metrics = Metrics {
+            webhooks: Outcome::ALL.map(|outcome| webhooks.with_label_values(&[outcome.label()])),
+            parse_failures: register.counters(
+                "cmc_bridge_parse_failures_total",
+                "Bodies and elements that could not be understood",
+                &["scope", "reason"],
+            )?,
+            acknowledgement_seconds: register.histogram(
+                "cmc_bridge_acknowledgement_seconds",
+                "From the end of a request's header to its answer",
+                ACKNOWLEDGEMENT_SECONDS,
+            )?,
+            connections_recycled: register.counter(
+                "cmc_bridge_connections_recycled_total",
+                "Connections without an admitted request that were closed to make room for others",
+            )?,
+            credential_uses: register.counters(
+                "cmc_bridge_credential_uses_total",
+                "Requests that this credential admitted",
+                &["credential"],
+            )?,
+            credential_last_use: register.gauges(
+                "cmc_bridge_credential_last_use_timestamp_seconds",
+                "When this credential last admitted a request, in seconds since the Unix epoch; 0 before that",
+                &["credential"],
+            )?,
+            credential_reload_failures: register.counter(
+                "cmc_bridge_credential_reload_failures_total",
+                "Looks at a file of credentials that found something that can't be used",
+            )?,
+            ready: register.gauge("cmc_bridge_ready", "1 when a webhook can be made durable, else 0")?,
+            stream_enabled: register.gauges(
+                "cmc_bridge_stream_enabled",
+                "1 when the stream takes webhooks; 0 when it is disabled, and what its log still holds is delivered",
+                &["stream"],
+            )?,
+            unknown_logs: register.gauge(
+                "cmc_bridge_spool_unknown_logs",
+                "Logs in the spool that hold events of streams that this version doesn't know, and that nobody delivers",
+            )?,
+            sync_seconds: register.histograms(
+                "cmc_bridge_spool_sync_seconds",
+                "Making one commit of the spool durable",
+                &["stream"],
+                SYNC_SECONDS,
+            )?,
+            commit_webhooks: register.histograms(
+                "cmc_bridge_spool_commit_webhooks",
+                "Webhooks that shared one commit of the spool",
+                &["stream"],
+                COMMIT_WEBHOOKS,
+            )?,
+            delivery_seconds: register.histograms(
+                "cmc_bridge_delivery_seconds",
+                "From the receipt of a webhook to its events' commit in Kafka",
+                &["stream"],
+                DELIVERY_SECONDS,
+            )?,
+            lane_blocked: register.gauges(
+                "cmc_bridge_lane_blocked",
+                "1 for the reason why a stream is not being delivered, else 0",
+                &["stream", "reason"],
+            )?,
+            transactions: register.counters(
+                "cmc_bridge_transactions_total",
+                "Kafka transactions, by how they ended",
+                &["stream", "outcome"],
+            )?,
+            transaction_seconds: register.histograms(
+                "cmc_bridge_transaction_seconds",
+                "From the begin of a Kafka transaction to its end, by how it ended",
+                &["stream", "outcome"],
+                TRANSACTION_SECONDS,
+            )?,
+            kafka_requests: register.counters(
+                "cmc_bridge_kafka_requests_total",
+                "Requests that the stream's producers sent to Kafka, as of librdkafka's last statistics",
+                &["stream"],
+            )?,
+            kafka_bytes: register.counters(
+                "cmc_bridge_kafka_bytes_total",
+                "Bytes that the stream's producers sent to Kafka, as of librdkafka's last statistics",
+                &["stream"],
+            )?,
+            kafka_request_errors: register.counters(
+                "cmc_bridge_kafka_request_errors_total",
+                "Requests to Kafka that failed, timed out or were sent again, as of librdkafka's last statistics",
+                &["stream"],
+            )?,
+            blockades: Default::default(),
+            letters: Arc::default(),
+        };
+        register
+            .gauges(
+                "cmc_bridge_build_info",
+                "1; the label says what is running",
+                &["version"],
+            )?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+
+        for reason in Reason::ALL
+            .into_iter()
+            .filter(|reason| reason.scope() != Scope::Broker)
+        {
+            metrics
+                .parse_failures
+                .with_label_values(&[reason.scope().name(), reason.name()]);
+        }
+        for credential in credentials {
+            metrics.credential(credential);
+        }
+        for stream in streams {
+            metrics.for_stream(*stream);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts a request by what became of it.
+    pub fn webhook(&self, outcome: Outcome) {
+        self.webhooks[outcome.index()].inc();
+    }
+
+    /// Counts what could not be understood of a webhook, which is of this stream where that is known.
+    pub fn parse_failures(&self, stream: Option<Stream>, failures: &[Failure]) {
+        for Failure { reason, .. } in failures {
+            self.parse_failures
+                .with_label_values(&[reason.scope().name(), reason.name()])
+                .inc();
+        }
+        self.letters.note(stream, failures);
+    }
+
+    /// How many requests were answered with 200, and how many otherwise or not at all.
+    pub(super) fn accepted_and_refused(&self) -> (u64, u64) {
+        let of = |outcome: Outcome| self.webhooks[outcome.index()].get();
+        // Each counter is read once: what is counted meanwhile must not move from one sum to the other.
+        let refused = Outcome::ALL
+            .into_iter()
+            .filter(|outcome| *outcome != Outcome::Accepted);
+        (of(Outcome::Accepted), refused.map(of).sum())
+    }
+
+    /// Why a stream is blocked, if it is.
+    pub(super) fn blockade(&self, stream: Stream) -> &Blockade {
+        &self.blockades[stream.index()]
+    }
+
+    /// The last dead letters.
+    pub(super) fn letters(&self) -> &Letters {
+        &self.letters
+    }
+
+    /// Counts a connection that was closed to make room for another one.
+    pub fn connection_recycled(&self) {
+        self.connections_recycled.inc();
+    }
+
+    /// Observes the time from the end of a request's header to its answer.
+    pub fn acknowledged(&self, seconds: f64) {
+        self.acknowledgement_seconds.observe(seconds);
+    }
+
+    /// The handle for one credential's uses; its series exist from then on.
+    pub fn credential(&self, name: &str) -> CredentialUses {
+        CredentialUses {
+            count: self.credential_uses.with_label_values(&[name]),
+            last: self.credential_last_use.with_label_values(&[name]),
+        }
+    }
+
+    /// Counts a look at a file of credentials that can't be used.
+    pub fn credential_reload_failed(&self) {
+        self.credential_reload_failures.inc();
+    }
+
+    /// Whether a webhook can be made durable now.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// Whether a stream takes webhooks.
+    pub fn set_enabled(&self, stream: Stream, enabled: bool) {
+        let gauge = self.stream_enabled.with_label_values(&[stream.name()]);
+        gauge.set(i64::from(enabled));
+    }
+
+    /// How many logs of unknown streams the spool holds.
+    pub fn set_unknown_logs(&self, count: usize) {
+        self.unknown_logs.set(count as i64);
+    }
+
+    /// The handles for one stream's log and lane.
+    pub fn for_stream(&self, stream: Stream) -> StreamMetrics {
+        let name = stream.name();
+        StreamMetrics {
+            sync_seconds: self.sync_seconds.with_label_values(&[name]),
+            commit_webhooks: self.commit_webhooks.with_label_values(&[name]),
+            delivery_seconds: self.delivery_seconds.with_label_values(&[name]),
+            blocked: BlockReason::ALL
+                .map(|reason| self.lane_blocked.with_label_values(&[name, reason.label()])),
+            transactions: TransactionOutcome::ALL
+                .map(|outcome| self.transactions.with_label_values(&[name, outcome.label()])),
+            transaction_seconds: TransactionOutcome::ALL.map(|outcome| {
+                self.transaction_seconds
+                    .with_label_values(&[name, outcome.label()])
+            }),
+            kafka: KafkaSums {
+                requests: self.kafka_requests.with_label_values(&[name]),
+                bytes: self.kafka_bytes.with_label_values(&[name]),
+                request_errors: self.kafka_request_errors.with_label_values(&[name]),
+            },
+            stream,
+            blockade: Arc::clone(&self.blockades[stream.index()]),
+            letters: Arc::clone(&self.letters),
+        }
+    }
+}
+
+/// How one credential is used.
+pub struct CredentialUses {
+    count: IntCounter,
+    last: IntGauge,
+}
+
+impl CredentialUses {
+    /// Counts a request that it admitted.
+    pub fn admitted(&self) {
+        self.count.inc();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.last.set(now.map_or(0, |since| since.as_secs() as i64));
+    }
+
+    /// How many requests it admitted.
+    pub fn count(&self) -> u64 {
+        self.count.get()
+    }
+}
+
+/// One stream's metrics; clones count into the same series.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    /// Seconds of one `fdatasync`.
+    pub sync_seconds: Histogram,
+    /// Webhooks in one commit of the log.
+    pub commit_webhooks: Histogram,
+    /// Seconds from the receipt of a batch to its commit in Kafka.
+    pub delivery_seconds: Histogram,
+    /// What the stream's Kafka clients report of themselves.
+    pub kafka: KafkaSums,
+    stream: Stream,
+    blockade: Arc<Blockade>,
+    letters: Arc<Letters>,
+    blocked: [IntGauge; BlockReason::ALL.len()],
+    transactions: [IntCounter; TransactionOutcome::ALL.len()],
+    transaction_seconds: [Histogram; TransactionOutcome::ALL.len()],
+}
+
+/// A few of librdkafka's own sums, over all producers that a stream has had.
+#[derive(Clone, Debug)]
+pub struct KafkaSums {
+    /// Requests sent.
+    pub requests: IntCounter,
+    /// Bytes sent.
+    pub bytes: IntCounter,
+    /// Requests that failed, timed out or were sent again.
+    pub request_errors: IntCounter,
+}
+
+impl StreamMetrics {
+    /// Says why the lane is blocked, with cause and cure. A lane has one reason at a time.
+    pub fn lane_blocked(&self, reason: BlockReason, message: &str) {
+        self.set_blocked(Some(reason));
+        self.blockade.blocked(reason, message);
+    }
+
+    /// The lane is not blocked.
+    pub fn lane_free(&self) {
+        self.set_blocked(None);
+        self.blockade.free();
+    }
+
+    /// Notes records that the broker refused and that stand in the dead-letter topic now.
+    pub fn diverted(&self, failures: &[Failure]) {
+        self.letters.note(Some(self.stream), failures);
+    }
+
+    fn set_blocked(&self, reason: Option<BlockReason>) {
+        for (candidate, gauge) in BlockReason::ALL.iter().zip(&self.blocked) {
+            gauge.set(i64::from(Some(*candidate) == reason));
+        }
+    }
+
+    /// Why the lane is blocked.
+    pub fn blocked(&self) -> Option<BlockReason> {
+        let mut reasons = BlockReason::ALL.into_iter().zip(&self.blocked);
+        reasons
+            .find(|(_, gauge)| gauge.get() == 1)
+            .map(|(reason, _)| reason)
+    }
+
+    /// Counts a transaction by how it ended, with the seconds that it took until then.
+    pub fn transaction(&self, outcome: TransactionOutcome, seconds: f64) {
+        self.transactions[outcome as usize].inc();
+        self.transaction_seconds[outcome as usize].observe(seconds);
+    }
+}
+
+/// What is known of TLS on the webhooks' port. Its series exist only where it is configured: an expiry at zero would
+/// alarm everybody else.
+pub struct TlsMetrics {
+    expiry: IntGauge,
+    reload_failures: IntCounter,
+    handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
+}
+
+impl TlsMetrics {
+    /// Makes and registers them. Fails only when the registry holds one of the names already.
+    pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
+        let register = Register(registry);
+        let handshake_failures = register.counters(
+            "cmc_bridge_tls_handshake_failures_total",
+            "TLS handshakes that failed or took too long, by the reason",
+            &["reason"],
+        )?;
+        Ok(TlsMetrics {
+            expiry: register.gauge(
+                "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, in seconds since the Unix epoch",
+            )?,
+            reload_failures: register.counter(
+                "cmc_bridge_tls_reload_failures_total",
+                "Looks at the files of certificate and key that found a pair that can't be used",
+            )?,
+            handshake_failures: HandshakeFailure::ALL
+                .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
+        })
+    }
+
+    /// The expiry of the certificate in use, in seconds since the Unix epoch.
+    pub fn certificate_expires(&self, at: i64) {
+        self.expiry.set(at);
+    }
+
+    /// Counts a look that found a bad pair.
+    pub fn reload_failed(&self) {
+        self.reload_failures.inc();
+    }
+
+    /// Counts a handshake that did not come about.
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        self.handshake_failures[reason as usize].inc();
+    }
+}
+
+/// Makes a metric and registers it at once.
+struct Register<'r>(&'r Registry);
+
+impl Register<'_> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let metric = IntCounter::new(name, help)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let metric = IntGauge::new(name, help)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> prometheus::Result<HistogramVec> {
+        let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_has_one_reason_at_a_time() {
+        let metrics = Metrics::new(&Registry::new(), &[Stream::Bounces], []).unwrap();
+        let bounces = metrics.for_stream(Stream::Bounces);
+        let sum = || bounces.blocked.iter().map(IntGauge::get).sum::<i64>();
+        bounces.lane_blocked(BlockReason::Connect, "c");
+        bounces.lane_blocked(BlockReason::Damage, "d");
+        assert_eq!(
+            (sum(), bounces.blocked[BlockReason::Damage as usize].get()),
+            (1, 1)
+        );
+        assert_eq!(metrics.blockade(Stream::Bounces).get().unwrap().message, "d");
+        bounces.lane_free();
+        assert_eq!(sum(), 0);
+        assert!(metrics.blockade(Stream::Bounces).get().is_none());
+    }
+
+    #[test]
+    fn a_webhook_that_is_accepted_meanwhile_is_none_that_was_refused() {
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        metrics.webhook(Outcome::Malformed);
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| (0..500_000).for_each(|_| metrics.webhook(Outcome::Accepted)));
+            while !accepting.is_finished() {
+                assert_eq!(metrics.accepted_and_refused().1, 1);
+            }
+        });
+    }
+
+    #[test]
+    fn names_are_registered_once() {
+        let registry = Registry::new();
+        assert!(Metrics::new(&registry, &[], []).is_ok());
+        assert!(Metrics::new(&registry, &[], []).is_err());
+    }
+}

@@ -1,0 +1,191 @@
+//! The whole core in one simulation: webhooks, spool and lanes on a simulated disk, a simulated cluster and a simulated
+//! clock, with faults and deaths between any two calls; and an oracle for the guarantees of the README.
+//!
+//! A run is made by its seed alone. It has one process in one directory (later perhaps a second one, in a copy of it),
+//! whose parts are the production code: `Intake` from a body on, the spool's writer, preparer and recovery, `Lane::turn`.
+//! Each part takes whole steps; at every call to disk or broker, steps of other parts may run inside it, and the process
+//! may die there ([`world`]). What happens between the steps is in [`schedule`], what must be true in [`oracle`], what a
+//! run is like in [`plan`].
+//!
+//! Not covered: HTTP, librdkafka (`kafka/producer.rs`), the threads' waits and wake-ups, a webhook that gives up waiting for the
+//! disk, two steps that overlap without one lying inside a call of the other, a writer that writes while its preparer is at
+//! it, and more than one damage to a log.
+//!
+//! `CMC_BRIDGE_TEST_SEED=<seed>` runs one seed and prints its trace; `CMC_BRIDGE_TEST_SCHEDULES=<n>` sets how many run,
+//! `CMC_BRIDGE_TEST_FIRST=<seed>` from which on, `CMC_BRIDGE_TEST_THREADS=<n>` on how many threads.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`broker`] | A simulated Kafka cluster, with librdkafka before it, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing, |
+//! | [`disk`] | A simulated disk, deterministic by seed. |
+//! | [`oracle`] | What must be true, whatever happened: what the readers see against what was posted and acknowledged. |
+//! | [`plan`] | What a run is like, chosen by its seed: the constants, and what can go wrong in it. |
+//! | [`process`] | One process: the intake, and for each stream its log, its preparer and its lane, as steps. |
+//! | [`random`] | splitmix64: small, and the same everywhere. |
+//! | [`rot`] | Bit rot: where it can be told from a torn write, and so must be; and `spool repair` after it. |
+//! | [`schedule`] | The schedule of a run: what happens between the steps of the processes. |
+//! | [`webhook`] | Webhooks made to order, and the records that each must become. |
+//! | [`world`] | The world of one run: directories with their processes, the cluster, the time; and what happens at each call. |
+
+pub(crate) mod broker;
+pub(crate) mod disk;
+mod oracle;
+mod plan;
+mod process;
+mod random;
+mod rot;
+mod schedule;
+mod webhook;
+mod world;
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use self::{process::Shared, world::World};
+
+/// Longer than any run.
+const LONG: Duration = Duration::from_secs(3600);
+
+type Counts = BTreeMap<&'static str, u64>;
+
+/// What a run came to.
+struct Ended {
+    result: Result<(), String>,
+    counts: Counts,
+    trace: Vec<String>,
+}
+
+fn run(seed: u64, shared: &Rc<Shared>, traced: bool) -> Ended {
+    let world = World::new(seed, Rc::clone(shared), traced);
+    let lived = catch_unwind(AssertUnwindSafe(|| schedule::live(&world)));
+    World::end();
+    let mut counts = world.counts.take();
+    if lived.is_ok() {
+        *counts.entry("events delivered").or_default() += world.oracle.borrow().seen() as u64;
+    }
+    Ended {
+        result: lived.map_err(|panic| text(&*panic)),
+        counts,
+        trace: world.trace(),
+    }
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a text")
+        .to_owned()
+}
+
+/// Runs these seeds; stops at the first that shows something, with its trace.
+fn run_all(seeds: impl Iterator<Item = u64>) -> Result<Counts, String> {
+    let shared = Rc::new(Shared::new());
+    let mut counts = Counts::new();
+    for (schedules, seed) in seeds.enumerate() {
+        let ended = run(seed, &shared, false);
+        for (what, n) in ended.counts {
+            *counts.entry(what).or_default() += n;
+        }
+        if let Err(what) = ended.result {
+            let again = run(seed, &shared, true);
+            let trace = again.trace.join("\n");
+            return Err(format!(
+                "{trace}\n\nseed {seed}, schedule {}: {what}\nshown again by:\n\
+                 CMC_BRIDGE_TEST_SEED={seed} cargo test --lib simulation::schedules -- --nocapture",
+                schedules + 1
+            ));
+        }
+    }
+    Ok(counts)
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn schedules() {
+    if let Some(seed) = variable("CMC_BRIDGE_TEST_SEED") {
+        let ended = run(seed, &Rc::new(Shared::new()), true);
+        println!("{}", ended.trace.join("\n"));
+        ended.result.unwrap();
+        return;
+    }
+    let schedules = variable("CMC_BRIDGE_TEST_SCHEDULES").unwrap_or(20_000);
+    let first = variable("CMC_BRIDGE_TEST_FIRST").unwrap_or(0);
+    let threads = variable("CMC_BRIDGE_TEST_THREADS").unwrap_or(1);
+    let begun = Instant::now();
+    let running: Vec<_> = (0..threads)
+        .map(|thread| {
+            let seeds = (first + thread..first + schedules).step_by(threads as usize);
+            thread::spawn(move || run_all(seeds))
+        })
+        .collect();
+    let mut counts = Counts::new();
+    for thread in running {
+        match thread.join().unwrap() {
+            Ok(found) => {
+                for (what, n) in found {
+                    *counts.entry(what).or_default() += n;
+                }
+            }
+            Err(what) => panic!("{what}"),
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{schedules} schedules in {seconds:.1} s, {:.0} a second",
+        schedules as f64 / seconds
+    );
+    for (what, n) in counts {
+        println!("{n:>12} {what}");
+    }
+}
+
+/// A seed makes the same run again.
+#[test]
+fn a_seed_is_a_run() {
+    let shared = Rc::new(Shared::new());
+    for seed in 0..20 {
+        let (first, second) = (run(seed, &shared, true), run(seed, &shared, true));
+        assert!(first.trace.len() > 10);
+        assert_eq!(first.trace, second.trace, "seed {seed}");
+        assert_eq!(first.counts, second.counts, "seed {seed}");
+    }
+}
+
+/// Guards the test above against doing nothing.
+#[test]
+fn the_schedules_get_around() {
+    let counts = run_all(1_000_000..1_001_000).unwrap();
+    for what in [
+        "acknowledged",
+        "broker faults",
+        "copied",
+        "deaths at a call",
+        "disk faults",
+        "events delivered",
+        "expired",
+        "failures",
+        "interruptions",
+        "kills",
+        "power cuts",
+        "refused",
+        "repaired",
+        "restored",
+        "rests",
+        "rotten",
+        "stops",
+        "topics deleted",
+    ] {
+        assert!(counts.get(what).is_some_and(|n| *n >= 10), "{what}: {counts:?}");
+    }
+}

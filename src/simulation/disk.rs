@@ -1,0 +1,671 @@
+//! A simulated disk, deterministic by seed.
+//!
+//! What a program sees is the *live* state, like the page cache; what a power loss leaves is the *durable* one. Between
+//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash
+//! keeps any of them. [`SimDisk::kill`] ends a process and leaves the page cache alone.
+//!
+//! A process may be given a [`Pause`], which is called before every system call and in the middle of some writes: there
+//! the simulation lets other threads run, or the process die.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use crate::spool::storage::{Access, Storage, StorageFile};
+
+const SECTOR: usize = 512;
+
+/// Called before each system call of one process. It may unwind: the call then never happened.
+pub type Pause = Arc<dyn Fn() + Send + Sync>;
+
+/// What a program asks of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    Create,
+    Write,
+    SyncData,
+    SetLen,
+    Rename,
+    Remove,
+    SyncDir,
+    Uncache,
+    /// Changes nothing: it is not counted, only failed.
+    Read,
+}
+
+/// The disk itself: it outlives the processes that use it.
+pub struct SimDisk(Arc<Mutex<Disk>>);
+
+/// What one process has of the disk; after a crash or kill every call fails.
+struct Mount {
+    disk: Arc<Mutex<Disk>>,
+    life: u64,
+    pause: Option<Pause>,
+}
+
+struct OpenFile {
+    mount: Mount,
+    id: usize,
+}
+
+#[derive(Clone, Default)]
+struct Disk {
+    files: BTreeMap<usize, SimFile>,
+    live: BTreeMap<PathBuf, usize>,
+    durable: BTreeMap<PathBuf, usize>,
+    /// Changes of directory entries since the directory's last sync, the oldest first.
+    entries: Vec<Entry>,
+    dirs: BTreeSet<PathBuf>,
+    durable_dirs: BTreeSet<PathBuf>,
+    capacity: Option<usize>,
+    fault: Option<Fault>,
+    /// How many calls have failed by a fault.
+    failed: u64,
+    halt_in: Option<u64>,
+    syncs_held: bool,
+    life: u64,
+    rng: u64,
+    counts: BTreeMap<Op, BTreeMap<String, u64>>,
+}
+
+#[derive(Clone, Default)]
+struct SimFile {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    pending: Vec<Change>,
+}
+
+#[derive(Clone)]
+enum Change {
+    Sector(usize, Vec<u8>),
+    Len(usize),
+}
+
+#[derive(Clone)]
+enum Entry {
+    Link(PathBuf, usize),
+    Unlink(PathBuf),
+    Rename(PathBuf, PathBuf, usize),
+}
+
+#[derive(Clone)]
+struct Fault {
+    op: Op,
+    name: &'static str,
+    skip: u64,
+    /// It fails for want of room, again and again; else once, with EIO.
+    no_room: bool,
+}
+
+impl SimDisk {
+    /// An empty disk with a directory `/spool`.
+    pub fn new(seed: u64) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(Disk {
+            rng: seed,
+            dirs: ["/".into(), "/spool".into()].into(),
+            durable_dirs: ["/".into(), "/spool".into()].into(),
+            ..Disk::default()
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk for a new process.
+    pub fn mount(&self) -> Arc<dyn Storage> {
+        self.mount_with(None)
+    }
+
+    /// The disk for a new process that pauses at its calls.
+    pub fn mount_with(&self, pause: Option<Pause>) -> Arc<dyn Storage> {
+        let life = self.lock().life;
+        Arc::new(Mount {
+            disk: Arc::clone(&self.0),
+            life,
+            pause,
+        })
+    }
+
+    /// An independent copy, to try several futures of one state.
+    pub fn fork(&self) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// The process ends; the page cache stays.
+    pub fn kill(&self) {
+        let mut disk = self.lock();
+        disk.life += 1;
+        disk.fault = None;
+        disk.halt_in = None;
+    }
+
+    /// The power fails: of everything not synced any part is kept.
+    pub fn crash(&self, seed: u64) {
+        self.kill();
+        let mut disk = self.lock();
+        disk.rng ^= seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        // All, nothing, or each change by chance: the extremes are the likeliest ones in life.
+        let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
+        for entry in std::mem::take(&mut disk.entries) {
+            if disk.random(4) < keep {
+                entry.apply(&mut disk.durable);
+            }
+        }
+        let parents: Vec<PathBuf> = disk.dirs.difference(&disk.durable_dirs).cloned().collect();
+        for dir in parents {
+            if disk.random(4) >= keep {
+                disk.dirs.remove(&dir);
+                disk.durable.retain(|path, _| !path.starts_with(&dir));
+            }
+        }
+        disk.live = disk.durable.clone();
+        let kept: BTreeSet<usize> = disk.live.values().copied().collect();
+        disk.files.retain(|id, _| kept.contains(id));
+        let mut files = std::mem::take(&mut disk.files);
+        for file in files.values_mut() {
+            for change in std::mem::take(&mut file.pending) {
+                if disk.random(4) < keep {
+                    change.apply(&mut file.durable);
+                }
+            }
+            file.live = file.durable.clone();
+        }
+        disk.files = files;
+    }
+
+    /// All that was written reaches the disk.
+    pub fn settle(&self) {
+        let mut disk = self.lock();
+        disk.entries.clear();
+        disk.durable = disk.live.clone();
+        disk.durable_dirs = disk.dirs.clone();
+        for file in disk.files.values_mut() {
+            file.pending.clear();
+            file.durable = file.live.clone();
+        }
+    }
+
+    /// After this many more changing calls every call fails, as if the process had died there.
+    pub fn halt_in(&self, calls: u64) {
+        self.lock().halt_in = Some(calls);
+    }
+
+    /// Whether a halt has happened.
+    pub fn halted(&self) -> bool {
+        self.lock().halt_in == Some(0)
+    }
+
+    /// One call of this kind fails with EIO: on a file whose name contains `name`, after `skip` that succeed. A failed
+    /// sync leaves pages that look clean and have, in part, never reached the disk.
+    pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
+        self.lock().fault = Some(Fault {
+            op,
+            name,
+            skip,
+            no_room: false,
+        });
+    }
+
+    /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as when a copy-on-write file system is
+    /// full, where overwriting takes room too.
+    pub fn fail_for_want_of_room(&self, op: Op, name: &'static str) {
+        self.lock().fault = Some(Fault {
+            op,
+            name,
+            skip: 0,
+            no_room: true,
+        });
+    }
+
+    /// How many calls have failed by [`SimDisk::fail`].
+    pub fn failed(&self) -> u64 {
+        self.lock().failed
+    }
+
+    /// No call fails by [`SimDisk::fail`] any more.
+    pub fn heal(&self) {
+        self.lock().fault = None;
+    }
+
+    /// While held, no `fdatasync` of a segment returns.
+    pub fn hold_syncs(&self, held: bool) {
+        self.lock().syncs_held = held;
+    }
+
+    /// All files together hold no more than this many bytes.
+    pub fn set_capacity(&self, bytes: Option<usize>) {
+        self.lock().capacity = bytes;
+    }
+
+    /// How many calls of this kind there were on files whose name ends so.
+    pub fn count(&self, op: Op, suffix: &str) -> u64 {
+        let disk = self.lock();
+        let counts = disk.counts.get(&op).into_iter().flatten();
+        counts
+            .filter(|(name, _)| name.ends_with(suffix))
+            .map(|(_, n)| n)
+            .sum()
+    }
+
+    /// The names of all files, without directory.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().live.keys().map(|path| file_name(path)).collect()
+    }
+
+    /// A file's bytes as a program sees them; of a name that is there.
+    pub fn read(&self, path: &Path) -> Vec<u8> {
+        let disk = self.lock();
+        disk.files[&disk.live[path]].live.clone()
+    }
+
+    /// Puts a file there, durably.
+    pub fn put(&self, path: &Path, bytes: Vec<u8>) {
+        let mut disk = self.lock();
+        let id = disk.new_id();
+        disk.live.insert(path.to_path_buf(), id);
+        disk.durable.insert(path.to_path_buf(), id);
+        let file = SimFile {
+            live: bytes.clone(),
+            durable: bytes,
+            pending: Vec::new(),
+        };
+        disk.files.insert(id, file);
+    }
+
+    /// Removes a file, durably.
+    pub fn delete(&self, path: &Path) {
+        let mut disk = self.lock();
+        assert!(disk.live.remove(path).is_some(), "no {}", path.display());
+        disk.durable.remove(path);
+        disk.entries.clear();
+    }
+
+    /// A directory takes another one's place, durably.
+    pub fn put_in_place(&self, new: &Path, old: &Path) {
+        let mut disk = self.lock();
+        let Disk { live, durable, .. } = &mut *disk;
+        for names in [live, durable] {
+            names.retain(|path, _| path.parent() != Some(old));
+            let of_new: Vec<_> = names
+                .extract_if(.., |path, _| path.parent() == Some(new))
+                .collect();
+            names.extend(
+                of_new
+                    .into_iter()
+                    .map(|(path, id)| (old.join(path.file_name().unwrap_or_default()), id)),
+            );
+        }
+        disk.entries.clear();
+    }
+
+    /// Bit rot: changes one bit, durably.
+    pub fn rot(&self, path: &Path, at: u64) {
+        let mut bytes = self.read(path);
+        bytes[at as usize] ^= 0x40;
+        self.put(path, bytes);
+    }
+
+    /// All files, with directory.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock().live.keys().cloned().collect()
+    }
+}
+
+impl Disk {
+    /// A random number below `n` (splitmix64).
+    fn random(&mut self, n: u64) -> u64 {
+        self.rng = self.rng.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.rng;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn new_id(&mut self) -> usize {
+        self.files.last_key_value().map_or(0, |(id, _)| id + 1)
+    }
+
+    /// Before each changing call: counts it, and fails it when that was asked for.
+    fn change(&mut self, op: Op, name: &str) -> io::Result<()> {
+        match &mut self.halt_in {
+            Some(0) => return Err(eio()),
+            Some(calls) => *calls -= 1,
+            None => {}
+        }
+        let counts = self.counts.entry(op).or_default();
+        match counts.get_mut(name) {
+            Some(count) => *count += 1,
+            None => {
+                counts.insert(name.to_owned(), 1);
+            }
+        }
+        self.fail_if_asked(op, name)
+    }
+
+    fn fail_if_asked(&mut self, op: Op, name: &str) -> io::Result<()> {
+        if let Some(fault) = &mut self.fault
+            && fault.op == op
+            && name.contains(fault.name)
+        {
+            if fault.no_room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            if fault.skip == 0 {
+                self.fault = None;
+                self.failed += 1;
+                return Err(eio());
+            }
+            fault.skip -= 1;
+        }
+        Ok(())
+    }
+
+    fn used(&self) -> usize {
+        self.live.values().map(|id| self.files[id].live.len()).sum()
+    }
+
+    fn room(&self) -> usize {
+        self.capacity
+            .map_or(usize::MAX, |capacity| capacity.saturating_sub(self.used()))
+    }
+
+    /// By how much a file would grow to reach this length.
+    fn growth(&mut self, id: usize, len: usize) -> usize {
+        len.saturating_sub(self.file(id).live.len())
+    }
+
+    fn file(&mut self, id: usize) -> &mut SimFile {
+        self.files.entry(id).or_default()
+    }
+
+    /// The name under which an open file stands now.
+    fn name_of(&self, id: usize) -> String {
+        let entry = self.live.iter().find(|(_, live)| **live == id);
+        entry.map(|(path, _)| file_name(path)).unwrap_or_default()
+    }
+}
+
+impl SimFile {
+    fn set_len(&mut self, len: usize) {
+        self.live.resize(len, 0);
+        self.pending.push(Change::Len(len));
+    }
+
+    fn write(&mut self, buf: &[u8], offset: usize) {
+        let end = offset + buf.len();
+        if buf.is_empty() {
+            return;
+        }
+        if end > self.live.len() {
+            self.set_len(end);
+        }
+        self.live[offset..end].copy_from_slice(buf);
+        for sector in offset / SECTOR..end.div_ceil(SECTOR) {
+            let to = ((sector + 1) * SECTOR).min(self.live.len());
+            let bytes = self.live[sector * SECTOR..to].to_vec();
+            self.pending.push(Change::Sector(sector, bytes));
+        }
+    }
+}
+
+impl Change {
+    fn apply(self, bytes: &mut Vec<u8>) {
+        match self {
+            Change::Len(len) => bytes.resize(len, 0),
+            // What lies beyond the length is not part of the file.
+            Change::Sector(sector, content) => {
+                let at = sector * SECTOR;
+                let n = bytes.len().saturating_sub(at).min(content.len());
+                if n > 0 {
+                    bytes[at..at + n].copy_from_slice(&content[..n]);
+                }
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn apply(self, names: &mut BTreeMap<PathBuf, usize>) {
+        match self {
+            Entry::Link(path, id) => {
+                names.insert(path, id);
+            }
+            Entry::Unlink(path) => {
+                names.remove(&path);
+            }
+            Entry::Rename(from, to, id) => {
+                names.remove(&from);
+                names.insert(to, id);
+            }
+        }
+    }
+
+    fn dir(&self) -> Option<&Path> {
+        match self {
+            Entry::Link(path, _) | Entry::Unlink(path) | Entry::Rename(_, path, _) => path.parent(),
+        }
+    }
+}
+
+impl Mount {
+    /// Before a call: others may run, or the process may die.
+    fn lock(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        if let Some(pause) = &self.pause {
+            pause();
+        }
+        self.lock_now()
+    }
+
+    fn lock_now(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.life != self.life || disk.halt_in == Some(0) {
+            return Err(eio());
+        }
+        Ok(disk)
+    }
+}
+
+impl Storage for Mount {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.lock()?;
+        let ancestors = dir.ancestors().map(Path::to_path_buf);
+        disk.dirs.extend(ancestors);
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let disk = self.lock()?;
+        let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.map(|path| file_name(path)).collect())
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+        let mut disk = self.lock()?;
+        let id = match (disk.live.get(path).copied(), access) {
+            (Some(id), Access::Read | Access::Write) => id,
+            (None, Access::Read | Access::Write) => return Err(io::ErrorKind::NotFound.into()),
+            (Some(id), Access::Create) => {
+                disk.change(Op::Create, &file_name(path))?;
+                disk.file(id).set_len(0);
+                id
+            }
+            (None, Access::Create) => {
+                if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                disk.change(Op::Create, &file_name(path))?;
+                let id = disk.new_id();
+                disk.file(id);
+                disk.live.insert(path.to_path_buf(), id);
+                disk.entries.push(Entry::Link(path.to_path_buf(), id));
+                id
+            }
+        };
+        let mount = Mount {
+            disk: Arc::clone(&self.disk),
+            life: self.life,
+            pause: self.pause.clone(),
+        };
+        Ok(Box::new(OpenFile { mount, id }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.lock()?;
+        disk.change(Op::Rename, &file_name(from))?;
+        let id = disk.live.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        disk.live.insert(to.to_path_buf(), id);
+        disk.entries
+            .push(Entry::Rename(from.to_path_buf(), to.to_path_buf(), id));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.lock()?;
+        disk.change(Op::Remove, &file_name(path))?;
+        if disk.live.remove(path).is_some() {
+            disk.entries.push(Entry::Unlink(path.to_path_buf()));
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.lock()?;
+        disk.change(Op::SyncDir, &file_name(dir))?;
+        let (synced, rest) = std::mem::take(&mut disk.entries)
+            .into_iter()
+            .partition(|entry| entry.dir() == Some(dir));
+        disk.entries = rest;
+        for entry in Vec::<Entry>::into_iter(synced) {
+            entry.apply(&mut disk.durable);
+        }
+        let children = disk.dirs.iter().filter(|child| child.parent() == Some(dir));
+        let children: Vec<PathBuf> = children.cloned().collect();
+        disk.durable_dirs.extend(children);
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    fn write_part(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock_now()?;
+        let name = disk.name_of(self.id);
+        let changed = disk.change(Op::Write, &name);
+        let growth = disk.growth(self.id, offset as usize + buf.len());
+        let room = disk.room();
+        let (n, result) = match changed {
+            Err(error) if disk.halt_in == Some(0) => return Err(error),
+            Err(error) => (buf.len() / 2, Err(error)),
+            Ok(()) if room < growth => (
+                buf.len() - (growth - room),
+                Err(io::ErrorKind::StorageFull.into()),
+            ),
+            Ok(()) => (buf.len(), Ok(())),
+        };
+        disk.file(self.id).write(&buf[..n], offset as usize);
+        result
+    }
+}
+
+impl StorageFile for OpenFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut disk = self.mount.lock()?;
+        if disk.fault.as_ref().is_some_and(|fault| fault.op == Op::Read) {
+            let name = disk.name_of(self.id);
+            disk.fail_if_asked(Op::Read, &name)?;
+        }
+        let bytes = &disk.file(self.id).live;
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock()?;
+        // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
+        if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
+            let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
+            drop(disk);
+            self.write_part(&buf[..part], offset)?;
+            self.mount.lock().map(drop)?;
+            return self.write_part(&buf[part..], offset + part as u64);
+        }
+        drop(disk);
+        self.write_part(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut disk = self.mount.lock()?;
+        let name = disk.name_of(self.id);
+        while disk.syncs_held && name.ends_with(".segment") {
+            drop(disk);
+            thread::sleep(Duration::from_millis(1));
+            disk = self.mount.lock()?;
+        }
+        let result = disk.change(Op::SyncData, &name);
+        if disk.halt_in == Some(0) && result.is_err() {
+            return result;
+        }
+        let mut kept = std::mem::take(&mut disk.file(self.id).pending);
+        if result.is_err() {
+            kept.retain(|_| disk.random(2) == 0);
+        }
+        let file = disk.file(self.id);
+        for change in kept {
+            change.apply(&mut file.durable);
+        }
+        result
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut disk = self.mount.lock()?;
+        let name = disk.name_of(self.id);
+        disk.change(Op::SetLen, &name)?;
+        disk.file(self.id).set_len(len as usize);
+        Ok(())
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mut disk = self.mount.lock()?;
+        let end = (offset + len) as usize;
+        let growth = disk.growth(self.id, end);
+        if growth > disk.room() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if growth > 0 {
+            disk.file(self.id).set_len(end);
+        }
+        Ok(true)
+    }
+
+    fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.mount.lock()?.live.get(path) != Some(&self.id))
+    }
+
+    fn uncache(&self) {
+        if let Ok(mut disk) = self.mount.lock() {
+            let name = disk.name_of(self.id);
+            let _ = disk.change(Op::Uncache, &name);
+        }
+    }
+}
+
+fn eio() -> io::Error {
+    io::Error::other("input/output error")
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,324 @@
+//! What tests of the spool share: one life of a log on a simulated disk, without threads. [`SteppedLog`] is for the
+//! simulation of the whole; the rest is for the spool's own tests.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use prometheus::{Histogram, HistogramOpts};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::{
+    accounts::Accounts,
+    batch::{Batch, BatchBuilder},
+    config::Durability,
+    stream::{Stream, Tally},
+};
+
+use crate::simulation::disk::SimDisk;
+
+use crate::spool::{
+    AppendError, Appender, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq,
+    SpoolError, StoredBatch,
+    appender::Pending,
+    log::LogWriter,
+    prepare::Preparer,
+    record::{self, Checksum, Kind},
+    repair::{Repaired, rewrite},
+    scan::valid_records,
+    segment,
+    storage::Storage,
+    survey::Survey,
+};
+
+pub const DIR: &str = "/spool/deliveries";
+
+pub fn options(segment_bytes: u64) -> LogOptions {
+    LogOptions {
+        dir: PathBuf::from(DIR),
+        name: "deliveries",
+        // Few enough that just two trimmed segments are kept, when they have the tests' length.
+        max_bytes: 64 * segment_bytes,
+        segment_bytes,
+        durability: Durability::Fsync,
+    }
+}
+
+pub fn metrics() -> LogMetrics {
+    let histogram = |name: &str| Histogram::with_opts(HistogramOpts::new(name, name)).unwrap();
+    LogMetrics {
+        sync_seconds: histogram("sync"),
+        commit_webhooks: histogram("webhooks"),
+    }
+}
+
+/// The batch of a number: its bytes tell which one it is, and `len` and more of them there are.
+pub fn batch(number: u64, len: usize) -> (Batch, Tally) {
+    let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], b"", len);
+    let mut tally = Tally::default();
+    for record in 0..=number % 3 {
+        let len = if record == 0 { len } else { 0 };
+        builder.push(None, &[], &[&vec![number as u8 | 1; len]]);
+        tally.count(Stream::Deliveries, None);
+    }
+    (builder.finish(), tally)
+}
+
+pub fn permit() -> OwnedSemaphorePermit {
+    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
+/// Bytes of a segment's header.
+pub const HEADER: u64 = segment::HEADER as u64;
+
+pub fn segment_path(id: u64) -> PathBuf {
+    Path::new(DIR).join(segment::file_name(SegmentId(id)))
+}
+
+/// An appender that takes batches from the first moment on: without threads nobody opens it.
+pub fn open_appender(options: &LogOptions) -> Appender {
+    let appender = Appender::of_closed_log(options.max_bytes);
+    appender.queue.open();
+    appender
+}
+
+/// What a thread would do when it runs.
+pub type Step = Arc<dyn Fn() + Send + Sync>;
+
+/// An open log whose threads are steps: what they do in between waits is the same code as [`super::Log`]'s.
+pub struct SteppedLog(LogWriter);
+
+/// What [`SteppedLog::open`] gives.
+pub struct OpenedLog {
+    pub log: SteppedLog,
+    pub backlog: Backlog,
+    pub appender: Appender,
+    pub damage: Vec<Damage>,
+    /// The thread that prepares segments. The writer must not run while it is at it: it would wait for it.
+    pub prepare: Step,
+}
+
+impl SteppedLog {
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        options: &LogOptions,
+        accounts: Arc<Accounts>,
+        metrics: LogMetrics,
+    ) -> Result<OpenedLog, SpoolError> {
+        let appender = open_appender(options);
+        let queue = Arc::clone(&appender.queue);
+        let (mut writer, backlog, damage) =
+            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
+        let preparer = Preparer::stepped(storage, options.dir.clone(), Arc::clone(&writer.trimmed));
+        let prepare = preparer.by_hand().unwrap();
+        writer.preparer = Some(preparer);
+        Ok(OpenedLog {
+            log: SteppedLog(writer),
+            backlog,
+            appender,
+            damage,
+            prepare,
+        })
+    }
+
+    /// The writer's thread wakes up. False when the log is closed and everything is written.
+    pub fn turn(&mut self) -> Result<bool, SpoolError> {
+        let turn = self.0.turn();
+        if turn.is_err() {
+            self.0.queue.fail();
+        }
+        turn
+    }
+
+    /// Takes no more batches.
+    pub fn close(&self) {
+        self.0.queue.close();
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.0.queue.lock().waiting.is_empty()
+    }
+}
+
+/// Appends go to the writer's own functions, in groups, and are answered at once.
+pub struct Life {
+    pub(in crate::spool) writer: LogWriter,
+    pub backlog: Backlog,
+    pub damage: Vec<Damage>,
+    pub accounts: Arc<Accounts>,
+}
+
+impl Life {
+    pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<Life, SpoolError> {
+        let accounts = Arc::new(Accounts::default());
+        let queue = open_appender(options).queue;
+        let (writer, backlog, damage) =
+            LogWriter::open(disk.mount(), options, queue, Arc::clone(&accounts), metrics())?;
+        Ok(Life {
+            writer,
+            backlog,
+            damage,
+            accounts,
+        })
+    }
+
+    /// Appends these batches as one group; each one's answer, and what the writer said of the whole.
+    pub fn try_append(
+        &mut self,
+        batches: &[Batch],
+    ) -> (Vec<Result<(), AppendError>>, Result<bool, SpoolError>) {
+        let mut answers = Vec::new();
+        let mut group = Vec::new();
+        for batch in batches {
+            let (done, answer) = oneshot::channel();
+            let mut tally = Tally::default();
+            (0..batch.events()).for_each(|_| tally.count(Stream::Deliveries, None));
+            self.writer.queue.lock().bytes += batch.bytes().len() as u64;
+            answers.push(answer);
+            group.push(Pending {
+                batch: batch.clone(),
+                tally,
+                withdrawn: Arc::new(AtomicBool::new(false)),
+                done,
+                _permit: permit(),
+            });
+        }
+        let result = self.writer.write(&mut group);
+        drop(group);
+        let answers = answers
+            .into_iter()
+            .map(|mut answer| answer.try_recv().unwrap_or(Err(AppendError::Failed)))
+            .collect();
+        (answers, result)
+    }
+
+    /// Appends the batches of these numbers as one group; all must become durable.
+    pub fn append(&mut self, numbers: impl IntoIterator<Item = u64>, len: usize) {
+        let batches: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
+        let (answers, result) = self.try_append(&batches);
+        assert!(
+            result.unwrap() && answers.iter().all(Result::is_ok),
+            "{answers:?}"
+        );
+    }
+
+    /// Seals what was written.
+    pub fn rest(&mut self) {
+        self.writer.rest().unwrap();
+    }
+
+    /// Reads to the end or to the first error.
+    pub fn read(&mut self) -> (Vec<StoredBatch>, Option<Damage>) {
+        let mut batches = Vec::new();
+        loop {
+            match self.backlog.take() {
+                Ok(Some(batch)) => batches.push(batch),
+                Ok(None) => return (batches, None),
+                Err(ReadError::Damaged(damage)) => return (batches, Some(damage)),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Reads to the end: these numbers must be there, in order, from sequence `first` on.
+    pub fn expect(&mut self, first: u64, numbers: impl IntoIterator<Item = u64>, len: usize) {
+        let (batches, damage) = self.read();
+        assert_eq!(damage, None);
+        expect_batches(&batches, first, numbers, len);
+        assert_eq!(self.backlog.end().seq.0, first + batches.len() as u64);
+    }
+
+    /// Kafka has everything before `seq`.
+    pub fn deliver_to(&mut self, seq: u64) {
+        let position = self.backlog.seek(Seq(seq)).unwrap();
+        self.backlog.advance(position);
+        self.backlog.store_checkpoint().unwrap();
+    }
+}
+
+pub fn expect_batches(
+    batches: &[StoredBatch],
+    first: u64,
+    numbers: impl IntoIterator<Item = u64>,
+    len: usize,
+) {
+    let found: Vec<(u64, &[u8])> = batches.iter().map(|b| (b.seq.0, &b.payload[..])).collect();
+    let wanted: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
+    let wanted: Vec<(u64, &[u8])> = (first..).zip(wanted.iter().map(Batch::bytes)).collect();
+    assert!(
+        found == wanted,
+        "found sequences {:?}, wanted {:?} (or the content differs)",
+        found.iter().map(|f| f.0).collect::<Vec<_>>(),
+        wanted.iter().map(|w| w.0).collect::<Vec<_>>()
+    );
+}
+
+/// What `spool repair --accept-loss` does to a log that nobody has open, on a simulated disk: as a whole, with no crash in
+/// between.
+pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, SpoolError> {
+    let storage = disk.mount();
+    let work = options.dir.with_extension("repairing");
+    let survey = || Survey::open_on(Arc::clone(&storage), &options.dir);
+    let begin = || {
+        storage
+            .create_dir_all(&work)
+            .map_err(SpoolError::io("create the directory", &work))
+    };
+    let repaired = rewrite(
+        &survey,
+        &storage,
+        &work,
+        begin,
+        options.segment_bytes,
+        options.durability,
+    )?;
+    if repaired.is_some() {
+        disk.settle();
+        disk.put_in_place(&work, &options.dir);
+    }
+    Ok(repaired)
+}
+
+/// Where a valid record stands in its segment.
+pub struct Place {
+    pub at: usize,
+    /// Without what pads it.
+    pub len: usize,
+    pub commit: u64,
+    pub is_batch: bool,
+}
+
+/// The valid records of a segment.
+pub fn records(disk: &SimDisk, path: &Path) -> Vec<Place> {
+    let dir = path.parent().unwrap();
+    let manifest = Manifest::read(&*disk.mount(), dir).unwrap().unwrap();
+    let id = segment::parse_file_name(path.file_name().unwrap().to_str().unwrap()).unwrap();
+    let checksum = Checksum::new(manifest.log_id.as_bytes(), id);
+    valid_records(&disk.read(path), &checksum, segment::HEADER)
+        .map(|found| Place {
+            at: found.at,
+            len: record::HEADER + found.header.payload_len,
+            commit: found.header.commit.0,
+            is_batch: found.header.kind == Kind::Batch,
+        })
+        .collect()
+}
+
+/// What every checksum of the log covers.
+pub fn log_id(disk: &SimDisk) -> [u8; 16] {
+    let manifest = Manifest::read(&*disk.mount(), Path::new(DIR)).unwrap().unwrap();
+    manifest.log_id.into_bytes()
+}
+
+/// The segments that are there, the oldest first.
+pub fn segments(disk: &SimDisk) -> Vec<u64> {
+    let names = disk.names();
+    let mut ids: Vec<u64> = names
+        .iter()
+        .filter_map(|name| segment::parse_file_name(name).map(|id| id.0))
+        .collect();
+    ids.sort_unstable();
+    ids
+}
