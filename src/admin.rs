@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/livez` | 200; touches nothing |
 //! | `/readyz` | 200 when a webhook can be made durable, else 503 with the reason ([`health`]) |
-//! | `/metrics` | Prometheus text format ([`metrics`], [`books`]) |
+//! | `/metrics` | Prometheus text format ([`crate::metrics`], [`books`]) |
 //! | `/status`, and `/` leads there | a page for people ([`status`]); `?refresh=off` keeps it still |
 //! | `/status.json` | the same for scripts |
 //!

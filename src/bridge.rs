@@ -17,7 +17,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`drain`] | a spool without its bridge, delivered |
+//! | [`drain`](mod@drain) | a spool without its bridge, delivered |
 //! | [`pipe`] | one stream's log and lane, opened on their own |
 
 mod drain;

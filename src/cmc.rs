@@ -40,7 +40,7 @@
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`id`] | ce_id |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
-//! | [`mask`] | credentials overwritten in dead letters |
+//! | [`mask`](mod@mask) | credentials overwritten in dead letters |
 //! | [`time`] | ce_time |
 
 mod elements;

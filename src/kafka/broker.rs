@@ -1,4 +1,4 @@
-//! What a lane needs of Kafka: a narrow trait, with librdkafka behind it ([`super::kafka`]) and in tests a simulated
+//! What a lane needs of Kafka: a narrow trait, with librdkafka behind it ([`super::producer`]) and in tests a simulated
 //! broker.
 
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub struct Outgoing<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     pub seq: Seq,
-    /// What was committed with it: see [`super::position`].
+    /// What was committed with it: see [`crate::lane::position`].
     pub metadata: String,
 }
 

@@ -187,7 +187,7 @@ impl Source {
     /// The next record of what was assigned, if one comes within a moment.
     ///
     /// # Errors
-    /// What won't pass by itself, a partition that has no leader, and silence: see [`super::reading`].
+    /// What won't pass by itself, a partition that has no leader, and silence: see [`super::reader_health`].
     pub fn poll(&mut self) -> Result<Option<BorrowedMessage<'_>>, BrokerError> {
         let begun = Instant::now();
         let polled = self.consumer.poll(ASK_AGAIN);

@@ -118,7 +118,7 @@ impl Watcher {
     /// cluster doesn't answer.
     ///
     /// # Errors
-    /// What won't pass by itself: see [`super::reading`].
+    /// What won't pass by itself: see [`super::reader_health`].
     pub fn poll(&mut self) -> Result<Polled<'_>, BrokerError> {
         match self.consumer.poll(WAIT) {
             Some(Ok(record)) => return Ok(Polled::Record(record)),
