@@ -22,8 +22,8 @@ use std::{
 };
 
 use cmc_bridge::{
-    accounts::Accounts,
     batch::{Batch, BatchBuilder},
+    books::Books,
     config::Durability,
     spool::{Backlog, Log, LogMetrics, LogOptions, storage::FileSystem},
     stream::{Stream, Tally},
@@ -198,7 +198,7 @@ fn own_log(dir: &Path, trimmed: bool) -> Client {
     let (log, mut backlog) = Log::open(
         Arc::new(FileSystem),
         &options,
-        Arc::new(Accounts::default()),
+        Arc::new(Books::default()),
         metrics,
         |error| {
             panic!("{error}");

@@ -218,7 +218,7 @@ impl Bridge {
             .into_iter()
             .filter_map(|pipe| {
                 let Running { log, lane } = pipe.take()?;
-                Some((log, (pipe.stream, lane, Arc::clone(&pipe.accounts))))
+                Some((log, (pipe.stream, lane, Arc::clone(&pipe.books))))
             })
             .unzip();
         // Side by side: a disk that hangs under one keeps no other from its end.
@@ -249,8 +249,8 @@ impl Bridge {
             }
             sleep(LOOK).await;
         }
-        for (stream, _, accounts) in &lanes {
-            let books = accounts.snapshot();
+        for (stream, _, books) in &lanes {
+            let books = books.snapshot();
             let backlog = books.backlog();
             info!(%stream, delivered = books.delivered, diverted = books.diverted, backlog, "the stream has stopped");
         }
@@ -356,7 +356,7 @@ fn books(config: &Config, streams: &[Pipe]) -> Arc<[StreamBooks]> {
                     true => Service::Enabled,
                     false => Service::Leftover,
                 },
-                accounts: Arc::clone(&pipe.accounts),
+                books: Arc::clone(&pipe.books),
                 log_state: Box::new(move || watched.state()),
                 spool_bytes: Box::new(move || sized.used_bytes()),
                 spool_limit_bytes: config.spool.max_bytes,

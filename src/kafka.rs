@@ -12,6 +12,7 @@
 //! | [`explain`] | errors into a reason, the cause and the cure |
 //! | [`reader_health`] | when a reader of topics gives up |
 //! | [`topics`] | topics: whether they exist, their creation, what they take |
+//! | `conformance` | tests only: scenes that the simulated broker, librdkafka's mock cluster and Kafka play alike |
 //! | [`statistics`] | what librdkafka counts, as metrics |
 
 pub mod broker;

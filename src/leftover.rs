@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        accounts::Accounts,
         batch::BatchBuilder,
+        books::Books,
         config::Durability,
         metrics::Metrics,
         spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
@@ -196,9 +196,9 @@ mod tests {
             sync_seconds: of_stream.sync_seconds.clone(),
             commit_webhooks: of_stream.commit_webhooks.clone(),
         };
-        let accounts = Arc::new(Accounts::default());
+        let books = Arc::new(Books::default());
         let (mut log, _backlog) =
-            Log::open(Arc::new(FileSystem), &options, accounts, log_metrics, |_| {}).unwrap();
+            Log::open(Arc::new(FileSystem), &options, books, log_metrics, |_| {}).unwrap();
         for _ in 0..events {
             let mut batch = BatchBuilder::new(0, &[], b"", 0);
             batch.push(None, &[], &[b"event"]);

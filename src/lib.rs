@@ -3,9 +3,9 @@
 // They panic when nobody can be written to. Commands have `cli::output`, the bridge its log.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod accounts;
 pub mod admin;
 pub mod batch;
+pub mod books;
 pub mod bridge;
 pub mod cli;
 mod clock;

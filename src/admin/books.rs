@@ -1,6 +1,6 @@
 //! The streams' books as metrics.
 //!
-//! A scrape takes one [`Accounts::snapshot`] of each stream and derives every number from it, so that
+//! A scrape takes one [`Books::snapshot`] of each stream and derives every number from it, so that
 //! `recovered + accepted = delivered + diverted + backlog` holds in each scrape and not only on average.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{accounts::Accounts, leftover::Service, spool::LogState, stream::Stream};
+use crate::{books::Books, leftover::Service, spool::LogState, stream::Stream};
 
 /// One stream: its books, its topic, and where the size of its log can be asked.
 pub struct StreamBooks {
@@ -18,7 +18,7 @@ pub struct StreamBooks {
     pub topic: String,
     pub service: Service,
     /// Empty while the log is not open, for nobody knows them.
-    pub accounts: Arc<Accounts>,
+    pub books: Arc<Books>,
     pub log_state: Box<dyn Fn() -> LogState + Send + Sync>,
     /// Written and not yet trimmed bytes of the log.
     pub spool_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -124,7 +124,7 @@ impl Collector for BooksCollector {
         // No number is better than a wrong one.
         let known = |entry: &&StreamBooks| (entry.log_state)() != LogState::NotOpen;
         for entry in self.streams.iter().filter(known) {
-            let books = entry.accounts.snapshot();
+            let books = entry.books.snapshot();
             let stream = label("stream", entry.stream.name());
             // The label of `events_total` comes sorted by name, as the text format wants it.
             for (status, events) in entry.stream.statuses().iter().zip(books.accepted) {
@@ -179,13 +179,13 @@ mod tests {
     use super::*;
     use crate::stream::Tally;
 
-    fn collected(accounts: Arc<Accounts>, log_state: LogState) -> String {
+    fn collected(books: Arc<Books>, log_state: LogState) -> String {
         let registry = Registry::new();
         let books = StreamBooks {
             stream: Stream::Bounces,
             topic: "t".into(),
             service: Service::Enabled,
-            accounts,
+            books,
             log_state: Box::new(move || log_state),
             spool_bytes: Box::new(|| 4096),
             spool_limit_bytes: 1 << 32,
@@ -198,14 +198,14 @@ mod tests {
 
     #[test]
     fn every_number_comes_from_one_snapshot() {
-        let accounts = Arc::new(Accounts::default());
-        accounts.opened(100, 90, Some(5_000_000));
+        let books = Arc::new(Books::default());
+        books.opened(100, 90, Some(5_000_000));
         let mut tally = Tally::default();
         tally.count(Stream::Bounces, Some("2"));
         tally.count(Stream::Bounces, None);
-        accounts.accepted(&tally, 7_000_000);
-        accounts.advanced(95, 4, 1, Some(6_500_000));
-        let text = collected(accounts, LogState::Full);
+        books.accepted(&tally, 7_000_000);
+        books.advanced(95, 4, 1, Some(6_500_000));
+        let text = collected(books, LogState::Full);
         for line in [
             "# TYPE cmc_bridge_events_total counter",
             "cmc_bridge_events_total{status=\"2\",stream=\"bounces\"} 1",

@@ -320,8 +320,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        accounts::Accounts,
         admin::books::{BooksCollector, StreamBooks},
+        books::Books,
         leftover::Service,
         spool::LogState,
         stream::Stream,
@@ -335,7 +335,7 @@ mod tests {
             stream,
             topic: "t".into(),
             service: Service::Enabled,
-            accounts: Arc::new(Accounts::default()),
+            books: Arc::new(Books::default()),
             log_state: Box::new(|| LogState::Accepting),
             spool_bytes: Box::new(|| 0),
             spool_limit_bytes: 1,

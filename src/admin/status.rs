@@ -199,7 +199,7 @@ impl Status {
         loop {
             ticks.tick().await;
             let (accepted, refused) = self.metrics.accepted_and_refused();
-            let delivered = self.books.iter().map(|s| s.accounts.snapshot().delivered);
+            let delivered = self.books.iter().map(|s| s.books.snapshot().delivered);
             self.history.push(Sample {
                 at: Instant::now(),
                 accepted,
@@ -241,7 +241,7 @@ impl Status {
     }
 
     fn stream(&self, of: &StreamBooks) -> StreamReport {
-        let books = of.accounts.snapshot();
+        let books = of.books.snapshot();
         StreamReport {
             stream: of.stream.name(),
             topic: of.topic.clone(),

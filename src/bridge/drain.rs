@@ -18,7 +18,7 @@ use super::{
     pipe::{Context, Pipe, Purpose},
 };
 use crate::{
-    accounts::Books,
+    books::Balance,
     config::Config,
     exit::Exit,
     metrics::{BlockReason, Metrics},
@@ -33,7 +33,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Drained {
     pub stream: Stream,
-    pub books: Books,
+    pub books: Balance,
     /// Why its lane could not go on.
     pub blocked: Option<BlockReason>,
 }
@@ -77,7 +77,7 @@ pub async fn drain(
             .iter()
             .map(|pipe| Drained {
                 stream: pipe.stream,
-                books: pipe.accounts.snapshot(),
+                books: pipe.books.snapshot(),
                 blocked: metrics.for_stream(pipe.stream).blocked(),
             })
             .collect()

@@ -18,7 +18,7 @@ use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{error, info, warn};
 
 use crate::{
-    accounts::Accounts,
+    books::Books,
     config::Config,
     kafka::producer::KafkaConnect,
     lane::{
@@ -63,7 +63,7 @@ pub(super) enum Purpose {
 pub(super) struct Pipe {
     pub stream: Stream,
     pub takes_webhooks: bool,
-    pub accounts: Arc<Accounts>,
+    pub books: Arc<Books>,
     pub appender: Appender,
     shared: Arc<Shared>,
 }
@@ -94,7 +94,7 @@ impl Pipe {
         let pipe = Pipe {
             stream,
             takes_webhooks: context.takes_webhooks(stream),
-            accounts: Arc::default(),
+            books: Arc::default(),
             appender: Appender::of_closed_log(context.config.spool.max_bytes),
             shared: Arc::new(Shared {
                 state: Mutex::new(State::Opening),
@@ -104,7 +104,7 @@ impl Pipe {
         let opening = Opening {
             context: Arc::clone(context),
             stream,
-            accounts: Arc::clone(&pipe.accounts),
+            books: Arc::clone(&pipe.books),
             appender: pipe.appender.clone(),
         };
         let shared = Arc::clone(&pipe.shared);
@@ -208,7 +208,7 @@ impl Shared {
 struct Opening {
     context: Arc<Context>,
     stream: Stream,
-    accounts: Arc<Accounts>,
+    books: Arc<Books>,
     appender: Appender,
 }
 
@@ -233,7 +233,7 @@ impl Opening {
             running.lane.drain();
             if self.context.purpose == Purpose::Serve {
                 let (events, topic) = (
-                    self.accounts.snapshot().backlog(),
+                    self.books.snapshot().backlog(),
                     &self.context.config.stream(stream).topic,
                 );
                 warn!(%stream, events, topic, "the stream is disabled: what its log still holds is delivered, and no webhook is taken");
@@ -274,7 +274,7 @@ impl Opening {
             &self.appender,
             Arc::new(FileSystem),
             &self.options(),
-            Arc::clone(&self.accounts),
+            Arc::clone(&self.books),
             log_metrics,
             on_failure,
         )?;
@@ -284,7 +284,7 @@ impl Opening {
                 false => error!(%stream, "the spool is damaged: {damage}"),
             }
         }
-        let backlog_events = self.accounts.snapshot().backlog();
+        let backlog_events = self.books.snapshot().backlog();
         info!(%stream, backlog_events, "the log is open");
         Ok((log, backlog))
     }

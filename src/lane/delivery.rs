@@ -128,9 +128,7 @@ impl<C: Connect> Lane<C> {
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
         // What is damaged tells no time; it has waited at least since now.
         let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
-        backlog
-            .accounts()
-            .found_delivered(backlog.position().events, oldest);
+        backlog.books().found_delivered(backlog.position().events, oldest);
         Lane {
             wait: options.timing.first_wait,
             most_events: FIRST_EVENTS.min(options.transaction_events),
@@ -328,7 +326,7 @@ impl<C: Connect> Lane<C> {
                 Some(sent) if sent.end == found => self.account(&sent),
                 _ => {
                     let oldest = oldest(&mut self.backlog);
-                    self.backlog.accounts().found_delivered(found.events, oldest);
+                    self.backlog.books().found_delivered(found.events, oldest);
                 }
             }
         }
@@ -466,7 +464,7 @@ impl<C: Connect> Lane<C> {
     /// Books a committed transaction. The position is behind it.
     fn account(&mut self, sent: &Sent) {
         let oldest = oldest(&mut self.backlog);
-        self.backlog.accounts().advanced(
+        self.backlog.books().advanced(
             sent.end.events,
             (sent.events - sent.diverted.len()) as u64,
             sent.diverted.len() as u64,

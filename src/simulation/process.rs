@@ -11,8 +11,8 @@ use tokio::{runtime::Runtime, task::JoinSet};
 
 use super::plan::{LETTERS, Plan};
 use crate::{
-    accounts::Accounts,
     admin::health::Health,
+    books::Books,
     cmc::Rules,
     config::{self, Auth, StreamConfig},
     ingest::Intake,
@@ -77,7 +77,7 @@ pub struct Pipe {
     pub prepare: Step,
     /// The preparer is at it.
     pub preparing: Cell<bool>,
-    pub accounts: Arc<Accounts>,
+    pub books: Arc<Books>,
     pub damage: Vec<Damage>,
 }
 
@@ -93,7 +93,7 @@ impl Process {
         let mut logs = [None, None, None, None];
         let mut pipes = Vec::new();
         for stream in plan.streams() {
-            let accounts = Arc::new(Accounts::default());
+            let books = Arc::new(Books::default());
             let metrics = shared.metrics.for_stream(*stream);
             let log_metrics = LogMetrics {
                 sync_seconds: metrics.sync_seconds.clone(),
@@ -106,7 +106,7 @@ impl Process {
                 appender,
                 damage,
                 prepare,
-            } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&accounts), log_metrics)?;
+            } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&books), log_metrics)?;
             logs[stream.index()] = Some(appender);
             let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
             let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
@@ -116,7 +116,7 @@ impl Process {
                 lane: RefCell::new(Some(lane)),
                 prepare,
                 preparing: Cell::new(false),
-                accounts,
+                books,
                 damage,
             });
         }

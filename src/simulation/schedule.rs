@@ -402,7 +402,7 @@ fn look_at_rest(world: &World, site: usize) {
         return;
     };
     for pipe in &process.pipes {
-        let books = pipe.accounts.snapshot();
+        let books = pipe.books.snapshot();
         if books.backlog() > 0 && !world.site(site).may_lose(pipe.stream) {
             violated!("books", "{} has a backlog at rest: {books:?}", pipe.stream);
         }

@@ -470,7 +470,7 @@ impl World {
                 continue;
             };
             for pipe in &process.pipes {
-                let books = pipe.accounts.snapshot();
+                let books = pipe.books.snapshot();
                 if !books.balanced() {
                     violated!("books", "{} of {site}: {books:?}", pipe.stream);
                 }

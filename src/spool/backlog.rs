@@ -9,7 +9,7 @@ use std::{
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::accounts::Accounts;
+use crate::books::Books;
 
 use super::{
     Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
@@ -30,7 +30,7 @@ pub struct Backlog {
     /// A batch that was read ahead.
     peeked: Option<StoredBatch>,
     trimmer: Trimmer,
-    accounts: Arc<Accounts>,
+    books: Arc<Books>,
 }
 
 impl Backlog {
@@ -41,7 +41,7 @@ impl Backlog {
         history: History,
         mut reader: Reader,
         trimmer: Trimmer,
-        accounts: Arc<Accounts>,
+        books: Arc<Books>,
     ) -> Backlog {
         reader.seek(recovered.position.seq);
         Backlog {
@@ -55,7 +55,7 @@ impl Backlog {
             reader,
             peeked: None,
             trimmer,
-            accounts,
+            books,
         }
     }
 
@@ -90,8 +90,8 @@ impl Backlog {
     }
 
     /// The stream's books.
-    pub fn accounts(&self) -> &Accounts {
-        &self.accounts
+    pub fn books(&self) -> &Books {
+        &self.books
     }
 
     /// The next batch from the reading place on, without moving behind it; `None` at the durable end.

@@ -12,7 +12,7 @@ use std::{
 use prometheus::Histogram;
 use uuid::Uuid;
 
-use crate::{accounts::Accounts, clock, config::Durability, stream::Tally};
+use crate::{books::Books, clock, config::Durability, stream::Tally};
 
 use super::{
     AppendError, Appender, Damage, Position, SegmentId, SpoolError,
@@ -73,12 +73,12 @@ impl Log {
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
-        accounts: Arc<Accounts>,
+        books: Arc<Books>,
         metrics: LogMetrics,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
     ) -> Result<(Log, Backlog), SpoolError> {
         let appender = Appender::of_closed_log(options.max_bytes);
-        Log::open_for(&appender, storage, options, accounts, metrics, on_failure)
+        Log::open_for(&appender, storage, options, books, metrics, on_failure)
     }
 
     /// Opens the log, begins a fresh segment and starts its writer, which takes the batches of `appender`. An error changes
@@ -89,13 +89,13 @@ impl Log {
         appender: &Appender,
         storage: Arc<dyn Storage>,
         options: &LogOptions,
-        accounts: Arc<Accounts>,
+        books: Arc<Books>,
         metrics: LogMetrics,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
     ) -> Result<(Log, Backlog), SpoolError> {
         let queue = Arc::clone(&appender.queue);
         let (mut writer, backlog, damage) =
-            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
+            LogWriter::open(Arc::clone(&storage), options, queue, books, metrics)?;
         writer.preparer = Some(
             Preparer::start(
                 storage,
@@ -167,7 +167,7 @@ pub(super) struct LogWriter {
     pub(super) trimmed: Arc<Trimmed>,
     pub(super) queue: Arc<Queue>,
     tail: Arc<Tail>,
-    accounts: Arc<Accounts>,
+    books: Arc<Books>,
     metrics: LogMetrics,
     /// What is being written; empty between two turns.
     group: Vec<Pending>,
@@ -185,7 +185,7 @@ impl LogWriter {
         storage: Arc<dyn Storage>,
         options: &LogOptions,
         queue: Arc<Queue>,
-        accounts: Arc<Accounts>,
+        books: Arc<Books>,
         metrics: LogMetrics,
     ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
         let mut recovered = recover(&*storage, &options.dir)?;
@@ -197,7 +197,7 @@ impl LogWriter {
             incarnation,
             &recovered,
         );
-        accounts.opened(recovered.events, recovered.position.events, None);
+        books.opened(recovered.events, recovered.position.events, None);
         let end = Position {
             seq: recovered.next_seq,
             events: recovered.events,
@@ -215,7 +215,7 @@ impl LogWriter {
             trimmed: Arc::clone(&trimmed),
             queue: Arc::clone(&queue),
             tail: Arc::clone(&tail),
-            accounts: Arc::clone(&accounts),
+            books: Arc::clone(&books),
             metrics,
             group: Vec::new(),
             no_room: false,
@@ -239,7 +239,7 @@ impl LogWriter {
             reuse_from: options.segment_bytes / 2,
         };
         let dir = options.dir.clone();
-        let backlog = Backlog::new(storage, dir, recovered, history, reader, trimmer, accounts);
+        let backlog = Backlog::new(storage, dir, recovered, history, reader, trimmer, books);
         Ok((writer, backlog, damage))
     }
 
@@ -381,7 +381,7 @@ impl LogWriter {
             bytes += pending.batch.bytes().len() as u64;
         }
         // The books first: the lane may deliver a batch as soon as the end is published.
-        self.accounts.accepted(&tally, received_micros);
+        self.books.accepted(&tally, received_micros);
         self.publish();
         self.queue.lock().bytes -= bytes;
         for pending in written.drain(..) {

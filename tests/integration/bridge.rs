@@ -293,7 +293,7 @@ impl Bridge {
         Client::new(self.admin).get(path).status
     }
 
-    /// A scrape; the accounts must agree in every one.
+    /// A scrape; the books must agree in every one.
     pub fn scrape(&self) -> Scrape {
         let response = Client::new(self.admin).get("/metrics");
         assert_eq!(response.status, 200);

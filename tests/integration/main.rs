@@ -20,9 +20,9 @@ mod topics;
 mod wait;
 
 // The tests, a module for each theme.
-mod accounts;
 mod answers;
 mod at_least_once;
+mod books;
 mod commands;
 mod conformance;
 mod contract;

@@ -1,4 +1,4 @@
-//! A scrape of `/metrics`, and the identity of the accounts in it.
+//! A scrape of `/metrics`, and the identity of the books in it.
 
 use std::collections::BTreeMap;
 

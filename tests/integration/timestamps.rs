@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
 use cmc_bridge::{
-    accounts::Accounts,
     batch::Batch,
+    books::Books,
     cmc::{BodyEncoding, Request, Rules, open, split},
     config::{self, Config},
     spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
@@ -72,7 +72,7 @@ fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
         let (log, _backlog) = Log::open(
             Arc::new(FileSystem),
             &options,
-            Arc::new(Accounts::default()),
+            Arc::new(Books::default()),
             metrics,
             |error| panic!("{error}"),
         )

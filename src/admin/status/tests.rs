@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    accounts::Accounts,
+    books::Books,
     dead_letter::{Failure, Reason},
     stream::{Stream, Tally},
 };
@@ -21,7 +21,7 @@ fn status(topic: &str) -> Status {
         stream,
         topic: topic.to_owned(),
         service: Service::Enabled,
-        accounts: Arc::new(Accounts::default()),
+        books: Arc::new(Books::default()),
         log_state: Box::new(|| LogState::Accepting),
         spool_bytes: Box::new(|| 3 << 20),
         spool_limit_bytes: 4 << 20,
@@ -52,7 +52,7 @@ fn accept(status: &Status, stream: usize, events: u32) {
     for _ in 0..events {
         tally.count(status.books[stream].stream, None);
     }
-    status.books[stream].accounts.accepted(&tally, 1_000_000);
+    status.books[stream].books.accepted(&tally, 1_000_000);
 }
 
 #[test]
@@ -294,9 +294,9 @@ fn the_policy_admits_the_style_and_nothing_else() {
 #[test]
 fn books_in_json_balance() {
     let status = status("t");
-    status.books[1].accounts.opened(10, 4, None);
+    status.books[1].books.opened(10, 4, None);
     accept(&status, 1, 3);
-    status.books[1].accounts.advanced(8, 3, 1, None);
+    status.books[1].books.advanced(8, 3, 1, None);
     let json = serde_json::to_value(ready(&status)).unwrap();
     let of = |name: &str| json["streams"][1][name].as_u64().unwrap();
     assert_eq!(

@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::{
-    accounts::Accounts,
     batch::{Batch, BatchBuilder},
+    books::Books,
     config::Durability,
     lane::{LaneThread, options::Timing},
     metrics::Metrics,
@@ -94,7 +94,7 @@ struct Bench {
 struct Running {
     lane: Lane<Cluster>,
     appender: Appender,
-    accounts: Arc<Accounts>,
+    books: Arc<Books>,
     log: Log,
 }
 
@@ -160,15 +160,15 @@ impl Bench {
             sync_seconds: metrics.sync_seconds.clone(),
             commit_webhooks: metrics.commit_webhooks.clone(),
         };
-        let accounts = Arc::new(Accounts::default());
+        let books = Arc::new(Books::default());
         let storage: Arc<dyn Storage> = Arc::clone(&self.disk) as _;
         let failure = |error| panic!("the log has failed: {error}");
         let (log, backlog) =
-            Log::open(storage, &log_options, Arc::clone(&accounts), log_metrics, failure).unwrap();
+            Log::open(storage, &log_options, Arc::clone(&books), log_metrics, failure).unwrap();
         self.running = Some(Running {
             lane: Lane::new(self.options.clone(), backlog, self.cluster.clone(), metrics),
             appender: log.appender(),
-            accounts,
+            books,
             log,
         });
     }
@@ -279,8 +279,8 @@ impl Bench {
         assert_eq!(self.cluster.values(TOPIC), self.appended);
     }
 
-    fn books(&mut self) -> crate::accounts::Books {
-        self.running().accounts.snapshot()
+    fn books(&mut self) -> crate::books::Balance {
+        self.running().books.snapshot()
     }
 
     fn group(&self) -> uuid::Uuid {

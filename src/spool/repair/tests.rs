@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::{
-    accounts::Accounts,
+    books::Books,
     spool::{
         Backlog, LogOptions, StoredBatch,
         log::LogWriter,
@@ -52,12 +52,12 @@ impl Spool {
     }
 
     fn open(&self) -> Life {
-        let accounts = Arc::new(Accounts::default());
+        let books = Arc::new(Books::default());
         let (writer, backlog, damage) = LogWriter::open(
             Arc::new(FileSystem),
             &self.options(),
             open_appender(&self.options()).queue,
-            Arc::clone(&accounts),
+            Arc::clone(&books),
             metrics(),
         )
         .unwrap();
@@ -65,7 +65,7 @@ impl Spool {
             writer,
             backlog,
             damage,
-            accounts,
+            books,
         }
     }
 
@@ -125,7 +125,7 @@ impl Spool {
             expect_batches(std::slice::from_ref(found), *number, [*number], BIG);
         }
         let events: u64 = batches.iter().map(|b| u64::from(b.events)).sum();
-        let books = life.accounts.snapshot();
+        let books = life.books.snapshot();
         assert!(books.balanced(), "{books:?}");
         assert_eq!(books.backlog(), events);
         assert_eq!(life.backlog.end().seq, Seq(next));

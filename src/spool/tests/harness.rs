@@ -10,8 +10,8 @@ use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
-    accounts::Accounts,
     batch::{Batch, BatchBuilder},
+    books::Books,
     config::Durability,
     stream::{Stream, Tally},
 };
@@ -103,13 +103,13 @@ impl SteppedLog {
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
-        accounts: Arc<Accounts>,
+        books: Arc<Books>,
         metrics: LogMetrics,
     ) -> Result<OpenedLog, SpoolError> {
         let appender = open_appender(options);
         let queue = Arc::clone(&appender.queue);
         let (mut writer, backlog, damage) =
-            LogWriter::open(Arc::clone(&storage), options, queue, accounts, metrics)?;
+            LogWriter::open(Arc::clone(&storage), options, queue, books, metrics)?;
         let preparer = Preparer::stepped(storage, options.dir.clone(), Arc::clone(&writer.trimmed));
         let prepare = preparer.by_hand().unwrap();
         writer.preparer = Some(preparer);
@@ -147,20 +147,20 @@ pub struct Life {
     pub(in crate::spool) writer: LogWriter,
     pub backlog: Backlog,
     pub damage: Vec<Damage>,
-    pub accounts: Arc<Accounts>,
+    pub books: Arc<Books>,
 }
 
 impl Life {
     pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<Life, SpoolError> {
-        let accounts = Arc::new(Accounts::default());
+        let books = Arc::new(Books::default());
         let queue = open_appender(options).queue;
         let (writer, backlog, damage) =
-            LogWriter::open(disk.mount(), options, queue, Arc::clone(&accounts), metrics())?;
+            LogWriter::open(disk.mount(), options, queue, Arc::clone(&books), metrics())?;
         Ok(Life {
             writer,
             backlog,
             damage,
-            accounts,
+            books,
         })
     }
 

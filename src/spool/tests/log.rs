@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{accounts::Accounts, clock};
+use crate::{books::Books, clock};
 
 use super::harness::{
     DIR, Life, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments,
@@ -46,7 +46,7 @@ fn open(disk: &SimDisk, options: &LogOptions) -> Opened {
     let (log, backlog) = Log::open(
         disk.mount(),
         options,
-        Arc::new(Accounts::default()),
+        Arc::new(Books::default()),
         metrics(),
         move |error| failed.send(error).unwrap(),
     )
@@ -630,7 +630,7 @@ async fn on_a_file_system() {
         let (mut log, mut backlog) = Log::open(
             Arc::new(FileSystem),
             &options,
-            Arc::new(Accounts::default()),
+            Arc::new(Books::default()),
             metrics(),
             |error| panic!("{error}"),
         )

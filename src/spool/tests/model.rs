@@ -107,7 +107,7 @@ impl Model {
         assert_eq!(position, self.position(position.seq.0));
         self.position = position.seq.0;
         self.stored = (self.position, self.position);
-        let books = life.accounts.snapshot();
+        let books = life.books.snapshot();
         assert_eq!(
             (books.durable_total, books.position_total),
             (end.events, position.events)

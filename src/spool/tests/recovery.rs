@@ -489,7 +489,7 @@ fn the_log_never_holds_fewer_events_than_are_before_the_position() {
     rot_header(&disk, 2);
     let life = open(&disk);
     assert_ne!(life.damage, []);
-    let books = life.accounts.snapshot();
+    let books = life.books.snapshot();
     assert_eq!((books.durable_total, books.position_total), (3, 3));
 }
 
@@ -666,7 +666,7 @@ fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_c
         assert!(found.to_string().contains("no batch is lost"), "{found}");
         assert!(life.backlog.blocking_damage().is_none());
         assert_eq!(life.backlog.position().seq.0, position);
-        let books = life.accounts.snapshot();
+        let books = life.books.snapshot();
         assert!(books.balanced() && books.backlog() > 0, "{books:?}");
         life.expect(position, position..4, BIG);
         life.deliver_to(4);

@@ -11,11 +11,11 @@ use crate::stream::Tally;
 
 /// The books of one stream. Totals count the events of the log's whole life; the others those of this process.
 #[derive(Debug, Default)]
-pub struct Accounts(Mutex<Books>);
+pub struct Books(Mutex<Balance>);
 
 /// A consistent copy of a stream's books.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Books {
+pub struct Balance {
     /// Events found in the log at start and not known to be in Kafka.
     pub recovered: u64,
     /// Events made durable since, by status, in the order of [`crate::stream::Stream::statuses`].
@@ -32,7 +32,7 @@ pub struct Books {
     pub oldest_micros: Option<i64>,
 }
 
-impl Books {
+impl Balance {
     /// Durable events that are not known to be in Kafka.
     pub fn backlog(&self) -> u64 {
         self.durable_total.saturating_sub(self.position_total)
@@ -49,20 +49,20 @@ impl Books {
     }
 }
 
-impl Accounts {
+impl Books {
     /// The books at this instant.
-    pub fn snapshot(&self) -> Books {
+    pub fn snapshot(&self) -> Balance {
         self.lock().clone()
     }
 
     /// The log was opened: it holds `durable_total` events, those before `position_total` are known to be in Kafka.
     pub fn opened(&self, durable_total: u64, position_total: u64, oldest_micros: Option<i64>) {
-        *self.lock() = Books {
+        *self.lock() = Balance {
             recovered: durable_total.saturating_sub(position_total),
             durable_total,
             position_total,
             oldest_micros,
-            ..Books::default()
+            ..Balance::default()
         };
     }
 
@@ -97,13 +97,13 @@ impl Accounts {
         debug_assert!(books.balanced(), "{books:?}");
     }
 
-    fn lock(&self) -> MutexGuard<'_, Books> {
+    fn lock(&self) -> MutexGuard<'_, Balance> {
         // Each change is a few additions; a panic between them is impossible, so a poisoned lock is still consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Books {
+impl Balance {
     fn move_to(&mut self, position_total: u64, oldest_micros: Option<i64>) {
         self.position_total = position_total;
         // Without a look at the next batch the old time stays: too old is the safe direction for an alert.
@@ -130,16 +130,16 @@ mod tests {
 
     #[test]
     fn balanced_through_a_life() {
-        let accounts = Accounts::default();
-        accounts.opened(100, 90, Some(5));
-        assert_eq!(accounts.snapshot().recovered, 10);
-        accounts.accepted(&tally(4), 7);
-        assert_eq!(accounts.snapshot().oldest_micros, Some(5));
+        let books = Books::default();
+        books.opened(100, 90, Some(5));
+        assert_eq!(books.snapshot().recovered, 10);
+        books.accepted(&tally(4), 7);
+        assert_eq!(books.snapshot().oldest_micros, Some(5));
         // The lane finds four of the recovered ones already in Kafka.
-        accounts.found_delivered(94, None);
-        accounts.advanced(100, 5, 1, Some(7));
-        accounts.advanced(104, 4, 0, None);
-        let books = accounts.snapshot();
+        books.found_delivered(94, None);
+        books.advanced(100, 5, 1, Some(7));
+        books.advanced(104, 4, 0, None);
+        let books = books.snapshot();
         assert!(books.balanced());
         assert_eq!((books.recovered, books.backlog()), (6, 0));
         assert_eq!((books.delivered, books.diverted), (9, 1));
@@ -148,11 +148,11 @@ mod tests {
 
     #[test]
     fn what_another_process_delivered_of_this_ones_events_counts_as_delivered() {
-        let accounts = Accounts::default();
-        accounts.opened(10, 8, None);
-        accounts.accepted(&tally(3), 1);
-        accounts.found_delivered(12, Some(1));
-        let books = accounts.snapshot();
+        let books = Books::default();
+        books.opened(10, 8, None);
+        books.accepted(&tally(3), 1);
+        books.found_delivered(12, Some(1));
+        let books = books.snapshot();
         assert!(books.balanced());
         assert_eq!((books.recovered, books.delivered, books.backlog()), (0, 2, 1));
     }
