@@ -79,12 +79,10 @@ mod watched;
 mod webhook;
 mod zones;
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper::{StatusCode, header::HeaderValue};
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use self::{
@@ -172,7 +170,7 @@ impl Intake {
     }
 
     fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.rules.read())
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -63,7 +63,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
         if changed {
             let masked = Auth::Credentials(rotation.masked());
             let rules = Arc::new(intake.rules().masking(&masked));
-            *intake.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+            *intake.rules.write() = rules;
             intake.guard.accept(&rotation.in_use, &intake.metrics);
         }
     }
