@@ -11,6 +11,7 @@
 //! | [`dead_letters`] | dead-letters: its subcommands |
 //! | [`dev`] | dev: with an embedded broker, printing events |
 //! | [`excerpt`] | a place in a text, with the text around it |
+//! | [`exit`] | sysexits codes: how each error ends the process |
 //! | [`explain`] | explain: what a body would become, by ingest's own code |
 //! | [`output`] | standard output that may be closed |
 //! | [`post`] | posts webhooks on a connection |
@@ -30,6 +31,7 @@ mod credentials;
 pub mod dead_letters;
 pub mod dev;
 mod excerpt;
+pub mod exit;
 pub mod explain;
 pub mod output;
 mod post;

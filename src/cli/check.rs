@@ -23,11 +23,11 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
+    cli::exit::Exit,
     config::{
         Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
         shown_path,
     },
-    exit::Exit,
     ingest::{Pair, now_seconds},
     kafka::probe::make_clients,
     leftover::Leftovers,

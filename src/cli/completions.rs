@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::Cli;
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 pub const AFTER_HELP: &str = "\
 Where the script goes:

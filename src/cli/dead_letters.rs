@@ -15,8 +15,8 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use super::output::Output;
 use crate::{
+    cli::exit::Exit,
     dead_letter::{Letter, Reason, Scope},
-    exit::Exit,
     plain::visible,
     replay::{Filter, joining::Place},
 };

@@ -28,10 +28,10 @@ use super::{
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
+    cli::exit::Exit,
     cmc::{self, BodyEncoding, Malformed, Rules, Secrets},
     config::{Config, human_size},
     dead_letter::{Reason, Scope},
-    exit::Exit,
     ingest::{self, Understood, now_seconds},
     plain::visible,
     stream::Stream,

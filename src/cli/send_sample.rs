@@ -27,7 +27,7 @@ use super::{
     recipe::{Format, Kind, Recipe},
     serve::stop_signals,
 };
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 /// How long a webhook may wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);

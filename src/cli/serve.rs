@@ -10,7 +10,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::ConfigArgs;
-use crate::{bridge::Bridge, config::Loaded, exit::Exit, logging};
+use crate::{bridge::Bridge, cli::exit::Exit, config::Loaded, logging};
 
 /// The arguments of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -27,9 +27,9 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
-        Bridge::start(config).await?.run(stop).await
+        Ok(Bridge::start(config).await?.run(stop).await?)
     });
     // Lanes that still wait for Kafka must not hold up the end: their events are on disk.
     runtime.shutdown_background();

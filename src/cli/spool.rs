@@ -29,7 +29,7 @@ use super::{
     tap::StreamName,
 };
 use crate::{
-    exit::Exit,
+    cli::exit::Exit,
     leftover::unknown_logs,
     spool::{SpoolLock, survey::Survey},
     stream::Stream,

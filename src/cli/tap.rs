@@ -23,8 +23,8 @@ use super::{
     serve::stop_signals,
 };
 use crate::{
+    cli::exit::Exit,
     config::Config,
-    exit::Exit,
     kafka::{
         broker::BrokerError,
         tap::{From, Polled, Watcher},

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, io::Write};
 
 use crate::{
+    cli::exit::Exit,
     config::{Config, Delivery, Kafka, human_duration},
-    exit::Exit,
     kafka::probe::{Answer, Probe, TopicSettings, codecs},
     stream::Stream,
 };

@@ -7,9 +7,8 @@ use serde_json::json;
 
 use super::{FilterArgs, line, unreadable};
 use crate::{
-    cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
+    cli::{ConfigArgs, exit::Exit, output::Output, records::push_value, tap::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
-    exit::Exit,
     kafka::{broker::BrokerError, letters::Source},
     plain::visible,
     replay::{

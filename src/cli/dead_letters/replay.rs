@@ -7,9 +7,8 @@ use tokio::runtime::Runtime;
 
 use super::{FilterArgs, line, unreadable};
 use crate::{
-    cli::{ConfigArgs, output::Output, progress::Progress, tap::stop_flag},
+    cli::{ConfigArgs, exit::Exit, output::Output, progress::Progress, tap::stop_flag},
     config::Delivery,
-    exit::Exit,
     replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
 };
 

@@ -8,9 +8,8 @@ use tokio::runtime::Runtime;
 use super::UNKNOWN_LOG;
 use crate::{
     bridge::{Drained, drain},
-    cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
+    cli::{ConfigArgs, exit::Exit, output::Output, progress::Progress, serve::stop_signals},
     config::Config,
-    exit::Exit,
     leftover::Leftovers,
     logging,
     metrics::BlockReason,
@@ -74,7 +73,7 @@ async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drai
     if let Some(progress) = progress {
         progress.clear();
     }
-    result
+    Ok(result?)
 }
 
 fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {

@@ -9,10 +9,10 @@ use super::{Place, advice, verify::damage_json};
 use crate::{
     batch::BatchView,
     cli::{
+        exit::Exit,
         output::{Output, say},
         records,
     },
-    exit::Exit,
     spool::{Damage, StoredBatch},
     stream::Stream,
 };

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use super::{Place, UNKNOWN_LOG, time};
 use crate::{
     batch::received_at_micros,
-    cli::output::Output,
+    cli::{exit::Exit, output::Output},
     config::human_size,
-    exit::Exit,
     leftover::unknown_logs,
     spool::{
         SpoolError, SpoolLock,

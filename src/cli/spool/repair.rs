@@ -6,8 +6,7 @@ use clap::Args;
 
 use super::{Place, advice, verify};
 use crate::{
-    cli::output::Output,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
     spool::{
         Damage,
         repair::{Lost, repair},

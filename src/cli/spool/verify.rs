@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use super::{Place, advice, time};
 use crate::{
     batch::{BatchView, received_at_micros},
-    cli::{output::Output, progress::Progress},
-    exit::Exit,
+    cli::{exit::Exit, output::Output, progress::Progress},
     spool::{Damage, survey::Survey},
     stream::Stream,
 };
