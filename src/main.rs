@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cmc_bridge::{
     cli::{
         Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev,
@@ -46,6 +46,6 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
-        Command::Completions(args) => completions::run(&args, &mut Output::new()),
+        Command::Completions(args) => completions::run(&args, Cli::command(), &mut Output::new()),
     }
 }

@@ -21,7 +21,7 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use super::{
-    ConfigArgs,
+    config_args::ConfigArgs,
     excerpt::{Excerpt, cut},
     output::{Output, say},
     records::{bytes, headers, push_value},
