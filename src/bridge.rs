@@ -47,7 +47,6 @@ use crate::{
         books::{BooksCollector, StreamBooks},
         health::Health,
     },
-    cmc::Rules,
     config::{Auth, Config, pem_faults},
     exit::Exit,
     ingest::{self, Control, Intake, Tls},
@@ -137,7 +136,7 @@ impl Bridge {
             .and_then(|collector| registry.register(Box::new(collector)))
             .map_err(internal)?;
 
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         let intake = Intake::new(
             &config.ingest,
             rules,

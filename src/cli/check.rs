@@ -28,7 +28,7 @@ use crate::{
         shown_path,
     },
     exit::Exit,
-    ingest::{Pair, now_seconds},
+    ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
     stream::Stream,
@@ -244,7 +244,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
             config.ingest.listen
         ));
     }
-    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+    if let Some(warning) = pair.and_then(Pair::warning) {
         warnings.push(format!(
             "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));

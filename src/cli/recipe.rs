@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cmc::{self, BodyEncoding, Rules},
+        cmc::{self, BodyEncoding},
         config,
     };
 
@@ -194,7 +194,7 @@ mod tests {
     fn bodies_are_what_they_say() {
         let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
         let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         for kind in Kind::value_variants() {
             for (format, encoding) in [
                 (Format::Json, BodyEncoding::Json),

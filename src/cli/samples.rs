@@ -61,14 +61,14 @@ pub fn with_api_key(body: &str, content_type: &str, key: &str) -> String {
 mod tests {
     use super::*;
     use crate::{
-        cmc::{self, BodyEncoding, Rules},
+        cmc::{self, BodyEncoding},
         config,
     };
 
     #[test]
     fn samples_are_what_they_say() {
         let config = config::load(&[], std::iter::empty()).unwrap().config;
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         for sample in ALL {
             let encoding = match sample.content_type {
                 JSON => BodyEncoding::Json,
