@@ -49,7 +49,6 @@ use crate::{
         books::{BooksCollector, StreamBooks},
         health::Health,
     },
-    cmc::Rules,
     config::{Auth, Config, pem_faults},
     ingest::{self, Control, Intake, Tls},
     leftover::{Leftovers, Service},
@@ -136,7 +135,7 @@ impl Bridge {
         registry.register(Box::new(BooksCollector::new(Arc::clone(&books))?))?;
         registry.register(Box::new(DroppedLines::new()?))?;
 
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         let intake = Intake::new(
             &config.ingest,
             rules,

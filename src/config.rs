@@ -14,6 +14,7 @@
 //! | [`problem`] | what is wrong, where, and what to do; all at once |
 //! | [`properties`] | librdkafka's properties, and which are the bridge's own |
 //! | [`raw`] | raw values and where they came from |
+//! | [`rules`] | the configuration as cmc needs it |
 //! | [`show`] | values as TOML, redacted |
 //! | [`source`] | files and environment into raw values |
 //! | [`validate`] | raw values into validated ones |
@@ -24,6 +25,7 @@ mod parse;
 mod problem;
 mod properties;
 mod raw;
+mod rules;
 mod show;
 mod source;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use self::{
     parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
     properties::pem_faults,
+    rules::secrets,
     show::{Setting, shown_path, to_toml},
     source::{environment, text_fault},
 };

@@ -94,8 +94,7 @@ use self::{
 pub use self::{
     certificate::{Pair, PairError},
     server::{Control, Server},
-    tls::{Tls, now_seconds},
-    webhook::{Understood, explain},
+    tls::Tls,
 };
 use crate::{admin::health::Health, cmc::Rules, config, metrics::Metrics, spool::Appender};
 

@@ -24,7 +24,7 @@ use crate::{
         Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
         shown_path,
     },
-    ingest::{Pair, now_seconds},
+    ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
     stream::Stream,
@@ -240,7 +240,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
             config.ingest.listen
         ));
     }
-    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+    if let Some(warning) = pair.and_then(Pair::warning) {
         warnings.push(format!(
             "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));

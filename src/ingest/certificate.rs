@@ -172,8 +172,12 @@ impl Pair {
         time(self.expires)
     }
 
-    /// Why clients will refuse the certificate at this time (seconds since the Unix epoch), as far as its own dates go.
-    pub fn warning(&self, now: i64) -> Option<String> {
+    /// Why clients will refuse the certificate now, as far as its own dates go.
+    pub fn warning(&self) -> Option<String> {
+        self.warning_at(Timestamp::now().as_second())
+    }
+
+    fn warning_at(&self, now: i64) -> Option<String> {
         if now >= self.expires {
             Some(format!("expired at {}", time(self.expires)))
         } else if now < self.starts {
@@ -309,7 +313,7 @@ mod tests {
             let pair = Pair::load(&made.tls).unwrap();
             assert_eq!(pair.expires(), 4_102_444_800);
             assert_eq!(pair.expires_at(), "2100-01-01T00:00:00Z");
-            assert_eq!(pair.warning(1_800_000_000), None);
+            assert_eq!(pair.warning_at(1_800_000_000), None);
             assert_eq!(pair.server.alpn_protocols, [b"http/1.1".to_vec()]);
         }
     }
@@ -318,9 +322,9 @@ mod tests {
     fn dates_are_a_warning() {
         let (certificate, key) = issue(2021);
         let pair = Pair::load(&made(&certificate, &key).tls).unwrap();
-        let warning = |now| pair.warning(now).unwrap();
+        let warning = |now| pair.warning_at(now).unwrap();
         assert_eq!(warning(1_609_459_200), "expired at 2021-01-01T00:00:00Z");
-        assert_eq!(pair.warning(1_609_459_199), None);
+        assert_eq!(pair.warning_at(1_609_459_199), None);
         assert_eq!(warning(1_500_000_000), "is not valid before 2020-01-01T00:00:00Z");
     }
 

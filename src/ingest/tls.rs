@@ -12,7 +12,7 @@
 use std::{
     io,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use parking_lot::RwLock;
@@ -159,14 +159,7 @@ fn announce(files: &config::Tls, pair: &Pair, metrics: &TlsMetrics) {
     metrics.certificate_expires(pair.expires());
     let file = files.certificate.display();
     info!(%file, expires = pair.expires_at(), "the TLS certificate is loaded");
-    if let Some(warning) = pair.warning(now_seconds()) {
+    if let Some(warning) = pair.warning() {
         warn!(%file, "the TLS certificate {warning}");
     }
-}
-
-/// Now, in seconds since the Unix epoch.
-pub fn now_seconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
 }
