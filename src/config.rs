@@ -38,7 +38,6 @@ use secrecy::SecretString;
 
 pub use self::{
     auth::{CredentialFile, MAX_CREDENTIALS, clash},
-    parse::{human_duration, human_size},
     problem::{ConfigError, Origin, Problem},
     properties::pem_faults,
     rules::secrets,

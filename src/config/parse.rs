@@ -117,34 +117,6 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// Bytes for people: in the largest unit that divides them.
-pub fn human_size(bytes: u64) -> String {
-    let units = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-    ];
-    for (name, unit) in units {
-        if bytes >= unit && bytes.is_multiple_of(unit) {
-            return format!("{} {name}", bytes / unit);
-        }
-    }
-    format!("{bytes} bytes")
-}
-
-/// A time for people.
-pub fn human_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    match millis {
-        0 => "0 s".to_owned(),
-        _ if millis.is_multiple_of(3_600_000) => format!("{} h", millis / 3_600_000),
-        _ if millis.is_multiple_of(60_000) => format!("{} min", millis / 60_000),
-        _ if millis.is_multiple_of(1000) => format!("{} s", millis / 1000),
-        _ => format!("{millis} ms"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,11 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn for_people() {
-        assert_eq!(human_size(8 << 20), "8 MiB");
-        assert_eq!(human_size(1_000_000), "1000000 bytes");
-        assert_eq!(human_duration(Duration::from_secs(900)), "15 min");
-        assert_eq!(human_duration(Duration::from_millis(1500)), "1500 ms");
+    fn quotes_fit_on_a_line() {
         assert_eq!(quoted("a\nb"), r#""a\nb""#);
         assert!(quoted(&"é".repeat(100)).ends_with('…'));
     }

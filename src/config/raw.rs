@@ -15,6 +15,7 @@ use super::{
     show::{Setting, literal},
     source::full_name,
 };
+use crate::human;
 
 /// All merged values, and what was found wrong with them so far.
 pub(super) struct Raw {
@@ -114,7 +115,7 @@ impl Raw {
             "give bytes, or a whole number with KiB, MiB, GiB (by 1024) or k, M, G (by 1000), such as 8MiB",
             parse::size,
         );
-        self.ranged(key, value, range, |bytes| parse::human_size(*bytes))
+        self.ranged(key, value, range, |bytes| human::exact_size(*bytes))
     }
 
     pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
@@ -124,7 +125,7 @@ impl Raw {
             "give seconds, or a whole number with ms, s, m or h, such as 500ms",
             parse::duration,
         );
-        self.ranged(key, value, range, |duration| parse::human_duration(*duration))
+        self.ranged(key, value, range, |duration| human::exact_duration(*duration))
     }
 
     pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {

@@ -9,7 +9,7 @@ use super::{
     Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls,
     auth, parse, problem::Origin, properties, raw::Raw, source::full_name,
 };
-use crate::{batch, stream::Stream};
+use crate::{batch, human, stream::Stream};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -68,10 +68,10 @@ fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool
         if given < needed {
             let what = format!(
                 "is less than one webhook may need: a body of {} with {} events (ingest.max_body_bytes, ingest.max_events)",
-                parse::human_size(ingest.max_body_bytes as u64),
+                human::exact_size(ingest.max_body_bytes as u64),
                 ingest.max_events
             );
-            let least = parse::human_size(needed.next_multiple_of(MIB));
+            let least = human::exact_size(needed.next_multiple_of(MIB));
             raw.problem(key, what, format!("give at least {least}, or lower one of those"));
         }
     }
@@ -358,11 +358,11 @@ fn spool(raw: &mut Raw) -> Option<Spool> {
             "spool.max_bytes",
             format!(
                 "is less than four segments of spool.segment_bytes ({})",
-                parse::human_size(segment)
+                human::exact_size(segment)
             ),
             format!(
                 "give at least {}, or lower spool.segment_bytes",
-                parse::human_size(4 * segment)
+                human::exact_size(4 * segment)
             ),
         );
     }
