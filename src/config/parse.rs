@@ -2,9 +2,10 @@
 //!
 //! Values from the environment are always text, so each parser accepts text as well as the file's own type.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use ::config::{Value, ValueKind};
+use jiff::tz::TimeZone;
 
 /// The longest value that a message quotes.
 const MAX_SHOWN: usize = 60;
@@ -77,6 +78,38 @@ pub(super) fn duration(kind: &ValueKind) -> Option<Duration> {
                 _ => None,
             }
         }
+        _ => None,
+    }
+}
+
+/// The HTTP status of malformed webhooks: any success but 204 and its like, or the client's fault.
+pub(super) fn status(kind: &ValueKind) -> Option<u16> {
+    let status = number(kind)?;
+    let is_fitting = matches!(status, 200..=202 | 400..=499);
+    u16::try_from(status).ok().filter(|_| is_fitting)
+}
+
+/// An IP address and a port.
+pub(super) fn address(kind: &ValueKind) -> Option<SocketAddr> {
+    text(kind)?.trim().parse().ok()
+}
+
+/// A time zone by its IANA name.
+pub(super) fn time_zone(kind: &ValueKind) -> Option<TimeZone> {
+    TimeZone::get(text(kind)?.trim()).ok()
+}
+
+/// A list: an array of texts, or one text with commas.
+pub(super) fn list(kind: &ValueKind) -> Option<Vec<String>> {
+    match kind {
+        ValueKind::String(text) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(items.map(str::to_owned).collect())
+        }
+        ValueKind::Array(items) => items
+            .iter()
+            .map(|item| text(&item.kind).map(str::to_owned))
+            .collect(),
         _ => None,
     }
 }
