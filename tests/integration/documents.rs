@@ -97,7 +97,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_and_file_names_in_documents_lead_somewhere() {
     let mut all = Vec::new();
     documents(&root(), &mut all);
     assert!(all.contains(&root().join("docs/operations.md")));
@@ -118,6 +118,18 @@ fn links_between_documents_lead_somewhere() {
                     || anchors(&prose(&fs::read_to_string(&target).unwrap())).contains(anchor));
             if !leads {
                 broken.push(format!("{} links to {link}", document.display()));
+            }
+        }
+        for name in text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|name| name.ends_with(".rs"))
+        {
+            // The root, or the sources: `cmc/event.rs`. A name without a folder may mean any file of that name.
+            let exists = root().join(name).exists() || root().join("src").join(name).exists();
+            if name.contains('/') && !exists {
+                broken.push(format!("{} names {name}", document.display()));
             }
         }
     }
