@@ -22,7 +22,7 @@ fn rust_files(dir: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Tests stand beside their module, simulators and harnesses beside those; the map names modules.
+/// The map names modules, not the tests beside them.
 fn is_module(path: &str) -> bool {
     !path.contains("test")
 }
