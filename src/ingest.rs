@@ -31,14 +31,14 @@
 //! | slow handshake | closed after `ingest.header_timeout` |
 //! | too many connections, all of them known | closed, without the 503: it would cost a handshake |
 //!
-//! Errors have `application/problem+json` bodies ([`problem`]), also where hyper would answer by itself ([`watched`]). What
+//! Errors have `application/problem+json` bodies ([`answer`]), also where hyper would answer by itself ([`socket`]). What
 //! hyper does not tell apart we can't either: a length from 2^64 - 2 up is 431 as well. Every request but those of the health
 //! path is counted once in `cmc_bridge_webhooks_total`, and so is a connection that was refused.
 //!
-//! [`Server`] accepts and bounds connections; [`connection`] serves one and watches its time; [`handler`] takes a
+//! [`server`] accepts and bounds connections; [`serve`] serves one and watches its time; [`handler`] takes a
 //! request to its answer; [`webhook`] is where the sender's formats and the spool come in. Ingest knows nothing of Kafka.
 //!
-//! Stopping has two steps, both the caller's ([`Control`]): a lame duck serves on and closes each connection with its
+//! Stopping has two steps, both the caller's ([`StopHandle`]): a lame duck serves on and closes each connection with its
 //! next answer, so that clients move to another replica; a stopping server accepts none, finishes what it has begun,
 //! answers 503 to what still comes in, and closes connections that are idle.
 //!
@@ -49,131 +49,49 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`answer`] | answers: `ok`, and errors as problem+json |
 //! | [`auth`] | credentials, compared in constant time |
-//! | [`body`] | content types; reading a body within its limits |
+//! | [`body`] | reading a body within its limits |
 //! | [`certificate`] | certificate and key from their files, checked |
-//! | [`connection`] | one connection: its time limits, its last answer, what is counted |
+//! | [`connection`] | a connection as its requests see it; what it still owes |
+//! | [`credential_reload`] | credential files read again: new credentials without a restart |
 //! | [`handler`] | one request to its answer |
+//! | [`intake`] | what all connections share |
 //! | [`limits`] | the budget of bytes in flight; rates of log lines |
-//! | [`problem`] | answers, problem+json |
-//! | [`progress`] | what a connection is doing, and since when |
-//! | [`rotation`] | credential files read again: new credentials without a restart |
-//! | [`server`] | accepts and bounds connections, stops in two steps |
+//! | [`phase`] | what a connection is doing, and since when |
+//! | [`serve`] | one connection to its end: hyper and the time limits |
+//! | [`server`] | accepts and bounds connections |
+//! | [`socket`] | the socket under hyper, watched |
+//! | [`stop`] | stopping the server in two steps |
 //! | [`tls`] | TLS: handshakes, and a new certificate without a restart |
-//! | [`watched`] | the socket under hyper, watched |
-//! | [`webhook`] | where formats and spool come in: split, append, answer |
+//! | [`webhook`] | where formats and spool meet: understand, append, answer |
 //! | [`zones`] | names under ingest.time_zones that no webhook has |
 
+mod answer;
 mod auth;
 mod body;
 mod certificate;
 mod connection;
+mod credential_reload;
 mod handler;
+mod intake;
 mod limits;
-mod problem;
-mod progress;
-mod rotation;
+mod phase;
+mod serve;
 mod server;
+mod socket;
+mod stop;
 mod tls;
-mod watched;
 mod webhook;
 mod zones;
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
-
-use hyper::{StatusCode, header::HeaderValue};
-use tokio::sync::Semaphore;
-
-use self::{
-    auth::Guard,
-    limits::{Budget, LogLimiter},
-    problem::{RefusalLines, RetryAfter},
-    zones::ZoneNames,
-};
 pub use self::{
     certificate::{Pair, PairError},
-    server::{Control, Server},
+    intake::Intake,
+    server::WebhookServer,
+    stop::StopHandle,
     tls::Tls,
 };
-use crate::{admin::health::Health, cmc::Rules, config, metrics::Metrics, spool::Appender};
-
-/// What all connections share.
-pub struct Intake {
-    path: String,
-    health_path: Option<String>,
-    health: Arc<Health>,
-    guard: Guard,
-    /// Replaced when credentials change, for dead letters must have none.
-    rules: RwLock<Arc<Rules>>,
-    /// The credentials at the start, and the files to look at for new ones.
-    auth: config::Auth,
-    credential_files: Vec<config::CredentialFile>,
-    /// One for each enabled stream, at [`crate::stream::Stream::index`].
-    logs: [Option<Appender>; 4],
-    budget: Budget,
-    /// A place for each large body that is being understood.
-    understanding: Semaphore,
-    metrics: Arc<Metrics>,
-    control: Control,
-    malformed_status: StatusCode,
-    max_body_bytes: usize,
-    max_connections: usize,
-    header_timeout: Duration,
-    body_timeout: Duration,
-    idle_timeout: Duration,
-    keep_alive: Option<HeaderValue>,
-    append_timeout: Duration,
-    retry_after: RetryAfter,
-    zones: ZoneNames,
-    refusal_lines: RefusalLines,
-    dead_letter_lines: LogLimiter,
-}
-
-impl Intake {
-    /// Puts together what requests need. `logs` has the appender of each enabled stream at its index.
-    pub fn new(
-        config: &config::Ingest,
-        rules: Rules,
-        logs: [Option<Appender>; 4],
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-    ) -> Intake {
-        Intake {
-            path: config.path.trim_end_matches('/').to_owned(),
-            health_path: config.health_path.clone(),
-            health,
-            guard: Guard::new(&config.auth, &metrics),
-            rules: RwLock::new(Arc::new(rules)),
-            auth: config.auth.clone(),
-            credential_files: config.credential_files.clone(),
-            logs,
-            budget: Budget::new(config.max_bytes_in_flight),
-            understanding: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            metrics,
-            control: Control::new(),
-            malformed_status: StatusCode::from_u16(config.malformed_status)
-                .unwrap_or(StatusCode::BAD_REQUEST),
-            max_body_bytes: config.max_body_bytes,
-            max_connections: config.max_connections,
-            header_timeout: config.header_timeout,
-            body_timeout: config.body_timeout,
-            idle_timeout: config.idle_timeout,
-            keep_alive: problem::keep_alive(config.idle_timeout),
-            append_timeout: config.append_timeout,
-            retry_after: RetryAfter::new(config.retry_after),
-            zones: ZoneNames::new(config.time_zones.keys()),
-            refusal_lines: RefusalLines::new(),
-            dead_letter_lines: LogLimiter::new(),
-        }
-    }
-
-    fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -17,8 +17,11 @@ use std::{collections::BTreeMap, str::FromStr};
 use thiserror::Error;
 
 use super::{
-    CONTENT_TYPE, EVENT_TYPE, ID, INDEX, MASKED, MEMBER, OFFSET, PART, PARTS, PATH, REASON, RECEIVED_AT,
-    Reason, SERVER_COMPOSITION, TOPIC,
+    headers::{
+        CONTENT_TYPE, EVENT_TYPE, ID, INDEX, MASKED, MEMBER, OFFSET, PART, PARTS, PATH, REASON, RECEIVED_AT,
+        SERVER_COMPOSITION, TOPIC,
+    },
+    reason::Reason,
 };
 
 /// A whole dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).

@@ -1,7 +1,11 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::batch::BatchView;
+use super::{
+    headers::{ID, INDEX, MEMBER, OFFSET, PART, PARTS, REASON, RECEIVED_AT},
+    record::{MIN_PART, Record, Records, cut},
+    *,
+};
+use crate::batch::{BatchBuilder, BatchView, alone_in_batch};
 
 fn text<'a>(headers: &'a [(&str, &[u8])], name: &str) -> Option<&'a str> {
     headers

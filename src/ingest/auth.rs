@@ -9,7 +9,7 @@
 //! Basic is compared in its base64 form without padding, so that nothing needs to be decoded: in that of UTF-8, as the challenge
 //! says (RFC 7617, 2.1).
 //!
-//! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::rotation`]):
+//! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::credential_reload`]):
 //! each request is judged by all of the old ones or by all of the new ones.
 //!
 //! A 401 to a wrong credential is a refusal. One to a request without any is a challenge, for many clients ask first without

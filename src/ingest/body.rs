@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::{
     limits::{Budget, Exhausted, Share, Whose},
-    progress::Progress,
+    phase::PhaseTracker,
 };
 use crate::{cmc::Media, dead_letter::Reason};
 
@@ -129,7 +129,7 @@ pub(super) async fn read(
     max: usize,
     budget: &Budget,
     whose: Whose,
-    progress: &Progress,
+    phase: &PhaseTracker,
 ) -> Result<(Bytes, Share), ReadError> {
     let announced = match announced(body) {
         Some(length) => match usize::try_from(length) {
@@ -145,7 +145,7 @@ pub(super) async fn read(
     let mut collected = Vec::new();
     // With an announced length the last frame is known without asking for another one.
     while announced.is_none_or(|length| collected.len() < length) {
-        let data = match poll_fn(|cx| poll_data(body, progress, cx)).await? {
+        let data = match poll_fn(|cx| poll_data(body, phase, cx)).await? {
             Some(data) => data,
             None => break,
         };
@@ -166,11 +166,11 @@ pub(super) async fn read(
 /// The next bytes of a body. The deadline is the connection's: no timer is set for a body that comes at once.
 fn poll_data(
     body: &mut Incoming,
-    progress: &Progress,
+    phase: &PhaseTracker,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Option<Bytes>, ReadError>> {
     loop {
-        if progress.body_expired() {
+        if phase.body_expired() {
             return Poll::Ready(Err(ReadError::TimedOut));
         }
         let result = match Pin::new(&mut *body).poll_frame(cx) {
@@ -189,7 +189,7 @@ fn poll_data(
 
 /// Reads a body of up to `most` bytes and throws it away. Whether it came to its end, in [`DRAIN_TIME`]: a stranger who sends
 /// slowly, or not all, is not waited for. `begun` is set when the client is let send it.
-pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, progress: &Progress) -> bool {
+pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, phase: &PhaseTracker) -> bool {
     if announced(body).is_some_and(|length| length > most as u64) {
         return false;
     }
@@ -197,7 +197,7 @@ pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, pro
     let mut left = most;
     let reading = async {
         loop {
-            match poll_fn(|cx| poll_data(body, progress, cx)).await {
+            match poll_fn(|cx| poll_data(body, phase, cx)).await {
                 Ok(None) => return true,
                 Ok(Some(data)) if data.len() <= left => left -= data.len(),
                 _ => return false,

@@ -31,13 +31,13 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    Intake,
+    answer::{Answer, Ending, HealthAnswer, HttpResponse, Shortage},
     auth::Verdict,
     body::{self, ReadError},
     connection::Connection,
+    intake::Intake,
     limits::Whose,
-    problem::{Answer, Ending, Health, HttpResponse, Shortage},
-    progress::Phase,
+    phase::Phase,
     webhook::Webhook,
 };
 use crate::{cmc::Media, metrics::Outcome};
@@ -53,7 +53,7 @@ pub(super) async fn serve(
     request: Request<Incoming>,
 ) -> Result<HttpResponse, Gone> {
     let began = Instant::now();
-    connection.progress.enter(Phase::Body, began);
+    connection.phase.enter(Phase::Body, began);
     let intake = &connection.intake;
     let (mut head, body) = request.into_parts();
     let awaits_continue = head.headers.contains_key(EXPECT);
@@ -71,8 +71,8 @@ pub(super) async fn serve(
     };
     if intake.health_path.as_deref() == Some(without_slash(head.uri.path())) {
         let ending = intake.ending(reading.unread, keep_alive);
-        connection.progress.enter(ending.phase(), Instant::now());
-        let health = Health::of(&head.method, intake.health.readiness().is_ready());
+        connection.phase.enter(ending.phase(), Instant::now());
+        let health = HealthAnswer::of(&head.method, (intake.is_ready)());
         return Ok(health.into_response(ending));
     }
     let unanswered = Unanswered(&connection);
@@ -112,13 +112,13 @@ pub(super) async fn serve(
     mem::forget(unanswered);
     connection.owes(outcome);
     intake.metrics.acknowledged((now - began).as_secs_f64());
-    connection.progress.enter(phase, now);
+    connection.phase.enter(phase, now);
     Ok(response)
 }
 
 impl Intake {
     fn ending(&self, unread: bool, keep_alive: Option<HeaderValue>) -> Ending {
-        match unread || !self.control.is_serving() {
+        match unread || !self.stop.is_serving() {
             true => Ending::Close,
             false => Ending::KeepAlive(keep_alive),
         }
@@ -175,7 +175,7 @@ async fn decide(
 ) -> Result<Answer, Gone> {
     let intake = &connection.intake;
     reading.bytes = body::announced(&reading.body).unwrap_or(0);
-    if intake.control.is_stopping() {
+    if intake.stop.is_stopping() {
         return Ok(Answer::stopping(&intake.retry_after));
     }
     // RFC 9112, 3.2; hyper leaves it to us.
@@ -201,7 +201,7 @@ async fn decide(
                 false => body::DRAIN_BYTES,
             };
             release(head);
-            let skipped = body::skip(&mut reading.body, &mut reading.begun, most, &connection.progress);
+            let skipped = body::skip(&mut reading.body, &mut reading.begun, most, &connection.phase);
             reading.unread = !skipped.await;
             return Ok(Answer::challenged(intake.guard.challenge()));
         }
@@ -228,7 +228,7 @@ async fn decide(
         intake.max_body_bytes,
         &intake.budget,
         whose,
-        &connection.progress,
+        &connection.phase,
     );
     let (body, share) = match read.await {
         Ok(read) => read,
@@ -251,7 +251,7 @@ async fn decide(
     };
     reading.unread = false;
     reading.bytes = body.len() as u64;
-    connection.progress.enter(Phase::Answer, Instant::now());
+    connection.phase.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
         verdict,
         authorization,

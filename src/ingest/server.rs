@@ -15,30 +15,21 @@ use std::{
     future::ready,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use hyper::server::conn::http1;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Notify,
     task::{self, AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use super::{
-    Intake,
-    connection::{self, Connection},
-    limits::LogLimiter,
-    problem::Answer,
-    rotation,
-    tls::Tls,
-    zones,
+    answer::Answer, connection::Connection, credential_reload, intake::Intake, limits::LogLimiter, serve,
+    stop::StopHandle, tls::Tls,
 };
 use crate::metrics::Outcome;
 
@@ -54,57 +45,16 @@ const REFUSED_KEPT: usize = 64;
 /// … for so long.
 const REFUSED_TIME: Duration = Duration::from_secs(1);
 
-const SERVING: u8 = 0;
-const LAME_DUCK: u8 = 1;
-const STOPPING: u8 = 2;
-
-/// Tells a server to stop, in two steps. Clones speak to the same server.
-#[derive(Clone)]
-pub struct Control(Arc<Stage>);
-
-struct Stage {
-    stage: AtomicU8,
-    stopping: Notify,
-}
-
-impl Control {
-    pub(super) fn new() -> Control {
-        Control(Arc::new(Stage {
-            stage: AtomicU8::new(SERVING),
-            stopping: Notify::new(),
-        }))
-    }
-
-    /// Serve on, and close each connection with its next answer.
-    pub fn lame_duck(&self) {
-        self.0.stage.fetch_max(LAME_DUCK, Ordering::Relaxed);
-    }
-
-    /// Accept no more connections, finish the requests that have begun, and end.
-    pub fn stop(&self) {
-        self.0.stage.store(STOPPING, Ordering::Relaxed);
-        self.0.stopping.notify_one();
-    }
-
-    pub(super) fn is_serving(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) == SERVING
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) == STOPPING
-    }
-}
-
 /// The webhooks' port, bound and not yet served.
-pub struct Server {
+pub struct WebhookServer {
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Acceptor,
 }
 
-impl Server {
-    /// Binds the port. Connections wait in the kernel's queue until [`Server::run`]. Without `tls` it is plain HTTP.
-    pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<Server> {
+impl WebhookServer {
+    /// Binds the port. Connections wait in the kernel's queue until [`WebhookServer::run`]. Without `tls` it is plain HTTP.
+    pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<WebhookServer> {
         let socket = match listen {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -119,19 +69,19 @@ impl Server {
         let acceptor = Acceptor {
             intake: Arc::new(intake),
             tls: tls.map(Arc::new),
-            http: connection::http(),
+            http: serve::http(),
             connections: JoinSet::new(),
             strangers: VecDeque::new(),
             leaving: HashSet::new(),
             accepted: 0,
             recycled_lines: LogLimiter::new(),
-            refused: Refused {
+            overflow: Overflow {
                 answer,
                 kept: VecDeque::new(),
                 lines: LogLimiter::new(),
             },
         };
-        Ok(Server {
+        Ok(WebhookServer {
             listener,
             address,
             acceptor,
@@ -144,13 +94,13 @@ impl Server {
     }
 
     /// How to stop it.
-    pub fn control(&self) -> Control {
-        self.acceptor.intake.control.clone()
+    pub fn stop_handle(&self) -> StopHandle {
+        self.acceptor.intake.stop.clone()
     }
 
     /// Serves until it has been stopped and the last connection has ended. Dropping the future cuts all connections.
     pub async fn run(self) {
-        let Server {
+        let WebhookServer {
             listener,
             address,
             mut acceptor,
@@ -161,15 +111,15 @@ impl Server {
         if let Some(tls) = &acceptor.tls {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
-        reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
-        reloading.spawn(zones::tell_unseen(Arc::clone(&acceptor.intake)));
-        let control = acceptor.intake.control.clone();
+        reloading.spawn(credential_reload::keep_fresh(Arc::clone(&acceptor.intake)));
+        reloading.spawn(Arc::clone(&acceptor.intake.zones).report_unseen());
+        let stop = acceptor.intake.stop.clone();
         let errors = LogLimiter::new();
-        while !control.is_stopping() {
+        while !stop.is_stopping() {
             tokio::select! {
-                () = control.0.stopping.notified() => {}
+                () = stop.stopping() => {}
                 Some(end) = acceptor.connections.join_next_with_id() => acceptor.ended(end),
-                () = acceptor.refused.oldest_is_due() => acceptor.refused.close_oldest(),
+                () = acceptor.overflow.oldest_is_due() => acceptor.overflow.close_oldest(),
                 accepted = listener.accept(), if acceptor.may_take() => match accepted {
                     Ok((stream, _)) => acceptor.take(stream),
                     Err(error) => {
@@ -207,7 +157,7 @@ struct Acceptor {
     leaving: HashSet<task::Id>,
     accepted: u64,
     recycled_lines: LogLimiter,
-    refused: Refused,
+    overflow: Overflow,
 }
 
 impl Acceptor {
@@ -238,9 +188,9 @@ impl Acceptor {
         let places_taken = self.connections.len() - self.leaving.len();
         if places_taken >= limit && !self.recycle() {
             self.intake.metrics.webhook(Outcome::Overloaded);
-            self.refused.note(limit);
+            self.overflow.note(limit);
             if self.tls.is_none() {
-                self.refused.take(stream);
+                self.overflow.take(stream);
             }
             return;
         }
@@ -251,11 +201,11 @@ impl Acceptor {
         let http = self.http.clone();
         let served = Arc::clone(&connection);
         let task = match &self.tls {
-            None => self.connections.spawn(connection::serve(stream, served, http)),
+            None => self.connections.spawn(serve::serve(stream, served, http)),
             Some(tls) => {
                 let tls = Arc::clone(tls);
                 self.connections
-                    .spawn(connection::serve_tls(stream, tls, served, http))
+                    .spawn(serve::serve_tls(stream, tls, served, http))
             }
         };
         if self.strangers.len() > 2 * limit {
@@ -288,14 +238,14 @@ impl Acceptor {
 }
 
 /// Connections over the limit.
-struct Refused {
+struct Overflow {
     answer: Vec<u8>,
     /// The oldest first, and when each is closed.
     kept: VecDeque<(std::net::TcpStream, Instant)>,
     lines: LogLimiter,
 }
 
-impl Refused {
+impl Overflow {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
             let cause = "too many connections";

@@ -4,6 +4,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
+    sync::Arc,
+    time::Duration,
 };
 
 use prometheus::{Registry, TextEncoder};
@@ -16,8 +18,9 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Credential, CredentialKind},
-    metrics::Outcome,
+    cmc::Rules,
+    config::{self, Auth, Credential, CredentialKind},
+    metrics::{Metrics, Outcome},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -57,7 +60,7 @@ fn config() -> config::Ingest {
 
 struct Running {
     address: SocketAddr,
-    control: Control,
+    stop: StopHandle,
     task: JoinHandle<()>,
     registry: Registry,
 }
@@ -73,12 +76,11 @@ async fn start(config: config::Ingest) -> Running {
         time_zones: BTreeMap::new(),
         secrets: config::secrets(config.auth.credentials()),
     };
-    let health = Arc::new(Health::new(Vec::new()));
-    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, health);
-    let server = Server::bind(config.listen, intake, None).await.unwrap();
+    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, || false);
+    let server = WebhookServer::bind(config.listen, intake, None).await.unwrap();
     Running {
         address: server.local_addr(),
-        control: server.control(),
+        stop: server.stop_handle(),
         task: tokio::spawn(server.run()),
         registry,
     }
@@ -723,7 +725,7 @@ async fn a_lame_duck_serves_and_closes() {
     let request = post(AUTHORIZED, EMPTY);
     client.send(&request).await;
     assert_eq!(client.answer().await.status, 200);
-    server.control.lame_duck();
+    server.stop.lame_duck();
     client.send(&request).await;
     let answer = client.answer().await;
     assert_eq!(answer.status, 200);
@@ -751,7 +753,7 @@ async fn a_stopping_server_finishes_what_has_begun() {
         .await;
     assert_eq!(begun.answer().await.status, 100);
 
-    server.control.stop();
+    server.stop.stop();
     kept.send(&request).await;
     let answer = kept.answer().await;
     assert_eq!(answer.status, 503);

@@ -19,11 +19,11 @@ use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
-    Intake,
+    answer::{Answer, Shortage},
     auth::Verdict,
     connection::Connection,
+    intake::Intake,
     limits::{Exhausted, Share},
-    problem::{Answer, Shortage},
 };
 use crate::{
     batch::Batch,

@@ -15,8 +15,6 @@ use std::{
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::Intake;
-
 /// How long webhooks have to show a name.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -75,6 +73,26 @@ impl ZoneNames {
         (!name.told_alike.swap(true, Ordering::Relaxed)).then_some(&name.name)
     }
 
+    /// Logs the names that no webhook had; ends after that, or at once if there are no names.
+    pub(super) async fn report_unseen(self: Arc<Self>) {
+        if self.names.is_empty() {
+            return;
+        }
+        loop {
+            sleep(DAY).await;
+            if self.any.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        for name in self.unseen() {
+            warn!(
+                name,
+                "ingest.time_zones has a name that no webhook had for a day: compare it with the webhooks' \
+                 server_composition, in case and hyphens, too"
+            );
+        }
+    }
+
     /// The names that no webhook had.
     fn unseen(&self) -> Vec<&str> {
         let names = self.names.iter().filter(|_| self.any.load(Ordering::Relaxed));
@@ -82,27 +100,6 @@ impl ZoneNames {
             .filter(|name| !name.seen.load(Ordering::Relaxed))
             .map(|name| name.name.as_str())
             .collect()
-    }
-}
-
-/// Tells of the names that no webhook had; ends when that is told, or at once without names.
-pub(super) async fn tell_unseen(intake: Arc<Intake>) {
-    let zones = &intake.zones;
-    if zones.names.is_empty() {
-        return;
-    }
-    loop {
-        sleep(DAY).await;
-        if zones.any.load(Ordering::Relaxed) {
-            break;
-        }
-    }
-    for name in zones.unseen() {
-        warn!(
-            name,
-            "ingest.time_zones has a name that no webhook had for a day: compare it with the webhooks' \
-             server_composition, in case and hyphens, too"
-        );
     }
 }
 

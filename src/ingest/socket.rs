@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{connection::Connection, progress::Phase};
+use super::{connection::Connection, phase::Phase};
 
 /// What a client is served on.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -37,16 +37,16 @@ impl Socket for TlsStream<TcpStream> {
 }
 
 /// A socket that is watched.
-pub(super) struct Watched<S> {
+pub(super) struct WatchedSocket<S> {
     pub(super) stream: S,
     connection: Arc<Connection>,
     /// hyper has given an answer of its own, so nothing that it does to the socket counts any more.
     muted: bool,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Watched<S> {
-        Watched {
+impl<S> WatchedSocket<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> WatchedSocket<S> {
+        WatchedSocket {
             stream,
             connection,
             muted: false,
@@ -56,14 +56,14 @@ impl<S> Watched<S> {
     /// Whether what is about to be written is to be thrown away.
     fn mutes(&mut self) -> bool {
         self.muted |= matches!(
-            self.connection.progress.phase(),
+            self.connection.phase.current(),
             Phase::Fresh | Phase::Idle | Phase::Quiet | Phase::Head
         );
         self.muted
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedSocket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -72,13 +72,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.connection.progress.received();
+            self.connection.phase.received();
         }
         result
     }
 }
 
-impl<S: Socket> AsyncWrite for Watched<S> {
+impl<S: Socket> AsyncWrite for WatchedSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.mutes() {
             return Poll::Ready(Ok(buf.len()));
@@ -88,7 +88,7 @@ impl<S: Socket> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        let Watched {
+        let WatchedSocket {
             stream, connection, ..
         } = &*self;
         connection.flushed(|| has_ended(stream.tcp(), cx));

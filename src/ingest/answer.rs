@@ -22,7 +22,7 @@ use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
 use tracing::warn;
 
-use super::{limits::LogLimiter, progress::Phase};
+use super::{limits::LogLimiter, phase::Phase};
 use crate::{cmc::Malformed, metrics::Outcome, stream::Stream};
 
 /// Limits the log's lines of refusals, those of each cause apart.
@@ -90,11 +90,11 @@ pub(super) struct Answer {
 #[derive(Debug)]
 enum Content {
     Ok,
-    Problem(Problem),
+    Problem(ProblemDetails),
 }
 
 #[derive(Debug)]
-struct Problem {
+struct ProblemDetails {
     status: StatusCode,
     title: &'static str,
     detail: Cow<'static, str>,
@@ -116,7 +116,7 @@ impl Answer {
     /// The body was not understood and stands in the dead letters. The status is `ingest.malformed_status`;
     /// with one that means success the sender is told `ok`.
     pub(super) fn malformed(status: StatusCode, malformed: Malformed) -> Answer {
-        let content = Content::Problem(Problem {
+        let content = Content::Problem(ProblemDetails {
             status,
             title: "Invalid request",
             detail: malformed.detail,
@@ -265,7 +265,7 @@ impl Answer {
         title: &'static str,
         detail: impl Into<Cow<'static, str>>,
     ) -> Answer {
-        let problem = Problem {
+        let problem = ProblemDetails {
             status,
             title,
             detail: detail.into(),
@@ -379,7 +379,7 @@ fn http_date() -> String {
         .unwrap_or_default()
 }
 
-impl Problem {
+impl ProblemDetails {
     fn body(&self, outcome: Outcome) -> Bytes {
         #[derive(Serialize)]
         struct Body<'p> {
@@ -444,26 +444,26 @@ pub(super) fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
 }
 
 /// What a load balancer is told on the health path: whether webhooks should be sent here, and nothing else.
-pub(super) enum Health {
+pub(super) enum HealthAnswer {
     Ready,
     NotReady,
     MethodNotAllowed,
 }
 
-impl Health {
-    pub(super) fn of(method: &Method, ready: bool) -> Health {
+impl HealthAnswer {
+    pub(super) fn of(method: &Method, ready: bool) -> HealthAnswer {
         match (method, ready) {
-            (&Method::GET | &Method::HEAD, true) => Health::Ready,
-            (&Method::GET | &Method::HEAD, false) => Health::NotReady,
-            _ => Health::MethodNotAllowed,
+            (&Method::GET | &Method::HEAD, true) => HealthAnswer::Ready,
+            (&Method::GET | &Method::HEAD, false) => HealthAnswer::NotReady,
+            _ => HealthAnswer::MethodNotAllowed,
         }
     }
 
     pub(super) fn into_response(self, ending: Ending) -> HttpResponse {
         let (status, text) = match self {
-            Health::Ready => (StatusCode::OK, "ready\n"),
-            Health::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            Health::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+            HealthAnswer::Ready => (StatusCode::OK, "ready\n"),
+            HealthAnswer::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            HealthAnswer::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
         };
         let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
         *response.status_mut() = status;

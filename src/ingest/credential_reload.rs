@@ -21,7 +21,7 @@ use secrecy::ExposeSecret;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{error, info};
 
-use super::Intake;
+use super::intake::Intake;
 use crate::{
     cmc::Rules,
     config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash, secrets},

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a connection is doing; the table in [`super::connection`] has the limit of each.
+/// What a connection is doing; the table in [`super::serve`] has the limit of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Handshake,
@@ -40,15 +40,15 @@ const PHASES: [Phase; 11] = [
 const PHASE_BITS: u32 = 4;
 
 /// The phase and when it began.
-pub(super) struct Progress {
+pub(super) struct PhaseTracker {
     start: Instant,
     /// Microseconds from `start` to the begin of the phase, then [`PHASE_BITS`] bits of the phase.
     packed: AtomicU64,
 }
 
-impl Progress {
-    pub(super) fn new() -> Progress {
-        Progress {
+impl PhaseTracker {
+    pub(super) fn new() -> PhaseTracker {
+        PhaseTracker {
             start: Instant::now(),
             packed: AtomicU64::new(Phase::Fresh as u64),
         }
@@ -62,10 +62,10 @@ impl Progress {
 
     /// The body's deadline has passed.
     pub(super) fn body_expired(&self) -> bool {
-        self.phase() == Phase::Expired
+        self.current() == Phase::Expired
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn current(&self) -> Phase {
         self.read().0
     }
 
@@ -83,7 +83,7 @@ impl Progress {
 
     /// Bytes came in.
     pub(super) fn received(&self) {
-        if matches!(self.phase(), Phase::Fresh | Phase::Idle | Phase::Quiet) {
+        if matches!(self.current(), Phase::Fresh | Phase::Idle | Phase::Quiet) {
             self.enter(Phase::Head, Instant::now());
         }
     }
@@ -95,13 +95,13 @@ mod tests {
 
     #[test]
     fn phases_keep_their_begin() {
-        let progress = Progress::new();
-        assert_eq!(progress.phase(), Phase::Fresh);
+        let tracker = PhaseTracker::new();
+        assert_eq!(tracker.current(), Phase::Fresh);
         for (index, phase) in PHASES.into_iter().enumerate() {
-            let now = progress.start + Duration::from_secs(index as u64);
-            progress.enter(phase, now);
+            let now = tracker.start + Duration::from_secs(index as u64);
+            tracker.enter(phase, now);
             let later = now + Duration::from_millis(3);
-            assert_eq!(progress.look(later), (phase, Duration::from_millis(3)));
+            assert_eq!(tracker.look(later), (phase, Duration::from_millis(3)));
         }
     }
 
@@ -117,10 +117,10 @@ mod tests {
             (Phase::Closing, Phase::Closing),
             (Phase::Handshake, Phase::Handshake),
         ] {
-            let progress = Progress::new();
-            progress.enter(before, Instant::now());
-            progress.received();
-            assert_eq!(progress.phase(), after);
+            let tracker = PhaseTracker::new();
+            tracker.enter(before, Instant::now());
+            tracker.received();
+            assert_eq!(tracker.current(), after);
         }
     }
 }
