@@ -1,52 +1,53 @@
-//! The command line.
+//! The command line: one file for each command, with a folder when it has parts of its own.
 //!
 //! # Files
 //!
-//! | file | what it is |
+//! | command | what it does |
 //! |---|---|
-//! | [`check`] | check: is the configuration right, what would run |
-//! | [`completions`] | completions |
-//! | [`config_show`] | config show |
-//! | [`credentials`] | what it presents |
-//! | [`dead_letters`] | dead-letters: its subcommands |
-//! | [`dev`] | dev: with an embedded broker, printing events |
+//! | [`check`] | checks the configuration and says what would run |
+//! | [`completions`] | prints a shell's completion script |
+//! | [`config_show`] | `config show`: prints every key with its value and origin |
+//! | [`dead_letters`] | lists and replays dead letters |
+//! | [`dev`] | runs the bridge with an embedded broker and prints the events |
+//! | [`explain`] | says what a webhook's body would become |
+//! | [`send_sample`] | posts many webhooks and sums up the answers |
+//! | [`serve`] | runs the bridge until SIGTERM |
+//! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
+//! | [`tap`] | prints the records of the topics as they arrive |
+//!
+//! | what they share | what it is |
+//! |---|---|
+//! | [`config_args`] | `--config` |
 //! | [`excerpt`] | a place in a text, with the text around it |
-//! | [`explain`] | explain: what a body would become, by ingest's own code |
-//! | [`output`] | standard output that may be closed |
-//! | [`post`] | posts webhooks on a connection |
-//! | [`progress`] | a progress bar |
-//! | [`recipe`] | webhooks made to order |
-//! | [`records`] | records in print, text or JSON; of dev, too |
-//! | [`samples`] | the webhooks that dev posts |
-//! | [`send_sample`] | send-sample: posts many webhooks, sums up the answers |
-//! | [`serve`] | serve: the bridge until SIGTERM |
-//! | [`spool`] | spool: its subcommands |
-//! | [`tap`] | tap: prints the topics' events as they come |
+//! | [`exit`] | exit codes: how each error ends the process |
+//! | [`figures`] | durations, times and percentiles for people |
+//! | [`output`] | standard output that may be closed, and lines on standard error |
+//! | [`progress_bar`] | a progress bar on standard error |
+//! | [`records`] | prints Kafka records as text or JSON |
+//! | [`signals`] | SIGINT and SIGTERM |
+//! | `stream_name` | streams by name on the command line |
 
 pub mod check;
 pub mod completions;
+mod config_args;
 pub mod config_show;
-mod credentials;
 pub mod dead_letters;
 pub mod dev;
 mod excerpt;
+pub mod exit;
 pub mod explain;
+mod figures;
 pub mod output;
-mod post;
-mod progress;
-mod recipe;
+mod progress_bar;
 mod records;
-mod samples;
 pub mod send_sample;
 pub mod serve;
+mod signals;
 pub mod spool;
+mod stream_name;
 pub mod tap;
 
-use std::path::PathBuf;
-
-use clap::{Args, Parser, Subcommand};
-
-use crate::config::{self, ConfigError, Loaded};
+use clap::{Parser, Subcommand};
 
 /// Takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
 #[derive(Debug, Parser)]
@@ -103,24 +104,12 @@ pub enum ConfigCommand {
     Show(config_show::ShowArgs),
 }
 
-/// Where the configuration comes from.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ConfigArgs {
-    /// Configuration file (TOML); may be repeated, later files win key by key
-    #[arg(long = "config", short = 'c', value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-}
-
-impl ConfigArgs {
-    /// Loads the files and this process's environment.
-    pub fn load(&self) -> Result<Loaded, ConfigError> {
-        config::load(&self.files, config::environment()?.into_iter())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::path::PathBuf;
+
+    use clap::{CommandFactory, ValueEnum};
+    use clap_complete::Shell;
 
     use super::*;
 
@@ -146,5 +135,29 @@ mod tests {
         };
         assert!(args.listen.ip().is_loopback() && args.admin_listen.ip().is_loopback());
         assert!(args.sample);
+    }
+
+    #[test]
+    fn every_shell_learns_the_commands() {
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            let args = completions::CompletionsArgs { shell: *shell };
+            completions::run(&args, Cli::command(), &mut script).unwrap();
+            let script = String::from_utf8(script).unwrap();
+            for word in ["serve", "send-sample", "tap", "explain", "from-beginning"] {
+                assert!(script.contains(word), "{shell}: no {word}");
+            }
+        }
+    }
+
+    #[test]
+    fn streams_have_both_spellings() {
+        for name in ["dead-letters", "dead_letters"] {
+            let cli = Cli::try_parse_from(["cmc-bridge", "tap", "--stream", name]).unwrap();
+            let Command::Tap(args) = cli.command else {
+                panic!("{cli:?}")
+            };
+            assert_eq!(args.stream, [crate::stream::Stream::DeadLetters]);
+        }
     }
 }

@@ -12,7 +12,6 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
-pub mod exit;
 pub mod ingest;
 pub mod kafka;
 pub mod lane;

@@ -19,12 +19,9 @@ mod chart;
 pub mod page;
 mod text;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
+use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tokio::{
     task::spawn_blocking,
@@ -217,7 +214,7 @@ impl Status {
                 free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
                 total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             });
-            *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+            *self.disk.lock() = disk;
             sleep(EVERY).await;
         }
     }
@@ -235,7 +232,7 @@ impl Status {
             rates: self.history.rates(Instant::now()),
             streams,
             unknown_logs: self.unknown_logs.clone(),
-            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            disk: *self.disk.lock(),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
         }
     }

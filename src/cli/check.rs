@@ -6,28 +6,24 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`directory`] | looking at its directory |
-//! | [`disk`] | measuring it |
-//! | [`live`] | check --live: its lines, and what Kafka says |
-//! | [`spool`] | what the spool's disk says |
+//! | [`directory`] | looks at the spool's directory |
+//! | [`live`] | check --live: asks Kafka and the disk |
 
 mod directory;
-pub mod disk;
-pub mod live;
-pub mod spool;
+mod live;
 
 use std::{collections::BTreeMap, io::Write};
 
 use clap::Args;
 
 use self::directory::Directory;
-use super::ConfigArgs;
+use super::config_args::ConfigArgs;
 use crate::{
+    cli::exit::Exit,
     config::{
         Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
         shown_path,
     },
-    exit::Exit,
     ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,

@@ -7,10 +7,10 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::ConfigArgs;
+use super::config_args::ConfigArgs;
 use crate::{
+    cli::exit::Exit,
     config::{self, Origin, to_toml},
-    exit::Exit,
 };
 
 /// The arguments of `config show`.

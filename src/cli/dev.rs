@@ -4,8 +4,17 @@
 //! printed as it reaches its topic. The spool lies in a temporary directory. The mock keeps no offsets and writes no
 //! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka. Webhooks come by
 //! plain HTTP, whatever `ingest.tls` says.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`samples`] | the webhooks that `--sample` posts |
+
+mod samples;
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     net::SocketAddr,
     sync::{
@@ -30,16 +39,18 @@ use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
 use super::{
-    ConfigArgs,
-    post::{Poster, Target},
+    config_args::ConfigArgs,
     records::{self, Form},
-    samples,
-    serve::stop_signals,
+    send_sample::{
+        client::{Client, Target},
+        generate::BodyFormat,
+    },
+    signals::stop_signals,
 };
 use crate::{
     bridge::Bridge,
+    cli::exit::Exit,
     config::{Auth, Config, CredentialKind},
-    exit::Exit,
     logging,
     stream::Stream,
 };
@@ -75,9 +86,9 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
         mock.create_topic(topic, PARTITIONS, 1).map_err(unavailable)?;
     }
     let presented = Presented::of(&config.ingest.auth)?;
-    let printer = Printer::start(&config)?;
+    let printer = RecordPrinter::start(&config)?;
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
         let path = config.ingest.path.clone();
         let brokers = config.kafka.bootstrap_servers.clone();
@@ -91,13 +102,13 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
             &presented.curl(),
         )?;
         if args.sample {
-            let poster = Poster::new(
+            let client = Client::new(
                 Target::new(bridge.ingest_address(), &path),
                 presented.authorization.clone(),
             );
-            tokio::spawn(post_samples(poster, presented.api_key.clone()));
+            tokio::spawn(post_samples(client, presented.api_key.clone()));
         }
-        bridge.run(stop).await
+        Ok(bridge.run(stop).await?)
     });
     printer.stop();
     runtime.shutdown_background();
@@ -139,15 +150,13 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
     Ok(())
 }
 
-fn topics(config: &Config) -> Vec<&str> {
-    let mut topics: Vec<&str> = config
+/// Every stream's topic, each once.
+fn topics(config: &Config) -> BTreeSet<&str> {
+    config
         .streams
         .iter()
         .map(|stream| stream.topic.as_str())
-        .collect();
-    topics.sort_unstable();
-    topics.dedup();
-    topics
+        .collect()
 }
 
 fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, curl: &str) -> io::Result<()> {
@@ -199,7 +208,7 @@ impl Presented {
             CredentialKind::Basic => format!("Basic {}", STANDARD.encode(secret)),
             CredentialKind::ApiKey => {
                 presented.api_key = Some(secret.to_owned());
-                samples::with_api_key(samples::CURL, samples::JSON, secret)
+                BodyFormat::Json.with_api_key(samples::CURL, secret)
             }
         };
         let mut file = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempfile()?;
@@ -227,15 +236,15 @@ impl Presented {
     }
 }
 
-async fn post_samples(mut poster: Poster, api_key: Option<String>) {
+async fn post_samples(mut client: Client, api_key: Option<String>) {
     // Nobody finds a key in a body that breaks off.
-    let keyed = |sample: &&samples::Sample| api_key.is_none() || !sample.breaks_off;
+    let keyed = |sample: &&samples::SampleWebhook| api_key.is_none() || !sample.breaks_off;
     for sample in samples::ALL.iter().filter(keyed) {
         let body = match &api_key {
             None => Bytes::from_static(sample.body.as_bytes()),
-            Some(key) => samples::with_api_key(sample.body, sample.content_type, key).into(),
+            Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
-        let answer = poster.post(sample.content_type, body, PATIENCE).await;
+        let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
         // A line of its own, whatever the printer's thread is at.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
@@ -246,13 +255,13 @@ async fn post_samples(mut poster: Poster, api_key: Option<String>) {
 }
 
 /// Prints each record of the topics as it comes.
-struct Printer {
+struct RecordPrinter {
     ended: Arc<AtomicBool>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Printer {
-    fn start(config: &Config) -> Result<Printer, Exit> {
+impl RecordPrinter {
+    fn start(config: &Config) -> Result<RecordPrinter, Exit> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &config.kafka.bootstrap_servers)
             .set("group.id", "cmc-bridge-dev-printer")
@@ -283,7 +292,7 @@ impl Printer {
                 }
             }
         })?;
-        Ok(Printer { ended, thread })
+        Ok(RecordPrinter { ended, thread })
     }
 
     /// Prints what is there, then ends.

@@ -20,18 +20,18 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use super::{
-    ConfigArgs,
+    config_args::ConfigArgs,
     excerpt::{Excerpt, cut},
     output::{Output, say},
     records::{bytes, headers, push_value},
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
+    cli::exit::Exit,
     clock,
     cmc::{self, BodyEncoding, Malformed, Secrets, Understood},
     config::{Config, human_size},
     dead_letter::{Reason, Scope},
-    exit::Exit,
     plain::visible,
     stream::Stream,
 };

@@ -1,4 +1,16 @@
 //! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud would, and says what became of them.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`client`] | posts webhooks on one connection |
+//! | [`credentials`] | the credential to present |
+//! | [`generate`] | makes webhooks |
+
+pub mod client;
+mod credentials;
+pub mod generate;
 
 use std::{
     collections::BTreeMap,
@@ -19,15 +31,17 @@ use tokio::{runtime::Runtime, task::JoinSet, time::sleep_until};
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
-use super::{
-    check::{disk::percentile, spool::short},
+use self::{
+    client::{Client, Target, trust},
     credentials::CredentialArgs,
-    post::{Poster, Target, trust},
-    progress::Progress,
-    recipe::{Format, Kind, Recipe},
-    serve::stop_signals,
+    generate::{BodyFormat, Recipe, WebhookKind},
 };
-use crate::exit::Exit;
+use super::{
+    figures::{percentile, short},
+    progress_bar::ProgressBar,
+    signals::stop_signals,
+};
+use crate::cli::exit::Exit;
 
 /// How long a webhook may wait for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,10 +70,10 @@ pub struct SendSampleArgs {
     url: Target,
     /// What to send
     #[arg(long, value_enum, default_value = "deliveries")]
-    kind: Kind,
+    kind: WebhookKind,
     /// How to write it
     #[arg(long, value_enum, default_value = "json")]
-    format: Format,
+    format: BodyFormat,
     /// Events in each webhook
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
     events: u64,
@@ -79,7 +93,7 @@ pub struct SendSampleArgs {
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) credentials: CredentialArgs,
+    credentials: CredentialArgs,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -105,7 +119,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
         api_key: credentials.api_key,
         run: Uuid::new_v4().simple().to_string().split_off(20),
     };
-    let job = Arc::new(Job {
+    let posting = Arc::new(Posting {
         target: args.url.clone(),
         authorization: credentials.authorization,
         trust,
@@ -118,21 +132,21 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     });
     let start = Instant::now();
     let runtime = Runtime::new()?;
-    let tally = runtime.block_on(send_all(&job, args.concurrency.min(args.count)))?;
-    summary(&job, &tally, start.elapsed(), out)?;
-    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    let results = runtime.block_on(send_all(&posting, args.concurrency.min(args.count)))?;
+    summary(&posting, &results, start.elapsed(), out)?;
+    let good = results.answers.get(&200).map_or(0, |answers| answers.count);
     match args.count - good {
         0 => Ok(()),
         bad => Err(Exit::Unavailable(format!(
             "{bad} of {} webhooks were not answered 200{}",
             args.count,
-            advice(&tally)
+            advice(&results)
         ))),
     }
 }
 
 /// What all connections share.
-struct Job {
+struct Posting {
     target: Target,
     authorization: Option<HeaderValue>,
     trust: Option<TlsConnector>,
@@ -147,7 +161,7 @@ struct Job {
 
 /// What became of the webhooks.
 #[derive(Default)]
-struct Tally {
+struct Results {
     answers: BTreeMap<u16, Answers>,
     /// Without an answer, and why the last one had none.
     unanswered: u64,
@@ -163,12 +177,12 @@ struct Answers {
     text: String,
 }
 
-impl Tally {
+impl Results {
     fn sent(&self) -> u64 {
         self.answers.values().map(|answers| answers.count).sum::<u64>() + self.unanswered
     }
 
-    fn add(&mut self, other: Tally) {
+    fn add(&mut self, other: Results) {
         for (status, answers) in other.answers {
             let sum = self.answers.entry(status).or_default();
             sum.count += answers.count;
@@ -185,98 +199,103 @@ impl Tally {
 }
 
 /// Sends until all are sent. A signal ends the sending, a second one the waiting for what is under way.
-async fn send_all(job: &Arc<Job>, connections: u64) -> Result<Tally, Exit> {
+async fn send_all(posting: &Arc<Posting>, connections: u64) -> Result<Results, Exit> {
     let start = tokio::time::Instant::now();
     let mut stop = stop_signals()?;
-    let progress = Progress::new(job.count);
+    let progress = ProgressBar::start();
     let mut workers = JoinSet::new();
     for _ in 0..connections {
-        workers.spawn(send_some(Arc::clone(job), start));
+        workers.spawn(send_some(Arc::clone(posting), start));
     }
-    let mut tally = Tally::default();
+    let mut results = Results::default();
     loop {
-        progress.draw(job.done.load(Ordering::Relaxed));
+        progress.draw(posting.done.load(Ordering::Relaxed), posting.count);
         tokio::select! {
             ended = workers.join_next() => match ended {
-                Some(share) => tally.add(share.map_err(std::io::Error::other)?),
+                Some(share) => results.add(share.map_err(std::io::Error::other)?),
                 None => break,
             },
             () = tokio::time::sleep(REDRAW), if progress.shown() => {}
             _ = stop.recv() => {
-                if job.stopped.swap(true, Ordering::Relaxed) {
+                if posting.stopped.swap(true, Ordering::Relaxed) {
                     break;
                 }
             }
         }
     }
-    progress.clear();
-    tally.times.sort_unstable();
-    Ok(tally)
+    results.times.sort_unstable();
+    Ok(results)
 }
 
 /// One connection's share.
-async fn send_some(job: Arc<Job>, start: tokio::time::Instant) -> Tally {
-    let mut poster = Poster::new(job.target.clone(), job.authorization.clone()).with_trust(job.trust.clone());
-    let mut tally = Tally::default();
+async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Results {
+    let mut client =
+        Client::new(posting.target.clone(), posting.authorization.clone()).with_trust(posting.trust.clone());
+    let mut results = Results::default();
     loop {
-        let number = job.next.fetch_add(1, Ordering::Relaxed);
-        if number >= job.count {
-            return tally;
+        let number = posting.next.fetch_add(1, Ordering::Relaxed);
+        if number >= posting.count {
+            return results;
         }
-        if let Some(pause) = job.pause {
+        if let Some(pause) = posting.pause {
             sleep_until(start + pause.mul_f64(number as f64)).await;
         }
-        if job.stopped.load(Ordering::Relaxed) {
-            return tally;
+        if posting.stopped.load(Ordering::Relaxed) {
+            return results;
         }
-        let body = Bytes::from(job.recipe.body(number, Timestamp::now()));
+        let body = Bytes::from(posting.recipe.body(number, Timestamp::now()));
         let begin = Instant::now();
-        match poster
-            .post(job.recipe.format.content_type(), body, PATIENCE)
+        match client
+            .post(posting.recipe.format.content_type(), body, PATIENCE)
             .await
         {
             Ok(answer) => {
-                tally.times.push(begin.elapsed());
-                let answers = tally.answers.entry(answer.status.as_u16()).or_default();
+                results.times.push(begin.elapsed());
+                let answers = results.answers.entry(answer.status.as_u16()).or_default();
                 answers.count += 1;
                 if answers.text.is_empty() {
                     answers.text = answer.text;
                 }
             }
             Err(error) => {
-                tally.unanswered += 1;
-                tally.last_error = error.to_string();
+                results.unanswered += 1;
+                results.last_error = error.to_string();
             }
         }
-        job.done.fetch_add(1, Ordering::Relaxed);
+        posting.done.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> std::io::Result<()> {
-    let (count, events) = (job.count, job.recipe.events);
+fn summary(
+    posting: &Posting,
+    results: &Results,
+    took: Duration,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let (count, events) = (posting.count, posting.recipe.events);
     writeln!(
         out,
         "posted to    {}, messageIds <{}.0@…> to <{}.{}@…>",
-        job.target.url(),
-        job.recipe.run,
-        job.recipe.run,
+        posting.target.url(),
+        posting.recipe.run,
+        posting.recipe.run,
         count * events - 1
     )?;
-    for (status, answers) in &tally.answers {
+    for (status, answers) in &results.answers {
         let text = match status {
             200 => String::new(),
             _ => format!("  {}", first_line(&answers.text)),
         };
         writeln!(out, "answer {status}   {}{text}", answers.count)?;
     }
-    if tally.unanswered > 0 {
-        writeln!(out, "no answer    {}  {}", tally.unanswered, tally.last_error)?;
+    if results.unanswered > 0 {
+        writeln!(out, "no answer    {}  {}", results.unanswered, results.last_error)?;
     }
-    let unsent = count - tally.sent();
+    let unsent = count - results.sent();
     if unsent > 0 {
         writeln!(out, "not sent     {unsent}")?;
     }
-    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    let good = results.answers.get(&200).map_or(0, |answers| answers.count);
     let seconds = took.as_secs_f64().max(0.001);
     if good > 0 {
         writeln!(
@@ -287,12 +306,12 @@ fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> st
             short(took)
         )?;
     }
-    if let Some(max) = tally.times.last() {
+    if let Some(max) = results.times.last() {
         writeln!(
             out,
             "latency      p50 {}  p99 {}  max {}",
-            short(percentile(&tally.times, 50)),
-            short(percentile(&tally.times, 99)),
+            short(percentile(&results.times, 50)),
+            short(percentile(&results.times, 99)),
             short(*max)
         )?;
     }
@@ -305,9 +324,9 @@ fn first_line(text: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-fn advice(tally: &Tally) -> &'static str {
-    let answered = |status| tally.answers.contains_key(&status);
-    if tally.unanswered > 0 && tally.answers.is_empty() {
+fn advice(results: &Results) -> &'static str {
+    let answered = |status| results.answers.contains_key(&status);
+    if results.unanswered > 0 && results.answers.is_empty() {
         "; is a bridge running there? `cmc-bridge dev` starts one to try"
     } else if answered(401) {
         "; give --bearer-file, --basic-file or --api-key-file (or their variables) with a credential that the bridge knows"

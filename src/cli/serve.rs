@@ -2,15 +2,11 @@
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
-use super::ConfigArgs;
-use crate::{bridge::Bridge, config::Loaded, exit::Exit, logging};
+use super::{config_args::ConfigArgs, signals::stop_signals};
+use crate::{bridge::Bridge, cli::exit::Exit, config::Loaded, logging};
 
 /// The arguments of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -27,9 +23,9 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
-        Bridge::start(config).await?.run(stop).await
+        Ok(Bridge::start(config).await?.run(stop).await?)
     });
     // Lanes that still wait for Kafka must not hold up the end: their events are on disk.
     runtime.shutdown_background();
@@ -60,23 +56,4 @@ fn within_descriptors(wanted: usize) -> usize {
         "fewer connections than configured: raise the limit of open files (ulimit -n)"
     );
     room as usize
-}
-
-/// A word for each SIGTERM or SIGINT of this process.
-pub fn stop_signals() -> Result<mpsc::Receiver<()>, Exit> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (words, stop) = mpsc::channel(4);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if words.send(()).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(stop)
 }

@@ -3,28 +3,21 @@
 //! It is in nobody's way: a consumer of its own that joins no group and commits nothing, with the Kafka settings of the
 //! configuration. Only committed records are printed, as a consumer should see them.
 
-use std::{
-    io::{self, Write},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rdkafka::{Message, message::BorrowedMessage};
 use serde_json::{Map, Value};
-use tokio::runtime::Runtime;
 
 use super::{
-    ConfigArgs,
-    output::Output,
+    config_args::ConfigArgs,
+    output::{Output, say},
     records::{self, Form},
-    serve::stop_signals,
+    signals::stop_flag,
 };
 use crate::{
+    cli::exit::Exit,
     config::Config,
-    exit::Exit,
     kafka::{
         broker::BrokerError,
         tap::{From, Polled, Watcher},
@@ -50,7 +43,7 @@ pub struct TapArgs {
     pub config: ConfigArgs,
     /// Only these streams; may be repeated [default: all enabled ones]
     #[arg(long, value_name = "STREAM", value_enum, value_delimiter = ',')]
-    pub stream: Vec<StreamName>,
+    pub stream: Vec<Stream>,
     /// Begin with the oldest record instead of the next one
     #[arg(long)]
     pub from_beginning: bool,
@@ -61,33 +54,12 @@ pub struct TapArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub filter: Filter,
-}
-
-/// A stream on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StreamName {
-    Deliveries,
-    Bounces,
-    Blocks,
-    #[value(alias = "dead_letters")]
-    DeadLetters,
-}
-
-impl StreamName {
-    pub fn stream(self) -> Stream {
-        match self {
-            StreamName::Deliveries => Stream::Deliveries,
-            StreamName::Bounces => Stream::Bounces,
-            StreamName::Blocks => Stream::Blocks,
-            StreamName::DeadLetters => Stream::DeadLetters,
-        }
-    }
+    pub filter: RecordFilter,
 }
 
 /// What a record must have to be printed.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Filter {
+pub struct RecordFilter {
     /// This key: a messageId, with or without < >
     #[arg(long, value_name = "MESSAGE_ID")]
     pub key: Option<String>,
@@ -102,7 +74,7 @@ pub struct Filter {
     pub contains: Option<String>,
 }
 
-impl Filter {
+impl RecordFilter {
     fn passes(&self, record: &impl Message) -> bool {
         let value = record.payload().unwrap_or_default();
         let needs_members = self.status.is_some() || self.to.is_some() || self.contains.is_some();
@@ -137,12 +109,12 @@ fn is_key(key: Option<&[u8]>, wanted: &str) -> bool {
 pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let streams = streams(args, &config)?;
-    let mut topics: Vec<&str> = streams
+    // Streams may share a topic.
+    let topics: BTreeSet<&str> = streams
         .iter()
         .map(|stream| config.stream(*stream).topic.as_str())
         .collect();
-    topics.sort_unstable();
-    topics.dedup();
+    let topics = Vec::from_iter(topics);
     let from = match args.from_beginning {
         true => From::Beginning,
         false => From::End,
@@ -151,7 +123,7 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let mut watcher = Watcher::new(&config.kafka).map_err(unavailable)?;
     let partitions = watcher.assign(&topics, from).map_err(unavailable)?;
     // Scripts wait for this line before they post.
-    say(&format!(
+    say(format_args!(
         "reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
         topics.join(", "),
         if args.from_beginning {
@@ -161,7 +133,7 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         }
     ));
     let wanted = |record: &BorrowedMessage<'_>| {
-        // Streams may share a topic. What is not the bridge's has no stream and is shown.
+        // A record without a stream is not the bridge's and is shown.
         records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
     };
     let form = if args.json { Form::Json } else { Form::Text };
@@ -176,7 +148,7 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
                 }
             }
             Polled::Record(_) | Polled::Nothing => {}
-            Polled::Trouble(error) => say(&format!("{error}. Reading goes on when that has passed")),
+            Polled::Trouble(error) => say(format_args!("{error}. Reading goes on when that has passed")),
             Polled::Well => say("all topics can be read again"),
         }
     }
@@ -189,36 +161,12 @@ fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
         let enabled = Stream::ALL.into_iter();
         return Ok(enabled.filter(|stream| config.stream(*stream).enabled).collect());
     }
-    let streams: Vec<Stream> = args.stream.iter().map(|name| name.stream()).collect();
-    match streams.iter().find(|stream| !config.stream(**stream).enabled) {
+    match args.stream.iter().find(|stream| !config.stream(**stream).enabled) {
         Some(stream) => Err(Exit::Usage(format!(
             "--stream {stream} is not enabled in this configuration; set streams.{stream}.enabled = true to read its topic"
         ))),
-        None => Ok(streams),
+        None => Ok(args.stream.clone()),
     }
-}
-
-/// Becomes true at SIGINT or SIGTERM; a second one ends the process at once.
-pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Exit> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let (set, runtime) = (Arc::clone(&flag), Runtime::new()?);
-    let mut stop = runtime.block_on(async { stop_signals() })?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                stop.recv().await;
-                set.store(true, Ordering::Relaxed);
-                stop.recv().await;
-                std::process::exit(130);
-            });
-        })?;
-    Ok(flag)
-}
-
-/// Beside the records. Where nobody can be told, reading goes on.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "cmc-bridge: {text}");
 }
 
 fn unavailable(error: BrokerError) -> Exit {
@@ -242,8 +190,8 @@ mod tests {
 
     #[test]
     fn all_conditions_must_hold() {
-        let filter = |change: &dyn Fn(&mut Filter)| {
-            let mut filter = Filter::default();
+        let filter = |change: &dyn Fn(&mut RecordFilter)| {
+            let mut filter = RecordFilter::default();
             change(&mut filter);
             filter
         };
@@ -274,17 +222,17 @@ mod tests {
     #[test]
     fn what_is_no_event_has_no_members() {
         let record = record(None, "{\"broken");
-        let filter = |status: &str, contains: &str| Filter {
+        let filter = |status: &str, contains: &str| RecordFilter {
             status: (!status.is_empty()).then(|| status.to_owned()),
             contains: Some(contains.to_owned()),
-            ..Filter::default()
+            ..RecordFilter::default()
         };
         assert!(filter("", "broken").passes(&record));
         assert!(!filter("2", "broken").passes(&record));
         let version_1 = self::record(None, r#"{"envelopeTo":"a@example.net"}"#);
-        let to = Filter {
+        let to = RecordFilter {
             to: Some("a@".to_owned()),
-            ..Filter::default()
+            ..RecordFilter::default()
         };
         assert!(to.passes(&version_1));
     }

@@ -13,7 +13,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -66,7 +66,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
         if changed {
             let mut rules = Rules::clone(&intake.rules());
             rules.secrets = secrets(rotation.masked());
-            *intake.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+            *intake.rules.write() = Arc::new(rules);
             intake.guard.accept(&rotation.in_use, &intake.metrics);
         }
     }

@@ -1,11 +1,9 @@
 //! What all connections share: settings, credentials, logs, budgets, metrics.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper::{StatusCode, header::HeaderValue};
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -91,6 +89,6 @@ impl Intake {
     }
 
     pub(super) fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.rules.read())
     }
 }

@@ -11,10 +11,11 @@
 
 use std::{
     io,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use tokio::time::sleep;
 use tokio_rustls::{
     TlsAcceptor,
@@ -109,7 +110,7 @@ impl Tls {
                 Ok(Ok(Some(pair))) => {
                     told = None;
                     announce(&self.files, &pair, &self.metrics);
-                    *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                    *self.in_use.write() = Arc::new(pair);
                 }
                 Ok(Err(cause)) => {
                     self.metrics.reload_failed();
@@ -130,7 +131,7 @@ impl Tls {
     }
 
     fn pair(&self) -> Arc<Pair> {
-        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.in_use.read())
     }
 }
 

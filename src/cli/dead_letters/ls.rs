@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, io::Write, sync::atomic::Ordering};
 use clap::Args;
 use serde_json::json;
 
-use super::{FilterArgs, line, unreadable};
+use super::{
+    filter::FilterArgs,
+    line::{line, unreadable},
+};
 use crate::{
-    cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
+    cli::{config_args::ConfigArgs, exit::Exit, output::Output, records::push_value, signals::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
-    exit::Exit,
     kafka::{broker::BrokerError, letters::Source},
     plain::visible,
     replay::{
@@ -31,7 +33,7 @@ it needs READ on the dead-letter topic.";
 
 /// The arguments of `dead-letters ls`.
 #[derive(Args, Clone, Debug)]
-pub struct LsArgs {
+pub struct LetterLsArgs {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
@@ -48,7 +50,7 @@ pub struct LsArgs {
 ///
 /// # Errors
 /// 69: Kafka can't be read.
-pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
+pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let topic = &config.stream(Stream::DeadLetters).topic;
     let filter = args.filter.filter();
@@ -110,7 +112,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     Ok(out.flush()?)
 }
 
-fn print(args: &LsArgs, place: Place, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
+fn print(args: &LetterLsArgs, place: Place, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
     if !args.json {
         writeln!(out, "{}", line(place, letter))?;
         if args.show {

@@ -1,15 +1,19 @@
 //! `dead-letters replay`: see [`crate::replay`] for what it does and promises.
 
-use std::{cell::RefCell, io::Write};
+use std::io::Write;
 
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::{FilterArgs, line, unreadable};
+use super::{
+    filter::FilterArgs,
+    line::{line, unreadable},
+};
 use crate::{
-    cli::{ConfigArgs, output::Output, progress::Progress, tap::stop_flag},
+    cli::{
+        config_args::ConfigArgs, exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_flag,
+    },
     config::Delivery,
-    exit::Exit,
     replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
 };
 
@@ -84,12 +88,10 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
     let stop = stop_flag()?;
     let runtime = Runtime::new()?;
     let replay = Replay::begin(&config, &options, runtime.handle())?;
-    // Drawn only with the first news of it, when the sum is known.
-    let progress: RefCell<Option<Progress>> = RefCell::default();
+    let progress = ProgressBar::start();
     let summary = replay.run(&stop, &mut |news| match news {
         News::Progress { done, total } => {
-            let mut progress = progress.borrow_mut();
-            progress.get_or_insert_with(|| Progress::new(total)).draw(done);
+            progress.draw(done, total);
             Ok(())
         }
         News::Tried { place, letter, fate } => {
@@ -113,16 +115,12 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
                     }
                 }
             };
-            if let Some(progress) = &*progress.borrow() {
-                progress.clear();
-            }
+            progress.clear();
             let letter = letter.map_or_else(|| unreadable(place), |letter| line(place, letter));
             writeln!(out, "{letter}\n  {fate}")
         }
     });
-    if let Some(progress) = &*progress.borrow() {
-        progress.clear();
-    }
+    drop(progress);
     runtime.shutdown_background();
     let summary = summary?;
     sum_up(&summary, args.dry_run, out)?;

@@ -1,16 +1,15 @@
 //! `spool drain`: delivers what a bridge that is gone has left.
 
-use std::{io::Write, path::PathBuf, time::Duration};
+use std::{io::Write, time::Duration};
 
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::UNKNOWN_LOG;
+use super::selection::{SpoolArgs, UNKNOWN_LOG};
 use crate::{
     bridge::{Drained, drain},
-    cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
+    cli::{exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_signals},
     config::Config,
-    exit::Exit,
     leftover::Leftovers,
     logging,
     metrics::BlockReason,
@@ -20,10 +19,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub struct DrainArgs {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// The spool's directory [default: spool.dir of the configuration]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    spool: SpoolArgs,
     /// Give up when nothing could be delivered for so many seconds [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     patience: Option<u64>,
@@ -31,16 +27,7 @@ pub struct DrainArgs {
 
 /// Drains the spool.
 pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
-    let mut config = args.config.load()?.config;
-    if let Some(dir) = &args.dir {
-        config.spool.dir = dir.clone();
-    }
-    if !config.spool.dir.is_dir() {
-        return Err(Exit::Usage(format!(
-            "{} is no directory: name the spool's directory with --dir or spool.dir",
-            config.spool.dir.display()
-        )));
-    }
+    let config = args.spool.config()?;
     let _logging = logging::init(&config.log)?;
     let runtime = Runtime::new()?;
     let result = runtime.block_on(deliver(&config, args.patience.map(Duration::from_secs)));
@@ -63,18 +50,14 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
 
 async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drained>, Exit> {
     let stop = stop_signals()?;
-    let mut progress: Option<Progress> = None;
-    let result = drain(config, patience, stop, |streams| {
+    let progress = ProgressBar::start();
+    let drained = drain(config, patience, stop, |streams| {
         let sum = |figure: fn(&Drained) -> u64| streams.iter().map(figure).sum::<u64>();
         let done = sum(|d| d.books.delivered + d.books.diverted);
         let total = done + sum(|d| d.books.backlog());
-        progress.get_or_insert_with(|| Progress::new(total)).draw(done);
-    })
-    .await;
-    if let Some(progress) = progress {
-        progress.clear();
-    }
-    result
+        progress.draw(done, total);
+    });
+    Ok(drained.await?)
 }
 
 fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {

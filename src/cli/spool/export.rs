@@ -5,14 +5,17 @@ use std::io::Write;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, advice, verify::damage_json};
+use super::{
+    selection::LogArgs,
+    verify::{advice, damage_json},
+};
 use crate::{
     batch::BatchView,
     cli::{
+        exit::Exit,
         output::{Output, say},
         records,
     },
-    exit::Exit,
     spool::{Damage, StoredBatch},
     stream::Stream,
 };
@@ -30,12 +33,12 @@ with the value as a string, or as {\"base64\":…} when it is no text. What can'
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
     #[command(flatten)]
-    place: Place,
+    logs: LogArgs,
 }
 
 /// Prints the batches that wait.
 pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
-    let spool = args.place.at_rest()?;
+    let spool = args.logs.at_rest()?;
     let (mut missing, mut refused) = (0, false);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;

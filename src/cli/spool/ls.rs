@@ -5,12 +5,11 @@ use std::{io::Write, path::Path};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, UNKNOWN_LOG, time};
+use super::selection::{LogArgs, UNKNOWN_LOG};
 use crate::{
     batch::received_at_micros,
-    cli::output::Output,
+    cli::{exit::Exit, figures::time, output::Output},
     config::human_size,
-    exit::Exit,
     leftover::unknown_logs,
     spool::{
         SpoolError, SpoolLock,
@@ -21,9 +20,9 @@ use crate::{
 
 /// The arguments of `spool ls`.
 #[derive(Args, Clone, Debug)]
-pub struct LsArgs {
+pub struct SpoolLsArgs {
     #[command(flatten)]
-    place: Place,
+    logs: LogArgs,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -48,8 +47,8 @@ struct Waiting {
 }
 
 /// Lists the spool.
-pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
-    let dir = args.place.dir()?;
+pub fn run(args: &SpoolLsArgs, out: &mut Output) -> Result<(), Exit> {
+    let dir = args.logs.spool.dir()?;
     // Not held: a bridge that starts meanwhile must find it free.
     let open = match SpoolLock::of_existing(&dir) {
         Err(SpoolError::Locked { .. }) => true,
@@ -59,7 +58,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
         }
     };
     let mut listings = Vec::new();
-    for stream in args.place.streams(&dir)? {
+    for stream in args.logs.streams(&dir)? {
         let log = dir.join(stream.name());
         listings.push(Listing {
             stream,

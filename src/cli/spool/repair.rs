@@ -4,10 +4,12 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{Place, advice, verify};
+use super::{
+    selection::LogArgs,
+    verify::{self, advice},
+};
 use crate::{
-    cli::output::Output,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
     spool::{
         Damage,
         repair::{Lost, repair},
@@ -24,7 +26,7 @@ changed: what would be lost is printed.";
 #[derive(Args, Clone, Debug)]
 pub struct RepairArgs {
     #[command(flatten)]
-    place: Place,
+    logs: LogArgs,
     /// Go on without the batches that can't be read
     #[arg(long)]
     accept_loss: bool,
@@ -32,19 +34,19 @@ pub struct RepairArgs {
 
 /// Repairs what is damaged.
 pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
-    let spool = args.place.locked()?;
+    let spool = args.logs.locked()?;
     let mut damaged: Vec<Stream> = Vec::new();
     let (mut undecodable, mut refused, mut lossless) = (0, false, true);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
-        let verdict = verify::verify(stream, &mut survey)?;
-        if !verdict.damage.is_empty() {
+        let findings = verify::verify(stream, &mut survey)?;
+        if !findings.damage.is_empty() {
             damaged.push(stream);
         }
-        undecodable += verdict.undecodable;
-        lossless &= verdict.is_lossless();
-        refused |= verdict.damage.iter().any(Damage::is_refused);
-        verify::as_text(&verdict, out)?;
+        undecodable += findings.undecodable;
+        lossless &= findings.is_lossless();
+        refused |= findings.damage.iter().any(Damage::is_refused);
+        verify::as_text(&findings, out)?;
     }
     out.flush()?;
     let newer = || match undecodable {
@@ -70,7 +72,7 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
             advice(refused)
         )));
     }
-    let config = args.place.config.load()?.config;
+    let config = args.logs.spool.config()?;
     let now = jiff::Timestamp::now()
         .strftime("damaged-%Y%m%dT%H%M%SZ")
         .to_string();

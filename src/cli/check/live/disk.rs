@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cli::figures::percentile;
+
 /// What one webhook or so costs on disk.
 const WRITE: usize = 4096;
 /// The file is filled first, as the spool's segments are, so that a sync has no file metadata to write.
@@ -50,12 +52,6 @@ fn write_and_sync(file: &File, number: usize) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The value that so many of a hundred don't exceed; the list is sorted.
-pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
-}
-
 /// Why a file system is no place for a spool, by its kind.
 pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
     const TMPFS: u64 = 0x0102_1994;
@@ -90,16 +86,6 @@ pub fn used(dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles() {
-        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
-        for (percent, millis) in [(50, 100), (99, 198), (100, 200), (0, 1)] {
-            assert_eq!(percentile(&times, percent), Duration::from_millis(millis));
-        }
-        assert_eq!(percentile(&times[..1], 99), Duration::from_millis(1));
-        assert_eq!(percentile(&[], 99), Duration::ZERO);
-    }
 
     #[test]
     fn a_sync_leaves_nothing() {

@@ -6,11 +6,9 @@ use clap::ValueEnum;
 use jiff::{Timestamp, tz::TimeZone};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::samples::{FORM, JSON};
-
 /// What kind of webhook is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub enum WebhookKind {
     /// What became of mails: queued, succeeded, deferred, failed in turn
     Deliveries,
     /// Mails that came back, with each code in turn
@@ -25,17 +23,34 @@ pub enum Kind {
 
 /// How a webhook is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum BodyFormat {
     Json,
     /// application/x-www-form-urlencoded, the sender's default
     Form,
 }
 
-impl Format {
+impl BodyFormat {
+    /// The value of the header Content-Type.
     pub fn content_type(self) -> &'static str {
         match self {
-            Format::Json => JSON,
-            Format::Form => FORM,
+            BodyFormat::Json => "application/json",
+            BodyFormat::Form => "application/x-www-form-urlencoded",
+        }
+    }
+
+    /// A body of this format with an `api_key` added.
+    pub fn with_api_key(self, body: &str, key: &str) -> String {
+        match self {
+            BodyFormat::Json => body.replacen('{', &format!("{{\"api_key\":{},", text(key)), 1),
+            BodyFormat::Form => format!("api_key={}&{body}", field(key)),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn encoding(self) -> crate::cmc::BodyEncoding {
+        match self {
+            BodyFormat::Json => crate::cmc::BodyEncoding::Json,
+            BodyFormat::Form => crate::cmc::BodyEncoding::Form,
         }
     }
 }
@@ -43,8 +58,8 @@ impl Format {
 /// What every webhook of a run has in common.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    pub kind: Kind,
-    pub format: Format,
+    pub kind: WebhookKind,
+    pub format: BodyFormat,
     /// Events in each webhook.
     pub events: u64,
     pub server_composition: String,
@@ -95,10 +110,10 @@ impl Recipe {
     /// The body of webhook number `number`; its events carry the time `now`.
     pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
         let event_type = match self.kind {
-            Kind::Bounces => "bounces",
-            Kind::Blocks => "blocks",
-            Kind::Mixed if number % 4 == 3 => "bounces",
-            Kind::Deliveries | Kind::Malformed | Kind::Mixed => "deliveries",
+            WebhookKind::Bounces => "bounces",
+            WebhookKind::Blocks => "blocks",
+            WebhookKind::Mixed if number % 4 == 3 => "bounces",
+            WebhookKind::Deliveries | WebhookKind::Malformed | WebhookKind::Mixed => "deliveries",
         };
         let zone = TimeZone::get("Asia/Tokyo").unwrap_or(TimeZone::UTC);
         let created = zone.to_datetime(now).strftime("%Y-%m-%d %H:%M:%S").to_string();
@@ -110,31 +125,26 @@ impl Recipe {
             self.event(event_type, number * self.events + index, &created, &mut event);
         }
         event.push_str("]}");
-        if self.kind == Kind::Malformed {
+        if self.kind == WebhookKind::Malformed {
             // It breaks off, as a form's field too.
             event.truncate(event.len() - 3);
         }
-        let (key, composition) = (&self.api_key, &self.server_composition);
+        let composition = &self.server_composition;
         let body = match self.format {
-            Format::Json => {
-                let key = key.as_ref().map(|key| format!(r#""api_key":{},"#, text(key)));
-                format!(
-                    r#"{{{}"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
-                    key.unwrap_or_default(),
-                    text(composition)
-                )
-            }
-            Format::Form => {
-                let key = key.as_ref().map(|key| format!("api_key={}&", field(key)));
-                format!(
-                    "{}server_composition={}&event_type={event_type}&event={}",
-                    key.unwrap_or_default(),
-                    field(composition),
-                    field(&event)
-                )
-            }
+            BodyFormat::Json => format!(
+                r#"{{"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
+                text(composition)
+            ),
+            BodyFormat::Form => format!(
+                "server_composition={}&event_type={event_type}&event={}",
+                field(composition),
+                field(&event)
+            ),
         };
-        body.into_bytes()
+        match &self.api_key {
+            None => body.into_bytes(),
+            Some(key) => self.format.with_api_key(&body, key).into_bytes(),
+        }
     }
 
     fn event(&self, event_type: &str, number: u64, created: &str, out: &mut String) {
@@ -172,14 +182,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{
-        cmc::{self, BodyEncoding},
-        config,
-    };
+    use crate::{cmc, config};
 
     const KEY: &str = "k+ &\"\\秘";
 
-    fn recipe(kind: Kind, format: Format) -> Recipe {
+    fn recipe(kind: WebhookKind, format: BodyFormat) -> Recipe {
         Recipe {
             kind,
             format,
@@ -195,16 +202,20 @@ mod tests {
         let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
         let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
         let rules = config.rules();
-        for kind in Kind::value_variants() {
-            for (format, encoding) in [
-                (Format::Json, BodyEncoding::Json),
-                (Format::Form, BodyEncoding::Form),
-            ] {
+        for kind in WebhookKind::value_variants() {
+            for format in BodyFormat::value_variants() {
                 for number in 0..5 {
-                    let body = recipe(*kind, format).body(number, Timestamp::UNIX_EPOCH);
-                    let opened = cmc::open(&body, encoding, &rules);
+                    let body = recipe(*kind, *format).body(number, Timestamp::UNIX_EPOCH);
+                    let opened = cmc::open(&body, format.encoding(), &rules);
                     let shown = String::from_utf8_lossy(&body);
-                    assert_eq!(opened.content.is_err(), *kind == Kind::Malformed, "{shown}");
+                    assert_eq!(
+                        opened.content.is_err(),
+                        *kind == WebhookKind::Malformed,
+                        "{shown}"
+                    );
+                    if *format == BodyFormat::Form {
+                        assert_eq!(opened.api_key.as_deref(), Some(KEY));
+                    }
                 }
             }
         }
@@ -213,9 +224,14 @@ mod tests {
     #[test]
     fn every_event_has_its_own_id() {
         let mut ids = BTreeSet::new();
-        for kind in [Kind::Deliveries, Kind::Bounces, Kind::Blocks, Kind::Mixed] {
+        for kind in [
+            WebhookKind::Deliveries,
+            WebhookKind::Bounces,
+            WebhookKind::Blocks,
+            WebhookKind::Mixed,
+        ] {
             for number in 0..5 {
-                let body = recipe(kind, Format::Json).body(number, Timestamp::UNIX_EPOCH);
+                let body = recipe(kind, BodyFormat::Json).body(number, Timestamp::UNIX_EPOCH);
                 let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
                 assert_eq!(body["api_key"], KEY);
                 let list = body["event"][body["event_type"].as_str().unwrap()].as_array();

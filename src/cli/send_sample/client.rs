@@ -109,14 +109,14 @@ impl FromStr for Target {
 
 /// What came back.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Reply {
     pub status: StatusCode,
     /// Its body, as text.
     pub text: String,
 }
 
 /// One connection's worth of client.
-pub struct Poster {
+pub struct Client {
     target: Target,
     authorization: Option<HeaderValue>,
     /// What verifies the other side; needed for https only.
@@ -124,9 +124,9 @@ pub struct Poster {
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
-impl Poster {
-    pub fn new(target: Target, authorization: Option<HeaderValue>) -> Poster {
-        Poster {
+impl Client {
+    pub fn new(target: Target, authorization: Option<HeaderValue>) -> Client {
+        Client {
             target,
             authorization,
             trust: None,
@@ -135,7 +135,7 @@ impl Poster {
     }
 
     /// With the authorities to trust for https.
-    pub fn with_trust(mut self, trust: Option<TlsConnector>) -> Poster {
+    pub fn with_trust(mut self, trust: Option<TlsConnector>) -> Client {
         self.trust = trust;
         self
     }
@@ -144,7 +144,7 @@ impl Poster {
     ///
     /// # Errors
     /// There was no answer within the limit: the webhook may have been taken or not.
-    pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Answer> {
+    pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
         let answer = timeout(limit, self.exchange(content_type, body)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
@@ -153,7 +153,7 @@ impl Poster {
         answer
     }
 
-    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Answer> {
+    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
             let request = self.request(content_type, body.clone())?;
@@ -170,7 +170,7 @@ impl Poster {
             let body = Limited::new(answer.into_body(), ANSWER);
             let body = body.collect().await.map_err(io::Error::other)?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-            return Ok(Answer { status, text });
+            return Ok(Reply { status, text });
         }
     }
 

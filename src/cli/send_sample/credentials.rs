@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use hyper::header::HeaderValue;
 
-use crate::{config::shown_path, exit::Exit};
+use crate::{cli::exit::Exit, config::shown_path};
 
 const BEARER: &str = "CMC_BRIDGE_SEND_BEARER";
 const BASIC: &str = "CMC_BRIDGE_SEND_BASIC";
@@ -118,17 +118,19 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        credentials: CredentialArgs,
+    }
 
     type Variables<'a> = &'a [(&'a str, &'a str)];
     type Found = (Option<String>, Option<String>);
 
     fn resolve(args: &[&str], variables: Variables<'_>) -> Result<Found, String> {
-        let line = ["cmc-bridge", "send-sample"].iter().chain(args);
-        let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
-        let Command::SendSample(args) = cli.command else {
-            panic!("{cli:?}")
-        };
+        let line = ["send-sample"].iter().chain(args);
+        let args = CommandLine::try_parse_from(line).map_err(|error| error.to_string())?;
         assert!(!format!("{args:?}").contains("s3cr3t"));
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);

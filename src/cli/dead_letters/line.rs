@@ -1,0 +1,35 @@
+//! A dead letter on one line.
+
+use jiff::Timestamp;
+
+use crate::{
+    dead_letter::{Letter, Scope},
+    plain::visible,
+    replay::joining::Place,
+};
+
+/// A letter in a line: where, when, why, of what.
+pub fn line(place: Place, letter: &Letter) -> String {
+    let Place { partition, offset } = place;
+    let received = Timestamp::from_microsecond(letter.received_at_micros);
+    let received = received.map_or_else(|_| "?".to_owned(), |time| format!("{time:.0}"));
+    let text = |text: &Option<String>| visible(text.as_deref().unwrap_or("-"));
+    let (event_type, composition) = (text(&letter.event_type), text(&letter.server_composition));
+    let what = match letter.reason.scope() {
+        Scope::Broker => format!("a record of {}", text(&letter.topic)),
+        Scope::Body => format!("{event_type} of {composition}"),
+        Scope::Element => {
+            let index = letter
+                .index
+                .map_or_else(String::new, |index| format!("[{index}]"));
+            format!("{event_type} of {composition}: {}{index}", text(&letter.member))
+        }
+    };
+    let (reason, bytes) = (letter.reason, letter.value.len());
+    format!("{partition}/{offset}  {received}  {reason}  {what}  {bytes} bytes")
+}
+
+/// The name of a letter's place where the letter itself can't be read.
+pub fn unreadable(place: Place) -> String {
+    format!("{}/{}", place.partition, place.offset)
+}
