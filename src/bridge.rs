@@ -50,7 +50,7 @@ use crate::{
         health::Health,
     },
     config::{Auth, Config, pem_faults},
-    ingest::{Intake, StopHandle, Tls, WebhookServer},
+    ingest::{Intake, StopHandle, TlsContext, WebhookServer},
     leftover::{Leftovers, Service},
     logging::DroppedLines,
     metrics::{Metrics, TlsMetrics},
@@ -93,7 +93,7 @@ impl Bridge {
         let tls = match &config.ingest.tls {
             Some(files) => {
                 let metrics = TlsMetrics::new(&registry)?;
-                Some(Tls::open(files.clone(), metrics)?)
+                Some(TlsContext::open(files.clone(), metrics)?)
             }
             None => None,
         };

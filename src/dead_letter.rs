@@ -21,7 +21,7 @@
 //!
 //! A record that the broker refused keeps its key and its own headers, which come first, whatever their names: the letter's
 //! begin at the last `cmc-dead-letter-reason`. The parts' values, put together in the order of their numbers, are the bytes.
-//! Texts that came from outside are cut to [`MAX_TEXT`] bytes. [`Letters`] reads all of this back.
+//! Texts that came from outside are cut to [`MAX_TEXT`] bytes. [`LetterAssembler`] reads all of this back.
 //!
 //! This module knows neither the sender's format nor Kafka: ingest and the lanes both make dead letters.
 //!
@@ -41,7 +41,7 @@ mod record;
 
 pub(crate) use self::record::rfc3339_micros;
 pub use self::{
-    letter::{Letter, Letters, ReadError, part_of},
+    letter::{Letter, LetterAssembler, LetterError, part_of},
     reason::{Failure, Reason, Scope},
     record::{DeadLetter, MAX_TEXT},
 };

@@ -90,7 +90,7 @@ pub use self::{
     intake::Intake,
     server::WebhookServer,
     stop::StopHandle,
-    tls::Tls,
+    tls::TlsContext,
 };
 
 #[cfg(test)]

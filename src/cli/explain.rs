@@ -98,19 +98,19 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     if path.strip_suffix('/').unwrap_or(path) != config.ingest.path.trim_end_matches('/') {
         return printer.not_taken(
             404,
-            Problem {
+            Diagnosis {
                 detail: format!("no webhook is taken at {path}").into(),
                 advice: "post to ingest.path, or change it",
-                ..Problem::default()
+                ..Diagnosis::default()
             },
         );
     }
     if body.len() > config.ingest.max_body_bytes {
         let limit = human_size(config.ingest.max_body_bytes as u64);
-        return printer.not_taken(413, Problem {
+        return printer.not_taken(413, Diagnosis {
             detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
             advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
-            ..Problem::default()
+            ..Diagnosis::default()
         });
     }
     let request = cmc::Request {
@@ -169,11 +169,11 @@ struct Printer<'p> {
 
 impl Printer<'_> {
     /// Says that the server would not have looked into the body.
-    fn not_taken(&mut self, status: u16, problem: Problem) -> Result<(), Exit> {
-        let answer = Answer {
+    fn not_taken(&mut self, status: u16, problem: Diagnosis) -> Result<(), Exit> {
+        let answer = Summary {
             status,
             read_as: "nothing",
-            ..Answer::default()
+            ..Summary::default()
         };
         self.answer(&answer, Some(&problem))?;
         Err(Exit::Data(problem.detail.into_owned()))
@@ -187,7 +187,7 @@ impl Printer<'_> {
         if let Some((batch, _)) = &split.dead_letters {
             self.records(Stream::DeadLetters, batch)?;
         }
-        let answer = Answer {
+        let answer = Summary {
             status: match (&understood.malformed, understood.encoding) {
                 (None, _) => 200,
                 (Some(_), None) => 415,
@@ -218,18 +218,18 @@ impl Printer<'_> {
     }
 
     /// What is wrong with the body as a whole.
-    fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Problem> {
+    fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Diagnosis> {
         let Some(malformed) = &understood.malformed else {
             let unknown = understood.split.failures.first().map(|failure| failure.reason)
                 == Some(Reason::UnknownEventType);
-            return unknown.then(|| Problem {
+            return unknown.then(|| Diagnosis {
                 reason: Some(Reason::UnknownEventType),
                 detail: "event_type names no enabled stream".into(),
                 advice: advice(Reason::UnknownEventType),
                 place: None,
             });
         };
-        Some(Problem {
+        Some(Diagnosis {
             reason: Some(malformed.reason),
             detail: malformed.detail.clone(),
             advice: advice(malformed.reason),
@@ -239,7 +239,7 @@ impl Printer<'_> {
         })
     }
 
-    fn place(&self, malformed: &Malformed, understood: &Understood, body: &[u8], offset: usize) -> Place {
+    fn place(&self, malformed: &Malformed, understood: &Understood, body: &[u8], offset: usize) -> Location {
         let is_form = understood.encoding == Some(BodyEncoding::Form);
         let event = event_field(body).filter(|_| is_form && malformed.in_event);
         let (within, text) = match event {
@@ -250,7 +250,7 @@ impl Printer<'_> {
             // As it would be stored: its credentials are overwritten, byte for byte.
             None => ("body", stored(understood)),
         };
-        Place {
+        Location {
             within,
             offset,
             excerpt: Excerpt::new(&text, offset),
@@ -336,8 +336,8 @@ impl Printer<'_> {
     }
 
     /// Prints what is wrong with the body as a whole, and the answer.
-    fn answer(&mut self, answer: &Answer, problem: Option<&Problem>) -> io::Result<()> {
-        let Answer {
+    fn answer(&mut self, answer: &Summary, problem: Option<&Diagnosis>) -> io::Result<()> {
+        let Summary {
             status,
             read_as,
             bytes,
@@ -352,7 +352,7 @@ impl Printer<'_> {
                 "bytes": bytes,
                 "events": events,
                 "dead_letters": dead_letters,
-                "problem": problem.map(Problem::json),
+                "problem": problem.map(Diagnosis::json),
             });
             writeln!(self.out, "{line}")?;
         } else {
@@ -373,7 +373,7 @@ impl Printer<'_> {
 }
 
 #[derive(Default)]
-struct Answer {
+struct Summary {
     status: u16,
     read_as: &'static str,
     bytes: usize,
@@ -383,29 +383,29 @@ struct Answer {
 
 /// What is wrong with a body as a whole.
 #[derive(Default)]
-struct Problem {
+struct Diagnosis {
     /// `None` when nothing would be stored.
     reason: Option<Reason>,
     detail: Cow<'static, str>,
     advice: &'static str,
-    place: Option<Place>,
+    place: Option<Location>,
 }
 
 /// Where it is wrong.
-struct Place {
+struct Location {
     /// What the offset counts in: the body, or the decoded field `event` of a form.
     within: &'static str,
     offset: usize,
     excerpt: Excerpt,
 }
 
-impl Problem {
+impl Diagnosis {
     fn text(&self, out: &mut impl Write) -> io::Result<()> {
         match self.reason {
             Some(reason) => writeln!(out, "{reason}: {}", self.detail)?,
             None => writeln!(out, "{}", self.detail)?,
         }
-        if let Some(Place {
+        if let Some(Location {
             within,
             offset,
             excerpt,

@@ -17,7 +17,7 @@ pub(super) const LONGEST_NAME: usize = "server_composition".len();
 
 /// The object `event`.
 #[derive(Default)]
-pub(super) struct Event {
+pub(super) struct EventObject {
     pub members: Vec<Member>,
     /// The elements of all lists, one list after the other.
     pub elements: Vec<Element>,
@@ -29,7 +29,7 @@ pub(super) struct Event {
 pub(super) struct Member {
     pub name: Quoted,
     pub value: Span,
-    /// Which of [`Event::elements`] are this list's; `None` when the member is no list.
+    /// Which of [`EventObject::elements`] are this list's; `None` when the member is no list.
     pub list: Option<Range<usize>>,
 }
 
@@ -46,7 +46,11 @@ pub(super) struct Element {
 }
 
 /// Reads the value of `event`, storing no more than the limits allow.
-pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize) -> Result<Event, Malformed> {
+pub(super) fn read_event(
+    cursor: &mut Cursor<'_>,
+    text: &str,
+    max_events: usize,
+) -> Result<EventObject, Malformed> {
     let start = cursor.at;
     if cursor.peek() != b'{' {
         cursor.value();
@@ -54,7 +58,7 @@ pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize)
         return Err(Malformed::new(Reason::EventNotObject, Some(start), detail));
     }
     cursor.enter();
-    let mut event = Event::default();
+    let mut event = EventObject::default();
     while let Some(name) = cursor.member() {
         if event.members.len() == MAX_MEMBERS {
             event.malformed.get_or_insert_with(|| {
@@ -85,7 +89,7 @@ pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize)
     Ok(event)
 }
 
-impl Event {
+impl EventObject {
     /// Reads the element at the cursor.
     fn read_element(&mut self, cursor: &mut Cursor<'_>, text: &str, max_events: usize) {
         if self.elements.len() == max_events {

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::{
-    elements::{Event, LONGEST_NAME, Member, read_event},
+    elements::{EventObject, LONGEST_NAME, Member, read_event},
     json::{self, Cursor, Kind},
     malformed::Malformed,
     request::BodyEncoding,
@@ -47,7 +47,7 @@ pub struct Envelope<'a> {
     pub(super) stream: Option<Stream>,
     /// The JSON text that all spans speak of.
     pub(super) text: Cow<'a, str>,
-    pub(super) event: Event,
+    pub(super) event: EventObject,
     pub(super) unexpected: Vec<Unexpected<'a>>,
 }
 
@@ -67,18 +67,18 @@ pub(super) struct Unexpected<'a> {
 
 /// What became of a member that should be a string.
 #[derive(Default)]
-pub(super) enum Text<'a> {
+pub(super) enum StringMember<'a> {
     #[default]
     Missing,
     Found(Cow<'a, str>),
     Unusable(Option<usize>),
 }
 
-impl<'a> Text<'a> {
+impl<'a> StringMember<'a> {
     fn found(self) -> Option<Cow<'a, str>> {
         match self {
-            Text::Found(text) => Some(text),
-            Text::Missing | Text::Unusable(_) => None,
+            StringMember::Found(text) => Some(text),
+            StringMember::Missing | StringMember::Unusable(_) => None,
         }
     }
 }
@@ -86,10 +86,10 @@ impl<'a> Text<'a> {
 /// The members of an envelope as they are found.
 #[derive(Default)]
 pub(super) struct Fields<'a> {
-    event_type: Text<'a>,
-    server_composition: Text<'a>,
-    api_key: Text<'a>,
-    event: Option<Result<Event, Malformed>>,
+    event_type: StringMember<'a>,
+    server_composition: StringMember<'a>,
+    api_key: StringMember<'a>,
+    event: Option<Result<EventObject, Malformed>>,
     /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
     wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
@@ -121,32 +121,32 @@ impl<'a> Fields<'a> {
         self.note(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
-    pub fn set_event_type(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_event_type(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.event_type {
-            Text::Missing => self.event_type = text,
+            StringMember::Missing => self.event_type = text,
             _ => self.note_duplicate(offset, "event_type is there more than once"),
         }
     }
 
-    pub fn set_server_composition(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_server_composition(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.server_composition {
-            Text::Missing => self.server_composition = text,
+            StringMember::Missing => self.server_composition = text,
             _ => self.note_duplicate(offset, "server_composition is there more than once"),
         }
     }
 
-    pub fn set_api_key(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_api_key(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.api_key {
-            Text::Missing => self.api_key = text,
+            StringMember::Missing => self.api_key = text,
             _ => {
-                self.api_key = Text::Unusable(offset);
+                self.api_key = StringMember::Unusable(offset);
                 self.note_duplicate(offset, "api_key is there more than once");
             }
         }
     }
 
     /// There is none yet.
-    pub fn set_event(&mut self, event: Result<Event, Malformed>) {
+    pub fn set_event(&mut self, event: Result<EventObject, Malformed>) {
         self.event = Some(event.map_err(Malformed::in_event));
     }
 
@@ -186,11 +186,11 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
+    fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, EventObject), Malformed> {
         let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
         let stream = match &self.event_type {
-            Text::Found(event_type) => Some(rules.stream(event_type)),
-            Text::Missing | Text::Unusable(_) => None,
+            StringMember::Found(event_type) => Some(rules.stream(event_type)),
+            StringMember::Missing | StringMember::Unusable(_) => None,
         };
         if stream != Some(None)
             && let Some(malformed) = self.wrong_event.take()
@@ -201,27 +201,29 @@ impl<'a> Fields<'a> {
             return Err(malformed);
         }
         match &self.event_type {
-            Text::Found(_) => {}
-            Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
-            Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
+            StringMember::Found(_) => {}
+            StringMember::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
+            StringMember::Unusable(at) => {
+                return fail(Reason::InvalidEventType, *at, "event_type is no string");
+            }
         }
         match &self.server_composition {
-            Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
-            Text::Found(_) => {
+            StringMember::Found(text) if text.len() <= MAX_COMPOSITION => {}
+            StringMember::Found(_) => {
                 return Err(Malformed::new(
                     Reason::InvalidServerComposition,
                     None,
                     format!("server_composition is longer than {MAX_COMPOSITION} bytes"),
                 ));
             }
-            Text::Missing => {
+            StringMember::Missing => {
                 return fail(
                     Reason::MissingServerComposition,
                     None,
                     "there is no server_composition",
                 );
             }
-            Text::Unusable(at) => {
+            StringMember::Unusable(at) => {
                 return fail(
                     Reason::InvalidServerComposition,
                     *at,
@@ -230,7 +232,7 @@ impl<'a> Fields<'a> {
             }
         }
         let Some(stream) = stream.flatten() else {
-            return Ok((None, Event::default()));
+            return Ok((None, EventObject::default()));
         };
         let mut event = match self.event.take() {
             None => return fail(Reason::MissingEvent, None, "there is no event"),
@@ -313,11 +315,14 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
 }
 
 /// Reads a value that should be a string.
-fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> Text<'a> {
+fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> StringMember<'a> {
     let value = cursor.value();
     let decoded = match value.kind {
         Kind::String(quoted) => quoted.decode(text),
         _ => None,
     };
-    decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found)
+    decoded.map_or(
+        StringMember::Unusable(Some(value.span.start)),
+        StringMember::Found,
+    )
 }

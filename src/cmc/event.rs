@@ -58,7 +58,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
             failures: vec![Failure::whole(unknown.reason)],
         };
     };
-    let mut letters = Letters::new(opened, rules, request);
+    let mut letters = DeadLetters::new(opened, rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
@@ -83,9 +83,9 @@ pub(super) fn dead_letter_body(
         Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
         Some(BodyEncoding::Json) | None => mask(request.body, &rules.secrets),
     };
-    let mut letters = Letters::new(opened, rules, request);
+    let mut letters = DeadLetters::new(opened, rules, request);
     letters.offset = malformed.offset;
-    letters.add_masked(malformed.reason, None, &Member::default(), body);
+    letters.add_masked(malformed.reason, None, &MemberName::default(), body);
     let batch = letters.batch.finish();
     let tally = tally_dead_letters(&batch);
     (batch, tally)
@@ -97,7 +97,7 @@ fn split_events(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
-    letters: &mut Letters<'_>,
+    letters: &mut DeadLetters<'_>,
 ) -> Option<(Stream, Batch, Tally)> {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
@@ -105,11 +105,11 @@ fn split_events(
     let headers = common.headers();
     let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
-    let mut writer = Writer {
+    let mut writer = EventWriter {
         stream,
         text,
         prefix_len: prefix.len(),
-        limit: Limit {
+        limit: RecordLimit {
             max_record_bytes: rules.max_record_bytes,
             common: &headers,
             common_len: bytes_of(&headers),
@@ -192,12 +192,12 @@ fn prefix(stream: Stream, composition: &str) -> String {
 }
 
 /// Writes events into a batch.
-struct Writer<'w> {
+struct EventWriter<'w> {
     stream: Stream,
     text: &'w str,
     /// Bytes of what every value begins with.
     prefix_len: usize,
-    limit: Limit<'w>,
+    limit: RecordLimit<'w>,
     ids: Ids,
     clock: Clock<'w>,
     batch: BatchBuilder,
@@ -206,7 +206,7 @@ struct Writer<'w> {
     scratch: String,
 }
 
-impl Writer<'_> {
+impl EventWriter<'_> {
     fn push(&mut self, element: &Element) -> Result<(), Reason> {
         let raw = &self.text[element.span.clone()];
         if !element.is_object {
@@ -273,14 +273,14 @@ fn is_attribute(text: &str) -> bool {
 }
 
 /// The largest record that goes on.
-struct Limit<'w> {
+struct RecordLimit<'w> {
     max_record_bytes: usize,
     /// The headers that all events share, and the bytes of their names and values.
     common: &'w [(&'w str, &'w [u8])],
     common_len: usize,
 }
 
-impl Limit<'_> {
+impl RecordLimit<'_> {
     fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
         /// More than the lengths of eight headers and the batch around them can take.
         const AROUND: usize = 256;
@@ -299,7 +299,7 @@ fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
 
 /// The name of a member of a webhook, for its dead letters.
 #[derive(Default)]
-struct Member<'n> {
+struct MemberName<'n> {
     /// Masked.
     name: Option<Cow<'n, str>>,
     /// Whether the webhook's key is called so, and the value is to be overwritten as a whole.
@@ -307,7 +307,7 @@ struct Member<'n> {
 }
 
 /// Collects the dead letters of one webhook.
-struct Letters<'a> {
+struct DeadLetters<'a> {
     rules: &'a Rules,
     batch: BatchBuilder,
     failures: Vec<Failure>,
@@ -321,7 +321,7 @@ struct Letters<'a> {
     masked: bool,
 }
 
-impl<'a> Letters<'a> {
+impl<'a> DeadLetters<'a> {
     fn new(opened: &'a Opened<'_>, rules: &'a Rules, request: &Request<'a>) -> Self {
         let mut masked = false;
         let mut text = |text: &'a str| {
@@ -333,7 +333,7 @@ impl<'a> Letters<'a> {
         let server_composition = opened.server_composition.as_deref().map(&mut text);
         let path = text(request.path);
         let content_type = request.content_type.map(&mut text);
-        Letters {
+        DeadLetters {
             rules,
             batch: BatchBuilder::new(request.received_at_micros, &[], b"", 0),
             failures: Vec::new(),
@@ -348,14 +348,14 @@ impl<'a> Letters<'a> {
     }
 
     /// The member that a piece was or stood in; `None` when its name is no text.
-    fn name<'n>(&self, name: Option<&'n str>) -> Member<'n> {
-        Member {
+    fn name<'n>(&self, name: Option<&'n str>) -> MemberName<'n> {
+        MemberName {
             name: name.map(|name| mask_text(name, &self.rules.secrets)),
             is_key: name.is_some_and(is_key),
         }
     }
 
-    fn add(&mut self, reason: Reason, index: Option<usize>, member: &Member<'_>, value: &[u8]) {
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: &MemberName<'_>, value: &[u8]) {
         let value = match member.is_key {
             true => Cow::Owned(mask_whole(value)),
             false => mask(value, &self.rules.secrets),
@@ -367,7 +367,7 @@ impl<'a> Letters<'a> {
         &mut self,
         reason: Reason,
         index: Option<usize>,
-        member: &Member<'_>,
+        member: &MemberName<'_>,
         value: Cow<'_, [u8]>,
     ) {
         let member = &member.name;

@@ -12,8 +12,8 @@ use std::{borrow::Cow, str};
 use memchr::{memchr, memchr_iter, memchr2};
 
 use super::{
-    elements::{Event, read_event},
-    envelope::{Fields, Opened, Text},
+    elements::{EventObject, read_event},
+    envelope::{Fields, Opened, StringMember},
     json::{self, Cursor, first_of},
     malformed::Malformed,
     rules::Rules,
@@ -61,12 +61,12 @@ pub(super) fn open_form<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             },
             "event_type" | "server_composition" | "api_key" => {
                 let (value, malformed) = match decode_text(value, value_at) {
-                    Ok(value) => (Text::Found(value), None),
-                    Err(malformed) => (Text::Unusable(at), Some(malformed)),
+                    Ok(value) => (StringMember::Found(value), None),
+                    Err(malformed) => (StringMember::Unusable(at), Some(malformed)),
                 };
                 match (found, &value) {
                     ("api_key", _) => fields.set_api_key(value, at),
-                    (_, Text::Unusable(_)) => {}
+                    (_, StringMember::Unusable(_)) => {}
                     ("event_type", _) => fields.set_event_type(value, at),
                     _ => fields.set_server_composition(value, at),
                 }
@@ -98,7 +98,7 @@ fn text_of(event: Option<Cow<'_, [u8]>>) -> Cow<'_, str> {
     }
 }
 
-fn open_event(value: &[u8], rules: &Rules) -> Result<Event, Malformed> {
+fn open_event(value: &[u8], rules: &Rules) -> Result<EventObject, Malformed> {
     let text = json::validate(value)?;
     let mut cursor = Cursor::new(text);
     cursor.peek();

@@ -110,7 +110,7 @@ pub(super) enum Kind {
 
 /// One JSON value.
 #[derive(Debug)]
-pub(super) struct Value {
+pub(super) struct JsonValue {
     pub span: Span,
     pub kind: Kind,
     /// Levels of objects and lists, the outermost counted as one; zero for the others.
@@ -218,7 +218,7 @@ impl<'t> Cursor<'t> {
     }
 
     /// Reads over the value that begins here.
-    pub fn value(&mut self) -> Value {
+    pub fn value(&mut self) -> JsonValue {
         let start = self.at;
         let mut depth = 0;
         let kind = match self.byte() {
@@ -238,7 +238,7 @@ impl<'t> Cursor<'t> {
                 Kind::Scalar
             }
         };
-        Value {
+        JsonValue {
             span: start..self.at,
             kind,
             depth,

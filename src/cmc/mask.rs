@@ -32,7 +32,7 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 pub use self::needles::SHORTEST;
 use self::{
-    needles::{Found, NAMES, Needles},
+    needles::{Hit, NAMES, Needles},
     value::{Fill, Values},
 };
 
@@ -106,7 +106,7 @@ fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> 
     });
     // Read in the wrong way, a text has names and values as well, but not all of its ends.
     let mut named = false;
-    for wide in Wide::ALL.iter().filter(|_| bytes.contains(&0)) {
+    for wide in Utf16::ALL.iter().filter(|_| bytes.contains(&0)) {
         let (text, units) = wide.decode(bytes);
         named |= find(&text, needles, form, !named, |place, _| {
             for unit in units.get(place).unwrap_or_default() {
@@ -131,8 +131,8 @@ fn find(
     let mut values = Values::new(text, form);
     let mut named = false;
     needles.find(text, &mut |what| match what {
-        Found::Value(place) => found(place, Fill::Stars),
-        Found::Name(name) => {
+        Hit::Value(place) => found(place, Fill::Stars),
+        Hit::Name(name) => {
             if names && let Some((place, fill)) = values.of(name) {
                 named = true;
                 found(place, fill);
@@ -153,17 +153,17 @@ fn overwrite(place: &mut [u8], fill: Fill) {
 
 /// A way to read UTF-16: byte order, and where it begins.
 #[derive(Clone, Copy)]
-struct Wide {
+struct Utf16 {
     big: bool,
     begin: usize,
 }
 
-impl Wide {
-    const ALL: [Wide; 4] = [
-        Wide { big: false, begin: 0 },
-        Wide { big: true, begin: 0 },
-        Wide { big: false, begin: 1 },
-        Wide { big: true, begin: 1 },
+impl Utf16 {
+    const ALL: [Utf16; 4] = [
+        Utf16 { big: false, begin: 0 },
+        Utf16 { big: true, begin: 0 },
+        Utf16 { big: false, begin: 1 },
+        Utf16 { big: true, begin: 1 },
     ];
 
     fn star(self) -> [u8; 2] {

@@ -1,6 +1,6 @@
 //! Dead letters read back from their topic.
 //!
-//! [`Letters`] takes records one by one and gives a [`Letter`] with the record that completes it: at once, but for a letter
+//! [`LetterAssembler`] takes records one by one and gives a [`Letter`] with the record that completes it: at once, but for a letter
 //! in parts. What was sent can be made again from a letter alone. Its reason's [`Scope`](super::Scope) says what that is:
 //!
 //! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge had sniffed it);
@@ -49,7 +49,7 @@ pub struct Letter {
 
 /// A record that is no dead letter, or none that this version can read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ReadError {
+pub enum LetterError {
     #[error("the record has no header {REASON}")]
     NoReason,
     #[error("the reason {0:?} is not known to this version")]
@@ -65,35 +65,37 @@ pub enum ReadError {
 /// Puts letters together from the records of a dead-letter topic, in whatever order their parts come. A part that comes
 /// again is dropped; a letter whose records all come again is given again.
 #[derive(Debug, Default)]
-pub struct Letters {
-    /// Letters that lack parts, by id.
-    open: BTreeMap<String, Open>,
+pub struct LetterAssembler {
+    /// LetterAssembler that lack parts, by id.
+    open: BTreeMap<String, Incomplete>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct Incomplete {
     parts: usize,
     values: BTreeMap<usize, Vec<u8>>,
 }
 
-impl Letters {
+impl LetterAssembler {
     /// Takes a record with its headers in their order. The letter, when that completes one.
     pub fn add(
         &mut self,
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
         value: &[u8],
-    ) -> Result<Option<Letter>, ReadError> {
+    ) -> Result<Option<Letter>, LetterError> {
         let begin = headers
             .iter()
             .rposition(|(name, _)| *name == REASON)
-            .ok_or(ReadError::NoReason)?;
+            .ok_or(LetterError::NoReason)?;
         let (own, known) = headers.split_at(begin);
-        let known = Known(known);
-        let reason = known.text(REASON)?.ok_or(ReadError::NoReason)?;
-        let reason = Reason::from_name(reason).ok_or_else(|| ReadError::UnknownReason(reason.to_owned()))?;
-        let received_at: jiff::Timestamp =
-            known.parse(RECEIVED_AT)?.ok_or(ReadError::Missing(RECEIVED_AT))?;
+        let known = LetterHeaders(known);
+        let reason = known.text(REASON)?.ok_or(LetterError::NoReason)?;
+        let reason =
+            Reason::from_name(reason).ok_or_else(|| LetterError::UnknownReason(reason.to_owned()))?;
+        let received_at: jiff::Timestamp = known
+            .parse(RECEIVED_AT)?
+            .ok_or(LetterError::Missing(RECEIVED_AT))?;
         let owned = |name| known.text(name).map(|text| text.map(str::to_owned));
         let id = known.text(ID)?;
         let mut letter = Letter {
@@ -121,8 +123,8 @@ impl Letters {
         letter.value = match id {
             None => value.to_vec(),
             Some(id) => {
-                let part = known.parse(PART)?.ok_or(ReadError::Missing(PART))?;
-                let parts = known.parse(PARTS)?.ok_or(ReadError::Missing(PARTS))?;
+                let part = known.parse(PART)?.ok_or(LetterError::Missing(PART))?;
+                let parts = known.parse(PARTS)?.ok_or(LetterError::Missing(PARTS))?;
                 match self.add_part(id, part, parts, value)? {
                     Some(value) => value,
                     None => return Ok(None),
@@ -139,16 +141,16 @@ impl Letters {
         part: usize,
         parts: usize,
         value: &[u8],
-    ) -> Result<Option<Vec<u8>>, ReadError> {
+    ) -> Result<Option<Vec<u8>>, LetterError> {
         if !(1..=parts).contains(&part) {
-            return Err(ReadError::Part { part, parts });
+            return Err(LetterError::Part { part, parts });
         }
-        let open = self.open.entry(id.to_owned()).or_insert_with(|| Open {
+        let open = self.open.entry(id.to_owned()).or_insert_with(|| Incomplete {
             parts,
             values: BTreeMap::new(),
         });
         if open.parts != parts || open.values.get(&part).is_some_and(|known| known != value) {
-            return Err(ReadError::Part { part, parts });
+            return Err(LetterError::Part { part, parts });
         }
         open.values.insert(part, value.to_vec());
         if open.values.len() < parts {
@@ -175,23 +177,23 @@ impl Letters {
 /// The id of the letter that a record with these headers is a part of; `None` of a whole letter, or of no letter.
 pub fn part_of<'h>(headers: &'h [(&'h str, &'h [u8])]) -> Option<&'h str> {
     let begin = headers.iter().rposition(|(name, _)| *name == REASON)?;
-    Known(&headers[begin..]).text(ID).ok()?
+    LetterHeaders(&headers[begin..]).text(ID).ok()?
 }
 
 /// The headers that speak of the letter.
-struct Known<'h>(&'h [(&'h str, &'h [u8])]);
+struct LetterHeaders<'h>(&'h [(&'h str, &'h [u8])]);
 
-impl<'h> Known<'h> {
-    fn text(&self, name: &'static str) -> Result<Option<&'h str>, ReadError> {
+impl<'h> LetterHeaders<'h> {
+    fn text(&self, name: &'static str) -> Result<Option<&'h str>, LetterError> {
         let header = self.0.iter().find(|(known, _)| *known == name);
         header
-            .map(|(_, value)| std::str::from_utf8(value).map_err(|_| ReadError::Header(name)))
+            .map(|(_, value)| std::str::from_utf8(value).map_err(|_| LetterError::Header(name)))
             .transpose()
     }
 
-    fn parse<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, ReadError> {
+    fn parse<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, LetterError> {
         self.text(name)?
-            .map(|text| text.parse().map_err(|_| ReadError::Header(name)))
+            .map(|text| text.parse().map_err(|_| LetterError::Header(name)))
             .transpose()
     }
 }

@@ -64,7 +64,7 @@ impl<'a> DeadLetter<'a> {
 
     /// The records that this letter becomes, none larger (alone in a Kafka record batch) than `max_record_bytes` unless
     /// key and headers alone leave no room for 1 KiB of value.
-    pub fn records(&self, max_record_bytes: usize) -> Records<'a> {
+    pub fn records(&self, max_record_bytes: usize) -> LetterRecords<'a> {
         let mut headers: Vec<Header<'a>> = self
             .headers
             .iter()
@@ -73,7 +73,7 @@ impl<'a> DeadLetter<'a> {
         self.put_known(&mut headers);
         let size = alone_in_batch(self.key, borrowed(&headers), self.value.len());
         if size <= max_record_bytes {
-            return Records {
+            return LetterRecords {
                 key: self.key.map(Bytes::Borrowed),
                 headers,
                 numbered: false,
@@ -100,7 +100,7 @@ impl<'a> DeadLetter<'a> {
         let part_bytes = max_record_bytes.saturating_sub(overhead).max(MIN_PART);
         let parts = self.value.len().div_ceil(part_bytes).max(1);
         headers.push((PARTS, Bytes::Owned(parts.to_string().into_bytes())));
-        Records {
+        LetterRecords {
             key: Some(key),
             headers,
             numbered: true,
@@ -171,7 +171,7 @@ fn borrowed<'h>(headers: &'h [Header<'_>]) -> impl Iterator<Item = (&'h str, &'h
 
 /// The records of one dead letter.
 #[derive(Debug)]
-pub struct Records<'a> {
+pub struct LetterRecords<'a> {
     key: Option<Bytes<'a>>,
     headers: Vec<Header<'a>>,
     numbered: bool,
@@ -180,18 +180,18 @@ pub struct Records<'a> {
     value: &'a [u8],
 }
 
-impl Records<'_> {
+impl LetterRecords<'_> {
     /// How many there are; never zero.
     pub fn count(&self) -> usize {
         self.parts
     }
 
     /// The records, in order.
-    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+    pub fn iter(&self) -> impl Iterator<Item = LetterRecord<'_>> {
         (0..self.parts).map(|index| {
             let start = index * self.part_bytes;
             let end = (start + self.part_bytes).min(self.value.len());
-            Record {
+            LetterRecord {
                 key: self.key.as_ref().map(Bytes::get),
                 headers: &self.headers,
                 part: self.numbered.then(|| (index + 1).to_string()),
@@ -203,7 +203,7 @@ impl Records<'_> {
 
 /// One record of a dead letter.
 #[derive(Debug)]
-pub struct Record<'r> {
+pub struct LetterRecord<'r> {
     /// The Kafka key; `None` is the null key.
     pub key: Option<&'r [u8]>,
     headers: &'r [Header<'r>],
@@ -212,7 +212,7 @@ pub struct Record<'r> {
     pub value: &'r [u8],
 }
 
-impl Record<'_> {
+impl LetterRecord<'_> {
     /// The headers in their order.
     pub fn headers(&self) -> Vec<(&str, &[u8])> {
         let part = self.part.iter().map(|part| (PART, part.as_bytes()));

@@ -44,13 +44,13 @@ pub(super) struct Guard {
 /// The credentials that are valid now.
 #[derive(Default)]
 struct Valid {
-    bearer: Vec<Known>,
-    basic: Vec<Known>,
-    api_keys: Vec<Known>,
+    bearer: Vec<ConfiguredCredential>,
+    basic: Vec<ConfiguredCredential>,
+    api_keys: Vec<ConfiguredCredential>,
 }
 
 /// One configured credential in the form in which it is presented.
-struct Known {
+struct ConfiguredCredential {
     presented_as: SecretString,
     uses: CredentialUses,
 }
@@ -65,7 +65,7 @@ impl Valid {
                 CredentialKind::Basic => (&mut valid.basic, STANDARD_NO_PAD.encode(secret)),
                 CredentialKind::ApiKey => (&mut valid.api_keys, secret.to_owned()),
             };
-            list.push(Known {
+            list.push(ConfiguredCredential {
                 presented_as: presented_as.into(),
                 uses: metrics.credential(&credential.name),
             });
@@ -92,7 +92,7 @@ impl Valid {
 
 /// What a request's header says about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Admission {
     /// A valid credential, or none is needed.
     Admitted,
     /// A credential that is not valid.
@@ -139,25 +139,25 @@ impl Guard {
 
     /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
     /// it: a proxy may have put it there for itself.
-    pub(super) fn judge(&self, headers: &HeaderMap) -> Verdict {
+    pub(super) fn judge(&self, headers: &HeaderMap) -> Admission {
         if self.anonymous {
-            return Verdict::Admitted;
+            return Admission::Admitted;
         }
         let valid = self.valid();
         if !valid.basic.is_empty() || !valid.bearer.is_empty() {
             let mut presented = headers.get_all(AUTHORIZATION).iter().peekable();
             if presented.peek().is_some() {
                 return if presented.any(|value| valid.admits_header(value.as_bytes())) {
-                    Verdict::Admitted
+                    Admission::Admitted
                 } else {
-                    Verdict::Refused
+                    Admission::Refused
                 };
             }
         }
         if valid.api_keys.is_empty() {
-            Verdict::Missing
+            Admission::Missing
         } else {
-            Verdict::AskBody
+            Admission::AskBody
         }
     }
 
@@ -168,7 +168,7 @@ impl Guard {
 }
 
 /// Compares with all of the list, and counts the use of the one that is the same.
-fn admit(list: &[Known], presented: &[u8]) -> bool {
+fn admit(list: &[ConfiguredCredential], presented: &[u8]) -> bool {
     let mut admitted = Choice::from(0);
     let mut which = 0u64;
     for (index, known) in list.iter().enumerate() {
@@ -234,8 +234,8 @@ mod tests {
 
     #[test]
     fn header_table() {
-        use Verdict::{Admitted, AskBody, Refused};
-        let table: &[(&[&str], Verdict)] = &[
+        use Admission::{Admitted, AskBody, Refused};
+        let table: &[(&[&str], Admission)] = &[
             (&["Bearer token-1"], Admitted),
             (&["bearer  token-two "], Admitted),
             (&["Basic dXNlcjpwYXNz"], Admitted),
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn basic_in_every_spelling() {
-        use Verdict::{Admitted, Refused};
+        use Admission::{Admitted, Refused};
         let guard = guard(&[
             (CredentialKind::Basic, "user:pass:word"),
             (CredentialKind::Basic, "cmc:鍵"),
@@ -298,11 +298,11 @@ mod tests {
         let both = credentials(&ALL[..2]);
         guard.accept(&both, &metrics);
         for token in ["Bearer token-1", "Bearer token-two"] {
-            assert_eq!(guard.judge(&headers(&[token])), Verdict::Admitted);
+            assert_eq!(guard.judge(&headers(&[token])), Admission::Admitted);
         }
         guard.accept(&both[1..], &metrics);
-        assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Verdict::Refused);
-        assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Verdict::Admitted);
+        assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Admission::Refused);
+        assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Admission::Admitted);
         // The counts go on by name, also of the one that is gone.
         assert_eq!(metrics.credential("c0").count(), 1);
         assert_eq!(metrics.credential("c1").count(), 2);
@@ -310,14 +310,14 @@ mod tests {
 
     #[test]
     fn without_api_keys_a_missing_header_is_refused() {
-        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Missing);
+        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Admission::Missing);
     }
 
     #[test]
     fn with_api_keys_alone_a_foreign_header_is_ignored() {
         assert_eq!(
             guard(&ALL[3..]).judge(&headers(&["Basic eDp5"])),
-            Verdict::AskBody
+            Admission::AskBody
         );
     }
 
@@ -360,6 +360,6 @@ mod tests {
     #[test]
     fn anonymous_admits_everybody() {
         let guard = Guard::new(&Auth::Anonymous, &metrics());
-        assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Verdict::Admitted);
+        assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Admission::Admitted);
     }
 }

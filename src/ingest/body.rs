@@ -68,7 +68,7 @@ pub(super) fn announced(body: &Incoming) -> Option<u64> {
 
 /// Why a body could not be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ReadError {
+pub(super) enum BodyError {
     /// It is over the limit; this much of it is known.
     TooLarge(u64),
     /// The budget of bytes in flight is used up.
@@ -81,20 +81,20 @@ pub(super) enum ReadError {
     Disconnected,
 }
 
-impl ReadError {
+impl BodyError {
     /// hyper tells a wrong chunk from an end in the middle only by the kind of the error beneath.
-    fn of(error: &hyper::Error) -> ReadError {
+    fn of(error: &hyper::Error) -> BodyError {
         let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         match cause.map(io::Error::kind) {
-            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => ReadError::Invalid,
-            _ => ReadError::Disconnected,
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Invalid,
+            _ => BodyError::Disconnected,
         }
     }
 }
 
-impl From<Exhausted> for ReadError {
-    fn from(_: Exhausted) -> ReadError {
-        ReadError::Overloaded
+impl From<Exhausted> for BodyError {
+    fn from(_: Exhausted) -> BodyError {
+        BodyError::Overloaded
     }
 }
 
@@ -130,11 +130,11 @@ pub(super) async fn read(
     budget: &Budget,
     whose: Whose,
     phase: &PhaseTracker,
-) -> Result<(Bytes, Share), ReadError> {
+) -> Result<(Bytes, Share), BodyError> {
     let announced = match announced(body) {
         Some(length) => match usize::try_from(length) {
             Ok(length) if length <= max => Some(length),
-            _ => return Err(ReadError::TooLarge(length)),
+            _ => return Err(BodyError::TooLarge(length)),
         },
         None => None,
     };
@@ -151,7 +151,7 @@ pub(super) async fn read(
         };
         let length = collected.len() + data.len();
         if length > max {
-            return Err(ReadError::TooLarge(length as u64));
+            return Err(BodyError::TooLarge(length as u64));
         }
         if announced == Some(data.len()) {
             budget.grow(&mut share, length)?;
@@ -168,15 +168,15 @@ fn poll_data(
     body: &mut Incoming,
     phase: &PhaseTracker,
     cx: &mut Context<'_>,
-) -> Poll<Result<Option<Bytes>, ReadError>> {
+) -> Poll<Result<Option<Bytes>, BodyError>> {
     loop {
         if phase.body_expired() {
-            return Poll::Ready(Err(ReadError::TimedOut));
+            return Poll::Ready(Err(BodyError::TimedOut));
         }
         let result = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => Ok(None),
-            Poll::Ready(Some(Err(error))) => Err(ReadError::of(&error)),
+            Poll::Ready(Some(Err(error))) => Err(BodyError::of(&error)),
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => Ok(Some(data)),
                 // Trailers say nothing that is asked for.

@@ -8,11 +8,12 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use super::{
@@ -24,8 +25,13 @@ use crate::metrics::Outcome;
 /// How long a client that closed its side has to reject an answer.
 const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 
-/// The answer was written, but perhaps to a client that is gone.
-const WRITTEN: u8 = 1 << 7;
+/// An answer on its way, which is counted once it is written.
+#[derive(Clone, Copy)]
+struct OwedAnswer {
+    outcome: Outcome,
+    /// Whether it was written, but perhaps to a client that is gone.
+    is_written: bool,
+}
 
 /// What a connection becomes, once; until then it is a stranger.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,8 +48,7 @@ pub(super) struct Connection {
     pub(super) phase: PhaseTracker,
     pub(super) id: u64,
     requests: AtomicU64,
-    /// One more than the index of the outcome whose answer is on its way, and [`WRITTEN`]; 0 without one.
-    owed: AtomicU8,
+    owed: Mutex<Option<OwedAnswer>>,
     standing: OnceLock<Standing>,
 }
 
@@ -54,7 +59,7 @@ impl Connection {
             phase: PhaseTracker::new(),
             id,
             requests: AtomicU64::new(0),
-            owed: AtomicU8::new(0),
+            owed: Mutex::new(None),
             standing: OnceLock::new(),
         }
     }
@@ -84,9 +89,14 @@ impl Connection {
 
     /// An answer is on its way; it is counted when it was written.
     pub(super) fn owes(&self, outcome: Outcome) {
-        let former = self.owed.swap(outcome.index() as u8 + 1, Ordering::Relaxed);
-        // The client went on, so it is there, whatever its side of the connection looked like.
-        self.count(former);
+        let answer = OwedAnswer {
+            outcome,
+            is_written: false,
+        };
+        if let Some(former) = self.owed.lock().replace(answer) {
+            // The client sent another request, so it was there, whatever its side of the connection looked like.
+            self.count(former.outcome);
+        }
     }
 
     /// All that was to be written is written.
@@ -94,54 +104,53 @@ impl Connection {
         if self.phase.current() == Phase::Writing {
             self.phase.enter(Phase::Idle, Instant::now());
         }
-        let owed = self.owed.load(Ordering::Relaxed);
-        if owed == 0 {
-            return;
-        }
-        if has_ended() {
-            self.owed.store(owed | WRITTEN, Ordering::Relaxed);
-        } else {
-            self.owed.store(0, Ordering::Relaxed);
-            self.count(owed);
+        let mut owed = self.owed.lock();
+        if let Some(answer) = owed.take() {
+            match has_ended() {
+                true => {
+                    *owed = Some(OwedAnswer {
+                        is_written: true,
+                        ..answer
+                    })
+                }
+                false => self.count(answer.outcome),
+            }
         }
     }
 
     /// Counts what is still owed at the end of the connection.
     pub(super) async fn settle(&self, tcp: &TcpStream) {
-        let owed = self.owed.swap(0, Ordering::Relaxed);
-        if owed == 0 {
+        let Some(answer) = self.take_owed() else {
             return;
-        }
-        let is_written = owed & WRITTEN != 0;
-        if is_written
-            && timeout(HALF_CLOSED_GRACE, tcp.ready(Interest::ERROR))
-                .await
-                .is_err()
-        {
-            self.count(owed);
+        };
+        let reset = tcp.ready(Interest::ERROR);
+        if answer.is_written && timeout(HALF_CLOSED_GRACE, reset).await.is_err() {
+            self.count(answer.outcome);
         } else {
-            self.intake.metrics.webhook(Outcome::Disconnected);
+            self.count(Outcome::Disconnected);
         }
     }
 
-    fn count(&self, owed: u8) {
-        if let Some(outcome) = Outcome::ALL.get(usize::from(owed & !WRITTEN).wrapping_sub(1)) {
-            self.intake.metrics.webhook(*outcome);
-        }
+    fn take_owed(&self) -> Option<OwedAnswer> {
+        self.owed.lock().take()
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.intake.metrics.webhook(outcome);
     }
 }
 
 /// A connection whose task may be ended at any moment, to give its place to another one.
-pub(super) struct Served<'c>(pub(super) &'c Connection);
+pub(super) struct CountOnDrop<'c>(pub(super) &'c Connection);
 
-impl Drop for Served<'_> {
+impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
-        let Served(connection) = self;
+        let CountOnDrop(connection) = self;
         // A request that was being handled counts itself.
-        if connection.owed.swap(0, Ordering::Relaxed) != 0 {
-            connection.intake.metrics.webhook(Outcome::Disconnected);
+        if connection.take_owed().is_some() {
+            connection.count(Outcome::Disconnected);
         } else if connection.is_recycled() && connection.phase.current() == Phase::Head {
-            connection.intake.metrics.webhook(Outcome::Overloaded);
+            connection.count(Outcome::Overloaded);
         }
     }
 }

@@ -37,14 +37,14 @@ const SAME_CAUSE: Duration = Duration::from_secs(3600);
 const REPLACED_KEPT: usize = MAX_CREDENTIALS;
 
 /// What a file holds, or why that can't be used.
-type Reading = Result<Vec<Credential>, String>;
+type Contents = Result<Vec<Credential>, String>;
 
 /// Looks for new credentials again and again; ends at once when none come from files.
 pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     let Auth::Credentials(in_use) = &intake.auth else {
         return;
     };
-    let mut rotation = Rotation::new(in_use.clone(), &intake.credential_files);
+    let mut rotation = CredentialFiles::new(in_use.clone(), &intake.credential_files);
     if rotation.files.is_empty() {
         return;
     }
@@ -73,7 +73,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
 }
 
 /// What two readings agree on, file by file; nothing is known of a file that they don't agree on.
-fn settled(first: Vec<Option<Reading>>, second: Vec<Option<Reading>>) -> Vec<Option<Reading>> {
+fn settled(first: Vec<Option<Contents>>, second: Vec<Option<Contents>>) -> Vec<Option<Contents>> {
     let both = first.into_iter().zip(second);
     both.map(|(first, second)| match (&first, &second) {
         (Some(Ok(a)), Some(Ok(b))) if are_same(a, b) => second,
@@ -92,27 +92,27 @@ fn are_same(left: &[Credential], right: &[Credential]) -> bool {
 }
 
 /// The files, and what is in use of them.
-struct Rotation {
-    files: Vec<Watched>,
+struct CredentialFiles {
+    files: Vec<WatchedFile>,
     /// All valid credentials, also those from elsewhere.
     in_use: Vec<Credential>,
     replaced: VecDeque<Credential>,
 }
 
 /// A file under watch; its names are those of its credentials in use.
-struct Watched {
+struct WatchedFile {
     file: CredentialFile,
     /// Why its contents are refused, and since when that is in the log.
     refused: Option<(String, Instant)>,
 }
 
-impl Rotation {
-    fn new(in_use: Vec<Credential>, files: &[CredentialFile]) -> Rotation {
-        let watched = |file: &CredentialFile| Watched {
+impl CredentialFiles {
+    fn new(in_use: Vec<Credential>, files: &[CredentialFile]) -> CredentialFiles {
+        let watched = |file: &CredentialFile| WatchedFile {
             file: file.clone(),
             refused: None,
         };
-        Rotation {
+        CredentialFiles {
             files: files.iter().map(watched).collect(),
             in_use,
             replaced: VecDeque::new(),
@@ -120,7 +120,7 @@ impl Rotation {
     }
 
     /// Reads all files, wherever it is called.
-    fn reader(&self) -> impl FnOnce() -> Vec<Option<Reading>> + Send + 'static {
+    fn reader(&self) -> impl FnOnce() -> Vec<Option<Contents>> + Send + 'static {
         let files: Vec<_> = self.files.iter().map(|watched| watched.file.clone()).collect();
         move || files.iter().map(|file| Some(file.read())).collect()
     }
@@ -131,14 +131,14 @@ impl Rotation {
     }
 
     /// Whether the files hold what is in use.
-    fn is_in_use(&self, readings: &[Option<Reading>]) -> bool {
+    fn is_in_use(&self, readings: &[Option<Contents>]) -> bool {
         self.files.iter().zip(readings).all(|(watched, reading)| {
             matches!(reading, Some(Ok(held)) if are_same(&self.in_use_of(&watched.file), held))
         })
     }
 
     /// Takes what can be used. Whether something changed, and how many files are refused.
-    fn take(&mut self, readings: Vec<Option<Reading>>) -> (bool, usize) {
+    fn take(&mut self, readings: Vec<Option<Contents>>) -> (bool, usize) {
         let (mut news, mut refused) = (Vec::new(), Vec::new());
         for (at, reading) in readings.into_iter().enumerate() {
             let (Some(reading), Some(watched)) = (reading, self.files.get(at)) else {
@@ -209,7 +209,7 @@ impl Rotation {
         refused: &mut Vec<(usize, String)>,
     ) -> Vec<Credential> {
         loop {
-            let changed: Vec<&Watched> = news.iter().filter_map(|(at, _)| self.files.get(*at)).collect();
+            let changed: Vec<&WatchedFile> = news.iter().filter_map(|(at, _)| self.files.get(*at)).collect();
             let is_kept = |one: &&Credential| {
                 !changed
                     .iter()
@@ -266,7 +266,7 @@ mod tests {
     /// A rotation of two files, tokens and a named Basic credential, and a key that comes from elsewhere.
     struct Given {
         dir: tempfile::TempDir,
-        rotation: Rotation,
+        rotation: CredentialFiles,
     }
 
     impl Given {
@@ -288,7 +288,7 @@ mod tests {
             let Auth::Credentials(in_use) = ingest.auth else {
                 panic!("anonymous")
             };
-            let rotation = Rotation::new(in_use, &ingest.credential_files);
+            let rotation = CredentialFiles::new(in_use, &ingest.credential_files);
             Given { dir, rotation }
         }
 
@@ -383,7 +383,7 @@ mod tests {
         let Auth::Credentials(in_use) = ingest.auth else {
             panic!("anonymous")
         };
-        let mut rotation = Rotation::new(in_use, &ingest.credential_files);
+        let mut rotation = CredentialFiles::new(in_use, &ingest.credential_files);
         move |a, b| {
             fs::write(dir.path().join("a"), a).unwrap();
             fs::write(dir.path().join("b"), b).unwrap();

@@ -32,8 +32,8 @@ use tracing::debug;
 
 use super::{
     answer::{Answer, Ending, HealthAnswer, HttpResponse, Shortage},
-    auth::Verdict,
-    body::{self, ReadError},
+    auth::Admission,
+    body::{self, BodyError},
     connection::Connection,
     intake::Intake,
     limits::Whose,
@@ -62,7 +62,7 @@ pub(super) async fn serve(
         .as_ref()
         .filter(|_| asks_to_keep(&head))
         .cloned();
-    let mut reading = Reading {
+    let mut request_body = RequestBody {
         unread: !body.is_end_stream(),
         begun: false,
         admitted: false,
@@ -70,7 +70,7 @@ pub(super) async fn serve(
         body,
     };
     if intake.health_path.as_deref() == Some(without_slash(head.uri.path())) {
-        let ending = intake.ending(reading.unread, keep_alive);
+        let ending = intake.ending(request_body.unread, keep_alive);
         connection.phase.enter(ending.phase(), Instant::now());
         let health = HealthAnswer::of(&head.method, (intake.is_ready)());
         return Ok(health.into_response(ending));
@@ -78,32 +78,32 @@ pub(super) async fn serve(
     let unanswered = Unanswered(&connection);
     let (number, on_connection) = connection.next_request();
 
-    let answer = decide(&connection, &mut head, &mut reading).await?;
+    let answer = decide(&connection, &mut head, &mut request_body).await?;
 
-    let ending = intake.ending(reading.unread, keep_alive);
+    let ending = intake.ending(request_body.unread, keep_alive);
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
     // A challenge is no refusal, and as frequent as webhooks where clients ask first.
     if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
-        debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
+        debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = request_body.bytes, "answered");
     } else {
         let request = format_args!("{number:x}-{on_connection}");
-        answer.log(&intake.refusal_lines, &request, reading.bytes);
+        answer.log(&intake.refusal_lines, &request, request_body.bytes);
     }
     let mut phase = ending.phase();
     // A client that waits for `100 Continue` sends no body that would have to be drained.
-    if reading.unread && outcome != Outcome::Timeout && (reading.begun || !awaits_continue) {
-        let (bytes, time) = match reading.admitted {
+    if request_body.unread && outcome != Outcome::Timeout && (request_body.begun || !awaits_continue) {
+        let (bytes, time) = match request_body.admitted {
             true => (
                 intake.max_body_bytes.saturating_mul(body::DRAIN_BODIES),
                 intake.body_timeout,
             ),
             false => (body::DRAIN_BYTES, body::DRAIN_TIME),
         };
-        if reading.admitted {
+        if request_body.admitted {
             phase = Phase::Draining;
         }
-        tokio::spawn(body::drain(reading.body, bytes, time));
+        tokio::spawn(body::drain(request_body.body, bytes, time));
     }
     release(&mut head);
     let response = answer.into_response(head.headers, ending);
@@ -145,7 +145,7 @@ fn without_slash(path: &str) -> &str {
 }
 
 /// A body and what is known of it.
-struct Reading {
+struct RequestBody {
     body: Incoming,
     /// Whether some of it has not been read.
     unread: bool,
@@ -171,10 +171,10 @@ fn release(head: &mut Parts) {
 async fn decide(
     connection: &Arc<Connection>,
     head: &mut Parts,
-    reading: &mut Reading,
+    request_body: &mut RequestBody,
 ) -> Result<Answer, Gone> {
     let intake = &connection.intake;
-    reading.bytes = body::announced(&reading.body).unwrap_or(0);
+    request_body.bytes = body::announced(&request_body.body).unwrap_or(0);
     if intake.stop.is_stopping() {
         return Ok(Answer::stopping(&intake.retry_after));
     }
@@ -192,39 +192,44 @@ async fn decide(
     if head.method != Method::POST {
         return Ok(Answer::method_not_allowed());
     }
-    let verdict = intake.guard.judge(&head.headers);
-    match verdict {
-        Verdict::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
-        Verdict::Missing => {
+    let admission = intake.guard.judge(&head.headers);
+    match admission {
+        Admission::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
+        Admission::Missing => {
             let most = match head.headers.contains_key(EXPECT) {
                 true => body::SMALL_BYTES,
                 false => body::DRAIN_BYTES,
             };
             release(head);
-            let skipped = body::skip(&mut reading.body, &mut reading.begun, most, &connection.phase);
-            reading.unread = !skipped.await;
+            let skipped = body::skip(
+                &mut request_body.body,
+                &mut request_body.begun,
+                most,
+                &connection.phase,
+            );
+            request_body.unread = !skipped.await;
             return Ok(Answer::challenged(intake.guard.challenge()));
         }
-        Verdict::Admitted | Verdict::AskBody => {}
+        Admission::Admitted | Admission::AskBody => {}
     }
-    reading.admitted = verdict == Verdict::Admitted;
-    if reading.admitted && !connection.admit() {
+    request_body.admitted = admission == Admission::Admitted;
+    if request_body.admitted && !connection.admit() {
         return Err(Gone);
     }
     let media = body::media(&head.headers);
-    if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
+    if matches!(media, Media::Unsupported(_)) && admission == Admission::AskBody {
         return Ok(Answer::unsupported());
     }
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     let authorization = head.headers.contains_key(AUTHORIZATION);
     release(head);
-    let whose = match reading.admitted {
+    let whose = match request_body.admitted {
         true => Whose::Known,
         false => Whose::Stranger,
     };
     let read = body::read(
-        &mut reading.body,
-        &mut reading.begun,
+        &mut request_body.body,
+        &mut request_body.begun,
         intake.max_body_bytes,
         &intake.budget,
         whose,
@@ -232,11 +237,11 @@ async fn decide(
     );
     let (body, share) = match read.await {
         Ok(read) => read,
-        Err(ReadError::TooLarge(bytes)) => {
-            reading.bytes = bytes;
+        Err(BodyError::TooLarge(bytes)) => {
+            request_body.bytes = bytes;
             return Ok(Answer::too_large(intake.max_body_bytes));
         }
-        Err(ReadError::Overloaded) => {
+        Err(BodyError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
             return Ok(Answer::short_of(
                 Shortage::Flight,
@@ -245,15 +250,15 @@ async fn decide(
                 &intake.retry_after,
             ));
         }
-        Err(ReadError::TimedOut) => return Ok(Answer::body_timeout()),
-        Err(ReadError::Invalid) => return Ok(Answer::invalid_http("The body is not chunked correctly.")),
-        Err(ReadError::Disconnected) => return Err(Gone),
+        Err(BodyError::TimedOut) => return Ok(Answer::body_timeout()),
+        Err(BodyError::Invalid) => return Ok(Answer::invalid_http("The body is not chunked correctly.")),
+        Err(BodyError::Disconnected) => return Err(Gone),
     };
-    reading.unread = false;
-    reading.bytes = body.len() as u64;
+    request_body.unread = false;
+    request_body.bytes = body.len() as u64;
     connection.phase.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
-        verdict,
+        admission,
         authorization,
         media,
         trailing_slash,

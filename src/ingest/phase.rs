@@ -1,12 +1,11 @@
 //! What a connection is doing, and since when.
 //!
-//! Handler, socket and watch are polled in the connection's own task; it is atomic only because the task moves between
+//! Handler, socket and timer are polled in the connection's own task; the lock is only there because that task moves between
 //! threads.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// What a connection is doing; the table in [`super::serve`] has the limit of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,64 +23,34 @@ pub(super) enum Phase {
     Closing,
 }
 
-const PHASES: [Phase; 11] = [
-    Phase::Handshake,
-    Phase::Fresh,
-    Phase::Idle,
-    Phase::Quiet,
-    Phase::Head,
-    Phase::Body,
-    Phase::Expired,
-    Phase::Answer,
-    Phase::Writing,
-    Phase::Draining,
-    Phase::Closing,
-];
-const PHASE_BITS: u32 = 4;
-
 /// The phase and when it began.
-pub(super) struct PhaseTracker {
-    start: Instant,
-    /// Microseconds from `start` to the begin of the phase, then [`PHASE_BITS`] bits of the phase.
-    packed: AtomicU64,
-}
+pub(super) struct PhaseTracker(Mutex<(Phase, Instant)>);
 
 impl PhaseTracker {
     pub(super) fn new() -> PhaseTracker {
-        PhaseTracker {
-            start: Instant::now(),
-            packed: AtomicU64::new(Phase::Fresh as u64),
-        }
+        PhaseTracker(Mutex::new((Phase::Fresh, Instant::now())))
     }
 
     pub(super) fn enter(&self, phase: Phase, now: Instant) {
-        let micros = now.duration_since(self.start).as_micros() as u64;
-        self.packed
-            .store(micros << PHASE_BITS | phase as u64, Ordering::Relaxed);
+        *self.0.lock() = (phase, now);
     }
 
-    /// The body's deadline has passed.
+    /// Whether the body's deadline has passed.
     pub(super) fn body_expired(&self) -> bool {
         self.current() == Phase::Expired
     }
 
     pub(super) fn current(&self) -> Phase {
-        self.read().0
+        self.0.lock().0
     }
 
-    /// The phase, and the time since its begin.
+    /// The phase, and the time since it began.
     pub(super) fn look(&self, now: Instant) -> (Phase, Duration) {
-        let (phase, began) = self.read();
-        (phase, now.duration_since(self.start).saturating_sub(began))
+        let (phase, began) = *self.0.lock();
+        (phase, now.saturating_duration_since(began))
     }
 
-    fn read(&self) -> (Phase, Duration) {
-        let packed = self.packed.load(Ordering::Relaxed);
-        let phase = PHASES[(packed & ((1 << PHASE_BITS) - 1)) as usize % PHASES.len()];
-        (phase, Duration::from_micros(packed >> PHASE_BITS))
-    }
-
-    /// Bytes came in.
+    /// Notes that bytes arrived.
     pub(super) fn received(&self) {
         if matches!(self.current(), Phase::Fresh | Phase::Idle | Phase::Quiet) {
             self.enter(Phase::Head, Instant::now());
@@ -92,18 +61,6 @@ impl PhaseTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn phases_keep_their_begin() {
-        let tracker = PhaseTracker::new();
-        assert_eq!(tracker.current(), Phase::Fresh);
-        for (index, phase) in PHASES.into_iter().enumerate() {
-            let now = tracker.start + Duration::from_secs(index as u64);
-            tracker.enter(phase, now);
-            let later = now + Duration::from_millis(3);
-            assert_eq!(tracker.look(later), (phase, Duration::from_millis(3)));
-        }
-    }
 
     #[test]
     fn bytes_begin_a_head_only_between_requests() {

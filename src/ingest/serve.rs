@@ -46,12 +46,12 @@ use tracing::debug;
 use super::{
     answer::Answer,
     body::{DRAIN_BYTES, DRAIN_TIME},
-    connection::{Connection, Served},
+    connection::{Connection, CountOnDrop},
     handler,
     intake::Intake,
     phase::Phase,
     socket::{Socket, WatchedSocket},
-    tls::Tls,
+    tls::TlsContext,
 };
 use crate::metrics::Outcome;
 
@@ -80,7 +80,7 @@ pub(super) fn http() -> http1::Builder {
 }
 
 /// Why hyper is not asked any more.
-enum End {
+enum ServeEnd {
     /// It is done with the connection.
     Served(hyper::Result<()>),
     /// A request may have begun, and took too long.
@@ -93,7 +93,7 @@ enum End {
 /// Agrees on TLS, then serves the connection to its end.
 pub(super) async fn serve_tls(
     stream: TcpStream,
-    tls: Arc<Tls>,
+    tls: Arc<TlsContext>,
     connection: Arc<Connection>,
     http: http1::Builder,
 ) {
@@ -105,7 +105,11 @@ pub(super) async fn serve_tls(
 }
 
 /// The stream over TLS; `None` when it did not come about in time or at all.
-async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Option<TlsStream<TcpStream>> {
+async fn handshake(
+    stream: TcpStream,
+    tls: &TlsContext,
+    connection: &Connection,
+) -> Option<TlsStream<TcpStream>> {
     let intake = &connection.intake;
     let limits = Limits::of(intake);
     connection.phase.enter(Phase::Handshake, Instant::now());
@@ -154,7 +158,7 @@ async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
 
 /// Serves a connection to its end.
 pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, http: http1::Builder) {
-    let _served = Served(&connection);
+    let _served = CountOnDrop(&connection);
     let intake = &connection.intake;
     let tracker = &connection.phase;
     let limits = Limits::of(intake);
@@ -168,7 +172,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         let end = poll_fn(|cx| {
             loop {
                 if let Poll::Ready(result) = Pin::new(&mut served).poll(cx) {
-                    return Poll::Ready(End::Served(result));
+                    return Poll::Ready(ServeEnd::Served(result));
                 }
                 if alarm.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
@@ -181,9 +185,9 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
                         tracker.enter(Phase::Expired, now);
                         limits.between_looks()
                     }
-                    Judgement::AnswerHeaderTimeout => return Poll::Ready(End::HeaderTimeout),
-                    Judgement::LookInside => return Poll::Ready(End::LookInside),
-                    Judgement::Close => return Poll::Ready(End::TooLong),
+                    Judgement::AnswerHeaderTimeout => return Poll::Ready(ServeEnd::HeaderTimeout),
+                    Judgement::LookInside => return Poll::Ready(ServeEnd::LookInside),
+                    Judgement::Close => return Poll::Ready(ServeEnd::TooLong),
                 };
                 alarm.as_mut().reset((now + next).into());
             }
@@ -193,12 +197,12 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         // Empty lines before a request are no part of it.
         let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
         let answer = match end {
-            End::Served(Err(error)) => refusal(intake, tracker.current(), &error, &parts.read_buf),
-            End::LookInside if has_begun && intake.stop.is_stopping() => {
+            ServeEnd::Served(Err(error)) => refusal(intake, tracker.current(), &error, &parts.read_buf),
+            ServeEnd::LookInside if has_begun && intake.stop.is_stopping() => {
                 Some(Answer::stopping(&intake.retry_after))
             }
-            End::HeaderTimeout | End::LookInside if has_begun => Some(Answer::header_timeout()),
-            End::LookInside if limits.idle > limits.header && !intake.stop.is_stopping() => {
+            ServeEnd::HeaderTimeout | ServeEnd::LookInside if has_begun => Some(Answer::header_timeout()),
+            ServeEnd::LookInside if limits.idle > limits.header && !intake.stop.is_stopping() => {
                 tracker.enter(Phase::Quiet, Instant::now());
                 alarm
                     .as_mut()

@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use super::{
     answer::Answer, connection::Connection, credential_reload, intake::Intake, limits::LogLimiter, serve,
-    stop::StopHandle, tls::Tls,
+    stop::StopHandle, tls::TlsContext,
 };
 use crate::metrics::Outcome;
 
@@ -54,7 +54,11 @@ pub struct WebhookServer {
 
 impl WebhookServer {
     /// Binds the port. Connections wait in the kernel's queue until [`WebhookServer::run`]. Without `tls` it is plain HTTP.
-    pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<WebhookServer> {
+    pub async fn bind(
+        listen: SocketAddr,
+        intake: Intake,
+        tls: Option<TlsContext>,
+    ) -> io::Result<WebhookServer> {
         let socket = match listen {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -148,7 +152,7 @@ impl WebhookServer {
 
 struct Acceptor {
     intake: Arc<Intake>,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<TlsContext>>,
     http: http1::Builder,
     connections: JoinSet<()>,
     /// The oldest first. Those that are known or gone by now are taken out when they are met.

@@ -36,7 +36,7 @@ use crate::{
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
 
 /// What the connections of a port with TLS share.
-pub struct Tls {
+pub struct TlsContext {
     files: config::Tls,
     in_use: RwLock<Arc<Pair>>,
     metrics: TlsMetrics,
@@ -45,15 +45,15 @@ pub struct Tls {
     incompatible: LogLimiter,
 }
 
-impl Tls {
+impl TlsContext {
     /// Loads the pair.
     ///
     /// # Errors
     /// The pair is refused.
-    pub fn open(files: config::Tls, metrics: TlsMetrics) -> Result<Tls, PairError> {
+    pub fn open(files: config::Tls, metrics: TlsMetrics) -> Result<TlsContext, PairError> {
         let pair = Pair::load(&files)?;
         announce(&files, &pair, &metrics);
-        Ok(Tls {
+        Ok(TlsContext {
             files,
             in_use: RwLock::new(Arc::new(pair)),
             metrics,
@@ -93,7 +93,7 @@ impl Tls {
     }
 
     /// Looks for a new pair again and again; never ends by itself.
-    pub(super) async fn keep_fresh(self: Arc<Tls>) {
+    pub(super) async fn keep_fresh(self: Arc<TlsContext>) {
         let mut told: Option<(PairError, Instant)> = None;
         loop {
             sleep(self.files.reload).await;

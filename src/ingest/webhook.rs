@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use super::{
     answer::{Answer, Shortage},
-    auth::Verdict,
+    auth::Admission,
     connection::Connection,
     intake::Intake,
     limits::{Exhausted, Share},
@@ -40,7 +40,7 @@ const SMALL: usize = 64 * 1024;
 
 /// A request that has not been answered yet.
 pub(super) struct Webhook {
-    pub(super) verdict: Verdict,
+    pub(super) admission: Admission,
     /// Whether it has a header `Authorization`, of whatever worth.
     pub(super) authorization: bool,
     pub(super) media: Media,
@@ -53,7 +53,7 @@ pub(super) struct Webhook {
 }
 
 /// What a webhook comes to.
-enum Outlook {
+enum Decision {
     Answer(Answer),
     /// To be stored, and the answer for when it is.
     Store(Box<Split>, Option<Stream>, Answer, Share),
@@ -63,8 +63,8 @@ impl Webhook {
     /// Takes the webhook to its answer.
     pub(super) async fn take(self, connection: &Arc<Connection>) -> Answer {
         if self.body.len() <= SMALL {
-            let outlook = self.understand(connection);
-            return connection.intake.see_through(outlook).await;
+            let decision = self.understand(connection);
+            return connection.intake.see_through(decision).await;
         }
         let intake = Arc::clone(&connection.intake);
         let connection = Arc::clone(connection);
@@ -72,9 +72,9 @@ impl Webhook {
         let taken = tokio::spawn(async move {
             let place = connection.intake.understanding.acquire().await;
             let by = Arc::clone(&connection);
-            let outlook = spawn_blocking(move || self.understand(&by)).await;
+            let decision = spawn_blocking(move || self.understand(&by)).await;
             drop(place);
-            Ok(connection.intake.see_through(outlook?).await)
+            Ok(connection.intake.see_through(decision?).await)
         });
         match taken.await.unwrap_or_else(Err::<Answer, JoinError>) {
             Ok(answer) => answer,
@@ -86,7 +86,7 @@ impl Webhook {
     }
 
     /// Ends the life of the body.
-    fn understand(mut self, connection: &Connection) -> Outlook {
+    fn understand(mut self, connection: &Connection) -> Decision {
         let intake = &connection.intake;
         let content_type = self
             .content_type
@@ -105,17 +105,17 @@ impl Webhook {
         let rules = intake.rules();
         let opened = cmc::open(request.body, self.media, &rules);
         let api_key = opened.api_key.as_deref();
-        if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
+        if self.admission != Admission::Admitted && !intake.guard.admits_api_key(api_key) {
             let answer = match self.authorization || api_key.is_some() {
                 true => Answer::unauthorized,
                 false => Answer::challenged,
             };
-            return Outlook::Answer(answer(intake.guard.challenge()));
+            return Decision::Answer(answer(intake.guard.challenge()));
         }
         if !connection.admit() {
             // Nobody is there to read it.
             let detail = "There are too many connections.";
-            return Outlook::Answer(Answer::unavailable(
+            return Decision::Answer(Answer::unavailable(
                 Outcome::Overloaded,
                 detail,
                 &intake.retry_after,
@@ -134,45 +134,45 @@ impl Webhook {
             Some(_) if understood.encoding.is_none() => Answer::unsupported(),
             Some(malformed) => Answer::malformed(intake.malformed_status, malformed),
         };
-        Outlook::Store(Box::new(understood.split), stream, answer, self.share)
+        Decision::Store(Box::new(understood.split), stream, answer, self.share)
     }
 }
 
 /// Why a webhook could not be made durable.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum StoreError {
     Budget,
     Spool(Stream, AppendError),
 }
 
-impl From<Exhausted> for Refusal {
-    fn from(_: Exhausted) -> Refusal {
-        Refusal::Budget
+impl From<Exhausted> for StoreError {
+    fn from(_: Exhausted) -> StoreError {
+        StoreError::Budget
     }
 }
 
-impl Refusal {
+impl StoreError {
     fn answer(self, intake: &Intake) -> Answer {
         let short =
             |shortage, stream, detail| Answer::short_of(shortage, stream, detail, &intake.retry_after);
         match self {
-            Refusal::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
-            Refusal::Spool(stream, AppendError::Full) => {
+            StoreError::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
+            StoreError::Spool(stream, AppendError::Full) => {
                 let detail = "The store of waiting events is full.";
                 short(Shortage::Spool, Some(stream), detail)
             }
-            Refusal::Spool(stream, AppendError::TooSlow) => {
+            StoreError::Spool(stream, AppendError::TooSlow) => {
                 short(Shortage::Disk, Some(stream), "The disk is too slow.")
             }
-            Refusal::Spool(stream, AppendError::NotOpen) => {
+            StoreError::Spool(stream, AppendError::NotOpen) => {
                 let detail = "The store of this event type can't be opened now.";
                 short(Shortage::Log, Some(stream), detail)
             }
-            Refusal::Spool(_, AppendError::Failed) => {
+            StoreError::Spool(_, AppendError::Failed) => {
                 let detail = "The disk can't be written.";
                 Answer::unavailable(Outcome::Failed, detail, &intake.retry_after)
             }
-            Refusal::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
+            StoreError::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
         }
     }
 }
@@ -180,10 +180,10 @@ impl Refusal {
 impl Intake {
     /// Stores what there is to be stored; its answer. Failures are counted once they are durable, and by a task of its own:
     /// a client that goes away meanwhile changes neither.
-    async fn see_through(self: &Arc<Self>, outlook: Outlook) -> Answer {
-        let (split, stream, answer, share) = match outlook {
-            Outlook::Answer(answer) => return answer,
-            Outlook::Store(split, stream, answer, share) => (split, stream, answer, share),
+    async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
+        let (split, stream, answer, share) = match decision {
+            Decision::Answer(answer) => return answer,
+            Decision::Store(split, stream, answer, share) => (split, stream, answer, share),
         };
         let Split {
             events,
@@ -203,7 +203,7 @@ impl Intake {
                 }
                 Ok(())
             });
-            let failed = Refusal::Spool(Stream::DeadLetters, AppendError::Failed);
+            let failed = StoreError::Spool(Stream::DeadLetters, AppendError::Failed);
             task.await.unwrap_or(Err(failed))
         };
         match stored {
@@ -218,7 +218,7 @@ impl Intake {
         events: Option<(Stream, Batch, Tally)>,
         dead_letters: Option<(Batch, Tally)>,
         mut share: Share,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), StoreError> {
         let dead_letters = dead_letters.filter(|_| self.keeps_dead_letters());
         let letters_size = dead_letters.as_ref().map_or(0, |(batch, _)| batch.allocated());
         let events_size = events.as_ref().map_or(0, |(_, batch, _)| batch.allocated());
@@ -235,9 +235,9 @@ impl Intake {
                     _ => None,
                 };
                 if let Some(error) = refused {
-                    return Err(Refusal::Spool(stream, error));
+                    return Err(StoreError::Spool(stream, error));
                 }
-                let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
+                let letters_share = share.split(letters_size).ok_or(StoreError::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;
                 let second = self.append(stream, batch, tally, share)?;
                 first.await?;
@@ -253,7 +253,7 @@ impl Intake {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
-            verdict: Verdict::Admitted,
+            admission: Admission::Admitted,
             authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),
             trailing_slash: false,
@@ -272,8 +272,8 @@ impl Intake {
         batch: Batch,
         tally: Tally,
         share: Share,
-    ) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
-        let refused = move |error| Refusal::Spool(stream, error);
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
+        let refused = move |error| StoreError::Spool(stream, error);
         let log = self.logs[stream.index()]
             .clone()
             .ok_or(refused(AppendError::Closed))?;

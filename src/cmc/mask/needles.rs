@@ -30,7 +30,7 @@ pub(super) const NAMES: [&str; 3] = ["api_key", "api-key", "apikey"];
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Hit {
     /// A configured value, in some form.
     Value(Range<usize>),
     /// A name of the key.
@@ -67,7 +67,7 @@ impl Needles {
     }
 
     /// Reports everything that some reading of the text spells, in the order of the ends.
-    pub fn find(&self, text: &[u8], found: &mut impl FnMut(Found)) {
+    pub fn find(&self, text: &[u8], found: &mut impl FnMut(Hit)) {
         let mut readings = Readings::new(text);
         let mut plain = self.start;
         // Where paths of longer characters go on, and in which states.
@@ -111,7 +111,7 @@ impl Needles {
         self.automaton.next_state(Anchored::No, state, byte)
     }
 
-    fn report(&self, readings: &mut Readings<'_>, state: StateID, end: usize, found: &mut impl FnMut(Found)) {
+    fn report(&self, readings: &mut Readings<'_>, state: StateID, end: usize, found: &mut impl FnMut(Hit)) {
         if !self.automaton.is_special(state) || !self.automaton.is_match(state) {
             return;
         }
@@ -122,8 +122,8 @@ impl Needles {
             };
             let place = start_of(readings, needle, end)..end;
             found(match number < self.names {
-                true => Found::Name(place),
-                false => Found::Value(place),
+                true => Hit::Name(place),
+                false => Hit::Value(place),
             });
         }
     }

@@ -68,11 +68,11 @@ pub(super) fn read(text: &[u8], layers: &[Layer], at: usize) -> Option<Spelled> 
 pub(super) struct Readings<'t> {
     pub text: &'t [u8],
     /// What was read lately, each place at its remainder: a deep stack reads the same places again and again.
-    known: Vec<Known>,
+    known: Vec<CachedReading>,
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedReading {
     at: usize,
     /// Through how many layers it was read, and what was there.
     depths: usize,
@@ -84,7 +84,7 @@ const PLACES: usize = 256;
 
 impl<'t> Readings<'t> {
     pub fn new(text: &'t [u8]) -> Self {
-        let nowhere = Known {
+        let nowhere = CachedReading {
             at: usize::MAX,
             depths: 0,
             spelled: [Spelled::byte_at(0, 0); DEPTH + 1],

@@ -11,7 +11,7 @@ use super::{
     samples::{BATCH, SAMPLES, sample},
     *,
 };
-use crate::dead_letter::{Letter, Letters, MAX_TEXT};
+use crate::dead_letter::{Letter, LetterAssembler, MAX_TEXT};
 
 /// Bodies that were once handled wrongly, or came close: each is judged as JSON and as a form.
 const FOUND: [&[u8]; 1] = [
@@ -221,7 +221,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
 
 /// What became of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Checked {
     Malformed,
     Unknown,
     Whole,
@@ -229,7 +229,7 @@ pub(super) enum Outcome {
 }
 
 /// Judges a body by the oracle.
-pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
+pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Checked {
     let (expected, api_key) = expected(body, encoding, rules);
     let opened = open(body, encoding, rules);
     assert_eq!(opened.api_key.as_deref(), api_key.as_deref());
@@ -263,12 +263,12 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
                         letter.reason
                     );
                     assert_eq!(malformed.unwrap().reason, letter.reason);
-                    Outcome::Malformed
+                    Checked::Malformed
                 }
                 _ => {
                     assert_eq!(malformed, None);
                     assert_eq!(letter.reason, Reason::UnknownEventType);
-                    Outcome::Unknown
+                    Checked::Unknown
                 }
             };
         }
@@ -293,9 +293,9 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
         check_piece(letter, piece);
     }
     if pieces.is_empty() {
-        Outcome::Whole
+        Checked::Whole
     } else {
-        Outcome::InParts
+        Checked::InParts
     }
 }
 
@@ -352,7 +352,7 @@ fn assert_bytes(letter: &Letter, sent: &[u8]) {
 
 /// The dead letters of a body, read back from their records.
 fn read_letters(split: &Split) -> Vec<Letter> {
-    let mut letters = Letters::default();
+    let mut letters = LetterAssembler::default();
     let mut whole = Vec::new();
     if let Some((batch, _)) = &split.dead_letters {
         let view = BatchView::decode(batch.bytes()).unwrap();
