@@ -1,6 +1,6 @@
-//! The object `event`: its lists, and of each element what a record needs.
+//! The object `event`: its lists, and the parts of each element that a record needs.
 //!
-//! All lists are read alike, for `event_type` may stand behind them. Beyond the limits elements and members are read over
+//! All lists are read alike, since `event_type` may follow them. Elements and members beyond the limits are skipped
 //! and no longer stored.
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub(super) struct EventObject {
     pub members: Vec<Member>,
     /// The elements of all lists, one list after the other.
     pub elements: Vec<Element>,
-    /// The first thing that is wrong with them.
+    /// The first fault in them.
     pub malformed: Option<Malformed>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct EventObject {
 pub(super) struct Member {
     pub name: Quoted,
     pub value: Span,
-    /// Which of [`EventObject::elements`] are this list's; `None` when the member is no list.
+    /// Which of [`EventObject::elements`] belong to this list; `None` if the member is not a list.
     pub list: Option<Range<usize>>,
 }
 
@@ -37,9 +37,9 @@ pub(super) struct Member {
 pub(super) struct Element {
     pub span: Span,
     pub is_object: bool,
-    /// Whether a member of it is called as one of those that are put first.
+    /// Whether it has a member with the name of one that is put first.
     pub reserved: bool,
-    /// The strings of these members; of repeated ones the last counts.
+    /// The strings in these members; if a member is repeated, the last one counts.
     pub message_id: Option<Quoted>,
     pub created: Option<Quoted>,
     pub status: Option<Quoted>,
@@ -54,7 +54,7 @@ pub(super) fn read_event(
     let start = cursor.at;
     if cursor.peek() != b'{' {
         cursor.value();
-        let detail = "event is no object";
+        let detail = "event is not an object";
         return Err(Malformed::new(Reason::EventNotObject, Some(start), detail));
     }
     cursor.enter();
@@ -94,7 +94,7 @@ impl EventObject {
     fn read_element(&mut self, cursor: &mut Cursor<'_>, text: &str, max_events: usize) {
         if self.elements.len() == max_events {
             self.malformed.get_or_insert_with(|| {
-                let detail = format!("more than {max_events} elements");
+                let detail = format!("the webhook has more than {max_events} elements");
                 Malformed::new(Reason::TooManyEvents, Some(cursor.at), detail)
             });
             cursor.value();
@@ -126,7 +126,7 @@ impl EventObject {
 }
 
 impl Element {
-    /// Reads the object at the cursor; its depth.
+    /// Reads the object at the cursor; returns its depth.
     fn read_members(&mut self, cursor: &mut Cursor<'_>, text: &str) -> usize {
         let mut depth = 1;
         let mut scratch = String::new();

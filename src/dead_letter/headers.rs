@@ -15,5 +15,5 @@ pub(super) const MASKED: &str = "cmc-dead-letter-masked";
 pub(super) const ID: &str = "cmc-dead-letter-id";
 pub(super) const PART: &str = "cmc-dead-letter-part";
 pub(super) const PARTS: &str = "cmc-dead-letter-parts";
-/// These stand last, for they differ from letter to letter of a webhook.
+/// These come last, since they differ between the letters of a webhook.
 pub(super) const OWN: [&str; 3] = [OFFSET, INDEX, PART];

@@ -1,16 +1,18 @@
 //! Dead letters read back from their topic.
 //!
-//! [`LetterAssembler`] takes records one by one and gives a [`Letter`] with the record that completes it: at once, but for a letter
-//! in parts. What was sent can be made again from a letter alone. Its reason's [`Scope`](super::Scope) says what that is:
+//! [`LetterAssembler`] takes records one by one and returns a [`Letter`] with the record that completes it: at once,
+//! unless the letter is in parts. The letter alone suffices to restore what was sent. The [`Scope`](super::Scope) of
+//! its reason says what that is:
 //!
-//! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge had sniffed it);
-//! - a piece of a webhook: `value` is JSON text, with the webhook's event type and composition, the member of `event` that
-//!   it was or stood in, and its index there;
+//! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge guessed it);
+//! - a piece of a webhook: `value` is JSON text, with the webhook's event type and composition, the member of `event`
+//!   that it was or was in, and its index there;
 //! - a refused record: topic, key, headers and `value`.
 //!
-//! Only overwritten credentials ([`Letter::masked`]) and what went beyond [`MAX_TEXT`](super::MAX_TEXT) of a text are lost.
+//! Only masked credentials ([`Letter::masked`]) and whatever exceeded [`MAX_TEXT`](super::MAX_TEXT) bytes of a text
+//! are lost.
 //!
-//! Headers of unknown names are ignored, as later versions may have more; an unknown reason is an error.
+//! Headers with unknown names are ignored, since later versions may have more; an unknown reason is an error.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -24,7 +26,7 @@ use super::{
     reason::Reason,
 };
 
-/// A whole dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).
+/// A complete dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     pub reason: Reason,
@@ -47,12 +49,12 @@ pub struct Letter {
     pub value: Vec<u8>,
 }
 
-/// A record that is no dead letter, or none that this version can read.
+/// Why a record is no dead letter, or none that this version can read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LetterError {
     #[error("the record has no header {REASON}")]
     NoReason,
-    #[error("the reason {0:?} is not known to this version")]
+    #[error("this version does not know the reason {0:?}")]
     UnknownReason(String),
     #[error("the header {0} can't be read")]
     Header(&'static str),
@@ -62,8 +64,8 @@ pub enum LetterError {
     Part { part: usize, parts: usize },
 }
 
-/// Puts letters together from the records of a dead-letter topic, in whatever order their parts come. A part that comes
-/// again is dropped; a letter whose records all come again is given again.
+/// Assembles letters from the records of a dead-letter topic, in whatever order their parts arrive. A part that comes
+/// again is dropped; a letter whose records all come again is returned again.
 #[derive(Debug, Default)]
 pub struct LetterAssembler {
     /// LetterAssembler that lack parts, by id.
@@ -77,7 +79,10 @@ struct Incomplete {
 }
 
 impl LetterAssembler {
-    /// Takes a record with its headers in their order. The letter, when that completes one.
+    /// Takes a record with its headers in their order. Returns the letter that it completes, if any.
+    ///
+    /// # Errors
+    /// The record is no dead letter, or none that this version can read.
     pub fn add(
         &mut self,
         key: Option<&[u8]>,
@@ -110,7 +115,7 @@ impl LetterAssembler {
             received_at_micros: received_at.as_microsecond(),
             masked: known.text(MASKED)?.is_some(),
             topic: owned(TOPIC)?,
-            // Parts without a key of their own have the id for one.
+            // Parts without a key of their own have the id as their key.
             key: key
                 .filter(|key| id.map(str::as_bytes) != Some(*key))
                 .map(<[u8]>::to_vec),
@@ -134,7 +139,7 @@ impl LetterAssembler {
         Ok(Some(letter))
     }
 
-    /// The whole value, when this part completes it.
+    /// The whole value, if this part completes it.
     fn add_part(
         &mut self,
         id: &str,
@@ -160,13 +165,13 @@ impl LetterAssembler {
         Ok(open.map(|open| open.values.into_values().collect::<Vec<_>>().concat()))
     }
 
-    /// Forgets the parts of a letter that lacks some.
+    /// Forgets the parts of an incomplete letter.
     pub fn forget(&mut self, id: &str) {
         self.open.remove(id);
     }
 
-    /// The letters that lack parts: id, how many parts are there, how many there should be. At the end of a topic these
-    /// are letters that retention has cut, or that are still being written.
+    /// The incomplete letters: id, number of parts present, number of parts. At the end of a topic these are letters
+    /// that retention has cut, or that are still being written.
     pub fn incomplete(&self) -> impl Iterator<Item = (&str, usize, usize)> {
         self.open
             .iter()
@@ -174,13 +179,13 @@ impl LetterAssembler {
     }
 }
 
-/// The id of the letter that a record with these headers is a part of; `None` of a whole letter, or of no letter.
+/// The id of the letter of which a record with these headers is a part; `None` for a whole letter, or no letter.
 pub fn part_of<'h>(headers: &'h [(&'h str, &'h [u8])]) -> Option<&'h str> {
     let begin = headers.iter().rposition(|(name, _)| *name == REASON)?;
     LetterHeaders(&headers[begin..]).text(ID).ok()?
 }
 
-/// The headers that speak of the letter.
+/// The headers about the letter.
 struct LetterHeaders<'h>(&'h [(&'h str, &'h [u8])]);
 
 impl<'h> LetterHeaders<'h> {

@@ -1,4 +1,4 @@
-//! A dead letter into the records that carry it.
+//! From a dead letter to the records that carry it.
 
 use uuid::Uuid;
 
@@ -11,13 +11,14 @@ use super::{
 };
 use crate::batch::{BatchBuilder, alone_in_batch};
 
-/// Most bytes of a header value that was text from outside.
+/// Most bytes of a header value with text from outside.
 pub const MAX_TEXT: usize = 256;
 
-/// Least room for a part's value, whatever its headers need: a letter always gets through in a bounded number of parts.
+/// Least room for the value of a part, however large its headers, so that a letter always fits into a bounded number
+/// of parts.
 pub(super) const MIN_PART: usize = 1024;
 
-/// One dead letter; the fields are the headers of the module's head.
+/// One dead letter; the fields are the headers in the head of [`super`].
 #[derive(Clone, Debug)]
 pub struct DeadLetter<'a> {
     pub reason: Reason,
@@ -42,7 +43,7 @@ pub struct DeadLetter<'a> {
 }
 
 impl<'a> DeadLetter<'a> {
-    /// A letter of which nothing is known but this.
+    /// A letter about which nothing else is known.
     pub fn new(reason: Reason, received_at_micros: i64, value: &'a [u8]) -> Self {
         DeadLetter {
             reason,
@@ -62,8 +63,8 @@ impl<'a> DeadLetter<'a> {
         }
     }
 
-    /// The records that this letter becomes, none larger (alone in a Kafka record batch) than `max_record_bytes` unless
-    /// key and headers alone leave no room for 1 KiB of value.
+    /// The records that this letter becomes. None is larger (alone in a Kafka record batch) than `max_record_bytes`,
+    /// unless key and headers alone leave no room for 1 KiB of value.
     pub fn records(&self, max_record_bytes: usize) -> LetterRecords<'a> {
         let mut headers: Vec<Header<'a>> = self
             .headers
@@ -110,7 +111,7 @@ impl<'a> DeadLetter<'a> {
         }
     }
 
-    /// Adds this letter's records to a batch. What the letters of a batch have in common is stored in it once.
+    /// Adds the records of this letter to a batch, which stores what its letters have in common once.
     pub fn push(&self, batch: &mut BatchBuilder, max_record_bytes: usize) {
         for record in self.records(max_record_bytes).iter() {
             let headers = record.headers();
@@ -181,7 +182,7 @@ pub struct LetterRecords<'a> {
 }
 
 impl LetterRecords<'_> {
-    /// How many there are; never zero.
+    /// Their number; never zero.
     pub fn count(&self) -> usize {
         self.parts
     }
@@ -220,7 +221,7 @@ impl LetterRecord<'_> {
     }
 }
 
-/// The beginning of a text, at most [`MAX_TEXT`] bytes of whole characters.
+/// The beginning of a text: at most [`MAX_TEXT`] bytes of whole characters.
 pub(super) fn cut(text: &str) -> &str {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {
@@ -229,7 +230,7 @@ pub(super) fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// RFC 3339 in UTC with exactly six digits after the second and `Z`; a time out of range is given as the epoch.
+/// RFC 3339 in UTC with exactly six digits after the second and `Z`; a time out of range becomes the epoch.
 pub(crate) fn rfc3339_micros(micros: i64) -> String {
     let timestamp = jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     format!("{timestamp:.6}")

@@ -1,23 +1,24 @@
 //! Who may post webhooks.
 //!
-//! One valid credential suffices, wherever it stands: the header `Authorization` (Basic, Bearer) is looked at first,
-//! before a byte of the body is read; the body's `api_key` is asked for only when no such header decided it.
+//! One valid credential is enough, wherever it is. The `Authorization` header (Basic, Bearer) is checked first,
+//! before a byte of the body is read; the `api_key` of the body counts only if that header decided nothing.
 //!
-//! Time tells nothing about a secret. What was presented is compared with every configured credential of its kind, and
-//! with every byte of each, by `subtle`, with no early exit: the time depends on the number and lengths of the
-//! configured secrets and on nothing in what was presented. (Lengths are compared too, but only after the bytes.)
-//! Basic is compared in its base64 form without padding, so that nothing needs to be decoded: in that of UTF-8, as the challenge
-//! says (RFC 7617, 2.1).
+//! Timing reveals nothing about a secret. `subtle` compares what was presented with every configured credential of
+//! its kind, and with every byte of each, with no early exit: the time depends on the number and lengths of the
+//! configured secrets and on nothing that was presented. (Lengths are compared too, but only after the bytes.) Basic
+//! credentials are compared in base64 without padding, so that nothing needs to be decoded; the base64 encodes UTF-8,
+//! as the challenge says (RFC 7617, 2.1).
 //!
-//! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::credential_reload`]):
-//! each request is judged by all of the old ones or by all of the new ones.
+//! The valid credentials may change while requests are being judged ([`Guard::accept`], called by
+//! [`super::credential_reload`]). Each request is judged either by all of the old ones or by all of the new ones.
 //!
-//! A 401 to a wrong credential is a refusal. One to a request without any is a challenge, for many clients ask first without
-//! (`curl --anyauth`, Apache HttpClient): it is counted apart, and the connection stays open for the next request.
+//! A 401 for an invalid credential is a refusal. A 401 for a request without one is a challenge, since many clients
+//! first ask without (`curl --anyauth`, Apache HttpClient): it is counted separately, and the connection stays open
+//! for the next request.
 //!
-//! A 401 names what is accepted in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, and a 401 must
-//! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
-//! in a header.
+//! A 401 names the accepted schemes in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, but a 401
+//! must have a challenge: if there are only API keys it says `ApiKey`, which no client mistakes for something that it
+//! could send in a header.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use hyper::{
@@ -33,11 +34,11 @@ use crate::{
     metrics::{CredentialUses, Metrics},
 };
 
-/// Decides whom a request comes from.
+/// Decides whether a request comes from an admitted sender.
 pub(super) struct Guard {
     anonymous: bool,
     valid: RwLock<Valid>,
-    /// The kinds stay what they are: a file has one kind and is never empty.
+    /// Never changes: a reload keeps the kinds, since a file has one kind and is never empty.
     challenge: HeaderValue,
 }
 
@@ -49,7 +50,7 @@ struct Valid {
     api_keys: Vec<ConfiguredCredential>,
 }
 
-/// One configured credential in the form in which it is presented.
+/// A configured credential in the form in which clients present it.
 struct ConfiguredCredential {
     presented_as: SecretString,
     uses: CredentialUses,
@@ -93,13 +94,13 @@ impl Valid {
 /// What a request's header says about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// A valid credential, or none is needed.
+    /// A valid credential, or none is required.
     Admitted,
-    /// A credential that is not valid.
+    /// An invalid credential.
     Refused,
     /// No credential, where only a header could carry one.
     Missing,
-    /// No credential so far; the body may hold an API key.
+    /// No credential in the header; the body may hold an API key.
     AskBody,
 }
 
@@ -122,7 +123,7 @@ impl Guard {
         }
     }
 
-    /// Makes these the valid credentials, and no others. Their kinds must be those that there were.
+    /// Makes these the valid credentials, and no others. They must be of the same kinds as before.
     pub(super) fn accept(&self, credentials: &[Credential], metrics: &Metrics) {
         let valid = Valid::new(credentials, metrics);
         *self.valid.write() = valid;
@@ -137,8 +138,8 @@ impl Guard {
         self.challenge.clone()
     }
 
-    /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
-    /// it: a proxy may have put it there for itself.
+    /// Judges a request by its header alone. The `Authorization` header is ignored if no credential is of a kind that
+    /// it carries: a proxy may have added it for its own use.
     pub(super) fn judge(&self, headers: &HeaderMap) -> Admission {
         if self.anonymous {
             return Admission::Admitted;
@@ -167,7 +168,7 @@ impl Guard {
     }
 }
 
-/// Compares with all of the list, and counts the use of the one that is the same.
+/// Compares with every credential in the list, and counts the use of the one that matches.
 fn admit(list: &[ConfiguredCredential], presented: &[u8]) -> bool {
     let mut admitted = Choice::from(0);
     let mut which = 0u64;
@@ -183,7 +184,7 @@ fn admit(list: &[ConfiguredCredential], presented: &[u8]) -> bool {
     admitted
 }
 
-/// Constant-time equality of byte strings of any lengths: takes as long as the secret is long.
+/// Constant-time equality of byte strings of any length: the time depends on the length of the secret alone.
 fn same(secret: &[u8], presented: &[u8]) -> Choice {
     let mut same = Choice::from(1);
     for (index, byte) in secret.iter().enumerate() {

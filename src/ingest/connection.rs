@@ -1,9 +1,10 @@
-//! A connection as its requests see it: what it is doing, whether it may be closed for another, and which answer it still owes.
+//! A connection as its requests see it: what it is doing, whether it may be closed for another, and which answer it
+//! still owes.
 //!
-//! A client may close its side after its request and still gets its answer. One that is gone looks the same until the answer
-//! reaches it and comes back as a reset. So a request is counted when its answer has been written; if the client's side was
-//! closed by then, only after [`HALF_CLOSED_GRACE`] or that reset: as its own outcome, or as `disconnected`. Its events are
-//! durable and counted either way.
+//! A client may close its side after its request and still gets its answer. A client that is gone looks the same
+//! until the answer reaches it and comes back as a reset. So a request is counted when its answer has been written.
+//! If the client's side was closed by then, the request is counted after [`HALF_CLOSED_GRACE`], by its own outcome,
+//! or at that reset, as `disconnected`. Its events are durable and counted either way.
 
 use std::{
     sync::{
@@ -22,21 +23,21 @@ use super::{
 };
 use crate::metrics::Outcome;
 
-/// How long a client that closed its side has to reject an answer.
+/// How long a client that closed its side may take to reject an answer.
 const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 
-/// An answer on its way, which is counted once it is written.
+/// An answer on its way; it is counted once written.
 #[derive(Clone, Copy)]
 struct OwedAnswer {
     outcome: Outcome,
-    /// Whether it was written, but perhaps to a client that is gone.
+    /// Whether it was written, though perhaps to a client that is gone.
     is_written: bool,
 }
 
-/// What a connection becomes, once; until then it is a stranger.
+/// What a connection becomes, only once; until then it is a stranger.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// A request of it has been admitted.
+    /// One of its requests has been admitted.
     Known,
     /// Another connection has its place.
     Recycled,
@@ -64,12 +65,13 @@ impl Connection {
         }
     }
 
-    /// A request of it is admitted: from now on nobody takes its place. False when somebody has already.
+    /// Marks the connection as known, since one of its requests is admitted: from now on no other takes its place.
+    /// False if another already has.
     pub(super) fn admit(&self) -> bool {
         *self.standing.get_or_init(|| Standing::Known) == Standing::Known
     }
 
-    /// Takes its place, which only a stranger gives up. The connection's task must be ended then.
+    /// Takes its place, which only a stranger gives up. The connection's task must then be ended.
     pub(super) fn recycle(&self) -> bool {
         self.standing.set(Standing::Recycled).is_ok()
     }
@@ -82,12 +84,12 @@ impl Connection {
         self.standing.get() == Some(&Standing::Recycled)
     }
 
-    /// An id for the log, unique in this process: the connection's number and the request's number on it.
+    /// An id for the log, unique within this process: the number of the connection, and of the request on it.
     pub(super) fn next_request(&self) -> (u64, u64) {
         (self.id, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// An answer is on its way; it is counted when it was written.
+    /// Notes an answer on its way, to be counted once written.
     pub(super) fn owes(&self, outcome: Outcome) {
         let answer = OwedAnswer {
             outcome,
@@ -99,7 +101,7 @@ impl Connection {
         }
     }
 
-    /// All that was to be written is written.
+    /// Notes that everything has been written.
     pub(super) fn flushed(&self, has_ended: impl FnOnce() -> bool) {
         if self.phase.current() == Phase::Writing {
             self.phase.enter(Phase::Idle, Instant::now());
@@ -118,7 +120,7 @@ impl Connection {
         }
     }
 
-    /// Counts what is still owed at the end of the connection.
+    /// Counts the answer that is still owed at the end of the connection.
     pub(super) async fn settle(&self, tcp: &TcpStream) {
         let Some(answer) = self.take_owed() else {
             return;
@@ -140,13 +142,13 @@ impl Connection {
     }
 }
 
-/// A connection whose task may be ended at any moment, to give its place to another one.
+/// Counts the last request of a connection whose task may be ended at any moment, to give its place to another.
 pub(super) struct CountOnDrop<'c>(pub(super) &'c Connection);
 
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         let CountOnDrop(connection) = self;
-        // A request that was being handled counts itself.
+        // A request that is being handled counts itself.
         if connection.take_owed().is_some() {
             connection.count(Outcome::Disconnected);
         } else if connection.is_recycled() && connection.phase.current() == Phase::Head {

@@ -1,15 +1,16 @@
-//! Credentials that change while webhooks come in: the files that they were read from, read again and again.
+//! Credentials that change while the server runs: the files that they came from are read again and again.
 //!
-//! Every [`LOOK`] the files are read, by their contents: neither times nor names tell whether a symlink was changed
-//! (Kubernetes swaps one when a Secret changes). A file that is being written may be read half; so what differs from what
-//! is in use counts only when a second reading, [`SETTLE`] later, finds the same.
+//! Every [`LOOK`] the files are read and their contents compared: neither times nor names show whether a symlink was
+//! changed (Kubernetes swaps one when a Secret changes). A file may be read while it is being written; so contents
+//! that differ from those in use count only if a second reading, [`SETTLE`] later, finds the same.
 //!
-//! Each file is taken or refused as a whole. What all of them hold is judged together, so two may exchange their secrets. One that can't be used (gone, empty, a secret that no request
-//! could present, a name or secret that is there already) changes nothing: what it held stays valid. That is counted at
-//! each look and logged when its cause changes and once an hour. So there is never a moment without credentials.
+//! Each file is accepted or refused as a whole. The contents of all files are judged together, so two may exchange
+//! their secrets. A file that can't be used (missing, empty, a secret that no request could present, a duplicate name
+//! or secret) changes nothing: its previous credentials stay valid. Each look counts such a file; the log names it
+//! when the cause changes and once an hour. So the server is never without credentials.
 //!
-//! A credential is overwritten in dead letters before it is valid, and still when it is not valid any more: the last
-//! [`REPLACED_KEPT`] of those are remembered, until the process ends.
+//! A credential is masked in dead letters before it becomes valid, and even after it is no longer valid: the last
+//! [`REPLACED_KEPT`] replaced ones are remembered until the process ends.
 
 use std::{
     collections::VecDeque,
@@ -29,17 +30,17 @@ use crate::{
 
 /// How often the files are read.
 const LOOK: Duration = Duration::from_secs(3);
-/// How long a file must stay the same to count.
+/// How long new contents must stay the same to count.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How often a cause is logged that stays the same.
+/// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
-/// Credentials that are overwritten in dead letters although they are not valid any more.
+/// Most replaced credentials that are still masked in dead letters.
 const REPLACED_KEPT: usize = MAX_CREDENTIALS;
 
-/// What a file holds, or why that can't be used.
+/// The contents of a file, or why they can't be used.
 type Contents = Result<Vec<Credential>, String>;
 
-/// Looks for new credentials again and again; ends at once when none come from files.
+/// Looks for new credentials forever; ends at once if none come from files.
 pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     let Auth::Credentials(in_use) = &intake.auth else {
         return;
@@ -50,7 +51,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     }
     loop {
         sleep(LOOK).await;
-        // A task that failed is one that panicked, which has been reported; the next look may do better.
+        // A failed task has panicked, which has been reported; the next look may succeed.
         let Ok(mut readings) = spawn_blocking(rotation.reader()).await else {
             continue;
         };
@@ -72,7 +73,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     }
 }
 
-/// What two readings agree on, file by file; nothing is known of a file that they don't agree on.
+/// What two readings agree on, file by file; `None` for a file on which they disagree.
 fn settled(first: Vec<Option<Contents>>, second: Vec<Option<Contents>>) -> Vec<Option<Contents>> {
     let both = first.into_iter().zip(second);
     both.map(|(first, second)| match (&first, &second) {
@@ -91,18 +92,18 @@ fn are_same(left: &[Credential], right: &[Credential]) -> bool {
     left.iter().map(parts).eq(right.iter().map(parts))
 }
 
-/// The files, and what is in use of them.
+/// The files, and which of their credentials are in use.
 struct CredentialFiles {
     files: Vec<WatchedFile>,
-    /// All valid credentials, also those from elsewhere.
+    /// All valid credentials, including those from elsewhere.
     in_use: Vec<Credential>,
     replaced: VecDeque<Credential>,
 }
 
-/// A file under watch; its names are those of its credentials in use.
+/// A watched file; its names are those of its credentials in use.
 struct WatchedFile {
     file: CredentialFile,
-    /// Why its contents are refused, and since when that is in the log.
+    /// Why its contents are refused, and when that was last logged.
     refused: Option<(String, Instant)>,
 }
 
@@ -119,7 +120,7 @@ impl CredentialFiles {
         }
     }
 
-    /// Reads all files, wherever it is called.
+    /// A function that reads all files, for another thread.
     fn reader(&self) -> impl FnOnce() -> Vec<Option<Contents>> + Send + 'static {
         let files: Vec<_> = self.files.iter().map(|watched| watched.file.clone()).collect();
         move || files.iter().map(|file| Some(file.read())).collect()
@@ -130,14 +131,14 @@ impl CredentialFiles {
         of_file.cloned().collect()
     }
 
-    /// Whether the files hold what is in use.
+    /// Whether the files hold the credentials in use.
     fn is_in_use(&self, readings: &[Option<Contents>]) -> bool {
         self.files.iter().zip(readings).all(|(watched, reading)| {
             matches!(reading, Some(Ok(held)) if are_same(&self.in_use_of(&watched.file), held))
         })
     }
 
-    /// Takes what can be used. Whether something changed, and how many files are refused.
+    /// Accepts what can be used. Returns whether something changed, and how many files are refused.
     fn take(&mut self, readings: Vec<Option<Contents>>) -> (bool, usize) {
         let (mut news, mut refused) = (Vec::new(), Vec::new());
         for (at, reading) in readings.into_iter().enumerate() {
@@ -196,13 +197,13 @@ impl CredentialFiles {
             .as_ref()
             .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
         if !is_known {
-            error!(cause, "new credentials are refused, the old ones stay valid");
+            error!(cause, "new credentials are refused; the old ones stay valid");
             watched.refused = Some((cause, Instant::now()));
         }
     }
 
-    /// All credentials with the new ones in place of the old. They are judged together, for two files may have exchanged
-    /// their secrets; of new ones that can't be valid so the file is refused, which may let others be valid.
+    /// All credentials, with the new ones in place of the old. They are judged together, for two files may have
+    /// exchanged their secrets. A file whose new credentials can't be valid is refused, which may make others valid.
     fn settle(
         &self,
         news: &mut Vec<(usize, Vec<Credential>)>,
@@ -221,7 +222,7 @@ impl CredentialFiles {
                 .flat_map(|(at, held)| held.iter().map(|one| (Some(*at), one)));
             let all: Vec<(Option<usize>, &Credential)> = kept.chain(of_news).collect();
             let clash = clash(all.iter().map(|(_, one)| *one));
-            // What is kept was valid before: the one at fault is new.
+            // The kept ones were valid before, so the one at fault is new.
             let Some((Some(at), what)) = clash.map(|(index, what)| (all[index].0, what)) else {
                 return all.into_iter().map(|(_, one)| one.clone()).collect();
             };
@@ -234,7 +235,7 @@ impl CredentialFiles {
         }
     }
 
-    /// Keeps what is not valid any more.
+    /// Remembers credentials that are no longer valid.
     fn remember(&mut self, before: Vec<Credential>) {
         let is = |left: &Credential, right: &Credential| {
             left.kind == right.kind && left.secret.expose_secret() == right.secret.expose_secret()
@@ -250,7 +251,7 @@ impl CredentialFiles {
         }
     }
 
-    /// What dead letters must not have.
+    /// What dead letters must not hold.
     fn masked(&self) -> impl Iterator<Item = &Credential> {
         self.in_use.iter().chain(&self.replaced)
     }
@@ -263,7 +264,7 @@ mod tests {
     use super::*;
     use crate::config;
 
-    /// A rotation of two files, tokens and a named Basic credential, and a key that comes from elsewhere.
+    /// Two files, tokens and a named Basic credential, and a key that comes from elsewhere.
     struct Given {
         dir: tempfile::TempDir,
         rotation: CredentialFiles,
@@ -292,7 +293,8 @@ mod tests {
             Given { dir, rotation }
         }
 
-        /// What a look gives when the files hold this: whether something changed, and how many files are refused.
+        /// The result of a look at files with this contents: whether something changed, and how many files are
+        /// refused.
         fn look(&mut self, tokens: &str, basic: &str) -> (bool, usize) {
             fs::write(self.dir.path().join("tokens"), tokens).unwrap();
             fs::write(self.dir.path().join("basic"), basic).unwrap();
@@ -330,11 +332,11 @@ mod tests {
         );
         assert_eq!(given.look("t-new\n", "cmc:new"), (true, 0));
         assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-new console=cmc:new");
-        // What was only given another name was not replaced.
+        // A credential that only got another name was not replaced.
         assert_eq!(given.replaced(), "bearer-1=t-old console=cmc:old");
         let masked = shown(given.rotation.masked());
         assert_eq!(masked.split(' ').count(), 5, "{masked}");
-        // One that comes back is remembered once when it goes again.
+        // One that comes back is remembered once when it is replaced again.
         given.look("t-old", "cmc:new");
         given.look("t-new", "cmc:new");
         assert_eq!(given.replaced(), "bearer-1=t-new bearer-1=t-old console=cmc:old");

@@ -1,23 +1,25 @@
 //! One request, from the end of its header to its answer.
 //!
-//! The checks, cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the header,
-//! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
-//! from whoever can't be let in, and nothing is parsed that can't be understood.
+//! The checks run cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the
+//! header, content type and encoding, announced size. Then the body is read and handed to [`super::webhook`]. So
+//! nothing is read from a client that can't be admitted, and nothing is parsed that can't be understood.
 //!
-//! A challenge (401 to a request without a credential) is answered when its body has been read and thrown away, so that the
-//! request comes again on the same connection. The exceptions are a body of more than [`body::DRAIN_BYTES`], and one of more
-//! than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice would cost more than a connection.
+//! A challenge (401 for a request without a credential) is sent once the body has been read and discarded, so that
+//! the client can repeat the request on the same connection. The exceptions are a body of more than
+//! [`body::DRAIN_BYTES`], and one of more than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice
+//! would cost more than a new connection.
 //!
-//! While a body is read nothing is kept of the header but its few facts: the header would hold the buffer that it came in.
+//! While a body is read, only a few facts of the header are kept: the header itself would keep the buffer alive in
+//! which it arrived.
 //!
-//! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
-//! a client that still writes would else be cut off before it reads the answer. Of a client that is admitted, that part is
-//! as large as [`body::DRAIN_BODIES`] bodies may be, and it has the time that a body has.
+//! An answer that leaves part of the body unread closes the connection, after a bounded part of the rest has been
+//! read. Otherwise a client that is still writing would be cut off before it reads the answer. For an admitted
+//! client, that part may be as large as [`body::DRAIN_BODIES`] bodies, and has the time limit of a body.
 //!
-//! An answer on a connection that is kept says for how long (`Keep-Alive`), so that no webhook is posted into one that is
-//! about to be closed.
+//! An answer on a connection that is kept says for how long (`Keep-Alive`), so that no webhook is posted into a
+//! connection that is about to close.
 //!
-//! The health path is served before all else and is no webhook: it is neither counted nor logged, and needs no credential.
+//! The health path is served first and is no webhook: it is neither counted nor logged, and needs no credential.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -42,12 +44,12 @@ use super::{
 };
 use crate::{cmc::Media, metrics::Outcome};
 
-/// The client is gone, and nobody is left to be answered.
+/// The client is gone, so there is nobody to answer.
 #[derive(Debug, Error)]
 #[error("the client went away before its answer")]
 pub(super) struct Gone;
 
-/// Answers one request and logs it; the connection counts it when the answer is written.
+/// Answers one request and logs it; the connection counts it once the answer is written.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
@@ -83,7 +85,7 @@ pub(super) async fn serve(
     let ending = intake.ending(request_body.unread, keep_alive);
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
-    // A challenge is no refusal, and as frequent as webhooks where clients ask first.
+    // A challenge is no refusal, and is as frequent as webhooks if clients first ask without a credential.
     if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = request_body.bytes, "answered");
     } else {
@@ -91,7 +93,7 @@ pub(super) async fn serve(
         answer.log(&intake.refusal_lines, &request, request_body.bytes);
     }
     let mut phase = ending.phase();
-    // A client that waits for `100 Continue` sends no body that would have to be drained.
+    // A client that waits for `100 Continue` sends no body to drain.
     if request_body.unread && outcome != Outcome::Timeout && (request_body.begun || !awaits_continue) {
         let (bytes, time) = match request_body.admitted {
             true => (
@@ -125,7 +127,7 @@ impl Intake {
     }
 }
 
-/// Whether hyper will keep the connection, as far as the client is concerned.
+/// Whether the client lets hyper keep the connection.
 fn asks_to_keep(head: &Parts) -> bool {
     let says = |token: &[u8]| {
         let values = head.headers.get_all(CONNECTION).iter();
@@ -139,27 +141,27 @@ fn asks_to_keep(head: &Parts) -> bool {
     }
 }
 
-/// The path without a slash at its end.
+/// The path without a trailing slash.
 fn without_slash(path: &str) -> &str {
     path.strip_suffix('/').unwrap_or(path)
 }
 
-/// A body and what is known of it.
+/// A body and what is known about it.
 struct RequestBody {
     body: Incoming,
     /// Whether some of it has not been read.
     unread: bool,
-    /// Whether the client has been let send it.
+    /// Whether the client has been allowed to send it.
     begun: bool,
     /// Whether its sender is known.
     admitted: bool,
-    /// Its size as far as known.
+    /// Its size, as far as known.
     bytes: u64,
 }
 
-/// Lets go of all that holds the buffer which the header came in, and of a large map.
+/// Drops everything that keeps the header's buffer alive, and a large header map.
 fn release(head: &mut Parts) {
-    /// More than any proxy in front adds.
+    /// More than any proxy in front of the bridge adds.
     const FIELDS: usize = 48;
     head.uri = Uri::default();
     head.headers.clear();
@@ -178,10 +180,12 @@ async fn decide(
     if intake.stop.is_stopping() {
         return Ok(Answer::stopping(&intake.retry_after));
     }
-    // RFC 9112, 3.2; hyper leaves it to us.
+    // RFC 9112, 3.2; hyper does not check it.
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 || hosts == 0 && head.version == Version::HTTP_11 {
-        return Ok(Answer::invalid_http("A request has exactly one Host."));
+        return Ok(Answer::invalid_http(
+            "A request must have exactly one Host header.",
+        ));
     }
     let path = head.uri.path();
     let trimmed = without_slash(path);
@@ -251,7 +255,7 @@ async fn decide(
             ));
         }
         Err(BodyError::TimedOut) => return Ok(Answer::body_timeout()),
-        Err(BodyError::Invalid) => return Ok(Answer::invalid_http("The body is not chunked correctly.")),
+        Err(BodyError::Invalid) => return Ok(Answer::invalid_http("The chunks of the body are invalid.")),
         Err(BodyError::Disconnected) => return Err(Gone),
     };
     request_body.unread = false;
@@ -269,7 +273,7 @@ async fn decide(
     Ok(webhook.take(connection).await)
 }
 
-/// Counts a request that comes to no answer: its future is dropped when the connection breaks, or is recycled.
+/// Counts a request that gets no answer: its future is dropped when the connection breaks or is recycled.
 struct Unanswered<'c>(&'c Connection);
 
 impl Drop for Unanswered<'_> {

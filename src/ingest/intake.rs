@@ -24,15 +24,15 @@ pub struct Intake {
     /// Whether webhooks can be made durable: the answer of the health path.
     pub(super) is_ready: ReadyCheck,
     pub(super) guard: Guard,
-    /// Replaced when credentials change, for dead letters must have none.
+    /// Replaced when credentials change, since they say what to mask in dead letters.
     pub(super) rules: RwLock<Arc<Rules>>,
-    /// The credentials at the start, and the files to look at for new ones.
+    /// The credentials at the start, and the files to watch for new ones.
     pub(super) auth: config::Auth,
     pub(super) credential_files: Vec<config::CredentialFile>,
-    /// One for each enabled stream, at [`crate::stream::Stream::index`].
+    /// The log of each enabled stream, at [`crate::stream::Stream::index`].
     pub(super) logs: [Option<Appender>; 4],
     pub(super) budget: Budget,
-    /// A place for each large body that is being understood.
+    /// A permit for each large body that is being understood.
     pub(super) understanding: Semaphore,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: StopHandle,
@@ -51,7 +51,8 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Puts together what requests need. `logs` has the appender of each enabled stream at its index.
+    /// Puts together what requests need. `logs` holds the appender of each enabled stream at its index; `is_ready`
+    /// says whether webhooks can be made durable, which is the answer of the health path.
     pub fn new(
         config: &config::Ingest,
         rules: Rules,

@@ -1,16 +1,16 @@
-//! One client connection: hyper on the socket, and a watch over its time limits.
+//! One client connection to its end: hyper on the socket, and a timer for its limits.
 //!
 //! hyper's own header timer closes without an answer, counts a quiet kept-alive connection as a slow header, and sets a
-//! timer for each request. Here every connection has one timer for its whole life. It looks now and then at what the
-//! connection is doing ([`Phase`]) and for how long, and acts when that is too long:
+//! timer for each request. Here every connection has one timer for its whole life. At intervals it looks at what the
+//! connection is doing ([`Phase`]) and for how long, and acts if that is too long:
 //!
 //! ```text
-//! Handshake  TLS is being agreed on      header_timeout   closed without a word; at the next look when stopping
-//! Fresh      no byte came yet            header_timeout   closed without a word; at the next look when stopping
-//! Idle       between two requests        header_timeout   looked inside: 408 when a request has begun, else Quiet
-//! Quiet      … and none has begun        idle_timeout     closed without a word; at the next look when stopping
+//! Handshake  negotiating TLS             header_timeout   closed silently; at the next look when stopping
+//! Fresh      no byte has arrived yet     header_timeout   closed silently; at the next look when stopping
+//! Idle       between two requests        header_timeout   looked inside: 408 if a request has begun, otherwise Quiet
+//! Quiet      … and none has begun        idle_timeout     closed silently; at the next look when stopping
 //! Head       a request has begun         header_timeout   408, closed
-//! Body       its body is read            body_timeout     Expired; the handler sees that and answers 408
+//! Body       its body is being read      body_timeout     Expired; the handler sees that and answers 408
 //! Expired    … and it must answer        LINGER           closed
 //! Answer     it waits for the disk       none             the spool has its own limit
 //! Writing    the answer is being sent    header_timeout   closed
@@ -18,11 +18,11 @@
 //! Closing    the last answer was given   LINGER           closed
 //! ```
 //!
-//! Over TLS everything after the handshake is the same; bytes are then those of requests, not those of the wire.
+//! Over TLS everything after the handshake is the same; bytes then means bytes of requests, not bytes on the wire.
 //!
-//! So a limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second at
-//! most. A request whose first bytes came together with the end of the request before can't be seen from outside hyper.
-//! That is why an idle connection is taken apart once and put together again: hyper then shows what it holds.
+//! An expired limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second
+//! at most. A request whose first bytes arrived together with the end of the previous request is invisible from outside
+//! hyper. That is why an idle connection is taken apart once and put together again: hyper then shows what it holds.
 
 use std::{
     future::poll_fn,
@@ -55,21 +55,21 @@ use super::{
 };
 use crate::metrics::Outcome;
 
-/// Time to give, and to take, the last answer.
+/// Time to write the last answer, and for the client to read it.
 const LINGER: Duration = Duration::from_secs(5);
-/// Most time between two looks.
+/// Longest time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
+/// Most bytes of a request's header. More is answered 431, and so are more than hyper's 100 fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not taken out of the budget
-/// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
+/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not charged to the
+/// budget of bytes in flight, but are part of the 64 KiB per connection that docs/operations.md reckons with.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
-/// What is said to a PROXY protocol header.
+/// The answer to a PROXY protocol header.
 const PROXY_HEADER: &str =
     "The connection begins with a PROXY protocol header: switch that protocol off in the load balancer.";
 
-/// The settings of hyper, the same for each connection.
+/// hyper's settings, the same for each connection.
 pub(super) fn http() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.header_read_timeout(None)
@@ -79,18 +79,18 @@ pub(super) fn http() -> http1::Builder {
     http
 }
 
-/// Why hyper is not asked any more.
+/// Why hyper no longer serves the connection.
 enum ServeEnd {
-    /// It is done with the connection.
+    /// hyper is done with it.
     Served(hyper::Result<()>),
-    /// A request may have begun, and took too long.
+    /// A request may have begun, and its header took too long.
     HeaderTimeout,
-    /// Nothing came for a while, unless hyper holds it.
+    /// Nothing arrived for a while, unless hyper holds it.
     LookInside,
     TooLong,
 }
 
-/// Agrees on TLS, then serves the connection to its end.
+/// Negotiates TLS, then serves the connection to its end.
 pub(super) async fn serve_tls(
     stream: TcpStream,
     tls: Arc<TlsContext>,
@@ -104,7 +104,7 @@ pub(super) async fn serve_tls(
     }
 }
 
-/// The stream over TLS; `None` when it did not come about in time or at all.
+/// The stream over TLS; `None` if the handshake failed or took too long.
 async fn handshake(
     stream: TcpStream,
     tls: &TlsContext,
@@ -142,7 +142,7 @@ async fn handshake(
     }
 }
 
-/// What a client's first bytes are, when they are known to be no TLS. They are left for the handshake, which fails.
+/// What a client's first bytes are if they are known not to be TLS. They are left for the handshake, which fails.
 async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
     let mut first = [0; 16];
     let count = stream.peek(&mut first).await.ok()?;
@@ -194,7 +194,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         })
         .await;
         let parts = served.into_parts();
-        // Empty lines before a request are no part of it.
+        // Empty lines before a request are not part of it.
         let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
         let answer = match end {
             ServeEnd::Served(Err(error)) => refusal(intake, tracker.current(), &error, &parts.read_buf),
@@ -219,10 +219,10 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
             answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
-            // Best effort: the socket takes so few bytes at once, or its client isn't reading.
+            // Best effort: the socket accepts this few bytes at once, or its client isn't reading.
             let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
-        // Over TLS an end has to be said; once, for this client may not be reading.
+        // Over TLS the end must be announced; only once, since this client may not be reading.
         None => {
             poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx).is_ready())).await;
         }
@@ -230,7 +230,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
     connection.settle(stream.tcp()).await;
 }
 
-/// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
+/// The answer to what hyper refused. Also counts a client that disappeared in the middle of a header.
 fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
     if error.is_parse_too_large() {
@@ -249,8 +249,8 @@ fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -
     None
 }
 
-/// Whether bytes begin with the PROXY protocol's header, version 1 or 2. hyper may have read over the empty lines that the
-/// second one begins with.
+/// Whether bytes begin with a PROXY protocol header, version 1 or 2. hyper may have skipped the empty lines with
+/// which version 2 begins.
 fn is_proxy_header(bytes: &[u8]) -> bool {
     let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte));
     let bytes = &bytes[begin.unwrap_or(bytes.len())..];
@@ -259,8 +259,8 @@ fn is_proxy_header(bytes: &[u8]) -> bool {
         .any(|header| bytes.starts_with(header))
 }
 
-/// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
-/// reset, and the answer with it.
+/// Answers and closes; then reads a bounded part of what still arrives. A socket that is closed with unread bytes is
+/// reset, and the answer is lost with it.
 async fn last_words<S: Socket>(stream: &mut S, answer: Answer) -> io::Result<()> {
     stream.write_all(&answer.into_wire()).await?;
     stream.shutdown().await?;

@@ -1,14 +1,15 @@
-//! Accepting connections, up to a limit, until told to stop.
+//! Accepting connections, up to a limit, until the server stops.
 //!
-//! A connection over the limit takes the place of a stranger: of the oldest one on which no request has been admitted yet,
-//! whatever it is doing (a handshake, a slow header, a body, or resting after a 401, 404 or 405). That one is closed
-//! without a word; a request that has begun on it is counted as overloaded. So who has no credential can't keep out those
-//! who have, and one who shows its credential in time is never closed for another. A place is taken as fast as a
-//! connection is accepted, so a client that has just come has as long as it takes to fill the whole table anew.
+//! A connection over the limit takes the place of the oldest stranger: a connection on which no request has been
+//! admitted yet, whatever it is doing (a handshake, a slow header, a body, or resting after a 401, 404 or 405). That
+//! one is closed silently; a request that has begun on it is counted as overloaded. So clients without a credential
+//! can't keep out those that have one, and a client that shows its credential in time is never closed for another.
+//! Places are taken no faster than connections are accepted, so a new client has as long as it takes to fill the
+//! whole table anew.
 //!
-//! When all are known, a further one gets a 503 that was made beforehand, written at once or not at all. It has no task;
-//! for a moment its socket is kept half open in a short list, since closing it with the client's request unread would take
-//! the answer back. Over TLS it would have to be agreed on first, so there it is closed.
+//! If all are known, a further one gets a 503 that was made beforehand, written at once or not at all. It has no
+//! task. Its socket is kept half open in a short list for a moment, since closing it with the client's request unread
+//! would take the answer back. Over TLS there would have to be a handshake first, so it is simply closed.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -33,19 +34,20 @@ use super::{
 };
 use crate::metrics::Outcome;
 
-/// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). One that finds it full waits
-/// a second or more, so it should hold a burst.
+/// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). A connection that
+/// finds it full waits a second or more, so it should hold a burst.
 const QUEUE: u32 = 4096;
-/// Wait after a failed accept, which fails again at once while file descriptors are missing.
+/// Wait after a failed accept, which would fail again at once while file descriptors are missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Most connections that have lost their place and whose tasks have not ended yet; meanwhile others wait in the queue.
+/// Most connections that have lost their place while their tasks have not ended yet; beyond that, others wait in the
+/// queue.
 const LEAVING: usize = 64;
 /// Refused connections kept half open.
 const REFUSED_KEPT: usize = 64;
-/// … for so long.
+/// How long each is kept.
 const REFUSED_TIME: Duration = Duration::from_secs(1);
 
-/// The webhooks' port, bound and not yet served.
+/// The webhooks' port, bound but not yet served.
 pub struct WebhookServer {
     listener: TcpListener,
     address: SocketAddr,
@@ -53,7 +55,12 @@ pub struct WebhookServer {
 }
 
 impl WebhookServer {
-    /// Binds the port. Connections wait in the kernel's queue until [`WebhookServer::run`]. Without `tls` it is plain HTTP.
+    /// Binds the port. Connections wait in the kernel's queue until [`WebhookServer::run`]. Without `tls` it serves
+    /// plain HTTP.
+    ///
+    /// # Errors
+    ///
+    /// The address can't be bound.
     pub async fn bind(
         listen: SocketAddr,
         intake: Intake,
@@ -63,7 +70,7 @@ impl WebhookServer {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // As tokio and the standard library do: a restart must not wait for the old connections' last minute.
+        // As tokio and the standard library do: a restart must not wait for the TIME_WAIT of old connections.
         socket.set_reuseaddr(true)?;
         socket.bind(listen)?;
         let listener = socket.listen(QUEUE)?;
@@ -92,17 +99,17 @@ impl WebhookServer {
         })
     }
 
-    /// The address that it listens on, with the port that was given for port 0.
+    /// The address that it listens on, with the actual port if port 0 was given.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// How to stop it.
+    /// A handle that stops it.
     pub fn stop_handle(&self) -> StopHandle {
         self.acceptor.intake.stop.clone()
     }
 
-    /// Serves until it has been stopped and the last connection has ended. Dropping the future cuts all connections.
+    /// Serves until it is stopped and the last connection has ended. Dropping the future cuts all connections.
     pub async fn run(self) {
         let WebhookServer {
             listener,
@@ -135,7 +142,7 @@ impl WebhookServer {
                 },
             }
         }
-        // Those that still wait in the queue are told so.
+        // Connections that still wait in the queue are answered.
         for _ in 0..QUEUE {
             tokio::select! {
                 biased;
@@ -155,9 +162,9 @@ struct Acceptor {
     tls: Option<Arc<TlsContext>>,
     http: http1::Builder,
     connections: JoinSet<()>,
-    /// The oldest first. Those that are known or gone by now are taken out when they are met.
+    /// The oldest first. Those that are known or gone by now are removed when they are met.
     strangers: VecDeque<(Arc<Connection>, AbortHandle)>,
-    /// Those of `connections` that have lost their place.
+    /// Members of `connections` that have lost their place.
     leaving: HashSet<task::Id>,
     accepted: u64,
     recycled_lines: LogLimiter,
@@ -169,8 +176,8 @@ impl Acceptor {
         self.leaving.len() < LEAVING
     }
 
-    /// Takes note of a connection's end. Only here does a task go out of `leaving`, together with `connections`: one that
-    /// were counted as leaving when it has left would make room for a connection over the limit.
+    /// Notes the end of a connection. Only here does a task leave `leaving`, together with `connections`: a task
+    /// counted as leaving after its end would make room for a connection over the limit.
     fn ended(&mut self, end: Result<(task::Id, ()), JoinError>) {
         let id = match end {
             Ok((id, ())) => id,
@@ -198,7 +205,7 @@ impl Acceptor {
             }
             return;
         }
-        // Without it an answer may wait for the client's delayed acknowledgement; that it fails is no reason to refuse.
+        // Without it an answer may wait for the client's delayed acknowledgement; its failure is no reason to refuse.
         let _ = stream.set_nodelay(true);
         self.accepted += 1;
         let connection = Arc::new(Connection::new(Arc::clone(&self.intake), self.accepted));
@@ -219,7 +226,7 @@ impl Acceptor {
         self.strangers.push_back((connection, task));
     }
 
-    /// Makes room by closing the oldest stranger's connection; false when there is none.
+    /// Makes room by closing the oldest stranger's connection; false if there is none.
     fn recycle(&mut self) -> bool {
         while let Some((connection, task)) = self.strangers.pop_front() {
             if !task.is_finished() && connection.recycle() {
@@ -261,7 +268,7 @@ impl Overflow {
     }
 
     fn take(&mut self, stream: TcpStream) {
-        // The standard library's socket writes at once, tokio's would first wait to be told that it can.
+        // The standard library's socket writes at once; tokio's would first wait until it is writable.
         if let Ok(mut stream) = stream.into_std()
             && stream.write(&self.answer).is_ok()
             && stream.shutdown(Shutdown::Write).is_ok()
@@ -273,7 +280,7 @@ impl Overflow {
         }
     }
 
-    /// Ends when the oldest one is to be closed; never without one.
+    /// Ends when the oldest one is due to be closed; never without one.
     async fn oldest_is_due(&self) {
         match self.kept.front() {
             Some((_, end)) => sleep_until(*end).await,
@@ -283,7 +290,7 @@ impl Overflow {
 
     fn close_oldest(&mut self) {
         if let Some((mut stream, _)) = self.kept.pop_front() {
-            // What the client sent is taken, for a socket that is closed with unread bytes is reset. The result says
+            // Reads what the client sent, since a socket that is closed with unread bytes is reset. The result shows
             // only whether there was something.
             let _ = stream.read(&mut [0; 16 * 1024]);
         }

@@ -1,7 +1,7 @@
-//! The socket under hyper: tells the connection when bytes came in and when an answer went out.
+//! The socket under hyper, watched: the connection learns when bytes arrived and when an answer was sent.
 //!
-//! What hyper answers by itself, to what is not HTTP, has no body. It is the only thing that hyper writes while no request
-//! is being handled; it is thrown away here, and the connection gives an answer of its own when hyper has ended.
+//! hyper answers what is not HTTP on its own, without a body. That is all it writes while no request is being
+//! handled. It is discarded here, and the connection sends an answer of its own when hyper has ended.
 
 use std::{
     io::{self, IoSlice},
@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{connection::Connection, phase::Phase};
 
-/// What a client is served on.
+/// The stream on which a client is served.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The TCP connection itself.
     fn tcp(&self) -> &TcpStream;
@@ -36,11 +36,11 @@ impl Socket for TlsStream<TcpStream> {
     }
 }
 
-/// A socket that is watched.
+/// A watched socket.
 pub(super) struct WatchedSocket<S> {
     pub(super) stream: S,
     connection: Arc<Connection>,
-    /// hyper has given an answer of its own, so nothing that it does to the socket counts any more.
+    /// hyper has written an answer of its own, so nothing that it does to the socket counts any more.
     muted: bool,
 }
 
@@ -53,7 +53,7 @@ impl<S> WatchedSocket<S> {
         }
     }
 
-    /// Whether what is about to be written is to be thrown away.
+    /// Whether to discard what is about to be written.
     fn mutes(&mut self) -> bool {
         self.muted |= matches!(
             self.connection.phase.current(),
@@ -118,7 +118,7 @@ impl<S: Socket> AsyncWrite for WatchedSocket<S> {
     }
 }
 
-/// Whether the client will send no more. While it hasn't sent anything this costs no system call.
+/// Whether the client will send no more. As long as it hasn't sent anything, this costs no system call.
 fn has_ended(tcp: &TcpStream, cx: &mut Context<'_>) -> bool {
     let mut byte = [0];
     matches!(

@@ -1,15 +1,15 @@
-//! A webhook whose body has been read: understood, made durable, answered.
+//! A webhook whose body has been read: it is understood, made durable and answered.
 //!
-//! This is the only place where ingest meets the sender's formats ([`cmc`]) and the spool. The body is gone before the
-//! wait for the disk begins; its share of the bytes in flight then covers the batches.
+//! This is the only place where the sender's formats ([`cmc`]) meet the spool. The body is dropped before the wait
+//! for the disk begins; its share of the bytes in flight then covers the batches.
 //!
-//! To understand a body takes time in proportion to it. A small one is understood at once; one of more than [`SMALL`] bytes
-//! away from the threads that serve connections, so many at once as there are processors, so that neither other webhooks
-//! wait for it nor the memory of that work is without a limit.
+//! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
+//! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
+//! are processors, so that other webhooks don't wait for it and the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
-//! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
-//! is written, and a webhook with dead letters is seen through by a task of its own.
+//! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
+//! over is written, and a webhook with dead letters is completed by a task of its own.
 
 use std::{borrow::Cow, sync::Arc, time::Instant};
 
@@ -35,16 +35,16 @@ use crate::{
     stream::{Stream, Tally},
 };
 
-/// Most bytes of a body that is understood by the thread that serves its connection: some hundred microseconds.
+/// Largest body, in bytes, that the thread of its connection understands: this takes some hundred microseconds.
 const SMALL: usize = 64 * 1024;
 
 /// A request that has not been answered yet.
 pub(super) struct Webhook {
     pub(super) admission: Admission,
-    /// Whether it has a header `Authorization`, of whatever worth.
+    /// Whether it has an `Authorization` header, valid or not.
     pub(super) authorization: bool,
     pub(super) media: Media,
-    /// Whether the path ended with one.
+    /// Whether the path ended with a slash.
     pub(super) trailing_slash: bool,
     pub(super) content_type: Option<HeaderValue>,
     pub(super) body: Bytes,
@@ -52,10 +52,10 @@ pub(super) struct Webhook {
     pub(super) share: Share,
 }
 
-/// What a webhook comes to.
+/// What is to be done with a webhook.
 enum Decision {
     Answer(Answer),
-    /// To be stored, and the answer for when it is.
+    /// Store it, then give this answer.
     Store(Box<Split>, Option<Stream>, Answer, Share),
 }
 
@@ -68,7 +68,7 @@ impl Webhook {
         }
         let intake = Arc::clone(&connection.intake);
         let connection = Arc::clone(connection);
-        // In a task of its own: a client that goes away meanwhile changes nothing.
+        // A task of its own: a client that disappears meanwhile changes nothing.
         let taken = tokio::spawn(async move {
             let place = connection.intake.understanding.acquire().await;
             let by = Arc::clone(&connection);
@@ -85,7 +85,7 @@ impl Webhook {
         }
     }
 
-    /// Ends the life of the body.
+    /// Decides what to do with the webhook, and drops its body.
     fn understand(mut self, connection: &Connection) -> Decision {
         let intake = &connection.intake;
         let content_type = self
@@ -113,7 +113,7 @@ impl Webhook {
             return Decision::Answer(answer(intake.guard.challenge()));
         }
         if !connection.admit() {
-            // Nobody is there to read it.
+            // Nobody will read this answer.
             let detail = "There are too many connections.";
             return Decision::Answer(Answer::unavailable(
                 Outcome::Overloaded,
@@ -122,7 +122,7 @@ impl Webhook {
             ));
         }
         self.share.admit();
-        // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
+        // The current rules: the admitted credential may be a new one that must be masked.
         let rules = intake.rules();
         let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
         if let (Some(_), Some(composition)) = (stream, opened.server_composition.as_deref()) {
@@ -178,8 +178,8 @@ impl StoreError {
 }
 
 impl Intake {
-    /// Stores what there is to be stored; its answer. Failures are counted once they are durable, and by a task of its own:
-    /// a client that goes away meanwhile changes neither.
+    /// Stores what is to be stored, and returns the answer. Failures are counted once they are durable, by a task of
+    /// its own: a client that disappears meanwhile changes neither.
     async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
         let (split, stream, answer, share) = match decision {
             Decision::Answer(answer) => return answer,
@@ -212,7 +212,7 @@ impl Intake {
         }
     }
 
-    /// Makes all of a webhook durable, dead letters first.
+    /// Makes everything in a webhook durable, dead letters first.
     async fn store(
         &self,
         events: Option<(Stream, Batch, Tally)>,
@@ -228,7 +228,7 @@ impl Intake {
             (None, Some((stream, batch, tally))) => self.append(stream, batch, tally, share)?.await,
             (Some((batch, tally)), None) => self.append(Stream::DeadLetters, batch, tally, share)?.await,
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
-                // A webhook whose events are refused will come again, and its dead letters with it.
+                // A webhook whose events are refused will be sent again, and its dead letters with it.
                 let refused = match self.logs[stream.index()].as_ref().map(Appender::state) {
                     Some(LogState::Full) => Some(AppendError::Full),
                     Some(LogState::NotOpen) => Some(AppendError::NotOpen),
@@ -246,7 +246,7 @@ impl Intake {
         }
     }
 
-    /// Takes a JSON body to its answer, as the handler does with one that it has read.
+    /// Takes a JSON body to its answer, like the handler with a body that it has read.
     #[cfg(test)]
     pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
         let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
@@ -265,7 +265,7 @@ impl Intake {
         webhook.take(&connection).await.outcome
     }
 
-    /// The append to a stream's log, to be awaited. A stream without a log is closed.
+    /// The append to a stream's log, to be awaited. A stream without a log counts as closed.
     fn append(
         &self,
         stream: Stream,
@@ -277,7 +277,7 @@ impl Intake {
         let log = self.logs[stream.index()]
             .clone()
             .ok_or(refused(AppendError::Closed))?;
-        // Of a webhook with two appends, both share the time.
+        // The two appends of a webhook share the time.
         let deadline = Instant::now() + self.append_timeout;
         Ok(async move {
             let limit = deadline.saturating_duration_since(Instant::now());
@@ -287,7 +287,7 @@ impl Intake {
         })
     }
 
-    /// Whether there is a log for dead letters. Without one they are counted, logged and gone, as configured.
+    /// Whether there is a log for dead letters. Without one they are counted, logged and dropped, as configured.
     fn keeps_dead_letters(&self) -> bool {
         self.logs[Stream::DeadLetters.index()].is_some()
     }

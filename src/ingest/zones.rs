@@ -1,8 +1,8 @@
-//! Whether the names under `ingest.time_zones` are those that webhooks have.
+//! Whether the names under `ingest.time_zones` match those in webhooks.
 //!
-//! A name that is spelled otherwise than `server_composition` does nothing, and the times of its events are wrong by hours.
-//! So the log names it: when a webhook's composition is the same but for case, `-` and `_`, and when no webhook had the
-//! name for a day. Each is told once.
+//! A name that is not spelled like `server_composition` has no effect, and the times of its events are wrong by
+//! hours. So the log reports it once in two cases: a webhook's composition differs only in case, `-` and `_`; or no
+//! webhook had the name for a day.
 
 use std::{
     sync::{
@@ -18,17 +18,17 @@ use tracing::warn;
 /// How long webhooks have to show a name.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The names, and what webhooks have shown of them.
+/// The names, and which of them webhooks have shown.
 pub(super) struct ZoneNames {
     names: Vec<Name>,
-    /// Some webhook was understood: else none could have a name.
+    /// Whether any webhook was understood: otherwise none could have a name.
     any: AtomicBool,
 }
 
 struct Name {
     name: String,
     seen: AtomicBool,
-    told_alike: AtomicBool,
+    reported_alike: AtomicBool,
 }
 
 impl ZoneNames {
@@ -36,7 +36,7 @@ impl ZoneNames {
         let name = |name: &String| Name {
             name: name.clone(),
             seen: AtomicBool::new(false),
-            told_alike: AtomicBool::new(false),
+            reported_alike: AtomicBool::new(false),
         };
         ZoneNames {
             names: names.map(name).collect(),
@@ -56,13 +56,13 @@ impl ZoneNames {
             warn!(
                 configured = name,
                 webhook = composition,
-                "ingest.time_zones has a name that no webhook has; the webhook's is almost the same and gets \
+                "ingest.time_zones has a name that no webhook has; the webhook's name is almost the same and gets \
                  ingest.time_zone: write it as the webhook does"
             );
         }
     }
 
-    /// The name that is almost this composition, unless it was told.
+    /// The name that is almost this composition, unless it was reported.
     fn alike(&self, composition: &str) -> Option<&str> {
         let letters = |text: &str| -> Vec<u8> {
             let kept = text.bytes().filter(|byte| !b"-_".contains(byte));
@@ -70,7 +70,7 @@ impl ZoneNames {
         };
         let wanted = letters(composition);
         let name = self.names.iter().find(|name| letters(&name.name) == wanted)?;
-        (!name.told_alike.swap(true, Ordering::Relaxed)).then_some(&name.name)
+        (!name.reported_alike.swap(true, Ordering::Relaxed)).then_some(&name.name)
     }
 
     /// Logs the names that no webhook had; ends after that, or at once if there are no names.
@@ -111,11 +111,11 @@ mod tests {
     fn names_that_webhooks_do_not_have_are_known() {
         let names = ["transactional_email", "pro", "Sandbox"].map(str::to_owned);
         let zones = ZoneNames::new(names.iter());
-        assert!(zones.unseen().is_empty(), "nothing came yet");
+        assert!(zones.unseen().is_empty(), "nothing has arrived yet");
         zones.note("pro");
         assert_eq!(zones.unseen(), ["transactional_email", "Sandbox"]);
         assert_eq!(zones.alike("transactional-email"), Some("transactional_email"));
-        assert_eq!(zones.alike("transactional-email"), None, "told once");
+        assert_eq!(zones.alike("transactional-email"), None, "reported once");
         assert_eq!(zones.alike("sandbox"), Some("Sandbox"));
         assert_eq!(zones.alike("other"), None);
         zones.note("Sandbox");
