@@ -55,7 +55,7 @@ Exit codes: 0 everything would become events, 65 something would not, 74 the fil
 pub struct ExplainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The body [default: standard input, also for -]
+    /// The file that holds the body [default: standard input, as for -]
     pub file: Option<PathBuf>,
     /// The Content-Type header that it came with [default: none; the first byte tells JSON from a form]
     #[arg(long, value_name = "TYPE")]
@@ -74,7 +74,7 @@ pub struct ExplainArgs {
 /// Prints what the body would become.
 ///
 /// # Errors
-/// 64: the content type can't stand in a header. 65: something would not go on as an event. 74: the body can't be read.
+/// 64: a header can't carry the content type. 65: something would not become an event. 74: the body can't be read.
 pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     if args

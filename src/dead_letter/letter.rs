@@ -68,7 +68,7 @@ pub enum LetterError {
 /// again is dropped; a letter whose records all come again is returned again.
 #[derive(Debug, Default)]
 pub struct LetterAssembler {
-    /// LetterAssembler that lack parts, by id.
+    /// Letters with missing parts, by id.
     open: BTreeMap<String, Incomplete>,
 }
 

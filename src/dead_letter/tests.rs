@@ -159,7 +159,7 @@ fn headers_that_leave_no_room_still_end() {
     );
 }
 
-/// What [`LetterAssembler`] makes of all records, in any order that `order` gives.
+/// What [`LetterAssembler`] makes of all records, in the given order.
 fn read(records: &LetterRecords<'_>, order: impl Iterator<Item = usize>) -> Letter {
     let records: Vec<LetterRecord<'_>> = records.iter().collect();
     let mut letters = LetterAssembler::default();
@@ -173,7 +173,7 @@ fn read(records: &LetterRecords<'_>, order: impl Iterator<Item = usize>) -> Lett
     found.remove(0)
 }
 
-/// What must be read back of a letter.
+/// What must be read back from a letter.
 fn whole(letter: &DeadLetter<'_>) -> Letter {
     let short = |text: Option<&str>| text.map(|text| cut(text).to_owned());
     Letter {
@@ -279,7 +279,7 @@ fn limits_and_boundaries_of_parts_are_exact() {
         assert!(records.iter().all(|record| !record.value.is_empty()));
         assert_eq!(read(&records, 0..count), whole(&letter));
     }
-    // Nothing is a letter, too, even where its headers alone are too large.
+    // An empty value is a letter, too, even if its headers alone are too large.
     for limit in [1, limit] {
         let letter = letter(0);
         assert_eq!(read(&letter.records(limit), 0..1), whole(&letter));
@@ -342,7 +342,7 @@ fn what_is_no_letter_is_refused() {
         (INDEX, b""),
         (MEMBER, b"\xFF"),
     ] {
-        // The time stands last, so that a broken one comes before it.
+        // The time comes last, so that a broken header precedes it.
         let headers = if name == REASON {
             vec![(name, value), TIME]
         } else {
@@ -371,7 +371,7 @@ fn what_is_no_letter_is_refused() {
             Err(LetterError::Part { .. })
         ));
     }
-    // A header of a later version is no obstacle.
+    // A header of a later version is ignored.
     let later: [(&str, &[u8]); 3] = [REASON_OF, TIME, ("cmc-dead-letter-later", b"\xFF")];
     assert!(matches!(letters.add(None, &later, b""), Ok(Some(_))));
 }

@@ -278,7 +278,7 @@ mod tests {
             ("basic   dXNlcjpwYXNzOndvcmQ=  ", Admitted),
             ("Basic Y21jOumNtQ==", Admitted),
             ("Basic dTox", Admitted),
-            // user:pass alone, the bits behind the text not zero, another alphabet, padding in between.
+            // user:pass unencoded, nonzero bits after the text, another alphabet, padding in between.
             ("Basic dXNlcjpwYXNz", Refused),
             ("Basic Y21jOumNtR==", Refused),
             ("Basic Y21jOum-tQ==", Refused),
@@ -304,7 +304,7 @@ mod tests {
         guard.accept(&both[1..], &metrics);
         assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Admission::Refused);
         assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Admission::Admitted);
-        // The counts go on by name, also of the one that is gone.
+        // Counts continue by name, even for a credential that is gone.
         assert_eq!(metrics.credential("c0").count(), 1);
         assert_eq!(metrics.credential("c1").count(), 2);
     }

@@ -164,7 +164,7 @@ pub(super) async fn read(
     Ok((collected.into(), share))
 }
 
-/// The next bytes of a body. The deadline is the connection's: no timer is set for a body that comes at once.
+/// The next bytes of a body. The deadline is the connection's: no timer is set for a body that arrives at once.
 fn poll_data(
     body: &mut Incoming,
     phase: &PhaseTracker,

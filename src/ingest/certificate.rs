@@ -255,16 +255,16 @@ fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, PairError> {
     Ok(bytes)
 }
 
-/// From when until when, in seconds since the Unix epoch.
+/// Start and end, in seconds since the Unix epoch.
 fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), x509_cert::der::Error> {
-    // `Raw` takes what the rules forbid and the world uses, such as long serial numbers.
+    // `Raw` accepts what the rules forbid but the world uses, such as long serial numbers.
     let certificate = CertificateInner::<Raw>::from_der(certificate)?;
     let validity = certificate.tbs_certificate().validity();
     let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs() as i64;
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
 }
 
-/// Seconds since the Unix epoch for people.
+/// A time in seconds since the Unix epoch, for people.
 fn time(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_good_pair() {
         let (certificate, key) = issue(2100);
-        // Text around the blocks is no matter, and one file may hold both.
+        // Text around the blocks does not matter, and one file may hold both.
         let both = format!("# from the issuer\n{key}{certificate}");
         for made in [made(&certificate, &key), made(&both, &both)] {
             let pair = Pair::load(&made.tls).unwrap();
@@ -367,7 +367,7 @@ mod tests {
         for (certificate, key, file) in [
             (marked(&certificate), key.clone(), "tls.crt"),
             (certificate.clone(), marked(&key), "tls.key"),
-            // Its second certificate is read, which the key is not of.
+            // Its second certificate is read, to which the key does not belong.
             (marked(&two), key.clone(), "tls.crt"),
         ] {
             let made = made(&certificate, &key);

@@ -369,7 +369,8 @@ mod tests {
         );
     }
 
-    /// Two named tokens, each in a file of its own, and what a look at the files with these secrets leaves in use.
+    /// Two named tokens, each in a file of its own, and the credentials in use after a look at files with these
+    /// secrets.
     fn look_at_two(a: &str, b: &str) -> impl FnMut(&str, &str) -> ((bool, usize), String) + use<> {
         let dir = tempfile::tempdir().unwrap();
         let mut text = String::new();
@@ -397,12 +398,12 @@ mod tests {
     fn two_files_may_exchange_their_secrets() {
         let mut look = look_at_two("one", "two");
         assert_eq!(look("two", "one"), ((true, 0), "a=two b=one".to_owned()));
-        // One takes what the other gives up, whichever comes first.
+        // One takes the secret that the other gives up, whichever comes first.
         assert_eq!(look("one", "three"), ((true, 0), "a=one b=three".to_owned()));
         assert_eq!(look("four", "one"), ((true, 0), "a=four b=one".to_owned()));
-        // Half of an exchange is none.
+        // Half an exchange is none.
         assert_eq!(look("one", "one"), ((false, 1), "a=four b=one".to_owned()));
-        // What the other one keeps, since its new secret is refused, is not free.
+        // A secret that the other keeps, since its new one is refused, is not free.
         assert_eq!(look("one", "no token"), ((false, 2), "a=four b=one".to_owned()));
         assert_eq!(look("five", "five"), ((true, 1), "a=five b=one".to_owned()));
     }

@@ -136,7 +136,7 @@ impl LogLimiter {
         }
     }
 
-    /// Whether a line may be written: the number suppressed since the last one if so.
+    /// The number of lines suppressed since the last one, if a line may be written now.
     pub(super) fn pass(&self) -> Option<u64> {
         self.pass_at(self.start.elapsed().as_secs())
     }

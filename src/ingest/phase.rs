@@ -1,7 +1,7 @@
 //! What a connection is doing, and since when.
 //!
-//! Handler, socket and timer are polled in the connection's own task; the lock is only there because that task moves between
-//! threads.
+//! Handler, socket and timer are polled in the connection's own task; the lock exists only because that task moves
+//! between threads.
 
 use std::time::{Duration, Instant};
 

@@ -59,7 +59,6 @@ impl WebhookServer {
     /// plain HTTP.
     ///
     /// # Errors
-    ///
     /// The address can't be bound.
     pub async fn bind(
         listen: SocketAddr,
