@@ -20,8 +20,8 @@
 //! | [`config_args`] | `--config` |
 //! | [`excerpt`] | a place in a text, with the text around it |
 //! | [`exit`] | exit codes: how each error ends the process |
-//! | [`figures`] | durations, times and percentiles for people |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
+//! | [`percentile`](mod@percentile) | percentiles |
 //! | [`progress_bar`] | a progress bar on standard error |
 //! | [`records`] | prints Kafka records as text or JSON |
 //! | [`signals`] | SIGINT and SIGTERM |
@@ -36,8 +36,8 @@ pub mod dev;
 mod excerpt;
 pub mod exit;
 pub mod explain;
-mod figures;
 pub mod output;
+mod percentile;
 mod progress_bar;
 mod records;
 pub mod send_sample;

@@ -12,6 +12,7 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
+mod human;
 pub mod ingest;
 pub mod kafka;
 pub mod lane;

@@ -16,8 +16,8 @@
 //! | [`text`] | its texts: escaped, and numbers for people |
 
 mod chart;
+mod escaped;
 pub mod page;
-mod text;
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -34,7 +34,9 @@ use super::{
     history::{EVERY, History, Rates, Sample},
 };
 use crate::{
+    clock,
     dead_letter::rfc3339_micros,
+    human,
     leftover::Service,
     metrics::{BlockReason, Blocked, Letter, Metrics},
     spool::LogState,
@@ -224,7 +226,7 @@ impl Status {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
         let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
         Report {
-            at: Time(jiff::Timestamp::now().as_microsecond()),
+            at: Time(clock::unix_micros()),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             state,
@@ -303,7 +305,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
         0 => ("All events are in Kafka".to_owned(), "except for"),
         1 => ("1 event is not in Kafka yet".to_owned(), "and neither is"),
         _ => (
-            format!("{} events are not in Kafka yet", text::grouped(backlog)),
+            format!("{} events are not in Kafka yet", human::count(backlog)),
             "and neither is",
         ),
     };

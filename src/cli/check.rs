@@ -20,10 +20,8 @@ use self::directory::Directory;
 use super::config_args::ConfigArgs;
 use crate::{
     cli::exit::Exit,
-    config::{
-        Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
-        shown_path,
-    },
+    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, pem_faults, shown_path},
+    human,
     ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
@@ -126,7 +124,7 @@ fn summary(
     writeln!(
         out,
         "              {} for each stream, durable by {}",
-        human_size(spool.max_bytes),
+        human::exact_size(spool.max_bytes),
         match spool.durability {
             Durability::Fsync => "fsync",
             Durability::PageCache => "page-cache",
@@ -262,10 +260,10 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .saturating_mul(enabled(config).count() as u64);
             if most > *free {
                 warnings.push(format!(
-                    "spool.max_bytes: {} streams of {} may need more than the {} MiB that are free",
+                    "spool.max_bytes: {} streams of {} may need more than the {} that are free",
                     enabled(config).count(),
-                    human_size(config.spool.max_bytes),
-                    free / (1 << 20)
+                    human::exact_size(config.spool.max_bytes),
+                    human::size(*free)
                 ));
             }
         }

@@ -30,8 +30,9 @@ use crate::{
     cli::exit::Exit,
     clock,
     cmc::{self, BodyEncoding, Malformed, Secrets, Understood},
-    config::{Config, human_size},
+    config::Config,
     dead_letter::{Reason, Scope},
+    human,
     plain::visible,
     stream::Stream,
 };
@@ -106,7 +107,7 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
         );
     }
     if body.len() > config.ingest.max_body_bytes {
-        let limit = human_size(config.ingest.max_body_bytes as u64);
+        let limit = human::exact_size(config.ingest.max_body_bytes as u64);
         return printer.not_taken(413, Diagnosis {
             detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
             advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",

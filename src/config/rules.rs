@@ -4,7 +4,7 @@ use std::iter::once;
 
 use secrecy::ExposeSecret;
 
-use super::{Auth, Config, Credential, CredentialKind};
+use super::types::{Auth, Config, Credential, CredentialKind};
 use crate::cmc::{Rules, Secrets};
 
 impl Config {

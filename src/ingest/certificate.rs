@@ -32,7 +32,7 @@ use x509_cert::{
     der::Decode,
 };
 
-use crate::config;
+use crate::{config, human};
 
 /// A larger file is no certificate.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -169,7 +169,7 @@ impl Pair {
 
     /// [`Pair::expires`] for people.
     pub fn expires_at(&self) -> String {
-        time(self.expires)
+        human::time(self.expires * 1_000_000)
     }
 
     /// Why clients will refuse the certificate now, as far as its own dates go.
@@ -179,9 +179,12 @@ impl Pair {
 
     fn warning_at(&self, now: i64) -> Option<String> {
         if now >= self.expires {
-            Some(format!("expired at {}", time(self.expires)))
+            Some(format!("expired at {}", human::time(self.expires * 1_000_000)))
         } else if now < self.starts {
-            Some(format!("is not valid before {}", time(self.starts)))
+            Some(format!(
+                "is not valid before {}",
+                human::time(self.starts * 1_000_000)
+            ))
         } else {
             None
         }
@@ -262,11 +265,6 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), x509_cert::d
     let validity = certificate.tbs_certificate().validity();
     let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs() as i64;
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
-}
-
-/// A time in seconds since the Unix epoch, for people.
-fn time(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::labels::BlockReason;
 use crate::{
+    clock,
     dead_letter::{Failure, Reason},
     stream::Stream,
 };
@@ -38,7 +39,7 @@ pub struct Blockade(Mutex<Option<Blocked>>);
 impl Blockade {
     /// The lane failed: once more, when it was blocked already.
     pub fn blocked(&self, reason: BlockReason, message: &str) {
-        let now = now_micros();
+        let now = clock::unix_micros();
         let mut blocked = self.0.lock();
         let since_micros = blocked.as_ref().map_or(now, |before| before.since_micros);
         *blocked = Some(Blocked {
@@ -83,7 +84,7 @@ impl Letters {
         if failures.is_empty() {
             return;
         }
-        let at_micros = now_micros();
+        let at_micros = clock::unix_micros();
         let mut lines: Vec<Letter> = Vec::new();
         for Failure { reason, index } in failures {
             match lines.iter_mut().find(|line| line.reason == *reason) {
@@ -107,10 +108,6 @@ impl Letters {
     pub fn get(&self) -> Vec<Letter> {
         self.0.lock().iter().rev().copied().collect()
     }
-}
-
-fn now_micros() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
+use crate::human;
+
 /// What there is at `spool.dir`.
 pub enum Directory {
     /// It is there and can be written; this many bytes are free.
@@ -45,7 +47,7 @@ impl Directory {
     pub fn describe(&self) -> String {
         match self {
             Directory::Ready { free: Some(free) } => {
-                format!("writable, {} MiB free", free / (1 << 20))
+                format!("writable, {} free", human::size(*free))
             }
             Directory::Ready { free: None } => "writable".to_owned(),
             Directory::Creatable => "will be created".to_owned(),

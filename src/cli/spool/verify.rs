@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::selection::LogArgs;
 use crate::{
     batch::{BatchView, received_at_micros},
-    cli::{exit::Exit, figures::time, output::Output, progress_bar::ProgressBar},
+    cli::{exit::Exit, output::Output, progress_bar::ProgressBar},
+    human,
     spool::{Damage, survey::Survey},
     stream::Stream,
 };
@@ -115,7 +116,7 @@ pub(super) fn as_text(findings: &Findings, out: &mut impl Write) -> Result<(), E
         findings.stream, findings.events, findings.batches
     )?;
     match findings.oldest_micros {
-        Some(oldest) => writeln!(out, ", the oldest received {}", time(oldest))?,
+        Some(oldest) => writeln!(out, ", the oldest received {}", human::time(oldest))?,
         None => writeln!(out)?,
     }
     for damage in &findings.damage {
@@ -136,7 +137,7 @@ fn as_json(findings: &Findings) -> Value {
         "stream": findings.stream.name(),
         "batches": findings.batches,
         "events": findings.events,
-        "oldest_received": findings.oldest_micros.map(time),
+        "oldest_received": findings.oldest_micros.map(human::time),
         "damage": findings.damage.iter().map(damage_json).collect::<Vec<_>>(),
         "undecodable_batches": findings.undecodable,
     })

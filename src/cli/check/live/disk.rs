@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::cli::figures::percentile;
+use crate::cli::percentile::percentile;
 
 /// What one webhook or so costs on disk.
 const WRITE: usize = 4096;
