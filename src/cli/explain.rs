@@ -220,16 +220,9 @@ impl Printer<'_> {
 
     /// The fault of the body as a whole.
     fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Diagnosis> {
-        let Some(malformed) = &understood.malformed else {
-            let unknown = understood.split.failures.first().map(|failure| failure.reason)
-                == Some(Reason::UnknownEventType);
-            return unknown.then(|| Diagnosis {
-                reason: Some(Reason::UnknownEventType),
-                detail: "event_type names no enabled stream".into(),
-                advice: advice(Reason::UnknownEventType),
-                place: None,
-            });
-        };
+        let first = understood.split.failures.first().map(|failure| failure.reason);
+        let unknown = (first == Some(Reason::UnknownEventType)).then(Malformed::unknown_event_type);
+        let malformed = understood.malformed.as_ref().or(unknown.as_ref())?;
         Some(Diagnosis {
             reason: Some(malformed.reason),
             detail: malformed.detail.clone(),
