@@ -12,8 +12,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`chart`] | its charts |
+//! | [`escaped`] | its texts, escaped |
 //! | [`page`] | that page |
-//! | [`text`] | its texts: escaped, and numbers for people |
 
 mod chart;
 mod escaped;
