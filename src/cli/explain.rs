@@ -171,10 +171,10 @@ struct Printer<'p> {
 impl Printer<'_> {
     /// Reports that the server would not have looked into the body.
     fn not_taken(&mut self, status: u16, problem: Diagnosis) -> Result<(), Exit> {
-        let answer = Summary {
+        let answer = AnswerLine {
             status,
             read_as: "nothing",
-            ..Summary::default()
+            ..AnswerLine::default()
         };
         self.answer(&answer, Some(&problem))?;
         Err(Exit::Data(problem.detail.into_owned()))
@@ -188,7 +188,7 @@ impl Printer<'_> {
         if let Some((batch, _)) = &split.dead_letters {
             self.records(Stream::DeadLetters, batch)?;
         }
-        let answer = Summary {
+        let answer = AnswerLine {
             status: match (&understood.malformed, understood.encoding) {
                 (None, _) => 200,
                 (Some(_), None) => 415,
@@ -330,8 +330,8 @@ impl Printer<'_> {
     }
 
     /// Prints the fault of the body as a whole, and the answer.
-    fn answer(&mut self, answer: &Summary, problem: Option<&Diagnosis>) -> io::Result<()> {
-        let Summary {
+    fn answer(&mut self, answer: &AnswerLine, problem: Option<&Diagnosis>) -> io::Result<()> {
+        let AnswerLine {
             status,
             read_as,
             bytes,
@@ -367,7 +367,7 @@ impl Printer<'_> {
 }
 
 #[derive(Default)]
-struct Summary {
+struct AnswerLine {
     status: u16,
     read_as: &'static str,
     bytes: usize,
