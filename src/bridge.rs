@@ -18,9 +18,11 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`drain`](mod@drain) | a spool without its bridge, delivered |
+//! | [`error`](mod@error) | why a bridge did not start, or ended |
 //! | [`pipe`] | one stream's log and lane, opened on their own |
 
 mod drain;
+mod error;
 mod pipe;
 
 use std::{
@@ -47,9 +49,7 @@ use crate::{
         books::{BooksCollector, StreamBooks},
         health::Health,
     },
-    cmc::Rules,
     config::{Auth, Config, pem_faults},
-    exit::Exit,
     ingest::{self, Control, Intake, Tls},
     leftover::{Leftovers, Service},
     logging::DroppedLines,
@@ -58,7 +58,10 @@ use crate::{
     stream::Stream,
 };
 
-pub use drain::{Drained, drain};
+pub use self::{
+    drain::{Drained, drain},
+    error::BridgeError,
+};
 
 /// How long the start waits for the logs.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,12 +87,12 @@ pub struct Bridge {
 
 impl Bridge {
     /// Opens the spool, binds the ports and begins to serve and deliver.
-    pub async fn start(config: Config) -> Result<Bridge, Exit> {
+    pub async fn start(config: Config) -> Result<Bridge, BridgeError> {
         let registry = Registry::new();
         // Before anything is written: a pair that is refused is a matter of the configuration.
         let tls = match &config.ingest.tls {
             Some(files) => {
-                let metrics = TlsMetrics::new(&registry).map_err(internal)?;
+                let metrics = TlsMetrics::new(&registry)?;
                 Some(Tls::open(files.clone(), metrics)?)
             }
             None => None,
@@ -104,8 +107,7 @@ impl Bridge {
             .into_iter()
             .filter(|stream| enabled(*stream) || leftovers.has(*stream))
             .collect();
-        let metrics =
-            Arc::new(Metrics::new(&registry, &streams, credential_names(&config)).map_err(internal)?);
+        let metrics = Arc::new(Metrics::new(&registry, &streams, credential_names(&config))?);
         for stream in Stream::ALL {
             metrics.set_enabled(stream, enabled(stream));
         }
@@ -130,14 +132,10 @@ impl Bridge {
         let of_enabled = Stream::ALL.map(|stream| Some((stream, appender(stream)?)));
         let health = Arc::new(Health::new(of_enabled.into_iter().flatten().collect()));
         let books = books(&config, &streams);
-        BooksCollector::new(Arc::clone(&books))
-            .and_then(|collector| registry.register(Box::new(collector)))
-            .map_err(internal)?;
-        DroppedLines::new()
-            .and_then(|collector| registry.register(Box::new(collector)))
-            .map_err(internal)?;
+        registry.register(Box::new(BooksCollector::new(Arc::clone(&books))?))?;
+        registry.register(Box::new(DroppedLines::new()?))?;
 
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         let intake = Intake::new(
             &config.ingest,
             rules,
@@ -147,7 +145,7 @@ impl Bridge {
         );
         let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
             .await
-            .map_err(|error| port_exit("ingest.listen", config.ingest.listen, &error))?;
+            .map_err(not_bound("ingest.listen", config.ingest.listen))?;
         let sources = admin::Sources {
             registry,
             metrics: Arc::clone(&metrics),
@@ -157,7 +155,7 @@ impl Bridge {
             unknown_logs,
         };
         let admin = admin::Server::bind(config.admin.listen, sources)
-            .map_err(|error| port_exit("admin.listen", config.admin.listen, &error))?;
+            .map_err(not_bound("admin.listen", config.admin.listen))?;
 
         metrics.set_ready(health.readiness().is_ready());
         let admin_address = admin.local_addr();
@@ -185,15 +183,15 @@ impl Bridge {
     }
 
     /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
-    pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), Exit> {
+    pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), BridgeError> {
         tokio::select! {
             Some(error) = self.failures.recv() => {
                 self.control.stop();
                 let _ = timeout(LAST_ANSWERS, self.ingest).await;
                 return Err(error.into());
             }
-            _ = &mut self.ingest => return Err(panicked("the webhooks' port")),
-            () = self.admin.ended() => return Err(panicked("the admin port")),
+            _ = &mut self.ingest => return Err(BridgeError::PortLost("the webhooks' port")),
+            () = self.admin.ended() => return Err(BridgeError::PortLost("the admin port")),
             _ = stop.recv() => {}
         }
         let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
@@ -264,7 +262,7 @@ async fn see_through(
     stopping: impl Future<Output = ()>,
     mut stop: mpsc::Receiver<()>,
     mut failures: mpsc::UnboundedReceiver<SpoolError>,
-) -> Result<(), Exit> {
+) -> Result<(), BridgeError> {
     {
         let mut stopping = pin!(stopping);
         tokio::select! {
@@ -372,17 +370,8 @@ fn credential_names(config: &Config) -> Vec<&str> {
     }
 }
 
-fn port_exit(key: &str, address: SocketAddr, error: &io::Error) -> Exit {
-    Exit::Unavailable(format!("cannot listen on {address} ({key}): {error}"))
-}
-
-/// A panic is a bug, and must not leave a process that runs and does nothing.
-fn panicked(what: &str) -> Exit {
-    Exit::Unavailable(format!("{what} is served no more; why stands in the log above"))
-}
-
-fn internal(error: prometheus::Error) -> Exit {
-    Exit::Unavailable(format!("metrics could not be registered: {error}"))
+fn not_bound(key: &'static str, address: SocketAddr) -> impl FnOnce(io::Error) -> BridgeError {
+    move |source| BridgeError::Listen { key, address, source }
 }
 
 #[cfg(test)]
@@ -414,7 +403,7 @@ mod tests {
         let (_words, stop) = mpsc::channel(1);
         let stopping = async move { failed.send(failure()).unwrap() };
         let ended = see_through(stopping, stop, failures).await;
-        assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
+        assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
     }
 
     #[tokio::test]
@@ -434,7 +423,7 @@ mod tests {
             std::future::pending().await
         };
         let ended = see_through(stopping, stop, failures).await;
-        assert!(matches!(ended, Err(Exit::Io(_))), "{ended:?}");
+        assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
     }
 
     /// A bridge whose lanes are blocked from the first moment on, and wait for nobody.
@@ -442,11 +431,11 @@ mod tests {
         try_start(dir).await.unwrap()
     }
 
-    async fn try_start(dir: &Path) -> Result<Bridge, Exit> {
+    async fn try_start(dir: &Path) -> Result<Bridge, BridgeError> {
         try_start_with(dir, |_| {}).await
     }
 
-    async fn try_start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Bridge, Exit> {
+    async fn try_start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Bridge, BridgeError> {
         let variable = (
             "CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS".to_owned(),
             "true".to_owned(),
@@ -475,7 +464,7 @@ mod tests {
             let mut bridge = start(dir.path()).await;
             end(&mut bridge);
             let (_words, stop) = mpsc::channel(1);
-            assert!(matches!(bridge.run(stop).await, Err(Exit::Unavailable(_))));
+            assert!(matches!(bridge.run(stop).await, Err(BridgeError::PortLost(_))));
         }
     }
 
@@ -623,7 +612,7 @@ mod tests {
         }
         let refused = try_start(dir.path()).await.map(drop).unwrap_err();
         assert!(
-            matches!(&refused, Exit::Io(why) if why.contains("manifest")),
+            matches!(&refused, BridgeError::Spool(why) if why.to_string().contains("manifest")),
             "{refused}"
         );
     }
@@ -646,7 +635,7 @@ mod tests {
         client.read_to_end(&mut answer).await.unwrap();
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.contains("HTTP/1.1 400"), "{answer}");
-        assert!(matches!(ending.await.unwrap(), Err(Exit::Io(_))));
+        assert!(matches!(ending.await.unwrap(), Err(BridgeError::Spool(_))));
         assert!(ingest.is_finished());
     }
 

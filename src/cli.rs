@@ -19,8 +19,9 @@
 //! |---|---|
 //! | [`config_args`] | `--config` |
 //! | [`excerpt`] | a place in a text, with the text around it |
-//! | [`figures`] | durations, times and percentiles for people |
+//! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
+//! | [`percentile`](mod@percentile) | percentiles |
 //! | [`progress_bar`] | a progress bar on standard error |
 //! | [`records`] | prints Kafka records as text or JSON |
 //! | [`signals`] | SIGINT and SIGTERM |
@@ -33,9 +34,10 @@ pub mod config_show;
 pub mod dead_letters;
 pub mod dev;
 mod excerpt;
+pub mod exit;
 pub mod explain;
-mod figures;
 pub mod output;
+mod percentile;
 mod progress_bar;
 mod records;
 pub mod send_sample;

@@ -3,7 +3,7 @@
 //! [`open`] reads a body once and answers three things apart: the `api_key`, which the caller must judge before anything
 //! else is done; the names by which a dead letter is told; and either an [`Envelope`] or how the body is [`Malformed`].
 //! [`split`] then makes one record for each message event and dead letters of what can't go on. A body that can't be
-//! opened, or whose content type is none of ours, becomes a dead letter as a whole by [`dead_letter_body`].
+//! opened, or whose content type is none of ours, becomes a dead letter as a whole.
 //!
 //! ```text
 //! {"event_type": "deliveries", "server_composition": "pro", "api_key": "…",
@@ -40,8 +40,12 @@
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`id`] | ce_id |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
+//! | [`malformed`] | why a body as a whole could not be understood |
 //! | [`mask`](mod@mask) | credentials overwritten in dead letters |
+//! | [`request`] | the request, and which encoding its body is in |
+//! | [`rules`] | what a deployment decides, and the fixed limits |
 //! | [`time`] | ce_time |
+//! | [`understand`](mod@understand) | a body from its content type to its records |
 
 mod elements;
 mod envelope;
@@ -49,143 +53,23 @@ mod event;
 mod form;
 mod id;
 mod json;
+mod malformed;
 mod mask;
+mod request;
+mod rules;
 mod time;
-
-use std::{borrow::Cow, collections::BTreeMap};
-
-use jiff::tz::TimeZone;
-use thiserror::Error;
+mod understand;
 
 pub use self::{
     envelope::{Envelope, Opened},
-    event::{Split, dead_letter_body, split},
+    event::{Split, split},
     id::NAMESPACE,
+    malformed::Malformed,
     mask::{SHORTEST, Secrets, mask},
+    request::{BOM, BodyEncoding, Media, Request},
+    rules::{MAX_COMPOSITION, MAX_DEPTH, MAX_KEY, MAX_MEMBERS, Rules},
+    understand::{Understood, explain, open, understand},
 };
-use crate::{
-    config::{Auth, Ingest, Kafka, StreamConfig},
-    dead_letter::Reason,
-    stream::Stream,
-};
-
-/// The byte order mark of UTF-8, with which no JSON text begins (RFC 8259, 8.1).
-pub const BOM: &[u8] = "\u{FEFF}".as_bytes();
-
-/// Most levels of objects and lists in an element, the element itself counted as one.
-pub const MAX_DEPTH: usize = 64;
-
-/// Most members of `event`, and most lists and objects beside it.
-pub const MAX_MEMBERS: usize = 64;
-
-/// Most bytes of `server_composition`; it stands in every record.
-pub const MAX_COMPOSITION: usize = 256;
-
-/// Most bytes of a `messageId` that becomes a key.
-pub const MAX_KEY: usize = 512;
-
-/// What the configuration says about webhooks, made once.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    enabled: [bool; 4],
-    max_events: usize,
-    max_record_bytes: usize,
-    time_zone: TimeZone,
-    time_zones: BTreeMap<String, TimeZone>,
-    secrets: Secrets,
-}
-
-impl Rules {
-    /// The rules of this configuration; `streams` has one entry for each stream, at [`Stream::index`].
-    pub fn new(ingest: &Ingest, kafka: &Kafka, streams: &[StreamConfig; 4]) -> Self {
-        Rules {
-            enabled: [0, 1, 2, 3].map(|index| streams[index].enabled),
-            max_events: ingest.max_events,
-            max_record_bytes: kafka.max_record_bytes,
-            time_zone: ingest.time_zone.clone(),
-            time_zones: ingest.time_zones.clone(),
-            secrets: Secrets::new(&ingest.auth),
-        }
-    }
-
-    /// The same rules with other credentials to overwrite in dead letters.
-    pub fn masking(&self, auth: &Auth) -> Self {
-        Rules {
-            secrets: Secrets::new(auth),
-            ..self.clone()
-        }
-    }
-
-    /// The enabled stream that this `event_type` names.
-    fn stream(&self, event_type: &str) -> Option<Stream> {
-        Stream::from_event_type(event_type).filter(|stream| self.enabled[stream.index()])
-    }
-
-    fn time_zone(&self, server_composition: &str) -> &TimeZone {
-        self.time_zones.get(server_composition).unwrap_or(&self.time_zone)
-    }
-}
-
-/// The request that brought a body.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// Microseconds since the Unix epoch.
-    pub received_at_micros: i64,
-    /// The path, without the query.
-    pub path: &'a str,
-    /// The header `Content-Type` as it came.
-    pub content_type: Option<&'a str>,
-    pub body: &'a [u8],
-}
-
-/// What a body is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyEncoding {
-    /// `application/json`
-    Json,
-    /// `application/x-www-form-urlencoded`, the sender's default
-    Form,
-}
-
-/// A body that could not be understood.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{detail}")]
-pub struct Malformed {
-    pub reason: Reason,
-    /// Where, in bytes: see `in_event`.
-    pub offset: Option<usize>,
-    /// Whether it lies in `event`: of a form, `offset` counts in the decoded field then, else in the body.
-    pub in_event: bool,
-    /// For a human: says what is wrong, and never what the body holds.
-    pub detail: Cow<'static, str>,
-}
-
-impl Malformed {
-    /// A body that is malformed for this reason.
-    pub fn new(reason: Reason, offset: Option<usize>, detail: impl Into<Cow<'static, str>>) -> Self {
-        Malformed {
-            reason,
-            offset,
-            in_event: false,
-            detail: detail.into(),
-        }
-    }
-
-    fn in_event(self) -> Self {
-        Malformed {
-            in_event: true,
-            ..self
-        }
-    }
-}
-
-/// Opens a body. It says nothing about who sent it: judge [`Opened::api_key`] before using the rest.
-pub fn open<'a>(body: &'a [u8], encoding: BodyEncoding, rules: &Rules) -> Opened<'a> {
-    match encoding {
-        BodyEncoding::Json => envelope::open_json(body, rules),
-        BodyEncoding::Form => form::open(body, rules),
-    }
-}
 
 #[cfg(test)]
 mod tests;

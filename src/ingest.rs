@@ -79,12 +79,10 @@ mod watched;
 mod webhook;
 mod zones;
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use hyper::{StatusCode, header::HeaderValue};
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use self::{
@@ -96,8 +94,7 @@ use self::{
 pub use self::{
     certificate::{Pair, PairError},
     server::{Control, Server},
-    tls::{Tls, now_seconds},
-    webhook::{Understood, explain},
+    tls::Tls,
 };
 use crate::{admin::health::Health, cmc::Rules, config, metrics::Metrics, spool::Appender};
 
@@ -172,7 +169,7 @@ impl Intake {
     }
 
     fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.rules.read())
     }
 }
 

@@ -73,12 +73,14 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex};
 
 use self::delivery::{Lane, Turn};
 use crate::{kafka::broker::Connect, spool::SpoolError};
@@ -100,8 +102,8 @@ pub struct LaneThread {
 /// What the lane's thread is asked to do.
 struct Control {
     phase: AtomicU8,
-    sleep: std::sync::Mutex<()>,
-    changed: std::sync::Condvar,
+    sleep: Mutex<()>,
+    changed: Condvar,
 }
 
 impl LaneThread {
@@ -163,14 +165,14 @@ impl Control {
     fn new() -> Control {
         Control {
             phase: AtomicU8::new(RUN),
-            sleep: std::sync::Mutex::new(()),
-            changed: std::sync::Condvar::new(),
+            sleep: Mutex::new(()),
+            changed: Condvar::new(),
         }
     }
 
     fn ask(&self, phase: u8) {
         // Under the lock, so that it can't fall between the sleeper's look at the phase and its sleep.
-        let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.sleep.lock();
         self.phase.fetch_max(phase, Ordering::SeqCst);
         self.changed.notify_all();
     }
@@ -181,10 +183,9 @@ impl Control {
 
     /// Sleeps until asked for something else than `phase`, at most this long.
     fn sleep(&self, phase: u8, limit: Duration) {
-        let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self
-            .changed
-            .wait_timeout_while(guard, limit, |()| self.phase() == phase);
+        let mut guard = self.sleep.lock();
+        self.changed
+            .wait_while_for(&mut guard, |()| self.phase() == phase, limit);
     }
 }
 

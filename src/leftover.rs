@@ -4,8 +4,8 @@
 //! topic is known from the configuration. So a bridge delivers them until the log is empty; it only takes no webhooks for
 //! it ([`Service`]). A log that holds nothing stays closed: a stream that is switched off needs no topic.
 //!
-//! - *A log that can't be opened* keeps no other stream from starting, and is tried again as any other
-//!   ([`crate::bridge`]). Meanwhile it counts as a blocked lane.
+//! - *A log that can't be opened* keeps no other stream from starting, and is tried again as any other.
+//!   Meanwhile it counts as a blocked lane.
 //! - *A log of a stream that this version doesn't know* was written by a newer one, which alone knows its topic. It can't be
 //!   delivered, so everybody who looks is told.
 //! - *A log in another directory* than `spool.dir` can't be known here; `spool drain --dir` delivers it.

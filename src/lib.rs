@@ -12,7 +12,7 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
-pub mod exit;
+mod human;
 pub mod ingest;
 pub mod kafka;
 pub mod lane;

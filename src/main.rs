@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use cmc_bridge::{
     cli::{
-        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev, explain,
+        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev,
+        exit::{self, Exit},
+        explain,
         output::{Output, say},
         send_sample, serve, spool, tap,
     },
-    exit::{self, Exit},
     logging,
 };
 use mimalloc::MiMalloc;

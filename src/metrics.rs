@@ -18,10 +18,7 @@
 mod labels;
 mod recent;
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -32,6 +29,7 @@ pub use self::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcom
 use self::recent::{Blockade, Letters};
 pub use self::recent::{Blocked, Letter};
 use crate::{
+    clock,
     dead_letter::{Failure, Reason, Scope},
     stream::Stream,
 };
@@ -322,8 +320,7 @@ impl CredentialUses {
     /// Counts a request that it admitted.
     pub fn admitted(&self) {
         self.count.inc();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.last.set(now.map_or(0, |since| since.as_secs() as i64));
+        self.last.set(clock::unix_micros() / 1_000_000);
     }
 
     /// How many requests it admitted.

@@ -115,7 +115,7 @@ impl<'r> Replay<'r> {
         Ok(Replay {
             config,
             options,
-            rules: Rules::new(&config.ingest, &config.kafka, &config.streams),
+            rules: config.rules(),
             reading: Reading::begin(options, source)?,
             writing,
             tried: 0,

@@ -2,10 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 /// How often a sample is taken.
@@ -42,7 +42,7 @@ pub struct History(Mutex<VecDeque<Sample>>);
 impl History {
     /// Adds a sample; the oldest goes when there are too many.
     pub fn push(&self, sample: Sample) {
-        let mut samples = self.lock();
+        let mut samples = self.0.lock();
         if samples.len() == MOST_SAMPLES {
             samples.pop_front();
         }
@@ -51,7 +51,7 @@ impl History {
 
     /// The rates between each two samples, oldest first.
     pub fn rates(&self, now: Instant) -> Vec<Rates> {
-        let samples = self.lock();
+        let samples = self.0.lock();
         samples
             .iter()
             .zip(samples.iter().skip(1))
@@ -66,10 +66,6 @@ impl History {
                 }
             })
             .collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Sample>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -16,15 +16,12 @@
 //! | [`text`] | its texts: escaped, and numbers for people |
 
 mod chart;
+mod escaped;
 pub mod page;
-mod text;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
+use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tokio::{
     task::spawn_blocking,
@@ -37,7 +34,9 @@ use super::{
     history::{EVERY, History, Rates, Sample},
 };
 use crate::{
+    clock,
     dead_letter::rfc3339_micros,
+    human,
     leftover::Service,
     metrics::{BlockReason, Blocked, Letter, Metrics},
     spool::LogState,
@@ -217,7 +216,7 @@ impl Status {
                 free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
                 total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             });
-            *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+            *self.disk.lock() = disk;
             sleep(EVERY).await;
         }
     }
@@ -227,7 +226,7 @@ impl Status {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
         let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
         Report {
-            at: Time(jiff::Timestamp::now().as_microsecond()),
+            at: Time(clock::unix_micros()),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             state,
@@ -235,7 +234,7 @@ impl Status {
             rates: self.history.rates(Instant::now()),
             streams,
             unknown_logs: self.unknown_logs.clone(),
-            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            disk: *self.disk.lock(),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
         }
     }
@@ -306,7 +305,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
         0 => ("All events are in Kafka".to_owned(), "except for"),
         1 => ("1 event is not in Kafka yet".to_owned(), "and neither is"),
         _ => (
-            format!("{} events are not in Kafka yet", text::grouped(backlog)),
+            format!("{} events are not in Kafka yet", human::count(backlog)),
             "and neither is",
         ),
     };

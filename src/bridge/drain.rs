@@ -14,13 +14,12 @@ use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::info;
 
 use super::{
-    LOOK, internal,
+    BridgeError, LOOK,
     pipe::{Context, Pipe, Purpose},
 };
 use crate::{
     books::Balance,
     config::Config,
-    exit::Exit,
     metrics::{BlockReason, Metrics},
     spool::SpoolLock,
     stream::Stream,
@@ -46,18 +45,17 @@ pub async fn drain(
     patience: Option<Duration>,
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
-) -> Result<Vec<Drained>, Exit> {
+) -> Result<Vec<Drained>, BridgeError> {
     // One without a manifest is not passed over: opening it says what is wrong.
     let streams: Vec<Stream> = Stream::ALL
         .into_iter()
         .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
         .collect();
     if streams.is_empty() {
-        let dir = config.spool.dir.display();
-        return Err(Exit::Usage(format!("{dir} holds no stream's log of a spool")));
+        return Err(BridgeError::NoLogs(config.spool.dir.clone()));
     }
     SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
-    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, []).map_err(internal)?);
+    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, [])?);
     let (failed, mut failures) = mpsc::unbounded_channel();
     let context = Arc::new(Context {
         config: config.clone(),

@@ -9,11 +9,12 @@
 
 use std::{
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{error, info, warn};
 
@@ -118,11 +119,8 @@ impl Pipe {
     pub fn wait(&self, until: Instant) -> bool {
         let limit = until.saturating_duration_since(Instant::now());
         let opening = |state: &mut State| matches!(state, State::Opening);
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.shared.lock(), limit, opening)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.lock();
+        self.shared.changed.wait_while_for(&mut state, opening, limit);
         !matches!(*state, State::Opening)
     }
 
@@ -171,7 +169,7 @@ impl Drop for Pipe {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Opens the log, again and again if need be.
@@ -191,10 +189,7 @@ impl Shared {
                     return;
                 }
                 let failed = |state: &mut State| matches!(state, State::Failed(_));
-                let (state, _) = self
-                    .changed
-                    .wait_timeout_while(state, wait, failed)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait_while_for(&mut state, failed, wait);
                 if matches!(*state, State::Over) {
                     return;
                 }

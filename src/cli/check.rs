@@ -19,12 +19,10 @@ use clap::Args;
 use self::directory::Directory;
 use super::config_args::ConfigArgs;
 use crate::{
-    config::{
-        Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
-        shown_path,
-    },
-    exit::Exit,
-    ingest::{Pair, now_seconds},
+    cli::exit::Exit,
+    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, pem_faults, shown_path},
+    human,
+    ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
     stream::Stream,
@@ -131,7 +129,7 @@ fn summary(
     writeln!(
         out,
         "              {} for each stream, durable by {}",
-        human_size(spool.max_bytes),
+        human::exact_size(spool.max_bytes),
         match spool.durability {
             Durability::Fsync => "fsync",
             Durability::PageCache => "page-cache",
@@ -245,7 +243,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
             config.ingest.listen
         ));
     }
-    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+    if let Some(warning) = pair.and_then(Pair::warning) {
         warnings.push(format!(
             "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));
@@ -267,10 +265,10 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .saturating_mul(enabled(config).count() as u64);
             if most > *free {
                 warnings.push(format!(
-                    "spool.max_bytes: {} streams of {} may need more than the {} MiB of free space",
+                    "spool.max_bytes: {} streams of {} may need more than the {} of free space",
                     enabled(config).count(),
-                    human_size(config.spool.max_bytes),
-                    free / (1 << 20)
+                    human::exact_size(config.spool.max_bytes),
+                    human::size(*free)
                 ));
             }
         }

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 pub const AFTER_HELP: &str = "\
 Where to put the script:

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::config_args::ConfigArgs;
 use crate::{
+    cli::exit::Exit,
     config::{self, Origin, to_toml},
-    exit::Exit,
 };
 
 /// The arguments of `config show`.

@@ -17,7 +17,7 @@ mod replay;
 use clap::Subcommand;
 
 use super::output::Output;
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {

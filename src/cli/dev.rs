@@ -49,8 +49,8 @@ use super::{
 };
 use crate::{
     bridge::Bridge,
+    cli::exit::Exit,
     config::{Auth, Config, CredentialKind},
-    exit::Exit,
     logging,
     stream::Stream,
 };
@@ -99,7 +99,7 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let presented = Presented::of(&config.ingest.auth)?;
     let printer = RecordPrinter::start(&config)?;
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
         let path = config.ingest.path.clone();
         let brokers = config.kafka.bootstrap_servers.clone();
@@ -119,7 +119,7 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
             );
             tokio::spawn(post_samples(client, presented.api_key.clone()));
         }
-        bridge.run(stop).await
+        Ok(bridge.run(stop).await?)
     });
     printer.stop();
     runtime.shutdown_background();

@@ -1,6 +1,6 @@
 //! `cmc-bridge explain`: what a webhook's body would become, or what is wrong with it, where, and what to do.
 //!
-//! The body goes through the code of the server ([`ingest::explain`]) with the limits, zones, streams and topics of the
+//! The body goes through the code of the server ([`cmc::explain`]) with the limits, zones, streams and topics of the
 //! configuration, as if its sender were admitted; nothing is stored or sent. Credentials are overwritten wherever the
 //! server would overwrite them, and in the excerpt as well.
 //!
@@ -15,7 +15,6 @@ use std::{
 };
 
 use clap::Args;
-use hyper::{StatusCode, header::HeaderValue};
 use percent_encoding::percent_decode;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
@@ -28,11 +27,12 @@ use super::{
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
-    cmc::{self, BodyEncoding, Malformed, Rules, Secrets},
-    config::{Config, human_size},
+    cli::exit::Exit,
+    clock,
+    cmc::{self, BodyEncoding, Malformed, Secrets, Understood},
+    config::Config,
     dead_letter::{Reason, Scope},
-    exit::Exit,
-    ingest::{self, Understood, now_seconds},
+    human,
     plain::visible,
     stream::Stream,
 };
@@ -78,16 +78,19 @@ pub struct ExplainArgs {
 /// 64: the content type can't stand in a header. 65: something would not go on as an event. 74: the body can't be read.
 pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
-    let content_type = args
+    if args
         .content_type
         .as_deref()
-        .map(HeaderValue::from_str)
-        .transpose();
-    let content_type = content_type
-        .map_err(|_| Exit::Usage("--content-type has characters that a header can't carry".to_owned()))?;
+        .is_some_and(|value| !is_header_value(value))
+    {
+        let what = "--content-type has characters that a header can't carry";
+        return Err(Exit::Usage(what.to_owned()));
+    }
     let body = read(args.file.as_deref(), config.ingest.max_body_bytes)?;
+    let rules = config.rules();
     let mut printer = Printer {
         config: &config,
+        secrets: &rules.secrets,
         json: args.json,
         columns: columns(args),
         out,
@@ -95,7 +98,7 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     let path = args.path.as_deref().unwrap_or(&config.ingest.path);
     if path.strip_suffix('/').unwrap_or(path) != config.ingest.path.trim_end_matches('/') {
         return printer.not_taken(
-            StatusCode::NOT_FOUND,
+            404,
             Problem {
                 detail: format!("no webhook is taken at {path}").into(),
                 advice: "post to ingest.path, or change it",
@@ -104,22 +107,27 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
         );
     }
     if body.len() > config.ingest.max_body_bytes {
-        let limit = human_size(config.ingest.max_body_bytes as u64);
-        return printer.not_taken(StatusCode::PAYLOAD_TOO_LARGE, Problem {
+        let limit = human::exact_size(config.ingest.max_body_bytes as u64);
+        return printer.not_taken(413, Problem {
             detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
             advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
             ..Problem::default()
         });
     }
-    let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
     let request = cmc::Request {
-        received_at_micros: now_seconds() * 1_000_000,
+        received_at_micros: clock::unix_micros(),
         path,
         content_type: args.content_type.as_deref(),
         body: &body,
     };
-    let understood = ingest::explain(&request, content_type.as_ref(), &rules);
+    let understood = cmc::explain(&request, &rules);
     printer.understood(&understood, &body)
+}
+
+/// Whether HTTP lets a header have this value.
+fn is_header_value(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
 }
 
 /// Reads the body, and one byte more than the limit when there is more.
@@ -154,6 +162,7 @@ fn columns(args: &ExplainArgs) -> usize {
 
 struct Printer<'p> {
     config: &'p Config,
+    secrets: &'p Secrets,
     json: bool,
     columns: usize,
     out: &'p mut Output,
@@ -161,9 +170,9 @@ struct Printer<'p> {
 
 impl Printer<'_> {
     /// Says that the server would not have looked into the body.
-    fn not_taken(&mut self, status: StatusCode, problem: Problem) -> Result<(), Exit> {
+    fn not_taken(&mut self, status: u16, problem: Problem) -> Result<(), Exit> {
         let answer = Answer {
-            status: status.as_u16(),
+            status,
             read_as: "nothing",
             ..Answer::default()
         };
@@ -179,11 +188,12 @@ impl Printer<'_> {
         if let Some((batch, _)) = &split.dead_letters {
             self.records(Stream::DeadLetters, batch)?;
         }
-        let malformed_status = StatusCode::from_u16(self.config.ingest.malformed_status);
         let answer = Answer {
-            status: understood
-                .status(malformed_status.unwrap_or(StatusCode::BAD_REQUEST))
-                .as_u16(),
+            status: match (&understood.malformed, understood.encoding) {
+                (None, _) => 200,
+                (Some(_), None) => 415,
+                (Some(_), Some(_)) => self.config.ingest.malformed_status,
+            },
             read_as: match understood.encoding {
                 Some(BodyEncoding::Json) => "JSON",
                 Some(BodyEncoding::Form) => "form",
@@ -235,7 +245,7 @@ impl Printer<'_> {
         let event = event_field(body).filter(|_| is_form && malformed.in_event);
         let (within, text) = match event {
             Some(event) => {
-                let masked = cmc::mask(&event, &Secrets::new(&self.config.ingest.auth)).into_owned();
+                let masked = cmc::mask(&event, self.secrets).into_owned();
                 ("event", masked)
             }
             // As it would be stored: its credentials are overwritten, byte for byte.

@@ -36,12 +36,8 @@ use self::{
     credentials::CredentialArgs,
     generate::{BodyFormat, Recipe, WebhookKind},
 };
-use super::{
-    figures::{percentile, short},
-    progress_bar::ProgressBar,
-    signals::stop_signals,
-};
-use crate::exit::Exit;
+use super::{percentile::percentile, progress_bar::ProgressBar, signals::stop_signals};
+use crate::{cli::exit::Exit, human};
 
 /// How long a webhook waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -303,16 +299,16 @@ fn summary(
             "rate         {:.0} webhooks/s, {:.0} events/s answered 200, in {}",
             good as f64 / seconds,
             (good * events) as f64 / seconds,
-            short(took)
+            human::latency(took)
         )?;
     }
     if let Some(max) = results.times.last() {
         writeln!(
             out,
             "latency      p50 {}  p99 {}  max {}",
-            short(percentile(&results.times, 50)),
-            short(percentile(&results.times, 99)),
-            short(*max)
+            human::latency(percentile(&results.times, 50)),
+            human::latency(percentile(&results.times, 99)),
+            human::latency(*max)
         )?;
     }
     out.flush()

@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 use super::{config_args::ConfigArgs, signals::stop_signals};
-use crate::{bridge::Bridge, config::Loaded, exit::Exit, logging};
+use crate::{bridge::Bridge, cli::exit::Exit, config::Loaded, logging};
 
 pub const AFTER_HELP: &str = "\
 SIGTERM or SIGINT stops it: requests in flight are answered, and events that Kafka doesn't have yet stay in the spool for
@@ -33,9 +33,9 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
-        Bridge::start(config).await?.run(stop).await
+        Ok(Bridge::start(config).await?.run(stop).await?)
     });
     // Not held up by lanes that still wait for Kafka: their events are on disk.
     runtime.shutdown_background();

@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 /// Receives one message for each SIGINT or SIGTERM. Call it within a runtime.
 ///

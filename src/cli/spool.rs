@@ -24,7 +24,7 @@ mod verify;
 use clap::Subcommand;
 
 use super::output::Output;
-use crate::exit::Exit;
+use crate::cli::exit::Exit;
 
 #[derive(Debug, Subcommand)]
 pub enum SpoolCommand {

@@ -16,8 +16,8 @@ use super::{
     signals::stop_flag,
 };
 use crate::{
+    cli::exit::Exit,
     config::Config,
-    exit::Exit,
     kafka::{
         broker::BrokerError,
         tap::{From, Polled, Watcher},

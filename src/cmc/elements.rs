@@ -6,11 +6,14 @@
 use std::ops::Range;
 
 use super::{
-    MAX_DEPTH, MAX_MEMBERS, Malformed,
-    envelope::LONGEST_NAME,
     json::{Cursor, Kind, Quoted, Span},
+    malformed::Malformed,
+    rules::{MAX_DEPTH, MAX_MEMBERS},
 };
 use crate::dead_letter::Reason;
+
+/// Bytes of the longest name that means something in an envelope or an element.
+pub(super) const LONGEST_NAME: usize = "server_composition".len();
 
 /// The object `event`.
 #[derive(Default)]

@@ -6,9 +6,11 @@
 use std::borrow::Cow;
 
 use super::{
-    MAX_COMPOSITION, MAX_MEMBERS, Malformed, Rules,
-    elements::{Event, Member, read_event},
+    elements::{Event, LONGEST_NAME, Member, read_event},
     json::{self, Cursor, Kind},
+    malformed::Malformed,
+    request::BodyEncoding,
+    rules::{MAX_COMPOSITION, MAX_MEMBERS, Rules},
 };
 use crate::{dead_letter::Reason, stream::Stream};
 
@@ -22,19 +24,19 @@ pub struct Opened<'a> {
     pub server_composition: Option<Cow<'a, str>>,
     /// What is in it, or why that can't be told.
     pub content: Result<Envelope<'a>, Malformed>,
-    /// Whether it was read as a form.
-    pub(super) is_form: bool,
+    /// How it was read; `None` if it was not.
+    pub(super) encoding: Option<BodyEncoding>,
 }
 
 impl Opened<'_> {
     /// A body of which nothing else is known.
-    fn closed(malformed: Malformed) -> Self {
+    pub(super) fn closed(malformed: Malformed) -> Self {
         Opened {
             api_key: None,
             event_type: None,
             server_composition: None,
             content: Err(malformed),
-            is_form: false,
+            encoding: None,
         }
     }
 }
@@ -180,7 +182,7 @@ impl<'a> Fields<'a> {
             event_type: self.event_type.found(),
             server_composition: self.server_composition.found(),
             content,
-            is_form: false,
+            encoding: None,
         }
     }
 
@@ -267,9 +269,6 @@ impl<'a> Fields<'a> {
         result.map_err(Malformed::in_event)
     }
 }
-
-/// Bytes of the longest name that means something in an envelope or an element.
-pub(super) const LONGEST_NAME: usize = "server_composition".len();
 
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {

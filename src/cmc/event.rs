@@ -8,11 +8,13 @@ use std::borrow::Cow;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    MAX_KEY, Malformed, Request, Rules,
     elements::Element,
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
+    malformed::Malformed,
     mask::{is_key, mask, mask_form, mask_text, mask_whole},
+    request::{BodyEncoding, Request},
+    rules::{MAX_KEY, Rules},
     time::Clock,
 };
 use crate::{
@@ -39,7 +41,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         Err(malformed) => {
             return Split {
                 events: None,
-                dead_letters: Some(dead_letter_body(malformed, Some(opened), rules, request)),
+                dead_letters: Some(dead_letter_body(malformed, opened, rules, request)),
                 failures: vec![Failure::whole(malformed.reason)],
             };
         }
@@ -52,11 +54,11 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         );
         return Split {
             events: None,
-            dead_letters: Some(dead_letter_body(&unknown, Some(opened), rules, request)),
+            dead_letters: Some(dead_letter_body(&unknown, opened, rules, request)),
             failures: vec![Failure::whole(unknown.reason)],
         };
     };
-    let mut letters = Letters::new(Some(opened), rules, request);
+    let mut letters = Letters::new(opened, rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
@@ -70,16 +72,16 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     }
 }
 
-/// Makes the dead letter of a whole body. `opened`: what could be found in it, if it was opened at all.
-pub fn dead_letter_body(
+/// Makes the dead letter of a whole body.
+pub(super) fn dead_letter_body(
     malformed: &Malformed,
-    opened: Option<&Opened<'_>>,
+    opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
 ) -> (Batch, Tally) {
-    let body = match opened.is_some_and(|opened| opened.is_form) {
-        true => mask_form(request.body, &rules.secrets),
-        false => mask(request.body, &rules.secrets),
+    let body = match opened.encoding {
+        Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
+        Some(BodyEncoding::Json) | None => mask(request.body, &rules.secrets),
     };
     let mut letters = Letters::new(opened, rules, request);
     letters.offset = malformed.offset;
@@ -320,19 +322,15 @@ struct Letters<'a> {
 }
 
 impl<'a> Letters<'a> {
-    fn new(opened: Option<&'a Opened<'_>>, rules: &'a Rules, request: &Request<'a>) -> Self {
+    fn new(opened: &'a Opened<'_>, rules: &'a Rules, request: &Request<'a>) -> Self {
         let mut masked = false;
         let mut text = |text: &'a str| {
             let text = mask_text(text, &rules.secrets);
             masked |= matches!(text, Cow::Owned(_));
             text
         };
-        let event_type = opened
-            .and_then(|opened| opened.event_type.as_deref())
-            .map(&mut text);
-        let server_composition = opened
-            .and_then(|opened| opened.server_composition.as_deref())
-            .map(&mut text);
+        let event_type = opened.event_type.as_deref().map(&mut text);
+        let server_composition = opened.server_composition.as_deref().map(&mut text);
         let path = text(request.path);
         let content_type = request.content_type.map(&mut text);
         Letters {

@@ -12,15 +12,16 @@ use std::{borrow::Cow, str};
 use memchr::{memchr, memchr_iter, memchr2};
 
 use super::{
-    Malformed, Rules,
     elements::{Event, read_event},
     envelope::{Fields, Opened, Text},
     json::{self, Cursor, first_of},
+    malformed::Malformed,
+    rules::Rules,
 };
 use crate::dead_letter::Reason;
 
 /// Opens a form.
-pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
+pub(super) fn open_form<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     let mut text = None;
     let (mut name_scratch, mut value_scratch) = (Vec::new(), Vec::new());
@@ -85,10 +86,7 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             },
         }
     }
-    Opened {
-        is_form: true,
-        ..fields.finish(text_of(text), rules)
-    }
+    fields.finish(text_of(text), rules)
 }
 
 /// The decoded `event` as text. Where it is no UTF-8 nothing was found in it, and the text is not needed.

@@ -9,7 +9,7 @@ use std::{borrow::Cow, ops::Range};
 
 use serde::de::IgnoredAny;
 
-use super::{BOM, Malformed};
+use super::{malformed::Malformed, request::BOM};
 use crate::dead_letter::Reason;
 
 /// A part of a text, in bytes.

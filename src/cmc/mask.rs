@@ -30,16 +30,11 @@ mod value;
 
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
-use secrecy::ExposeSecret;
-
+pub use self::needles::SHORTEST;
 use self::{
     needles::{Found, NAMES, Needles},
     value::{Fill, Values},
 };
-use crate::config::{Auth, CredentialKind};
-
-/// Shortest value, in bytes, that is looked for anywhere.
-pub const SHORTEST: usize = 4;
 
 /// What is to be overwritten: the configured values, and whatever a body gives as its key.
 #[derive(Clone)]
@@ -50,21 +45,12 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// With the values of the configured credentials.
-    pub fn new(auth: &Auth) -> Self {
-        let credentials = match auth {
-            Auth::Credentials(credentials) => credentials.as_slice(),
-            Auth::Anonymous => &[],
-        };
-        let values = credentials.iter().flat_map(|credential| {
-            let secret = credential.secret.expose_secret();
-            let password = secret
-                .split_once(':')
-                .filter(|_| credential.kind == CredentialKind::Basic);
-            [Some(secret), password.map(|(_, password)| password)]
-        });
-        let values = values.flatten().filter(|value| value.len() >= SHORTEST);
-        let values: Vec<&str> = values.collect();
+    /// Takes the configured values. Those shorter than [`SHORTEST`] are not looked for.
+    pub fn new<'v>(values: impl IntoIterator<Item = &'v str>) -> Self {
+        let values: Vec<&str> = values
+            .into_iter()
+            .filter(|value| value.len() >= SHORTEST)
+            .collect();
         Secrets {
             needles: Needles::new(values.iter().copied()).map(Arc::new),
             values: values.len(),
@@ -214,18 +200,10 @@ impl Wide {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
-
     use super::*;
-    use crate::config::Credential;
 
-    fn secrets(list: &[(CredentialKind, &str)]) -> Secrets {
-        let credential = |(kind, secret): &(CredentialKind, &str)| Credential {
-            name: "test".to_owned(),
-            kind: *kind,
-            secret: SecretString::from((*secret).to_owned()),
-        };
-        Secrets::new(&Auth::Credentials(list.iter().map(credential).collect()))
+    fn secrets(values: &[&str]) -> Secrets {
+        Secrets::new(values.iter().copied())
     }
 
     #[test]
@@ -268,7 +246,7 @@ mod tests {
             ("a+b+", "a+b+ a%2Bb%2B a%2bb+", "**** ******** ******"),
             ("100%", "100% 100%25 100%2", "**** ****** ****2"),
         ] {
-            let secrets = secrets(&[(CredentialKind::ApiKey, secret)]);
+            let secrets = secrets(&[secret]);
             let masked = mask_text(text, &secrets);
             assert_eq!(masked, expected, "{secret} in {text}");
         }
@@ -276,7 +254,7 @@ mod tests {
 
     #[test]
     fn basic_counts_in_its_three_forms() {
-        let secrets = secrets(&[(CredentialKind::Basic, "user:pass:word")]);
+        let secrets = secrets(&["user:pass:word", "pass:word"]);
         for (text, expected) in [
             ("user pass:word", "user *********"),
             ("user:pass:word", "**************"),
@@ -293,11 +271,7 @@ mod tests {
 
     #[test]
     fn short_values_are_no_needles_and_innocent_text_is_borrowed() {
-        let secrets = secrets(&[
-            (CredentialKind::Bearer, "abc"),
-            (CredentialKind::Basic, "u:pw"),
-            (CredentialKind::ApiKey, ""),
-        ]);
+        let secrets = secrets(&["abc", "u:pw", "pw", ""]);
         assert!(matches!(mask(b"abc pw u+pw%", &secrets), Cow::Borrowed(_)));
         assert_eq!(mask(b"u:pw", &secrets).as_ref(), b"****");
         assert_eq!(format!("{secrets:?}"), "Secrets(1 redacted)");

@@ -17,11 +17,12 @@ use ::config::{Value, ValueKind};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    Auth, Config, Credential, CredentialKind, parse,
-    problem::{ConfigError, Origin, Problem},
-    raw::{Raw, key_and_variable},
-    show::shown_path,
-    source,
+    files::{read_secret, read_secrets},
+    keys::environment_name,
+    parse,
+    problem::{ConfigError, Fault, Origin, Problem, fault},
+    raw::Raw,
+    types::{Auth, Config, Credential, CredentialKind},
 };
 
 const ALLOW_ANONYMOUS: &str = "ingest.auth.allow_anonymous";
@@ -60,9 +61,6 @@ struct Found {
     origin: Origin,
 }
 
-/// What is wrong with what a file holds, and what to do.
-type Refusal = (String, &'static str);
-
 /// A file that credentials come from.
 #[derive(Clone, Debug)]
 pub struct CredentialFile {
@@ -92,7 +90,7 @@ impl CredentialFile {
     /// # Errors
     /// What is wrong and what to do, in one line: it can't be read, holds nothing, or a secret that can't be used.
     pub fn read(&self) -> Result<Vec<Credential>, String> {
-        let refused = |(what, fix): Refusal| format!("{}: {what}; {fix}", self.path.display());
+        let refused = |(what, fix): Fault| format!("{}: {what}; {fix}", self.path.display());
         let secrets = self.secrets().map_err(refused)?;
         let credentials = match &self.holds {
             Holds::Lines => numbered(self.kind, secrets),
@@ -103,23 +101,23 @@ impl CredentialFile {
         };
         for (index, credential) in credentials.iter().enumerate() {
             if let Some((what, fix)) = secret_problem(self.kind, credential.secret.expose_secret()) {
-                return Err(refused((format!("entry {} {what}", index + 1), fix)));
+                return Err(refused(fault(format!("entry {} {what}", index + 1), fix)));
             }
         }
         Ok(credentials)
     }
 
     /// The secrets that it holds, whatever they are.
-    fn secrets(&self) -> Result<Vec<String>, Refusal> {
+    fn secrets(&self) -> Result<Vec<String>, Fault> {
         if let Holds::Named(_) = self.holds {
             return Ok(vec![read_secret(&self.path)?]);
         }
-        let text = read(&self.path)?;
+        let text = read_secrets(&self.path)?;
         let lines = text.lines().map(str::trim);
         let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         let secrets: Vec<String> = lines.map(str::to_owned).collect();
         if secrets.is_empty() {
-            return Err(("the file has no secret in it".to_owned(), "write one a line"));
+            return Err(fault("the file has no secret in it", "write one a line"));
         }
         Ok(secrets)
     }
@@ -150,7 +148,7 @@ fn list_name(kind: CredentialKind, number: usize) -> String {
 
 /// Who may post, and the files that this comes from.
 pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
-    let allow_anonymous = raw.boolean(ALLOW_ANONYMOUS)?;
+    let allow_anonymous = raw.get(ALLOW_ANONYMOUS, parse::boolean)?;
     let (mut found, mut files) = (Vec::new(), Vec::new());
     for (kind, _, key, file_key) in LISTS {
         listed(raw, kind, key, file_key, &mut found, &mut files);
@@ -208,7 +206,7 @@ fn listed(
     found: &mut Vec<Found>,
     files: &mut Vec<CredentialFile>,
 ) {
-    let values = raw.list(key).unwrap_or_default();
+    let values = raw.get(key, parse::list).unwrap_or_default();
     let file = raw.file(file_key);
     let (key, secrets) = match file {
         Some(_) if !values.is_empty() => {
@@ -348,7 +346,7 @@ fn one_named(
                 ("value_file", secret)
             }
             Err((what, fix)) => {
-                problem("value_file", &what, fix);
+                problem("value_file", &what, &fix);
                 return None;
             }
         },
@@ -419,31 +417,9 @@ fn secret_problem(kind: CredentialKind, secret: &str) -> Option<(&'static str, &
     }
 }
 
-/// Reads a file that is one secret; the line end after it is not part of it.
-pub(super) fn read_secret(path: &Path) -> Result<String, Refusal> {
-    let text = read(path)?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
-    if secret.is_empty() {
-        return Err(("the file is empty".to_owned(), "write the secret into it"));
-    }
-    Ok(secret.to_owned())
-}
-
-/// A file's text, without the byte order mark that some editors put first.
-fn read(path: &Path) -> Result<String, Refusal> {
-    let text = source::read(path).map(|text| match text.strip_prefix('\u{FEFF}') {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    });
-    text.map_err(|what| {
-        // A secret that was put here by mistake is not repeated.
-        let shown = format!("the file {:?} {what}", shown_path(path));
-        (
-            shown,
-            "give the path of a readable text file, not the secret itself",
-        )
-    })
+/// The name of a key in files and in the environment.
+fn key_and_variable(key: &str) -> String {
+    format!("{key} ({})", environment_name(key))
 }
 
 /// Refuses a configuration with which nobody could post: no credential, and anonymous posting not allowed.

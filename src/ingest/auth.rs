@@ -19,13 +19,12 @@
 //! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
 //! in a header.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use hyper::{
     HeaderMap,
     header::{AUTHORIZATION, HeaderValue},
 };
+use parking_lot::{RwLock, RwLockReadGuard};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -126,11 +125,11 @@ impl Guard {
     /// Makes these the valid credentials, and no others. Their kinds must be those that there were.
     pub(super) fn accept(&self, credentials: &[Credential], metrics: &Metrics) {
         let valid = Valid::new(credentials, metrics);
-        *self.valid.write().unwrap_or_else(PoisonError::into_inner) = valid;
+        *self.valid.write() = valid;
     }
 
     fn valid(&self) -> RwLockReadGuard<'_, Valid> {
-        self.valid.read().unwrap_or_else(PoisonError::into_inner)
+        self.valid.read()
     }
 
     /// The value of `WWW-Authenticate`.

@@ -32,7 +32,7 @@ use x509_cert::{
     der::Decode,
 };
 
-use crate::config;
+use crate::{config, human};
 
 /// A file larger than this is no certificate.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -169,15 +169,22 @@ impl Pair {
 
     /// [`Pair::expires`] for people.
     pub fn expires_at(&self) -> String {
-        time(self.expires)
+        human::time(self.expires * 1_000_000)
     }
 
-    /// Why clients will refuse the certificate at this time (seconds since the Unix epoch), as far as its own dates go.
-    pub fn warning(&self, now: i64) -> Option<String> {
+    /// Why clients will refuse the certificate now, as far as its own dates go.
+    pub fn warning(&self) -> Option<String> {
+        self.warning_at(Timestamp::now().as_second())
+    }
+
+    fn warning_at(&self, now: i64) -> Option<String> {
         if now >= self.expires {
-            Some(format!("expired at {}", time(self.expires)))
+            Some(format!("expired at {}", human::time(self.expires * 1_000_000)))
         } else if now < self.starts {
-            Some(format!("is not valid before {}", time(self.starts)))
+            Some(format!(
+                "is not valid before {}",
+                human::time(self.starts * 1_000_000)
+            ))
         } else {
             None
         }
@@ -260,11 +267,6 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), x509_cert::d
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
 }
 
-/// Seconds since the Unix epoch for people.
-fn time(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -309,7 +311,7 @@ mod tests {
             let pair = Pair::load(&made.tls).unwrap();
             assert_eq!(pair.expires(), 4_102_444_800);
             assert_eq!(pair.expires_at(), "2100-01-01T00:00:00Z");
-            assert_eq!(pair.warning(1_800_000_000), None);
+            assert_eq!(pair.warning_at(1_800_000_000), None);
             assert_eq!(pair.server.alpn_protocols, [b"http/1.1".to_vec()]);
         }
     }
@@ -318,9 +320,9 @@ mod tests {
     fn dates_are_a_warning() {
         let (certificate, key) = issue(2021);
         let pair = Pair::load(&made(&certificate, &key).tls).unwrap();
-        let warning = |now| pair.warning(now).unwrap();
+        let warning = |now| pair.warning_at(now).unwrap();
         assert_eq!(warning(1_609_459_200), "expired at 2021-01-01T00:00:00Z");
-        assert_eq!(pair.warning(1_609_459_199), None);
+        assert_eq!(pair.warning_at(1_609_459_199), None);
         assert_eq!(warning(1_500_000_000), "is not valid before 2020-01-01T00:00:00Z");
     }
 

@@ -33,14 +33,14 @@ use tracing::debug;
 use super::{
     Intake,
     auth::Verdict,
-    body::{self, Media, ReadError},
+    body::{self, ReadError},
     connection::Connection,
     limits::Whose,
     problem::{Answer, Ending, Health, HttpResponse, Shortage},
     progress::Phase,
     webhook::Webhook,
 };
-use crate::metrics::Outcome;
+use crate::{cmc::Media, metrics::Outcome};
 
 /// The client is gone, and nobody is left to be answered.
 #[derive(Debug, Error)]
@@ -211,7 +211,7 @@ async fn decide(
     if reading.admitted && !connection.admit() {
         return Err(Gone);
     }
-    let media = Media::of(&head.headers);
+    let media = body::media(&head.headers);
     if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
         return Ok(Answer::unsupported());
     }

@@ -13,7 +13,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,10 @@ use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{error, info};
 
 use super::Intake;
-use crate::config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash};
+use crate::{
+    cmc::Rules,
+    config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash, secrets},
+};
 
 /// How often the files are read.
 const LOOK: Duration = Duration::from_secs(3);
@@ -61,9 +64,9 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
         let (changed, failures) = rotation.take(readings);
         (0..failures).for_each(|_| intake.metrics.credential_reload_failed());
         if changed {
-            let masked = Auth::Credentials(rotation.masked());
-            let rules = Arc::new(intake.rules().masking(&masked));
-            *intake.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+            let mut rules = Rules::clone(&intake.rules());
+            rules.secrets = secrets(rotation.masked());
+            *intake.rules.write() = Arc::new(rules);
             intake.guard.accept(&rotation.in_use, &intake.metrics);
         }
     }
@@ -248,8 +251,8 @@ impl Rotation {
     }
 
     /// What dead letters must not have.
-    fn masked(&self) -> Vec<Credential> {
-        self.in_use.iter().chain(&self.replaced).cloned().collect()
+    fn masked(&self) -> impl Iterator<Item = &Credential> {
+        self.in_use.iter().chain(&self.replaced)
     }
 }
 
@@ -329,7 +332,7 @@ mod tests {
         assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-new console=cmc:new");
         // What was only given another name was not replaced.
         assert_eq!(given.replaced(), "bearer-1=t-old console=cmc:old");
-        let masked = shown(&given.rotation.masked());
+        let masked = shown(given.rotation.masked());
         assert_eq!(masked.split(' ').count(), 5, "{masked}");
         // One that comes back is remembered once when it goes again.
         given.look("t-old", "cmc:new");

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
+    config::{Auth, Credential, CredentialKind},
     metrics::Outcome,
 };
 
@@ -65,24 +65,14 @@ struct Running {
 async fn start(config: config::Ingest) -> Running {
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry, &[], []).unwrap());
-    let kafka = Kafka {
-        bootstrap_servers: String::new(),
-        delivery: Delivery::ExactlyOnce,
-        create_topics: false,
-        topic_partitions: None,
-        topic_replication: None,
-        id_prefix: String::new(),
+    let rules = Rules {
+        enabled: [true; 4],
+        max_events: config.max_events,
         max_record_bytes: 1_000_000,
-        transaction_events: 1,
-        transaction_bytes: 1,
-        transaction_timeout: Duration::from_secs(1),
-        properties: BTreeMap::new(),
+        time_zone: config.time_zone.clone(),
+        time_zones: BTreeMap::new(),
+        secrets: config::secrets(config.auth.credentials()),
     };
-    let streams = std::array::from_fn(|_| StreamConfig {
-        enabled: true,
-        topic: String::new(),
-    });
-    let rules = Rules::new(&config, &kafka, &streams);
     let health = Arc::new(Health::new(Vec::new()));
     let intake = Intake::new(&config, rules, [None, None, None, None], metrics, health);
     let server = Server::bind(config.listen, intake, None).await.unwrap();

@@ -11,10 +11,11 @@
 
 use std::{
     io,
-    sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use tokio::time::sleep;
 use tokio_rustls::{
     TlsAcceptor,
@@ -109,7 +110,7 @@ impl Tls {
                 Ok(Ok(Some(pair))) => {
                     told = None;
                     announce(&self.files, &pair, &self.metrics);
-                    *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                    *self.in_use.write() = Arc::new(pair);
                 }
                 Ok(Err(cause)) => {
                     self.metrics.reload_failed();
@@ -130,7 +131,7 @@ impl Tls {
     }
 
     fn pair(&self) -> Arc<Pair> {
-        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.in_use.read())
     }
 }
 
@@ -158,14 +159,7 @@ fn announce(files: &config::Tls, pair: &Pair, metrics: &TlsMetrics) {
     metrics.certificate_expires(pair.expires());
     let file = files.certificate.display();
     info!(%file, expires = pair.expires_at(), "the TLS certificate is loaded");
-    if let Some(warning) = pair.warning(now_seconds()) {
+    if let Some(warning) = pair.warning() {
         warn!(%file, "the TLS certificate {warning}");
     }
-}
-
-/// Now, in seconds since the Unix epoch.
-pub fn now_seconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
 }

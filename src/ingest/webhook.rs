@@ -11,33 +11,25 @@
 //! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
 //! is written, and a webhook with dead letters is seen through by a task of its own.
 
-use std::{
-    borrow::Cow,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use hyper::{
-    StatusCode,
-    header::{CONTENT_TYPE, HeaderValue},
-};
-use memchr::memmem;
+use hyper::header::HeaderValue;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
     Intake,
     auth::Verdict,
-    body::{Media, sniff},
     connection::Connection,
     limits::{Exhausted, Share},
     problem::{Answer, Shortage},
 };
 use crate::{
     batch::Batch,
-    cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
-    dead_letter::{Failure, Reason},
+    clock,
+    cmc::{self, Envelope, Media, Split},
+    dead_letter::Failure,
     metrics::Outcome,
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
@@ -105,15 +97,14 @@ impl Webhook {
             true => Cow::Owned(format!("{}/", intake.path)),
         };
         let request = cmc::Request {
-            received_at_micros: now_micros(),
+            received_at_micros: clock::unix_micros(),
             path: &path,
             content_type: content_type.as_deref(),
             body: &self.body,
         };
         let rules = intake.rules();
-        let opened = open(self.media, request.body, &rules);
-        let known = opened.as_ref().ok().map(|(_, opened)| opened);
-        let api_key = known.and_then(|opened| opened.api_key.as_deref());
+        let opened = cmc::open(request.body, self.media, &rules);
+        let api_key = opened.api_key.as_deref();
         if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
             let answer = match self.authorization || api_key.is_some() {
                 true => Answer::unauthorized,
@@ -133,117 +124,18 @@ impl Webhook {
         self.share.admit();
         // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
         let rules = intake.rules();
-        let stream = known
-            .and_then(|opened| opened.content.as_ref().ok())
-            .and_then(Envelope::stream);
-        if let (Some(_), Some(composition)) = (stream, known.and_then(|o| o.server_composition.as_deref())) {
+        let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
+        if let (Some(_), Some(composition)) = (stream, opened.server_composition.as_deref()) {
             intake.zones.note(composition);
         }
-        let understood = understand(opened, &request, &rules);
-        let answer = understood.answer(intake.malformed_status);
+        let understood = cmc::understand(opened, &request, &rules);
+        let answer = match understood.malformed {
+            None => Answer::accepted(),
+            Some(_) if understood.encoding.is_none() => Answer::unsupported(),
+            Some(malformed) => Answer::malformed(intake.malformed_status, malformed),
+        };
         Outlook::Store(Box::new(understood.split), stream, answer, self.share)
     }
-}
-
-/// What a body was found to be, and what it becomes.
-#[derive(Debug)]
-pub struct Understood {
-    /// What it was read as; `None` when its content type or encoding is none of ours.
-    pub encoding: Option<BodyEncoding>,
-    /// The records.
-    pub split: Split,
-    /// Why it could not be understood as a whole.
-    pub malformed: Option<Malformed>,
-}
-
-impl Understood {
-    fn answer(&self, malformed_status: StatusCode) -> Answer {
-        match &self.malformed {
-            None => Answer::accepted(),
-            Some(_) if self.encoding.is_none() => Answer::unsupported(),
-            Some(malformed) => Answer::malformed(malformed_status, malformed.clone()),
-        }
-    }
-
-    /// The status of the answer, once the records are durable.
-    pub fn status(&self, malformed_status: StatusCode) -> StatusCode {
-        self.answer(malformed_status).status()
-    }
-}
-
-/// Opens a body, or says why it can't be one of ours.
-fn open<'b>(media: Media, body: &'b [u8], rules: &Rules) -> Result<(BodyEncoding, Opened<'b>), Reason> {
-    let encoding = match media {
-        Media::Known(encoding) => encoding,
-        Media::Unnamed => sniff(body),
-        Media::Unsupported(reason) => return Err(reason),
-    };
-    Ok((encoding, cmc::open(body, encoding, rules)))
-}
-
-/// Makes the records of what [`open`] gave, once its sender is admitted.
-fn understand(
-    opened: Result<(BodyEncoding, Opened<'_>), Reason>,
-    request: &cmc::Request<'_>,
-    rules: &Rules,
-) -> Understood {
-    match opened {
-        Ok((encoding, opened)) => Understood {
-            encoding: Some(encoding),
-            split: cmc::split(&opened, rules, request),
-            malformed: opened
-                .content
-                .err()
-                .map(|malformed| with_hint(malformed, Some(encoding), request.body)),
-        },
-        Err(reason) => {
-            let detail = match reason {
-                Reason::UnsupportedEncoding => "the body has a content encoding or a transfer coding",
-                _ => "the content type is neither JSON nor a form",
-            };
-            let malformed = with_hint(Malformed::new(reason, None, detail), None, request.body);
-            let split = Split {
-                events: None,
-                dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
-                failures: vec![Failure::whole(reason)],
-            };
-            Understood {
-                encoding: None,
-                split,
-                malformed: Some(malformed),
-            }
-        }
-    }
-}
-
-/// Says what a body looks like that was read as something else, or not at all.
-fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -> Malformed {
-    let hint = match (read_as, sniff(body)) {
-        _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
-        (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(cmc::BOM) => {
-            "this looks like JSON behind a byte order mark: see what puts that in front"
-        }
-        (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
-            "this looks like JSON: the content type should be application/json"
-        }
-        (Some(BodyEncoding::Json) | None, BodyEncoding::Form)
-            if memmem::find(body, b"event_type=").is_some() =>
-        {
-            "this looks like a form: the content type should be application/x-www-form-urlencoded"
-        }
-        _ => return malformed,
-    };
-    Malformed {
-        detail: format!("{}; {hint}", malformed.detail).into(),
-        ..malformed
-    }
-}
-
-/// What the body of a request would become, from a sender who is admitted.
-pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, rules: &Rules) -> Understood {
-    let headers = content_type.map(|value| (CONTENT_TYPE, value.clone()));
-    let media = Media::of(&headers.into_iter().collect());
-    understand(open(media, request.body, rules), request, rules)
 }
 
 /// Why a webhook could not be made durable.
@@ -412,11 +304,4 @@ impl Intake {
             );
         }
     }
-}
-
-/// Now, in microseconds since the Unix epoch.
-fn now_micros() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as i64)
 }

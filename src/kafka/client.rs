@@ -2,12 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Message,
     config::{ClientConfig, RDKafkaLogLevel},
@@ -328,7 +329,7 @@ pub enum Waited {
 
 impl Deliveries {
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Begins a new count.
@@ -445,11 +446,7 @@ impl Deliveries {
             if left.is_zero() {
                 return Waited::TimedOut;
             }
-            counts = self
-                .changed
-                .wait_timeout(counts, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.changed.wait_for(&mut counts, left);
         }
     }
 

@@ -1,10 +1,8 @@
 //! What an error of librdkafka means for the operator: a reason for the metric, the cause, and what to do about it.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -34,7 +32,7 @@ pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 impl LastError {
     pub fn set(&self, code: Code, text: &str) {
         // "All brokers down" follows each single failure and says less than it.
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let recent = last.as_ref().is_some_and(|(when, ..)| when.elapsed() < RECENT);
         if code != Code::AllBrokersDown || !recent {
             *last = Some((Instant::now(), code, text.to_owned()));
@@ -42,14 +40,14 @@ impl LastError {
     }
 
     fn get(&self) -> Option<(Code, String)> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         let (when, code, text) = last.as_ref()?;
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
 
     /// Whether this was reported last, and no longer ago than that.
     pub fn is(&self, code: Code, age: Duration) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref()
             .is_some_and(|(when, last, _)| *last == code && when.elapsed() <= age)
     }

@@ -127,7 +127,8 @@ impl<C: Connect> Lane<C> {
     /// A lane that begins at the log's checkpoint and connects at its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
         // What is damaged tells no time; it has waited at least since now.
-        let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
+        let oldest =
+            oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(clock::unix_micros));
         backlog.books().found_delivered(backlog.position().events, oldest);
         Lane {
             wait: options.timing.first_wait,
@@ -471,7 +472,7 @@ impl<C: Connect> Lane<C> {
             oldest,
         );
         self.metrics.diverted(&sent.diverted);
-        let now = now_micros();
+        let now = clock::unix_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
             for _ in 0..*events {
@@ -532,10 +533,6 @@ impl<C: Connect> Lane<C> {
 fn oldest(backlog: &mut Backlog) -> Option<i64> {
     let next = backlog.peek().ok()??;
     batch::received_at_micros(&next.payload)
-}
-
-fn now_micros() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
 }
 
 #[cfg(test)]

@@ -9,14 +9,12 @@
 
 use std::borrow::Cow;
 
-use hyper::header::HeaderValue;
 use serde_json::json;
 
 use crate::{
     batch::{Batch, BatchView},
     cmc::{self, Rules, SHORTEST},
     dead_letter::{Letter, MAX_TEXT, Reason, Scope},
-    ingest,
     stream::Stream,
 };
 
@@ -117,12 +115,7 @@ fn understand(
         content_type,
         body,
     };
-    // Bytes that are no text came to the letter as U+FFFD, which is none of the content types that are taken either.
-    let header = content_type.map(|text| HeaderValue::from_bytes(text.as_bytes()));
-    let header = header
-        .transpose()
-        .map_err(|_| Dead::new(Reason::UnsupportedMediaType.name(), ""))?;
-    let understood = ingest::explain(&request, header.as_ref(), rules);
+    let understood = cmc::explain(&request, rules);
     let split = understood.split;
     let events = split.events.map(|(stream, batch, _)| (stream, batch));
     if let (None, Some(first)) = (&events, split.failures.first()) {
@@ -180,7 +173,7 @@ mod tests {
         let all = [("INGEST__AUTH__API_KEYS", "0123456789")].iter().chain(settings);
         let variables = all.map(|(name, value)| (format!("CMC_BRIDGE__{name}"), (*value).to_owned()));
         let config = config::load(&[], variables).unwrap().config;
-        Rules::new(&config.ingest, &config.kafka, &config.streams)
+        config.rules()
     }
 
     /// The letters that a server with these rules makes of a body.
@@ -191,8 +184,7 @@ mod tests {
             content_type,
             body: body.as_bytes(),
         };
-        let header = content_type.map(|text| HeaderValue::from_str(text).unwrap());
-        let split = ingest::explain(&request, header.as_ref(), rules).split;
+        let split = cmc::explain(&request, rules).split;
         let (batch, _) = split.dead_letters.unwrap();
         let view = BatchView::decode(batch.bytes()).unwrap();
         let mut letters = Letters::default();

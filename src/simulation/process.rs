@@ -9,12 +9,12 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::plan::{LETTERS, Plan};
+use super::plan::Plan;
 use crate::{
     admin::health::Health,
     books::Books,
-    cmc::Rules,
-    config::{self, Auth, StreamConfig},
+    cmc::{Rules, Secrets},
+    config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
     metrics::{Metrics, Outcome},
@@ -188,11 +188,13 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
         retry_after: super::LONG,
         tls: None,
     };
-    let kafka = config::Kafka::for_tests();
-    let streams = Stream::ALL.map(|stream| StreamConfig {
-        enabled: plan.streams().contains(&stream),
-        topic: LETTERS.to_owned(),
-    });
-    let rules = Rules::new(&ingest, &kafka, &streams);
+    let rules = Rules {
+        enabled: Stream::ALL.map(|stream| plan.streams().contains(&stream)),
+        max_events: ingest.max_events,
+        max_record_bytes: config::Kafka::for_tests().max_record_bytes,
+        time_zone: ingest.time_zone.clone(),
+        time_zones: ingest.time_zones.clone(),
+        secrets: Secrets::new([]),
+    };
     (ingest, rules)
 }

@@ -1,13 +1,12 @@
 //! Waits on conditions, never for a fixed time.
 
 use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::{Condvar, Mutex};
 
 /// Polls `condition` until it returns a value; panics with `what` when the deadline passes.
 pub fn until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -77,11 +76,8 @@ impl Semaphore {
 
     /// Waits for a place.
     pub fn acquire(&'static self) -> Permit {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self
-            .changed
-            .wait_while(free, |free| *free == 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
+        self.changed.wait_while(&mut free, |free| *free == 0);
         *free -= 1;
         Permit(self)
     }
@@ -89,7 +85,7 @@ impl Semaphore {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.0.free.lock() += 1;
         self.0.changed.notify_one();
     }
 }

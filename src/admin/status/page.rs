@@ -10,9 +10,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio_rustls::rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 
 use super::{
-    Intake, LaneState, LetterReport, Rates, Report, State, StreamReport, Time, chart,
-    text::{Escaped, bytes, duration, grouped, rate, roughly},
+    Intake, LaneState, LetterReport, Rates, Report, State, StreamReport, Time, chart, escaped::Escaped,
 };
+use crate::human;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -69,7 +69,7 @@ fn write(out: &mut String, report: &Report, refresh: Refresh) -> fmt::Result {
         out,
         "<header><h1>cmc-bridge</h1><p>version {} · up {} · as of {} UTC</p></header>\n<main>",
         Escaped(report.version),
-        duration(report.uptime_seconds),
+        human::age(report.uptime_seconds),
         clock(report.at, report.at)
     )?;
     writeln!(
@@ -114,8 +114,8 @@ fn streams(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(
             out,
             " <span class=\"number\">{} free of {}</span></p>",
-            bytes(disk.free_bytes),
-            bytes(disk.total_bytes)
+            human::size(disk.free_bytes),
+            human::size(disk.total_bytes)
         )?;
     }
     out.push_str("</section>\n");
@@ -141,12 +141,12 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     )?;
     let oldest = stream
         .oldest
-        .map_or("–".to_owned(), |oldest| duration(seconds(oldest, now)));
+        .map_or("–".to_owned(), |oldest| human::age(seconds(oldest, now)));
     for (label, value) in [
-        ("Backlog", grouped(stream.backlog)),
+        ("Backlog", human::count(stream.backlog)),
         ("Oldest event", oldest),
-        ("Delivered", grouped(stream.delivered)),
-        ("Diverted", grouped(stream.diverted)),
+        ("Delivered", human::count(stream.delivered)),
+        ("Diverted", human::count(stream.diverted)),
     ] {
         write!(
             out,
@@ -163,8 +163,8 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     writeln!(
         out,
         "<span class=\"number\">{} of {}</span></td></tr>",
-        bytes(stream.spool_bytes),
-        bytes(stream.spool_limit_bytes)
+        human::size(stream.spool_bytes),
+        human::size(stream.spool_limit_bytes)
     )?;
     if let LaneState::Blocked {
         reason,
@@ -185,9 +185,9 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
             "<tr role=\"row\" class=\"trouble\"><td role=\"cell\" colspan=\"7\"><p><strong>Blocked: {}</strong> for {}, \
              since {} UTC; failed last {} ago.</p><p>{}</p></td></tr>",
             Escaped(reason),
-            duration(seconds(*since, now)),
+            human::age(seconds(*since, now)),
             clock(*since, now),
-            duration(seconds(*last_failure, now)),
+            human::age(seconds(*last_failure, now)),
             Escaped(&text)
         )?;
     }
@@ -255,8 +255,8 @@ fn rates(out: &mut String, rates: &[Rates]) -> fmt::Result {
             out,
             "<div class=\"card {tone}\"><h3>{title}</h3><p class=\"small\">{means}</p>\
              <p class=\"big\">{}<span>/s</span></p><p class=\"small most\">at most {}/s</p>",
-            rate(now),
-            rate(most)
+            human::rate(now),
+            human::rate(most)
         )?;
         let points: Vec<_> = rates.iter().map(|r| (r.seconds_ago, value(r))).collect();
         chart::write(out, title, &points)?;
@@ -283,11 +283,11 @@ fn dead_letters(out: &mut String, report: &Report) -> fmt::Result {
             out,
             "<tr><td>{}<small>{} ago</small></td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
             clock(letter.at, report.at),
-            roughly(seconds(letter.at, report.at)),
+            human::rough_age(seconds(letter.at, report.at)),
             // A long name may break where its words do.
             Escaped(letter.reason).to_string().replace('_', "_<wbr/>"),
             place(letter),
-            grouped(letter.count as u64)
+            human::count(letter.count as u64)
         )?;
     }
     out.push_str("</tbody></table></section>\n");

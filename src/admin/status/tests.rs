@@ -263,7 +263,7 @@ async fn samples_are_taken() {
     tokio::select! {
         () = status.watch() => {}
         () = async {
-            while status.disk.lock().unwrap().is_none() {
+            while status.disk.lock().is_none() {
                 tokio::task::yield_now().await;
             }
         } => {}

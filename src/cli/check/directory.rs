@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
+use crate::human;
+
 /// The state of `spool.dir`.
 pub enum Directory {
     /// It exists and is writable; `free` is in bytes.
@@ -47,7 +49,7 @@ impl Directory {
     pub fn describe(&self) -> String {
         match self {
             Directory::Ready { free: Some(free) } => {
-                format!("writable, {} MiB free", free / (1 << 20))
+                format!("writable, {} free", human::size(*free))
             }
             Directory::Ready { free: None } => "writable".to_owned(),
             Directory::Creatable => "will be created".to_owned(),

@@ -17,7 +17,7 @@ mod spool;
 use std::io::Write;
 
 use self::report::LiveReport;
-use crate::{config::Config, exit::Exit, stream::Stream};
+use crate::{cli::exit::Exit, config::Config, stream::Stream};
 
 /// Asks and prints, for the streams that `serve` would deliver.
 ///

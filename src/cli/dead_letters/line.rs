@@ -1,9 +1,8 @@
 //! A dead letter on one line.
 
-use jiff::Timestamp;
-
 use crate::{
     dead_letter::{Letter, Scope},
+    human,
     plain::visible,
     replay::joining::Place,
 };
@@ -11,8 +10,7 @@ use crate::{
 /// A letter on one line: its place, when it was received, the reason, what it is and its size.
 pub fn line(place: Place, letter: &Letter) -> String {
     let Place { partition, offset } = place;
-    let received = Timestamp::from_microsecond(letter.received_at_micros);
-    let received = received.map_or_else(|_| "?".to_owned(), |time| format!("{time:.0}"));
+    let received = human::time(letter.received_at_micros);
     let text = |text: &Option<String>| visible(text.as_deref().unwrap_or("-"));
     let (event_type, composition) = (text(&letter.event_type), text(&letter.server_composition));
     let what = match letter.reason.scope() {

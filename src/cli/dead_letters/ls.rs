@@ -10,9 +10,8 @@ use super::{
     line::{line, unreadable},
 };
 use crate::{
-    cli::{config_args::ConfigArgs, output::Output, records::push_value, signals::stop_flag},
+    cli::{config_args::ConfigArgs, exit::Exit, output::Output, records::push_value, signals::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
-    exit::Exit,
     kafka::{broker::BrokerError, letters::Source},
     plain::visible,
     replay::{

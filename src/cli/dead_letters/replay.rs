@@ -10,9 +10,10 @@ use super::{
     line::{line, unreadable},
 };
 use crate::{
-    cli::{config_args::ConfigArgs, output::Output, progress_bar::ProgressBar, signals::stop_flag},
+    cli::{
+        config_args::ConfigArgs, exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_flag,
+    },
     config::Delivery,
-    exit::Exit,
     replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
 };
 

@@ -46,14 +46,14 @@ pub const ALL: &[SampleWebhook] = &[
 mod tests {
     use super::*;
     use crate::{
-        cmc::{self, BodyEncoding, Rules},
+        cmc::{self, BodyEncoding},
         config,
     };
 
     #[test]
     fn samples_are_what_they_say() {
         let config = config::load(&[], std::iter::empty()).unwrap().config;
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         for sample in ALL {
             let opened = cmc::open(sample.body.as_bytes(), sample.format.encoding(), &rules);
             assert_eq!(opened.content.is_err(), sample.truncated, "{}", sample.what);

@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use hyper::header::HeaderValue;
 
-use crate::{config::shown_path, exit::Exit};
+use crate::{cli::exit::Exit, config::shown_path};
 
 const BEARER: &str = "CMC_BRIDGE_SEND_BEARER";
 const BASIC: &str = "CMC_BRIDGE_SEND_BASIC";

@@ -183,10 +183,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{
-        cmc::{self, Rules},
-        config,
-    };
+    use crate::{cmc, config};
 
     const KEY: &str = "k+ &\"\\秘";
 
@@ -205,7 +202,7 @@ mod tests {
     fn bodies_are_what_they_say() {
         let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
         let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+        let rules = config.rules();
         for kind in WebhookKind::value_variants() {
             for format in BodyFormat::value_variants() {
                 for number in 0..5 {

@@ -8,9 +8,8 @@ use tokio::runtime::Runtime;
 use super::selection::{SpoolArgs, UNKNOWN_LOG};
 use crate::{
     bridge::{Drained, drain},
-    cli::{output::Output, progress_bar::ProgressBar, signals::stop_signals},
+    cli::{exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_signals},
     config::Config,
-    exit::Exit,
     leftover::Leftovers,
     logging,
     metrics::BlockReason,
@@ -61,13 +60,13 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
 async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drained>, Exit> {
     let stop = stop_signals()?;
     let progress = ProgressBar::start();
-    drain(config, patience, stop, |streams| {
+    let drained = drain(config, patience, stop, |streams| {
         let sum = |figure: fn(&Drained) -> u64| streams.iter().map(figure).sum::<u64>();
         let done = sum(|d| d.books.delivered + d.books.diverted);
         let total = done + sum(|d| d.books.backlog());
         progress.draw(done, total);
-    })
-    .await
+    });
+    Ok(drained.await?)
 }
 
 fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {

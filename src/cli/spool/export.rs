@@ -12,10 +12,10 @@ use super::{
 use crate::{
     batch::BatchView,
     cli::{
+        exit::Exit,
         output::{Output, say},
         records,
     },
-    exit::Exit,
     spool::{Damage, StoredBatch},
     stream::Stream,
 };

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use super::selection::{LogArgs, UNKNOWN_LOG};
 use crate::{
     batch::received_at_micros,
-    cli::{figures::time, output::Output},
-    config::human_size,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
+    human,
     leftover::unknown_logs,
     spool::{
         SpoolError, SpoolLock,
@@ -130,7 +129,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
         out,
         "\n{}  {} in {} segments",
         listing.stream,
-        human_size(bytes),
+        human::exact_size(bytes),
         listing.segments.len()
     )?;
     if let Some(waiting) = &listing.waiting {
@@ -141,7 +140,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 "  {} events wait in {batches} batches from {} on, the oldest received {}",
                 waiting.events,
                 waiting.from,
-                oldest.map_or_else(|| "?".to_owned(), time),
+                oldest.map_or_else(|| "?".to_owned(), human::time),
             )?,
         }
         for damage in &waiting.damage {
@@ -163,8 +162,8 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 segment.id.0,
                 header.first_seq.0,
                 header.events_before,
-                human_size(segment.bytes),
-                time(header.created_micros),
+                human::exact_size(segment.bytes),
+                human::time(header.created_micros),
                 if header.after_loss {
                     "  batches before it are lost"
                 } else {
@@ -175,7 +174,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 out,
                 "  {:>8}  its header can't be read ({})",
                 segment.id.0,
-                human_size(segment.bytes)
+                human::exact_size(segment.bytes)
             )?,
         }
     }
@@ -197,7 +196,7 @@ fn as_json(listing: &Listing) -> Value {
                 "readable": header.is_some(),
                 "first_batch": header.map(|h| h.first_seq.0),
                 "events_before": header.map(|h| h.events_before),
-                "began": header.map(|h| time(h.created_micros)),
+                "began": header.map(|h| human::time(h.created_micros)),
                 "after_loss": header.map(|h| h.after_loss),
             })
         })
@@ -207,7 +206,7 @@ fn as_json(listing: &Listing) -> Value {
             "from_batch": waiting.from,
             "to_batch": waiting.to,
             "events": waiting.events,
-            "oldest_received": waiting.oldest_micros.map(time),
+            "oldest_received": waiting.oldest_micros.map(human::time),
             "damage": waiting.damage,
         })
     });

@@ -9,8 +9,7 @@ use super::{
     verify::{self, advice},
 };
 use crate::{
-    cli::output::Output,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
     spool::{
         Damage,
         repair::{Lost, repair},

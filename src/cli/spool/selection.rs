@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::{
-    cli::{config_args::ConfigArgs, output::say},
+    cli::{config_args::ConfigArgs, exit::Exit, output::say},
     config::Config,
-    exit::Exit,
     leftover::unknown_logs,
     spool::{SpoolError, SpoolLock, survey::Survey},
     stream::Stream,

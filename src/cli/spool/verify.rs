@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::selection::LogArgs;
 use crate::{
     batch::{BatchView, received_at_micros},
-    cli::{figures::time, output::Output, progress_bar::ProgressBar},
-    exit::Exit,
+    cli::{exit::Exit, output::Output, progress_bar::ProgressBar},
+    human,
     spool::{Damage, survey::Survey},
     stream::Stream,
 };
@@ -122,7 +122,7 @@ pub(super) fn as_text(findings: &Findings, out: &mut impl Write) -> Result<(), E
         findings.stream, findings.events, findings.batches
     )?;
     match findings.oldest_micros {
-        Some(oldest) => writeln!(out, ", the oldest received {}", time(oldest))?,
+        Some(oldest) => writeln!(out, ", the oldest received {}", human::time(oldest))?,
         None => writeln!(out)?,
     }
     for damage in &findings.damage {
@@ -143,7 +143,7 @@ fn as_json(findings: &Findings) -> Value {
         "stream": findings.stream.name(),
         "batches": findings.batches,
         "events": findings.events,
-        "oldest_received": findings.oldest_micros.map(time),
+        "oldest_received": findings.oldest_micros.map(human::time),
         "damage": findings.damage.iter().map(damage_json).collect::<Vec<_>>(),
         "undecodable_batches": findings.undecodable,
     })

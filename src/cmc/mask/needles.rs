@@ -19,10 +19,10 @@ use base64::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::{
-    SHORTEST,
-    spelling::{Readings, is_lead},
-};
+use super::spelling::{Readings, is_lead};
+
+/// Shortest value, in bytes, that is looked for anywhere.
+pub const SHORTEST: usize = 4;
 
 /// The names under which a body gives its key, in lower case. The parser takes the first one alone; who means another
 /// means a secret as well.

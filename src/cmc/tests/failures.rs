@@ -535,8 +535,9 @@ fn the_record_limit_is_exact() {
 fn a_body_that_was_never_opened_is_a_dead_letter_too() {
     let body = b"\x1F\x8B configured-secret";
     for reason in [Reason::UnsupportedMediaType, Reason::UnsupportedEncoding] {
-        let (batch, tally) =
-            dead_letter_body(&Malformed::new(reason, None, ""), None, &rules(), &request(body));
+        let split = split_with(body, Media::Unsupported(reason), &rules());
+        assert_eq!(reasons(&split), [reason]);
+        let (batch, tally) = split.dead_letters.unwrap();
         assert_eq!(tally.total(), 1);
         let view = BatchView::decode(batch.bytes()).unwrap();
         assert_eq!(*view.records[0].value(), *b"\x1F\x8B *****************");

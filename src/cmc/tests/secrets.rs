@@ -1,6 +1,7 @@
 //! Credentials never reach a dead letter.
 
 use super::{cost::processor_time, *};
+use crate::config::{Credential, CredentialKind, secrets};
 
 #[test]
 fn the_api_key_of_a_dead_lettered_body_is_masked_where_it_stands() {
@@ -185,13 +186,17 @@ fn whole_letters(body: &[u8]) -> Vec<Vec<u8>> {
 
 fn whole_letters_with(body: &[u8], rules: &Rules) -> Vec<Vec<u8>> {
     let unread = Malformed::new(Reason::UnsupportedMediaType, None, "");
-    let letter = |opened: Option<&Opened<'_>>| {
-        let (batch, _) = dead_letter_body(&unread, opened, rules, &request(body));
+    let letter = |opened: Opened<'_>| {
+        let (batch, _) = dead_letter_body(&unread, &opened, rules, &request(body));
         let view = BatchView::decode(batch.bytes()).unwrap();
         view.records[0].value().into_owned()
     };
-    let read = |encoding| letter(Some(&open(body, encoding, rules)));
-    vec![letter(None), read(BodyEncoding::Json), read(BodyEncoding::Form)]
+    let read = |encoding| letter(open(body, encoding, rules));
+    vec![
+        letter(Opened::closed(unread.clone())),
+        read(BodyEncoding::Json),
+        read(BodyEncoding::Form),
+    ]
 }
 
 fn utf_16(text: &str, little: bool) -> Vec<u8> {
@@ -420,11 +425,11 @@ proptest::proptest! {
             _ => (CredentialKind::Basic, format!("user:{secret}")),
         };
         let rules = Rules {
-            secrets: Secrets::new(&Auth::Credentials(vec![Credential {
+            secrets: secrets(&[Credential {
                 name: "one".to_owned(),
                 kind,
                 secret: configured.clone().into(),
-            }])),
+            }]),
             ..rules()
         };
         let presented = if dice.roll(2) { &configured } else { &secret };
@@ -484,7 +489,7 @@ fn masking_takes_time_for_the_text_and_not_for_the_credentials() {
             )
             .into(),
         };
-        Secrets::new(&Auth::Credentials((0..count).map(credential).collect()))
+        secrets(&(0..count).map(credential).collect::<Vec<_>>())
     };
     let (one, all) = (credentials(1), credentials(64));
     let filled = |piece: &str| piece.repeat((128 << 10) / piece.len());

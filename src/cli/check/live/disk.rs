@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::cli::figures::percentile;
+use crate::cli::percentile::percentile;
 
 /// About one webhook's worth.
 const WRITE: usize = 4096;

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, io::Write};
 
 use super::report::{Level, LiveReport};
 use crate::{
-    config::{Config, Delivery, Kafka, human_duration},
-    exit::Exit,
+    cli::exit::Exit,
+    config::{Config, Delivery, Kafka},
+    human,
     kafka::probe::{Answer, Probe, TopicSettings, codecs},
     stream::Stream,
 };
@@ -101,7 +102,7 @@ fn brokers(kafka: &Kafka, probe: &Probe, report: &mut LiveReport<'_, impl Write>
         let text = format!(
             "transaction.max.timeout.ms is {}, kafka.transaction_timeout {}{advice}",
             most.as_millis(),
-            human_duration(ours)
+            human::exact_duration(ours)
         );
         report.line(level, "kafka", &text)?;
     }

@@ -7,11 +7,9 @@ use super::{
     report::{Level, LiveReport},
 };
 use crate::{
-    cli::{
-        check::directory::{Directory, existing_parent},
-        figures::short,
-    },
-    config::{Config, Durability, human_duration, human_size},
+    cli::check::directory::{Directory, existing_parent},
+    config::{Config, Durability},
+    human,
 };
 
 /// A webhook waits for one or two syncs; above this, a sender may not wait for its answer.
@@ -45,8 +43,8 @@ pub fn look(config: &Config, streams: usize, report: &mut LiveReport<'_, impl Wr
             let (level, advice) = judge_sync(&times, config);
             let text = format!(
                 "writable, fdatasync p50 {} p99 {} ({} syncs of 4 KiB){advice}",
-                short(times.p50),
-                short(times.p99),
+                human::latency(times.p50),
+                human::latency(times.p99),
                 times.count
             );
             report.line(level, &subject, &text)?;
@@ -60,7 +58,7 @@ fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Level, String) {
         return (Level::Ok, "; page-cache doesn't wait for syncs".to_owned());
     }
     if times.p50 > config.ingest.append_timeout {
-        let limit = human_duration(config.ingest.append_timeout);
+        let limit = human::exact_duration(config.ingest.append_timeout);
         return (
             Level::Fail,
             format!(
@@ -103,11 +101,15 @@ fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Le
     let need = max.saturating_add(2 * segment).saturating_mul(streams);
     // A new log has its first segment and a spare.
     let least = segment.saturating_mul(2 * streams);
-    let has = format!("{} free, {} used by the spool", room_size(free), room_size(used));
+    let has = format!(
+        "{} free, {} used by the spool",
+        human::size(free),
+        human::size(used)
+    );
     let wants = format!(
         "{streams} streams may need {} (spool.max_bytes {} and two segments each)",
-        room_size(need),
-        human_size(max)
+        human::size(need),
+        human::exact_size(max)
     );
     if free.saturating_add(used) < least {
         let text = format!("{has}; two segments for each of {streams} streams don't fit: make room");
@@ -117,13 +119,6 @@ fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Le
         (Level::Warn, text)
     } else {
         (Level::Ok, format!("{has}; {wants}"))
-    }
-}
-
-fn room_size(bytes: u64) -> String {
-    match bytes >> 20 {
-        mebibytes @ 0..10_240 => format!("{mebibytes} MiB"),
-        mebibytes => format!("{} GiB", mebibytes >> 10),
     }
 }
 
