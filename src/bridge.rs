@@ -50,7 +50,7 @@ use crate::{
         health::Health,
     },
     config::{Auth, Config, pem_faults},
-    ingest::{self, Control, Intake, Tls},
+    ingest::{Intake, StopHandle, TlsContext, WebhookServer},
     leftover::{Leftovers, Service},
     logging::DroppedLines,
     metrics::{Metrics, TlsMetrics},
@@ -77,7 +77,7 @@ pub struct Bridge {
     config: Config,
     ingest_address: SocketAddr,
     admin_address: SocketAddr,
-    control: Control,
+    stop: StopHandle,
     health: Arc<Health>,
     ingest: JoinHandle<()>,
     admin: admin::Serving,
@@ -93,7 +93,7 @@ impl Bridge {
         let tls = match &config.ingest.tls {
             Some(files) => {
                 let metrics = TlsMetrics::new(&registry)?;
-                Some(Tls::open(files.clone(), metrics)?)
+                Some(TlsContext::open(files.clone(), metrics)?)
             }
             None => None,
         };
@@ -135,15 +135,16 @@ impl Bridge {
         registry.register(Box::new(BooksCollector::new(Arc::clone(&books))?))?;
         registry.register(Box::new(DroppedLines::new()?))?;
 
-        let rules = config.rules();
+        let readiness = Arc::clone(&health);
+        let is_ready = move || readiness.readiness().is_ready();
         let intake = Intake::new(
             &config.ingest,
-            rules,
+            config.rules(),
             logs,
             Arc::clone(&metrics),
-            Arc::clone(&health),
+            is_ready,
         );
-        let ingest = ingest::Server::bind(config.ingest.listen, intake, tls)
+        let ingest = WebhookServer::bind(config.ingest.listen, intake, tls)
             .await
             .map_err(not_bound("ingest.listen", config.ingest.listen))?;
         let sources = admin::Sources {
@@ -162,7 +163,7 @@ impl Bridge {
         Ok(Bridge {
             ingest_address: ingest.local_addr(),
             admin_address,
-            control: ingest.control(),
+            stop: ingest.stop_handle(),
             health,
             ingest: tokio::spawn(ingest.run()),
             admin: admin.start()?,
@@ -186,7 +187,7 @@ impl Bridge {
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), BridgeError> {
         tokio::select! {
             Some(error) = self.failures.recv() => {
-                self.control.stop();
+                self.stop.stop();
                 let _ = timeout(LAST_ANSWERS, self.ingest).await;
                 return Err(error.into());
             }
@@ -202,12 +203,12 @@ impl Bridge {
         let shutdown = self.config.shutdown;
         info!(lame_duck = ?shutdown.lame_duck, grace = ?shutdown.grace, "stopping");
         self.health.drain();
-        self.control.lame_duck();
+        self.stop.lame_duck();
         sleep(shutdown.lame_duck).await;
 
         let deadline = Instant::now() + shutdown.grace;
         let last_words = deadline - LAST_WORDS.min(shutdown.grace / 5);
-        self.control.stop();
+        self.stop.stop();
         if timeout_at(last_words.into(), self.ingest).await.is_err() {
             warn!("requests were still open when the grace time ended");
         }

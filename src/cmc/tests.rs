@@ -1,4 +1,4 @@
-//! What the tests of the sender's format share.
+//! Helpers for the tests of the sender's format.
 
 mod amplification;
 mod bound;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::dead_letter::Reason;
 
-/// What a body was found to be, and what it becomes.
+/// What a body turned out to be, and what it becomes.
 #[derive(Debug)]
 pub struct Understood {
     /// How the body was read; `None` if its content type or encoding is not supported.

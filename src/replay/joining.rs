@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::{Message, message::Headers};
 
-use crate::dead_letter::{Letter, Letters, ReadError, part_of};
+use crate::dead_letter::{Letter, LetterAssembler, LetterError, part_of};
 
 /// Letters that lack parts are held, the oldest no longer when all together have more bytes than this.
 const MOST_HELD: usize = 256 << 20;
@@ -31,7 +31,7 @@ impl Place {
 
 /// Puts letters together, and knows where their parts stand.
 pub struct Joining {
-    letters: Letters,
+    letters: LetterAssembler,
     open: BTreeMap<String, OpenLetter>,
     /// Bytes of the parts of all that are open, and most of them.
     held: usize,
@@ -41,7 +41,7 @@ pub struct Joining {
 impl Default for Joining {
     fn default() -> Joining {
         Joining {
-            letters: Letters::default(),
+            letters: LetterAssembler::default(),
             open: BTreeMap::new(),
             held: 0,
             most: MOST_HELD,
@@ -69,11 +69,11 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Read {
     pub places: Vec<Place>,
-    pub letter: Box<Result<Letter, ReadError>>,
+    pub letter: Box<Result<Letter, LetterError>>,
 }
 
 impl Found {
-    fn letter(places: Vec<Place>, letter: Result<Letter, ReadError>) -> Found {
+    fn letter(places: Vec<Place>, letter: Result<Letter, LetterError>) -> Found {
         let letter = Box::new(letter);
         Found::Letter(Read { places, letter })
     }
@@ -101,7 +101,7 @@ impl Joining {
     ) -> (Found, Vec<Vec<Place>>) {
         let id = part_of(headers);
         let letter = match self.letters.add(key, headers, value) {
-            Err(ReadError::NoReason) => return (Found::Foreign, Vec::new()),
+            Err(LetterError::NoReason) => return (Found::Foreign, Vec::new()),
             Err(error) => return (Found::letter(vec![place], Err(error)), Vec::new()),
             Ok(letter) => letter,
         };

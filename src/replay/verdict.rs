@@ -167,7 +167,7 @@ fn lacks(what: &str) -> Dead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, dead_letter::DeadLetter, dead_letter::Letters};
+    use crate::{config, dead_letter::DeadLetter, dead_letter::LetterAssembler};
 
     fn rules(settings: &[(&str, &str)]) -> Rules {
         let all = [("INGEST__AUTH__API_KEYS", "0123456789")].iter().chain(settings);
@@ -187,7 +187,7 @@ mod tests {
         let split = cmc::explain(&request, rules).split;
         let (batch, _) = split.dead_letters.unwrap();
         let view = BatchView::decode(batch.bytes()).unwrap();
-        let mut letters = Letters::default();
+        let mut letters = LetterAssembler::default();
         view.records
             .iter()
             .filter_map(|record| {
@@ -308,7 +308,7 @@ mod tests {
     fn read(letter: &DeadLetter<'_>) -> Letter {
         let records = letter.records(1_000_000);
         let record = records.iter().next().unwrap();
-        let mut letters = Letters::default();
+        let mut letters = LetterAssembler::default();
         letters
             .add(record.key, &record.headers(), record.value)
             .unwrap()

@@ -11,7 +11,6 @@ use tokio::{runtime::Runtime, task::JoinSet};
 
 use super::plan::Plan;
 use crate::{
-    admin::health::Health,
     books::Books,
     cmc::{Rules, Secrets},
     config::{self, Auth},
@@ -121,13 +120,7 @@ impl Process {
             });
         }
         let (ingest, rules) = configuration(plan);
-        let intake = Intake::new(
-            &ingest,
-            rules,
-            logs,
-            Arc::clone(&shared.metrics),
-            Arc::new(Health::new(Vec::new())),
-        );
+        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics), || true);
         Ok(Process {
             intake: Arc::new(intake),
             pipes,

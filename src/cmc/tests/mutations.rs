@@ -1,8 +1,8 @@
-//! Bodies changed at random, each judged by the oracle: what goes on is what came, and all else is a dead letter with its
-//! bytes.
+//! Randomly mutated bodies, each judged by the oracle: events are passed on as received, and everything else is a
+//! dead letter with its bytes.
 //!
-//! `CMC_BRIDGE_TEST_MUTATIONS` says how many bodies (20,000), `CMC_BRIDGE_TEST_SEED` where to begin. A body that fails is
-//! printed; it then belongs into [`FOUND`].
+//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
+//! printed; it then belongs in [`FOUND`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -12,13 +12,13 @@ use super::{
     *,
 };
 use crate::{
-    dead_letter::{Letter, Letters, MAX_TEXT},
+    dead_letter::{Letter, LetterAssembler, MAX_TEXT},
     simulation::random::Random,
 };
 
-/// Bodies that were once handled wrongly, or came close: each is judged as JSON and as a form.
+/// Bodies that were once handled wrongly, or nearly; each is judged as JSON and as a form.
 const FOUND: [&[u8]; 1] = [
-    // The member's name was given as it was written, although it is no text.
+    // The name of the member was passed on as written, although it is not valid text.
     br#"{"event_type":"blocks","\ud83d":[1],"server_composition":"pro","event":{"blocks":[{}]}}"#,
 ];
 
@@ -60,7 +60,7 @@ const TOKENS: [&[u8]; 34] = [
     b"configured-secret",
 ];
 
-/// Members, elements and fields that a body may hold besides.
+/// Additional members, elements and fields of a body.
 const PIECES: [&str; 30] = [
     "{},",
     "7,",
@@ -94,7 +94,7 @@ const PIECES: [&str; 30] = [
     "&event=%7B%22deliveries%22:[]}",
 ];
 
-/// A piece of a size that matters.
+/// A piece whose size matters.
 fn large(random: &mut Random) -> String {
     let near = |random: &mut Random, limit: usize| limit - 2 + random.index(5);
     match random.below(8) {
@@ -116,7 +116,7 @@ fn large(random: &mut Random) -> String {
 
 fn mutate(body: &mut Vec<u8>, random: &mut Random) {
     let at = random.index(body.len() + 1);
-    // Where a member or an element may begin, more often than not.
+    // Mostly where a member or an element may begin.
     let place = body[at..]
         .iter()
         .position(|byte| b"{[,".contains(byte))
@@ -143,7 +143,7 @@ fn mutate(body: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Percent-encodes as clients do: all, or only what must be.
+/// Percent-encodes as clients do: everything, or only what must be.
 fn encode(text: &[u8], random: &mut Random) -> Vec<u8> {
     let (all, lower, plus) = (random.one_in(2), random.one_in(2), random.one_in(2));
     let mut out = Vec::new();
@@ -180,7 +180,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
         change(&mut body, random);
         return (body, BodyEncoding::Json);
     }
-    // As a form: changed before it is written as one, or after.
+    // As a form: mutated before it is encoded, or after.
     let event = chosen
         .find(r#""event":"#)
         .map_or("{}", |at| &chosen[at + 8..chosen.len() - 1]);
@@ -204,7 +204,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
 
 /// What became of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Checked {
     Malformed,
     Unknown,
     Whole,
@@ -212,7 +212,7 @@ pub(super) enum Outcome {
 }
 
 /// Judges a body by the oracle.
-pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
+pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Checked {
     let (expected, api_key) = expected(body, encoding, rules);
     let opened = open(body, encoding, rules);
     assert_eq!(opened.api_key.as_deref(), api_key.as_deref());
@@ -246,12 +246,12 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
                         letter.reason
                     );
                     assert_eq!(malformed.unwrap().reason, letter.reason);
-                    Outcome::Malformed
+                    Checked::Malformed
                 }
                 _ => {
                     assert_eq!(malformed, None);
                     assert_eq!(letter.reason, Reason::UnknownEventType);
-                    Outcome::Unknown
+                    Checked::Unknown
                 }
             };
         }
@@ -276,13 +276,13 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
         check_piece(letter, piece);
     }
     if pieces.is_empty() {
-        Outcome::Whole
+        Checked::Whole
     } else {
-        Outcome::InParts
+        Checked::InParts
     }
 }
 
-/// The oracle knows JSON as serde_json does, which refuses some of it when it makes values.
+/// The oracle accepts the JSON that serde_json does, which rejects some of it when it builds values.
 fn agrees_with_serde_json(body: &[u8]) {
     const REFUSED: [&str; 4] = [
         "number out of range",
@@ -322,7 +322,7 @@ fn check_piece(letter: &Letter, piece: &Piece) {
     assert_bytes(letter, piece.value.as_bytes());
 }
 
-/// Equal bytes; where something was overwritten, equal but for what overwrote it: `*`, and quotes around what was no string.
+/// Equal bytes, except what was overwritten: by `*`, and by quotes around what was not a string.
 fn assert_bytes(letter: &Letter, sent: &[u8]) {
     assert_eq!(letter.value.len(), sent.len());
     for (at, (have, want)) in letter.value.iter().zip(sent).enumerate() {
@@ -335,7 +335,7 @@ fn assert_bytes(letter: &Letter, sent: &[u8]) {
 
 /// The dead letters of a body, read back from their records.
 fn read_letters(split: &Split) -> Vec<Letter> {
-    let mut letters = Letters::default();
+    let mut letters = LetterAssembler::default();
     let mut whole = Vec::new();
     if let Some((batch, _)) = &split.dead_letters {
         let view = BatchView::decode(batch.bytes()).unwrap();
