@@ -67,7 +67,7 @@ pub mod delivery;
 mod in_flight;
 pub mod options;
 pub mod position;
-pub(crate) mod refusal;
+mod refusal;
 
 use std::{
     io,

@@ -1,6 +1,6 @@
 //! Dead letters tried again, and what is understood by now delivered exactly once.
 //!
-//! 1. The group's [`Writer`] begins: every other replay of the group is shut out, and its open transaction ended.
+//! 1. The group's [`ReplayProducer`] begins: every other replay of the group is shut out, and its open transaction ended.
 //! 2. Only then the positions are read, and the ends of the topic as it is now: new dead letters that this replay makes lie
 //!    beyond them and are the next one's.
 //! 3. Letters are gathered in each partition's order, and each is [tried](verdict). What it becomes and the positions that have
@@ -55,10 +55,7 @@ use self::{reading::Reading, tried::Tried, writing::Writing};
 use crate::{
     cmc::Rules,
     config::Config,
-    kafka::{
-        broker::BrokerError,
-        letters::{Source, Writer},
-    },
+    kafka::{broker::BrokerError, letter_reader::LetterReader, replay_producer::ReplayProducer},
     stream::Stream,
 };
 
@@ -105,12 +102,15 @@ impl<'r> Replay<'r> {
         runtime: &Handle,
     ) -> Result<Replay<'r>, ReplayError> {
         let dead_letters = &config.stream(Stream::DeadLetters).topic;
-        let source = Source::open(&config.kafka, &options.group, dead_letters)?;
+        let source = LetterReader::open(&config.kafka, &options.group, dead_letters)?;
         let enabled = config.streams.iter().filter(|stream| stream.enabled);
         let topics: Vec<&str> = enabled.map(|stream| stream.topic.as_str()).collect();
         let writing = match options.dry_run {
             true => None,
-            false => Some(Writing::new(config, Writer::begin(&source, &topics, runtime)?)),
+            false => Some(Writing::new(
+                config,
+                ReplayProducer::begin(&source, &topics, runtime)?,
+            )),
         };
         Ok(Replay {
             config,

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::dead_letter::Reason;
+
 pub use crate::metrics::BlockReason;
 pub use crate::spool::Seq;
 
@@ -29,7 +31,7 @@ pub struct Outgoing<'a> {
 
 /// A position as Kafka has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommittedPosition {
     pub seq: Seq,
     /// What was committed with it: see [`crate::lane::position`].
     pub metadata: String,
@@ -42,6 +44,16 @@ pub enum Refusal {
     TooLarge,
     /// `INVALID_RECORD`, for example a null key in a compacted topic.
     Invalid,
+}
+
+impl Refusal {
+    /// The reason that the dead letter of such a record has.
+    pub fn reason(self) -> Reason {
+        match self {
+            Refusal::TooLarge => Reason::RefusedTooLarge,
+            Refusal::Invalid => Reason::RefusedInvalid,
+        }
+    }
 }
 
 /// What a topic's configuration says of records, as far as the broker tells it.
@@ -65,7 +77,7 @@ impl TopicRules {
 
 /// Records that the broker refused, by their number since `begin`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedRecords {
     /// In the order of their numbers; empty when only the refusal is known.
     pub records: Vec<(usize, Refusal)>,
     /// Whether the broker named these records. Otherwise one or more of them were refused, and the others were sent in the
@@ -84,6 +96,18 @@ pub struct BrokerError {
     pub message: String,
 }
 
+impl BrokerError {
+    /// One record was sent per request, one was refused, and no report says which. It happens when librdkafka gives up
+    /// waiting for the answer to a request.
+    pub fn unnamed_refusal() -> BrokerError {
+        BrokerError {
+            reason: BlockReason::Other,
+            message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
+                .into(),
+        }
+    }
+}
+
 /// Why a record could not be sent or delivered.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DeliveryError {
@@ -92,7 +116,7 @@ pub enum DeliveryError {
     TooLarge,
     /// The broker refused records.
     #[error("the broker refused records: {0:?}")]
-    Refused(Refused),
+    Refused(RefusedRecords),
     /// The broker refused the timestamps: its clock and this machine's differ by more than the topic allows.
     #[error(transparent)]
     Untimely(BrokerError),
@@ -120,7 +144,7 @@ pub trait Connect {
 /// partition are delivered in order then, too: nothing behind a refused record is.
 pub trait Broker {
     /// The position that Kafka has, once no transaction of a former producer is open. Asked once, before all else.
-    fn committed(&mut self) -> Result<Option<Committed>, BrokerError>;
+    fn committed(&mut self) -> Result<Option<CommittedPosition>, BrokerError>;
 
     /// A topic's rules, as they were when this producer connected.
     fn rules(&self, topic: &str) -> TopicRules;

@@ -23,7 +23,7 @@ use rdkafka::{
     producer::{Producer, ThreadedProducer},
 };
 
-use super::client::Context;
+use super::callbacks::Callbacks;
 
 /// librdkafka's own error says more than that time is up, so it may come this much late.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ pub enum Failed {
 impl Committer {
     /// Starts the thread. It ends when this is dropped, once no call is under way.
     pub fn start(
-        producer: Arc<ThreadedProducer<Context>>,
+        producer: Arc<ThreadedProducer<Callbacks>>,
         group: ConsumerGroupMetadata,
     ) -> io::Result<Committer> {
         let (jobs, todo) = sync_channel::<Job>(1);
@@ -77,7 +77,7 @@ impl Committer {
 }
 
 fn commit(
-    producer: &ThreadedProducer<Context>,
+    producer: &ThreadedProducer<Callbacks>,
     group: &ConsumerGroupMetadata,
     job: &Job,
 ) -> Result<(), Failed> {

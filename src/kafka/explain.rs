@@ -5,23 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
-use secrecy::{ExposeSecret, SecretString};
+use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaErrorCode as Code};
+use secrecy::ExposeSecret;
 
-use super::{
-    broker::{BlockReason, BrokerError, Refusal},
-    client,
-};
+use super::broker::{BlockReason, BrokerError, Refusal};
+use crate::config;
 
 /// The names that an error message may need.
-#[derive(Clone, Debug)]
-pub struct Names {
-    pub topic: String,
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    pub topic: &'a str,
     /// Also the transactional id.
-    pub group: String,
-    pub bootstrap_servers: String,
-    /// Values of properties that no message may show; OpenSSL's errors have the names of files.
-    pub unshown: Vec<SecretString>,
+    pub group: &'a str,
+    pub kafka: &'a config::Kafka,
 }
 
 /// What a client reported longer ago explains nothing.
@@ -64,7 +60,7 @@ fn code_of(error: &KafkaError) -> Option<Code> {
 }
 
 /// Explains an error met while `doing` something.
-pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
+pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastError) -> BrokerError {
     let code = code_of(error);
     let (mut text, mut found) = match error {
         // Its Display says only the code; the text has the broker's words.
@@ -112,7 +108,8 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         text = format!("{text}; before that: {cause}");
     }
     text.truncate(text.trim_end_matches('.').len());
-    for value in &names.unshown {
+    // OpenSSL names the files that properties name.
+    for value in &names.kafka.unshown() {
         text = hide(&text, value.expose_secret());
     }
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
@@ -141,7 +138,8 @@ fn hide(text: &str, value: &str) -> String {
 }
 
 /// Explains why a topic could not be created.
-pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &LastError) -> BrokerError {
+pub fn explain_creation(error: &KafkaError, names: &Names<'_>, last: &LastError) -> BrokerError {
+    let topic = names.topic;
     let explained = explain(error, &format!("create topic {topic}"), names, last);
     match code_of(error) {
         Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => BrokerError {
@@ -157,7 +155,7 @@ pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &L
             message: format!(
                 "cannot create topic {topic}: {error}. Brokers at {} answer, the cluster's controller doesn't: check that the \
                  address that each broker advertises (its advertised.listeners) can be reached from here",
-                names.bootstrap_servers
+                names.kafka.bootstrap_servers
             ),
         },
         _ => explained,
@@ -201,14 +199,14 @@ fn tls(what: &str) -> (BlockReason, String) {
 }
 
 /// What is wrong with a batch that was fetched, in librdkafka's words.
-fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, String)> {
-    let topic = &names.topic;
+fn unreadable(code: Code, what: &str, names: &Names<'_>) -> Option<(BlockReason, String)> {
+    let topic = names.topic;
     let advice = match code {
         Code::NotImplemented if what.contains("codec") => format!(
             "Topic {topic} holds records compressed by {}, which this build can't read; it reads {}. Read them by another \
              consumer, or have the topic's producers, or its compression.type, use one of these",
             codec(what),
-            client::codecs().join(", ")
+            codecs().join(", ")
         ),
         Code::NotImplemented => {
             format!("Topic {topic} holds records in a newer format than this build knows: upgrade cmc-bridge")
@@ -223,6 +221,18 @@ fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, Str
         _ => return None,
     };
     Some((BlockReason::Other, advice))
+}
+
+/// The codecs that the librdkafka of this build knows.
+pub fn codecs() -> Vec<&'static str> {
+    let features = ClientConfig::new()
+        .create_native_config()
+        .and_then(|config| config.get("builtin.features"))
+        .unwrap_or_default();
+    let known = ["gzip", "snappy", "lz4", "zstd"].into_iter();
+    known
+        .filter(|codec| features.split(',').any(|feature| feature.trim() == *codec))
+        .collect()
 }
 
 /// The codec that librdkafka names by its number: `Decompression (codec 0x4) of message at …`.
@@ -261,12 +271,13 @@ pub fn is_consequence(code: Code) -> bool {
     )
 }
 
-fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
+fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
     let Names {
         topic,
         group,
-        bootstrap_servers,
-        ..
+        kafka: config::Kafka {
+            bootstrap_servers, ..
+        },
     } = names;
     Some(match code {
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::OperationTimedOut => (
@@ -336,14 +347,23 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    fn names() -> Names {
+    fn names() -> Names<'static> {
+        static KAFKA: LazyLock<config::Kafka> = LazyLock::new(|| {
+            let secret = ("ssl.key.password".to_owned(), "hunter2-and-more".into());
+            config::Kafka {
+                bootstrap_servers: "kafka:9092".into(),
+                properties: [secret].into(),
+                ..config::Kafka::for_tests()
+            }
+        });
         Names {
-            topic: "cmc.bounces".into(),
-            group: "cmc-bridge.bounces.x".into(),
-            bootstrap_servers: "kafka:9092".into(),
-            unshown: vec!["hunter2-and-more".to_owned().into()],
+            topic: "cmc.bounces",
+            group: "cmc-bridge.bounces.x",
+            kafka: &KAFKA,
         }
     }
 
@@ -452,11 +472,11 @@ mod tests {
     #[test]
     fn an_answer_to_the_creation_of_a_topic_is_explained() {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization, "{error}");
         assert!(error.message.contains("CREATE"), "{error}");
         let error = KafkaError::AdminOp(Code::OperationTimedOut);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Connect, "{error}");
         assert!(error.message.contains("advertised.listeners"), "{error}");
     }
@@ -552,7 +572,7 @@ mod tests {
     #[test]
     fn a_topic_that_must_not_be_created() {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization);
         assert!(error.message.contains("CREATE"), "{error}");
     }

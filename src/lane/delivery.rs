@@ -18,7 +18,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     batch, clock,
     config::Delivery,
-    kafka::broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Refused},
+    kafka::broker::{
+        BlockReason, Broker, BrokerError, CommittedPosition, Connect, DeliveryError, Mode, RefusedRecords,
+    },
     metrics::{StreamMetrics, TransactionOutcome},
     spool::{Backlog, Seq, SpoolError},
     stream::Stream,
@@ -86,7 +88,7 @@ enum Stop {
     Blocked(BrokerError),
     /// Time was up, and no other cause is known.
     Late(BrokerError),
-    Refused(Refused),
+    Refused(RefusedRecords),
     /// The broker refused timestamps.
     Untimely(BrokerError),
     /// A new producer goes on at once.
@@ -306,10 +308,10 @@ impl<C: Connect> Lane<C> {
     }
 
     /// Finds the position to go on from: rules 2 and 3.
-    fn settle(&mut self, committed: Option<Committed>) -> Result<(), Stop> {
+    fn settle(&mut self, committed: Option<CommittedPosition>) -> Result<(), Stop> {
         let unconfirmed = self.unconfirmed.take();
         let own = self.backlog.position();
-        let Some(Committed { seq, metadata }) = committed else {
+        let Some(CommittedPosition { seq, metadata }) = committed else {
             info!(stream = %self.options.stream, position = own.seq.0,
                 "Kafka has no position for this log; the checkpoint counts");
             if own.seq > Seq(0) {

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     batch::BatchView,
     clock,
-    dead_letter::{DeadLetter, Reason},
-    kafka::broker::{BlockReason, BrokerError, Mode, Refusal},
+    dead_letter::DeadLetter,
+    kafka::broker::{Mode, Refusal},
     spool::Seq,
 };
 
@@ -113,24 +113,6 @@ impl Pace {
     }
 }
 
-/// One record a request was sent, one was refused, and there is no report that says which. It happens when librdkafka gives
-/// up waiting for the answer to a request.
-pub fn unnamed() -> BrokerError {
-    BrokerError {
-        reason: BlockReason::Other,
-        message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
-            .into(),
-    }
-}
-
-/// Why there is a dead letter of a record that was refused so.
-pub fn reason(refusal: Refusal) -> Reason {
-    match refusal {
-        Refusal::TooLarge => Reason::RefusedTooLarge,
-        Refusal::Invalid => Reason::RefusedInvalid,
-    }
-}
-
 /// The dead letter of a refused record.
 pub fn dead_letter<'a>(
     refusal: Refusal,
@@ -144,6 +126,6 @@ pub fn dead_letter<'a>(
         topic: Some(topic),
         key,
         headers,
-        ..DeadLetter::new(reason(refusal), view.received_at_micros, value)
+        ..DeadLetter::new(refusal.reason(), view.received_at_micros, value)
     }
 }

@@ -1,7 +1,7 @@
 //! The read side of a replay: the dead-letter topic from the group's positions up to the ends that it had at the beginning, and
 //! what became of the letters there, to be committed.
 //!
-//! It begins only after the group's [`Writer`](crate::kafka::letters::Writer) has, so no other replay moves the positions that
+//! It begins only after the group's [`ReplayProducer`](crate::kafka::replay_producer::ReplayProducer) has, so no other replay moves the positions that
 //! are read.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -12,7 +12,7 @@ use super::{
     position::{Position, State},
     tried::Tried,
 };
-use crate::kafka::letters::{Committed, Source, another_replay};
+use crate::kafka::{letter_reader::LetterReader, replay_producer::another_replay, session::CommittedOffsets};
 
 /// The default of `offsets.retention.minutes`, but for the hour that Kafka lets a record's timestamp be ahead.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);
@@ -20,10 +20,10 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);
 /// A group's way through the dead-letter topic.
 pub struct Reading<'r> {
     options: &'r Options,
-    source: Source,
+    source: LetterReader,
     positions: BTreeMap<i32, Position>,
     /// What was committed last.
-    committed: Committed,
+    committed: CommittedOffsets,
     joining: Joining,
     /// Letters whose parts were no longer waited for.
     given_up: u64,
@@ -33,7 +33,7 @@ pub struct Reading<'r> {
 
 impl<'r> Reading<'r> {
     /// Reads the positions, and the ends of the topic.
-    pub fn begin(options: &'r Options, source: Source) -> Result<Reading<'r>, ReplayError> {
+    pub fn begin(options: &'r Options, source: LetterReader) -> Result<Reading<'r>, ReplayError> {
         let mut reading = Reading {
             options,
             committed: source.committed()?,
@@ -81,7 +81,7 @@ impl<'r> Reading<'r> {
     }
 
     /// Where it reads from.
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &LetterReader {
         &self.source
     }
 
@@ -160,7 +160,7 @@ impl<'r> Reading<'r> {
     }
 
     /// The positions as they are to be committed now.
-    pub fn to_commit(&self) -> Result<Committed, ReplayError> {
+    pub fn to_commit(&self) -> Result<CommittedOffsets, ReplayError> {
         let positions = self.positions.iter().map(|(partition, position)| {
             let position = position.to_commit();
             let position = position.map_err(|_| ReplayError::TooScattered(*partition))?;
@@ -170,7 +170,7 @@ impl<'r> Reading<'r> {
     }
 
     /// Says that these positions were committed.
-    pub fn committed(&mut self, positions: Committed) {
+    pub fn committed(&mut self, positions: CommittedOffsets) {
         self.committed = positions;
     }
 

@@ -17,15 +17,16 @@ use crate::{
     config::Config,
     kafka::{
         broker::{BrokerError, DeliveryError, Mode, Refusal},
-        letters::{Committed, Source, Writer},
+        letter_reader::LetterReader,
+        replay_producer::ReplayProducer,
+        session::CommittedOffsets,
     },
-    lane::refusal::{self, unnamed},
 };
 
 /// The transactions of a group.
 pub struct Writing<'r> {
     config: &'r Config,
-    writer: Writer,
+    writer: ReplayProducer,
     /// Topics that refuse records without a key: they are compacted.
     keyed: BTreeSet<String>,
     /// The broker refused timestamps: records have none.
@@ -42,7 +43,7 @@ struct Sent {
 
 impl<'r> Writing<'r> {
     /// Writes with a writer that has begun.
-    pub fn new(config: &'r Config, writer: Writer) -> Writing<'r> {
+    pub fn new(config: &'r Config, writer: ReplayProducer) -> Writing<'r> {
         Writing {
             config,
             writer,
@@ -78,7 +79,7 @@ impl<'r> Writing<'r> {
                     self.writer.mode()
                 }
                 Err(DeliveryError::Refused(_)) if self.writer.mode() == Mode::Batched => Mode::OneByOne,
-                Err(DeliveryError::Refused(_)) => return Err(unnamed().into()),
+                Err(DeliveryError::Refused(_)) => return Err(BrokerError::unnamed_refusal().into()),
                 Err(DeliveryError::Untimely(_)) if !self.untimed => {
                     self.untimed = true;
                     self.writer.mode()
@@ -120,7 +121,11 @@ impl<'r> Writing<'r> {
     }
 
     /// Why a letter is dead when a record of it is sure to be refused.
-    fn refused_beforehand(&mut self, tried: &Tried, source: &Source) -> Result<Option<Dead>, BrokerError> {
+    fn refused_beforehand(
+        &mut self,
+        tried: &Tried,
+        source: &LetterReader,
+    ) -> Result<Option<Dead>, BrokerError> {
         let mut refusal = None;
         let mut missing = None;
         tried.each_record::<BrokerError>(self.config, &mut |record| {
@@ -144,7 +149,7 @@ impl<'r> Writing<'r> {
     fn transact(
         &mut self,
         batch: &[Tried],
-        positions: &Committed,
+        positions: &CommittedOffsets,
         sent: &mut Vec<Sent>,
     ) -> Result<(), DeliveryError> {
         let deadline = self.writer.deadline();
@@ -164,5 +169,5 @@ impl<'r> Writing<'r> {
 }
 
 fn dead(refusal: Refusal) -> Dead {
-    Dead::new(refusal::reason(refusal).name(), "Kafka refuses a record of it")
+    Dead::new(refusal.reason().name(), "Kafka refuses a record of it")
 }

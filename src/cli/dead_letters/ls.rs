@@ -10,7 +10,7 @@ use crate::{
     cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
     exit::Exit,
-    kafka::{broker::BrokerError, letters::Source},
+    kafka::{broker::BrokerError, letter_reader::LetterReader},
     plain::visible,
     replay::{
         Options,
@@ -55,7 +55,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     let stop = stop_flag()?;
     let unavailable = |error: BrokerError| Exit::Unavailable(error.message);
     let group = Options::default_group(&config.kafka);
-    let mut source = Source::open(&config.kafka, &group, topic).map_err(unavailable)?;
+    let mut source = LetterReader::open(&config.kafka, &group, topic).map_err(unavailable)?;
     let mut ranges = source.bounds().map_err(unavailable)?;
     ranges.retain(|_, (first, end)| first < end);
     source.assign(&ranges).map_err(unavailable)?;

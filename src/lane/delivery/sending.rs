@@ -8,7 +8,7 @@ use super::{
     super::{
         causes::{dead_letter_refused, not_connected, undecodable, unreadable},
         in_flight::{Sent, SentRecord},
-        refusal::{self, Refusals, dead_letter, mode_of},
+        refusal::{Refusals, dead_letter, mode_of},
     },
     Lane, Stop,
 };
@@ -16,7 +16,7 @@ use crate::{
     batch::{BatchView, alone_in_batch},
     clock,
     dead_letter::Failure,
-    kafka::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused},
+    kafka::broker::{Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal, RefusedRecords},
     spool::{Seq, StoredBatch},
     stream::Stream,
 };
@@ -184,7 +184,7 @@ impl<C: Connect> Lane<C> {
                 }
             }
             sent.diverted.push(Failure {
-                reason: refusal::reason(refusal),
+                reason: refusal.reason(),
                 index: Some(number),
             });
         }
@@ -192,7 +192,7 @@ impl<C: Connect> Lane<C> {
     }
 
     /// What to do after a refusal: rule 4.
-    pub(super) fn refused(&mut self, sent: &Sent, refused: &Refused) -> Stop {
+    pub(super) fn refused(&mut self, sent: &Sent, refused: &RefusedRecords) -> Stop {
         let record = |(number, refusal): &(usize, Refusal)| Some((*sent.records.get(*number)?, *refusal));
         let records: Vec<(SentRecord, Refusal)> = refused.records.iter().filter_map(record).collect();
         let letter = records.iter().find(|(record, _)| record.part.is_some());
@@ -205,7 +205,7 @@ impl<C: Connect> Lane<C> {
                 .into();
         }
         if self.mode == Mode::OneByOne && !refused.named {
-            return refusal::unnamed().into();
+            return BrokerError::unnamed_refusal().into();
         }
         let touched = sent.touched();
         let refusals = self.refusals.get_or_insert_with(|| Refusals::until(touched));

@@ -566,7 +566,7 @@ fn the_largest_position_counts() {
     bench.check_delivered();
     // Kafka's is behind the checkpoint: the cluster was restored from an older state, say.
     let group = bench.group();
-    let older = Committed {
+    let older = CommittedPosition {
         seq: Seq(1),
         metadata: position::metadata(bench.lane().backlog.history(), Seq(1)),
     };

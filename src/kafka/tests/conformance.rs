@@ -5,18 +5,29 @@
 //! transcript differs, the simulation is mended. The tests here play the scenes with the simulation and the mock cluster;
 //! the integration tests include this file and play them with Kafka.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use prometheus::Registry;
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refused, Seq};
+use super::{
+    broker::{Broker, Connect, DeliveryError, Mode, Outgoing, RefusedRecords, Seq},
+    config::{self, Delivery},
+    metrics::Metrics,
+    producer::KafkaConnect,
+    stream::Stream,
+};
 
-/// What a scene's topic is like.
+/// How a scene's topic behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topic {
-    /// It takes all.
+pub enum Temper {
+    /// It takes everything.
     Kind,
-    /// It refuses records that are odd: their value says so, and they have no key.
+    /// It refuses odd records: their value says so, and they have no key.
     Refusing,
     /// It will be [forbidden](World::forbid).
     Forbidden,
@@ -24,10 +35,38 @@ pub enum Topic {
     Untimely,
 }
 
-/// A topic, and what connects lanes of it.
-pub struct Place<C> {
-    pub topic: String,
+/// A scene's topic, and what connects its lanes.
+pub struct SceneTopic<C> {
+    pub name: String,
     pub connect: C,
+}
+
+impl SceneTopic<KafkaConnect> {
+    /// A topic of a cluster that is reached with librdkafka.
+    pub fn of_cluster(name: String, bootstrap: &str, delivery: Delivery, runtime: &Handle) -> Self {
+        let settings = [
+            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("KAFKA__BOOTSTRAP_SERVERS", bootstrap),
+        ];
+        let settings = settings.map(|(key, value)| (format!("CMC_BRIDGE__{key}"), value.to_owned()));
+        let kafka = config::Kafka {
+            delivery,
+            transaction_timeout: Duration::from_secs(60),
+            ..config::load(&[], settings.into_iter()).unwrap().config.kafka
+        };
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        SceneTopic {
+            connect: KafkaConnect {
+                kafka: Arc::new(kafka),
+                stream: Stream::Bounces,
+                topic: name.clone(),
+                dead_letter_topic: name.clone(),
+                runtime: runtime.clone(),
+                sums: metrics.for_stream(Stream::Bounces).kafka,
+            },
+            name,
+        }
+    }
 }
 
 /// A cluster to play in.
@@ -35,23 +74,23 @@ pub trait World {
     type Connect: Connect;
 
     /// Whether a topic can be so, with odd records in these places.
-    fn can(&self, topic: Topic, odd: &[usize]) -> bool;
+    fn can(&self, temper: Temper, odd: &[usize]) -> bool;
 
     /// Makes a topic with one partition.
-    fn make(&self, topic: Topic) -> Place<Self::Connect>;
+    fn make_topic(&self, temper: Temper) -> SceneTopic<Self::Connect>;
 
     /// The bridge may not write to the topic any more.
-    fn forbid(&self, place: &Place<Self::Connect>);
+    fn forbid(&self, topic: &SceneTopic<Self::Connect>);
 
     /// The values that a read_committed consumer sees.
-    fn read(&self, place: &Place<Self::Connect>) -> Vec<String>;
+    fn read(&self, topic: &SceneTopic<Self::Connect>) -> Vec<String>;
 }
 
 /// A scene that is being played.
 struct Scene<'a, W: World> {
     world: &'a W,
     transactional: bool,
-    place: Place<W::Connect>,
+    topic: SceneTopic<W::Connect>,
     seen: Vec<String>,
 }
 
@@ -60,7 +99,7 @@ type Play<W> = fn(&mut Scene<'_, W>);
 /// A scene: its name, its topic, the places of odd records, what is done, and what is seen with transactions and without.
 struct Script<W: World> {
     name: &'static str,
-    topic: Topic,
+    temper: Temper,
     odd: &'static [usize],
     play: Play<W>,
     with: &'static [&'static str],
@@ -78,7 +117,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
     [
         Script {
             name: "all is delivered",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: delivered,
             with: &["delivered", "committed", ALL, "position 7, \"v1 x\""],
@@ -86,7 +125,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "the first of many is refused",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[0],
             play: |scene| refused(scene, &[0]),
             with: &[AMONG, "nothing behind it seen", NONE],
@@ -94,7 +133,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "one in the middle is refused",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[7000],
             play: |scene| refused(scene, &[7000]),
             with: &[AMONG, "nothing behind it seen", NONE],
@@ -102,7 +141,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "two are refused, one record a request",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[5, 20],
             play: one_by_one,
             with: &["refused, an odd one named", NONE],
@@ -110,7 +149,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "one is too large for the client",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: too_large,
             with: &["too large", "delivered", "committed", "10 seen, in order"],
@@ -118,7 +157,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "a second producer",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: fenced,
             with: &["delivered", "no position", "not committed", NONE],
@@ -126,7 +165,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "the right to write is withdrawn",
-            topic: Topic::Forbidden,
+            temper: Temper::Forbidden,
             odd: &[],
             play: forbidden,
             with: &["failed: authorization", NONE],
@@ -134,7 +173,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "timestamps are refused",
-            topic: Topic::Untimely,
+            temper: Temper::Untimely,
             odd: &[],
             play: untimely,
             with: &["untimely", NONE, "delivered", "committed", ALL],
@@ -148,11 +187,11 @@ fn scripts<W: World>() -> [Script<W>; 8] {
 pub fn play<W: World>(world: &W, transactional: bool) -> usize {
     let mut played = 0;
     for script in scripts::<W>() {
-        if world.can(script.topic, script.odd) {
+        if world.can(script.temper, script.odd) {
             let mut scene = Scene {
                 world,
                 transactional,
-                place: world.make(script.topic),
+                topic: world.make_topic(script.temper),
                 seen: Vec::new(),
             };
             (script.play)(&mut scene);
@@ -191,7 +230,7 @@ impl<W: World> Scene<'_, W> {
     fn producer(&self, group: Uuid, mode: Mode) -> <W::Connect as Connect>::Broker {
         let until = deadline();
         loop {
-            match self.place.connect.connect(group, mode) {
+            match self.topic.connect.connect(group, mode) {
                 Ok(broker) => return broker,
                 // A new topic or coordinator is not ready at once.
                 Err(error) => assert!(Instant::now() < until, "{error}"),
@@ -201,7 +240,7 @@ impl<W: World> Scene<'_, W> {
 
     fn put(&self, broker: &mut impl Broker, value: &str) -> Result<(), DeliveryError> {
         let outgoing = Outgoing {
-            topic: &self.place.topic,
+            topic: &self.topic.name,
             // A compacted topic refuses odd ones, for they have no key.
             key: (!value.starts_with("odd")).then_some(b"key"),
             headers: &[("name", b"value")],
@@ -226,7 +265,9 @@ impl<W: World> Scene<'_, W> {
             Err(DeliveryError::Untimely(_)) => "untimely".to_owned(),
             Err(DeliveryError::Late(_)) => "late".to_owned(),
             Err(DeliveryError::Failed(error)) => format!("failed: {}", error.reason.label()),
-            Err(DeliveryError::Refused(Refused { named: false, .. })) => "refused, none named".to_owned(),
+            Err(DeliveryError::Refused(RefusedRecords { named: false, .. })) => {
+                "refused, none named".to_owned()
+            }
             Err(DeliveryError::Refused(refused)) => format!("refused, {} named", refused.records.len()),
         });
     }
@@ -250,7 +291,7 @@ impl<W: World> Scene<'_, W> {
     }
 
     fn count(&mut self) {
-        let values = self.world.read(&self.place);
+        let values = self.world.read(&self.topic);
         let order = if values.is_sorted() {
             "in order"
         } else {
@@ -285,7 +326,7 @@ fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
         true => scene.see(AMONG),
         false => scene.outcome(&sent),
     }
-    let values = scene.world.read(&scene.place);
+    let values = scene.world.read(&scene.topic);
     let before: Vec<String> = (0..odd[0]).map(|number| value(number, &[])).collect();
     let delivered = refused.delivered.iter();
     let said = |number: &usize| values.contains(&value(*number, &[]));
@@ -310,7 +351,7 @@ fn one_by_one<W: World>(scene: &mut Scene<'_, W>) {
     let mut broker = scene.producer(Uuid::new_v4(), Mode::OneByOne);
     let sent = scene.send(&mut broker, 40, &odd);
     match &sent {
-        Err(DeliveryError::Refused(Refused {
+        Err(DeliveryError::Refused(RefusedRecords {
             records, named: true, ..
         })) => {
             let numbers: Vec<usize> = records.iter().map(|(number, _)| *number).collect();
@@ -361,7 +402,7 @@ fn fenced<W: World>(scene: &mut Scene<'_, W>) {
 
 fn forbidden<W: World>(scene: &mut Scene<'_, W>) {
     let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
-    scene.world.forbid(&scene.place);
+    scene.world.forbid(&scene.topic);
     let sent = scene.send(&mut broker, MANY, &[]);
     scene.outcome(&sent);
     drop(broker);
