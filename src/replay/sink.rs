@@ -1,16 +1,16 @@
-//! The write side of a replay: what letters became and the positions that have them settled, in one transaction.
+//! The write side of a replay: writes what the letters became, and the positions that settle them, in one transaction.
 //!
-//! A letter of which Kafka refuses a record is dead as a whole. When Kafka does not name the refused records, the batch is sent
-//! again, one record a request. After each refusal a new producer begins, until nothing is refused. A record that its
+//! When Kafka refuses a record, its letter stays dead as a whole. When Kafka does not name the refused records, the batch is
+//! sent again, one record a request. After each refusal a new producer begins, until nothing is refused. A record that its
 //! topic's configuration rules out is not sent at all.
 
 use std::collections::BTreeSet;
 
 use super::{
-    ReplayError,
-    reading::Reading,
-    tried::Tried,
-    verdict::{Dead, Verdict},
+    attempt::Attempt,
+    error::ReplayError,
+    reprocess::{Dead, Reprocessed},
+    source::Source,
 };
 use crate::{
     batch::alone_in_batch,
@@ -24,65 +24,67 @@ use crate::{
 };
 
 /// The transactions of a group.
-pub struct Writing<'r> {
+pub struct Sink<'r> {
     config: &'r Config,
-    writer: ReplayProducer,
-    /// Topics that refuse records without a key: they are compacted.
+    producer: ReplayProducer,
+    /// Topics that refused a record without a key: they are compacted.
     keyed: BTreeSet<String>,
-    /// The broker refused timestamps: records have none.
+    /// The broker refused timestamps, so records have none.
     untimed: bool,
 }
 
-/// Of a record that was sent.
-struct Sent {
+/// A record that was sent.
+struct LetterRecord {
     /// The index of its letter.
     letter: usize,
     topic: String,
     keyed: bool,
 }
 
-impl<'r> Writing<'r> {
-    /// Writes with a writer that has begun.
-    pub fn new(config: &'r Config, writer: ReplayProducer) -> Writing<'r> {
-        Writing {
+impl<'r> Sink<'r> {
+    /// A sink with a producer that has begun.
+    pub fn new(config: &'r Config, producer: ReplayProducer) -> Sink<'r> {
+        Sink {
             config,
-            writer,
+            producer,
             keyed: BTreeSet::new(),
             untimed: false,
         }
     }
 
-    /// Delivers what the letters became, together with the positions. Letters of which Kafka refuses something are dead
-    /// then.
-    pub fn write(&mut self, batch: &mut [Tried], reading: &mut Reading<'_>) -> Result<(), ReplayError> {
+    /// Delivers what the letters became, together with the positions. Letters of refused records are dead afterwards.
+    ///
+    /// # Errors
+    /// Kafka is not available, another replay has begun, or the position would be too long.
+    pub fn write(&mut self, batch: &mut [Attempt], source: &mut Source<'_>) -> Result<(), ReplayError> {
         loop {
-            for tried in &mut *batch {
-                if let Some(dead) = self.refused_beforehand(tried, reading.source())? {
-                    tried.verdict = Verdict::Dead(dead);
-                    reading.settle(tried);
+            for attempt in &mut *batch {
+                if let Some(dead) = self.refused_beforehand(attempt, source.reader())? {
+                    attempt.result = Reprocessed::Dead(dead);
+                    source.settle(attempt);
                 }
             }
-            let positions = reading.to_commit()?;
+            let positions = source.to_commit()?;
             let mut sent = Vec::new();
             let mode = match self.transact(batch, &positions, &mut sent) {
                 Ok(()) => {
-                    reading.committed(positions);
+                    source.committed(positions);
                     return Ok(());
                 }
                 Err(DeliveryError::TooLarge) => {
                     let refused = sent.len().checked_sub(1).map(|last| (last, Refusal::TooLarge));
-                    self.bury(refused, &sent, batch, reading);
-                    self.writer.mode()
+                    self.bury(refused, &sent, batch, source);
+                    self.producer.mode()
                 }
                 Err(DeliveryError::Refused(refused)) if refused.named => {
-                    self.bury(refused.records, &sent, batch, reading);
-                    self.writer.mode()
+                    self.bury(refused.records, &sent, batch, source);
+                    self.producer.mode()
                 }
-                Err(DeliveryError::Refused(_)) if self.writer.mode() == Mode::Batched => Mode::OneByOne,
+                Err(DeliveryError::Refused(_)) if self.producer.mode() == Mode::Batched => Mode::OneByOne,
                 Err(DeliveryError::Refused(_)) => return Err(BrokerError::unnamed_refusal().into()),
                 Err(DeliveryError::Untimely(_)) if !self.untimed => {
                     self.untimed = true;
-                    self.writer.mode()
+                    self.producer.mode()
                 }
                 Err(
                     DeliveryError::Untimely(error)
@@ -90,22 +92,22 @@ impl<'r> Writing<'r> {
                     | DeliveryError::Failed(error),
                 ) => return Err(error.into()),
             };
-            self.writer.begin_anew(reading.source(), mode)?;
+            self.producer.begin_anew(source.reader(), mode)?;
             if self.untimed {
-                self.writer.omit_timestamps();
+                self.producer.omit_timestamps();
             }
-            // The new producer shut out whoever came in between, and what that one did is done.
-            reading.check_alone()?;
+            // The new producer has shut out any other replay, which may have committed something before.
+            source.check_alone()?;
         }
     }
 
-    /// The letters of refused records are dead.
+    /// Leaves the letters of refused records dead.
     fn bury(
         &mut self,
         refused: impl IntoIterator<Item = (usize, Refusal)>,
-        sent: &[Sent],
-        batch: &mut [Tried],
-        reading: &mut Reading<'_>,
+        sent: &[LetterRecord],
+        batch: &mut [Attempt],
+        source: &mut Source<'_>,
     ) {
         for (number, refusal) in refused {
             let Some(record) = sent.get(number) else {
@@ -114,22 +116,22 @@ impl<'r> Writing<'r> {
             if refusal == Refusal::Invalid && !record.keyed {
                 self.keyed.insert(record.topic.clone());
             }
-            let tried = &mut batch[record.letter];
-            tried.verdict = Verdict::Dead(dead(refusal));
-            reading.settle(tried);
+            let attempt = &mut batch[record.letter];
+            attempt.result = Reprocessed::Dead(dead(refusal));
+            source.settle(attempt);
         }
     }
 
-    /// Why a letter is dead when a record of it is sure to be refused.
+    /// Why a letter stays dead, if one of its records is sure to be refused.
     fn refused_beforehand(
         &mut self,
-        tried: &Tried,
-        source: &LetterReader,
+        attempt: &Attempt,
+        reader: &LetterReader,
     ) -> Result<Option<Dead>, BrokerError> {
         let mut refusal = None;
         let mut missing = None;
-        tried.each_record::<BrokerError>(self.config, &mut |record| {
-            let Some(rules) = self.writer.topic(source, record.topic)? else {
+        attempt.each_record::<BrokerError>(self.config, &mut |record| {
+            let Some(rules) = self.producer.topic(reader, record.topic)? else {
                 missing.get_or_insert_with(|| record.topic.to_owned());
                 return Ok(());
             };
@@ -145,26 +147,26 @@ impl<'r> Writing<'r> {
         })
     }
 
-    /// One transaction: what the letters became, and the positions. Each record that is sent is put into `sent`.
+    /// Makes one transaction of what the letters became and the positions. Adds each record to `sent`.
     fn transact(
         &mut self,
-        batch: &[Tried],
+        batch: &[Attempt],
         positions: &CommittedOffsets,
-        sent: &mut Vec<Sent>,
+        sent: &mut Vec<LetterRecord>,
     ) -> Result<(), DeliveryError> {
-        let deadline = self.writer.deadline();
-        self.writer.begin_transaction()?;
-        for (letter, tried) in batch.iter().enumerate() {
-            tried.each_record(self.config, &mut |record| {
-                sent.push(Sent {
+        let deadline = self.producer.deadline();
+        self.producer.begin_transaction()?;
+        for (letter, attempt) in batch.iter().enumerate() {
+            attempt.each_record(self.config, &mut |record| {
+                sent.push(LetterRecord {
                     letter,
                     topic: record.topic.to_owned(),
                     keyed: record.key.is_some(),
                 });
-                self.writer.send(record, deadline)
+                self.producer.send(record, deadline)
             })?;
         }
-        self.writer.commit(positions, deadline)
+        self.producer.commit(positions, deadline)
     }
 }
 
