@@ -133,7 +133,7 @@ fn what_waits_for_an_hour_is_sent_anew() {
     bench.turn();
     bench.turn();
     assert_eq!(bench.cluster.lock().connects.len(), 1);
-    bench.lane().flight.as_mut().unwrap().begun = Instant::now().checked_sub(STALE).unwrap();
+    bench.lane().in_flight.as_mut().unwrap().begun = Instant::now().checked_sub(STALE).unwrap();
     bench.settle();
     bench.check_delivered();
     assert_eq!(bench.cluster.lock().connects.len(), 2);
