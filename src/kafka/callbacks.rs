@@ -22,13 +22,13 @@ use super::{
 };
 use crate::{metrics::KafkaSums, stream::Stream};
 
-/// What librdkafka tells a client of a lane.
+/// The callbacks of the clients of one lane or tool, and what they have collected.
 #[derive(Clone)]
 pub struct Callbacks {
     stream: Stream,
     pub last_error: Arc<LastError>,
     pub deliveries: Arc<Deliveries>,
-    /// None of a client that is no lane's.
+    /// `None` for a tool.
     statistics: Option<Arc<Statistics>>,
     heard: Arc<AtomicU64>,
 }
@@ -42,7 +42,7 @@ impl Callbacks {
         }
     }
 
-    /// Of a client beside the lanes, which no metric counts.
+    /// Callbacks of a tool's clients, which no metric counts.
     pub fn uncounted(stream: Stream) -> Callbacks {
         Callbacks {
             stream,
@@ -53,7 +53,7 @@ impl Callbacks {
         }
     }
 
-    /// How many log lines and errors there were.
+    /// How many log lines and errors there have been.
     pub fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
@@ -64,12 +64,12 @@ impl ClientContext for Callbacks {
         let stream = self.stream;
         self.heard.fetch_add(1, Ordering::Relaxed);
         let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
-        // A broker that hangs up is no error to librdkafka. One that does so at the first request may want TLS.
+        // To librdkafka it is no error when a broker hangs up. A broker that does so at the first request may want TLS.
         if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
             let said = format!("{said} (does this port want TLS?)");
             self.last_error.set(Code::BrokerTransportFailure, &said);
         }
-        // Nor is an answer that it can't parse: it asks again.
+        // Nor is it one when librdkafka can't parse an answer: it asks again.
         if fac == "PROTOERR" {
             self.last_error.set(Code::BadMessage, said);
         }
@@ -78,7 +78,7 @@ impl ClientContext for Callbacks {
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
             | RDKafkaLogLevel::Error => {
-                // Errors that matter block the lane, which says so with cause and cure; these repeat each second.
+                // An error that matters blocks the lane, which logs its cause and cure. These lines repeat every second.
                 info!(target: "librdkafka", %stream, fac, "{text}");
             }
             _ => debug!(target: "librdkafka", %stream, fac, "{text}"),

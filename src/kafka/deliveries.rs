@@ -7,9 +7,9 @@ use std::{
 
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
-/// The reports of one request come together.
+/// The reports of one request arrive together, within this time.
 const MOMENT: Duration = Duration::from_millis(100);
-/// Without news of a delivery, a full queue is tried again after this time.
+/// Pause before a full queue is tried again, unless a report comes first.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A record that was not delivered.
@@ -27,7 +27,7 @@ impl UndeliveredRecord {
     }
 }
 
-/// Counts the deliveries of one transaction, or without transactions of one window. They come in any order of partitions.
+/// Counts the deliveries of one transaction, or without transactions of one window. Partitions report in any order.
 #[derive(Default)]
 pub struct Deliveries {
     state: Mutex<Counts>,
@@ -37,12 +37,12 @@ pub struct Deliveries {
 #[derive(Default)]
 struct Counts {
     delivered: usize,
-    /// In the order of their reports, which is not that of their causes: what librdkafka gave up for an earlier error may
-    /// be reported before it.
+    /// In the order of their reports, which is not the order of their causes: librdkafka may report a record that it gave up
+    /// because of an error before that error.
     failures: Vec<UndeliveredRecord>,
-    /// The producer can't go on: nothing more will be delivered, perhaps without any further report.
+    /// The producer has failed for good: nothing more will be delivered, perhaps without any further report.
     fatal: bool,
-    /// How many reports the waiting side waits for.
+    /// How many reports are being waited for.
     wanted: usize,
 }
 
@@ -99,7 +99,7 @@ impl Deliveries {
         self.changed.notify_all();
     }
 
-    /// Waits until so many records are delivered, one has failed, or the deadline has come.
+    /// Waits until this many records are delivered, one has failed, or the deadline has passed.
     pub fn wait(&self, records: usize, deadline: Instant) -> Waited {
         self.wait_until(records, deadline, |counts| {
             match (counts.has_failed(), counts.delivered >= records) {
@@ -110,7 +110,7 @@ impl Deliveries {
         })
     }
 
-    /// Waits until so many records are reported, whatever has failed before.
+    /// Waits until this many records are reported, whatever has failed.
     pub fn wait_for_all(&self, records: usize, deadline: Instant) -> Waited {
         self.wait_until(records, deadline, |counts| {
             match (counts.has_failed(), counts.delivered >= records) {
@@ -121,8 +121,8 @@ impl Deliveries {
         })
     }
 
-    /// Waits for the reports that follow a failure: until so many records are reported, delivered or not; or for a moment
-    /// after the last report once one of them `is_cause`; or until the deadline. Whether all are reported.
+    /// Waits for the reports that follow a failure: until this many records are reported, delivered or not; or, once a failure
+    /// `is_cause`, until a moment has passed without a report; or until the deadline. Gives whether all are reported.
     pub fn wait_for_reports(
         &self,
         records: usize,
@@ -141,7 +141,7 @@ impl Deliveries {
             if done >= records {
                 return true;
             }
-            // librdkafka may never report what it gave up.
+            // librdkafka may never report the records that it gave up.
             let until = match known {
                 true => deadline.min(Instant::now() + MOMENT),
                 false => deadline,
@@ -153,9 +153,9 @@ impl Deliveries {
         }
     }
 
-    /// Waits for room in a full queue: until one more record is reported, or for a moment. For librdkafka frees the room of
-    /// records only after the callbacks of all that it reports together, so the last callback may be over already. `heed`
-    /// failures that there were before.
+    /// Waits for room in a full queue: until one more record is reported, or for a moment. The moment is needed because
+    /// librdkafka frees the room of records only after the callbacks of all that it reports together, so the last callback may
+    /// be over already. With `heed`, earlier failures end the wait.
     pub fn wait_for_room(&self, heed: bool, deadline: Instant) -> Waited {
         let next = self.lock().done() + 1;
         let moment = deadline.min(Instant::now() + TRY_AGAIN);
@@ -195,7 +195,7 @@ impl Deliveries {
         }
     }
 
-    /// What has failed so far.
+    /// The failures so far.
     pub fn failures(&self) -> Vec<UndeliveredRecord> {
         self.lock().failures.clone()
     }

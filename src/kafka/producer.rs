@@ -1,7 +1,7 @@
-//! [`Broker`] by librdkafka.
+//! [`Broker`] with librdkafka.
 //!
-//! The order of the calls decides the speed: everything is sent, then the own delivery counter is awaited, and only then
-//! offsets and commit are sent. `flush` would wait in steps of 100 ms.
+//! The order of the calls decides the speed: first everything is sent, then the producer's own counter of deliveries is
+//! awaited, and only then offsets and commit are sent. `flush` would wait in steps of 100 ms.
 
 use std::{
     collections::BTreeSet,
@@ -42,7 +42,7 @@ use crate::{
     stream::Stream,
 };
 
-/// The cause of a failure is reported by then: it is the answer to a request that is in flight.
+/// Time by which the cause of a failure is reported. It is the answer to a request that is in flight.
 const REPORTS: Duration = Duration::from_secs(2);
 /// The least time for a transaction of one record a request, where the broker allows it (`transaction.max.timeout.ms`,
 /// 15 minutes by default).
@@ -216,7 +216,7 @@ impl KafkaBroker {
     }
 
     fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
-        // After a fatal error the calls say no more than that there was one. A gap has a cause that says more.
+        // After a fatal error every call says only that there was one. If it was a gap, its cause says more.
         let fatal = self.producer.client().fatal_error();
         let fatal = fatal.filter(|(code, _)| *code != Code::GaplessGuarantee);
         let fatal = fatal.map(|(code, _)| KafkaError::Global(code));
@@ -229,7 +229,7 @@ impl KafkaBroker {
         self.explain(doing, &timed_out)
     }
 
-    /// Whether a refusal does nothing to other records: then each is heard of at once.
+    /// Whether refusals do not affect other records, so that all of them are collected.
     fn hears_all(&self) -> bool {
         self.committer.is_none() && self.mode == Mode::OneByOne
     }
@@ -242,12 +242,12 @@ impl KafkaBroker {
         }
     }
 
-    /// The first cause of a failure that a call or a report has told of. `said` is what the call said, often no more than
-    /// that there was an error before.
+    /// The first cause of a failure of which a call or a report told. `said` is the error of the call, which often says only
+    /// that there was an earlier one.
     ///
-    /// The broker refuses a request while later records are still being queued. librdkafka then fails every further call,
-    /// gives up what is queued, and reports that too, in any order. So all reports are awaited, and the cause is looked
-    /// for among them first, then asked for.
+    /// The broker may refuse a request while later records are still being queued. librdkafka then fails every further call,
+    /// gives up what is queued, and reports all of it in any order. So this awaits all reports and looks for the cause among
+    /// them first.
     fn failure(&self, doing: &str, said: Option<KafkaError>) -> DeliveryError {
         let transactional = self.committer.is_some();
         let deliveries = &self.session.callbacks.deliveries;
@@ -255,14 +255,14 @@ impl KafkaBroker {
         let is_cause = |failure: &UndeliveredRecord| cause(failure.code());
         let all_reported = deliveries.wait_for_reports(self.sent, is_cause, Instant::now() + REPORTS);
         let failures = deliveries.failures();
-        // A call that is not allowed in a failed transaction answers with the error that made it fail.
+        // A call that a failed transaction does not allow answers with the error that made the transaction fail.
         let failed = transactional
             .then(|| self.producer.begin_transaction().err())
             .flatten();
         let code = failed.as_ref().and_then(KafkaError::rdkafka_error_code);
         let untimely = |code| code == Some(Code::InvalidTimestamp);
         if untimely(code) || failures.iter().any(|failure| untimely(failure.code())) {
-            // In a request with several bad timestamps librdkafka reports their records as invalid.
+            // librdkafka reports records as invalid when several of a request have bad timestamps.
             let error = KafkaError::MessageProduction(Code::InvalidTimestamp);
             return DeliveryError::Untimely(self.explain(doing, &error));
         }
@@ -277,7 +277,8 @@ impl KafkaBroker {
         self.explain(doing, error.unwrap_or(&unknown)).into()
     }
 
-    /// The refused records among the failures. `failed` is why the transaction failed.
+    /// The refused records among the failures, if there are any. `failed` is why the transaction failed; `partly` says that
+    /// the reports do not tell what was delivered.
     fn refused(
         &self,
         failures: &[UndeliveredRecord],
@@ -293,7 +294,7 @@ impl KafkaBroker {
         if records.is_empty() && failed.and_then(refusal).is_none() {
             return None;
         }
-        // The broker named the invalid records of a request when librdkafka knows others that are not.
+        // If librdkafka reports other records of the request as not invalid, the broker has named the invalid ones.
         let spared: BTreeSet<_> = failures
             .iter()
             .filter(|failure| failure.code() == Some(Code::InvalidDifferentRecord))
@@ -302,7 +303,7 @@ impl KafkaBroker {
         let told = |failure: &UndeliveredRecord| spared.contains(&failure.partition);
         let named = match self.mode {
             Mode::OneByOne => true,
-            // Outside transactions a bad timestamp can't be told from a bad record here.
+            // Without transactions, a bad timestamp can't be told from a bad record here.
             Mode::Batched => {
                 failed == Some(Code::InvalidRecord)
                     && failures.iter().filter(|f| refusal_of(f).is_some()).all(told)
@@ -370,7 +371,7 @@ impl Broker for KafkaBroker {
                 value: Some(*value),
             });
         }
-        // librdkafka takes the time.
+        // Without a timestamp here, librdkafka takes the time.
         let mut base = BaseRecord::with_opaque_to(record.topic, self.sent)
             .payload(record.value)
             .headers(headers);
@@ -421,7 +422,7 @@ impl Broker for KafkaBroker {
     }
 }
 
-/// The rules by which a refusal can be foreseen: the size of a compressed record can't.
+/// The rules by which a refusal can be foreseen. The size of a compressed record can't be.
 pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
     let compressed = ["compression.type", "compression.codec"]
         .iter()

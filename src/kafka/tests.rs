@@ -81,7 +81,7 @@ fn the_simulated_broker_plays_its_part() {
     }
 }
 
-/// It fails requests when it is told to, writes no transaction markers and forgets positions.
+/// The mock cluster fails requests on demand, writes no transaction markers, and forgets positions.
 struct Mock {
     cluster: MockCluster<'static, DefaultProducerContext>,
     runtime: Runtime,
@@ -118,7 +118,7 @@ impl World for Mock {
         self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
     }
 
-    /// Whoever reads the mock cluster sees what is not committed, too: with transactions there is nothing to see.
+    /// A reader of the mock cluster also sees what is not committed, so with transactions this reads nothing.
     fn read(&self, topic: &SceneTopic<producer::KafkaConnect>) -> Vec<String> {
         if self.delivery == Delivery::ExactlyOnce {
             return Vec::new();
@@ -145,7 +145,7 @@ impl World for Mock {
 }
 
 impl Mock {
-    /// The next request to produce fails.
+    /// Fails the next produce request.
     fn fail_next(&self, error: RDKafkaRespErr) {
         self.cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
     }

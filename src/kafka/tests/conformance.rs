@@ -1,9 +1,9 @@
-//! What a lane sees of Kafka, in scenes that the simulated broker, librdkafka's mock cluster and a real Kafka play alike.
+//! Scenes in which the simulated broker, librdkafka's mock cluster and a real Kafka must behave alike.
 //!
-//! A scene drives the [`Broker`] trait and writes down what it answers and what a read_committed consumer sees then, in
-//! words that leave out what may differ from run to run. The simulation must be no kinder than the others: where a
-//! transcript differs, the simulation is mended. The tests here play the scenes with the simulation and the mock cluster;
-//! the integration tests include this file and play them with Kafka.
+//! A scene drives the [`Broker`] trait. Its transcript has the answers, and what a read_committed consumer sees afterwards, in
+//! words that leave out what may differ from run to run. The simulation must not be kinder than the others: where a transcript
+//! differs, the simulation is wrong. The unit tests play the scenes with the simulation and the mock cluster. The integration
+//! tests include this file and play them with Kafka.
 
 use std::{
     sync::Arc,
@@ -69,24 +69,24 @@ impl SceneTopic<KafkaConnect> {
     }
 }
 
-/// A cluster to play in.
+/// A cluster in which scenes are played.
 pub trait World {
     type Connect: Connect;
 
-    /// Whether a topic can be so, with odd records in these places.
+    /// Whether a topic can behave like this, with odd records in these places.
     fn can(&self, temper: Temper, odd: &[usize]) -> bool;
 
     /// Makes a topic with one partition.
     fn make_topic(&self, temper: Temper) -> SceneTopic<Self::Connect>;
 
-    /// The bridge may not write to the topic any more.
+    /// Withdraws the bridge's right to write to the topic.
     fn forbid(&self, topic: &SceneTopic<Self::Connect>);
 
     /// The values that a read_committed consumer sees.
     fn read(&self, topic: &SceneTopic<Self::Connect>) -> Vec<String>;
 }
 
-/// A scene that is being played.
+/// A scene under way.
 struct Scene<'a, W: World> {
     world: &'a W,
     transactional: bool,
@@ -96,7 +96,7 @@ struct Scene<'a, W: World> {
 
 type Play<W> = fn(&mut Scene<'_, W>);
 
-/// A scene: its name, its topic, the places of odd records, what is done, and what is seen with transactions and without.
+/// A scene to play: its topic, the places of odd records, and the transcripts with transactions and without.
 struct Script<W: World> {
     name: &'static str,
     temper: Temper,
@@ -106,7 +106,7 @@ struct Script<W: World> {
     without: &'static [&'static str],
 }
 
-/// Requests of many records are in flight at once while as many are sent.
+/// Enough records for several requests to be in flight while records are still being sent.
 const MANY: usize = 20_000;
 
 const ALL: &str = "20000 seen, in order";
@@ -177,13 +177,13 @@ fn scripts<W: World>() -> [Script<W>; 8] {
             odd: &[],
             play: untimely,
             with: &["untimely", NONE, "delivered", "committed", ALL],
-            // librdkafka says of several bad timestamps in a request only that their records are invalid.
+            // When several records of a request have bad timestamps, librdkafka says only that they are invalid.
             without: &["refused, none named", "delivered", ALL],
         },
     ]
 }
 
-/// Plays all scenes that the world can, and compares what is seen with what is expected; how many.
+/// Plays all scenes that are possible in the world, and compares the transcripts. Gives the number of scenes.
 pub fn play<W: World>(world: &W, transactional: bool) -> usize {
     let mut played = 0;
     for script in scripts::<W>() {
@@ -232,7 +232,7 @@ impl<W: World> Scene<'_, W> {
         loop {
             match self.topic.connect.connect(group, mode) {
                 Ok(broker) => return broker,
-                // A new topic or coordinator is not ready at once.
+                // A new topic or coordinator takes a moment to be ready.
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
         }
@@ -241,7 +241,7 @@ impl<W: World> Scene<'_, W> {
     fn put(&self, broker: &mut impl Broker, value: &str) -> Result<(), DeliveryError> {
         let outgoing = Outgoing {
             topic: &self.topic.name,
-            // A compacted topic refuses odd ones, for they have no key.
+            // A compacted topic refuses odd records, because they have no key.
             key: (!value.starts_with("odd")).then_some(b"key"),
             headers: &[("name", b"value")],
             value: value.as_bytes(),
@@ -249,7 +249,7 @@ impl<W: World> Scene<'_, W> {
         broker.send(outgoing, deadline())
     }
 
-    /// Begins, sends so many records with odd ones in these places, and waits for them.
+    /// Begins, sends this many records with odd ones in these places, and waits for their deliveries.
     fn send(&self, broker: &mut impl Broker, records: usize, odd: &[usize]) -> Result<(), DeliveryError> {
         broker.begin()?;
         for number in 0..records {
@@ -320,7 +320,7 @@ fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
         return scene.outcome(&sent);
     };
     drop(broker);
-    // It may not be known at all which ones.
+    // Perhaps nothing is known about which ones.
     let among = |odd: &usize| refused.records.iter().any(|(number, _)| number == odd);
     match refused.records.is_empty() || odd.iter().all(among) {
         true => scene.see(AMONG),
@@ -391,7 +391,7 @@ fn fenced<W: World>(scene: &mut Scene<'_, W>) {
     let sent = scene.send(&mut first, 10, &[]);
     scene.outcome(&sent);
     if scene.transactional {
-        // The open transaction of the first is over when the position is read.
+        // Reading the position waits until the open transaction of the first is over.
         let mut second = scene.producer(group, Mode::Batched);
         scene.position(&mut second);
         scene.commit(&mut first);
