@@ -93,8 +93,8 @@ impl LetterReader {
         self.consumer.group_metadata()
     }
 
-    /// The first of these partitions that has a record older than `millis`, in milliseconds since the Unix epoch. `from` has
-    /// their oldest offsets.
+    /// The first of these partitions that has a record older than `millis`, in milliseconds since the Unix epoch. A record
+    /// without a timestamp counts as older. `from` has their oldest offsets.
     ///
     /// # Errors
     /// The cluster does not tell.

@@ -12,8 +12,9 @@ pub enum ReplayError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     #[error(
-        "group {group} has no position in partition {partition}, which has letters that have been there for 7 days. Kafka forgets \
-         the position of a group that was idle for so long, and an earlier replay may have delivered them. If there was none, add \
+        "group {group} has no position in partition {partition}, which has records that have been there for 7 days or have no \
+         timestamp. Kafka forgets the position of a group that was idle for so long, and an earlier replay may have delivered \
+         them. If there was none, add \
          --from-beginning"
     )]
     Forgotten { group: String, partition: i32 },

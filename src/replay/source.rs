@@ -74,7 +74,7 @@ impl<'r> Source<'r> {
             self.positions.insert(partition, position);
         }
         if !unknown.is_empty() && !self.options.from_beginning {
-            // A letter's timestamp says when it came to the topic. No replay can have had it before.
+            // A record's timestamp says when it came to the topic. No replay can have had it before.
             let then = jiff::Timestamp::now().as_millisecond() - FORGOTTEN_AFTER.as_millis() as i64;
             if let Some(partition) = self.reader.any_older(&unknown, then)? {
                 let group = self.options.group.clone();

@@ -1,4 +1,4 @@
-//! The scenes that the simulated broker plays, with Kafka.
+//! The scenes of the simulated broker, played with Kafka.
 
 #[path = "../../src/kafka/tests/conformance.rs"]
 mod scenes;
@@ -31,7 +31,7 @@ struct Real {
 impl World for Real {
     type Connect = KafkaConnect;
 
-    /// A withdrawn right has a test of its own, for it takes a broker with users.
+    /// A withdrawn right has a test of its own, because it takes a broker with users.
     fn can(&self, temper: Temper, _: &[usize]) -> bool {
         temper != Temper::Forbidden
     }
@@ -40,7 +40,7 @@ impl World for Real {
         let name = unique("scene");
         let config: &[(&str, &str)] = match temper {
             Temper::Refusing => &[("cleanup.policy", "compact")],
-            // The time of sending is always before the broker's.
+            // The time of sending is always before the broker's time.
             Temper::Untimely => &[("message.timestamp.before.max.ms", "0")],
             Temper::Kind | Temper::Forbidden => &[],
         };
@@ -51,7 +51,7 @@ impl World for Real {
     fn forbid(&self, _: &SceneTopic<KafkaConnect>) {}
 
     fn read(&self, topic: &SceneTopic<KafkaConnect>) -> Vec<String> {
-        // On a compacted topic the harness's own records at the end need keys; it gives them some.
+        // On a compacted topic the harness's own records at the end need keys, and have them.
         let mut reader = Reader::new(self.bootstrap, &topic.name);
         let records = reader.read_to_end(Duration::from_secs(180));
         records.iter().map(|record| record.text().to_owned()).collect()
