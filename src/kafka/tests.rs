@@ -63,6 +63,9 @@ impl World for Simulated {
         topic.connect.lock().topics.get_mut(NAME).unwrap().forbidden = true;
     }
 
+    /// The simulated cluster's markers have no timestamps.
+    fn take_timestamps(&self, _: &SceneTopic<Cluster>) {}
+
     fn read(&self, topic: &SceneTopic<Cluster>) -> Vec<String> {
         topic.connect.values(NAME)
     }
@@ -117,6 +120,8 @@ impl World for Mock {
     fn forbid(&self, _: &SceneTopic<producer::KafkaConnect>) {
         self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
     }
+
+    fn take_timestamps(&self, _: &SceneTopic<producer::KafkaConnect>) {}
 
     /// A reader of the mock cluster also sees what is not committed, so with transactions this reads nothing.
     fn read(&self, topic: &SceneTopic<producer::KafkaConnect>) -> Vec<String> {

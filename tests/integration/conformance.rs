@@ -50,6 +50,15 @@ impl World for Real {
 
     fn forbid(&self, _: &SceneTopic<KafkaConnect>) {}
 
+    fn take_timestamps(&self, topic: &SceneTopic<KafkaConnect>) {
+        topics::configure(
+            self.bootstrap,
+            &topic.name,
+            "message.timestamp.before.max.ms",
+            "86400000",
+        );
+    }
+
     fn read(&self, topic: &SceneTopic<KafkaConnect>) -> Vec<String> {
         // On a compacted topic the harness's own records at the end need keys, and have them.
         let mut reader = Reader::new(self.bootstrap, &topic.name);

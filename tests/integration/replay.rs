@@ -11,8 +11,6 @@ use std::{
 use cmc_bridge::dead_letter::{DeadLetter, Reason};
 use rdkafka::{
     TopicPartitionList,
-    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
-    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::{Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer},
@@ -85,23 +83,6 @@ fn check(record: &Record, since_ms: i64, event_type: &str, element: &str) {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     since.as_millis() as i64
-}
-
-fn raise_limit(kafka: &str, topic: &str, bytes: &str) {
-    let admin: AdminClient<DefaultClientContext> = topics::client_config(kafka).create().unwrap();
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let results = runtime.block_on(admin.alter_configs([&change], &AdminOptions::new()));
-    for result in results.unwrap() {
-        result.unwrap();
-    }
-    // The controller answers before the brokers know the change.
-    let resource = ResourceSpecifier::Topic(topic);
-    wait::until(LIMIT, "the topic's new limit", || {
-        let described = runtime.block_on(admin.describe_configs([&resource], &AdminOptions::new()));
-        let entries = described.unwrap().remove(0).unwrap();
-        (entries.get("max.message.bytes").unwrap().value.as_deref() == Some(bytes)).then_some(())
-    });
 }
 
 #[test]
@@ -186,7 +167,7 @@ fn what_is_understood_by_now_is_delivered_once_and_the_rest_is_left() {
     assert_eq!(new[0].text(), reserved);
     assert_eq!(new[0].header("cmc-dead-letter-index"), Some("1"));
 
-    raise_limit(kafka, &topics.deliveries, "100000");
+    topics::configure(kafka, &topics.deliveries, "max.message.bytes", "100000");
     let since = now_ms();
     let ended = replay(&later, &[]);
     assert_eq!((ended.code, sums(&ended)), (65, [2, 2, 0, 3]));
