@@ -49,58 +49,67 @@ pub mod tap;
 
 use clap::{Parser, Subcommand};
 
-/// Takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+/// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "cmc-bridge", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "cmc-bridge", version, about = ABOUT, arg_required_else_help = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
-const AFTER_HELP: &str = "\
-Configuration: built-in defaults, then the files named by --config in their order, then environment variables:
-CMC_BRIDGE__ and the key in upper case, __ for each dot (CMC_BRIDGE__INGEST__LISTEN is ingest.listen).
-config/default.toml shows and explains every key.
+const ABOUT: &str = "\
+Receives the webhooks of Customers Mail Cloud, a mail delivery service, and delivers each mail's event to Apache Kafka
+exactly once. A webhook is answered with 200 only when its events are on disk, so they survive crashes and outages of Kafka.";
 
-Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or file error,
-78 configuration refused.";
+const AFTER_HELP: &str = "\
+Try it without Kafka: cmc-bridge dev --sample
+
+Configuration comes from the built-in defaults, then the files given with --config in order, then environment variables.
+A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
+config/default.toml lists and explains every key.
+
+Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
+file error, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Receive webhooks and deliver their events to Kafka, until SIGTERM
+    /// Receive webhooks and deliver their events to Kafka until SIGTERM
+    #[command(after_help = serve::AFTER_HELP)]
     Serve(serve::ServeArgs),
-    /// Try it out on this machine: no Kafka and no credentials needed
+    /// Try the bridge on this machine, without Kafka or credentials
+    #[command(after_help = dev::AFTER_HELP)]
     Dev(dev::DevArgs),
-    /// Validate the configuration and show what would run, without starting anything
+    /// Check the configuration and show what would run, without starting anything
     ///
-    /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, with 78 if not.
+    /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, otherwise with 78.
+    #[command(after_help = check::AFTER_HELP)]
     Check(check::CheckArgs),
-    /// Look at the configuration
+    /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Post sample webhooks to a bridge, as Customers Mail Cloud would
+    /// Post sample webhooks to a bridge, as Customers Mail Cloud does
     #[command(after_help = send_sample::AFTER_HELP)]
     SendSample(send_sample::SendSampleArgs),
-    /// Print the events of the topics as they come
+    /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
-    /// Say what a webhook's body would become, or what is wrong with it and where
+    /// Show what a webhook's body would become, or what is wrong with it and where
     #[command(after_help = explain::AFTER_HELP)]
     Explain(explain::ExplainArgs),
-    /// Look into a spool, save, deliver or repair what is in it
+    /// List, verify, export, deliver or repair the contents of a spool
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
-    /// List dead letters, and deliver those that are understood by now
+    /// List dead letters, or replay them and deliver what is understood now
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print every key with its value and where that came from, as TOML; secrets are redacted
+    /// Print every key with its value and origin, as TOML; secrets are redacted
     Show(config_show::ShowArgs),
 }
 

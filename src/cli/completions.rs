@@ -1,4 +1,4 @@
-//! `cmc-bridge completions`: a shell's completion script, made of the command line itself.
+//! `cmc-bridge completions`: a shell completion script, generated from the command line's definition.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use crate::cli::exit::Exit;
 
 pub const AFTER_HELP: &str = "\
-Where the script goes:
+Where to put the script:
   bash  cmc-bridge completions bash > ~/.local/share/bash-completion/completions/cmc-bridge
   zsh   cmc-bridge completions zsh > \"${fpath[1]}/_cmc-bridge\"
   fish  cmc-bridge completions fish > ~/.config/fish/completions/cmc-bridge.fish";
@@ -16,6 +16,7 @@ Where the script goes:
 /// The arguments of `completions`.
 #[derive(Args, Clone, Debug)]
 pub struct CompletionsArgs {
+    /// Shell that will use the script
     pub shell: Shell,
 }
 
@@ -24,7 +25,7 @@ pub struct CompletionsArgs {
 /// # Errors
 /// 74: the output can't be written.
 pub fn run(args: &CompletionsArgs, mut command: Command, out: &mut impl Write) -> Result<(), Exit> {
-    // Into memory first: the generator panics when it can't write.
+    // Into memory first: the generator panics if it can't write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "cmc-bridge", &mut script);
     out.write_all(&script)?;

@@ -1,4 +1,4 @@
-//! `--config`, which nearly every command has.
+//! The option `--config`, common to most commands.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::config::{self, ConfigError, Loaded};
 /// Where the configuration comes from.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConfigArgs {
-    /// Configuration file (TOML); repeat it to layer several, later files win key by key
+    /// Configuration file (TOML); may be repeated: later files override earlier ones, key by key
     #[arg(long = "config", short = 'c', value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }

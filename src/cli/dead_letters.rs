@@ -1,4 +1,4 @@
-//! `cmc-bridge dead-letters`: what could not go on, listed and tried again.
+//! `cmc-bridge dead-letters`: lists dead letters and replays them.
 //!
 //! # Files
 //!
@@ -21,15 +21,18 @@ use crate::cli::exit::Exit;
 
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List what is on the dead-letter topic, with a sum by reason
+    /// List the dead letters on their topic, with totals by reason
     #[command(after_help = ls::AFTER_HELP)]
     Ls(ls::LetterLsArgs),
-    /// Try dead letters again, and deliver what is understood by now, exactly once
+    /// Try dead letters again and deliver what is understood now, exactly once
     #[command(after_help = replay::AFTER_HELP)]
     Replay(replay::ReplayArgs),
 }
 
-/// Runs the command.
+/// Runs the subcommand.
+///
+/// # Errors
+/// Those of the subcommand.
 pub fn run(command: DeadLettersCommand, out: &mut Output) -> Result<(), Exit> {
     match command {
         DeadLettersCommand::Ls(args) => ls::run(&args, out),

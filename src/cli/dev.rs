@@ -1,9 +1,9 @@
-//! `cmc-bridge dev`: the bridge on one machine, to try it out.
+//! `cmc-bridge dev`: tries the bridge on one machine.
 //!
-//! Everything is real but Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event is
-//! printed as it reaches its topic. The spool lies in a temporary directory. The mock keeps no offsets and writes no
-//! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka. Webhooks come by
-//! plain HTTP, whatever `ingest.tls` says.
+//! Everything is real except Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event
+//! is printed when it reaches its topic. The spool is a temporary directory. The mock keeps no offsets and writes no
+//! transaction markers, so `dev` proves nothing about exactly-once; the integration tests do, on Apache Kafka. Webhooks
+//! arrive over plain HTTP, whatever `ingest.tls` says.
 //!
 //! # Files
 //!
@@ -56,26 +56,37 @@ use crate::{
 };
 
 const PARTITIONS: i32 = 3;
-/// How long a sample may wait for its answer.
+/// How long a sample waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const AFTER_HELP: &str = "\
+An embedded broker takes Kafka's place, and each event is printed when it reaches its topic. The spool is temporary.
+Delivery guarantees can't be tried here: the embedded broker keeps neither offsets nor transactions.
+
+Examples:
+  cmc-bridge dev --sample
+  cmc-bridge dev --listen 127.0.0.1:9000";
 
 /// The arguments of `dev`.
 #[derive(Args, Clone, Debug)]
 pub struct DevArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Where to receive webhooks; anonymous ones only on a loopback address, whatever ingest.auth.allow_anonymous says
+    /// Address for webhooks; without credentials it must be a loopback address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where to serve metrics and probes
+    /// Address for status, metrics and probes
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
     pub admin_listen: SocketAddr,
-    /// Post a few sample webhooks, as the sender would, once it is ready
+    /// Post a few sample webhooks once the bridge is ready
     #[arg(long)]
     pub sample: bool,
 }
 
-/// Runs until Ctrl-C.
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// 64: anybody could post from outside. 78: the configuration is refused. Else as [`serve`](super::serve::run).
 pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let mut config = args.config.load()?.config;
     let spool = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempdir()?;
@@ -113,12 +124,12 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     printer.stop();
     runtime.shutdown_background();
     result?;
-    // Whoever read it may be gone.
+    // The reader may be gone.
     let _ = writeln!(io::stdout(), "Stopped. The temporary spool is removed.");
     Ok(())
 }
 
-/// Turns a configuration into one for trying out: loopback, the mock broker, a temporary spool.
+/// Adapts a configuration: loopback, the embedded broker, a temporary spool.
 fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: String) -> Result<(), Exit> {
     config.ingest.listen = args.listen;
     config.ingest.tls = None;
@@ -136,15 +147,15 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
     if anybody {
         if !args.listen.ip().is_loopback() {
             return Err(Exit::Usage(format!(
-                "--listen {} is no loopback address, and anybody could post there: set a credential (and no \
-                 ingest.auth.allow_anonymous), such as CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
+                "--listen {} is not a loopback address, so anybody could post there: set a credential (and not \
+                 ingest.auth.allow_anonymous), for example with CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
                 args.listen
             )));
         }
         config.ingest.auth = Auth::Anonymous;
     }
     if std::env::var_os("CMC_BRIDGE__LOG__LEVEL").is_none() && config.log.level == "info" {
-        // What dev has to say is said on standard output.
+        // Standard output already tells what happens.
         config.log.level = "warn".into();
     }
     Ok(())
@@ -161,7 +172,7 @@ fn topics(config: &Config) -> BTreeSet<&str> {
 
 fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, curl: &str) -> io::Result<()> {
     let out = &mut io::stdout().lock();
-    writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
+    writeln!(out, "webhooks                       {url}")?;
     writeln!(
         out,
         "status, metrics and probes     http://{admin}/status  /metrics  /livez  /readyz"
@@ -172,16 +183,16 @@ fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, c
     writeln!(out, "curl -i {url} -H 'Content-Type: application/json' {curl}")?;
     writeln!(
         out,
-        "\nEvents appear here as they reach their topics. Ctrl-C ends it.\n"
+        "\nEvents appear here when they reach their topics. Ctrl-C stops the bridge.\n"
     )?;
     out.flush()
 }
 
-/// A configured credential, one for a header if there is one, as samples and the printed command present it.
+/// The configured credential that samples and the printed command present: one for a header if possible.
 struct Presented {
     authorization: Option<HeaderValue>,
     api_key: Option<String>,
-    /// What curl reads: the header, or the body with its key. So no secret is printed; gone at the end.
+    /// For curl: the header, or the body with its key. Keeps the secret off the terminal; removed on drop.
     file: Option<NamedTempFile>,
 }
 
@@ -217,7 +228,7 @@ impl Presented {
         } else {
             writeln!(file, "Authorization: {text}")?;
             let mut value = HeaderValue::from_str(&text)
-                .map_err(|_| Exit::Usage(format!("{} can't stand in a header", first.name)))?;
+                .map_err(|_| Exit::Usage(format!("{} can't be sent in a header", first.name)))?;
             value.set_sensitive(true);
             presented.authorization = Some(value);
         }
@@ -225,7 +236,7 @@ impl Presented {
         Ok(presented)
     }
 
-    /// The rest of a command line of curl: credential and body.
+    /// The end of curl's command line: credential and body.
     fn curl(&self) -> String {
         let body = samples::CURL;
         match &self.file {
@@ -237,15 +248,15 @@ impl Presented {
 }
 
 async fn post_samples(mut client: Client, api_key: Option<String>) {
-    // Nobody finds a key in a body that breaks off.
-    let keyed = |sample: &&samples::SampleWebhook| api_key.is_none() || !sample.breaks_off;
+    // The bridge finds no key in a truncated body.
+    let keyed = |sample: &&samples::SampleWebhook| api_key.is_none() || !sample.truncated;
     for sample in samples::ALL.iter().filter(keyed) {
         let body = match &api_key {
             None => Bytes::from_static(sample.body.as_bytes()),
             Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
         let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
-        // A line of its own, whatever the printer's thread is at.
+        // In one write, so that the printer's thread can't split the line.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
             Err(error) => format!("posted {}: {error}\n", sample.what),
@@ -254,7 +265,7 @@ async fn post_samples(mut client: Client, api_key: Option<String>) {
     }
 }
 
-/// Prints each record of the topics as it comes.
+/// Prints each record of the topics as it arrives.
 struct RecordPrinter {
     ended: Arc<AtomicBool>,
     thread: thread::JoinHandle<()>,
@@ -277,7 +288,7 @@ impl RecordPrinter {
                     .map_err(unavailable)?;
             }
         }
-        // Assigned, not subscribed: a group's first rebalance takes seconds.
+        // Assigned, not subscribed: the first rebalance of a group takes seconds.
         consumer.assign(&partitions).map_err(unavailable)?;
         let ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&ended);
@@ -295,10 +306,10 @@ impl RecordPrinter {
         Ok(RecordPrinter { ended, thread })
     }
 
-    /// Prints what is there, then ends.
+    /// Prints what has arrived, then ends.
     fn stop(self) {
         self.ended.store(true, Ordering::Relaxed);
-        // A panic of the printer has been reported already.
+        // A panic of the thread has already been reported.
         let _ = self.thread.join();
     }
 }
@@ -338,7 +349,7 @@ mod tests {
             for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
                 let exit = adapted(listen, variables).unwrap_err();
                 assert!(
-                    exit.code() == 64 && exit.to_string().contains("no loopback"),
+                    exit.code() == 64 && exit.to_string().contains("not a loopback"),
                     "{exit}"
                 );
             }

@@ -1,4 +1,4 @@
-//! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud would, and says what became of them.
+//! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud does, and sums up the answers.
 //!
 //! # Files
 //!
@@ -39,20 +39,20 @@ use self::{
 use super::{percentile::percentile, progress_bar::ProgressBar, signals::stop_signals};
 use crate::{cli::exit::Exit, human};
 
-/// How long a webhook may wait for its answer.
+/// How long a webhook waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the progress is drawn.
+/// How often the progress bar is drawn.
 const REDRAW: Duration = Duration::from_millis(100);
 
 pub const AFTER_HELP: &str = "\
-Credentials are best not written on the command line, where other users see them: the environment variables
-CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY do the same, and so do the -file options. Of a
-file the first line counts that is neither blank nor begins with #, so the bridge's own files can be used.
+Other users of this machine can see the command line, so put credentials into files, or into the environment variables
+CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY. The first line of a file that is neither blank
+nor a comment (#) counts, so the bridge's own credential files work.
 
 The certificate of an https URL must be signed by an authority in --ca-file, or by one that the system trusts.
 
-Ctrl-C ends it with the summary of what was sent. Exits with 0 when every answer was 200, and with 69 when one was not or
-did not come. Malformed webhooks are answered 400, so sending those ends with 69.
+Ctrl-C stops sending and prints the summary. Exits with 0 if every answer was 200, otherwise with 69. Malformed webhooks
+are answered 400, so sending them ends with 69.
 
 Examples:
   cmc-bridge send-sample http://127.0.0.1:8080/webhooks/events --bearer-file /run/secrets/token
@@ -61,31 +61,31 @@ Examples:
 /// The arguments of `send-sample`.
 #[derive(Args, Clone, Debug)]
 pub struct SendSampleArgs {
-    /// The webhook endpoint; without a path /webhooks/events is meant
+    /// Webhook endpoint; the default path is /webhooks/events
     #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = value_parser!(Target))]
     url: Target,
-    /// What to send
+    /// Kind of webhooks to send
     #[arg(long, value_enum, default_value = "deliveries")]
     kind: WebhookKind,
-    /// How to write it
+    /// Format of the bodies
     #[arg(long, value_enum, default_value = "json")]
     format: BodyFormat,
     /// Events in each webhook
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
     events: u64,
-    /// Webhooks in all
+    /// Number of webhooks
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=10_000_000))]
     count: u64,
-    /// Webhooks a second; 0 is as fast as they are answered
+    /// Webhooks per second; 0 sends as fast as they are answered
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
     rate: f64,
-    /// Connections, each with one webhook under way
+    /// Number of connections, each with one webhook in flight
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1024))]
     concurrency: u64,
-    /// The server_composition to name
+    /// Value of server_composition
     #[arg(long, value_name = "NAME", default_value = "pro")]
     server_composition: String,
-    /// Authorities (PEM) to trust for https, instead of the system's
+    /// Authorities to trust for https (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(flatten)]
@@ -95,14 +95,14 @@ pub struct SendSampleArgs {
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate == 0.0 || (0.001..=1e6).contains(&rate) => Ok(rate),
-        _ => Err("give a number of webhooks a second, 0.001 to 1000000, or 0 for no limit".to_owned()),
+        _ => Err("give a number of webhooks per second, 0.001 to 1000000, or 0 for no limit".to_owned()),
     }
 }
 
-/// Sends them all and prints the summary.
+/// Sends all webhooks and prints the summary.
 ///
 /// # Errors
-/// 64 for a credential that can't be used, 69 when an answer was not 200 or did not come.
+/// 64: a credential or `--ca-file` can't be used. 69: a webhook was not answered 200.
 pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
     let trust = args.url.is_https().then(|| trust(args.ca_file.as_deref()));
@@ -141,35 +141,35 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     }
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Posting {
     target: Target,
     authorization: Option<HeaderValue>,
     trust: Option<TlsConnector>,
     recipe: Recipe,
     count: u64,
-    /// Between the begins of two webhooks.
+    /// Between the starts of two webhooks.
     pause: Option<Duration>,
     next: AtomicU64,
     done: AtomicU64,
     stopped: AtomicBool,
 }
 
-/// What became of the webhooks.
+/// What the webhooks were answered.
 #[derive(Default)]
 struct Results {
     answers: BTreeMap<u16, Answers>,
-    /// Without an answer, and why the last one had none.
     unanswered: u64,
+    /// Why the last unanswered one had no answer.
     last_error: String,
-    /// Of those that were answered.
+    /// How long each answer took.
     times: Vec<Duration>,
 }
 
 #[derive(Default)]
 struct Answers {
     count: u64,
-    /// What the first one said.
+    /// The body of the first one that had any.
     text: String,
 }
 
@@ -194,7 +194,7 @@ impl Results {
     }
 }
 
-/// Sends until all are sent. A signal ends the sending, a second one the waiting for what is under way.
+/// Sends all webhooks. A signal stops the sending, a second one also the waiting for answers.
 async fn send_all(posting: &Arc<Posting>, connections: u64) -> Result<Results, Exit> {
     let start = tokio::time::Instant::now();
     let mut stop = stop_signals()?;
@@ -223,7 +223,7 @@ async fn send_all(posting: &Arc<Posting>, connections: u64) -> Result<Results, E
     Ok(results)
 }
 
-/// One connection's share.
+/// Sends one connection's share.
 async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Results {
     let mut client =
         Client::new(posting.target.clone(), posting.authorization.clone()).with_trust(posting.trust.clone());
@@ -314,7 +314,7 @@ fn summary(
     out.flush()
 }
 
-/// The answer's text on one line, and not too long a one.
+/// An answer's text on one line of at most 300 characters.
 fn first_line(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
@@ -323,13 +323,13 @@ fn first_line(text: &str) -> String {
 fn advice(results: &Results) -> &'static str {
     let answered = |status| results.answers.contains_key(&status);
     if results.unanswered > 0 && results.answers.is_empty() {
-        "; is a bridge running there? `cmc-bridge dev` starts one to try"
+        "; is a bridge running there? `cmc-bridge dev` starts one to try out"
     } else if answered(401) {
-        "; give --bearer-file, --basic-file or --api-key-file (or their variables) with a credential that the bridge knows"
+        "; give a credential that the bridge accepts with --bearer-file, --basic-file, --api-key-file or their variables"
     } else if answered(404) || answered(405) {
-        "; is the path that of ingest.path?"
+        "; is the path the one in ingest.path?"
     } else if answered(503) {
-        "; the bridge is full or stopping: see its metrics and log"
+        "; the bridge is full or stopping: check its log and metrics"
     } else {
         ""
     }

@@ -8,6 +8,13 @@ use tracing::{info, warn};
 use super::{config_args::ConfigArgs, signals::stop_signals};
 use crate::{bridge::Bridge, cli::exit::Exit, config::Loaded, logging};
 
+pub const AFTER_HELP: &str = "\
+SIGTERM or SIGINT stops it: requests in flight are answered, and events that Kafka doesn't have yet stay in the spool for
+the next start. A second signal stops it at once, which loses nothing either.
+
+Example:
+  cmc-bridge serve --config /etc/cmc-bridge/cmc-bridge.toml";
+
 /// The arguments of `serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
@@ -16,6 +23,9 @@ pub struct ServeArgs {
 }
 
 /// Serves until SIGTERM or SIGINT; a second one ends it at once.
+///
+/// # Errors
+/// What keeps the bridge from starting, or a failure that ends it.
 pub fn run(loaded: Loaded) -> Result<(), Exit> {
     loaded.require_credentials()?;
     let _logging = logging::init(&loaded.config.log)?;
@@ -27,15 +37,15 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
         let stop = stop_signals()?;
         Ok(Bridge::start(config).await?.run(stop).await?)
     });
-    // Lanes that still wait for Kafka must not hold up the end: their events are on disk.
+    // Not held up by lanes that still wait for Kafka: their events are on disk.
     runtime.shutdown_background();
     result
 }
 
-/// Descriptors that are kept for the spool, Kafka and the admin port.
+/// File descriptors reserved for the spool, Kafka and the admin port.
 const OWN_DESCRIPTORS: u64 = 256;
 
-/// Raises the limit of open files as far as allowed, and gives how many connections fit below it.
+/// Raises the limit of open files as far as allowed, and returns how many of the wanted connections fit.
 fn within_descriptors(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -1,7 +1,7 @@
-//! `cmc-bridge spool`: a spool from outside, for the day it goes wrong.
+//! `cmc-bridge spool`: works on a spool without its bridge, for the day it goes wrong.
 //!
-//! `ls` may be asked at any time. `verify` and `export` change nothing, but want a spool that nobody writes: the bridge
-//! stopped, or a copy. `drain` and `repair` hold the spool's lock as the bridge does.
+//! `ls` works at any time. `verify` and `export` change nothing but need a spool that nothing writes: a stopped bridge's, or
+//! a copy. `drain` and `repair` hold the spool's lock, as the bridge does.
 //!
 //! # Files
 //!
@@ -28,21 +28,25 @@ use crate::cli::exit::Exit;
 
 #[derive(Debug, Subcommand)]
 pub enum SpoolCommand {
-    /// List each stream's segments and what waits in them
+    /// List each stream's segments and the events that wait in them
     Ls(ls::SpoolLsArgs),
-    /// Read everything that waits and say what is damaged; exits with 65 when something is
+    /// Read everything that waits and report damage; exits with 65 if there is any
     Verify(verify::VerifyArgs),
-    /// Print the batches that wait as JSON lines, also out of a damaged spool; exits with 65 when something is missing
+    /// Print the batches that wait as JSON lines, even from a damaged spool; exits with 65 if any is missing
     #[command(after_help = export::AFTER_HELP)]
     Export(export::ExportArgs),
-    /// Deliver what waits in a spool whose bridge is gone, and exit when it is empty
+    /// Deliver the events of a spool whose bridge is gone, and exit when it is empty
+    #[command(after_help = drain::AFTER_HELP)]
     Drain(drain::DrainArgs),
-    /// Set damaged parts of a spool aside, so that delivery goes on without them
+    /// Set damaged parts of a spool aside so that delivery can go on without them
     #[command(after_help = repair::AFTER_HELP)]
     Repair(repair::RepairArgs),
 }
 
-/// Runs the command.
+/// Runs the subcommand.
+///
+/// # Errors
+/// Those of the subcommand.
 pub fn run(command: SpoolCommand, out: &mut Output) -> Result<(), Exit> {
     match command {
         SpoolCommand::Ls(args) => ls::run(&args, out),

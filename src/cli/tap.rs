@@ -1,7 +1,7 @@
-//! `cmc-bridge tap`: prints the events of the topics as they come.
+//! `cmc-bridge tap`: prints the events on the topics as they arrive.
 //!
-//! It is in nobody's way: a consumer of its own that joins no group and commits nothing, with the Kafka settings of the
-//! configuration. Only committed records are printed, as a consumer should see them.
+//! It disturbs nobody: its consumer joins no group and commits nothing. It uses the Kafka settings of the configuration
+//! and prints only committed records, as any consumer should see them.
 
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
@@ -27,49 +27,49 @@ use crate::{
 
 pub const AFTER_HELP: &str = "\
 Examples:
-  cmc-bridge tap                                          all enabled streams, from now on
+  cmc-bridge tap                                   # all enabled streams, from now on
   cmc-bridge tap --stream bounces --to @example.net
   cmc-bridge tap --from-beginning --key '<1@example.co.jp>' --json | jq .value.status
   cmc-bridge tap --stream dead-letters --from-beginning --count 1
 
-A record is printed when all conditions hold. Partitions that are added later are not noticed. While a topic can't be read for
-something that may pass (a broker is away), that is said on standard error; what won't pass ends it with 69. Which topics, and how to
-reach Kafka, the configuration says (--config, environment). With ACLs it needs READ and DESCRIBE on the topics.";
+The topics and the Kafka cluster are those of the configuration (--config, environment). A record is printed if all
+conditions hold. Partitions that are added later are not read. Temporary trouble, such as an unreachable broker, is
+reported on standard error; permanent trouble ends the command with 69. With ACLs it needs READ and DESCRIBE on the topics.";
 
 /// The arguments of `tap`.
 #[derive(Args, Clone, Debug)]
 pub struct TapArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Only these streams; may be repeated [default: all enabled ones]
+    /// Only these streams; may be repeated [default: all enabled streams]
     #[arg(long, value_name = "STREAM", value_enum, value_delimiter = ',')]
     pub stream: Vec<Stream>,
-    /// Begin with the oldest record instead of the next one
+    /// Begin with the oldest record instead of the next
     #[arg(long)]
     pub from_beginning: bool,
-    /// End after so many records
+    /// Stop after this many records
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// One JSON object a line: topic, partition, offset, timestamp (ms), key, headers, value
+    /// Print one JSON object per line: topic, partition, offset, timestamp (ms), key, headers, value
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub filter: RecordFilter,
 }
 
-/// What a record must have to be printed.
+/// The conditions that a record must meet to be printed.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RecordFilter {
-    /// This key: a messageId, with or without < >
+    /// Only records with this key: a messageId, with or without < >
     #[arg(long, value_name = "MESSAGE_ID")]
     pub key: Option<String>,
-    /// This status, such as failed, or 2 of a bounce
+    /// Only events with this status, such as failed, or 2 for a bounce
     #[arg(long)]
     pub status: Option<String>,
-    /// A recipient that contains this text
+    /// Only events whose recipient contains this text
     #[arg(long, value_name = "TEXT")]
     pub to: Option<String>,
-    /// A value that contains this text, as it stands there or inside a decoded member
+    /// Only records whose value contains this text, as written or in a decoded member
     #[arg(long, value_name = "TEXT")]
     pub contains: Option<String>,
 }
@@ -105,7 +105,10 @@ fn is_key(key: Option<&[u8]>, wanted: &str) -> bool {
     key.is_some_and(|key| key == wanted.as_bytes() || bare(key) == Some(wanted.as_bytes()))
 }
 
-/// Prints until Ctrl-C, until enough is printed, or until nobody reads it any more.
+/// Prints until SIGINT or SIGTERM, until enough is printed, or until the reader of the output is gone.
+///
+/// # Errors
+/// 64: a chosen stream is disabled. 69: a topic can't be read. 78: the configuration is refused.
 pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let streams = streams(args, &config)?;
@@ -148,14 +151,14 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
                 }
             }
             Polled::Record(_) | Polled::Nothing => {}
-            Polled::Trouble(error) => say(format_args!("{error}. Reading goes on when that has passed")),
+            Polled::Trouble(error) => say(format_args!("{error}. Reading continues once that is over")),
             Polled::Well => say("all topics can be read again"),
         }
     }
     Ok(())
 }
 
-/// The streams to read: those that are named, or all that are enabled.
+/// The streams to read: the chosen ones, or all enabled ones.
 fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
     if args.stream.is_empty() {
         let enabled = Stream::ALL.into_iter();
@@ -163,7 +166,7 @@ fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
     }
     match args.stream.iter().find(|stream| !config.stream(**stream).enabled) {
         Some(stream) => Err(Exit::Usage(format!(
-            "--stream {stream} is not enabled in this configuration; set streams.{stream}.enabled = true to read its topic"
+            "stream {stream} is disabled in this configuration; set streams.{stream}.enabled = true to read its topic"
         ))),
         None => Ok(args.stream.clone()),
     }

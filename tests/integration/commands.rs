@@ -147,7 +147,7 @@ fn check_live_without_a_topic() {
     let ended = check_live(&setup, 69, &["kafka.create_topics = true"]);
     let failures = ended.verdicts("FAIL");
     assert!(
-        failures.len() == 1 && failures[0].starts_with(&format!("topic {missing} (bounces): is not there")),
+        failures.len() == 1 && failures[0].starts_with(&format!("topic {missing} (bounces): does not exist")),
         "{failures:?}"
     );
     // Asking has not made it.
@@ -388,7 +388,7 @@ fn wrong_input_is_answered_with_help() {
             "possible values: deliveries",
         ),
         (&["send-sample", "--events", "0"], "--events"),
-        (&["send-sample", "--rate", "fast"], "webhooks a second"),
+        (&["send-sample", "--rate", "fast"], "webhooks per second"),
         (&["send-sample", "--basic", "nocolon"], "user:password"),
         (
             &["send-sample", "--bearer-file", "/s3cr3t"],

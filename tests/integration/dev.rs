@@ -69,16 +69,16 @@ fn samples_and_the_printed_command_present_the_credentials() {
         (
             "ingest.auth.bearer_tokens",
             "s3cr3t-token",
-            "posted a body that breaks off",
+            "posted a truncated body",
         ),
-        ("ingest.auth.basic", "cmc:s3cr3t", "posted a body that breaks off"),
+        ("ingest.auth.basic", "cmc:s3cr3t", "posted a truncated body"),
         ("ingest.auth.api_keys", "s3cr3t-key", "posted the bounce"),
     ] {
         let (text, answer) = dev(&setup.clone().set(key, value), last);
         let posted: Vec<&str> = text.lines().filter(|line| line.starts_with("posted ")).collect();
         assert!(posted.len() >= 3, "{text}");
         for line in posted {
-            let wanted = if line.contains("breaks off") {
+            let wanted = if line.contains("truncated") {
                 ": 400"
             } else {
                 ": 200"

@@ -248,7 +248,7 @@ fn a_tap_says_that_the_broker_is_away_and_goes_on_when_it_is_back() {
     let mut tap = Started::new(&setup, &["tap", "--stream", "dead-letters", "-n", "1"], &[]);
     tap.says("Ctrl-C ends it");
     broker.kill();
-    tap.says("Reading goes on");
+    tap.says("Reading continues");
     assert!(
         tap.text("stderr").contains("Connection refused"),
         "{}",

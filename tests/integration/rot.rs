@@ -124,7 +124,7 @@ fn rotten_headers_positions_and_manifests_cost_nothing() {
             if repaired {
                 let repaired = run(&setup, &["spool", "repair", "--accept-loss"]);
                 assert_eq!(repaired.code, 0);
-                for word in ["lost:", "may be lost"] {
+                for word in ["lost:", "possibly lost"] {
                     assert!(!repaired.stdout.contains(word), "{what}");
                 }
             }

@@ -123,7 +123,7 @@ fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
     // Kafka is still away: it says so and ends, and nothing is lost.
     let ended = run(&away, &["spool", "drain", "--patience", "2"]);
     assert_eq!(ended.code, 69, "{}", ended.stderr);
-    assert!(ended.stderr.contains("are not delivered"));
+    assert!(ended.stderr.contains("were not delivered"));
 
     // The configuration of another place, the spool by its name.
     let elsewhere = Setup::new(kafka).topics(&topics);

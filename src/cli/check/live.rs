@@ -1,4 +1,4 @@
-//! `check --live`: asks Kafka and the disk, and leaves nothing behind.
+//! `check --live`: asks Kafka and the disk without changing anything.
 //!
 //! # Files
 //!
@@ -22,7 +22,7 @@ use crate::{cli::exit::Exit, config::Config, stream::Stream};
 /// Asks and prints, for the streams that `serve` would deliver.
 ///
 /// # Errors
-/// 69 when at least one line is a FAIL.
+/// 69: at least one line is FAIL.
 pub fn run(config: &Config, streams: &[Stream], out: &mut impl Write) -> Result<(), Exit> {
     let mut report = LiveReport::new(out);
     spool::look(config, streams.len(), &mut report)?;

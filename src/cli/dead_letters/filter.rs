@@ -8,18 +8,19 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use crate::{dead_letter::Reason, replay::Filter};
 
-/// Which letters.
+/// Chooses dead letters.
 #[derive(Args, Clone, Debug)]
 pub struct FilterArgs {
-    /// Only letters of this reason; may be repeated
+    /// Only letters with this reason; may be repeated
     #[arg(long, value_delimiter = ',', hide_possible_values = true, value_parser = reason())]
     reason: Vec<Reason>,
-    /// Only letters received since: RFC 3339, a date (UTC), or so long ago, as 90m, 36h, 7d
+    /// Only letters received since then: an RFC 3339 time, a date (UTC), or an age such as 90m, 36h or 7d
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Timestamp>,
 }
 
 impl FilterArgs {
+    /// The filter that the options describe.
     pub fn filter(&self) -> Filter {
         Filter {
             reasons: self.reason.clone(),
@@ -30,7 +31,7 @@ impl FilterArgs {
 
 fn reason() -> impl TypedValueParser<Value = Reason> {
     PossibleValuesParser::new(Reason::ALL.map(Reason::name))
-        .try_map(|name| Reason::from_name(&name).ok_or("no reason of a dead letter"))
+        .try_map(|name| Reason::from_name(&name).ok_or("not a reason of dead letters"))
 }
 
 fn since(text: &str) -> Result<Timestamp, String> {
@@ -55,7 +56,7 @@ fn since(text: &str) -> Result<Timestamp, String> {
     };
     seconds(text)
         .and_then(|seconds| Timestamp::from_second(Timestamp::now().as_second() - seconds).ok())
-        .ok_or_else(|| "no time like 2026-10-01T00:15:02Z, 2026-10-01 or 36h".to_owned())
+        .ok_or_else(|| "give a time such as 2026-10-01T00:15:02Z, 2026-10-01 or 36h".to_owned())
 }
 
 #[cfg(test)]

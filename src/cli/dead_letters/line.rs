@@ -7,7 +7,7 @@ use crate::{
     replay::joining::Place,
 };
 
-/// A letter in a line: where, when, why, of what.
+/// A letter on one line: its place, when it was received, the reason, what it is and its size.
 pub fn line(place: Place, letter: &Letter) -> String {
     let Place { partition, offset } = place;
     let received = human::time(letter.received_at_micros);
@@ -27,7 +27,7 @@ pub fn line(place: Place, letter: &Letter) -> String {
     format!("{partition}/{offset}  {received}  {reason}  {what}  {bytes} bytes")
 }
 
-/// The name of a letter's place where the letter itself can't be read.
+/// The place of a letter that can't be read.
 pub fn unreadable(place: Place) -> String {
     format!("{}/{}", place.partition, place.offset)
 }

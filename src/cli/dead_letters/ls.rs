@@ -1,4 +1,4 @@
-//! `dead-letters ls`: reads the whole topic, as a consumer of its own that commits nothing.
+//! `dead-letters ls`: reads the whole topic with a consumer that commits nothing.
 
 use std::{collections::BTreeMap, io::Write, sync::atomic::Ordering};
 
@@ -27,8 +27,8 @@ Examples:
   cmc-bridge dead-letters ls --since 24h --reason too_many_events --show
   cmc-bridge dead-letters ls --json | jq -r 'select(.kind == \"letter\") | .reason' | sort | uniq -c
 
-A line has: partition/offset, when it was received, the reason, what it is of, its bytes. What the letters hold is shown with
---show only: it has addresses and subjects. Letters that were replayed are listed, too, for they stay on the topic. With ACLs
+A line has partition/offset, the time of receipt, the reason, what the letter is, and its size. Contents, which include
+addresses and subjects, are printed only with --show. Replayed letters stay on the topic, so they are listed too. With ACLs
 it needs READ on the dead-letter topic.";
 
 /// The arguments of `dead-letters ls`.
@@ -38,10 +38,10 @@ pub struct LetterLsArgs {
     config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Print what the letters hold, too
+    /// Also print the contents of the letters
     #[arg(long)]
     show: bool,
-    /// One JSON object a line: each letter, and at last the sums
+    /// Print one JSON object per line: each letter, then the totals
     #[arg(long)]
     json: bool,
 }
@@ -49,7 +49,7 @@ pub struct LetterLsArgs {
 /// Lists the letters.
 ///
 /// # Errors
-/// 69: Kafka can't be read.
+/// 69: Kafka can't be read. 78: the configuration is refused.
 pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let topic = &config.stream(Stream::DeadLetters).topic;
@@ -120,7 +120,7 @@ fn print(args: &LetterLsArgs, place: Place, letter: &Letter, out: &mut Output) -
         }
         return Ok(());
     }
-    let told = json!({
+    let fields = json!({
         "kind": "letter",
         "partition": place.partition,
         "offset": place.offset,
@@ -138,9 +138,9 @@ fn print(args: &LetterLsArgs, place: Place, letter: &Letter, out: &mut Output) -
         "masked": letter.masked,
         "bytes": letter.value.len(),
     });
-    let mut text = told.to_string().into_bytes();
+    let mut text = fields.to_string().into_bytes();
     if args.show {
-        // Before the closing brace, for a value that is JSON stays as it is.
+        // Inserted before the closing brace as it is: a JSON value must not be parsed and written again.
         text.pop();
         text.extend_from_slice(b",\"value\":");
         push_value(Some(&letter.value), &mut text);

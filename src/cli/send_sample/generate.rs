@@ -1,4 +1,4 @@
-//! Webhooks made to order, as many as wanted, each event with a messageId of its own.
+//! Generates webhooks, each event with its own messageId.
 
 use std::fmt::Write;
 
@@ -6,24 +6,25 @@ use clap::ValueEnum;
 use jiff::{Timestamp, tz::TimeZone};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What kind of webhook is made.
+/// Kind of webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WebhookKind {
-    /// What became of mails: queued, succeeded, deferred, failed in turn
+    /// Delivery events: queued, succeeded, deferred and failed in turn
     Deliveries,
-    /// Mails that came back, with each code in turn
+    /// Bounces, with each code in turn
     Bounces,
-    /// Mails that were not sent (a stream that is off by default: they become dead letters then)
+    /// Mails that were not sent; dead letters unless the stream is enabled, which it is not by default
     Blocks,
-    /// Bodies that break off: answered 400, and kept as dead letters
+    /// Truncated bodies: answered 400, and kept as dead letters
     Malformed,
     /// Three webhooks of deliveries, then one of bounces
     Mixed,
 }
 
-/// How a webhook is written.
+/// Format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BodyFormat {
+    /// application/json
     Json,
     /// application/x-www-form-urlencoded, the sender's default
     Form,
@@ -55,7 +56,7 @@ impl BodyFormat {
     }
 }
 
-/// What every webhook of a run has in common.
+/// What all webhooks of a run have in common.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     pub kind: WebhookKind,
@@ -64,7 +65,7 @@ pub struct Recipe {
     pub events: u64,
     pub server_composition: String,
     pub api_key: Option<String>,
-    /// Part of each messageId, so that no other run has the same ones.
+    /// Part of each messageId, so that no two runs share one.
     pub run: String,
 }
 
@@ -98,7 +99,7 @@ const CODES: [(&str, &str); 12] = [
     ("99", "Other"),
 ];
 
-/// A space is a `+` in a form: [`field`].
+/// All but the characters that forms leave as they are; [`field`] turns a space into `+`.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b'-')
@@ -107,7 +108,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b' ');
 
 impl Recipe {
-    /// The body of webhook number `number`; its events carry the time `now`.
+    /// The body of webhook number `number`; its events were created at `now`.
     pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
         let event_type = match self.kind {
             WebhookKind::Bounces => "bounces",
@@ -126,7 +127,7 @@ impl Recipe {
         }
         event.push_str("]}");
         if self.kind == WebhookKind::Malformed {
-            // It breaks off, as a form's field too.
+            // Truncated here, so that both formats have a truncated event.
             event.truncate(event.len() - 3);
         }
         let composition = &self.server_composition;
@@ -159,7 +160,7 @@ impl Recipe {
             _ => "",
         };
         let (subject, run) = (SUBJECTS[turn(SUBJECTS.len())], &self.run);
-        // Angle brackets as the sender writes them in places. Writing into a string can't fail.
+        // The sender escapes angle brackets in this way. Writing into a String can't fail.
         let _ = write!(
             out,
             r#"{{"reason":"{reason}",{ips}"returnPath":"bounce@mail.example.co.jp","created":"{created}","subject":"{subject}","apiData":"","messageId":"\u003C{run}.{number}@mail.example.co.jp\u003E","from":"news@example.co.jp","to":"user{number}@example.net","status":"{status}"}}"#,
@@ -167,12 +168,12 @@ impl Recipe {
     }
 }
 
-/// A JSON string.
+/// A string as JSON.
 fn text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A form's value.
+/// A value in a form.
 fn field(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string().replace(' ', "+")
 }

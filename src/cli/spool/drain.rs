@@ -1,4 +1,4 @@
-//! `spool drain`: delivers what a bridge that is gone has left.
+//! `spool drain`: delivers the backlog that a bridge has left behind.
 
 use std::{io::Write, time::Duration};
 
@@ -15,17 +15,26 @@ use crate::{
     metrics::BlockReason,
 };
 
+pub const AFTER_HELP: &str = "\
+Takes no webhooks. Use the configuration of the bridge that wrote the spool, so that each event is delivered exactly once.
+
+Example:
+  cmc-bridge spool drain --config /etc/cmc-bridge/cmc-bridge.toml --dir /mnt/old-volume";
+
 /// The arguments of `spool drain`.
 #[derive(Args, Clone, Debug)]
 pub struct DrainArgs {
     #[command(flatten)]
     spool: SpoolArgs,
-    /// Give up when nothing could be delivered for so many seconds [default: never]
+    /// Give up if nothing is delivered for this many seconds [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     patience: Option<u64>,
 }
 
 /// Drains the spool.
+///
+/// # Errors
+/// 64: there is no spool. 65: part of it can't be read. 69: events are left. 78: the configuration is refused.
 pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.spool.config()?;
     let _logging = logging::init(&config.log)?;
@@ -65,7 +74,7 @@ fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
     let damaged = |d: &&Drained| d.blocked.is_some_and(BlockReason::is_of_the_spool);
     if let Some(stream) = drained.iter().find(damaged) {
         return Err(Exit::Data(format!(
-            "{} is damaged or can't be read: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets that aside",
+            "{} is damaged or can't be read: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets the damage aside",
             config.spool.dir.join(stream.stream.name()).display()
         )));
     }
@@ -79,7 +88,7 @@ fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
             ))),
         },
         Some(stream) => Err(Exit::Unavailable(format!(
-            "{} events of {} are not delivered ({}); they stay in the spool, so drain it again",
+            "{} events of {} were not delivered ({}); they are still in the spool: drain it again",
             stream.books.backlog(),
             stream.stream,
             stream.blocked.map_or("stopped", |reason| reason.label()),

@@ -1,4 +1,4 @@
-//! `spool ls`: segments, sequences, streams, ages.
+//! `spool ls`: lists segments and the batches that wait.
 
 use std::{io::Write, path::Path};
 
@@ -23,18 +23,18 @@ use crate::{
 pub struct SpoolLsArgs {
     #[command(flatten)]
     logs: LogArgs,
-    /// One JSON document
+    /// Print one JSON document
     #[arg(long)]
     json: bool,
 }
 
-/// What one stream's log holds.
+/// The contents of one stream's log.
 struct Listing {
     stream: Stream,
     segments: Vec<SegmentFile>,
-    /// Unless a bridge is writing it.
+    /// `None` while a bridge has the spool open.
     waiting: Option<Waiting>,
-    /// Damaged logs that a repair has set aside.
+    /// Damaged logs that repairs have set aside.
     aside: Vec<String>,
 }
 
@@ -47,9 +47,12 @@ struct Waiting {
 }
 
 /// Lists the spool.
+///
+/// # Errors
+/// 64: there is no spool. 74: a file can't be read.
 pub fn run(args: &SpoolLsArgs, out: &mut Output) -> Result<(), Exit> {
     let dir = args.logs.spool.dir()?;
-    // Not held: a bridge that starts meanwhile must find it free.
+    // Released at once: a bridge that starts now must find it free.
     let open = match SpoolLock::of_existing(&dir) {
         Err(SpoolError::Locked { .. }) => true,
         lock => {
@@ -79,7 +82,7 @@ pub fn run(args: &SpoolLsArgs, out: &mut Output) -> Result<(), Exit> {
     } else {
         let note = match open {
             false => "",
-            true => "  (a bridge has it open: its /metrics tell what waits)",
+            true => "  (a bridge has it open: its /metrics show what waits)",
         };
         writeln!(out, "{}{note}", dir.display())?;
         for listing in &listings {

@@ -66,7 +66,7 @@ fn existing(dir: PathBuf, origin: &str) -> Result<PathBuf, Exit> {
 pub struct LogArgs {
     #[command(flatten)]
     pub spool: SpoolArgs,
-    /// Only these streams; may be repeated [default: every stream with a log]
+    /// Only these streams; may be repeated [default: all streams that have a log]
     #[arg(long, value_name = "STREAM", value_enum, value_delimiter = ',')]
     stream: Vec<Stream>,
 }

@@ -1,4 +1,4 @@
-//! `spool verify`: reads everything that waits.
+//! `spool verify`: reads everything that waits and reports damage.
 
 use std::io::Write;
 
@@ -19,30 +19,33 @@ use crate::{
 pub struct VerifyArgs {
     #[command(flatten)]
     logs: LogArgs,
-    /// One JSON object a line, one line a stream
+    /// Print one JSON object per line, one for each stream
     #[arg(long)]
     json: bool,
 }
 
-/// What can be read of one stream, and what can't.
+/// What one stream's log holds, and its damage.
 pub(super) struct Findings {
     pub stream: Stream,
     pub batches: u64,
     pub events: u64,
     pub oldest_micros: Option<i64>,
     pub damage: Vec<Damage>,
-    /// Batches whose checksums are right and whose layout is unknown.
+    /// Batches with valid checksums but an unknown layout.
     pub undecodable: u64,
 }
 
 impl Findings {
-    /// Whether all that waits can be read.
+    /// Whether everything that waits can be read.
     pub fn is_lossless(&self) -> bool {
         self.undecodable == 0 && self.damage.iter().all(Damage::costs_nothing)
     }
 }
 
 /// Verifies the spool.
+///
+/// # Errors
+/// 64: there is no spool. 65: something is damaged. 69: a bridge has the spool open. 74: a file can't be read.
 pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     let spool = args.logs.at_rest()?;
     let (mut damaged, mut refused, mut lossless) = (0, false, true);
@@ -62,13 +65,13 @@ pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     match damaged {
         0 => Ok(()),
         _ if lossless => Err(Exit::Data(format!(
-            "{damaged} of the streams are damaged, and no batch is lost by that. Keep a copy of {}; `cmc-bridge spool repair` \
-             makes them whole. Find the cause before you trust the volume again{}",
+            "{damaged} of the streams are damaged, but no batch is lost by that. Keep a copy of {}; `cmc-bridge spool repair` \
+             mends them. Find the cause before you trust the volume again{}",
             spool.dir.display(),
             advice(refused)
         ))),
         _ => Err(Exit::Data(format!(
-            "{damaged} of the streams can't be read as a whole. Keep a copy of {}; `cmc-bridge spool export` saves what \
+            "{damaged} of the streams can't be read completely. Keep a copy of {}; `cmc-bridge spool export` saves what \
              can be read, `cmc-bridge spool repair` sets the rest aside{}",
             spool.dir.display(),
             advice(refused)
@@ -76,7 +79,10 @@ pub fn run(args: &VerifyArgs, out: &mut Output) -> Result<(), Exit> {
     }
 }
 
-/// Reads everything of one stream that waits.
+/// Reads everything that waits in one stream's log.
+///
+/// # Errors
+/// 74: a file can't be read.
 pub(super) fn verify(stream: Stream, survey: &mut Survey) -> Result<Findings, Exit> {
     let mut findings = Findings {
         stream,
@@ -104,7 +110,7 @@ pub(super) fn verify(stream: Stream, survey: &mut Survey) -> Result<Findings, Ex
     Ok(findings)
 }
 
-/// Says it in a line or more.
+/// Prints the findings as text.
 pub(super) fn as_text(findings: &Findings, out: &mut impl Write) -> Result<(), Exit> {
     let word = match findings.damage.is_empty() && findings.undecodable == 0 {
         true => "ok",
@@ -147,14 +153,14 @@ fn as_json(findings: &Findings) -> Value {
 pub(super) fn advice(refused: bool) -> &'static str {
     match refused {
         true => {
-            ". The disk refuses to read: first copy the volume, with ddrescue or the like, which tries again and may get \
-             more; look at the copy with --dir, and replace the disk"
+            ". The disk refuses to read: first copy the volume with ddrescue or the like, which retries and may recover more. \
+             Then examine the copy with --dir, and replace the disk"
         }
         false => "",
     }
 }
 
-/// A damaged place, for scripts.
+/// One damage as JSON.
 pub(super) fn damage_json(damage: &Damage) -> Value {
     json!({
         "what": damage.what,

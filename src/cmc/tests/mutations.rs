@@ -11,33 +11,16 @@ use super::{
     samples::{BATCH, SAMPLES, sample},
     *,
 };
-use crate::dead_letter::{Letter, LetterAssembler, MAX_TEXT};
+use crate::{
+    dead_letter::{Letter, LetterAssembler, MAX_TEXT},
+    simulation::random::Random,
+};
 
 /// Bodies that were once handled wrongly, or nearly; each is judged as JSON and as a form.
 const FOUND: [&[u8]; 1] = [
     // The name of the member was passed on as written, although it is not valid text.
     br#"{"event_type":"blocks","\ud83d":[1],"server_composition":"pro","event":{"blocks":[{}]}}"#,
 ];
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % limit
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-
-    fn of<'t, T: ?Sized>(&mut self, list: &[&'t T]) -> &'t T {
-        list[self.below(list.len())]
-    }
-}
 
 /// What JSON and forms are made of, and what breaks them.
 const TOKENS: [&[u8]; 34] = [
@@ -113,11 +96,11 @@ const PIECES: [&str; 30] = [
 
 /// A piece whose size matters.
 fn large(random: &mut Random) -> String {
-    let near = |random: &mut Random, limit: usize| limit - 2 + random.below(5);
+    let near = |random: &mut Random, limit: usize| limit - 2 + random.index(5);
     match random.below(8) {
         0 => format!("{},", "9".repeat(4000)),
         1 => {
-            let levels = [near(random, MAX_DEPTH), 3000][random.below(2)];
+            let levels = [near(random, MAX_DEPTH), 3000][random.index(2)];
             format!("{}{},", "[".repeat(levels), "]".repeat(levels))
         }
         2 => format!(r#""messageId":"{}","#, "i".repeat(near(random, MAX_KEY))),
@@ -127,23 +110,23 @@ fn large(random: &mut Random) -> String {
         6 => (0..near(random, MAX_MEMBERS))
             .map(|n| format!(r#""m{n}":[],"#))
             .collect(),
-        _ => format!(r#""x":"{}","#, "x".repeat(random.below(2000))),
+        _ => format!(r#""x":"{}","#, "x".repeat(random.index(2000))),
     }
 }
 
 fn mutate(body: &mut Vec<u8>, random: &mut Random) {
-    let at = random.below(body.len() + 1);
+    let at = random.index(body.len() + 1);
     // Mostly where a member or an element may begin.
     let place = body[at..]
         .iter()
         .position(|byte| b"{[,".contains(byte))
         .map_or(at, |next| at + next + 1);
-    let length = random.below(40).min(body.len() - at);
+    let length = random.index(40).min(body.len() - at);
     match random.below(8) {
         0 if at < body.len() => body[at] = random.below(256) as u8,
         1 => drop(body.drain(at..at + length)),
         2 => {
-            let token = random.of(&TOKENS);
+            let token = random.pick(&TOKENS);
             body.splice(at..at, token.iter().copied());
         }
         3 => {
@@ -153,10 +136,10 @@ fn mutate(body: &mut Vec<u8>, random: &mut Random) {
         4 => drop(body.splice(place..place, large(random).into_bytes())),
         5 => {
             let end = body.len();
-            let piece = random.of(&PIECES);
+            let piece = random.pick(&PIECES);
             body.splice(end..end, piece.bytes());
         }
-        _ => drop(body.splice(place..place, random.of(&PIECES).bytes())),
+        _ => drop(body.splice(place..place, random.pick(&PIECES).bytes())),
     }
 }
 
@@ -182,7 +165,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
     let few = deliveries(r#"{"messageId":"<a@b>","n":1.0}, {} ,{"created":"2026-10-01 09:15:02"}"#);
     let form_sample = sample!("deliveries-form.txt");
     bodies.extend([&*few, &*batch, form_sample]);
-    let chosen = random.of(&bodies);
+    let chosen = random.pick(&bodies);
     let mut body = chosen.as_bytes().to_vec();
     let change = |body: &mut Vec<u8>, random: &mut Random| {
         for _ in 0..random.below(4) {
@@ -374,12 +357,12 @@ fn mutated_bodies_become_what_the_contract_says() {
     let count = number("CMC_BRIDGE_TEST_MUTATIONS", 20_000);
     let seed = number("CMC_BRIDGE_TEST_SEED", 1);
     println!("CMC_BRIDGE_TEST_SEED={seed} CMC_BRIDGE_TEST_MUTATIONS={count}");
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut random = Random::new(seed);
     let mut outcomes = [0u64; 4];
     let mut rules = rules();
     for round in 0..count {
-        rules.max_record_bytes = *random.of(&[&900, &1500, &1_000_000, &1_000_000]);
-        rules.max_events = *random.of(&[&2, &10_000, &10_000]);
+        rules.max_record_bytes = random.pick(&[900, 1500, 1_000_000, 1_000_000]);
+        rules.max_events = random.pick(&[2, 10_000, 10_000]);
         rules.enabled[Stream::Bounces.index()] = !random.one_in(8);
         let (body, encoding) = body(&mut random);
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&body, encoding, &rules)));

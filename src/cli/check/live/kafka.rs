@@ -33,8 +33,8 @@ pub fn look(config: &Config, served: &[Stream], report: &mut LiveReport<'_, impl
         let probe = match Probe::connect(kafka, stream, topic, runtime.handle()) {
             Ok(probe) => probe,
             Err(error) => {
-                // The next stream would meet the same.
-                let text = format!("{error}. Topics and rights could not be asked for");
+                // Every stream would fail in the same way.
+                let text = format!("{error}. Topics and rights were not checked");
                 return Ok(report.line(Level::Fail, "kafka", &text)?);
             }
         };
@@ -44,10 +44,10 @@ pub fn look(config: &Config, served: &[Stream], report: &mut LiveReport<'_, impl
         let streams = topics.remove(topic);
         let exists = match streams {
             Some(streams) => topic_line(kafka, &probe, topic, &streams, report)?,
-            // Another stream's, too, and told there.
+            // Reported with another stream that shares it.
             None => probe.topic(topic).is_ok_and(|found| !found.partitions.is_empty()),
         };
-        // Without transactions neither group nor transactional id is used, and no topic is read.
+        // Without transactions the bridge uses no group or transactional id and reads no topic.
         if kafka.delivery == Delivery::ExactlyOnce {
             rights(kafka, &probe, stream, topic, exists, report)?;
         }
@@ -56,7 +56,7 @@ pub fn look(config: &Config, served: &[Stream], report: &mut LiveReport<'_, impl
         Delivery::ExactlyOnce => "WRITE on topics and READ on groups",
         Delivery::AtLeastOnce => "WRITE on topics",
     };
-    let text = format!("{unasked} (only a write would tell); Kafka's version (clients aren't told)");
+    let text = format!("{unasked} (only a write would tell); Kafka's version (brokers don't tell clients)");
     report.line(Level::Ok, "not asked", &text)?;
     Ok(())
 }
@@ -81,7 +81,7 @@ fn brokers(kafka: &Kafka, probe: &Probe, report: &mut LiveReport<'_, impl Write>
         return report.line(
             Level::Ok,
             "kafka",
-            "does not tell its settings to this user (DESCRIBE_CONFIGS on the cluster; not needed)",
+            "broker settings are hidden from this user (no DESCRIBE_CONFIGS on the cluster; not needed)",
         );
     };
     if let Some(version) = settings.protocol_version {
@@ -109,7 +109,7 @@ fn brokers(kafka: &Kafka, probe: &Probe, report: &mut LiveReport<'_, impl Write>
     Ok(())
 }
 
-/// Whether the topic is there.
+/// Prints the lines of one topic; returns whether it exists.
 fn topic_line(
     kafka: &Kafka,
     probe: &Probe,
@@ -130,11 +130,11 @@ fn topic_line(
         let (level, text) = match kafka.create_topics {
             true => (
                 Level::Warn,
-                "is not there; serve will create it (kafka.create_topics)",
+                "does not exist; serve will create it (kafka.create_topics)",
             ),
             false => (
                 Level::Fail,
-                "is not there, or this user has no DESCRIBE on it: create it, grant it, or set kafka.create_topics = true",
+                "does not exist, or this user has no DESCRIBE on it: create it, grant the right, or set kafka.create_topics = true",
             ),
         };
         report.line(level, &subject, text)?;
@@ -142,7 +142,7 @@ fn topic_line(
     }
     if found.without_leader > 0 {
         let text = format!(
-            "{} of {} partitions have no leader, so they can't be written now: look at the brokers",
+            "{} of {} partitions have no leader, so nothing can be written to them: check the brokers",
             found.without_leader,
             found.partitions.len()
         );
@@ -155,15 +155,15 @@ fn topic_line(
     );
     match found.replicas {
         0 | 1 if probe.brokers.len() > 1 => {
-            let text = format!("{text}: events are gone with one broker's disk; use more replicas");
+            let text = format!("{text}: losing one broker's disk loses events; use more replicas");
             report.line(Level::Warn, &subject, &text)?;
         }
         _ => report.line(Level::Ok, &subject, &text)?,
     }
     match probe.topic_settings(topic) {
         None => {
-            let text = "max.message.bytes and cleanup.policy are not told to this user (DESCRIBE_CONFIGS on the topic; the bridge \
-                        can do without, this check can't)";
+            let text = "max.message.bytes and cleanup.policy are hidden from this user (no DESCRIBE_CONFIGS on the topic; only this \
+                        check needs it)";
             report.line(Level::Warn, &subject, text)?;
         }
         Some(settings) => {
@@ -175,7 +175,7 @@ fn topic_line(
     Ok(true)
 }
 
-/// `codecs`: those that this build reads.
+/// Judges a topic's settings. `codecs`: those that this build can read.
 fn judge_topic(
     settings: &TopicSettings,
     max_record: usize,
@@ -189,11 +189,11 @@ fn judge_topic(
         found.push(if limit >= max_record {
             (Level::Ok, text)
         } else if dead_letters {
-            let why = "a large dead letter would be refused, and its lane would stand still: raise the one, or lower the other, \
-                       which holds for letters that come from then on";
+            let why = "a large dead letter would be refused, and its lane would stand still: raise the former or lower the latter, \
+                       which applies to new letters only";
             (Level::Fail, format!("{text}: {why}"))
         } else {
-            let why = "larger events would become dead letters: raise the one or lower the other";
+            let why = "larger events would become dead letters: raise the former or lower the latter";
             (Level::Warn, format!("{text}: {why}"))
         });
     }
@@ -201,9 +201,9 @@ fn judge_topic(
         let what = if !policy.split(',').any(|word| word.trim() == "compact") {
             None
         } else if streams.contains(&Stream::DeadLetters) {
-            Some("a dead letter mostly has no key, is refused without one, and then its lane stands still")
+            Some("most dead letters have no key and would be refused, and their lane would stand still")
         } else {
-            Some("only the last event of each mail is kept, and events without a key are refused")
+            Some("only the last event of each mail would be kept, and events without a key refused")
         };
         found.push(match what {
             None => (Level::Ok, format!("cleanup.policy {policy}")),
@@ -218,7 +218,7 @@ fn judge_topic(
         && !codecs.contains(&codec.as_str())
     {
         let text = format!(
-            "compression.type {codec}: this build can't read that (it reads {}). The bridge itself writes all the same; tap and \
+            "compression.type {codec}: this build can't read it (it reads {}). The bridge can still write, but tap and \
              dead-letters end with an error: set it to producer",
             codecs.join(", ")
         );
@@ -261,7 +261,7 @@ fn rights(
                 report.line(Level::Warn, &subject, &text)?;
             }
             Answer::Unknown(error) => {
-                let text = format!("could not ask for {right}: {error}");
+                let text = format!("could not check {right}: {error}");
                 report.line(Level::Warn, &subject, &text)?;
             }
         }
@@ -304,15 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn a_codec_that_this_build_can_not_read_is_told() {
+    fn an_unreadable_codec_is_reported() {
         let codecs = ["gzip", "lz4"];
-        for (codec, told) in [("producer", 0), ("uncompressed", 0), ("gzip", 0), ("zstd", 1)] {
+        for (codec, lines) in [("producer", 0), ("uncompressed", 0), ("gzip", 0), ("zstd", 1)] {
             let settings = TopicSettings {
                 compression_type: Some(codec.to_owned()),
                 ..TopicSettings::default()
             };
             let found = judge_topic(&settings, 1, &[Stream::Blocks], &codecs);
-            assert_eq!(found.len(), told, "{codec}");
+            assert_eq!(found.len(), lines, "{codec}");
             let named = |(level, text): &(Level, String)| *level == Level::Warn && text.contains(codec);
             assert!(found.iter().all(named), "{found:?}");
         }

@@ -1,4 +1,4 @@
-//! `check --live` of the spool's disk: its lines, from what [`disk`] measures.
+//! Judges the spool's disk by what [`disk`] measures.
 
 use std::{io::Write, path::Path, time::Duration};
 
@@ -12,17 +12,20 @@ use crate::{
     human,
 };
 
-/// A webhook waits for one sync or two; above this, answers are late by what a sender may not wait for.
+/// A webhook waits for one or two syncs; above this, a sender may not wait for its answer.
 const SLOW_SYNC: Duration = Duration::from_millis(100);
-/// No device that keeps what it is told is as quick.
+/// No device syncs this fast and keeps its promise.
 const TOO_QUICK: Duration = Duration::from_micros(5);
 
-/// Prints what the disk says, which is to hold the logs of so many streams.
+/// Prints the lines for a disk that is to hold the logs of `streams` streams.
+///
+/// # Errors
+/// The output can't be written.
 pub fn look(config: &Config, streams: usize, report: &mut LiveReport<'_, impl Write>) -> std::io::Result<()> {
     let subject = format!("spool {}", config.spool.dir.display());
     let dir = match Directory::look(&config.spool.dir) {
         Directory::Unusable(why) => {
-            let cure = "set spool.dir to a directory that this user may write";
+            let cure = "set spool.dir to a directory that this user can write to";
             return report.line(Level::Fail, &subject, &format!("{why}; {cure}"));
         }
         Directory::Creatable => existing_parent(&config.spool.dir),
@@ -52,7 +55,7 @@ pub fn look(config: &Config, streams: usize, report: &mut LiveReport<'_, impl Wr
 
 fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Level, String) {
     if config.spool.durability == Durability::PageCache {
-        return (Level::Ok, "; page-cache doesn't wait for it".to_owned());
+        return (Level::Ok, "; page-cache doesn't wait for syncs".to_owned());
     }
     if times.p50 > config.ingest.append_timeout {
         let limit = human::exact_duration(config.ingest.append_timeout);
@@ -66,15 +69,14 @@ fn judge_sync(times: &disk::SyncTimes, config: &Config) -> (Level, String) {
     if times.p99 > SLOW_SYNC {
         return (
             Level::Warn,
-            "; slow: each answer waits for a sync, a crowd shares one. Use a faster disk if the sender has a short time-out"
+            "; slow: each answer waits for a sync, which concurrent webhooks share. Use a faster disk if the sender's time-out is short"
                 .to_owned(),
         );
     }
     if times.p50 < TOO_QUICK {
         return (
             Level::Warn,
-            "; too quick for a device that keeps what it is told: make sure that a sync means something here"
-                .to_owned(),
+            "; too fast for a device that really syncs: make sure that a sync is durable here".to_owned(),
         );
     }
     (Level::Ok, String::new())
@@ -87,7 +89,7 @@ fn room(
     report: &mut LiveReport<'_, impl Write>,
 ) -> std::io::Result<()> {
     let Ok(stat) = rustix::fs::statvfs(dir) else {
-        return report.line(Level::Warn, "disk", "does not say how much room it has");
+        return report.line(Level::Warn, "disk", "doesn't tell its free space");
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let (max, segment) = (config.spool.max_bytes, config.spool.segment_bytes);
@@ -97,7 +99,7 @@ fn room(
 
 fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Level, String) {
     let need = max.saturating_add(2 * segment).saturating_mul(streams);
-    // A new log begins with one segment, and has the next one ready.
+    // A new log has its first segment and a spare.
     let least = segment.saturating_mul(2 * streams);
     let has = format!(
         "{} free, {} used by the spool",
@@ -110,7 +112,7 @@ fn judge_room(free: u64, used: u64, streams: u64, max: u64, segment: u64) -> (Le
         human::exact_size(max)
     );
     if free.saturating_add(used) < least {
-        let text = format!("{has}; not even two segments fit for each of {streams} streams: make room");
+        let text = format!("{has}; two segments for each of {streams} streams don't fit: make room");
         (Level::Fail, text)
     } else if free.saturating_add(used) < need {
         let text = format!("{has}, but {wants}: lower spool.max_bytes or use a larger volume");
@@ -132,7 +134,7 @@ mod tests {
         let cases = [
             (13 * GIB, 0, Level::Ok),
             (12 * GIB, 0, Level::Warn),
-            // What the spool has already counts as room.
+            // The space that the spool already uses counts as free.
             (5 * GIB, 8 * GIB, Level::Ok),
             (5 * SEGMENT, 0, Level::Fail),
             (5 * SEGMENT, SEGMENT, Level::Warn),
