@@ -1,5 +1,5 @@
-//! Alerts, dashboard and runbooks fit together. That the queries name what a bridge exports, and that the alerts fire
-//! when they should, is tried by `.ci/observability`, which needs Prometheus.
+//! Alerts, dashboard and runbooks must fit together. `.ci/observability`, which needs Prometheus, tests that the queries name
+//! exported metrics and that the alerts fire when they should.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -11,7 +11,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The anchors of a document's headings, as GitHub makes them.
+/// The anchors of a document's headings, as GitHub forms them.
 fn anchors(document: &str) -> BTreeSet<String> {
     let text = read(document);
     let headings = text.lines().filter(|line| line.starts_with('#'));
@@ -26,7 +26,7 @@ fn anchors(document: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Name and text of each alert, from the line of its name to that of the next one's.
+/// The name and text of each alert; the text ends at the name of the next one.
 fn alerts() -> Vec<(String, String)> {
     let text = read("deploy/prometheus/rules.yaml");
     let blocks = text.split("- alert: ").skip(1);
@@ -57,7 +57,10 @@ fn every_alert_says_what_to_do_and_has_a_runbook_and_a_test() {
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
-    assert_eq!(sections, names, "the runbooks are those of the alerts");
+    assert_eq!(
+        sections, names,
+        "each alert has a runbook, and each runbook an alert"
+    );
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn the_dashboard_is_whole() {
             "{title}: its id is taken"
         );
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
-        assert!(x + w <= 24, "{title} is beyond 24 columns");
+        assert!(x + w <= 24, "{title} extends beyond 24 columns");
         for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
             assert!(taken.insert(cell), "{title} covers another panel at {cell:?}");
         }
@@ -120,7 +123,7 @@ fn the_dashboard_is_whole() {
             }
         }
     }
-    // What is read first is at the top, without scrolling and without a row to open.
+    // The most important panels are at the top, without scrolling or opening a row.
     let top: Vec<_> = panels.iter().filter(|panel| panel["gridPos"]["y"] == 0).collect();
     assert_eq!(
         top.iter()
