@@ -8,7 +8,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`auth`] | credentials, from values and files |
+//! | [`auth`] | `[ingest.auth]`: who may post webhooks |
+//! | [`credentials`] | credentials and the files that they come from |
 //! | [`files`] | small text files, and how their names are shown |
 //! | [`forms`] | the forms of texts: paths, topics, addresses |
 //! | [`keys`] | every key with its kind and its default |
@@ -24,6 +25,7 @@
 //! | [`validate`] | raw values into validated ones |
 
 mod auth;
+mod credentials;
 mod files;
 mod forms;
 mod keys;
@@ -43,7 +45,7 @@ mod validate;
 use std::path::PathBuf;
 
 pub use self::{
-    auth::{CredentialFile, MAX_CREDENTIALS, clash},
+    credentials::{Auth, Credential, CredentialFile, CredentialKind, MAX_CREDENTIALS, clash},
     files::{shown_path, text_fault},
     problem::{ConfigError, Origin, Problem},
     properties::pem_faults,
@@ -51,8 +53,8 @@ pub use self::{
     show::{Setting, to_toml},
     source::environment,
     types::{
-        Admin, Auth, Config, Credential, CredentialKind, Delivery, Durability, Ingest, Kafka, Log, LogFormat,
-        Shutdown, Spool, StreamConfig, Tls,
+        Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig,
+        Tls,
     },
 };
 
@@ -70,7 +72,7 @@ impl Loaded {
     /// # Errors
     /// No credential is set and anonymous posting is not allowed; says what to set.
     pub fn require_credentials(&self) -> Result<(), ConfigError> {
-        auth::require_credentials(&self.config)
+        auth::require_credentials(&self.config.ingest.auth)
     }
 }
 

@@ -179,10 +179,10 @@ struct Printer<'p> {
 impl Printer<'_> {
     /// Reports that the server would not have looked into the body.
     fn not_taken(&mut self, status: u16, problem: Diagnosis) -> Result<(), Exit> {
-        let answer = Summary {
+        let answer = AnswerLine {
             status,
             read_as: "nothing",
-            ..Summary::default()
+            ..AnswerLine::default()
         };
         self.answer(&answer, Some(&problem))?;
         Err(Exit::Data(problem.detail.into_owned()))
@@ -196,7 +196,7 @@ impl Printer<'_> {
         if let Some((batch, _)) = &split.dead_letters {
             self.records(Stream::DeadLetters, batch)?;
         }
-        let answer = Summary {
+        let answer = AnswerLine {
             status: match (&understood.malformed, understood.encoding) {
                 (None, _) => 200,
                 (Some(_), None) => 415,
@@ -228,16 +228,9 @@ impl Printer<'_> {
 
     /// The fault of the body as a whole.
     fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Diagnosis> {
-        let Some(malformed) = &understood.malformed else {
-            let unknown = understood.split.failures.first().map(|failure| failure.reason)
-                == Some(Reason::UnknownEventType);
-            return unknown.then(|| Diagnosis {
-                reason: Some(Reason::UnknownEventType),
-                detail: "event_type names no enabled stream".into(),
-                advice: advice(Reason::UnknownEventType),
-                place: None,
-            });
-        };
+        let first = understood.split.failures.first().map(|failure| failure.reason);
+        let unknown = (first == Some(Reason::UnknownEventType)).then(Malformed::unknown_event_type);
+        let malformed = understood.malformed.as_ref().or(unknown.as_ref())?;
         Some(Diagnosis {
             reason: Some(malformed.reason),
             detail: malformed.detail.clone(),
@@ -345,8 +338,8 @@ impl Printer<'_> {
     }
 
     /// Prints the fault of the body as a whole, and the answer.
-    fn answer(&mut self, answer: &Summary, problem: Option<&Diagnosis>) -> io::Result<()> {
-        let Summary {
+    fn answer(&mut self, answer: &AnswerLine, problem: Option<&Diagnosis>) -> io::Result<()> {
+        let AnswerLine {
             status,
             read_as,
             bytes,
@@ -382,7 +375,7 @@ impl Printer<'_> {
 }
 
 #[derive(Default)]
-struct Summary {
+struct AnswerLine {
     status: u16,
     read_as: &'static str,
     bytes: usize,

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::{
-    json::{Cursor, Kind, Quoted, Span},
+    json::{Cursor, JsonKind, Quoted, Span},
     malformed::Malformed,
     rules::{MAX_DEPTH, MAX_MEMBERS},
 };
@@ -135,7 +135,7 @@ impl Element {
             let value = cursor.value();
             depth = depth.max(value.depth + 1);
             let string = match value.kind {
-                Kind::String(quoted) => Some(quoted),
+                JsonKind::String(quoted) => Some(quoted),
                 _ => None,
             };
             match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {

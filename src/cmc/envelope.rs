@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use super::{
     elements::{EventObject, LONGEST_NAME, Member, read_event},
-    json::{self, Cursor, Kind},
+    json::{self, Cursor, JsonKind},
     malformed::Malformed,
     request::BodyEncoding,
     rules::{MAX_COMPOSITION, MAX_MEMBERS, Rules},
@@ -319,7 +319,7 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
 fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> StringMember<'a> {
     let value = cursor.value();
     let decoded = match value.kind {
-        Kind::String(quoted) => quoted.decode(text),
+        JsonKind::String(quoted) => quoted.decode(text),
         _ => None,
     };
     decoded.map_or(

@@ -47,11 +47,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         }
     };
     let Some(stream) = envelope.stream else {
-        let unknown = Malformed::new(
-            Reason::UnknownEventType,
-            None,
-            "event_type names no enabled stream",
-        );
+        let unknown = Malformed::unknown_event_type();
         return Split {
             events: None,
             dead_letters: Some(dead_letter_body(&unknown, opened, rules, request)),

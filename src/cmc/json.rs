@@ -100,7 +100,7 @@ impl Quoted {
 
 /// The kinds of JSON value that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum JsonKind {
     String(Quoted),
     Object,
     List,
@@ -112,7 +112,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct JsonValue {
     pub span: Span,
-    pub kind: Kind,
+    pub kind: JsonKind,
     /// Levels of objects and lists, counting the outermost as one; zero for other values.
     pub depth: usize,
 }
@@ -222,20 +222,20 @@ impl<'t> Cursor<'t> {
         let start = self.at;
         let mut depth = 0;
         let kind = match self.byte() {
-            b'"' => Kind::String(self.quoted()),
+            b'"' => JsonKind::String(self.quoted()),
             b'{' => {
                 depth = self.container();
-                Kind::Object
+                JsonKind::Object
             }
             b'[' => {
                 depth = self.container();
-                Kind::List
+                JsonKind::List
             }
             _ => {
                 while !matches!(self.byte(), b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t' | 0) {
                     self.at += 1;
                 }
-                Kind::Scalar
+                JsonKind::Scalar
             }
         };
         JsonValue {
@@ -408,10 +408,10 @@ mod tests {
     #[test]
     fn values_have_their_kind_span_and_depth() {
         for (text, kind, depth) in [
-            ("{ }", Kind::Object, 1),
-            ("[[],[[\"]\"]]]", Kind::List, 3),
-            ("-1.50e+3", Kind::Scalar, 0),
-            ("null", Kind::Scalar, 0),
+            ("{ }", JsonKind::Object, 1),
+            ("[[],[[\"]\"]]]", JsonKind::List, 3),
+            ("-1.50e+3", JsonKind::Scalar, 0),
+            ("null", JsonKind::Scalar, 0),
         ] {
             let framed = format!("{text}  ,");
             let mut cursor = Cursor::new(&framed);

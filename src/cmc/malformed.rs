@@ -31,6 +31,12 @@ impl Malformed {
         }
     }
 
+    /// A body for no enabled stream, which is a dead letter without being malformed.
+    pub fn unknown_event_type() -> Self {
+        let detail = "event_type names no enabled stream";
+        Malformed::new(Reason::UnknownEventType, None, detail)
+    }
+
     pub(super) fn in_event(self) -> Self {
         Malformed {
             in_event: true,

@@ -4,7 +4,10 @@ use std::iter::once;
 
 use secrecy::ExposeSecret;
 
-use super::types::{Auth, Config, Credential, CredentialKind};
+use super::{
+    credentials::{Auth, Credential, CredentialKind},
+    types::Config,
+};
 use crate::cmc::{Rules, Secrets};
 
 impl Config {

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Dura
 
 use secrecy::SecretString;
 
-use super::{auth::CredentialFile, files::shown_path};
+use super::{
+    credentials::{Auth, CredentialFile},
+    files::shown_path,
+};
 use crate::stream::Stream;
 
 /// Everything that can be set.
@@ -84,37 +87,6 @@ impl fmt::Debug for Tls {
         let [certificate, key] = [&self.certificate, &self.key].map(|path| shown_path(path));
         write!(f, "Tls({certificate:?}, {key:?}, {:?})", self.reload)
     }
-}
-
-/// Who may post webhooks.
-#[derive(Clone, Debug)]
-pub enum Auth {
-    /// `ingest.auth.allow_anonymous = true`: anybody who can reach the port.
-    Anonymous,
-    /// Whoever presents one of these. With none nobody can post: `check` and `dev` may see that, `serve` refuses it
-    /// by [`Loaded::require_credentials`].
-    Credentials(Vec<Credential>),
-}
-
-/// One accepted credential.
-#[derive(Clone, Debug)]
-pub struct Credential {
-    /// What metrics and logs call it: given, or made of the kind and a number (`bearer-1`).
-    pub name: String,
-    pub kind: CredentialKind,
-    /// The token, the key, or `user:password`.
-    pub secret: SecretString,
-}
-
-/// How a credential is presented.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CredentialKind {
-    /// `Authorization: Bearer <token>`
-    Bearer,
-    /// `Authorization: Basic <base64 of user:password>`
-    Basic,
-    /// The member or field `api_key` of the body.
-    ApiKey,
 }
 
 /// The operators' side: metrics and probes.

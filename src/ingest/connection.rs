@@ -101,22 +101,17 @@ impl Connection {
         }
     }
 
-    /// Notes that everything has been written.
+    /// Notes that everything has been written. The answer is counted now, unless the client's side has ended.
     pub(super) fn flushed(&self, has_ended: impl FnOnce() -> bool) {
         if self.phase.current() == Phase::Writing {
             self.phase.enter(Phase::Idle, Instant::now());
         }
-        let mut owed = self.owed.lock();
-        if let Some(answer) = owed.take() {
-            match has_ended() {
-                true => {
-                    *owed = Some(OwedAnswer {
-                        is_written: true,
-                        ..answer
-                    })
-                }
-                false => self.count(answer.outcome),
-            }
+        let settled = self.owed.lock().take_if(|answer| {
+            answer.is_written = has_ended();
+            !answer.is_written
+        });
+        if let Some(answer) = settled {
+            self.count(answer.outcome);
         }
     }
 

@@ -63,7 +63,7 @@ impl Blockade {
 
 /// Dead letters of one webhook or transaction for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Letter {
+pub struct RecentLetter {
     /// Microseconds since the Unix epoch.
     pub at_micros: i64,
     pub reason: Reason,
@@ -76,20 +76,20 @@ pub struct Letter {
 
 /// The last dead letters.
 #[derive(Debug, Default)]
-pub struct Letters(Mutex<VecDeque<Letter>>);
+pub struct RecentLetters(Mutex<VecDeque<RecentLetter>>);
 
-impl Letters {
+impl RecentLetters {
     /// Notes the failures of one webhook or transaction, a line for each reason.
     pub fn note(&self, stream: Option<Stream>, failures: &[Failure]) {
         if failures.is_empty() {
             return;
         }
         let at_micros = clock::unix_micros();
-        let mut lines: Vec<Letter> = Vec::new();
+        let mut lines: Vec<RecentLetter> = Vec::new();
         for Failure { reason, index } in failures {
             match lines.iter_mut().find(|line| line.reason == *reason) {
                 Some(line) => line.count += 1,
-                None => lines.push(Letter {
+                None => lines.push(RecentLetter {
                     at_micros,
                     reason: *reason,
                     stream,
@@ -105,7 +105,7 @@ impl Letters {
     }
 
     /// The remembered ones, the newest first.
-    pub fn get(&self) -> Vec<Letter> {
+    pub fn get(&self) -> Vec<RecentLetter> {
         self.0.lock().iter().rev().copied().collect()
     }
 }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn one_bad_webhook_does_not_push_out_all_others() {
-        let letters = Letters::default();
+        let letters = RecentLetters::default();
         letters.note(None, &[Failure::whole(Reason::InvalidJson)]);
         let failure = |reason, index| Failure {
             reason,

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::escaped::Escaped;
 use crate::{
-    admin::history::{EVERY, MOST_SAMPLES},
+    admin::rates::{EVERY, MOST_SAMPLES},
     human,
 };
 

@@ -15,7 +15,7 @@ pub const MOST_SAMPLES: usize = 180;
 
 /// Counters of the process at one instant. None of them ever falls.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub struct CounterSample {
     pub at: Instant,
     /// Webhooks answered with 200.
     pub accepted: u64,
@@ -37,11 +37,11 @@ pub struct Rates {
 
 /// The samples, oldest first.
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Sample>>);
+pub struct RateHistory(Mutex<VecDeque<CounterSample>>);
 
-impl History {
+impl RateHistory {
     /// Adds a sample; the oldest goes when there are too many.
-    pub fn push(&self, sample: Sample) {
+    pub fn push(&self, sample: CounterSample) {
         let mut samples = self.0.lock();
         if samples.len() == MOST_SAMPLES {
             samples.pop_front();
@@ -75,9 +75,9 @@ mod tests {
 
     #[test]
     fn rates_count_by_the_time_that_passed() {
-        let history = History::default();
+        let history = RateHistory::default();
         let start = Instant::now();
-        let sample = |seconds, accepted| Sample {
+        let sample = |seconds, accepted| CounterSample {
             at: start + Duration::from_secs(seconds),
             accepted,
             refused: 0,
