@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     config_args::ConfigArgs,
     output::{Output, say},
-    records::{self, Form},
+    records::{self, PrintFormat},
     signals::stop_flag,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     kafka::{
         broker::BrokerError,
-        tap::{From, Polled, Watcher},
+        tap::{Polled, ReadFrom, TapReader},
     },
     stream::Stream,
 };
@@ -119,12 +119,12 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         .collect();
     let topics = Vec::from_iter(topics);
     let from = match args.from_beginning {
-        true => From::Beginning,
-        false => From::End,
+        true => ReadFrom::Beginning,
+        false => ReadFrom::End,
     };
     let stop = stop_flag()?;
-    let mut watcher = Watcher::new(&config.kafka).map_err(unavailable)?;
-    let partitions = watcher.assign(&topics, from).map_err(unavailable)?;
+    let mut reader = TapReader::new(&config.kafka).map_err(unavailable)?;
+    let partitions = reader.assign(&topics, from).map_err(unavailable)?;
     // Scripts wait for this line before they post.
     say(format_args!(
         "reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
@@ -139,12 +139,16 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         // A record without a stream is not the bridge's and is shown.
         records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
     };
-    let form = if args.json { Form::Json } else { Form::Text };
+    let format = if args.json {
+        PrintFormat::Json
+    } else {
+        PrintFormat::Text
+    };
     let mut printed = 0;
     while !stop.load(Ordering::Relaxed) && !out.closed() {
-        match watcher.poll().map_err(unavailable)? {
+        match reader.poll().map_err(unavailable)? {
             Polled::Record(record) if wanted(&record) => {
-                records::print(&record, form, out)?;
+                records::print(&record, format, out)?;
                 printed += 1;
                 if args.count == Some(printed) {
                     break;

@@ -1,4 +1,4 @@
-//! What librdkafka says of itself each few seconds, added up over all producers that a lane has had.
+//! librdkafka's statistics, which it reports every few seconds, added up over all producers that a lane has had.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::metrics::KafkaSums;
 /// Adds one client's totals to the stream's counters.
 pub struct Statistics {
     sums: KafkaSums,
-    /// The client's totals as they were added last.
+    /// The client's totals in the last report.
     seen: Mutex<Totals>,
 }
 
@@ -39,7 +39,7 @@ struct BrokerReport {
 }
 
 impl Statistics {
-    /// The statistics of a client that begins now.
+    /// Statistics of a new client.
     pub fn new(sums: KafkaSums) -> Statistics {
         Statistics {
             sums,
@@ -64,7 +64,7 @@ impl Statistics {
         };
         let mut seen = self.seen.lock();
         let before = std::mem::replace(&mut *seen, now);
-        // A broker that leaves the cluster takes its totals along.
+        // A broker that leaves the cluster takes its totals with it.
         self.sums
             .requests
             .inc_by(now.requests.saturating_sub(before.requests));

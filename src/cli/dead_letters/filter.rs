@@ -6,7 +6,7 @@ use clap::{
 };
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
-use crate::{dead_letter::Reason, replay::Filter};
+use crate::{dead_letter::Reason, replay::LetterFilter};
 
 /// Chooses dead letters.
 #[derive(Args, Clone, Debug)]
@@ -21,8 +21,8 @@ pub struct FilterArgs {
 
 impl FilterArgs {
     /// The filter that the options describe.
-    pub fn filter(&self) -> Filter {
-        Filter {
+    pub fn filter(&self) -> LetterFilter {
+        LetterFilter {
             reasons: self.reason.clone(),
             since_micros: self.since.map(Timestamp::as_microsecond),
         }

@@ -4,12 +4,12 @@ use crate::{
     dead_letter::{Letter, Scope},
     human,
     plain::visible,
-    replay::joining::Place,
+    replay::assembly::RecordPlace,
 };
 
 /// A letter on one line: its place, when it was received, the reason, what it is and its size.
-pub fn line(place: Place, letter: &Letter) -> String {
-    let Place { partition, offset } = place;
+pub fn line(place: RecordPlace, letter: &Letter) -> String {
+    let RecordPlace { partition, offset } = place;
     let received = human::time(letter.received_at_micros);
     let text = |text: &Option<String>| visible(text.as_deref().unwrap_or("-"));
     let (event_type, composition) = (text(&letter.event_type), text(&letter.server_composition));
@@ -28,6 +28,6 @@ pub fn line(place: Place, letter: &Letter) -> String {
 }
 
 /// The place of a letter that can't be read.
-pub fn unreadable(place: Place) -> String {
+pub fn unreadable(place: RecordPlace) -> String {
     format!("{}/{}", place.partition, place.offset)
 }

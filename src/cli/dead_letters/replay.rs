@@ -14,7 +14,7 @@ use crate::{
         config_args::ConfigArgs, exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_flag,
     },
     config::Delivery,
-    replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
+    replay::{Fate, Replay, ReplayError, ReplayOptions, Summary, Update, reprocess::Dead},
 };
 
 pub const AFTER_HELP: &str = "\
@@ -76,8 +76,8 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
         ));
     }
     let group = args.group.clone();
-    let options = Options {
-        group: group.unwrap_or_else(|| Options::default_group(&config.kafka)),
+    let options = ReplayOptions {
+        group: group.unwrap_or_else(|| ReplayOptions::default_group(&config.kafka)),
         filter: args.filter.filter(),
         limit: args.limit,
         batch: args.batch as usize,
@@ -89,12 +89,12 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
     let runtime = Runtime::new()?;
     let replay = Replay::begin(&config, &options, runtime.handle())?;
     let progress = ProgressBar::start();
-    let summary = replay.run(&stop, &mut |news| match news {
-        News::Progress { done, total } => {
+    let summary = replay.run(&stop, &mut |update| match update {
+        Update::Progress { done, total } => {
             progress.draw(done, total);
             Ok(())
         }
-        News::Tried { place, letter, fate } => {
+        Update::Tried { place, letter, fate } => {
             let fate = match fate {
                 Fate::Dead(Dead { reason, detail }) if detail.is_empty() => format!("still dead: {reason}"),
                 Fate::Dead(Dead { reason, detail }) => format!("still dead: {reason}: {detail}"),

@@ -7,7 +7,7 @@ use crate::{
     cli::exit::Exit,
     config::{Config, Delivery, Kafka},
     human,
-    kafka::probe::{Answer, Probe, TopicSettings, codecs},
+    kafka::probe::{Permission, Probe, TopicSettings, codecs},
     stream::Stream,
 };
 
@@ -252,15 +252,15 @@ fn rights(
     ));
     for (right, answer) in answers {
         match answer {
-            Answer::Granted => granted.push(right),
-            Answer::Refused(error) => {
+            Permission::Granted => granted.push(right),
+            Permission::Refused(error) => {
                 report.line(Level::Fail, &subject, &format!("no {right}: {error}"))?;
             }
-            Answer::Useless(error) => {
+            Permission::Useless(error) => {
                 let text = format!("{right}: granted, but {error}");
                 report.line(Level::Warn, &subject, &text)?;
             }
-            Answer::Unknown(error) => {
+            Permission::Unknown(error) => {
                 let text = format!("could not check {right}: {error}");
                 report.line(Level::Warn, &subject, &text)?;
             }
