@@ -15,16 +15,21 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`answers`] | what each path answers |
 //! | [`books`] | the books as metrics, one snapshot a scrape |
 //! | [`health`] | readiness |
-//! | [`history`] | samples of the last minutes, and the rates between them |
+//! | [`rates`] | rates of the last minutes |
 //! | [`server`] | its HTTP server, on a thread and runtime of its own |
 //! | [`status`] | what the status page shows, as data and JSON |
 
+mod answers;
 pub mod books;
 pub mod health;
-mod history;
+mod rates;
 mod server;
 mod status;
 
-pub use server::{Server, Serving, Sources};
+pub use self::{
+    answers::Sources,
+    server::{AdminServer, RunningAdminServer},
+};

@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cmc_bridge::{
     cli::{
-        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev, explain,
+        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev,
+        exit::{self, Exit},
+        explain,
         output::{Output, say},
         send_sample, serve, spool, tap,
     },
-    exit::{self, Exit},
     logging,
 };
 use mimalloc::MiMalloc;
@@ -45,6 +46,6 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
-        Command::Completions(args) => completions::run(&args, &mut Output::new()),
+        Command::Completions(args) => completions::run(&args, Cli::command(), &mut Output::new()),
     }
 }

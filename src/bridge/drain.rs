@@ -14,13 +14,13 @@ use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::info;
 
 use super::{
-    LOOK, internal,
-    pipe::{Context, Pipe, Purpose},
+    error::BridgeError,
+    pipeline::{Pipeline, PipelineContext, Purpose},
+    streams::LOOK,
 };
 use crate::{
     books::Balance,
     config::Config,
-    exit::Exit,
     metrics::{BlockReason, Metrics},
     spool::SpoolLock,
     stream::Stream,
@@ -46,39 +46,38 @@ pub async fn drain(
     patience: Option<Duration>,
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
-) -> Result<Vec<Drained>, Exit> {
+) -> Result<Vec<Drained>, BridgeError> {
     // One without a manifest is not passed over: opening it says what is wrong.
     let streams: Vec<Stream> = Stream::ALL
         .into_iter()
         .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
         .collect();
     if streams.is_empty() {
-        let dir = config.spool.dir.display();
-        return Err(Exit::Usage(format!("{dir} holds no stream's log of a spool")));
+        return Err(BridgeError::NoLogs(config.spool.dir.clone()));
     }
     SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
-    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, []).map_err(internal)?);
+    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, [])?);
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let context = Arc::new(Context {
+    let context = Arc::new(PipelineContext {
         config: config.clone(),
         metrics: Arc::clone(&metrics),
         failed,
         runtime: Handle::current(),
         purpose: Purpose::Drain,
     });
-    let pipes = streams
+    let pipelines = streams
         .iter()
-        .map(|stream| Pipe::start(&context, *stream))
+        .map(|stream| Pipeline::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
     // The failures of those that end are seen to the last.
     drop(context);
     let drained = || -> Vec<Drained> {
-        pipes
+        pipelines
             .iter()
-            .map(|pipe| Drained {
-                stream: pipe.stream,
-                books: pipe.books.snapshot(),
-                blocked: metrics.for_stream(pipe.stream).blocked(),
+            .map(|pipeline| Drained {
+                stream: pipeline.stream,
+                books: pipeline.books.snapshot(),
+                blocked: metrics.for_stream(pipeline.stream).blocked(),
             })
             .collect()
     };
@@ -90,14 +89,14 @@ pub async fn drain(
         if left(&now) != moved.1 {
             moved = (Instant::now(), left(&now));
         }
-        let stuck = |(pipe, drained): (&Pipe, &Drained)| {
-            let finished = pipe.look(|running| running.lane.is_finished());
+        let stuck = |(pipeline, drained): (&Pipeline, &Drained)| {
+            let finished = pipeline.look(|open| open.lane.is_finished());
             finished == Some(true)
-                || pipe.has_failed()
+                || pipeline.has_failed()
                 || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
         };
         let given_up = patience.is_some_and(|patience| moved.0.elapsed() >= patience);
-        if pipes.iter().zip(&now).all(stuck) || given_up {
+        if pipelines.iter().zip(&now).all(stuck) || given_up {
             break;
         }
         tokio::select! {
@@ -108,14 +107,14 @@ pub async fn drain(
     }
     // Its last word is the checkpoint.
     let deadline = Instant::now() + LAST_WORDS;
-    let is_finished = |pipe: &Pipe| pipe.look(|running| running.lane.is_finished()).unwrap_or(true);
-    for pipe in &pipes {
-        pipe.look(|running| running.lane.stop());
+    let is_finished = |pipeline: &Pipeline| pipeline.look(|open| open.lane.is_finished()).unwrap_or(true);
+    for pipeline in &pipelines {
+        pipeline.look(|open| open.lane.stop());
     }
-    while !pipes.iter().all(is_finished) && Instant::now() < deadline {
+    while !pipelines.iter().all(is_finished) && Instant::now() < deadline {
         sleep(LOOK).await;
     }
-    let unopened = pipes.iter().find_map(Pipe::take_error);
+    let unopened = pipelines.iter().find_map(Pipeline::take_error);
     if let Some(error) = failures.try_recv().ok().or(unopened) {
         return Err(error.into());
     }

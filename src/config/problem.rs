@@ -51,6 +51,13 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What is wrong with a value, and what to do about it. Never holds a secret's value.
+pub(super) type Fault = (String, String);
+
+pub(super) fn fault(what: impl Into<String>, fix: impl Into<String>) -> Fault {
+    (what.into(), fix.into())
+}
+
 /// One thing that is wrong, with what to do about it. Never holds a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

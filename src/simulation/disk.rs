@@ -11,11 +11,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
+use super::random::Random;
 use crate::spool::storage::{Access, Storage, StorageFile};
 
 const SECTOR: usize = 512;
@@ -69,7 +72,7 @@ struct Disk {
     halt_in: Option<u64>,
     syncs_held: bool,
     life: u64,
-    rng: u64,
+    random: Random,
     counts: BTreeMap<Op, BTreeMap<String, u64>>,
 }
 
@@ -106,7 +109,7 @@ impl SimDisk {
     /// An empty disk with a directory `/spool`.
     pub fn new(seed: u64) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(Disk {
-            rng: seed,
+            random: Random(seed),
             dirs: ["/".into(), "/spool".into()].into(),
             durable_dirs: ["/".into(), "/spool".into()].into(),
             ..Disk::default()
@@ -114,7 +117,7 @@ impl SimDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The disk for a new process.
@@ -149,17 +152,17 @@ impl SimDisk {
     pub fn crash(&self, seed: u64) {
         self.kill();
         let mut disk = self.lock();
-        disk.rng ^= seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        disk.random.0 ^= seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
         // All, nothing, or each change by chance: the extremes are the likeliest ones in life.
-        let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
+        let keep = [0, 4, 2, 1, 3][disk.random.below(5) as usize];
         for entry in std::mem::take(&mut disk.entries) {
-            if disk.random(4) < keep {
+            if disk.random.below(4) < keep {
                 entry.apply(&mut disk.durable);
             }
         }
         let parents: Vec<PathBuf> = disk.dirs.difference(&disk.durable_dirs).cloned().collect();
         for dir in parents {
-            if disk.random(4) >= keep {
+            if disk.random.below(4) >= keep {
                 disk.dirs.remove(&dir);
                 disk.durable.retain(|path, _| !path.starts_with(&dir));
             }
@@ -170,7 +173,7 @@ impl SimDisk {
         let mut files = std::mem::take(&mut disk.files);
         for file in files.values_mut() {
             for change in std::mem::take(&mut file.pending) {
-                if disk.random(4) < keep {
+                if disk.random.below(4) < keep {
                     change.apply(&mut file.durable);
                 }
             }
@@ -318,15 +321,6 @@ impl SimDisk {
 }
 
 impl Disk {
-    /// A random number below `n` (splitmix64).
-    fn random(&mut self, n: u64) -> u64 {
-        self.rng = self.rng.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.rng;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n
-    }
-
     fn new_id(&mut self) -> usize {
         self.files.last_key_value().map_or(0, |(id, _)| id + 1)
     }
@@ -463,7 +457,7 @@ impl Mount {
     }
 
     fn lock_now(&self) -> io::Result<MutexGuard<'_, Disk>> {
-        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = self.disk.lock();
         if disk.life != self.life || disk.halt_in == Some(0) {
             return Err(eio());
         }
@@ -589,8 +583,8 @@ impl StorageFile for OpenFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = self.mount.lock()?;
         // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
-        if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
-            let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
+        if self.mount.pause.is_some() && buf.len() > 1 && disk.random.below(4) == 0 {
+            let part = 1 + disk.random.below(buf.len() as u64 - 1) as usize;
             drop(disk);
             self.write_part(&buf[..part], offset)?;
             self.mount.lock().map(drop)?;
@@ -614,7 +608,7 @@ impl StorageFile for OpenFile {
         }
         let mut kept = std::mem::take(&mut disk.file(self.id).pending);
         if result.is_err() {
-            kept.retain(|_| disk.random(2) == 0);
+            kept.retain(|_| disk.random.below(2) == 0);
         }
         let file = disk.file(self.id);
         for change in kept {

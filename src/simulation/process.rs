@@ -9,12 +9,11 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::plan::{LETTERS, Plan};
+use super::plan::Plan;
 use crate::{
-    admin::health::Health,
     books::Books,
-    cmc::Rules,
-    config::{self, Auth, StreamConfig},
+    cmc::{Rules, Secrets},
+    config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
     metrics::{Metrics, Outcome},
@@ -121,13 +120,7 @@ impl Process {
             });
         }
         let (ingest, rules) = configuration(plan);
-        let intake = Intake::new(
-            &ingest,
-            rules,
-            logs,
-            Arc::clone(&shared.metrics),
-            Arc::new(Health::new(Vec::new())),
-        );
+        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics), || true);
         Ok(Process {
             intake: Arc::new(intake),
             pipes,
@@ -188,11 +181,13 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
         retry_after: super::LONG,
         tls: None,
     };
-    let kafka = config::Kafka::for_tests();
-    let streams = Stream::ALL.map(|stream| StreamConfig {
-        enabled: plan.streams().contains(&stream),
-        topic: LETTERS.to_owned(),
-    });
-    let rules = Rules::new(&ingest, &kafka, &streams);
+    let rules = Rules {
+        enabled: Stream::ALL.map(|stream| plan.streams().contains(&stream)),
+        max_events: ingest.max_events,
+        max_record_bytes: config::Kafka::for_tests().max_record_bytes,
+        time_zone: ingest.time_zone.clone(),
+        time_zones: ingest.time_zones.clone(),
+        secrets: Secrets::new([]),
+    };
     (ingest, rules)
 }

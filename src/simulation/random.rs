@@ -1,6 +1,7 @@
-//! splitmix64: small, and the same everywhere.
+//! The random numbers of all tests in this crate (splitmix64): a seed gives the same sequence everywhere.
 
-pub struct Random(u64);
+#[derive(Clone, Default)]
+pub struct Random(pub(super) u64);
 
 impl Random {
     pub fn new(seed: u64) -> Random {
@@ -24,7 +25,12 @@ impl Random {
         self.below(n) == 0
     }
 
+    /// An index below `n`.
+    pub fn index(&mut self, n: usize) -> usize {
+        self.below(n as u64) as usize
+    }
+
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
+        of[self.index(of.len())]
     }
 }

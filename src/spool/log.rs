@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use prometheus::Histogram;
@@ -439,7 +439,7 @@ impl LogWriter {
     }
 
     fn roll(&mut self, spare: Spare) -> Result<(), SpoolError> {
-        let NewSegment { id, first_seq, left } = self.writer.roll(spare, now_micros())?;
+        let NewSegment { id, first_seq, left } = self.writer.roll(spare, clock::unix_micros())?;
         self.tail.roll(id, first_seq, self.writer.offset());
         self.rolled = clock::now();
         // A backlog must not fill the memory with what nobody reads soon: new memory costs more time than the disk.
@@ -457,11 +457,4 @@ impl LogWriter {
         let offset = Some(self.writer.offset()).filter(|offset| *offset > 0);
         self.tail.publish(Position { seq, events }, offset, &self.queue);
     }
-}
-
-/// Microseconds since the Unix epoch.
-fn now_micros() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as i64)
 }

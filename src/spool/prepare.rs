@@ -15,10 +15,12 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock;
 
@@ -52,7 +54,7 @@ impl Trimmed {
     /// Keeps a segment's file, which must lie below the stored checkpoint. Gives the file to be removed instead when there
     /// are enough: the oldest one.
     pub fn keep(&self, path: PathBuf) -> Option<PathBuf> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.push_back(path);
         if kept.len() > self.most {
             kept.pop_front()
@@ -63,10 +65,7 @@ impl Trimmed {
 
     /// The oldest one, which is the caller's then.
     pub fn take(&self) -> Option<PathBuf> {
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.kept.lock().pop_front()
     }
 }
 
@@ -194,7 +193,7 @@ impl Preparer {
             let run = || run(&*storage, &dir, &trimmed, &thread_shared);
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 let bug = io::Error::other("the preparer panicked; its message stands above");
-                *lock(&thread_shared.0) = State::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
+                *thread_shared.0.lock() = State::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
                 thread_shared.1.notify_all();
             }
         })?;
@@ -214,7 +213,7 @@ impl Preparer {
             shared,
             thread: None,
             by_hand: Some(Arc::new(move || {
-                let due = lock(&by_hand_shared.0).due();
+                let due = by_hand_shared.0.lock().due();
                 if let Due::Prepare(wanted) = due {
                     prepare(&*storage, &dir, &trimmed, wanted, &by_hand_shared);
                 }
@@ -229,7 +228,7 @@ impl Preparer {
 
     /// Asks for such a segment, unless one is there or under way.
     pub fn want(&self, wanted: Wanted) {
-        let mut state = lock(&self.shared.0);
+        let mut state = self.shared.0.lock();
         if matches!(*state, State::Idle) {
             *state = State::Wanted(wanted);
             self.shared.1.notify_all();
@@ -239,7 +238,7 @@ impl Preparer {
     /// Takes a segment of at least this length; waits while it is being prepared, but not for room on the disk.
     pub fn take(&self, len: u64) -> Taken {
         let (mutex, changed) = &*self.shared;
-        let mut state = lock(mutex);
+        let mut state = mutex.lock();
         // Somebody waits for it.
         let wanted = Wanted {
             len,
@@ -269,14 +268,10 @@ impl Preparer {
                 }
                 under_way @ State::Wanted(_) => {
                     *state = under_way;
-                    state = match &self.by_hand {
-                        None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                        Some(by_hand) => {
-                            drop(state);
-                            by_hand();
-                            lock(mutex)
-                        }
-                    };
+                    match &self.by_hand {
+                        None => changed.wait(&mut state),
+                        Some(by_hand) => MutexGuard::unlocked(&mut state, || by_hand()),
+                    }
                 }
             }
         }
@@ -285,17 +280,13 @@ impl Preparer {
 
 impl Drop for Preparer {
     fn drop(&mut self) {
-        *lock(&self.shared.0) = State::Stopped;
+        *self.shared.0.lock() = State::Stopped;
         self.shared.1.notify_all();
         // A later open of the same log must not meet this thread at the spare segment.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
-}
-
-fn lock(mutex: &Mutex<State>) -> MutexGuard<'_, State> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is to be done now.
@@ -323,29 +314,24 @@ type Shared = (Mutex<State>, Condvar);
 
 fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
     let (mutex, changed) = shared;
-    let mut state = lock(mutex);
+    let mut state = mutex.lock();
     loop {
-        state = match state.due() {
+        match state.due() {
             Due::End => return,
-            Due::Wait(None) => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Due::Wait(None) => changed.wait(&mut state),
             Due::Wait(Some(wait)) => {
-                changed
-                    .wait_timeout(state, wait)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+                changed.wait_for(&mut state, wait);
             }
-            Due::Prepare(wanted) => {
-                drop(state);
+            Due::Prepare(wanted) => MutexGuard::unlocked(&mut state, || {
                 prepare(storage, dir, trimmed, wanted, shared);
-                lock(mutex)
-            }
-        };
+            }),
+        }
     }
 }
 
 fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, wanted: Wanted, (mutex, changed): &Shared) {
     let result = Spare::prepare(storage, dir, trimmed, wanted);
-    let mut state = lock(mutex);
+    let mut state = mutex.lock();
     if matches!(*state, State::Stopped) {
         return;
     }

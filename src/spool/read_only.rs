@@ -9,9 +9,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{
@@ -49,7 +50,7 @@ impl ReadOnly {
 
     /// The bytes of a file that could not be read, of those that were asked for so far: ranges in order, with room between.
     pub fn refused(&self, path: &Path) -> Vec<(u64, u64)> {
-        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = self.noted.lock();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for sector in noted.get(path).into_iter().flatten() {
             match ranges.last_mut() {
@@ -107,7 +108,7 @@ impl StorageFile for ReadOnlyFile {
         let Some(file) = &self.file else {
             return Ok(0);
         };
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted.lock();
         if !noted.contains_key(&self.path) {
             match file.read_at(buf, offset) {
                 Err(error) if self.read_around && is_refused(&error) => {}

@@ -18,7 +18,7 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::config::Durability;
+use crate::{clock, config::Durability};
 
 use super::{
     Damage, Position, Seq, SpoolError,
@@ -248,7 +248,7 @@ impl Rewriting {
             blocks: Blocks::Reserved,
         };
         let spare = Spare::prepare(&*self.storage, &self.dir, &none, wanted)?;
-        let now = jiff::Timestamp::now().as_microsecond();
+        let now = clock::unix_micros();
         self.writer.roll(spare, now).map(|_| ())
     }
 

@@ -1,11 +1,9 @@
 //! What a log's writer and its reader share: which segments there are, up to where they are durable, and where the reader is;
 //! and trimming.
 
-use std::{
-    path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
     Position, SegmentId, Seq, SpoolError,
@@ -54,16 +52,15 @@ impl Tail {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, TailState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until the durable end lies beyond `seq` or [`Tail::wake`] was called since the last wait; at most this long.
     /// Which of them it was is the caller's to look at.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
-        let (mut state, _) = self
-            .grown
-            .wait_timeout_while(self.lock(), limit, |state| state.end.seq <= seq && !state.woken)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.grown
+            .wait_while_for(&mut state, |state| state.end.seq <= seq && !state.woken, limit);
         state.woken = false;
     }
 

@@ -1,4 +1,4 @@
-//! What is wrong with the way to the broker: certificates, passwords, mechanisms, protocols, names of properties.
+//! Wrong ways to log in: certificates, passwords, mechanisms, protocols, names of properties.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
             &["certificate", "ssl.ca.location"],
         ),
         (
-            "a CA file that is not there",
+            "a missing CA file",
             set("ssl.ca.location", "/no/such/ca.pem".into()),
             "other",
             &["ssl.ca.location"],

@@ -9,11 +9,12 @@
 
 use std::{
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{error, info, warn};
 
@@ -36,7 +37,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What the streams of a process share.
-pub(super) struct Context {
+pub(super) struct PipelineContext {
     pub config: Config,
     pub metrics: Arc<Metrics>,
     pub failed: mpsc::UnboundedSender<SpoolError>,
@@ -44,7 +45,7 @@ pub(super) struct Context {
     pub purpose: Purpose,
 }
 
-impl Context {
+impl PipelineContext {
     fn takes_webhooks(&self, stream: Stream) -> bool {
         self.purpose == Purpose::Serve && self.config.stream(stream).enabled
     }
@@ -60,79 +61,77 @@ pub(super) enum Purpose {
 }
 
 /// One stream.
-pub(super) struct Pipe {
+pub(super) struct Pipeline {
     pub stream: Stream,
     pub takes_webhooks: bool,
     pub books: Arc<Books>,
     pub appender: Appender,
-    shared: Arc<Shared>,
+    slot: Arc<Slot>,
 }
 
 /// An open log and its lane.
-pub(super) struct Running {
+pub(super) struct OpenPipeline {
     pub log: Log,
     pub lane: LaneThread,
 }
 
-struct Shared {
-    state: Mutex<State>,
+/// Where the opening thread leaves the open log and its lane.
+struct Slot {
+    phase: Mutex<Phase>,
     changed: Condvar,
 }
 
-enum State {
+enum Phase {
     Opening,
     /// The last try has failed.
     Failed(SpoolError),
-    Open(Running),
+    Open(OpenPipeline),
     /// Taken away: whatever comes is not wanted any more.
     Over,
 }
 
-impl Pipe {
+impl Pipeline {
     /// Begins to open a stream's log.
-    pub fn start(context: &Arc<Context>, stream: Stream) -> io::Result<Pipe> {
-        let pipe = Pipe {
+    pub fn start(context: &Arc<PipelineContext>, stream: Stream) -> io::Result<Pipeline> {
+        let pipeline = Pipeline {
             stream,
             takes_webhooks: context.takes_webhooks(stream),
             books: Arc::default(),
             appender: Appender::of_closed_log(context.config.spool.max_bytes),
-            shared: Arc::new(Shared {
-                state: Mutex::new(State::Opening),
+            slot: Arc::new(Slot {
+                phase: Mutex::new(Phase::Opening),
                 changed: Condvar::new(),
             }),
         };
         let opening = Opening {
             context: Arc::clone(context),
             stream,
-            books: Arc::clone(&pipe.books),
-            appender: pipe.appender.clone(),
+            books: Arc::clone(&pipeline.books),
+            appender: pipeline.appender.clone(),
         };
-        let shared = Arc::clone(&pipe.shared);
+        let slot = Arc::clone(&pipeline.slot);
         thread::Builder::new()
             .name(format!("open-{stream}"))
-            .spawn(move || shared.run(&opening))?;
-        Ok(pipe)
+            .spawn(move || slot.run(&opening))?;
+        Ok(pipeline)
     }
 
     /// Waits until the first try has come to an end, at most until this time. Whether it has.
     pub fn wait(&self, until: Instant) -> bool {
         let limit = until.saturating_duration_since(Instant::now());
-        let opening = |state: &mut State| matches!(state, State::Opening);
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.shared.lock(), limit, opening)
-            .unwrap_or_else(PoisonError::into_inner);
-        !matches!(*state, State::Opening)
+        let opening = |phase: &mut Phase| matches!(phase, Phase::Opening);
+        let mut phase = self.slot.lock();
+        self.slot.changed.wait_while_for(&mut phase, opening, limit);
+        !matches!(*phase, Phase::Opening)
     }
 
     /// Why the log could not be opened; that error is the caller's then.
     pub fn take_error(&self) -> Option<SpoolError> {
-        let mut state = self.shared.lock();
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Failed(error) => Some(error),
+        let mut phase = self.slot.lock();
+        match std::mem::replace(&mut *phase, Phase::Over) {
+            Phase::Failed(error) => Some(error),
             other => {
-                *state = other;
+                *phase = other;
                 None
             }
         }
@@ -140,38 +139,38 @@ impl Pipe {
 
     /// Whether the last try to open the log has failed.
     pub fn has_failed(&self) -> bool {
-        matches!(*self.shared.lock(), State::Failed(_))
+        matches!(*self.slot.lock(), Phase::Failed(_))
     }
 
     /// Looks at the open log and its lane, if they are there.
-    pub fn look<T>(&self, look: impl FnOnce(&Running) -> T) -> Option<T> {
-        match &*self.shared.lock() {
-            State::Open(running) => Some(look(running)),
+    pub fn look<T>(&self, look: impl FnOnce(&OpenPipeline) -> T) -> Option<T> {
+        match &*self.slot.lock() {
+            Phase::Open(open) => Some(look(open)),
             _ => None,
         }
     }
 
     /// Takes log and lane; a log that is not open is not opened any more.
-    pub fn take(&self) -> Option<Running> {
-        let mut state = self.shared.lock();
-        let before = std::mem::replace(&mut *state, State::Over);
-        self.shared.changed.notify_all();
+    pub fn take(&self) -> Option<OpenPipeline> {
+        let mut phase = self.slot.lock();
+        let before = std::mem::replace(&mut *phase, Phase::Over);
+        self.slot.changed.notify_all();
         match before {
-            State::Open(running) => Some(running),
+            Phase::Open(open) => Some(open),
             _ => None,
         }
     }
 }
 
-impl Drop for Pipe {
+impl Drop for Pipeline {
     fn drop(&mut self) {
         self.take();
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock()
     }
 
     /// Opens the log, again and again if need be.
@@ -181,21 +180,18 @@ impl Shared {
             let opened = opening.try_once();
             let is_open = opened.is_ok();
             {
-                let mut state = self.lock();
-                if matches!(*state, State::Over) {
+                let mut phase = self.lock();
+                if matches!(*phase, Phase::Over) {
                     return;
                 }
-                *state = opened.map_or_else(State::Failed, State::Open);
+                *phase = opened.map_or_else(Phase::Failed, Phase::Open);
                 self.changed.notify_all();
                 if is_open || opening.context.purpose == Purpose::Drain {
                     return;
                 }
-                let failed = |state: &mut State| matches!(state, State::Failed(_));
-                let (state, _) = self
-                    .changed
-                    .wait_timeout_while(state, wait, failed)
-                    .unwrap_or_else(PoisonError::into_inner);
-                if matches!(*state, State::Over) {
+                let failed = |phase: &mut Phase| matches!(phase, Phase::Failed(_));
+                self.changed.wait_while_for(&mut phase, failed, wait);
+                if matches!(*phase, Phase::Over) {
                     return;
                 }
             }
@@ -206,14 +202,14 @@ impl Shared {
 
 /// What a stream's thread needs to open its log.
 struct Opening {
-    context: Arc<Context>,
+    context: Arc<PipelineContext>,
     stream: Stream,
     books: Arc<Books>,
     appender: Appender,
 }
 
 impl Opening {
-    fn try_once(&self) -> Result<Running, SpoolError> {
+    fn try_once(&self) -> Result<OpenPipeline, SpoolError> {
         let stream = self.stream;
         let metrics = self.context.metrics.for_stream(stream);
         let mut opened = self.open_log().and_then(|(log, backlog)| {
@@ -223,7 +219,7 @@ impl Opening {
                 path: self.options().dir,
                 source,
             })?;
-            Ok(Running { log, lane })
+            Ok(OpenPipeline { log, lane })
         });
         if let Ok(running) = &mut opened
             && !self.context.takes_webhooks(stream)
