@@ -7,6 +7,7 @@ use rdkafka::producer::{BaseRecord, Producer};
 use crate::{
     kafka::{self, Broker},
     topics::{self, Reader, transactional_producer},
+    wait::Random,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -41,6 +42,12 @@ fn a_reader_sees_committed_records_only_and_waits_for_open_transactions() {
     send(&producer, &topic, "abandoned");
     producer.flush(LIMIT).unwrap();
     assert_eq!(reader.read_to_end(LIMIT).len(), 1);
+}
+
+#[test]
+fn no_port_is_given_twice() {
+    let ports = [7, 7].map(|seed| kafka::free_port(&mut Random::from_seed(seed)));
+    assert_ne!(ports[0], ports[1]);
 }
 
 #[test]
