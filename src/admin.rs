@@ -1,11 +1,11 @@
-//! The operators' side, on a port of its own: metrics, probes and a page to look at.
+//! The operators' port: metrics, probes, and a status page.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200; touches nothing |
 //! | `/readyz` | 200 when a webhook can be made durable, else 503 with the reason ([`health`]) |
 //! | `/metrics` | Prometheus text format ([`crate::metrics`], [`books`]) |
-//! | `/status`, and `/` leads there | a page for people ([`status`]); `?refresh=off` keeps it still |
+//! | `/status`, to which `/` redirects | a page for people ([`status`]); `?refresh=off` keeps it still |
 //! | `/status.json` | the same for scripts |
 //!
 //! Other paths are 404, methods other than GET and HEAD 405. It has no credentials: it shows counts, names and the texts of errors, never

@@ -1,17 +1,17 @@
 //! A whole bridge: spool, lanes, the webhooks' port and the admin port, put together and taken apart again.
 //!
-//! Order of the start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. A lane's
-//! connection to Kafka is awaited by nobody, and a log for [`PATIENCE`] at most: one that hangs or can't be opened keeps its own
-//! webhooks waiting, and no other stream ([`pipeline`]). Only when no enabled event stream's log can be opened the process ends.
+//! Start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. The start waits for no
+//! lane's connection to Kafka, and for the logs no longer than [`PATIENCE`]. A log that hangs or can't be opened holds up its own
+//! webhooks and no other stream ([`pipeline`]). The process ends only if no enabled event stream's log can be opened.
 //!
-//! Order of the stop ([`Bridge::run`]): not ready; `shutdown.lame_duck` of serving on; no more requests; the logs are
-//! sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk and is
-//! no error.
+//! Stop ([`Bridge::run`]): the bridge reports not ready; it serves on for `shutdown.lame_duck`; it takes no more requests; the logs
+//! are sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk, which is no
+//! error.
 //!
-//! After a failure of a log or a lane: no more requests, and up to [`LAST_ANSWERS`] for those that are open, for their senders
-//! shall hear of a 503 rather than of nothing. Then the end, with an exit code. A port whose task is gone ends it at once.
+//! After a failure of a log or a lane, the bridge takes no more requests, and waits up to [`LAST_ANSWERS`] so that the senders of
+//! open ones get a 503 and not a closed connection. Then it ends with an error. If a port's task is gone, it ends at once.
 //!
-//! What the logs of disabled streams still hold is delivered, too ([`crate::leftover`]).
+//! The bridge also delivers what the logs of disabled streams still hold ([`crate::leftover`]).
 //!
 //! # Files
 //!
@@ -49,7 +49,7 @@ use tracing::{error, info, warn};
 use self::pipeline::{Pipeline, PipelineContext, Purpose};
 use crate::{
     admin::{self, books::BooksCollector, health::Health},
-    config::{Auth, Config, pem_faults},
+    config::{Config, pem_faults},
     ingest::{Intake, StopHandle, TlsContext, WebhookServer},
     leftover::Leftovers,
     logging::DroppedLines,
@@ -65,9 +65,9 @@ pub use self::{
 
 /// How long the start waits for the logs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After a failure, most time for the requests that were open to get their answer.
+/// How long the requests that are open at a failure may take to be answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
-/// Of the grace time, what is kept for logs and lanes to end in good order when requests or the backlog take the rest.
+/// The part of the grace time that logs and lanes keep for an orderly end when requests or the backlog take the rest.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A running bridge.
@@ -84,10 +84,13 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Opens the spool, binds the ports and begins to serve and deliver.
+    /// Opens the spool, binds the ports, and begins to serve and deliver.
+    ///
+    /// # Errors
+    /// The certificate is refused, the spool is locked, no event stream's log can be opened, or a port is taken.
     pub async fn start(config: Config) -> Result<Bridge, BridgeError> {
         let registry = Registry::new();
-        // Before anything is written: a pair that is refused is a matter of the configuration.
+        // Before anything is written: a refused pair is a fault of the configuration.
         let tls = match &config.ingest.tls {
             Some(files) => {
                 let metrics = TlsMetrics::new(&registry)?;
@@ -109,7 +112,7 @@ impl Bridge {
         for stream in Stream::ALL {
             metrics.set_enabled(stream, enabled(stream));
         }
-        let unknown_logs = tell_unknown(&config, &leftovers, &metrics);
+        let unknown_logs = report_unknown_logs(&config, &leftovers, &metrics);
         let (failed, failures) = mpsc::unbounded_channel();
         let context = PipelineContext {
             config: config.clone(),
@@ -171,17 +174,20 @@ impl Bridge {
         })
     }
 
-    /// Where webhooks are taken.
+    /// The address of the webhooks' port.
     pub fn ingest_address(&self) -> SocketAddr {
         self.ingest_address
     }
 
-    /// Where metrics and probes are served.
+    /// The address of the admin port.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Serves until `stop` gives its first word, then stops in good order. The second word ends it at once.
+    /// Serves until the first message on `stop`, then stops in good order. A second message ends the bridge at once.
+    ///
+    /// # Errors
+    /// A log or lane failed, or a port is no longer served.
     pub async fn run(mut self, mut stop: mpsc::Receiver<()>) -> Result<(), BridgeError> {
         tokio::select! {
             Some(error) = self.failures.recv() => {
@@ -194,7 +200,7 @@ impl Bridge {
             _ = stop.recv() => {}
         }
         let failures = std::mem::replace(&mut self.failures, mpsc::unbounded_channel().1);
-        see_through(self.stop(), stop, failures).await
+        finish_stop(self.stop(), stop, failures).await
     }
 
     async fn stop(self) {
@@ -216,8 +222,8 @@ impl Bridge {
     }
 }
 
-/// Waits for the end of a stop, which a failure cuts short and a further word ends at once.
-async fn see_through(
+/// Waits for the end of a stop. A failure cuts it short, and another message on `stop` ends it at once.
+async fn finish_stop(
     stopping: impl Future<Output = ()>,
     mut stop: mpsc::Receiver<()>,
     mut failures: mpsc::UnboundedReceiver<SpoolError>,
@@ -233,12 +239,12 @@ async fn see_through(
             () = &mut stopping => {}
         }
     }
-    // Logs and lanes have their last words, too: while this ended, or when it was cut short and dropped.
+    // Logs and lanes may also fail at the very end, or when the stop is cut short and they are dropped.
     failures.try_recv().map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Says which logs this version can't deliver; gives their names.
-fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Vec<String> {
+/// Reports the logs that this version can't deliver, and returns their names.
+fn report_unknown_logs(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Vec<String> {
     for (name, left) in &leftovers.unknown {
         error!(
             log = %config.spool.dir.join(name).display(),
@@ -250,8 +256,8 @@ fn tell_unknown(config: &Config, leftovers: &Leftovers, metrics: &Metrics) -> Ve
     leftovers.unknown.iter().map(|(name, _)| name.clone()).collect()
 }
 
-/// What the spool holds that no webhook goes to. Where a disk hangs nobody waits for it: then each disabled stream counts, and
-/// the state of its pipe says the rest.
+/// Finds the logs that hold something and take no webhooks. A disk that hangs is not waited for: then every disabled stream counts,
+/// and its pipeline shows the rest.
 async fn look_for_leftovers(config: &Config) -> Result<Leftovers, SpoolError> {
     let (dir, streams) = (config.spool.dir.clone(), config.streams.clone());
     let enabled = move |stream: Stream| streams[stream.index()].enabled;
@@ -263,11 +269,9 @@ async fn look_for_leftovers(config: &Config) -> Result<Leftovers, SpoolError> {
     }
 }
 
-fn credential_names(config: &Config) -> Vec<&str> {
-    match &config.ingest.auth {
-        Auth::Anonymous => Vec::new(),
-        Auth::Credentials(credentials) => credentials.iter().map(|c| c.name.as_str()).collect(),
-    }
+fn credential_names(config: &Config) -> impl Iterator<Item = &str> {
+    let credentials = config.ingest.auth.credentials().iter();
+    credentials.map(|credential| credential.name.as_str())
 }
 
 fn not_bound(key: &'static str, address: SocketAddr) -> impl FnOnce(io::Error) -> BridgeError {

@@ -1,4 +1,4 @@
-//! The validated configuration: what the rest of the program sees.
+//! The validated configuration: all that the rest of the program sees.
 //!
 //! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files named by `--config`
 //! in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
@@ -53,8 +53,8 @@ pub use self::{
     show::{Setting, to_toml},
     source::environment,
     types::{
-        Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig,
-        Tls,
+        Admin, Config, Delivery, Durability, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig,
+        StreamConfig, TlsConfig,
     },
 };
 
@@ -67,7 +67,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// What `serve` asks for beyond validity: somebody must be able to post webhooks.
+    /// Requires, as `serve` does, that somebody can post webhooks.
     ///
     /// # Errors
     /// No credential is set and anonymous posting is not allowed; says what to set.

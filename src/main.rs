@@ -15,8 +15,7 @@ use cmc_bridge::{
 };
 use mimalloc::MiMalloc;
 
-/// For librdkafka's sake, whose allocations it takes over too: a record is a dozen of them, made in one thread and freed in
-/// another.
+/// It also serves librdkafka, which makes a dozen allocations per record in one thread and frees them in another.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

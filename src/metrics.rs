@@ -1,12 +1,11 @@
-//! All metrics: one struct, registered into the registry that is passed in.
+//! All metrics: one struct, registered in the given registry.
 //!
 //! Names and labels are part of the public contract and do not change. Units are base units. Label sets are closed
 //! (the enums of [`labels`], [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
 //! exists before its first event, so that a rate never misses the first one.
 //!
-//! Whoever counts holds a handle of its own: ingest the fields of [`Metrics`], a spool log and a lane their
-//! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
-//! time; see [`crate::admin::books`].
+//! Each counting part holds a handle of its own: ingest the fields of [`Metrics`], a log and a lane their [`StreamMetrics`]. No label
+//! is looked up while a webhook is handled. What the books count is not counted here again; see [`crate::admin::books`].
 //!
 //! # Files
 //!
@@ -224,12 +223,12 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts a request by what became of it.
+    /// Counts a request by its outcome.
     pub fn webhook(&self, outcome: Outcome) {
         self.webhooks[outcome.index()].inc();
     }
 
-    /// Counts what could not be understood of a webhook, which is of this stream where that is known.
+    /// Counts what could not be understood in a webhook; `stream` is its stream, if known.
     pub fn parse_failures(&self, stream: Option<Stream>, failures: &[Failure]) {
         for Failure { reason, .. } in failures {
             self.parse_failures
@@ -242,7 +241,7 @@ impl Metrics {
     /// How many requests were answered with 200, and how many otherwise or not at all.
     pub(super) fn accepted_and_refused(&self) -> (u64, u64) {
         let of = |outcome: Outcome| self.webhooks[outcome.index()].get();
-        // Each counter is read once: what is counted meanwhile must not move from one sum to the other.
+        // Each counter is read once, so that a request counted meanwhile does not move from one sum to the other.
         let refused = Outcome::ALL
             .into_iter()
             .filter(|outcome| *outcome != Outcome::Accepted);
@@ -277,23 +276,23 @@ impl Metrics {
         }
     }
 
-    /// Counts a look at a file of credentials that can't be used.
+    /// Counts a check that found a file of credentials unusable.
     pub fn credential_reload_failed(&self) {
         self.credential_reload_failures.inc();
     }
 
-    /// Whether a webhook can be made durable now.
+    /// Sets whether a webhook can be made durable now.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
     }
 
-    /// Whether a stream takes webhooks.
+    /// Sets whether a stream takes webhooks.
     pub fn set_enabled(&self, stream: Stream, enabled: bool) {
         let gauge = self.stream_enabled.with_label_values(&[stream.name()]);
         gauge.set(i64::from(enabled));
     }
 
-    /// How many logs of unknown streams the spool holds.
+    /// Sets how many logs of unknown streams the spool holds.
     pub fn set_unknown_logs(&self, count: usize) {
         self.unknown_logs.set(count as i64);
     }
@@ -325,7 +324,7 @@ impl Metrics {
     }
 }
 
-/// How one credential is used.
+/// Counts the uses of one credential.
 pub struct CredentialUses {
     count: IntCounter,
     last: IntGauge,

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// What answers are made of.
+/// The sources of the answers.
 pub struct Sources {
-    /// The one that `metrics` is registered in.
+    /// The registry of `metrics`.
     pub registry: Registry,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
@@ -126,7 +126,7 @@ impl Desk {
     }
 }
 
-/// Relative, so that it holds behind a proxy that serves the port under a path.
+/// Relative, so that it also works behind a proxy that serves the port under a path.
 fn to_status() -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::FOUND, "see status\n");
     response
@@ -135,7 +135,7 @@ fn to_status() -> Response<Full<Bytes>> {
     response
 }
 
-/// An answer of this moment, for nobody else to keep or to reinterpret.
+/// An answer that nobody may cache or interpret as another type.
 fn momentary(body: String, content_type: &'static str) -> Response<Full<Bytes>> {
     const HEADERS: [(HeaderName, &str); 3] = [
         (CACHE_CONTROL, "no-store"),

@@ -1,4 +1,4 @@
-//! The last minutes: a ring of samples of the counters, and the rates between them.
+//! The rates of the last minutes: a ring of samples of the counters, and the rates between them.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +25,7 @@ pub struct CounterSample {
     pub delivered: u64,
 }
 
-/// What happened in each second between two samples, on average.
+/// What happened per second between two samples, on average.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rates {
     /// How long ago the time between the two ended.

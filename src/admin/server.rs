@@ -18,12 +18,11 @@ use tracing::{error, info, warn};
 
 use super::answers::{Desk, Sources};
 
-/// Scrapers and probes are few. A further connection takes the place of the oldest one: whoever holds connections without
-/// use must not keep the probes out.
+/// Scrapers and probes are few. A further connection replaces the oldest one, so that idle connections can't lock out the probes.
 const MAX_CONNECTIONS: usize = 64;
-/// Time for a request's header, and for a kept-alive connection between two requests: above a scrape interval.
+/// How long a request's header, or the pause between two requests, may take: longer than a scrape interval.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
-/// Wait after a failed accept, which fails again at once while file descriptors are missing.
+/// The wait after a failed accept, which fails again at once while there are no file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The admin port, bound and not yet served.
@@ -33,7 +32,7 @@ pub struct AdminServer {
     desk: Arc<Desk>,
 }
 
-/// The admin port while it is served; it is closed when this is dropped.
+/// The admin port while it is served. Dropping it closes the port.
 pub struct RunningAdminServer {
     ended: oneshot::Receiver<Infallible>,
     _stop: oneshot::Sender<Infallible>,
@@ -46,7 +45,7 @@ impl RunningAdminServer {
         self._stop = oneshot::channel().0;
     }
 
-    /// Returns when the port is served no more: its thread has panicked, or could not be set up.
+    /// Returns when the port is no longer served: its thread has panicked, or its setup failed.
     pub async fn ended(&mut self) {
         let _ = (&mut self.ended).await;
     }
@@ -69,7 +68,7 @@ impl AdminServer {
         })
     }
 
-    /// The address that it listens on, with the port that was given for port 0.
+    /// The address it listens on; if port 0 was asked for, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -108,7 +107,7 @@ impl AdminServer {
             }
             Ok(())
         });
-        // A look at a disk that hangs must not hold up the end.
+        // A disk that hangs must not hold up the end.
         runtime.shutdown_background();
         result
     }
@@ -144,7 +143,7 @@ async fn serve(stream: TcpStream, desk: Arc<Desk>) {
         let answer = desk.answer(request.method(), request.uri().path(), request.uri().query());
         async move { Ok::<_, Infallible>(answer) }
     });
-    // A connection ends in an error when its client goes away: nothing that anybody could act on.
+    // A connection ends with an error if its client goes away, and nobody could act on that.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

@@ -1,11 +1,10 @@
-//! How the bridge is, for people: one page that shows at a glance whether webhooks are taken and delivered, and if not, why
-//! and what to do.
+//! The status of the bridge for people: one page shows at a glance whether webhooks are taken and delivered, and if not, why and
+//! what to do.
 //!
 //! [`Status::report`] gathers a [`StatusReport`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
-//! diverted + backlog` holds in it, and what is remembered of the last minutes. It is written as HTML by [`page`] and as JSON
-//! by its `Serialize`. It holds names, counts, times and the texts of errors; nothing that a webhook brought.
+//! diverted + backlog` holds in it, and what the last minutes were like. [`page`] writes it as HTML, its `Serialize` as JSON. It holds names, counts, times and the texts of errors, and nothing from a webhook.
 //!
-//! A report waits for nothing: rates and the room on the disk come from samples taken beside it.
+//! A report waits for nothing: rates and free space on the disk come from samples.
 //!
 //! # Files
 //!
@@ -44,7 +43,7 @@ use crate::{
     spool::LogState,
 };
 
-/// What reports are made of.
+/// The sources of reports.
 pub struct Status {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
@@ -137,7 +136,7 @@ pub enum LogIntake {
     Accepting,
     Full,
     Failed,
-    /// It is being opened, or can't be opened now: nobody knows what it holds.
+    /// It is being opened, or can't be opened now, so its contents are unknown.
     NotOpen,
     /// The stream is disabled; what its log still holds is delivered.
     Disabled,
@@ -145,7 +144,7 @@ pub enum LogIntake {
     Unreadable,
 }
 
-/// Room on the file system of the spool.
+/// Space on the file system of the spool.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DiskRoom {
     pub free_bytes: u64,
@@ -165,7 +164,7 @@ pub struct LetterReport {
 }
 
 impl Status {
-    /// Nothing is sampled yet; see [`Status::watch`].
+    /// A status without samples; [`Status::watch`] takes them.
     pub fn new(
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -223,7 +222,7 @@ impl Status {
         }
     }
 
-    /// How the bridge is now.
+    /// The status now.
     pub fn report(&self) -> StatusReport {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
         let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
@@ -291,7 +290,7 @@ fn letter(letter: &RecentLetter) -> LetterReport {
     }
 }
 
-/// The overall state, and a sentence that says it: the worst first.
+/// The overall state, and a sentence that explains it; the worst comes first.
 fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String]) -> (BridgeState, String) {
     let names = |wanted: fn(&StreamReport) -> bool| {
         let names: Vec<_> = streams.iter().filter(|s| wanted(s)).map(|s| s.stream).collect();

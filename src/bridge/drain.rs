@@ -1,8 +1,7 @@
 //! Delivering a spool whose bridge is gone: the logs and lanes of a bridge, without its ports.
 //!
-//! Every stream that the spool holds is drained, whether it is enabled or not. Opened as the bridge opens it, with the
-//! spool's lock held, so what is promised of deliveries holds here too. One whose log can't be opened keeps the others from
-//! nothing; its error is the end's.
+//! Every stream in the spool is drained, enabled or not. Logs are opened as the bridge opens them, under the spool's lock, so the
+//! promises about delivery hold here too. A log that can't be opened does not hold up the others; its error is returned at the end.
 
 use std::{
     sync::Arc,
@@ -26,10 +25,10 @@ use crate::{
     stream::Stream,
 };
 
-/// Most time for lanes to end in good order when they are told to.
+/// How long the lanes may take to stop in good order.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// What became of a stream.
+/// The result for one stream.
 #[derive(Clone, Debug)]
 pub struct Drained {
     pub stream: Stream,
@@ -38,16 +37,19 @@ pub struct Drained {
     pub blocked: Option<BlockReason>,
 }
 
-/// Delivers what the spool of this configuration holds. Ends when all of it is delivered; when what is left lies behind
-/// damage or a disk error; when nothing was delivered for `patience`; or at a word of `stop`. `look` is told about the streams a few
+/// Delivers what the spool of this configuration holds. Ends when all of it is delivered, when the rest lies behind damage or a disk
+/// error, when nothing was delivered for `patience`, or at a message on `stop`. Calls `look` with the state of the streams a few
 /// times a second.
+///
+/// # Errors
+/// The directory holds no log, the spool is locked, or a log or lane failed.
 pub async fn drain(
     config: &Config,
     patience: Option<Duration>,
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
 ) -> Result<Vec<Drained>, BridgeError> {
-    // One without a manifest is not passed over: opening it says what is wrong.
+    // A directory without a manifest is not skipped: opening it says what is wrong.
     let streams: Vec<Stream> = Stream::ALL
         .into_iter()
         .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
@@ -69,7 +71,7 @@ pub async fn drain(
         .iter()
         .map(|stream| Pipeline::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
-    // The failures of those that end are seen to the last.
+    // So that `failures` ends with the last stream.
     drop(context);
     let drained = || -> Vec<Drained> {
         pipelines
@@ -105,7 +107,7 @@ pub async fn drain(
             () = sleep(LOOK) => {}
         }
     }
-    // Its last word is the checkpoint.
+    // A lane's last act is to store its checkpoint.
     let deadline = Instant::now() + LAST_WORDS;
     let is_finished = |pipeline: &Pipeline| pipeline.look(|open| open.lane.is_finished()).unwrap_or(true);
     for pipeline in &pipelines {

@@ -1,11 +1,11 @@
 //! A stream of this process: its log and its lane, opened by a thread of its own.
 //!
-//! Streams don't wait for each other: a log whose disk hangs, or that can't be opened, refuses its own webhooks alone. A log
-//! that can't be opened is tried again, with growing waits, for as long as the bridge runs: each try begins as the next
-//! process would, so nothing that a try before has left is trusted. Meanwhile its lane counts as blocked, with the reason.
+//! Streams don't wait for each other: if a disk hangs under a log, or the log can't be opened, only its own webhooks are refused.
+//! Opening is tried again, with growing waits, for as long as the bridge runs. Each try starts like a new process, so it trusts
+//! nothing that an earlier try left. Meanwhile the lane counts as blocked, with the reason.
 //!
-//! A stream that takes no webhooks (disabled, or all of them while a spool is drained) has a pipe of the same kind. As soon as its
-//! log is open it is closed to batches, and its lane ends when it has delivered what is left.
+//! A stream that takes no webhooks (a disabled one, or any while a spool is drained) has the same pipeline. As soon as its log is
+//! open, it is closed to batches, and the lane ends when it has delivered what is left.
 
 use std::{
     io,
@@ -32,7 +32,7 @@ use crate::{
     stream::Stream,
 };
 
-/// Waits between two tries to open a log.
+/// The wait between two tries to open a log, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -51,10 +51,10 @@ impl PipelineContext {
     }
 }
 
-/// What streams are opened for.
+/// Why streams are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To take the webhooks of those that are enabled, and to deliver: a log that can't be opened is tried again.
+    /// To take the webhooks of enabled streams and to deliver. A log that can't be opened is tried again.
     Serve,
     /// To deliver what is there, and nothing else.
     Drain,
@@ -86,7 +86,7 @@ enum Phase {
     /// The last try has failed.
     Failed(SpoolError),
     Open(OpenPipeline),
-    /// Taken away: whatever comes is not wanted any more.
+    /// Taken: whatever is opened now is not wanted any more.
     Over,
 }
 
@@ -116,7 +116,7 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Waits until the first try has come to an end, at most until this time. Whether it has.
+    /// Waits until the first try has ended, at most until this time. Returns whether it has.
     pub fn wait(&self, until: Instant) -> bool {
         let limit = until.saturating_duration_since(Instant::now());
         let opening = |phase: &mut Phase| matches!(phase, Phase::Opening);
@@ -125,7 +125,7 @@ impl Pipeline {
         !matches!(*phase, Phase::Opening)
     }
 
-    /// Why the log could not be opened; that error is the caller's then.
+    /// Takes the error of the last try to open the log, if it failed.
     pub fn take_error(&self) -> Option<SpoolError> {
         let mut phase = self.slot.lock();
         match std::mem::replace(&mut *phase, Phase::Over) {
@@ -150,7 +150,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes log and lane; a log that is not open is not opened any more.
+    /// Takes log and lane. A log that is not open yet is no longer opened.
     pub fn take(&self) -> Option<OpenPipeline> {
         let mut phase = self.slot.lock();
         let before = std::mem::replace(&mut *phase, Phase::Over);
@@ -173,7 +173,7 @@ impl Slot {
         self.phase.lock()
     }
 
-    /// Opens the log, again and again if need be.
+    /// Opens the log, repeatedly if necessary.
     fn run(&self, opening: &Opening) {
         let mut wait = FIRST_WAIT;
         loop {
@@ -224,7 +224,7 @@ impl Opening {
         if let Ok(running) = &mut opened
             && !self.context.takes_webhooks(stream)
         {
-            // Here, where a disk that hangs keeps no other stream waiting.
+            // On this thread, where a disk that hangs holds up no other stream.
             running.log.close();
             running.lane.drain();
             if self.context.purpose == Purpose::Serve {
@@ -263,7 +263,7 @@ impl Opening {
         };
         let failed = self.context.failed.clone();
         let on_failure = move |error| {
-            // Nobody receives any more when the process is ending already.
+            // Nobody receives it if the process is already ending.
             let _ = failed.send(error);
         };
         let (log, backlog) = Log::open_for(
@@ -318,7 +318,7 @@ impl Opening {
     }
 }
 
-/// Why a stream stands still whose log can't be opened.
+/// The reason and the message for a stream whose log can't be opened.
 fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String) {
     let reason = match error {
         SpoolError::Unusable { .. } => BlockReason::Damage,

@@ -17,10 +17,13 @@ use crate::{
     admin::books::StreamBooks, config::Config, leftover::Service, spool::SpoolError, stream::Stream,
 };
 
-/// How often the end of the lanes is looked for.
+/// How often the lanes are checked for their end.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
-/// Opens these streams side by side; an error when no event stream that takes webhooks can be opened.
+/// Opens these streams side by side, and waits up to `patience` for them.
+///
+/// # Errors
+/// No event stream that takes webhooks can be opened.
 pub(super) async fn open(
     context: PipelineContext,
     streams: &[Stream],
@@ -94,7 +97,7 @@ pub(super) async fn stop(streams: Vec<Pipeline>, last_words: Instant, deadline: 
             Some((log, (pipeline.stream, lane, Arc::clone(&pipeline.books))))
         })
         .unzip();
-    // Side by side: a disk that hangs under one keeps no other from its end.
+    // Side by side, so that a disk that hangs under one log does not hold up the others.
     let mut closing = JoinSet::new();
     for (i, mut log) in logs.into_iter().enumerate() {
         closing.spawn_blocking(move || {

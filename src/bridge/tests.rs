@@ -26,7 +26,7 @@ async fn what_fails_at_the_very_end_of_a_stop_is_told() {
     let (failed, failures) = mpsc::unbounded_channel();
     let (_words, stop) = mpsc::channel(1);
     let stopping = async move { failed.send(failure()).unwrap() };
-    let ended = see_through(stopping, stop, failures).await;
+    let ended = finish_stop(stopping, stop, failures).await;
     assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
 }
 
@@ -46,7 +46,7 @@ async fn what_fails_when_a_second_word_cuts_a_stop_short_is_told() {
         let _log = log;
         std::future::pending().await
     };
-    let ended = see_through(stopping, stop, failures).await;
+    let ended = finish_stop(stopping, stop, failures).await;
     assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
 }
 

@@ -85,9 +85,9 @@ impl From<&Exit> for ExitCode {
     }
 }
 
-/// Prints what clap has to say (help, the version, or an error) and how to end after it.
+/// Prints clap's help, version or error, and returns the exit code.
 pub fn command_line(error: &clap::Error) -> ExitCode {
-    // Nobody is left to hear of a closed terminal.
+    // If the terminal is closed, nobody can be told.
     let _ = error.print();
     match error.exit_code() {
         0 => ExitCode::SUCCESS,

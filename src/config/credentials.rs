@@ -20,15 +20,14 @@ pub const MAX_CREDENTIALS: usize = 64;
 pub enum Auth {
     /// `ingest.auth.allow_anonymous = true`: anybody who can reach the port.
     Anonymous,
-    /// Whoever presents one of these. With none nobody can post: `check` and `dev` may see that, `serve` refuses it
-    /// by [`Loaded::require_credentials`].
+    /// Whoever presents one of these. If there are none, nobody can post; `serve` refuses that, `check` and `dev` don't.
     Credentials(Vec<Credential>),
 }
 
 /// One accepted credential.
 #[derive(Clone, Debug)]
 pub struct Credential {
-    /// What metrics and logs call it: given, or made of the kind and a number (`bearer-1`).
+    /// The name in metrics and logs: given, or made of the kind and a number (`bearer-1`).
     pub name: String,
     pub kind: CredentialKind,
     /// The token, the key, or `user:password`.
@@ -95,7 +94,7 @@ pub struct CredentialFile {
 
 #[derive(Clone, Debug)]
 enum Holds {
-    /// One secret a line; their names are made of the kind and a number.
+    /// One secret per line; their names are made of the kind and a number.
     Lines,
     /// One secret of this name.
     Named(String),
@@ -179,7 +178,7 @@ pub(super) fn numbered(kind: CredentialKind, secrets: Vec<String>) -> Vec<Creden
     secrets.into_iter().enumerate().map(named).collect()
 }
 
-/// Why these credentials can't be valid at once, in one line, and the place of the later one at fault.
+/// Why these credentials can't be valid together, in one line, with the index of the later one at fault.
 pub fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
     let mut names = BTreeSet::new();
     let mut secrets = BTreeMap::new();
@@ -190,7 +189,7 @@ pub fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(u
         if !names.insert(&this.name) {
             return Some((at, format!("the name {} is there twice", this.name)));
         }
-        // Two names of one secret would hide which of them is out of use.
+        // With two names for one secret nobody could tell which of them is still in use.
         if let Some(first) = secrets.insert((this.kind, this.secret.expose_secret()), &this.name) {
             return Some((at, format!("{} is the same secret as {first}", this.name)));
         }

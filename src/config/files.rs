@@ -7,7 +7,7 @@ use super::problem::{Fault, fault};
 /// A file larger than this is not a configuration or a secret.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What stands for the part of a path that is not there.
+/// Replaces the part of a path that does not exist.
 pub(super) const NOT_THERE: &str = "<not there>";
 
 /// Reads a text file.
@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
 /// Reads a file with secrets in it, without the byte order mark that some editors put first.
 ///
 /// # Errors
-/// Why not; of the file's name no more is shown than is there.
+/// Why not. The file's name is shown as far as it exists.
 pub(super) fn read_secrets(path: &Path) -> Result<String, Fault> {
     let text = read(path).map_err(|what| {
         // A secret that was put here by mistake is not repeated.
@@ -58,7 +58,7 @@ pub(super) fn read_secret(path: &Path) -> Result<String, Fault> {
     Ok(secret.to_owned())
 }
 
-/// What makes a text file unreadable for those who read PEM, as a sentence about the file; `None` for plain text.
+/// Why a PEM reader can't read this text file, as a sentence about the file; `None` for plain text.
 pub fn text_fault(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xEF, 0xBB, 0xBF, ..] => {
@@ -71,7 +71,7 @@ pub fn text_fault(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// A path for people; of one that is not there, no more than the directories that are.
+/// A path as messages show it: as far as it exists. The rest may be a secret.
 pub fn shown_path(path: &Path) -> String {
     let is_there = |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_ok();
     match path.ancestors().find(is_there) {

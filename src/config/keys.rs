@@ -1,7 +1,7 @@
 //! The one table of configuration keys: for each its kind, with the range or form of its values, and its built-in default.
 //!
-//! A key is in here or it does not exist: files, environment, validation, `config show` and the test of `config/default.toml`
-//! all go by this table. Keys of one TOML table stand together, so that `config show` can print them in order.
+//! A key that is not in this table does not exist: files, environment, validation, `config show` and the test of `config/default.toml`
+//! all follow this table. Keys of one TOML table stand together, so that `config show` can print them in order.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn tables() -> impl Iterator<Item = &'static str> {
         .flat_map(|key| key.name.match_indices('.').map(|(dot, _)| &key.name[..dot]))
 }
 
-/// The known name that an unknown one most likely means: the nearest with up to a third of the letters different, else
+/// The known name that an unknown one most likely means: the nearest one in which up to a third of the letters differ, otherwise
 /// the nearest of those with the same last part (`max_events` for `ingest.max_events`).
 pub(super) fn nearest(unknown: &str, with_tables: WithTables) -> Option<&'static str> {
     let limit = (unknown.chars().count() / 3).max(2);
@@ -81,7 +81,7 @@ fn last_part(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, last)| last)
 }
 
-/// Whether [`nearest`] may answer with a table's name.
+/// Whether [`nearest`] may give a table's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WithTables {
     Yes,

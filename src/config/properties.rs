@@ -1,7 +1,7 @@
 //! `[kafka.properties]`: librdkafka's own names go to librdkafka, except those that the bridge sets itself.
 //!
 //! In the environment `_` stands for `.`. A secret can be given as a file too, under its name with `_file`.
-//! Librdkafka is asked at once whether it takes each one: a misspelled name would block every lane later.
+//! Each is given to librdkafka at once to be checked: a misspelled name would block every lane later.
 
 use std::{collections::BTreeMap, fs::File, io::Read};
 
@@ -55,7 +55,7 @@ const OWNED: &[(&str, &str)] = &[
     ("log.level", "set log.level"),
     (
         "log.queue",
-        "leave it out: the bridge takes librdkafka's log lines itself",
+        "leave it out: the bridge logs librdkafka's lines itself",
     ),
     ("enable.idempotence", "leave it out: kafka.delivery needs it"),
     ("acks", "leave it out: kafka.delivery needs all"),
@@ -124,7 +124,7 @@ const OWNED: &[(&str, &str)] = &[
     ),
 ];
 
-/// The properties that name a file of PEM.
+/// The properties that name a PEM file.
 const PEM_FILES: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
@@ -132,8 +132,8 @@ const PEM_FILES: &[&str] = &[
     "ssl.crl.location",
 ];
 
-/// What is wrong with the files of PEM that these properties name, which librdkafka reads over or tells badly: one sentence
-/// each. A file that can't be read is told by librdkafka.
+/// Faults in the PEM files that these properties name which librdkafka ignores or reports unclearly: one sentence each. Librdkafka
+/// itself reports a file that can't be read.
 pub fn pem_faults(properties: &BTreeMap<String, SecretString>) -> Vec<String> {
     let faults = PEM_FILES.iter().filter_map(|name| {
         let path = properties.get(*name)?.expose_secret();
@@ -177,7 +177,7 @@ const OPEN: &[&str] = &[
     "topic.blacklist",
 ];
 
-/// How the names end of properties that are numbers, or true or false; such values may be shown.
+/// The endings of names whose values are numbers, true or false. Such values may be shown.
 const NUMBERS: &[&str] = &[
     ".bytes",
     ".close",
@@ -201,7 +201,7 @@ const NUMBERS: &[&str] = &[
     "enable.sasl.oauthbearer.unsecure.jwt",
 ];
 
-/// How the names end of properties that are files.
+/// The endings of names whose values are files.
 const FILES: &[&str] = &[".location", ".keytab", ".file", FILE_SUFFIX];
 
 /// How much of a property's value may be shown.
@@ -213,7 +213,7 @@ pub(super) enum Openness {
     Secret,
 }
 
-/// What may be shown of a property. Of a name that is in no list, nothing: librdkafka has secrets under many names, and later
+/// How much of a property may be shown. If its name is in no list, nothing: librdkafka has secrets under many names, and later
 /// versions may have more.
 pub(super) fn openness(name: &str, value: &Value) -> Openness {
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
@@ -252,8 +252,7 @@ impl Kafka {
     }
 }
 
-/// Whether a property is a secret by its name. Such a one must be given as text: unquoted it may not be what it looks
-/// like.
+/// Whether a property is a secret by its name. A secret must be given as text: unquoted it may not be what it looks like.
 fn is_secret(name: &str) -> bool {
     let telling = ["password", "passphrase", "secret", ".pem", "token", "config"];
     SECRETS.contains(&name) || telling.iter().any(|part| name.contains(part))
@@ -328,9 +327,9 @@ fn property<'n>(
     }
 }
 
-/// What librdkafka has against a property, if it doesn't take it.
+/// Why librdkafka refuses a property, if it does.
 fn refusal(name: &str, value: &str, openness: Openness) -> Option<String> {
-    // Its texts show the value, or the beginning of a long one.
+    // Librdkafka's messages quote the value, or the beginning of a long one.
     let beginning: String = value.chars().take(4).collect();
     let error = ClientConfig::new()
         .set(name, value)
@@ -344,7 +343,7 @@ fn refusal(name: &str, value: &str, openness: Openness) -> Option<String> {
     })
 }
 
-/// A property's value as librdkafka takes it.
+/// A property's value as text for librdkafka.
 fn property_text(name: &str, value: &Value) -> Result<String, Fault> {
     match &value.kind {
         ValueKind::String(text) if text.contains('\0') => Err(fault(

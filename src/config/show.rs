@@ -31,7 +31,7 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// What stands for a secret.
+/// Replaces a secret.
 const REDACTED: &str = "\"<redacted>\"";
 
 fn redacted() -> String {
@@ -88,7 +88,7 @@ fn property(name: &str, value: &Value) -> String {
     }
 }
 
-/// A key's value as TOML. Of lists of secrets only the number of entries is shown.
+/// A key's value as TOML. Lists of secrets show only how many there are.
 fn setting_value(kind: &Kind, value: &Value) -> String {
     match (kind, &value.kind) {
         (Kind::Secrets, ValueKind::Array(items)) => {
@@ -168,8 +168,8 @@ fn quoted(text: &str) -> String {
 
 /// All settings as one TOML document, each line with its origin as a comment.
 ///
-/// Lines with secrets or without a whole path are comments: who uses the document as a file must not end up with a token
-/// that everybody can guess.
+/// Lines with secrets or with shortened paths are comments. Otherwise a reader who uses the document as a file would get a token that
+/// everybody can guess.
 pub fn to_toml(settings: &[Setting]) -> String {
     let mut text = String::new();
     let mut table = None;

@@ -1,8 +1,8 @@
-//! The layers of the configuration: defaults, files, environment; later ones win, key by key.
+//! The layers of the configuration: defaults, files, environment. Later ones win, key by key.
 //!
-//! Each layer is flattened to known keys before the crate `config` merges them. It treats dots as separators, and
-//! librdkafka's names have dots: flattened, `sasl.password` is one name wherever it comes from, so a variable really
-//! overrides a file. A list is replaced as a whole. Unknown names never get into a layer; they are problems.
+//! Each layer is flattened to known keys before the crate `config` merges them. That crate treats dots as separators, but
+//! librdkafka's names contain dots. Flattened, `sasl.password` is one name wherever it comes from, so a variable overrides a file.
+//! A list is replaced as a whole. Unknown names are problems and enter no layer.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

@@ -10,17 +10,17 @@ use super::{
 };
 use crate::stream::Stream;
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub ingest: Ingest,
     pub admin: Admin,
-    pub spool: Spool,
+    pub spool: SpoolConfig,
     pub kafka: Kafka,
     /// One entry for each stream, at [`Stream::index`]; read through [`Config::stream`].
     pub streams: [StreamConfig; 4],
     pub shutdown: Shutdown,
-    pub log: Log,
+    pub log: LogConfig,
 }
 
 impl Config {
@@ -37,7 +37,7 @@ pub struct Ingest {
     pub listen: SocketAddr,
     /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
     pub path: String,
-    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` where there is none.
+    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` if there is none.
     pub health_path: Option<String>,
     pub auth: Auth,
     /// The files that `auth` was read from, to be read again while the bridge runs.
@@ -46,17 +46,17 @@ pub struct Ingest {
     pub max_body_bytes: usize,
     /// `ingest.max_events`: a webhook with more elements is malformed.
     pub max_events: usize,
-    /// `ingest.time_zone`: the zone of the member `created`.
+    /// `ingest.time_zone`: the time zone of the member `created`.
     pub time_zone: jiff::tz::TimeZone,
     /// `ingest.time_zones.<server_composition>`: exceptions to `time_zone`.
     pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
     /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
     pub malformed_status: u16,
-    /// `ingest.max_connections`: a further connection takes the place of one without a credential, or is answered 503.
+    /// `ingest.max_connections`: a further connection replaces one without a credential, or is answered 503.
     pub max_connections: usize,
     /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.
     pub max_bytes_in_flight: usize,
-    /// `ingest.header_timeout`: from the first byte wanted to the end of the header.
+    /// `ingest.header_timeout`: from waiting for the first byte to the end of the header.
     pub header_timeout: Duration,
     /// `ingest.body_timeout`: from the end of the header to the end of the body.
     pub body_timeout: Duration,
@@ -67,22 +67,22 @@ pub struct Ingest {
     /// `ingest.retry_after`: the `Retry-After` of every 503, whole seconds.
     pub retry_after: Duration,
     /// `ingest.tls`; plain HTTP without it.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsConfig>,
 }
 
 /// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
 #[derive(Clone)]
-pub struct Tls {
+pub struct TlsConfig {
     /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
     pub certificate: PathBuf,
     /// `ingest.tls.key`: PEM, without a passphrase.
     pub key: PathBuf,
-    /// `ingest.tls.reload`: how often the files are looked at.
+    /// `ingest.tls.reload`: how often the files are checked for changes.
     pub reload: Duration,
 }
 
-impl fmt::Debug for Tls {
-    /// The key itself may have been put in the place of its file.
+impl fmt::Debug for TlsConfig {
+    /// The file's name may be the key itself, put there by mistake.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [certificate, key] = [&self.certificate, &self.key].map(|path| shown_path(path));
         write!(f, "Tls({certificate:?}, {key:?}, {:?})", self.reload)
@@ -98,7 +98,7 @@ pub struct Admin {
 
 /// The spool on local disk.
 #[derive(Clone, Debug)]
-pub struct Spool {
+pub struct SpoolConfig {
     /// `spool.dir`
     pub dir: PathBuf,
     /// `spool.max_bytes`: written and not yet trimmed bytes, per stream; beyond it the stream's webhooks get 503.
@@ -127,9 +127,9 @@ pub struct Kafka {
     pub delivery: Delivery,
     /// `kafka.create_topics`: create missing topics at start.
     pub create_topics: bool,
-    /// `kafka.topic_partitions` of topics created so; `None` is the broker's default.
+    /// `kafka.topic_partitions` of created topics; `None` is the broker's default.
     pub topic_partitions: Option<u32>,
-    /// `kafka.topic_replication` of topics created so; `None` is the broker's default.
+    /// `kafka.topic_replication` of created topics; `None` is the broker's default.
     pub topic_replication: Option<u16>,
     /// `kafka.id_prefix` of transactional ids and groups.
     pub id_prefix: String,
@@ -139,7 +139,7 @@ pub struct Kafka {
     pub transaction_events: usize,
     /// `kafka.transaction_bytes`: most bytes of batches in one transaction (a larger batch still goes whole).
     pub transaction_bytes: usize,
-    /// `kafka.transaction_timeout`: when the broker ends an open transaction by itself.
+    /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
     pub transaction_timeout: Duration,
     /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
     pub properties: BTreeMap<String, SecretString>,
@@ -147,7 +147,7 @@ pub struct Kafka {
 
 #[cfg(test)]
 impl Kafka {
-    /// One without a cluster.
+    /// Settings without a cluster.
     pub fn for_tests() -> Kafka {
         Kafka {
             bootstrap_servers: String::new(),
@@ -186,7 +186,7 @@ pub struct StreamConfig {
 /// What happens after SIGTERM.
 #[derive(Clone, Copy, Debug)]
 pub struct Shutdown {
-    /// `shutdown.lame_duck`: not ready any more, but still serving.
+    /// `shutdown.lame_duck`: no longer ready, but still serving.
     pub lame_duck: Duration,
     /// `shutdown.grace`: after that, time to finish requests and deliver the backlog.
     pub grace: Duration,
@@ -194,7 +194,7 @@ pub struct Shutdown {
 
 /// Logging.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub struct LogConfig {
     /// `log.format`
     pub format: LogFormat,
     /// `log.level`: a `tracing` filter such as `info` or `info,cmc_bridge::lane=debug`.

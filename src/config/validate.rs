@@ -6,8 +6,8 @@ use super::{
     auth, parse, properties,
     raw::Raw,
     types::{
-        Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig,
-        Tls,
+        Admin, Config, Delivery, Durability, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig,
+        StreamConfig, TlsConfig,
     },
 };
 use crate::{batch, human, stream::Stream};
@@ -45,7 +45,7 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 
 /// A webhook within `ingest.max_body_bytes` and `ingest.max_events` must have room when nothing else is in the way: else it
 /// would be answered 503 for ever.
-fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool, kafka: &Kafka) {
+fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &SpoolConfig, kafka: &Kafka) {
     let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
     // The segment in use counts as a whole, also when all of it is delivered: it goes only when another one is begun. It holds
     // `spool.segment_bytes`, or one batch that is larger.
@@ -118,12 +118,12 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
 }
 
 /// `Some(None)` is plain HTTP.
-fn tls(raw: &mut Raw) -> Option<Option<Tls>> {
+fn tls(raw: &mut Raw) -> Option<Option<TlsConfig>> {
     let [certificate_key, key_key] = ["ingest.tls.certificate", "ingest.tls.key"];
     let (missing, given) = match (raw.file(certificate_key), raw.file(key_key)) {
         (None, None) => return Some(None),
         (Some(certificate), Some(key)) => {
-            return Some(Some(Tls {
+            return Some(Some(TlsConfig {
                 certificate,
                 key,
                 reload: raw.get("ingest.tls.reload", parse::duration)?,
@@ -143,8 +143,8 @@ fn admin(raw: &Raw) -> Option<Admin> {
     })
 }
 
-fn spool(raw: &mut Raw) -> Option<Spool> {
-    let spool = Spool {
+fn spool(raw: &mut Raw) -> Option<SpoolConfig> {
+    let spool = SpoolConfig {
         dir: raw.text("spool.dir")?.into(),
         max_bytes: raw.number("spool.max_bytes")?,
         segment_bytes: raw.number("spool.segment_bytes")?,
@@ -215,9 +215,9 @@ fn shutdown(raw: &Raw) -> Option<Shutdown> {
     })
 }
 
-fn log(raw: &Raw) -> Option<Log> {
+fn log(raw: &Raw) -> Option<LogConfig> {
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-    Some(Log {
+    Some(LogConfig {
         format: raw.choice("log.format", &formats)?,
         level: raw.text("log.level")?,
     })

@@ -69,13 +69,13 @@ impl Pair {
     ///
     /// # Errors
     /// A file can't be read or holds something else, or the two don't belong together.
-    pub fn load(tls: &config::Tls) -> Result<Pair, PairError> {
+    pub fn load(tls: &config::TlsConfig) -> Result<Pair, PairError> {
         let files = Files::read(tls)?;
         Pair::new(tls, &files)
     }
 
     /// Like [`Pair::load`]; `None` if the files have this fingerprint.
-    pub(super) fn load_other(tls: &config::Tls, than: Fingerprint) -> Result<Option<Pair>, PairError> {
+    pub(super) fn load_other(tls: &config::TlsConfig, than: Fingerprint) -> Result<Option<Pair>, PairError> {
         let files = Files::read(tls)?;
         if files.fingerprint() == than {
             return Ok(None);
@@ -83,7 +83,7 @@ impl Pair {
         Pair::new(tls, &files).map(Some)
     }
 
-    fn new(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
+    fn new(tls: &config::TlsConfig, files: &Files) -> Result<Pair, PairError> {
         Pair::of(tls, files).map_err(|error| {
             // Not every error names the file at fault.
             let both = [(&tls.certificate, &files.certificate), (&tls.key, &files.key)];
@@ -100,7 +100,7 @@ impl Pair {
         })
     }
 
-    fn of(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
+    fn of(tls: &config::TlsConfig, files: &Files) -> Result<Pair, PairError> {
         let of_certificate = |what, fix| PairError::new(CERTIFICATE, &tls.certificate, what, fix);
         let of_key = |what, fix| PairError::new(KEY, &tls.key, what, fix);
         let unreadable = |error: &dyn std::fmt::Display| {
@@ -217,7 +217,7 @@ struct Files {
 }
 
 impl Files {
-    fn read(tls: &config::Tls) -> Result<Files, PairError> {
+    fn read(tls: &config::TlsConfig) -> Result<Files, PairError> {
         let certificate = || read(CERTIFICATE, &tls.certificate);
         let mut files = Files {
             certificate: certificate()?,
@@ -277,13 +277,13 @@ mod tests {
 
     struct Made {
         _dir: tempfile::TempDir,
-        tls: config::Tls,
+        tls: config::TlsConfig,
     }
 
     /// Files with these contents.
     fn made(certificate: &str, key: &str) -> Made {
         let dir = tempfile::tempdir().unwrap();
-        let tls = config::Tls {
+        let tls = config::TlsConfig {
             certificate: dir.path().join("tls.crt"),
             key: dir.path().join("tls.key"),
             reload: Duration::from_secs(1),

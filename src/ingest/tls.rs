@@ -37,7 +37,7 @@ const SAME_CAUSE: Duration = Duration::from_secs(3600);
 
 /// What the connections of a port with TLS share.
 pub struct TlsContext {
-    files: config::Tls,
+    files: config::TlsConfig,
     in_use: RwLock<Arc<Pair>>,
     metrics: TlsMetrics,
     failures: LogLimiter,
@@ -50,7 +50,7 @@ impl TlsContext {
     ///
     /// # Errors
     /// The pair is refused.
-    pub fn open(files: config::Tls, metrics: TlsMetrics) -> Result<TlsContext, PairError> {
+    pub fn open(files: config::TlsConfig, metrics: TlsMetrics) -> Result<TlsContext, PairError> {
         let pair = Pair::load(&files)?;
         announce(&files, &pair, &metrics);
         Ok(TlsContext {
@@ -155,7 +155,7 @@ fn reason_of(error: &io::Error) -> HandshakeFailure {
 }
 
 /// Logs which pair is used from now on.
-fn announce(files: &config::Tls, pair: &Pair, metrics: &TlsMetrics) {
+fn announce(files: &config::TlsConfig, pair: &Pair, metrics: &TlsMetrics) {
     metrics.certificate_expires(pair.expires());
     let file = files.certificate.display();
     info!(%file, expires = pair.expires_at(), "the TLS certificate is loaded");

@@ -1,8 +1,7 @@
-//! What an operator asks next and no number answers: the text behind a blocked lane, and the reasons of the last dead
-//! letters.
+//! What an operator asks next and no number tells: why a lane is blocked, and the reasons of the last dead letters.
 //!
-//! Both are bounded. A text is the one that stands in the log: it names topics, groups, brokers, files and settings, and no
-//! credential. Of a dead letter only its reason and place are kept, never a byte of what it holds.
+//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential. Of a dead
+//! letter, only the reason and the place are kept, never a byte of its contents.
 
 use std::collections::VecDeque;
 
@@ -17,7 +16,7 @@ use crate::{
 
 /// The dead letters that are remembered.
 const MOST_LETTERS: usize = 20;
-/// A longer text is cut; it stands in the log.
+/// A longer text is cut; the log has all of it.
 const MOST_TEXT: usize = 2000;
 
 /// Why a lane is blocked.
@@ -26,7 +25,7 @@ pub struct Blocked {
     pub reason: BlockReason,
     /// Cause and cure.
     pub message: String,
-    /// When something was last delivered, or found to be nothing to deliver; times are microseconds since the Unix epoch.
+    /// When it was blocked; times are microseconds since the Unix epoch.
     pub since_micros: i64,
     /// When it failed last.
     pub last_micros: i64,
@@ -37,7 +36,7 @@ pub struct Blocked {
 pub struct Blockade(Mutex<Option<Blocked>>);
 
 impl Blockade {
-    /// The lane failed: once more, when it was blocked already.
+    /// The lane failed, perhaps once more while it was blocked.
     pub fn blocked(&self, reason: BlockReason, message: &str) {
         let now = clock::unix_micros();
         let mut blocked = self.0.lock();
@@ -69,7 +68,7 @@ pub struct RecentLetter {
     pub reason: Reason,
     /// The stream of the events beside it, where there is one.
     pub stream: Option<Stream>,
-    /// The first one's.
+    /// The index of the first one.
     pub index: Option<usize>,
     pub count: usize,
 }

@@ -29,7 +29,7 @@ pub struct StreamMetrics {
     pub(super) transaction_seconds: [Histogram; TransactionOutcome::ALL.len()],
 }
 
-/// A few of librdkafka's own sums, over all producers that a stream has had.
+/// Some of librdkafka's own sums, over all producers of a stream.
 #[derive(Clone, Debug)]
 pub struct KafkaSums {
     /// Requests sent.
@@ -41,7 +41,7 @@ pub struct KafkaSums {
 }
 
 impl StreamMetrics {
-    /// Says why the lane is blocked, with cause and cure. A lane has one reason at a time.
+    /// The lane is blocked; the message has cause and cure. A lane has one reason at a time.
     pub fn lane_blocked(&self, reason: BlockReason, message: &str) {
         self.set_blocked(Some(reason));
         self.blockade.blocked(reason, message);
@@ -53,7 +53,7 @@ impl StreamMetrics {
         self.blockade.free();
     }
 
-    /// Notes records that the broker refused and that stand in the dead-letter topic now.
+    /// Notes records that Kafka refused and that were diverted to the dead-letter topic.
     pub fn diverted(&self, failures: &[Failure]) {
         self.letters.note(Some(self.stream), failures);
     }

@@ -42,12 +42,12 @@ impl TlsMetrics {
         self.expiry.set(at);
     }
 
-    /// Counts a look that found a bad pair.
+    /// Counts a check that found an unusable pair.
     pub fn reload_failed(&self) {
         self.reload_failures.inc();
     }
 
-    /// Counts a handshake that did not come about.
+    /// Counts a failed handshake.
     pub fn handshake_failed(&self, reason: HandshakeFailure) {
         self.handshake_failures[reason as usize].inc();
     }

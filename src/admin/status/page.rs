@@ -1,5 +1,5 @@
-//! The page itself: HTML that is well-formed XML too, with everything it needs inside. No script, no image, no font from
-//! elsewhere; every text that is not written here goes through [`Escaped`].
+//! The status page: HTML that is also well-formed XML, and self-contained: no scripts, no images, no external fonts. Every text that
+//! is not written here goes through [`Escaped`].
 
 use std::{
     fmt::{self, Write},
@@ -27,7 +27,7 @@ pub enum Refresh {
 /// The header `Content-Security-Policy` of the page: its own style, by its hash, and nothing else.
 pub fn content_security_policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
-        // SHA-256 as the TLS library has it; a crate for one hash of a constant is too much.
+        // SHA-256 of the TLS library: a crate for one hash of a constant is too much.
         let hash = TLS13_AES_128_GCM_SHA256
             .tls13()
             .map(|suite| STANDARD.encode(suite.common.hash_provider.hash(STYLE.as_bytes())))
@@ -311,7 +311,7 @@ fn place(letter: &LetterReport) -> String {
     text
 }
 
-/// The time of day, and the day when it is another than now's.
+/// The time of day, with the date unless it is today's.
 fn clock(time: Time, now: Time) -> String {
     let time = jiff::Timestamp::from_microsecond(time.0).unwrap_or_default();
     let now = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
