@@ -18,7 +18,6 @@
 //! | what they share | what it is |
 //! |---|---|
 //! | [`config_args`] | `--config` |
-//! | [`excerpt`] | a place in a text, with the text around it |
 //! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
 //! | [`percentile`](mod@percentile) | percentiles |
@@ -33,7 +32,6 @@ mod config_args;
 pub mod config_show;
 pub mod dead_letters;
 pub mod dev;
-mod excerpt;
 pub mod exit;
 pub mod explain;
 pub mod output;

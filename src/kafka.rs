@@ -1,7 +1,16 @@
 //! Everything that talks to a Kafka cluster. Nothing here knows the spool's files or the sender.
 //!
-//! Lanes see Kafka through the trait in [`broker`]. [`producer`] is the trait's implementation with librdkafka; the simulated
-//! broker of the tests is another one. Both play the scenes of `tests/conformance.rs`.
+//! Lanes see Kafka through the trait in [`broker`]. [`producer`] implements it with librdkafka; the tests also have a simulated
+//! broker, and both must play the scenes of `tests/conformance.rs` alike. Commands read topics with [`letter_reader`] and [`tap`],
+//! and `check --live` asks its questions with [`probe`].
+//!
+//! Three rules hold for all of them:
+//!
+//! - *No call waits without a limit.* Where librdkafka does not keep its own, a thread of its own makes the call ([`commit`]).
+//! - *Every error is explained.* It leaves as a [`broker::BrokerError`], with the reason that the metrics show, the cause and the
+//!   cure ([`explain`]). What librdkafka reports on its own is kept until a call fails, because the call often says only that it
+//!   timed out ([`callbacks`]).
+//! - *Only producers write.* Readers join no group and commit nothing. Topics are created only with `kafka.create_topics`.
 //!
 //! # Files
 //!

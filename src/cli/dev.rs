@@ -40,7 +40,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     config_args::ConfigArgs,
-    records::{self, Form},
+    records::{self, PrintFormat},
     send_sample::{
         client::{Client, Target},
         generate::BodyFormat,
@@ -299,7 +299,7 @@ impl RecordPrinter {
                 .or_else(|| (!flag.load(Ordering::Relaxed)).then_some(None))
             {
                 if let Some(Ok(record)) = result {
-                    let _ = records::print(&record, Form::Text, &mut io::stdout().lock());
+                    let _ = records::print(&record, PrintFormat::Text, &mut io::stdout().lock());
                 }
             }
         })?;

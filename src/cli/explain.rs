@@ -6,6 +6,14 @@
 //!
 //! A position is given in bytes, lines and columns of the JSON text. For a form that is the decoded `event` field,
 //! unless the form itself is at fault.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`excerpt`] | a place in a text, with the text around it |
+
+mod excerpt;
 
 use std::{
     borrow::Cow,
@@ -19,9 +27,9 @@ use percent_encoding::percent_decode;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
+use self::excerpt::{Excerpt, cut};
 use super::{
     config_args::ConfigArgs,
-    excerpt::{Excerpt, cut},
     output::{Output, say},
     records::{bytes, headers, push_value},
 };

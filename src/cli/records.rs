@@ -12,7 +12,7 @@ const REASON: &str = "cmc-dead-letter-reason";
 
 /// How to print records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum PrintFormat {
     Text,
     Json,
 }
@@ -21,10 +21,10 @@ pub enum Form {
 ///
 /// # Errors
 /// The output can't be written.
-pub fn print(record: &impl Message, form: Form, out: &mut impl Write) -> io::Result<()> {
-    match form {
-        Form::Text => text(record, out)?,
-        Form::Json => json(record, out)?,
+pub fn print(record: &impl Message, format: PrintFormat, out: &mut impl Write) -> io::Result<()> {
+    match format {
+        PrintFormat::Text => text(record, out)?,
+        PrintFormat::Json => json(record, out)?,
     }
     out.flush()
 }
@@ -71,7 +71,7 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&line)
 }
 
-/// Appends a record's value as JSON on one line: unchanged if it is JSON, else as [`bytes`].
+/// Appends a record's value as JSON on one line: unchanged if it is JSON, else as [`bytes()`].
 pub fn push_value(value: Option<&[u8]>, line: &mut Vec<u8>) {
     match value.and_then(|value| serde_json::from_slice::<&RawValue>(value).ok()) {
         // A line break can only stand between tokens, where it is white space.
@@ -151,9 +151,9 @@ mod tests {
         )
     }
 
-    fn printed(record: &OwnedMessage, form: Form) -> String {
+    fn printed(record: &OwnedMessage, format: PrintFormat) -> String {
         let mut out = Vec::new();
-        print(record, form, &mut out).unwrap();
+        print(record, format, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -170,7 +170,7 @@ mod tests {
             Some("{\"n\":1000.0,\r\n\"s\":\"\\u003C十月\"}".as_bytes()),
         );
         assert_eq!(
-            printed(&record, Form::Json),
+            printed(&record, PrintFormat::Json),
             concat!(
                 r#"{"topic":"cmc.bounces","partition":2,"offset":7,"timestamp":1700000000123,"key":"<1@example.co.jp>","#,
                 r#""headers":{"a":["1","2"],"b":{"base64":"/w=="},"ce_type":"jp.smtps.cmc.bounces"},"#,
@@ -189,7 +189,7 @@ mod tests {
             (Some(b" [1]\n"), json!([1])),
         ];
         for (value, wanted) in values {
-            let line = printed(&record(None, &[], value), Form::Json);
+            let line = printed(&record(None, &[], value), PrintFormat::Json);
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             let parsed: Value = serde_json::from_str(&line).unwrap();
             assert_eq!(parsed["value"], wanted);
@@ -201,7 +201,7 @@ mod tests {
     fn text_can_not_steer_a_terminal() {
         let record = record(None, &[(REASON, b"invalid_json")], Some(b"a\x1b[2Jb\nc"));
         assert_eq!(
-            printed(&record, Form::Text),
+            printed(&record, PrintFormat::Text),
             "→ cmc.bounces  partition 2  offset 7  key (none)\n  reason invalid_json\n  a\u{FFFD}[2Jb c\n"
         );
         assert_eq!(stream(&record), Some(Stream::DeadLetters));

@@ -34,7 +34,7 @@ use uuid::Uuid;
 use self::{
     client::{Client, Target, trust},
     credentials::CredentialArgs,
-    generate::{BodyFormat, Recipe, WebhookKind},
+    generate::{BodyFormat, Generator, WebhookKind},
 };
 use super::{percentile::percentile, progress_bar::ProgressBar, signals::stop_signals};
 use crate::{cli::exit::Exit, human};
@@ -107,7 +107,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
     let trust = args.url.is_https().then(|| trust(args.ca_file.as_deref()));
     let trust = trust.transpose().map_err(Exit::Usage)?;
-    let recipe = Recipe {
+    let generator = Generator {
         kind: args.kind,
         format: args.format,
         events: args.events,
@@ -119,7 +119,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
         target: args.url.clone(),
         authorization: credentials.authorization,
         trust,
-        recipe,
+        generator,
         count: args.count,
         pause: (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate)),
         next: AtomicU64::new(0),
@@ -146,7 +146,7 @@ struct Posting {
     target: Target,
     authorization: Option<HeaderValue>,
     trust: Option<TlsConnector>,
-    recipe: Recipe,
+    generator: Generator,
     count: u64,
     /// Between the starts of two webhooks.
     pause: Option<Duration>,
@@ -239,10 +239,10 @@ async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Result
         if posting.stopped.load(Ordering::Relaxed) {
             return results;
         }
-        let body = Bytes::from(posting.recipe.body(number, Timestamp::now()));
+        let body = Bytes::from(posting.generator.body(number, Timestamp::now()));
         let begin = Instant::now();
         match client
-            .post(posting.recipe.format.content_type(), body, PATIENCE)
+            .post(posting.generator.format.content_type(), body, PATIENCE)
             .await
         {
             Ok(answer) => {
@@ -268,13 +268,13 @@ fn summary(
     took: Duration,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let (count, events) = (posting.count, posting.recipe.events);
+    let (count, events) = (posting.count, posting.generator.events);
     writeln!(
         out,
         "posted to    {}, messageIds <{}.0@…> to <{}.{}@…>",
         posting.target.url(),
-        posting.recipe.run,
-        posting.recipe.run,
+        posting.generator.run,
+        posting.generator.run,
         count * events - 1
     )?;
     for (status, answers) in &results.answers {

@@ -29,7 +29,7 @@ pub struct ServeArgs {
 pub fn run(loaded: Loaded) -> Result<(), Exit> {
     loaded.require_credentials()?;
     let _logging = logging::init(&loaded.config.log)?;
-    info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge begins");
+    info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge starts");
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     config_args::ConfigArgs,
     output::{Output, say},
-    records::{self, Form},
+    records::{self, PrintFormat},
     signals::stop_flag,
 };
 use crate::{
@@ -139,12 +139,16 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         // A record without a stream is not the bridge's and is shown.
         records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
     };
-    let form = if args.json { Form::Json } else { Form::Text };
+    let format = if args.json {
+        PrintFormat::Json
+    } else {
+        PrintFormat::Text
+    };
     let mut printed = 0;
     while !stop.load(Ordering::Relaxed) && !out.closed() {
         match reader.poll().map_err(unavailable)? {
             Polled::Record(record) if wanted(&record) => {
-                records::print(&record, form, out)?;
+                records::print(&record, format, out)?;
                 printed += 1;
                 if args.count == Some(printed) {
                     break;

@@ -187,7 +187,7 @@ impl<C: Connect> Lane<C> {
             if self.blocked.take().is_some() {
                 self.metrics.lane_free();
             }
-            info!(stream = %self.options.stream, "all that the log holds is delivered");
+            info!(stream = %self.options.stream, "everything in the log is delivered");
         }
         // In this order: dropping a broker that does not answer takes time, and the process may be killed meanwhile.
         let stored = self.backlog.store_checkpoint();
@@ -238,7 +238,7 @@ impl<C: Connect> Lane<C> {
             (Stop::Untimely(error), _) if self.untimely_at.is_some() => Stop::Blocked(error),
             (Stop::Untimely(error), _) => {
                 warn!(
-                    stream = %self.options.stream, "{error}. For {} minutes records are sent without a timestamp",
+                    stream = %self.options.stream, "{error}. Records are sent without a timestamp for {} minutes",
                     UNTIMED.as_secs() / 60
                 );
                 self.untimely_at = Some(clock::now());
@@ -271,7 +271,7 @@ impl<C: Connect> Lane<C> {
             .as_ref()
             .is_some_and(|r| next.is_none_or(|next| next >= r.until))
         {
-            debug!(stream = %self.options.stream, "the refused range is done with");
+            debug!(stream = %self.options.stream, "the refused range is delivered");
             self.refusals = None;
         }
         if self.mode != next.map_or(Mode::Batched, |next| mode_of(self.refusals.as_ref(), next)) {
@@ -319,7 +319,7 @@ impl<C: Connect> Lane<C> {
         let own = self.backlog.position();
         let Some(CommittedPosition { seq, metadata }) = committed else {
             info!(stream = %self.options.stream, position = own.seq.0,
-                "Kafka has no position for this log; the checkpoint counts");
+                "Kafka has no position for this log; the lane begins at the checkpoint");
             if own.seq > Seq(0) {
                 self.committed_at = None;
             }
@@ -345,7 +345,7 @@ impl<C: Connect> Lane<C> {
             error!(
                 stream = %self.options.stream, kafka = seq.0, agreed = agreed.0, position = start.0,
                 "the position in Kafka belongs to another life of this spool directory: it was restored from an older \
-                 copy, copied, or lost its end. Delivery goes on under a new group; nothing is skipped, and what another \
+                 copy, copied, or lost its end. Delivery continues under a new group. Nothing is skipped, but what another \
                  copy of this directory delivered may be delivered again"
             );
             return Err(match self.backlog.renew_group() {

@@ -56,7 +56,7 @@ struct OpenLetter {
 
 /// What a record turned out to be.
 #[derive(Debug)]
-pub enum Taken {
+pub enum Assembled {
     /// No dead letter.
     Foreign,
     /// Part of a letter that still lacks others.
@@ -72,16 +72,16 @@ pub struct ReadLetter {
     pub letter: Box<Result<Letter, LetterError>>,
 }
 
-impl Taken {
-    fn letter(places: Vec<RecordPlace>, letter: Result<Letter, LetterError>) -> Taken {
+impl Assembled {
+    fn letter(places: Vec<RecordPlace>, letter: Result<Letter, LetterError>) -> Assembled {
         let letter = Box::new(letter);
-        Taken::Letter(ReadLetter { places, letter })
+        Assembled::Letter(ReadLetter { places, letter })
     }
 }
 
 impl Assembly {
     /// Takes a record that was read. The second result is the places of letters that are given up to stay within the limit.
-    pub fn take(&mut self, record: &impl Message) -> (Taken, Vec<Vec<RecordPlace>>) {
+    pub fn take(&mut self, record: &impl Message) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let headers: Vec<(&str, &[u8])> = record
             .headers()
             .into_iter()
@@ -98,16 +98,18 @@ impl Assembly {
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
         value: &[u8],
-    ) -> (Taken, Vec<Vec<RecordPlace>>) {
+    ) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let id = part_of(headers);
         let letter = match self.letters.add(key, headers, value) {
-            Err(LetterError::NoReason) => return (Taken::Foreign, Vec::new()),
-            Err(error) => return (Taken::letter(vec![place], Err(error)), Vec::new()),
+            Err(LetterError::NoReason) => return (Assembled::Foreign, Vec::new()),
+            Err(error) => return (Assembled::letter(vec![place], Err(error)), Vec::new()),
             Ok(letter) => letter,
         };
         let Some(id) = id else {
             return (
-                letter.map_or(Taken::Part, |letter| Taken::letter(vec![place], Ok(letter))),
+                letter.map_or(Assembled::Part, |letter| {
+                    Assembled::letter(vec![place], Ok(letter))
+                }),
                 Vec::new(),
             );
         };
@@ -118,7 +120,7 @@ impl Assembly {
         open.places.push(place);
         if let Some(letter) = letter {
             self.held -= open.bytes;
-            return (Taken::letter(open.places, Ok(letter)), Vec::new());
+            return (Assembled::letter(open.places, Ok(letter)), Vec::new());
         }
         open.bytes += value.len();
         self.held += value.len();
@@ -132,7 +134,7 @@ impl Assembly {
             self.held -= open.bytes;
             given_up.push(open.places);
         }
-        (Taken::Part, given_up)
+        (Assembled::Part, given_up)
     }
 
     fn oldest(&self) -> Option<String> {
@@ -175,7 +177,7 @@ mod tests {
         offset: i64,
         part: &Parts,
         index: usize,
-    ) -> (Taken, Vec<Vec<RecordPlace>>) {
+    ) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let (key, headers, value) = &part[index];
         let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
         assembly.add(place(offset), Some(key), &headers, value)
@@ -190,11 +192,11 @@ mod tests {
         let (one, two) = (parts(&[b'1'; 2000]), parts(&[b'2'; 2000]));
         assert_eq!((one.len(), two.len()), (2, 2));
         let mut assembly = Assembly::default();
-        assert!(matches!(add(&mut assembly, 4, &one, 0).0, Taken::Part));
-        assert!(matches!(add(&mut assembly, 5, &two, 0).0, Taken::Part));
+        assert!(matches!(add(&mut assembly, 4, &one, 0).0, Assembled::Part));
+        assert!(matches!(add(&mut assembly, 5, &two, 0).0, Assembled::Part));
         assert_eq!(assembly.incomplete(), 2);
         for (offset, parts, first, byte) in [(7, &one, 4, b'1'), (8, &two, 5, b'2')] {
-            let Taken::Letter(read) = add(&mut assembly, offset, parts, 1).0 else {
+            let Assembled::Letter(read) = add(&mut assembly, offset, parts, 1).0 else {
                 panic!("no letter");
             };
             assert_eq!(read.places, [place(first), place(offset)]);
@@ -202,7 +204,7 @@ mod tests {
         }
         assert_eq!((assembly.incomplete(), assembly.held), (0, 0));
         let foreign = assembly.add(place(9), None, &[("ce_id", b"1")], b"{}").0;
-        assert!(matches!(foreign, Taken::Foreign));
+        assert!(matches!(foreign, Assembled::Foreign));
     }
 
     #[test]
@@ -220,7 +222,7 @@ mod tests {
         assert_eq!((assembly.incomplete(), assembly.held), (2, 2 * held));
         assert!(matches!(
             add(&mut assembly, 3, &letters[1], 1).0,
-            Taken::Letter(..)
+            Assembled::Letter(..)
         ));
     }
 }

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    assembly::{Assembly, ReadLetter, RecordPlace, Taken},
+    assembly::{Assembled, Assembly, ReadLetter, RecordPlace},
     attempt::Attempt,
     error::ReplayError,
     options::ReplayOptions,
@@ -135,12 +135,12 @@ impl<'r> Source<'r> {
         }
         match found {
             // Streams may share a topic.
-            Taken::Foreign => {
+            Assembled::Foreign => {
                 self.set(&[place], RecordState::Settled);
                 Ok(None)
             }
-            Taken::Part => Ok(None),
-            Taken::Letter(read) => Ok(Some(read)),
+            Assembled::Part => Ok(None),
+            Assembled::Letter(read) => Ok(Some(read)),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     http::{Client, Wire},
     kafka::new_dir,
     metrics::{STREAMS, Scrape},
-    process::{Process, watched},
+    process::{Ended, Process, watched},
     topics, wait,
 };
 
@@ -27,6 +27,7 @@ use crate::{
 pub const NO_KAFKA: &str = "127.0.0.1:1";
 
 const START_LIMIT: Duration = Duration::from_secs(90);
+const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 /// A topic for each stream.
 pub struct Topics {
@@ -126,21 +127,6 @@ impl Setup {
         self.set(&format!("kafka.properties.{}", name.replace('.', "_")), value)
     }
 
-    /// Runs a command with these settings and returns all its output.
-    pub fn run(&self, args: &[&str]) -> String {
-        let log = new_dir("command").join("output");
-        let file = File::create(&log).unwrap();
-        let mut command = self.command(args);
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        let status = Process::spawn(&mut command).unwrap().wait(START_LIMIT);
-        let output = fs::read_to_string(log).unwrap();
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{args:?} ended with {status:?}:\n{output}"
-        );
-        output
-    }
-
     /// A command of the binary with these settings and no other CMC_BRIDGE variables.
     pub fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_cmc-bridge");
@@ -196,6 +182,61 @@ impl Setup {
             running,
         }
     }
+}
+
+/// A running command of the binary, with its output in files.
+pub struct Started {
+    pub process: Process,
+    name: String,
+    dir: PathBuf,
+}
+
+impl Started {
+    /// Starts a command with these settings and environment variables.
+    pub fn new(setup: &Setup, args: &[&str], variables: &[(&str, &str)]) -> Started {
+        let dir = new_dir("command");
+        let file = |name: &str| File::create(dir.join(name)).unwrap();
+        let mut command = setup.command(args);
+        command.envs(variables.iter().copied());
+        command.stdout(file("stdout")).stderr(file("stderr"));
+        let process = Process::spawn(&mut command).unwrap();
+        let name = args.join(" ");
+        Started { process, name, dir }
+    }
+
+    /// What it has written so far to `stdout` or `stderr`.
+    pub fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(name)).unwrap()
+    }
+
+    /// Waits until it has written this to standard error.
+    pub fn says(&mut self, text: &str) {
+        wait::until(COMMAND_LIMIT, &format!("{text:?} on standard error"), || {
+            let stderr = self.text("stderr");
+            if let Some(status) = self.process.exited() {
+                panic!("{} ended with {status}: {stderr}", self.name);
+            }
+            stderr.contains(text).then_some(())
+        });
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        let status = self.process.wait(COMMAND_LIMIT);
+        let (stdout, stderr) = (self.text("stdout"), self.text("stderr"));
+        println!("$ cmc-bridge {}\n{stdout}{stderr}", self.name);
+        let status = status.unwrap_or_else(|| panic!("{} still ran after {COMMAND_LIMIT:?}", self.name));
+        Ended {
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// Runs a command with these settings to its end.
+pub fn run(setup: &Setup, args: &[&str]) -> Ended {
+    Started::new(setup, args, &[]).end()
 }
 
 fn variable(key: &str) -> String {

@@ -7,6 +7,7 @@
 //! leaders instead.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, OpenOptions},
     net::TcpListener,
@@ -362,12 +363,13 @@ pub fn new_dir(what: &str) -> PathBuf {
     dir
 }
 
-/// A free port below the ephemeral range, so that a client's outgoing connection can't take a stopped broker's port (or
-/// connect to itself).
+/// A free port that this process has not been given before. It is below the ephemeral range, so that a client's outgoing
+/// connection can't take a stopped broker's port (or connect to itself).
 pub fn free_port(random: &mut Random) -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = 15_000 + random.below(17_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
             return port;
         }
     }

@@ -18,13 +18,12 @@ use rdkafka::{
 use rustix::process::Signal;
 
 use crate::{
-    bridge::{Setup, Topics},
+    bridge::{Setup, Started, Topics, run},
     cluster::Cluster,
     cmc::{message, webhook},
-    commands::{Started, check_live},
+    commands::check_live,
     kafka::{self, Broker},
     process::Ended,
-    spool_tools::run,
     topics::{self, client_config},
     wait::{self, unique},
 };

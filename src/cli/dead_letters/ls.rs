@@ -16,7 +16,7 @@ use crate::{
     plain::visible,
     replay::{
         ReplayOptions,
-        assembly::{Assembly, ReadLetter, RecordPlace, Taken},
+        assembly::{Assembled, Assembly, ReadLetter, RecordPlace},
     },
     stream::Stream,
 };
@@ -71,7 +71,7 @@ pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
         let place = RecordPlace::of(&record);
         let (found, given_up) = assembly.take(&record);
         incomplete += given_up.len();
-        let Taken::Letter(ReadLetter { places, letter }) = found else {
+        let Assembled::Letter(ReadLetter { places, letter }) = found else {
             continue;
         };
         let place = places.first().copied().unwrap_or(place);

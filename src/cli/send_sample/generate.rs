@@ -56,9 +56,9 @@ impl BodyFormat {
     }
 }
 
-/// What all webhooks of a run have in common.
+/// Generates the webhooks of one run of `send-sample`.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub struct Generator {
     pub kind: WebhookKind,
     pub format: BodyFormat,
     /// Events in each webhook.
@@ -107,7 +107,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b' ');
 
-impl Recipe {
+impl Generator {
     /// The body of webhook number `number`; its events were created at `now`.
     pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
         let event_type = match self.kind {
@@ -187,8 +187,8 @@ mod tests {
 
     const KEY: &str = "k+ &\"\\秘";
 
-    fn recipe(kind: WebhookKind, format: BodyFormat) -> Recipe {
-        Recipe {
+    fn generator(kind: WebhookKind, format: BodyFormat) -> Generator {
+        Generator {
             kind,
             format,
             events: 3,
@@ -206,7 +206,7 @@ mod tests {
         for kind in WebhookKind::value_variants() {
             for format in BodyFormat::value_variants() {
                 for number in 0..5 {
-                    let body = recipe(*kind, *format).body(number, Timestamp::UNIX_EPOCH);
+                    let body = generator(*kind, *format).body(number, Timestamp::UNIX_EPOCH);
                     let opened = cmc::open(&body, format.encoding(), &rules);
                     let shown = String::from_utf8_lossy(&body);
                     assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
             WebhookKind::Mixed,
         ] {
             for number in 0..5 {
-                let body = recipe(kind, BodyFormat::Json).body(number, Timestamp::UNIX_EPOCH);
+                let body = generator(kind, BodyFormat::Json).body(number, Timestamp::UNIX_EPOCH);
                 let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
                 assert_eq!(body["api_key"], KEY);
                 let list = body["event"][body["event_type"].as_str().unwrap()].as_array();

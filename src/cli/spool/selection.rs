@@ -144,7 +144,7 @@ pub struct AtRest {
 }
 
 impl AtRest {
-    /// Surveys of the chosen logs; a directory without a log is skipped.
+    /// Surveys of the chosen logs, or why one can't be opened. A directory without a log is skipped.
     pub fn surveys(&self) -> impl Iterator<Item = Result<(Stream, Survey), Exit>> + '_ {
         self.streams.iter().filter_map(|stream| {
             let survey = Survey::open(&self.dir.join(stream.name()));

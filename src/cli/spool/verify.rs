@@ -111,6 +111,9 @@ pub(super) fn verify(stream: Stream, survey: &mut Survey) -> Result<Findings, Ex
 }
 
 /// Prints the findings as text.
+///
+/// # Errors
+/// 74: the output can't be written.
 pub(super) fn as_text(findings: &Findings, out: &mut impl Write) -> Result<(), Exit> {
     let word = match findings.damage.is_empty() && findings.undecodable == 0 {
         true => "ok",

@@ -8,6 +8,7 @@ use super::{
     super::{
         causes::{dead_letter_refused, not_connected, undecodable, unreadable},
         in_flight::{InFlight, SentRecord},
+        options::LaneOptions,
         refusal::{Refusals, dead_letter, mode_of},
     },
     Lane, Stop,
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     batch::{BatchView, alone_in_batch},
     clock,
-    dead_letter::Failure,
+    dead_letter::{DeadLetter, Failure},
     kafka::broker::{Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal, RefusedRecords},
     spool::{Seq, StoredBatch},
     stream::Stream,
@@ -38,7 +39,10 @@ enum RefusedBy {
 }
 
 impl<C: Connect> Lane<C> {
-    /// Sends the next whole batches: one batch, and more while they stay within `most_events`.
+    /// Sends the next whole batches: one, and more while they stay within `most_events`.
+    ///
+    /// # Errors
+    /// Why the turn must end early.
     pub(super) fn send(
         &mut self,
         sent: &mut InFlight,
@@ -147,42 +151,18 @@ impl<C: Connect> Lane<C> {
             }
             warn!(
                 stream = %self.options.stream, batch = batch.seq.0, index = number, topic, ?refusal, ?by,
-                "a record can't be in its topic; it goes to the dead-letter topic"
+                "the topic can't take a record; it goes to the dead-letter topic"
             );
-            let dead_letter_topic = &self.options.dead_letter_topic;
-            let most = broker.rules(dead_letter_topic).max_bytes;
-            let most = most.map_or(self.options.max_record_bytes, |most| {
-                most.min(self.options.max_record_bytes)
-            });
             let letter = dead_letter(refusal, topic, &headers, view, record.key, value);
-            for (part, letter) in letter.records(most).iter().enumerate() {
-                let of_letter = SentRecord {
-                    part: Some(part),
-                    keyless: letter.key.is_none(),
-                    ..of_record
-                };
-                if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
-                    continue;
-                }
-                let outgoing = Outgoing {
-                    topic: dead_letter_topic,
-                    key: letter.key,
-                    headers: &letter.headers(),
-                    value: letter.value,
-                };
-                match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(of_letter),
-                    Err(DeliveryError::TooLarge) => {
-                        return Err(dead_letter_refused(
-                            self.options.stream,
-                            dead_letter_topic,
-                            Refusal::TooLarge,
-                        )
-                        .into());
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            send_letter(
+                broker,
+                &self.options,
+                refusals,
+                &letter,
+                of_record,
+                sent,
+                deadline,
+            )?;
             sent.diverted.push(Failure {
                 reason: refusal.reason(),
                 index: Some(number),
@@ -226,8 +206,47 @@ impl<C: Connect> Lane<C> {
         }
         info!(
             stream = %self.options.stream, topic = self.options.topic, records = records.len(), named = refused.named,
-            "the broker refused records; the range is sent again without what it refuses"
+            "the broker refused records; the range is sent again without them"
         );
         Stop::Paced(self.pace.wait())
     }
+}
+
+/// Sends the dead letter of a record, except for the parts that are delivered already.
+fn send_letter(
+    broker: &mut impl Broker,
+    options: &LaneOptions,
+    refusals: Option<&Refusals>,
+    letter: &DeadLetter<'_>,
+    of_record: SentRecord,
+    sent: &mut InFlight,
+    deadline: Instant,
+) -> Result<(), Stop> {
+    let topic = &options.dead_letter_topic;
+    let limit = broker.rules(topic).max_bytes.unwrap_or(usize::MAX);
+    let records = letter.records(limit.min(options.max_record_bytes));
+    for (part, record) in records.iter().enumerate() {
+        let of_letter = SentRecord {
+            part: Some(part),
+            keyless: record.key.is_none(),
+            ..of_record
+        };
+        if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
+            continue;
+        }
+        let outgoing = Outgoing {
+            topic,
+            key: record.key,
+            headers: &record.headers(),
+            value: record.value,
+        };
+        match broker.send(outgoing, deadline) {
+            Ok(()) => sent.records.push(of_letter),
+            Err(DeliveryError::TooLarge) => {
+                return Err(dead_letter_refused(options.stream, topic, Refusal::TooLarge).into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
