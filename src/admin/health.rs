@@ -1,8 +1,8 @@
 //! Whether the bridge can make a webhook durable: the answer of `/readyz`.
 //!
-//! Kafka is not asked: an outage of it is what the spool is for. Not ready is a bridge that is stopping, one with a log
-//! that can't be written any more, and one in which every event stream's log is full or not open. A single one is not enough:
-//! the other streams are served, and its own webhooks are answered 503.
+//! Kafka does not count: the spool is there for its outages. A bridge is not ready if it is stopping, if a log can't be written any
+//! more, or if every event stream's log is full or not open. A single such log is not enough: the other streams are served, and its
+//! own webhooks are answered 503.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -50,7 +50,7 @@ async fn what_fails_when_a_second_word_cuts_a_stop_short_is_told() {
     assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
 }
 
-/// A bridge whose lanes are blocked from the first moment on, and wait for nobody.
+/// A bridge whose lanes are blocked from the start and wait for nobody.
 async fn start(dir: &Path) -> Bridge {
     try_start(dir).await.unwrap()
 }
@@ -92,7 +92,7 @@ async fn a_server_that_is_gone_ends_the_process() {
     }
 }
 
-/// Its threads may still write and deliver when it has ended, however that came.
+/// However the bridge ended, its threads may still write and deliver.
 #[tokio::test]
 async fn the_spool_stays_locked_behind_the_end() {
     type End = fn(&mut Bridge, &mpsc::Sender<()>);
@@ -144,7 +144,7 @@ fn away(file: &Path) -> std::path::PathBuf {
 
 type FileChange = fn(&Path);
 
-/// How a file is broken and mended: its contents are damaged.
+/// Breaks and mends a file: its contents are damaged.
 const DAMAGED: (FileChange, FileChange) = (
     |file| {
         std::fs::rename(file, away(file)).unwrap();
@@ -153,7 +153,7 @@ const DAMAGED: (FileChange, FileChange) = (
     |file| std::fs::rename(away(file), file).unwrap(),
 );
 
-/// It hangs: to open a pipe takes as long as nobody opens its other end.
+/// Breaks and mends a file: it hangs, because opening a FIFO waits until somebody opens its other end.
 const HANGS: (FileChange, FileChange) = (
     |file| {
         std::fs::rename(file, away(file)).unwrap();
@@ -168,7 +168,7 @@ const HANGS: (FileChange, FileChange) = (
     },
 );
 
-/// A stopped bridge's files that a log can't be opened without, broken.
+/// Breaks the files of a stopped bridge without which a log can't be opened.
 async fn broken_log(dir: &Path, stream: Stream, break_it: FileChange) -> [std::path::PathBuf; 2] {
     let bridge = try_start_with(dir, |config| config.streams[stream.index()].enabled = true).await;
     bridge.unwrap().stop().await;
@@ -179,7 +179,7 @@ async fn broken_log(dir: &Path, stream: Stream, break_it: FileChange) -> [std::p
     files
 }
 
-/// A disabled stream has a log like any other one: its trouble holds up nobody, is shown, and passes by itself.
+/// A disabled stream's log is like any other: its trouble holds up nobody, is shown, and ends without a restart.
 #[tokio::test]
 async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
     for (break_it, mend) in [DAMAGED, HANGS] {
@@ -205,7 +205,7 @@ async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
     }
 }
 
-/// A log that can't be opened, and one whose opening hangs: the others start, and it comes back by itself.
+/// If a log can't be opened or its opening hangs, the others start, and it recovers without a restart.
 #[tokio::test]
 async fn a_log_that_is_not_open_concerns_its_own_webhooks_alone() {
     for (break_it, mend) in [DAMAGED, HANGS] {

@@ -12,7 +12,7 @@ pub(super) fn any(_: &str) -> Option<Fault> {
     None
 }
 
-/// Paths that probes ask on some port: a request for one must not be a webhook.
+/// Paths that probes request on some port. Such a request must not count as a webhook.
 const PROBED: [&str; 6] = [
     "/livez",
     "/readyz",
@@ -104,15 +104,15 @@ fn path_fault(text: &str) -> Option<Fault> {
     None
 }
 
-/// Longer ones come near the limit of a request's header.
+/// Longer paths come near the limit of a request's header.
 const MAX_PATH: usize = 1000;
 
-/// The characters that a path may have (RFC 3986, 3.3): others are sent encoded, or refused.
+/// The characters of a path (RFC 3986, 3.3). Others are sent encoded, or refused.
 fn is_of_paths(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@%/".contains(c)
 }
 
-/// Up to `limit` of the characters that Kafka takes in the names of topics, ids and groups.
+/// Whether the name has up to `limit` characters, and only those that Kafka accepts in names of topics, ids and groups.
 fn is_kafka_name(name: &str, limit: usize) -> bool {
     name.len() <= limit
         && name

@@ -1,4 +1,4 @@
-//! What a key may hold: its kind, with the range or the form that belongs to it.
+//! The kinds of keys, with the range or the form of their values.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::human;
 
-/// What a key may hold.
+/// The kind of a key's value.
 pub(super) enum Kind {
     Boolean,
     Number(RangeInclusive<u64>),
@@ -28,11 +28,11 @@ pub(super) enum Kind {
     Choice(&'static [&'static str]),
     /// Text of a form. Its ends are trimmed.
     Text(Form),
-    /// The same, or nothing.
+    /// Text of a form, or an empty text.
     OptionalText(Form),
     /// One or more texts of a form.
     List(Form),
-    /// The name of a file with secrets in it; a secret may stand here by mistake.
+    /// The name of a file with secrets; the value may be a secret by mistake.
     File,
     /// A list of secrets.
     Secrets,

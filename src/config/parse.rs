@@ -59,7 +59,7 @@ pub(super) fn size(kind: &ValueKind) -> Option<u64> {
     digits(count)?.checked_mul(unit)
 }
 
-/// A time: a number of seconds, whole or not, or a whole number with `ms`, `s`, `m` or `h`.
+/// A duration: a number of seconds, whole or not, or a whole number with `ms`, `s`, `m` or `h`.
 pub(super) fn duration(kind: &ValueKind) -> Option<Duration> {
     match kind {
         ValueKind::I64(seconds) => Some(Duration::from_secs(u64::try_from(*seconds).ok()?)),
@@ -82,7 +82,7 @@ pub(super) fn duration(kind: &ValueKind) -> Option<Duration> {
     }
 }
 
-/// The HTTP status of malformed webhooks: any success but 204 and its like, or the client's fault.
+/// The HTTP status of malformed webhooks: a success that may have a body, or a client error.
 pub(super) fn status(kind: &ValueKind) -> Option<u16> {
     let status = number(kind)?;
     let is_fitting = matches!(status, 200..=202 | 400..=499);

@@ -43,8 +43,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     })
 }
 
-/// A webhook within `ingest.max_body_bytes` and `ingest.max_events` must have room when nothing else is in the way: else it
-/// would be answered 503 for ever.
+/// Refuses limits under which a webhook within `ingest.max_body_bytes` and `ingest.max_events` has no room even if nothing else takes
+/// any: it would be answered 503 for ever.
 fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &SpoolConfig, kafka: &Kafka) {
     let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
     // The segment in use counts as a whole, also when all of it is delivered: it goes only when another one is begun. It holds

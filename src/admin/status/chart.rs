@@ -8,13 +8,13 @@ use crate::{
     human,
 };
 
-/// Where the curve is, in the units of the view box; left of it and below it stand the axes' labels.
+/// The area of the curve, in units of the view box. The axes' labels are left of it and below it.
 const LEFT: f64 = 38.0;
 const RIGHT: f64 = 338.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 74.0;
 
-/// Writes the chart of (seconds ago, value) pairs, oldest first. `what` is said to those who can't see it.
+/// Writes the chart of (seconds ago, value) pairs, oldest first. `what` describes it for screen readers.
 pub fn write(out: &mut String, what: &str, points: &[(f64, f64)]) -> fmt::Result {
     let span = (EVERY * MOST_SAMPLES as u32).as_secs_f64();
     let most = points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
@@ -65,7 +65,7 @@ pub fn write(out: &mut String, what: &str, points: &[(f64, f64)]) -> fmt::Result
     )
 }
 
-/// The next round number, 1, 2 or 5 times a power of ten; 1 at least.
+/// The next round number: 1, 2 or 5 times a power of ten, and at least 1.
 fn round_up(value: f64) -> f64 {
     let mut power = 1.0;
     loop {

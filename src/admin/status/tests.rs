@@ -10,7 +10,7 @@ use crate::{
     stream::{Stream, Tally},
 };
 
-/// The strict reader that the integration tests use as well.
+/// The strict reader of the integration tests.
 #[path = "../../../tests/integration/html.rs"]
 mod reader;
 

@@ -1,4 +1,4 @@
-//! Which layer wins, how variables are named and typed, and what origin is told.
+//! Which layer wins, how variables are named and typed, and which origin is reported.
 
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ fn paths_that_every_client_sends_as_they_are_written() {
     }
 }
 
-/// In a file each has a line; in the environment one has a variable, or all are a list, which may hold any name.
+/// A file has a line for each. In the environment, a zone has a variable of its own, or all are one list, which takes any name.
 #[test]
 fn time_zones_by_server_composition() {
     let list = " transactional-email=UTC, Pro = Asia/Seoul ,,pro=Europe/Paris,a=b=Asia/Tokyo";

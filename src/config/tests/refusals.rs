@@ -1,4 +1,4 @@
-//! Values that are refused, with what its line must say.
+//! Refused values, and what the message must say.
 
 use super::{Given, SECRET, file, one, variable};
 

@@ -400,7 +400,7 @@ fn secrets_are_never_shown() {
     }
 }
 
-/// A secret in the place of a file's name, and under names that hold one.
+/// A secret in the place of a file's name, and under names that may hold secrets.
 #[test]
 fn misplaced_secrets_are_never_shown() {
     const FILES: [&str; 5] = [
@@ -461,7 +461,7 @@ fn misplaced_secrets_are_never_shown() {
     }
 }
 
-/// What `config show` prints of a path that is not there is no path to be used.
+/// A path that `config show` shortens can't be used, so it is printed as a comment.
 #[test]
 fn shortened_paths_are_comments() {
     let mut given = Given::default();
