@@ -20,6 +20,7 @@ pub struct UndeliveredRecord {
 }
 
 impl UndeliveredRecord {
+    /// The code of its error.
     pub fn code(&self) -> Option<Code> {
         self.error.rdkafka_error_code()
     }

@@ -26,6 +26,7 @@ const RECENT: Duration = Duration::from_secs(60);
 pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 
 impl LastError {
+    /// Takes a report of the client.
     pub fn set(&self, code: Code, text: &str) {
         // "All brokers down" follows each failure of a broker and says less.
         let mut last = self.0.lock();

@@ -43,6 +43,7 @@ pub struct Dead {
 }
 
 impl Dead {
+    /// A reason with a detail for a human.
     pub fn new(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Dead {
         Dead {
             reason,
