@@ -70,7 +70,7 @@ pub struct Ingest {
     pub tls: Option<TlsConfig>,
 }
 
-/// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
+/// TLS on the webhooks' port. The bridge reads the files, and reads them again while it runs; loading the configuration does not.
 #[derive(Clone)]
 pub struct TlsConfig {
     /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
