@@ -11,7 +11,7 @@
 //! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots, twice  (checkpoint.rs)
 //! <spool.dir>/<stream>/<20 digits>.segment        header, its copy, records              (segment.rs, record.rs)
 //! <spool.dir>/<stream>/next.spare                 a prepared segment not yet in use       (prepare.rs)
-//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery.rs)
+//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery/settle.rs)
 //! ```
 //!
 //! All numbers in these files are little-endian; all checksums are CRC-32C.
@@ -53,15 +53,16 @@
 //! | [`appender`] | the queue between webhooks and writer |
 //! | [`backlog`] | the lane's side of a log |
 //! | [`checkpoint`] | the lane's position on disk |
+//! | [`damage`] | what is wrong, and what it costs |
 //! | [`lock`] | one process for each spool |
 //! | [`log`] | an open log: the writer's thread |
 //! | [`manifest`] | which log a directory holds |
 //! | [`prepare`] | the next segment, in the background |
-//! | [`read_only`] | a disk without writes, around what it can't read |
 //! | [`reader`] | batches in order, up to the durable end |
 //! | [`record`] | records and their checksums |
 //! | [`recovery`] | opening: what is there and where it ends |
 //! | [`repair`] | a damaged log rewritten without the damage |
+//! | [`salvage`] | reads around what the disk can't read |
 //! | [`scan`] | a segment's records: torn tail or damage |
 //! | [`segment`] | segment headers, history |
 //! | [`shared_end`] | what writer and reader share: durable end, trimming |
@@ -72,15 +73,16 @@
 mod appender;
 mod backlog;
 mod checkpoint;
+mod damage;
 mod lock;
 mod log;
 mod manifest;
 mod prepare;
-mod read_only;
 mod reader;
 mod record;
 mod recovery;
 pub mod repair;
+mod salvage;
 mod scan;
 mod segment;
 mod shared_end;
@@ -93,6 +95,7 @@ pub(crate) mod tests;
 
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
+pub use damage::{Damage, DamageKind};
 pub use lock::SpoolLock;
 pub use log::{Log, LogMetrics, LogOptions};
 pub use manifest::Manifest;
@@ -134,92 +137,6 @@ pub struct Position {
     pub seq: Seq,
     /// How many events the log's batches before `seq` hold, over the log's whole life.
     pub events: u64,
-}
-
-/// Bytes of the spool that should be there and are not, or are wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment with the wrong bytes, or the missing one. 0 when they are in another file, which `what` names.
-    pub segment: SegmentId,
-    /// Byte range in the segment's file; `None` when it is the whole file.
-    pub bytes: Option<(u64, u64)>,
-    /// The first batch that can't be read.
-    pub from: Seq,
-    /// The first readable batch after it, when known.
-    pub to: Option<Seq>,
-    /// What was found.
-    pub what: &'static str,
-}
-
-impl Damage {
-    /// What was found where the disk refuses to read.
-    const REFUSED: &str = "can't be read: Input/output error (os error 5)";
-    const HEADER: &str = "a segment header is unreadable";
-    const HEADER_COPIED: &str = "a segment header is damaged and its copy is used";
-    const NO_POSITION: &str = "the checkpoint is unreadable: the position is unknown";
-    const POSITION_COPIED: &str = "a copy of the checkpoint's position is damaged and the other one is used";
-    const POSITION_OLDER: &str = "the checkpoint's newest position is damaged and the one before it is used: with \
-        at-least-once delivery what was delivered in between comes again, with exactly-once delivery Kafka's own position \
-        prevents that";
-    const MANIFEST_COPIED: &str = "the manifest is damaged and its copy is used";
-    const TAIL: &str = "the checkpoint lies beyond the log's end: the tail is lost";
-    const TAIL_DELIVERED: &str =
-        "the log ends before the checkpoint, as page-cache durability allows: what is gone was delivered";
-
-    /// Damage of another file than a segment, which costs no batch.
-    fn beside_the_segments(what: &'static str, position: Position) -> Damage {
-        Damage {
-            segment: SegmentId(0),
-            bytes: None,
-            from: position.seq,
-            to: Some(position.seq),
-            what,
-        }
-    }
-
-    /// Whether no batch is lost by it, and no lane is held up.
-    pub fn is_harmless(&self) -> bool {
-        self.to.is_some_and(|to| to <= self.from)
-    }
-
-    /// Whether the checkpoint tells no position, so that only Kafka knows how far delivery has come.
-    pub fn is_of_position(&self) -> bool {
-        self.what == Damage::NO_POSITION
-    }
-
-    /// Whether all that was acknowledged is there in spite of it.
-    pub fn costs_nothing(&self) -> bool {
-        self.is_harmless() || self.is_of_position()
-    }
-
-    /// Names nothing as damaged that lies before `position`: it is delivered, whatever became of its bytes.
-    fn behind(mut self, position: Seq) -> Damage {
-        self.from = self.from.max(position);
-        self.to = self.to.map(|to| to.max(self.from));
-        self
-    }
-
-    /// Whether the disk refuses to read the bytes: a copy of the disk may hold more.
-    pub fn is_refused(&self) -> bool {
-        self.what == Damage::REFUSED
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        if self.segment != SegmentId(0) {
-            write!(f, " in segment {}", self.segment)?;
-        }
-        if let Some((from, to)) = self.bytes {
-            write!(f, ", bytes {from} to {to}")?;
-        }
-        if self.costs_nothing() {
-            return f.write_str("; no batch is lost by that");
-        }
-        write!(f, ", batches from {}", self.from)?;
-        self.to.map_or(Ok(()), |to| write!(f, " to before {to}"))
-    }
 }
 
 /// The spool can't go on. The process should end with 74, or with 69 when another one holds the lock.

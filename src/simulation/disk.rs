@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use crate::spool::storage::{Access, Storage, StorageFile};
+use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
 
 const SECTOR: usize = 512;
 
@@ -471,6 +471,34 @@ impl Mount {
     }
 }
 
+impl ReadStorage for Mount {
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let disk = self.lock()?;
+        let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.map(|path| file_name(path)).collect())
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(self.existing(path)?))
+    }
+}
+
+impl Mount {
+    fn file(&self, id: usize) -> OpenFile {
+        let mount = Mount {
+            disk: Arc::clone(&self.disk),
+            life: self.life,
+            pause: self.pause.clone(),
+        };
+        OpenFile { mount, id }
+    }
+
+    fn existing(&self, path: &Path) -> io::Result<OpenFile> {
+        let id = self.lock()?.live.get(path).copied();
+        Ok(self.file(id.ok_or(io::ErrorKind::NotFound)?))
+    }
+}
+
 impl Storage for Mount {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.lock()?;
@@ -479,27 +507,18 @@ impl Storage for Mount {
         Ok(())
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let disk = self.lock()?;
-        let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.map(|path| file_name(path)).collect())
-    }
-
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let mut disk = self.lock()?;
-        let id = match (disk.live.get(path).copied(), access) {
-            (Some(id), Access::Read | Access::Write) => id,
-            (None, Access::Read | Access::Write) => return Err(io::ErrorKind::NotFound.into()),
-            (Some(id), Access::Create) => {
-                disk.change(Op::Create, &file_name(path))?;
+        if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        disk.change(Op::Create, &file_name(path))?;
+        let id = match disk.live.get(path).copied() {
+            Some(id) => {
                 disk.file(id).set_len(0);
                 id
             }
-            (None, Access::Create) => {
-                if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                disk.change(Op::Create, &file_name(path))?;
+            None => {
                 let id = disk.new_id();
                 disk.file(id);
                 disk.live.insert(path.to_path_buf(), id);
@@ -507,12 +526,11 @@ impl Storage for Mount {
                 id
             }
         };
-        let mount = Mount {
-            disk: Arc::clone(&self.disk),
-            life: self.life,
-            pause: self.pause.clone(),
-        };
-        Ok(Box::new(OpenFile { mount, id }))
+        Ok(Box::new(self.file(id)))
+    }
+
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Ok(Box::new(self.existing(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -572,7 +590,7 @@ impl OpenFile {
     }
 }
 
-impl StorageFile for OpenFile {
+impl ReadFile for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.mount.lock()?;
         if disk.fault.as_ref().is_some_and(|fault| fault.op == Op::Read) {
@@ -586,6 +604,12 @@ impl StorageFile for OpenFile {
         Ok(n)
     }
 
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
+    }
+}
+
+impl StorageFile for OpenFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = self.mount.lock()?;
         // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
@@ -621,10 +645,6 @@ impl StorageFile for OpenFile {
             change.apply(&mut file.durable);
         }
         result
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -13,7 +13,7 @@ use crate::books::Books;
 
 use super::{
     Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
-    reader::Reader, recovery::Recovered, segment::History, shared_end::Trimmer, storage::Storage,
+    reader::Reader, recovery::Inspection, segment::History, shared_end::Trimmer, storage::Storage,
 };
 
 /// Reads a log in order and keeps its checkpoint. There is one for each log.
@@ -37,21 +37,22 @@ impl Backlog {
     pub(super) fn new(
         storage: Arc<dyn Storage>,
         dir: PathBuf,
-        recovered: Recovered,
+        found: Inspection,
+        checkpoint: Option<Checkpoint>,
         history: History,
         mut reader: Reader,
         trimmer: Trimmer,
         books: Arc<Books>,
     ) -> Backlog {
-        reader.seek(recovered.position.seq);
+        reader.seek(found.position.seq);
         Backlog {
             storage,
             dir,
-            manifest: recovered.manifest,
+            manifest: found.manifest,
             history,
-            checkpoint: recovered.checkpoint,
-            blocking: recovered.blocking,
-            position: recovered.position,
+            checkpoint,
+            blocking: found.blocking,
+            position: found.position,
             reader,
             peeked: None,
             trimmer,

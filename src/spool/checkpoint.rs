@@ -28,11 +28,14 @@
 //! the segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of
 //! each slot; the next store adds the second.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Position, Seq, SpoolError, manifest,
-    storage::{Access, Storage, StorageFile},
+    Position, Seq, SpoolError,
+    storage::{ReadStorage, Storage, StorageFile, replace},
 };
 
 pub const NAME: &str = "checkpoint";
@@ -50,10 +53,17 @@ pub struct Checkpoint {
     position: Position,
     /// Whether `position` is known to be on the disk.
     stored: bool,
-    wrong: Option<Wrong>,
 }
 
-/// What was wrong when the checkpoint was opened, although a position was found.
+/// What a checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPosition {
+    generation: u64,
+    pub position: Position,
+    pub wrong: Option<Wrong>,
+}
+
+/// What was found to be wrong, although there is a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
     /// A copy of a slot whose other copy is whole: by bit rot, or by a crash while it was written.
@@ -76,66 +86,45 @@ impl Checkpoint {
                 content[at..at + SLOT].copy_from_slice(&encode(&log_id, generation, position));
             }
         }
-        manifest::replace(storage, dir, NAME, &content)
+        replace(storage, dir, NAME, &content)
     }
 
-    /// Opens the checkpoint and makes the position that was found durable, if the disk has room for that. `Ok(None)` when no
-    /// slot can be read, which is damage.
+    /// Opens the checkpoint that holds `stored`, and makes that durable if the disk has room for it.
     pub fn open(
         storage: &dyn Storage,
         dir: &Path,
         log_id: [u8; 16],
-    ) -> Result<Option<Checkpoint>, SpoolError> {
+        stored: StoredPosition,
+    ) -> Result<Checkpoint, SpoolError> {
         let path = dir.join(NAME);
-        let file = match storage.open(&path, Access::Write) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(SpoolError::io("open", &path)(error)),
-        };
-        let mut copies = [[0; 2 * SLOT]; 2];
-        for (copy, at) in copies.iter_mut().zip(COPIES) {
-            file.read_at(copy, at).map_err(SpoolError::io("read", &path))?;
-        }
-        let slots = [0, SLOT].map(|at| copies.map(|copy| Slot::read(&log_id, &copy[at..at + SLOT])));
-        let newest = slots
-            .iter()
-            .flatten()
-            .filter_map(Slot::whole)
-            .max_by_key(|(generation, _)| *generation);
-        let Some((generation, position)) = newest else {
-            return Ok(None);
-        };
+        let file = storage
+            .open_for_writing(&path)
+            .map_err(SpoolError::io("open", &path))?;
         let mut checkpoint = Checkpoint {
             file,
             path,
             log_id,
-            generation,
-            position,
+            generation: stored.generation,
+            position: stored.position,
             stored: false,
-            wrong: slots.iter().filter_map(|slot| wrong(slot, generation)).max(),
         };
-        match checkpoint.write(generation, position) {
+        match checkpoint.write(stored.generation, stored.position) {
             Ok(()) => checkpoint.stored = true,
             // It may have room again later. Until then nothing is trimmed.
             Err(error) if error.is_no_space() => {}
             Err(error) => return Err(error),
         }
-        Ok(Some(checkpoint))
+        Ok(checkpoint)
     }
 
-    /// What was found to be wrong.
-    pub fn wrong(&self) -> Option<Wrong> {
-        self.wrong
+    /// Whether the position that was found is durable, so that what lies before it may be removed.
+    pub fn is_stored(&self) -> bool {
+        self.stored
     }
 
     /// Whether this position is durably stored.
     pub fn holds(&self, position: Position) -> bool {
         self.stored && self.position == position
-    }
-
-    /// The position that was found or stored last.
-    pub fn position(&self) -> Position {
-        self.position
     }
 
     /// Stores a position; it is durable when this returns.
@@ -157,6 +146,32 @@ impl Checkpoint {
             .and_then(|()| self.file.sync_data())
             .map_err(SpoolError::io("write", &self.path))
     }
+}
+
+/// What the checkpoint in `dir` holds; `None` when no slot can be read, which is damage.
+pub fn read(
+    disk: &dyn ReadStorage,
+    dir: &Path,
+    log_id: [u8; 16],
+) -> Result<Option<StoredPosition>, SpoolError> {
+    let path = dir.join(NAME);
+    let file = match disk.open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(SpoolError::io("open", &path)(error)),
+    };
+    let mut copies = [[0; 2 * SLOT]; 2];
+    for (copy, at) in copies.iter_mut().zip(COPIES) {
+        file.read_at(copy, at).map_err(SpoolError::io("read", &path))?;
+    }
+    let slots = [0, SLOT].map(|at| copies.map(|copy| Slot::read(&log_id, &copy[at..at + SLOT])));
+    let whole = slots.iter().flatten().filter_map(Slot::whole);
+    let newest = whole.max_by_key(|(generation, _)| *generation);
+    Ok(newest.map(|(generation, position)| StoredPosition {
+        generation,
+        position,
+        wrong: slots.iter().filter_map(|slot| wrong(slot, generation)).max(),
+    }))
 }
 
 /// What a copy of a slot holds.

@@ -15,15 +15,16 @@ use uuid::Uuid;
 use crate::{books::Books, clock, config::Durability, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, SegmentId, SpoolError,
+    AppendError, Appender, Damage, Position, SegmentId, Seq, SpoolError,
     appender::{Pending, Queue},
     backlog::Backlog,
+    checkpoint::Checkpoint,
     prepare::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
     reader::Reader,
-    recovery::{Recovered, recover},
-    segment::{self, Incarnation},
+    recovery::{Inspection, recover},
+    segment::{self, Incarnation, SegmentEnd, SegmentInfo},
     shared_end::{Tail, Trimmer},
-    storage::{Access, Storage},
+    storage::Storage,
     writer::{NewSegment, Writer},
 };
 
@@ -188,22 +189,20 @@ impl LogWriter {
         books: Arc<Books>,
         metrics: LogMetrics,
     ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
-        let mut recovered = recover(&*storage, &options.dir)?;
+        let (mut found, checkpoint) = recover(&*storage, &options.dir)?;
         let incarnation = Incarnation(Uuid::new_v4().as_u64_pair().0);
         let writer = Writer::new(
             Arc::clone(&storage),
             &options.dir,
             options.durability,
             incarnation,
-            &recovered,
+            &found,
         );
-        books.opened(recovered.events, recovered.position.events, None);
-        let end = Position {
-            seq: recovered.next_seq,
-            events: recovered.events,
-        };
-        recovered.keep_what_is_not_done_with();
-        let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
+        books.opened(found.events, found.position.events, None);
+        if !checkpoint.as_ref().is_some_and(Checkpoint::is_stored) {
+            keep_obsolete(&mut found);
+        }
+        let tail = Arc::new(Tail::new(std::mem::take(&mut found.segments), found.end()));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
         let history = writer.history().clone();
         let mut writer = LogWriter {
@@ -222,16 +221,16 @@ impl LogWriter {
             unsealed: false,
             rolled: clock::now(),
         };
-        writer.begin(&recovered)?;
+        writer.begin(&found)?;
         writer.no_room = writer.writer.offset() == 0;
 
         let reader = Reader::new(
-            Arc::clone(&storage),
+            Arc::clone(&storage) as _,
             options.dir.clone(),
-            recovered.manifest.log_id.into_bytes(),
+            found.manifest.log_id.into_bytes(),
             Arc::clone(&tail),
         );
-        let damage = std::mem::take(&mut recovered.damage);
+        let damage = std::mem::take(&mut found.damage);
         let trimmer = Trimmer {
             tail,
             queue,
@@ -239,22 +238,22 @@ impl LogWriter {
             reuse_from: options.segment_bytes / 2,
         };
         let dir = options.dir.clone();
-        let backlog = Backlog::new(storage, dir, recovered, history, reader, trimmer, books);
+        let backlog = Backlog::new(storage, dir, found, checkpoint, history, reader, trimmer, books);
         Ok((writer, backlog, damage))
     }
 
     /// Takes the fresh segment into use and removes what recovery found to be done with, which on a full disk may make
     /// the room for it. A full disk is no reason not to start: appends are refused until there is room.
-    fn begin(&mut self, recovered: &Recovered) -> Result<(), SpoolError> {
+    fn begin(&mut self, found: &Inspection) -> Result<(), SpoolError> {
         self.ensure_room(0)?;
-        if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
+        if let (true, Some((id, end))) = (found.cut, found.last) {
             let path = self.dir.join(segment::file_name(id));
             self.storage
-                .open(&path, Access::Write)
+                .open_for_writing(&path)
                 .and_then(|file| file.set_len(end))
                 .map_err(SpoolError::io("cut", &path))?;
         }
-        for id in &recovered.obsolete {
+        for id in &found.obsolete {
             let path = self.dir.join(segment::file_name(*id));
             self.storage
                 .remove(&path)
@@ -457,6 +456,20 @@ impl LogWriter {
         let offset = Some(self.writer.offset()).filter(|offset| *offset > 0);
         self.tail.publish(Position { seq, events }, offset, &self.queue);
     }
+}
+
+/// Segments before a position that may not be on the disk are trimmed when it is.
+fn keep_obsolete(found: &mut Inspection) {
+    let kept = std::mem::take(&mut found.obsolete)
+        .into_iter()
+        .map(|id| SegmentInfo {
+            id,
+            first_seq: Seq(0),
+            after_loss: false,
+            end: SegmentEnd::At(0),
+            bytes: 0,
+        });
+    found.segments.splice(0..0, kept);
 }
 
 /// Microseconds since the Unix epoch.

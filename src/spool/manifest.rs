@@ -19,12 +19,12 @@ use uuid::Uuid;
 use super::{
     SpoolError,
     segment::FORMAT,
-    storage::{Access, Storage, StorageFile},
+    storage::{ReadFile, ReadStorage, Storage, read_up_to, replace},
 };
 
 const NAME: &str = "manifest";
 const COPY: &str = "manifest.copy";
-const MAX_BYTES: u64 = 4096;
+const MAX_BYTES: usize = 4096;
 
 /// Which log a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Manifest {
     }
 
     /// Reads the manifest of the log in `dir`, or its copy when the manifest is damaged or gone; `None` when there is neither.
-    pub fn read(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
+    pub fn read(storage: &dyn ReadStorage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
         let manifest = Manifest::read_file(storage, &dir.join(NAME));
         if let Ok(Some(_)) = manifest {
             return manifest;
@@ -66,19 +66,20 @@ impl Manifest {
     }
 
     /// Whether the manifest itself and its copy say this.
-    pub fn is_in(&self, storage: &dyn Storage, dir: &Path) -> [bool; 2] {
+    pub fn is_in(&self, storage: &dyn ReadStorage, dir: &Path) -> [bool; 2] {
         [NAME, COPY].map(|name| {
             let found = Manifest::read_file(storage, &dir.join(name));
             matches!(found, Ok(Some(found)) if found == *self)
         })
     }
 
-    fn read_file(storage: &dyn Storage, path: &Path) -> Result<Option<Manifest>, SpoolError> {
+    fn read_file(storage: &dyn ReadStorage, path: &Path) -> Result<Option<Manifest>, SpoolError> {
         let unusable = |what: String| SpoolError::Unusable {
             path: path.to_path_buf(),
             what,
         };
-        let bytes = match read_small(storage, path) {
+        let read = |file: Box<dyn ReadFile>| read_up_to(&*file, MAX_BYTES, 0);
+        let bytes = match storage.open(path).and_then(read) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SpoolError::io("read", path)(error)),
@@ -121,31 +122,4 @@ impl Manifest {
     fn crc(&self) -> u32 {
         crc32c::crc32c(format!("{FORMAT} {} {}", self.log_id, self.group_id).as_bytes())
     }
-}
-
-fn read_small(storage: &dyn Storage, path: &Path) -> io::Result<Vec<u8>> {
-    let file = storage.open(path, Access::Read)?;
-    let mut bytes = vec![0; file.size()?.min(MAX_BYTES) as usize];
-    let n = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(n);
-    Ok(bytes)
-}
-
-/// Puts a file of this content in place, atomically and durably.
-pub(super) fn replace(
-    storage: &dyn Storage,
-    dir: &Path,
-    name: &str,
-    content: &[u8],
-) -> Result<(), SpoolError> {
-    let path = dir.join(name);
-    let temporary = dir.join(format!("{name}.tmp"));
-    let write = || -> io::Result<()> {
-        let file = storage.open(&temporary, Access::Create)?;
-        StorageFile::write_all_at(&*file, content, 0)?;
-        file.sync_data()?;
-        storage.rename(&temporary, &path)?;
-        storage.sync_dir(dir)
-    };
-    write().map_err(SpoolError::io("write", &path))
 }

@@ -24,7 +24,7 @@ use crate::clock;
 
 use super::{
     SpoolError,
-    storage::{Access, Storage, StorageFile},
+    storage::{Storage, StorageFile},
 };
 
 /// The name of the prepared segment; there is never more than one.
@@ -106,14 +106,14 @@ impl Spare {
                     storage.rename(&old, &path)?;
                     // Else a crash could leave the new header under the old name.
                     storage.sync_dir(dir)?;
-                    let file = storage.open(&path, Access::Write)?;
+                    let file = storage.open_for_writing(&path)?;
                     let size = file.size()?;
                     if size > len {
                         file.set_len(len)?;
                     }
                     (file, size)
                 }
-                None => (storage.open(&path, Access::Create)?, 0),
+                None => (storage.create(&path)?, 0),
             };
             // First, so that a disk without the room is not filled in vain, again and again, at others' expense.
             let reserved = offset < len && file.reserve(offset, len - offset)?;

@@ -5,13 +5,12 @@ use std::{path::PathBuf, sync::Arc};
 use thiserror::Error;
 
 use super::{
-    Damage, Position, SegmentId, Seq, SpoolError,
+    Damage, DamageKind, Position, SegmentId, Seq, SpoolError,
     record::{self, Checksum, Header, Kind},
-    recovery::End,
     scan::valid_records,
-    segment,
+    segment::{self, SegmentEnd},
     shared_end::Tail,
-    storage::{Access, Storage, StorageFile},
+    storage::{ReadFile, ReadStorage},
 };
 
 /// How much is read from a file at once.
@@ -51,7 +50,7 @@ pub enum ReadError {
 
 /// Reads one log from a position on.
 pub struct Reader {
-    storage: Arc<dyn Storage>,
+    disk: Arc<dyn ReadStorage>,
     dir: PathBuf,
     log_id: [u8; 16],
     tail: Arc<Tail>,
@@ -61,7 +60,7 @@ pub struct Reader {
 
 struct OpenSegment {
     id: SegmentId,
-    file: Box<dyn StorageFile>,
+    file: Box<dyn ReadFile>,
     checksum: Checksum,
     offset: u64,
     limit: Limit,
@@ -81,9 +80,9 @@ enum Limit {
 }
 
 impl Reader {
-    pub(super) fn new(storage: Arc<dyn Storage>, dir: PathBuf, log_id: [u8; 16], tail: Arc<Tail>) -> Reader {
+    pub(super) fn new(disk: Arc<dyn ReadStorage>, dir: PathBuf, log_id: [u8; 16], tail: Arc<Tail>) -> Reader {
         Reader {
-            storage,
+            disk,
             dir,
             log_id,
             tail,
@@ -189,7 +188,7 @@ impl Reader {
         let Some(info) = found else {
             return Ok(false);
         };
-        if let End::Damaged(damage) = info.end {
+        if let SegmentEnd::Damaged(damage) = info.end {
             // What was readable before it has been read: the loss begins exactly here.
             let from = damage.from.max(self.next);
             return Err(ReadError::Damaged(Damage { from, ..damage }));
@@ -203,14 +202,11 @@ impl Reader {
                 bytes: None,
                 from: self.next,
                 to: Some(info.first_seq),
-                what: "batches are missing before the segment",
+                kind: DamageKind::BatchesMissing,
             }));
         }
         let path = self.dir.join(segment::file_name(info.id));
-        let file = self
-            .storage
-            .open(&path, Access::Read)
-            .map_err(SpoolError::io("open", &path))?;
+        let file = self.disk.open(&path).map_err(SpoolError::io("open", &path))?;
         self.open = Some(OpenSegment {
             id: info.id,
             file,
@@ -229,10 +225,10 @@ fn limit_of(tail: &Tail, id: SegmentId) -> Option<Limit> {
     let state = tail.lock();
     let info = state.segments.iter().find(|s| s.id == id)?;
     Some(match info.end {
-        End::At(end) => Limit::End(end),
-        End::Durable => Limit::SoFar(state.durable_offset),
-        End::FirstInvalid => Limit::FirstInvalid,
-        End::Damaged(_) => return None,
+        SegmentEnd::At(end) => Limit::End(end),
+        SegmentEnd::Durable => Limit::SoFar(state.durable_offset),
+        SegmentEnd::FirstInvalid => Limit::FirstInvalid,
+        SegmentEnd::Damaged(_) => return None,
     })
 }
 
@@ -301,7 +297,7 @@ impl OpenSegment {
             to: next
                 .map(|found| found.header.seq)
                 .or_else(|| first_behind(tail, self.id)),
-            what: "records are damaged",
+            kind: DamageKind::Records,
         })
     }
 }

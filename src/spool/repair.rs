@@ -180,12 +180,12 @@ impl Rewriting {
         segment_bytes: u64,
         durability: Durability,
     ) -> Result<Rewriting, SpoolError> {
-        let recovered = survey.recovered();
-        let position = recovered.position;
-        Checkpoint::create(&*storage, dir, recovered.manifest.log_id.into_bytes(), position)?;
-        recovered.manifest.write(&*storage, dir)?;
+        let found = survey.inspection();
+        let position = found.position;
+        Checkpoint::create(&*storage, dir, found.manifest.log_id.into_bytes(), position)?;
+        found.manifest.write(&*storage, dir)?;
         let mut rewriting = Rewriting {
-            writer: Writer::in_place_of(Arc::clone(&storage), dir, durability, recovered),
+            writer: Writer::in_place_of(Arc::clone(&storage), dir, durability, found),
             storage,
             dir: dir.to_path_buf(),
             segment_bytes,
@@ -256,7 +256,7 @@ impl Rewriting {
         self.commit()?;
         self.writer.seal()?;
         self.writer.sync()?;
-        let blocking = survey.recovered().blocking.iter();
+        let blocking = survey.inspection().blocking.iter();
         let (of_position, unknown): (Vec<_>, Vec<_>) = blocking.cloned().partition(Damage::is_of_position);
         Ok(Repaired {
             lost: self.lost,

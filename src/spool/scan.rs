@@ -3,9 +3,9 @@
 use crate::config::Durability;
 
 use super::{
-    CommitNo, Damage, SegmentId, Seq,
-    read_only::touch,
+    CommitNo, Damage, DamageKind, Position, SegmentId, Seq,
     record::{self, ALIGN, Checksum},
+    salvage::touch,
     segment,
 };
 
@@ -39,11 +39,8 @@ pub fn scan(
     let mut scan = Scan {
         end: at as u64,
         last_commit_at: at as u64,
-        next_seq: header.first_seq,
         commit: CommitNo(header.first_commit.0.saturating_sub(1)),
-        events: header.events_before,
-        damage: Vec::new(),
-        unread: None,
+        ..Scan::nothing(header.begin())
     };
     loop {
         if let Some((record, _)) = bytes.get(at..).and_then(|rest| checksum.verify(rest))
@@ -72,9 +69,9 @@ pub fn scan(
             bytes: Some(range),
             from: scan.next_seq,
             to: Some(next.header.seq),
-            what: match touch(refused, range.0, range.1) {
-                true => Damage::REFUSED,
-                false => "records are damaged",
+            kind: match touch(refused, range.0, range.1) {
+                true => DamageKind::Refused,
+                false => DamageKind::Records,
             },
         });
         // The next valid record is taken as it stands.
@@ -84,6 +81,19 @@ pub fn scan(
 }
 
 impl Scan {
+    /// Of no record at all, at this position.
+    pub fn nothing(position: Position) -> Scan {
+        Scan {
+            end: 0,
+            last_commit_at: 0,
+            next_seq: position.seq,
+            commit: CommitNo(0),
+            events: position.events,
+            damage: Vec::new(),
+            unread: None,
+        }
+    }
+
     /// Whether a record is the one that the writer would have written here.
     fn follows(&self, record: &record::Header, at: usize) -> bool {
         let commit_at = (at as u64).checked_sub(u64::from(record.in_commit));
@@ -112,7 +122,7 @@ impl Scan {
             bytes: Some((from, behind)),
             from: self.next_seq,
             to: (!hidden).then_some(self.next_seq),
-            what: Damage::REFUSED,
+            kind: DamageKind::Refused,
         });
         if hidden {
             self.next_seq.0 += (behind - self.end) / record::HEADER as u64;
@@ -137,12 +147,12 @@ fn is_hidden(bytes: &[u8], at: usize, checksum: Checksum, refused: &[(u64, u64)]
 }
 
 /// A record whose checksum is right.
-pub struct Found {
+pub struct FoundRecord {
     pub at: usize,
     pub header: record::Header,
 }
 
-impl Found {
+impl FoundRecord {
     /// Where its commit begins.
     fn commit_at(&self) -> usize {
         self.at.saturating_sub(self.header.in_commit as usize)
@@ -154,14 +164,14 @@ pub fn valid_records<'a>(
     bytes: &'a [u8],
     checksum: &'a Checksum,
     from: usize,
-) -> impl Iterator<Item = Found> + 'a {
+) -> impl Iterator<Item = FoundRecord> + 'a {
     let mut at = from.next_multiple_of(ALIGN);
     std::iter::from_fn(move || {
         while at < bytes.len() {
             let here = at;
             if let Some((header, _)) = checksum.verify(&bytes[here..]) {
                 at += header.record_len();
-                return Some(Found { at: here, header });
+                return Some(FoundRecord { at: here, header });
             }
             at += ALIGN;
         }

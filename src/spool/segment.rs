@@ -32,7 +32,7 @@
 use crate::config::Durability;
 
 use super::{
-    CommitNo, SegmentId, Seq,
+    CommitNo, Damage, Position, SegmentId, Seq,
     record::{self, Checksum, Kind},
 };
 
@@ -91,6 +91,14 @@ pub struct Header {
 }
 
 impl Header {
+    /// The position at the segment's beginning.
+    pub fn begin(&self) -> Position {
+        Position {
+            seq: self.first_seq,
+            events: self.events_before,
+        }
+    }
+
     pub fn encode(&self) -> Box<[u8; HEADER]> {
         let mut bytes = Box::new([0u8; HEADER]);
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -194,6 +202,32 @@ impl Header {
             history: History(history),
         })
     }
+}
+
+/// A segment as a reader needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    pub id: SegmentId,
+    /// The first sequence in it. For one that can't be used: the first sequence behind it.
+    pub first_seq: Seq,
+    /// What is missing before `first_seq` is known to be lost.
+    pub after_loss: bool,
+    pub end: SegmentEnd,
+    /// Bytes that count against the budget.
+    pub bytes: u64,
+}
+
+/// Where a segment's records end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SegmentEnd {
+    /// At this offset of the file.
+    At(u64),
+    /// At the log's durable end: the segment is being written.
+    Durable,
+    /// Before the first invalid record: the segment behind it, which would say more, is damaged.
+    FirstInvalid,
+    /// The whole segment is unusable.
+    Damaged(Damage),
 }
 
 /// Bytes of a header with so many history entries, without the zeros at its end.

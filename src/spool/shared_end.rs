@@ -11,8 +11,7 @@ use super::{
     Position, SegmentId, Seq, SpoolError,
     appender::Queue,
     prepare::Trimmed,
-    recovery::{End, SegmentInfo},
-    segment,
+    segment::{self, SegmentEnd, SegmentInfo},
     storage::Storage,
 };
 
@@ -78,16 +77,16 @@ impl Tail {
         let mut state = self.lock();
         let left_at = state.durable_offset;
         if let Some(last) = state.segments.last_mut()
-            && last.end == End::Durable
+            && last.end == SegmentEnd::Durable
         {
-            last.end = End::At(left_at);
+            last.end = SegmentEnd::At(left_at);
         }
         state.durable_offset = offset;
         state.segments.push(SegmentInfo {
             id,
             first_seq,
             after_loss: false,
-            end: End::Durable,
+            end: SegmentEnd::Durable,
             bytes: offset,
         });
     }
@@ -162,7 +161,7 @@ impl Trimmer {
         for info in gone {
             let path = dir.join(segment::file_name(info.id));
             let gone = match info.end {
-                End::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
+                SegmentEnd::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
                 _ => Some(path),
             };
             if let Some(path) = gone {

@@ -13,7 +13,7 @@ use super::{
     CommitNo, SegmentId, Seq, SpoolError,
     prepare::Spare,
     record::{self, Checksum, Kind},
-    recovery::Recovered,
+    recovery::Inspection,
     segment::{self, History, Incarnation},
     storage::{Storage, StorageFile},
 };
@@ -49,14 +49,14 @@ struct Active {
     len: u64,
     offset: u64,
     checksum: Checksum,
-    /// The file system tells when a file is deleted.
-    tells: bool,
+    /// Whether the file system tells that a file is deleted.
+    detects_deletion: bool,
 }
 
 impl Active {
     /// An error when the segment is not where the next open looks for it: what it takes would be acknowledged and lost.
     fn check_in_place(&self) -> Result<(), SpoolError> {
-        let gone = self.tells
+        let gone = self.detects_deletion
             && self
                 .file
                 .is_gone_from(&self.path)
@@ -85,14 +85,14 @@ impl Writer {
         dir: &Path,
         durability: Durability,
         incarnation: Incarnation,
-        recovered: &Recovered,
+        found: &Inspection,
     ) -> Writer {
         Writer {
-            history: recovered.history.clone().then(incarnation, recovered.next_seq),
-            next_seq: recovered.next_seq,
-            next_commit: recovered.next_commit,
-            events: recovered.events,
-            ..Writer::in_place_of(storage, dir, durability, recovered)
+            history: found.history.clone().then(incarnation, found.next_seq),
+            next_seq: found.next_seq,
+            next_commit: found.next_commit,
+            events: found.events,
+            ..Writer::in_place_of(storage, dir, durability, found)
         }
     }
 
@@ -101,20 +101,20 @@ impl Writer {
         storage: Arc<dyn Storage>,
         dir: &Path,
         durability: Durability,
-        recovered: &Recovered,
+        found: &Inspection,
     ) -> Writer {
         Writer {
             storage,
             dir: dir.to_path_buf(),
-            log_id: recovered.manifest.log_id.into_bytes(),
+            log_id: found.manifest.log_id.into_bytes(),
             durability,
-            history: recovered.history.clone(),
+            history: found.history.clone(),
             active: None,
             // The id is never given again; what it was is gone.
-            last: recovered.last,
-            next_seq: recovered.position.seq,
+            last: found.last,
+            next_seq: found.position.seq,
             next_commit: CommitNo(1),
-            events: recovered.position.events,
+            events: found.position.events,
             unsealed: false,
             buffer: Vec::new(),
             after_loss: false,
@@ -271,7 +271,7 @@ impl Writer {
                 .set_len(left.offset)
                 .map_err(SpoolError::io("cut", &left.path))?;
         }
-        let tells = !spare
+        let detects_deletion = !spare
             .file
             .is_gone_from(&path)
             .map_err(SpoolError::io("look at", &path))?;
@@ -285,7 +285,7 @@ impl Writer {
             len: spare.len,
             offset,
             checksum: Checksum::new(&self.log_id, id),
-            tells,
+            detects_deletion,
         });
         self.unsealed = false;
         self.after_loss = false;

@@ -146,7 +146,7 @@ fn as_json(verdict: &Verdict) -> Value {
 /// A damaged place, for scripts.
 pub(super) fn damage_json(damage: &Damage) -> Value {
     json!({
-        "what": damage.what,
+        "what": damage.kind.to_string(),
         "segment": damage.segment.0,
         "bytes": damage.bytes.map(|(from, to)| [from, to]),
         "from_batch": damage.from.0,

@@ -24,7 +24,7 @@ use crate::{
     simulation::broker::{Cluster, Crash, Crashed, Fault, Topic},
     spool::{
         Appender, Log, LogMetrics, LogOptions, Manifest,
-        storage::{Access, FileSystem, Storage, StorageFile},
+        storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
     },
     stream::Tally,
 };
@@ -47,17 +47,27 @@ struct Disk {
     full: AtomicBool,
 }
 
+impl ReadStorage for Disk {
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        FileSystem.list(dir)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        FileSystem.open(path)
+    }
+}
+
 impl Storage for Disk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         FileSystem.create_dir_all(dir)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        FileSystem.list(dir)
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        FileSystem.create(path)
     }
 
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
-        FileSystem.open(path, access)
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        FileSystem.open_for_writing(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

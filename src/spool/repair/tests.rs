@@ -9,6 +9,7 @@ use crate::{
         Backlog, LogOptions, StoredBatch,
         log::LogWriter,
         segment,
+        storage::ReadStorage,
         tests::harness::{Life, batch, expect_batches, metrics, open_appender, options},
     },
 };
@@ -88,7 +89,7 @@ impl Spool {
         self.survey_on(Arc::new(FileSystem))
     }
 
-    fn survey_on(&self, disk: Arc<dyn Storage>) -> (Vec<StoredBatch>, Survey) {
+    fn survey_on(&self, disk: Arc<dyn ReadStorage>) -> (Vec<StoredBatch>, Survey) {
         let mut survey = Survey::open_on(disk, &self.dir()).unwrap().unwrap();
         let mut batches = Vec::new();
         while let Some(batch) = survey.next_batch().unwrap() {

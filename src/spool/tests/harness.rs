@@ -260,7 +260,7 @@ pub fn expect_batches(
 pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, SpoolError> {
     let storage = disk.mount();
     let work = options.dir.with_extension("repairing");
-    let survey = || Survey::open_on(Arc::clone(&storage), &options.dir);
+    let survey = || Survey::open_on(Arc::clone(&storage) as _, &options.dir);
     let begin = || {
         storage
             .create_dir_all(&work)

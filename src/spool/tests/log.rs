@@ -25,7 +25,7 @@ use crate::{
         AppendError, Appender, Backlog, Log, LogOptions, LogState, ReadError, SegmentId, Seq, SpoolError,
         prepare::{Blocks, Preparer, SPARE, Taken, Trimmed, Wanted},
         record, segment,
-        storage::{Access, FileSystem, Storage, StorageFile},
+        storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
     },
 };
 
@@ -587,14 +587,23 @@ fn a_preparer_gives_what_was_asked_for() {
 /// A storage with a bug.
 struct Buggy;
 
+impl ReadStorage for Buggy {
+    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+        panic!("a bug");
+    }
+    fn open(&self, _: &Path) -> io::Result<Box<dyn ReadFile>> {
+        panic!("a bug");
+    }
+}
+
 impl Storage for Buggy {
     fn create_dir_all(&self, _: &Path) -> io::Result<()> {
         panic!("a bug");
     }
-    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+    fn create(&self, _: &Path) -> io::Result<Box<dyn StorageFile>> {
         panic!("a bug");
     }
-    fn open(&self, _: &Path, _: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn open_for_writing(&self, _: &Path) -> io::Result<Box<dyn StorageFile>> {
         panic!("a bug");
     }
     fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
@@ -650,8 +659,6 @@ async fn on_a_file_system() {
         }
         log.close();
     }
-    let file = FileSystem
-        .open(&options.dir.join("manifest"), Access::Read)
-        .unwrap();
+    let file = FileSystem.open(&options.dir.join("manifest")).unwrap();
     assert!(file.size().unwrap() > 0);
 }

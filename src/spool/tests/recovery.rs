@@ -8,8 +8,10 @@ use super::harness::{DIR, Life, batch, expect_batches, log_id, options, segment_
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{
-        AppendError, Damage, LogOptions, Position, SegmentId, Seq, SpoolError, checkpoint::Checkpoint,
-        prepare::SPARE, record, segment, storage::Access,
+        AppendError, Damage, DamageKind, LogOptions, Position, SegmentId, Seq, SpoolError,
+        checkpoint::{self, Checkpoint},
+        prepare::SPARE,
+        record, segment,
     },
 };
 
@@ -55,13 +57,13 @@ fn manifest_path() -> PathBuf {
     Path::new(DIR).join("manifest")
 }
 
-fn damage(segment: u64, bytes: Option<(u64, u64)>, from: u64, to: Option<u64>, what: &'static str) -> Damage {
+fn damage(segment: u64, bytes: Option<(u64, u64)>, from: u64, to: Option<u64>, kind: DamageKind) -> Damage {
     Damage {
         segment: SegmentId(segment),
         bytes,
         from: Seq(from),
         to: to.map(Seq),
-        what,
+        kind,
     }
 }
 
@@ -194,7 +196,7 @@ fn a_later_commit_behind_a_gap_is_damage_with_its_exact_range() {
         Some((at, at + record_len(1, 40))),
         1,
         Some(2),
-        "records are damaged",
+        DamageKind::Records,
     );
     for _ in 0..2 {
         let mut life = open(&disk);
@@ -239,7 +241,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     let end = FIRST + record_len(0, 40);
     assert_eq!(
         found,
-        Some(damage(1, Some((FIRST, end)), 0, Some(1), "records are damaged"))
+        Some(damage(1, Some((FIRST, end)), 0, Some(1), DamageKind::Records))
     );
     // Its end is rotten: nothing valid is behind it there.
     disk.rot(&segment_path(1), FIRST + 60);
@@ -252,13 +254,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     let file_end = end + record_len(1, 40);
     assert_eq!(
         found,
-        Some(damage(
-            1,
-            Some((end, file_end)),
-            1,
-            Some(2),
-            "records are damaged"
-        ))
+        Some(damage(1, Some((end, file_end)), 1, Some(2), DamageKind::Records))
     );
 }
 
@@ -282,7 +278,7 @@ fn a_seal_makes_rot_in_the_last_commit_detectable() {
             Some((at, at + record_len(1, 40))),
             1,
             Some(2),
-            "records are damaged",
+            DamageKind::Records,
         );
         assert_eq!(life.damage, if whole_damage { vec![expected] } else { vec![] });
         assert_eq!(life.backlog.end().seq.0, if sealed { 2 } else { 1 });
@@ -302,7 +298,7 @@ fn a_checkpoint_beyond_a_gap_makes_it_damage_too() {
     let range = Some((at, at + record_len(1, 40)));
     let mut life = open(&disk);
     // It is delivered.
-    assert_eq!(life.damage, [damage(1, range, 2, Some(2), "records are damaged")]);
+    assert_eq!(life.damage, [damage(1, range, 2, Some(2), DamageKind::Records)]);
     assert!(life.damage[0].is_harmless());
     assert!(life.backlog.blocking_damage().is_none());
     // What the lane needs is there: it was acknowledged.
@@ -346,8 +342,8 @@ fn several_damaged_places_are_all_reported() {
     assert_eq!(
         life.damage,
         [
-            damage(1, Some((at(1), at(3))), 1, Some(3), "records are damaged"),
-            damage(1, Some((at(4), at(5))), 4, Some(5), "records are damaged"),
+            damage(1, Some((at(1), at(3))), 1, Some(3), DamageKind::Records),
+            damage(1, Some((at(4), at(5))), 4, Some(5), DamageKind::Records),
         ]
     );
     assert_eq!(life.backlog.end().seq.0, 6);
@@ -371,10 +367,10 @@ fn a_damaged_header_costs_nothing() {
             let first = header(&one_segment(&disk, id), id).first_seq.0;
             for _ in 0..2 {
                 let mut life = open(&disk);
-                let what = "a segment header is damaged and its copy is used";
+                let kind = DamageKind::HeaderCopied;
                 assert_eq!(
                     life.damage,
-                    [damage(id, Some((0, HEADER)), first, Some(first), what)]
+                    [damage(id, Some((0, HEADER)), first, Some(first), kind)]
                 );
                 assert!(life.backlog.blocking_damage().is_none());
                 assert_eq!(life.backlog.end(), whole.backlog.end());
@@ -430,11 +426,11 @@ fn a_bad_header_of_a_middle_segment() {
         }
         for _ in 0..2 {
             let mut life = open(&disk);
-            let what = "a segment header is unreadable";
-            assert_eq!(life.damage, [damage(2, None, 0, Some(2), what)]);
+            let kind = DamageKind::Header;
+            assert_eq!(life.damage, [damage(2, None, 0, Some(2), kind)]);
             let (before, found) = life.read();
             expect_batches(&before, 0, [0], BIG);
-            assert_eq!(found, Some(damage(2, None, 1, Some(2), what)));
+            assert_eq!(found, Some(damage(2, None, 1, Some(2), kind)));
             life.backlog.seek(Seq(2)).unwrap();
             life.expect(2, [2, 3], BIG);
             disk.kill();
@@ -454,18 +450,18 @@ fn a_bad_header_of_the_last_segment() {
             None => rot_header(&disk, 3),
             Some(bytes) => disk.put(&segment_path(3), bytes),
         }
-        let what = "a segment header is unreadable";
+        let kind = DamageKind::Header;
         let mut life = open(&disk);
-        assert_eq!(life.damage, [damage(3, None, 1, None, what)]);
+        assert_eq!(life.damage, [damage(3, None, 1, None, kind)]);
         // No sequence that the segment may hold is given again.
         assert_eq!(life.backlog.end().seq.0, 2 + sequences);
         life.append([9], 40);
         let (before, found) = life.read();
         expect_batches(&before, 0, [0, 1], BIG);
-        assert_eq!(found, Some(damage(3, None, 2, None, what)));
+        assert_eq!(found, Some(damage(3, None, 2, None, kind)));
         disk.kill();
         let mut life = open(&disk);
-        assert_eq!(life.damage, [damage(3, None, 1, Some(2 + sequences), what)]);
+        assert_eq!(life.damage, [damage(3, None, 1, Some(2 + sequences), kind)]);
         life.backlog.seek(Seq(2 + sequences)).unwrap();
         life.expect(2 + sequences, [9], 40);
         // Once Kafka is beyond it, it goes away like any other.
@@ -510,19 +506,19 @@ fn a_single_segment_with_a_bad_header() {
 
 #[test]
 fn a_missing_segment() {
-    let what = "a segment is missing";
+    let kind = DamageKind::SegmentMissing;
     for (missing, before) in [(1, 0), (2, 1), (3, 2)] {
         let disk = one_batch_each(4);
         disk.delete(&segment_path(missing));
         for _ in 0..2 {
             let mut life = open(&disk);
             let from = missing.saturating_sub(2);
-            assert_eq!(life.damage, [damage(missing, None, from, Some(missing), what)]);
+            assert_eq!(life.damage, [damage(missing, None, from, Some(missing), kind)]);
             let (batches, found) = life.read();
             expect_batches(&batches, 0, 0..before, BIG);
             assert_eq!(
                 found,
-                Some(damage(missing, None, missing - 1, Some(missing), what))
+                Some(damage(missing, None, missing - 1, Some(missing), kind))
             );
             life.backlog.seek(Seq(missing)).unwrap();
             life.expect(missing, missing..4, BIG);
@@ -562,17 +558,14 @@ fn a_lost_tail_shows_when_the_checkpoint_lies_beyond() {
         match attempt {
             0 => {
                 let found = found.unwrap();
-                assert_eq!(
-                    found.what,
-                    "the checkpoint lies beyond the log's end: the tail is lost"
-                );
+                assert_eq!(found.kind, DamageKind::Tail);
                 // What was before the position is delivered, and not lost.
                 assert_eq!((found.from, found.to), (Seq(5), None));
                 assert!(life.damage.contains(found));
             }
             // It stays in mind although the fresh segment begins at the position, until an operator says otherwise.
             1 => {
-                assert!(found.unwrap().what.contains("the file `damage`"));
+                assert!(found.unwrap().to_string().contains("the file `damage`"));
                 disk.delete(&Path::new(DIR).join("damage"));
             }
             _ => assert_eq!(found, None),
@@ -593,9 +586,9 @@ fn positions_1_to_3() -> SimDisk {
     for seq in 1..=3 {
         let position = life.backlog.seek(Seq(seq)).unwrap();
         life.backlog.advance(position);
-        let mut checkpoint = Checkpoint::open(&*disk.mount(), Path::new(DIR), log_id(&disk))
-            .unwrap()
-            .unwrap();
+        let (disk, dir, log_id) = (disk.mount(), Path::new(DIR), log_id(&disk));
+        let stored = checkpoint::read(&*disk, dir, log_id).unwrap().unwrap();
+        let mut checkpoint = Checkpoint::open(&*disk, dir, log_id, stored).unwrap();
         checkpoint.store(position).unwrap();
     }
     disk.kill();
@@ -624,13 +617,7 @@ fn one_damaged_copy_of_a_position_costs_nothing() {
             disk.rot(&checkpoint_path(), at);
         }
         let mut life = open(&disk);
-        let copied = damage(
-            0,
-            None,
-            3,
-            Some(3),
-            "a copy of the checkpoint's position is damaged and the other one is used",
-        );
+        let copied = damage(0, None, 3, Some(3), DamageKind::PositionCopied);
         let expected = if reported { vec![copied] } else { vec![] };
         assert_eq!(life.damage, expected, "{rotten:?}");
         assert!(life.backlog.blocking_damage().is_none());
@@ -661,7 +648,10 @@ fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_c
         let [found] = &life.damage[..] else {
             panic!("{:?}", life.damage)
         };
-        assert!(found.what.contains("newest position is damaged"), "{found}");
+        assert!(
+            found.to_string().contains("newest position is damaged"),
+            "{found}"
+        );
         assert!(found.is_harmless());
         assert!(found.to_string().contains("no batch is lost"), "{found}");
         assert!(life.backlog.blocking_damage().is_none());
@@ -711,10 +701,7 @@ fn unknown_position(disk: &SimDisk) {
     for _ in 0..2 {
         let mut life = open(disk);
         let found = life.backlog.blocking_damage().unwrap();
-        assert_eq!(
-            found.what,
-            "the checkpoint is unreadable: the position is unknown"
-        );
+        assert_eq!(found.kind, DamageKind::Position);
         assert_eq!(life.damage.as_slice(), std::slice::from_ref(found));
         assert!(!life.backlog.checkpoint_due());
         life.backlog.store_checkpoint().unwrap();
@@ -781,13 +768,7 @@ fn a_manifest_and_its_copy_are_enough_alone() {
             let disk = disk.fork();
             harm(&disk, &path);
             let mut life = open(&disk);
-            let copied = damage(
-                0,
-                None,
-                0,
-                Some(0),
-                "the manifest is damaged and its copy is used",
-            );
+            let copied = damage(0, None, 0, Some(0), DamageKind::ManifestCopied);
             let expected = if path == copy_path { vec![] } else { vec![copied] };
             assert_eq!(life.damage, expected);
             life.expect(0, [0, 1], BIG);
@@ -1154,7 +1135,7 @@ fn a_reader_stops_at_the_durable_end() {
     // Written, but its sync fails: it is in the file and not in the log.
     disk.fail(Op::SyncData, ".segment", 0);
     assert!(life.try_append(&[batch(1, 40).0]).1.is_err());
-    let file = disk.mount().open(&segment_path(1), Access::Read).unwrap();
+    let file = disk.mount().open(&segment_path(1)).unwrap();
     let mut magic = [0; 4];
     file.read_at(&mut magic, FIRST + record_len(0, 40)).unwrap();
     assert_eq!(&magic, b"CMCb");
