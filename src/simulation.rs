@@ -45,11 +45,21 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use self::{process::Shared, world::World};
+use mimalloc::MiMalloc;
+
+use self::{process::PerThread, world::World};
+
+/// That of the program, and faster.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Longer than any run.
 const LONG: Duration = Duration::from_secs(3600);
@@ -63,7 +73,7 @@ struct Ended {
     trace: Vec<String>,
 }
 
-fn run(seed: u64, shared: &Rc<Shared>, traced: bool) -> Ended {
+fn run(seed: u64, shared: &Rc<PerThread>, traced: bool) -> Ended {
     let world = World::new(seed, Rc::clone(shared), traced);
     let lived = catch_unwind(AssertUnwindSafe(|| schedule::live(&world)));
     World::end();
@@ -85,9 +95,41 @@ fn text(panic: &(dyn Any + Send)) -> String {
         .to_owned()
 }
 
+/// How many schedules have run, on all threads, and since when. A long run that is ended has told how far it came.
+struct Progress {
+    begun: Instant,
+    done: AtomicU64,
+}
+
+impl Progress {
+    const STEP: u64 = 100_000;
+
+    fn new() -> Progress {
+        Progress {
+            begun: Instant::now(),
+            done: AtomicU64::new(0),
+        }
+    }
+
+    fn count(&self) {
+        if (self.done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(Progress::STEP) {
+            self.print();
+        }
+    }
+
+    fn print(&self) {
+        let (done, seconds) = (
+            self.done.load(Ordering::Relaxed),
+            self.begun.elapsed().as_secs_f64(),
+        );
+        let rate = done as f64 / seconds;
+        println!("{done} schedules in {seconds:.1} s, {rate:.0} a second");
+    }
+}
+
 /// Runs these seeds; stops at the first that shows something, with its trace.
-fn run_all(seeds: impl Iterator<Item = u64>) -> Result<Counts, String> {
-    let shared = Rc::new(Shared::new());
+fn run_all(seeds: impl Iterator<Item = u64>, progress: &Progress) -> Result<Counts, String> {
+    let shared = Rc::new(PerThread::new());
     let mut counts = Counts::new();
     for (schedules, seed) in seeds.enumerate() {
         let ended = run(seed, &shared, false);
@@ -103,6 +145,7 @@ fn run_all(seeds: impl Iterator<Item = u64>) -> Result<Counts, String> {
                 schedules + 1
             ));
         }
+        progress.count();
     }
     Ok(counts)
 }
@@ -114,7 +157,7 @@ fn variable(name: &str) -> Option<u64> {
 #[test]
 fn schedules() {
     if let Some(seed) = variable("CMC_BRIDGE_TEST_SEED") {
-        let ended = run(seed, &Rc::new(Shared::new()), true);
+        let ended = run(seed, &Rc::new(PerThread::new()), true);
         println!("{}", ended.trace.join("\n"));
         ended.result.unwrap();
         return;
@@ -122,11 +165,12 @@ fn schedules() {
     let schedules = variable("CMC_BRIDGE_TEST_SCHEDULES").unwrap_or(20_000);
     let first = variable("CMC_BRIDGE_TEST_FIRST").unwrap_or(0);
     let threads = variable("CMC_BRIDGE_TEST_THREADS").unwrap_or(1);
-    let begun = Instant::now();
+    let progress = Arc::new(Progress::new());
     let running: Vec<_> = (0..threads)
         .map(|thread| {
             let seeds = (first + thread..first + schedules).step_by(threads as usize);
-            thread::spawn(move || run_all(seeds))
+            let progress = Arc::clone(&progress);
+            thread::spawn(move || run_all(seeds, &progress))
         })
         .collect();
     let mut counts = Counts::new();
@@ -140,11 +184,7 @@ fn schedules() {
             Err(what) => panic!("{what}"),
         }
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    println!(
-        "{schedules} schedules in {seconds:.1} s, {:.0} a second",
-        schedules as f64 / seconds
-    );
+    progress.print();
     for (what, n) in counts {
         println!("{n:>12} {what}");
     }
@@ -153,7 +193,7 @@ fn schedules() {
 /// A seed makes the same run again.
 #[test]
 fn a_seed_is_a_run() {
-    let shared = Rc::new(Shared::new());
+    let shared = Rc::new(PerThread::new());
     for seed in 0..20 {
         let (first, second) = (run(seed, &shared, true), run(seed, &shared, true));
         assert!(first.trace.len() > 10);
@@ -165,7 +205,7 @@ fn a_seed_is_a_run() {
 /// Guards the test above against doing nothing.
 #[test]
 fn the_schedules_get_around() {
-    let counts = run_all(1_000_000..1_001_000).unwrap();
+    let counts = run_all(1_000_000..1_001_000, &Progress::new()).unwrap();
     for what in [
         "acknowledged",
         "broker faults",

@@ -1,8 +1,10 @@
 //! A simulated disk, deterministic by seed.
 //!
 //! What a program sees is the *live* state, like the page cache; what a power loss leaves is the *durable* one. Between
-//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash
-//! keeps any of them. [`SimDisk::kill`] ends a process and leaves the page cache alone.
+//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash keeps
+//! any of them, and some of the sectors it finds half-written: of the bytes that were to change, some are old, some are new
+//! and some are neither. Bytes that a write leaves as they were stay as they were, as on a disk with *powersafe overwrite*:
+//! logs that append within a sector depend on that. [`SimDisk::kill`] ends a process and leaves the page cache alone.
 //!
 //! A process may be given a [`Pause`], which is called before every system call and in the middle of some writes: there
 //! the simulation lets other threads run, or the process die.
@@ -16,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use super::random::Random;
 use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
 
 const SECTOR: usize = 512;
@@ -69,7 +72,7 @@ struct Disk {
     halt_in: Option<u64>,
     syncs_held: bool,
     life: u64,
-    rng: u64,
+    random: Random,
     counts: BTreeMap<Op, BTreeMap<String, u64>>,
 }
 
@@ -106,7 +109,7 @@ impl SimDisk {
     /// An empty disk with a directory `/spool`.
     pub fn new(seed: u64) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(Disk {
-            rng: seed,
+            random: Random::new(seed),
             dirs: ["/".into(), "/spool".into()].into(),
             durable_dirs: ["/".into(), "/spool".into()].into(),
             ..Disk::default()
@@ -145,13 +148,24 @@ impl SimDisk {
         disk.halt_in = None;
     }
 
-    /// The power fails: of everything not synced any part is kept.
+    /// The power fails: of everything not synced any part is kept, and sectors that were being written may be torn.
     pub fn crash(&self, seed: u64) {
+        self.power_cut(seed, true);
+    }
+
+    /// [`SimDisk::crash`] between two writes: no sector is torn.
+    pub fn crash_between_writes(&self, seed: u64) {
+        self.power_cut(seed, false);
+    }
+
+    fn power_cut(&self, seed: u64, tears: bool) {
         self.kill();
         let mut disk = self.lock();
-        disk.rng ^= seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        let own = disk.random.next();
+        disk.random = Random::new(own ^ seed);
         // All, nothing, or each change by chance: the extremes are the likeliest ones in life.
         let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
+        let tears = tears && disk.random(2) == 0;
         for entry in std::mem::take(&mut disk.entries) {
             if disk.random(4) < keep {
                 entry.apply(&mut disk.durable);
@@ -170,7 +184,9 @@ impl SimDisk {
         let mut files = std::mem::take(&mut disk.files);
         for file in files.values_mut() {
             for change in std::mem::take(&mut file.pending) {
-                if disk.random(4) < keep {
+                if tears && disk.random(3) == 0 {
+                    change.tear(&mut file.durable, disk.random(u64::MAX));
+                } else if disk.random(4) < keep {
                     change.apply(&mut file.durable);
                 }
             }
@@ -318,13 +334,8 @@ impl SimDisk {
 }
 
 impl Disk {
-    /// A random number below `n` (splitmix64).
     fn random(&mut self, n: u64) -> u64 {
-        self.rng = self.rng.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.rng;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n
+        self.random.below(n)
     }
 
     fn new_id(&mut self) -> usize {
@@ -425,6 +436,31 @@ impl Change {
                 if n > 0 {
                     bytes[at..at + n].copy_from_slice(&content[..n]);
                 }
+            }
+        }
+    }
+}
+
+impl Change {
+    /// The power fails while the change is made.
+    fn tear(self, bytes: &mut [u8], seed: u64) {
+        let Change::Sector(sector, content) = self else {
+            return;
+        };
+        let mut random = Random::new(seed);
+        let cut = random.below(SECTOR as u64) as usize;
+        let how = random.below(3);
+        let old = bytes.iter_mut().skip(sector * SECTOR);
+        for (at, (old, new)) in old
+            .zip(content)
+            .enumerate()
+            .filter(|(_, (old, new))| **old != *new)
+        {
+            match how {
+                0 if at < cut => *old = new,
+                1 if at >= cut => *old = new,
+                2 => *old = random.next() as u8,
+                _ => {}
             }
         }
     }

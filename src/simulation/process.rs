@@ -23,27 +23,32 @@ use crate::{
         disk::{Pause, SimDisk},
     },
     spool::{
-        Damage, LogMetrics, SpoolError,
-        tests::harness::{OpenedLog, Step, SteppedLog},
+        Appender, Damage, LogMetrics, SpoolError,
+        tests::harness::{OpenedLog, Step, SteppedLog, fail},
     },
     stream::Stream,
 };
 
-/// What is made once for each thread of the simulation.
-pub struct Shared {
+/// What is made once for each thread of the simulation: it costs more than a whole run.
+pub struct PerThread {
     runtime: Runtime,
     metrics: Arc<Metrics>,
+    ingest: config::Ingest,
+    rules: Rules,
 }
 
-impl Shared {
-    pub fn new() -> Shared {
+impl PerThread {
+    pub fn new() -> PerThread {
         let metrics = Metrics::new(&Registry::new(), &Stream::ALL, []).unwrap();
-        Shared {
+        let (ingest, rules) = configuration();
+        PerThread {
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()
                 .unwrap(),
             metrics: Arc::new(metrics),
+            ingest,
+            rules,
         }
     }
 
@@ -74,6 +79,7 @@ pub struct Pipe {
     pub stream: Stream,
     pub log: RefCell<Option<SteppedLog>>,
     pub lane: RefCell<Option<Lane<Cluster>>>,
+    appender: Appender,
     pub prepare: Step,
     /// The preparer is at it.
     pub preparing: Cell<bool>,
@@ -84,7 +90,7 @@ pub struct Pipe {
 impl Process {
     /// Opens the logs and puts everything together, as `Bridge::start` does.
     pub fn start(
-        shared: &Shared,
+        shared: &PerThread,
         plan: &Plan,
         disk: &SimDisk,
         cluster: &Cluster,
@@ -107,23 +113,23 @@ impl Process {
                 damage,
                 prepare,
             } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&books), log_metrics)?;
-            logs[stream.index()] = Some(appender);
+            logs[stream.index()] = Some(appender.clone());
             let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
             let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
             pipes.push(Pipe {
                 stream: *stream,
                 log: RefCell::new(Some(log)),
                 lane: RefCell::new(Some(lane)),
+                appender,
                 prepare,
                 preparing: Cell::new(false),
                 books,
                 damage,
             });
         }
-        let (ingest, rules) = configuration(plan);
         let intake = Intake::new(
-            &ingest,
-            rules,
+            &shared.ingest,
+            shared.rules.clone(),
             logs,
             Arc::clone(&shared.metrics),
             Arc::new(Health::new(Vec::new())),
@@ -139,7 +145,7 @@ impl Process {
     }
 
     /// Posts a webhook; `number` is the oracle's.
-    pub fn post(&self, shared: &Shared, number: usize, body: Bytes) {
+    pub fn post(&self, shared: &PerThread, number: usize, body: Bytes) {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
@@ -167,7 +173,14 @@ impl Process {
     }
 }
 
-fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
+impl Drop for Pipe {
+    /// Lets go of the webhooks that wait: they hold the queue that they wait for.
+    fn drop(&mut self) {
+        fail(&self.appender);
+    }
+}
+
+fn configuration() -> (config::Ingest, Rules) {
     let ingest = config::Ingest {
         listen: ([127, 0, 0, 1], 0).into(),
         path: "/webhooks/events".to_owned(),
@@ -190,7 +203,7 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
     };
     let kafka = config::Kafka::for_tests();
     let streams = Stream::ALL.map(|stream| StreamConfig {
-        enabled: plan.streams().contains(&stream),
+        enabled: stream != Stream::Blocks,
         topic: LETTERS.to_owned(),
     });
     let rules = Rules::new(&ingest, &kafka, &streams);

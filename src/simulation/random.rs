@@ -1,5 +1,6 @@
 //! splitmix64: small, and the same everywhere.
 
+#[derive(Clone, Default)]
 pub struct Random(u64);
 
 impl Random {

@@ -31,7 +31,8 @@ pub fn rot(world: &World, site: usize) {
     }
     let here = world.site(site);
     let disk = here.disk.borrow();
-    disk.crash(world.random.borrow_mut().next());
+    // A torn position and a rotten one are two damages.
+    disk.crash_between_writes(world.random.borrow_mut().next());
     let rotten = match world.one_in(2) {
         true => rot_batch(world, &disk, stream, rested),
         false => rot_what_is_stored_twice(world, &disk, stream),

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     oracle::{Oracle, violated},
     plan::{BOUNCES, DELIVERIES, LETTERS, Plan, TRANSACTION_TIMEOUT},
-    process::{Pipe, Process, Shared},
+    process::{PerThread, Pipe, Process},
     random::Random,
     webhook,
 };
@@ -71,7 +71,7 @@ pub struct Site {
 pub struct World {
     pub random: RefCell<Random>,
     pub plan: Plan,
-    pub shared: Rc<Shared>,
+    pub shared: Rc<PerThread>,
     pub cluster: Cluster,
     pub sites: RefCell<Vec<Rc<Site>>>,
     pub oracle: RefCell<Oracle>,
@@ -111,7 +111,7 @@ impl Site {
 }
 
 impl World {
-    pub fn new(seed: u64, shared: Rc<Shared>, traced: bool) -> Rc<World> {
+    pub fn new(seed: u64, shared: Rc<PerThread>, traced: bool) -> Rc<World> {
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
         let cluster = Cluster::new(&[DELIVERIES, BOUNCES, LETTERS]);

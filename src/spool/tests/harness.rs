@@ -83,6 +83,11 @@ pub fn open_appender(options: &LogOptions) -> Appender {
     appender
 }
 
+/// Every append fails from now on, also those that wait.
+pub fn fail(appender: &Appender) {
+    appender.queue.fail();
+}
+
 /// What a thread would do when it runs.
 pub type Step = Arc<dyn Fn() + Send + Sync>;
 
