@@ -42,7 +42,7 @@ pub use self::{
     show::{Setting, shown_path, to_toml},
     source::{environment, text_fault},
 };
-use crate::stream::Stream;
+use crate::{spool::Durability, stream::Stream};
 
 /// A valid configuration, and where it came from.
 #[derive(Clone, Debug)]
@@ -244,15 +244,6 @@ pub struct Spool {
     pub segment_bytes: u64,
     /// `spool.durability`
     pub durability: Durability,
-}
-
-/// What must have happened to a batch before its webhook is answered 200.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// `fsync`: it is on the device (`fdatasync` returned).
-    Fsync,
-    /// `page-cache`: the kernel has it; it survives the process, not the machine.
-    PageCache,
 }
 
 /// The Kafka side.

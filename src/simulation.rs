@@ -50,7 +50,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use mimalloc::MiMalloc;
@@ -60,9 +60,6 @@ use self::{process::PerThread, world::World};
 /// That of the program, and faster.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// Longer than any run.
-const LONG: Duration = Duration::from_secs(3600);
 
 type Counts = BTreeMap<&'static str, u64>;
 

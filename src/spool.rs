@@ -54,9 +54,12 @@
 //! | [`backlog`] | the lane's side of a log |
 //! | [`checkpoint`] | the lane's position on disk |
 //! | [`damage`] | what is wrong, and what it costs |
+//! | [`error`] | why the spool can't go on |
 //! | [`lock`] | one process for each spool |
 //! | [`log`] | an open log: the writer's thread |
 //! | [`manifest`] | which log a directory holds |
+//! | [`numbers`] | little-endian numbers in the files |
+//! | [`position`] | numbers of batches, commits and segments; positions |
 //! | [`prepare`] | the next segment, in the background |
 //! | [`reader`] | batches in order, up to the durable end |
 //! | [`record`] | records and their checksums |
@@ -74,9 +77,12 @@ mod appender;
 mod backlog;
 mod checkpoint;
 mod damage;
+mod error;
 mod lock;
 mod log;
 mod manifest;
+mod numbers;
+mod position;
 mod prepare;
 mod reader;
 mod record;
@@ -96,82 +102,10 @@ pub(crate) mod tests;
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
 pub use damage::{Damage, DamageKind};
+pub use error::SpoolError;
 pub use lock::SpoolLock;
 pub use log::{Log, LogMetrics, LogOptions};
 pub use manifest::Manifest;
+pub use position::{CommitNo, Position, SegmentId, Seq};
 pub use reader::{ReadError, StoredBatch};
-pub use segment::{History, Incarnation};
-
-use std::{fmt, io, path::Path, path::PathBuf};
-
-use thiserror::Error;
-
-/// The number of a batch in its log: 0, 1, 2 …
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seq(pub u64);
-
-/// The number of a commit in its log; 0 stands before the first one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CommitNo(pub u64);
-
-/// The number of a segment in its log, from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentId(pub u64);
-
-impl fmt::Display for Seq {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Display for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A place between two batches: everything before it is in Kafka.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// The next batch.
-    pub seq: Seq,
-    /// How many events the log's batches before `seq` hold, over the log's whole life.
-    pub events: u64,
-}
-
-/// The spool can't go on. The process should end with 74, or with 69 when another one holds the lock.
-#[derive(Debug, Error)]
-pub enum SpoolError {
-    /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// The directory's manifest or format can't be used.
-    #[error("{} can't be used as a spool: {what}", path.display())]
-    Unusable { path: PathBuf, what: String },
-    /// Another process has the spool open.
-    #[error(
-        "{} is locked: another cmc-bridge has this spool open. Stop it first, or give each its own spool.dir",
-        path.display()
-    )]
-    Locked { path: PathBuf },
-}
-
-impl SpoolError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
-        move |source| SpoolError::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
-    }
-
-    /// Whether the disk has no room: it may have again later.
-    pub fn is_no_space(&self) -> bool {
-        matches!(self, SpoolError::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
-}
+pub use segment::{Durability, History, Incarnation};

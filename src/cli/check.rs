@@ -23,14 +23,12 @@ use clap::Args;
 use self::directory::Directory;
 use super::ConfigArgs;
 use crate::{
-    config::{
-        Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, human_size, pem_faults,
-        shown_path,
-    },
+    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, human_size, pem_faults, shown_path},
     exit::Exit,
     ingest::{Pair, now_seconds},
     kafka::probe::make_clients,
     leftover::Leftovers,
+    spool::Durability,
     stream::Stream,
 };
 

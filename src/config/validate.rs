@@ -6,10 +6,10 @@ use jiff::tz::TimeZone;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
-    Admin, Config, Delivery, Durability, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls,
-    auth, parse, problem::Origin, properties, raw::Raw, source::full_name,
+    Admin, Config, Delivery, Ingest, Kafka, Log, LogFormat, Shutdown, Spool, StreamConfig, Tls, auth, parse,
+    problem::Origin, properties, raw::Raw, source::full_name,
 };
-use crate::{batch, stream::Stream};
+use crate::{batch, spool::Durability, stream::Stream};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

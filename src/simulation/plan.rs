@@ -4,10 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use super::random::Random;
 use crate::{
-    config::{Delivery, Durability},
+    config::Delivery,
     lane::options::{LaneOptions, Timing},
     simulation::broker::Topic,
-    spool::LogOptions,
+    spool::{Durability, LogOptions},
     stream::Stream,
 };
 

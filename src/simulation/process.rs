@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,6 +29,9 @@ use crate::{
     },
     stream::Stream,
 };
+
+/// Longer than any run.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What is made once for each thread of the simulation: it costs more than a whole run.
 pub struct PerThread {
@@ -194,11 +198,11 @@ fn configuration() -> (config::Ingest, Rules) {
         malformed_status: 400,
         max_connections: 1,
         max_bytes_in_flight: 1 << 20,
-        header_timeout: super::LONG,
-        body_timeout: super::LONG,
-        idle_timeout: super::LONG,
-        append_timeout: super::LONG,
-        retry_after: super::LONG,
+        header_timeout: LONG,
+        body_timeout: LONG,
+        idle_timeout: LONG,
+        append_timeout: LONG,
+        retry_after: LONG,
         tls: None,
     };
     let kafka = config::Kafka::for_tests();

@@ -8,9 +8,11 @@ use super::{
     world::{Part, Rot, World},
 };
 use crate::{
-    config::Durability,
     simulation::disk::SimDisk,
-    spool::tests::harness::{HEADER, records, repair},
+    spool::{
+        Durability,
+        tests::harness::{HEADER, records, repair},
+    },
     stream::Stream,
 };
 

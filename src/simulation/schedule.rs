@@ -9,13 +9,13 @@ use super::{
     world::{Part, World},
 };
 use crate::{
-    config::Durability,
     lane::delivery::Turn,
     metrics::BlockReason,
     simulation::{
         broker::Fault,
         disk::{Op, SimDisk},
     },
+    spool::Durability,
     stream::Stream,
 };
 

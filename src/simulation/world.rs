@@ -26,14 +26,14 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Delivery, Durability},
+    config::Delivery,
     lane::delivery::Turn,
     metrics::{BlockReason, Outcome},
     simulation::{
         broker::Cluster,
         disk::{Pause, SimDisk},
     },
-    spool::{Manifest, SpoolError},
+    spool::{Durability, Manifest, SpoolError},
     stream::Stream,
 };
 

@@ -12,8 +12,16 @@ use uuid::Uuid;
 use crate::books::Books;
 
 use super::{
-    Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
-    reader::Reader, recovery::Inspection, segment::History, shared_end::Trimmer, storage::Storage,
+    checkpoint::Checkpoint,
+    damage::Damage,
+    error::SpoolError,
+    manifest::Manifest,
+    position::{Position, Seq},
+    reader::{ReadError, Reader, StoredBatch},
+    recovery::Inspection,
+    segment::History,
+    shared_end::Trimmer,
+    storage::Storage,
 };
 
 /// Reads a log in order and keeps its checkpoint. There is one for each log.

@@ -34,7 +34,9 @@ use std::{
 };
 
 use super::{
-    Position, Seq, SpoolError,
+    error::SpoolError,
+    numbers::{put, u64_at},
+    position::{Position, Seq},
     storage::{ReadStorage, Storage, StorageFile, replace},
 };
 
@@ -43,6 +45,16 @@ const SLOT: usize = 512;
 /// Where the copies begin.
 const COPIES: [u64; 2] = [0, 4096];
 const MAGIC: &[u8; 8] = b"CMCcheck";
+
+/// Where the fields of a slot stand.
+mod at {
+    pub const CRC: usize = 8;
+    pub const ZERO: usize = 12;
+    pub const GENERATION: usize = 16;
+    pub const SEQ: usize = 24;
+    pub const EVENTS: usize = 32;
+    pub const END: usize = 40;
+}
 
 /// The open checkpoint of a log.
 pub struct Checkpoint {
@@ -215,32 +227,27 @@ fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
 
 fn encode(log_id: &[u8; 16], generation: u64, position: Position) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
-    slot[..8].copy_from_slice(MAGIC);
-    slot[16..24].copy_from_slice(&generation.to_le_bytes());
-    slot[24..32].copy_from_slice(&position.seq.0.to_le_bytes());
-    slot[32..40].copy_from_slice(&position.events.to_le_bytes());
+    put(&mut slot, 0, MAGIC);
+    put(&mut slot, at::GENERATION, &generation.to_le_bytes());
+    put(&mut slot, at::SEQ, &position.seq.0.to_le_bytes());
+    put(&mut slot, at::EVENTS, &position.events.to_le_bytes());
     let crc = crc(log_id, &slot);
-    slot[8..12].copy_from_slice(&crc.to_le_bytes());
+    put(&mut slot, at::CRC, &crc.to_le_bytes());
     slot
 }
 
 fn decode(log_id: &[u8; 16], slot: &[u8]) -> Option<(u64, Position)> {
     let slot: &[u8; SLOT] = slot.try_into().ok()?;
-    if slot[..8] != *MAGIC || slot[8..12] != crc(log_id, slot).to_le_bytes() {
+    if slot[..at::CRC] != *MAGIC || slot[at::CRC..at::ZERO] != crc(log_id, slot).to_le_bytes() {
         return None;
     }
-    let u64_at = |at: usize| {
-        let mut array = [0; 8];
-        array.copy_from_slice(&slot[at..at + 8]);
-        u64::from_le_bytes(array)
-    };
     let position = Position {
-        seq: Seq(u64_at(24)),
-        events: u64_at(32),
+        seq: Seq(u64_at(slot, at::SEQ)),
+        events: u64_at(slot, at::EVENTS),
     };
-    Some((u64_at(16), position))
+    Some((u64_at(slot, at::GENERATION), position))
 }
 
 fn crc(log_id: &[u8; 16], slot: &[u8; SLOT]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(log_id), &slot[12..40])
+    crc32c::crc32c_append(crc32c::crc32c(log_id), &slot[at::ZERO..at::END])
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Position, SegmentId, Seq};
+use super::position::{Position, SegmentId, Seq};
 
 /// Bytes of the spool that should be there and are not, or are wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

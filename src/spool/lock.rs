@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::SpoolError;
+use super::error::SpoolError;
 
 /// Holds the spool's lock for as long as it lives.
 #[derive(Debug)]

@@ -12,17 +12,19 @@ use std::{
 use prometheus::Histogram;
 use uuid::Uuid;
 
-use crate::{books::Books, clock, config::Durability, stream::Tally};
+use crate::{books::Books, clock, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, SegmentId, Seq, SpoolError,
-    appender::{Pending, Queue},
+    appender::{AppendError, Appender, Pending, Queue},
     backlog::Backlog,
     checkpoint::Checkpoint,
+    damage::Damage,
+    error::SpoolError,
+    position::{Position, SegmentId, Seq},
     prepare::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
     reader::Reader,
     recovery::{Inspection, recover},
-    segment::{self, Incarnation, SegmentEnd, SegmentInfo},
+    segment::{self, Durability, Incarnation, SegmentEnd, SegmentInfo},
     shared_end::{Tail, Trimmer},
     storage::Storage,
     writer::{NewSegment, Writer},

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    SpoolError,
+    error::SpoolError,
     segment::FORMAT,
     storage::{ReadFile, ReadStorage, Storage, read_up_to, replace},
 };

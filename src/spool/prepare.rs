@@ -23,7 +23,7 @@ use std::{
 use crate::clock;
 
 use super::{
-    SpoolError,
+    error::SpoolError,
     storage::{Storage, StorageFile},
 };
 

@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 use thiserror::Error;
 
 use super::{
-    Damage, DamageKind, Position, SegmentId, Seq, SpoolError,
+    damage::{Damage, DamageKind},
+    error::SpoolError,
+    position::{Position, SegmentId, Seq},
     record::{self, Checksum, Header, Kind},
     scan::valid_records,
     segment::{self, SegmentEnd},

@@ -21,7 +21,22 @@
 //! header has a checksum of its own, under a log id that no webhook knows: so a scan never takes a payload's word for a
 //! length, and its time stays linear whatever was posted.
 
-use super::{CommitNo, SegmentId, Seq};
+use super::{
+    numbers::{array_at, put, u32_at, u64_at},
+    position::{CommitNo, SegmentId, Seq},
+};
+
+/// Where the fields of a header stand.
+mod at {
+    pub const HEADER_CRC: usize = 4;
+    pub const PAYLOAD_CRC: usize = 8;
+    pub const PAYLOAD_LEN: usize = 12;
+    pub const SEQ: usize = 16;
+    pub const COMMIT: usize = 24;
+    pub const EVENTS_BEFORE: usize = 32;
+    pub const EVENTS: usize = 40;
+    pub const IN_COMMIT: usize = 44;
+}
 
 pub const HEADER: usize = 48;
 pub const ALIGN: usize = 16;
@@ -85,7 +100,8 @@ impl Checksum {
     }
 
     fn of_header(self, bytes: &[u8; HEADER]) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &bytes[..4]), &bytes[8..])
+        let magic = crc32c::crc32c_append(self.0, &bytes[..at::HEADER_CRC]);
+        crc32c::crc32c_append(magic, &bytes[at::PAYLOAD_CRC..])
     }
 
     /// Appends a record to `out`. The payload's length must fit in a u32.
@@ -93,19 +109,28 @@ impl Checksum {
         debug_assert_eq!(header.payload_len, payload.len());
         let start = out.len();
         let mut bytes = [0u8; HEADER];
-        bytes[..4].copy_from_slice(match header.kind {
+        let magic = match header.kind {
             Kind::Batch => &BATCH,
             Kind::Seal => &SEAL,
-        });
-        bytes[8..12].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
-        bytes[12..16].copy_from_slice(&(header.payload_len as u32).to_le_bytes());
-        bytes[16..24].copy_from_slice(&header.seq.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&header.commit.0.to_le_bytes());
-        bytes[32..40].copy_from_slice(&header.events_before.to_le_bytes());
-        bytes[40..44].copy_from_slice(&header.events.to_le_bytes());
-        bytes[44..48].copy_from_slice(&header.in_commit.to_le_bytes());
+        };
+        put(&mut bytes, 0, magic);
+        put(
+            &mut bytes,
+            at::PAYLOAD_CRC,
+            &crc32c::crc32c(payload).to_le_bytes(),
+        );
+        put(
+            &mut bytes,
+            at::PAYLOAD_LEN,
+            &(header.payload_len as u32).to_le_bytes(),
+        );
+        put(&mut bytes, at::SEQ, &header.seq.0.to_le_bytes());
+        put(&mut bytes, at::COMMIT, &header.commit.0.to_le_bytes());
+        put(&mut bytes, at::EVENTS_BEFORE, &header.events_before.to_le_bytes());
+        put(&mut bytes, at::EVENTS, &header.events.to_le_bytes());
+        put(&mut bytes, at::IN_COMMIT, &header.in_commit.to_le_bytes());
         let crc = self.of_header(&bytes);
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        put(&mut bytes, at::HEADER_CRC, &crc.to_le_bytes());
         out.extend_from_slice(&bytes);
         out.extend_from_slice(payload);
         out.resize(start + header.record_len(), 0);
@@ -114,22 +139,22 @@ impl Checksum {
     /// The header at the beginning of `bytes`, when its checksum is right. Says nothing about the payload.
     pub fn header(self, bytes: &[u8]) -> Option<Header> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
-        let kind = match header[..4].try_into() {
-            Ok(BATCH) => Kind::Batch,
-            Ok(SEAL) => Kind::Seal,
+        let kind = match array_at(header, 0) {
+            BATCH => Kind::Batch,
+            SEAL => Kind::Seal,
             _ => return None,
         };
-        if u32_at(header, 4) != self.of_header(header) {
+        if u32_at(header, at::HEADER_CRC) != self.of_header(header) {
             return None;
         }
         Some(Header {
             kind,
-            payload_len: u32_at(header, 12) as usize,
-            seq: Seq(u64_at(header, 16)),
-            commit: CommitNo(u64_at(header, 24)),
-            events_before: u64_at(header, 32),
-            events: u32_at(header, 40),
-            in_commit: u32_at(header, 44),
+            payload_len: u32_at(header, at::PAYLOAD_LEN) as usize,
+            seq: Seq(u64_at(header, at::SEQ)),
+            commit: CommitNo(u64_at(header, at::COMMIT)),
+            events_before: u64_at(header, at::EVENTS_BEFORE),
+            events: u32_at(header, at::EVENTS),
+            in_commit: u32_at(header, at::IN_COMMIT),
         })
     }
 
@@ -137,20 +162,8 @@ impl Checksum {
     pub fn verify(self, bytes: &[u8]) -> Option<(Header, &[u8])> {
         let header = self.header(bytes)?;
         let payload = bytes.get(HEADER..HEADER + header.payload_len)?;
-        (u32_at(bytes, 8) == crc32c::crc32c(payload)).then_some((header, payload))
+        (u32_at(bytes, at::PAYLOAD_CRC) == crc32c::crc32c(payload)).then_some((header, payload))
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut array = [0; 4];
-    array.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(array)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut array = [0; 8];
-    array.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(array)
 }
 
 #[cfg(test)]

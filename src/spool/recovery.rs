@@ -22,7 +22,7 @@ mod settle;
 
 use std::path::Path;
 
-use super::{SpoolError, checkpoint::Checkpoint, storage::Storage};
+use super::{checkpoint::Checkpoint, error::SpoolError, storage::Storage};
 
 pub use inspect::{Inspection, inspect, inspect_salvaged, manifest_of, read_header, segment_ids};
 

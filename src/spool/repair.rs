@@ -18,12 +18,13 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::config::Durability;
-
 use super::{
-    Damage, Position, Seq, SpoolError,
     checkpoint::Checkpoint,
+    damage::Damage,
+    error::SpoolError,
+    position::{Position, Seq},
     prepare::{Blocks, Spare, Trimmed, Wanted},
+    segment::Durability,
     storage::{FileSystem, Storage},
     survey::Survey,
     writer::Writer,

@@ -1,12 +1,11 @@
 //! A scan of one segment's records: where they end, and whether what is behind the end was ever durable.
 
-use crate::config::Durability;
-
 use super::{
-    CommitNo, Damage, DamageKind, Position, SegmentId, Seq,
+    damage::{Damage, DamageKind},
+    position::{CommitNo, Position, SegmentId, Seq},
     record::{self, ALIGN, Checksum},
     salvage::touch,
-    segment,
+    segment::{self, Durability},
 };
 
 /// What a scan of a segment's records found.

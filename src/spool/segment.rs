@@ -29,10 +29,10 @@
 //! The *history* says which process life (incarnation) wrote which sequences. It goes along with the position into
 //! Kafka, and shows at the next start whether log and position belong together.
 
-use crate::config::Durability;
-
 use super::{
-    CommitNo, Damage, Position, SegmentId, Seq,
+    damage::Damage,
+    numbers::{array_at, put, u16_at, u64_at},
+    position::{CommitNo, Position, SegmentId, Seq},
     record::{self, Checksum, Kind},
 };
 
@@ -41,9 +41,36 @@ pub const FORMAT: u32 = 1;
 /// Most bytes of the record with the header's copy.
 pub const MAX_COPY: usize = record::record_len(HEADER);
 const MAGIC: &[u8; 8] = b"CMCspool";
-const HISTORY_AT: usize = 96;
+/// Where the fields of a header stand.
+mod at {
+    pub const CRC: usize = 8;
+    pub const FORMAT: usize = 12;
+    pub const LOG_ID: usize = 16;
+    pub const ID: usize = 32;
+    pub const FIRST_SEQ: usize = 40;
+    pub const FIRST_COMMIT: usize = 48;
+    pub const EVENTS_BEFORE: usize = 56;
+    pub const PREDECESSOR: usize = 64;
+    pub const PREDECESSOR_END: usize = 72;
+    pub const CREATED: usize = 80;
+    pub const DURABILITY: usize = 88;
+    pub const AFTER_LOSS: usize = 89;
+    pub const ENTRIES: usize = 94;
+    pub const HISTORY: usize = 96;
+}
+/// Bytes of a history entry: an incarnation and its first sequence.
+const ENTRY: usize = 16;
 /// As many as the header has room for.
-const MAX_HISTORY: usize = (HEADER - HISTORY_AT) / 16;
+const MAX_HISTORY: usize = (HEADER - at::HISTORY) / ENTRY;
+
+/// What must have happened to a batch before its webhook is answered 200.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// `fsync`: it is on the device (`fdatasync` returned).
+    Fsync,
+    /// `page-cache`: the kernel has it; it survives the process, not the machine.
+    PageCache,
+}
 
 /// A random number that one open of a log took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,33 +128,31 @@ impl Header {
 
     pub fn encode(&self) -> Box<[u8; HEADER]> {
         let mut bytes = Box::new([0u8; HEADER]);
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let mut put = |at: usize, value: &[u8]| put(&mut bytes[..], at, value);
         let (before, before_end) = self.predecessor.unwrap_or_default();
         put(0, MAGIC);
-        put(12, &FORMAT.to_le_bytes());
-        put(16, &self.log_id);
-        put(32, &self.id.0.to_le_bytes());
-        put(40, &self.first_seq.0.to_le_bytes());
-        put(48, &self.first_commit.0.to_le_bytes());
-        put(56, &self.events_before.to_le_bytes());
-        put(64, &before.0.to_le_bytes());
-        put(72, &before_end.to_le_bytes());
-        put(80, &self.created_micros.to_le_bytes());
-        put(
-            88,
-            &[match self.durability {
-                Durability::Fsync => 1,
-                Durability::PageCache => 2,
-            }],
-        );
-        put(89, &[u8::from(self.after_loss)]);
-        put(94, &(self.history.0.len() as u16).to_le_bytes());
+        put(at::FORMAT, &FORMAT.to_le_bytes());
+        put(at::LOG_ID, &self.log_id);
+        put(at::ID, &self.id.0.to_le_bytes());
+        put(at::FIRST_SEQ, &self.first_seq.0.to_le_bytes());
+        put(at::FIRST_COMMIT, &self.first_commit.0.to_le_bytes());
+        put(at::EVENTS_BEFORE, &self.events_before.to_le_bytes());
+        put(at::PREDECESSOR, &before.0.to_le_bytes());
+        put(at::PREDECESSOR_END, &before_end.to_le_bytes());
+        put(at::CREATED, &self.created_micros.to_le_bytes());
+        let durability = match self.durability {
+            Durability::Fsync => 1,
+            Durability::PageCache => 2,
+        };
+        put(at::DURABILITY, &[durability]);
+        put(at::AFTER_LOSS, &[u8::from(self.after_loss)]);
+        put(at::ENTRIES, &(self.history.0.len() as u16).to_le_bytes());
         for (i, (incarnation, seq)) in self.history.0.iter().enumerate() {
-            put(HISTORY_AT + i * 16, &incarnation.0.to_le_bytes());
-            put(HISTORY_AT + i * 16 + 8, &seq.0.to_le_bytes());
+            put(used(i), &incarnation.0.to_le_bytes());
+            put(used(i) + 8, &seq.0.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[at::FORMAT..]);
+        bytes[at::CRC..at::FORMAT].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
@@ -163,42 +188,37 @@ impl Header {
     /// The header at the beginning of `bytes`, when it is one of this format and its checksum is right.
     pub fn decode(bytes: &[u8]) -> Option<Header> {
         let bytes: &[u8; HEADER] = bytes.first_chunk()?;
-        let u64_at = |at: usize| {
-            let mut array = [0; 8];
-            array.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(array)
-        };
-        let crc_ok = bytes[8..12] == crc32c::crc32c(&bytes[12..]).to_le_bytes();
-        if bytes[..8] != *MAGIC || !crc_ok || bytes[12..16] != FORMAT.to_le_bytes() {
+        let u64_at = |at: usize| u64_at(bytes, at);
+        let crc_ok = bytes[at::CRC..at::FORMAT] == crc32c::crc32c(&bytes[at::FORMAT..]).to_le_bytes();
+        let format_ok = bytes[at::FORMAT..at::LOG_ID] == FORMAT.to_le_bytes();
+        if bytes[..at::CRC] != *MAGIC || !crc_ok || !format_ok {
             return None;
         }
-        let mut log_id = [0; 16];
-        log_id.copy_from_slice(&bytes[16..32]);
-        let entries = usize::from(bytes[94]) | usize::from(bytes[95]) << 8;
+        let entries = usize::from(u16_at(bytes, at::ENTRIES));
         if entries > MAX_HISTORY {
             return None;
         }
         let history = (0..entries)
-            .map(|i| HISTORY_AT + i * 16)
+            .map(used)
             .map(|at| (Incarnation(u64_at(at)), Seq(u64_at(at + 8))))
             .collect();
         Some(Header {
-            log_id,
-            id: SegmentId(u64_at(32)),
-            first_seq: Seq(u64_at(40)),
-            first_commit: CommitNo(u64_at(48)),
-            events_before: u64_at(56),
-            predecessor: match u64_at(64) {
+            log_id: array_at(bytes, at::LOG_ID),
+            id: SegmentId(u64_at(at::ID)),
+            first_seq: Seq(u64_at(at::FIRST_SEQ)),
+            first_commit: CommitNo(u64_at(at::FIRST_COMMIT)),
+            events_before: u64_at(at::EVENTS_BEFORE),
+            predecessor: match u64_at(at::PREDECESSOR) {
                 0 => None,
-                id => Some((SegmentId(id), u64_at(72))),
+                id => Some((SegmentId(id), u64_at(at::PREDECESSOR_END))),
             },
-            created_micros: u64_at(80) as i64,
-            durability: match bytes[88] {
+            created_micros: u64_at(at::CREATED) as i64,
+            durability: match bytes[at::DURABILITY] {
                 1 => Durability::Fsync,
                 2 => Durability::PageCache,
                 _ => return None,
             },
-            after_loss: bytes[89] == 1,
+            after_loss: bytes[at::AFTER_LOSS] == 1,
             history: History(history),
         })
     }
@@ -232,7 +252,7 @@ pub enum SegmentEnd {
 
 /// Bytes of a header with so many history entries, without the zeros at its end.
 const fn used(entries: usize) -> usize {
-    HISTORY_AT + entries * 16
+    at::HISTORY + entries * ENTRY
 }
 
 /// Where the first batch stands in a segment with so many history entries.

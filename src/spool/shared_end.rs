@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    Position, SegmentId, Seq, SpoolError,
     appender::Queue,
+    error::SpoolError,
+    position::{Position, SegmentId, Seq},
     prepare::Trimmed,
     segment::{self, SegmentEnd, SegmentInfo},
     storage::Storage,

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::SpoolError;
+use super::error::SpoolError;
 
 /// The reading half of a disk. Paths are those of the file system.
 pub trait ReadStorage: Send + Sync {

@@ -12,8 +12,11 @@ use std::{
 };
 
 use super::{
-    Damage, DamageKind, Manifest, Position, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
-    reader::Reader,
+    damage::{Damage, DamageKind},
+    error::SpoolError,
+    manifest::Manifest,
+    position::{Position, SegmentId, Seq},
+    reader::{ReadError, Reader, StoredBatch},
     recovery::{Inspection, inspect_salvaged, manifest_of, read_header, segment_ids},
     salvage::{Salvage, touch},
     segment::{self, Header},

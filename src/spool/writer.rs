@@ -7,14 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::Durability;
-
 use super::{
-    CommitNo, SegmentId, Seq, SpoolError,
+    error::SpoolError,
+    position::{CommitNo, SegmentId, Seq},
     prepare::Spare,
     record::{self, Checksum, Kind},
     recovery::Inspection,
-    segment::{self, History, Incarnation},
+    segment::{self, Durability, History, Incarnation},
     storage::{Storage, StorageFile},
 };
 

@@ -2,7 +2,10 @@
 
 use std::{io::Write, path::Path, time::Duration};
 
-use crate::config::{Config, Durability, human_duration, human_size};
+use crate::{
+    config::{Config, human_duration, human_size},
+    spool::Durability,
+};
 
 use super::{
     directory::{Directory, existing_parent},

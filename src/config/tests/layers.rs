@@ -6,7 +6,8 @@ use secrecy::ExposeSecret;
 
 use super::{Given, file, setting, variable};
 use crate::{
-    config::{Auth, Durability, LogFormat, Origin},
+    config::{Auth, LogFormat, Origin},
+    spool::Durability,
     stream::Stream,
 };
 

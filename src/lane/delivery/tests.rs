@@ -18,12 +18,11 @@ use super::*;
 use crate::{
     batch::{Batch, BatchBuilder},
     books::Books,
-    config::Durability,
     lane::{LaneThread, options::Timing},
     metrics::Metrics,
     simulation::broker::{Cluster, Crash, Crashed, Fault, Topic},
     spool::{
-        Appender, Log, LogMetrics, LogOptions, Manifest,
+        Appender, Durability, Log, LogMetrics, LogOptions, Manifest,
         storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
     },
     stream::Tally,

@@ -18,19 +18,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::settle::MARK;
-use crate::{
-    config::Durability,
-    spool::{
-        CommitNo, Damage, DamageKind, Manifest, Position, SegmentId, Seq, SpoolError,
-        checkpoint::{self, StoredPosition, Wrong},
-        record::{self, Checksum},
-        salvage::{Salvage, is_refused, touch},
-        scan::{Scan, scan, valid_records},
-        segment::{self, History, SegmentEnd, SegmentInfo},
-        storage::{ReadStorage, read_up_to},
-    },
+use crate::spool::{
+    checkpoint::{self, StoredPosition, Wrong},
+    damage::{Damage, DamageKind},
+    error::SpoolError,
+    manifest::Manifest,
+    position::{CommitNo, Position, SegmentId, Seq},
+    record::{self, Checksum},
+    salvage::{Salvage, is_refused, touch},
+    scan::{Scan, scan, valid_records},
+    segment::{self, Durability, History, SegmentEnd, SegmentInfo},
+    storage::{ReadStorage, read_up_to},
 };
+
+/// The file that keeps blocking damage in mind over later opens, until an operator removes it.
+pub(super) const MARK: &str = "damage";
 
 /// What a log was found to be.
 pub struct Inspection {

@@ -6,14 +6,12 @@
 //! the segment begins where the one before it ends. A segment without a valid record stays damaged as a whole.
 
 use super::inspect::{Headed, Inspector, harmless_header_damage, newest};
-use crate::{
-    config::Durability,
-    spool::{
-        Position, SegmentId, Seq, SpoolError,
-        record::Checksum,
-        scan::{FoundRecord, valid_records},
-        segment::{self, SegmentEnd, SegmentInfo},
-    },
+use crate::spool::{
+    error::SpoolError,
+    position::{Position, SegmentId, Seq},
+    record::Checksum,
+    scan::{FoundRecord, valid_records},
+    segment::{self, Durability, SegmentEnd, SegmentInfo},
 };
 
 impl Inspector<'_> {

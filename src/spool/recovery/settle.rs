@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::inspect::Inspection;
+use super::inspect::{Inspection, MARK};
 use crate::spool::{
     DamageKind, Manifest, Position, SpoolError,
     checkpoint::Checkpoint,
@@ -10,9 +10,6 @@ use crate::spool::{
     segment,
     storage::{Storage, replace},
 };
-
-/// The file that keeps blocking damage in mind over later opens, until an operator removes it.
-pub const MARK: &str = "damage";
 
 /// Creates the directory when it is missing, and removes the spare segment, which may hold the room that the rest needs.
 pub fn clear(storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {

@@ -12,15 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::{
     batch::{Batch, BatchBuilder},
     books::Books,
-    config::Durability,
     stream::{Stream, Tally},
 };
 
 use crate::simulation::disk::SimDisk;
 
 use crate::spool::{
-    AppendError, Appender, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq,
-    SpoolError, StoredBatch,
+    AppendError, Appender, Backlog, Damage, Durability, LogMetrics, LogOptions, Manifest, ReadError,
+    SegmentId, Seq, SpoolError, StoredBatch,
     appender::Pending,
     log::LogWriter,
     prepare::Preparer,

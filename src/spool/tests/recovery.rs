@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Durability;
-
 use super::harness::{DIR, Life, batch, expect_batches, log_id, options, segment_path, segments};
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{
-        AppendError, Damage, DamageKind, LogOptions, Position, SegmentId, Seq, SpoolError,
+        AppendError, Damage, DamageKind, Durability, LogOptions, Position, SegmentId, Seq, SpoolError,
         checkpoint::{self, Checkpoint},
         prepare::SPARE,
         record, segment,
