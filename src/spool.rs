@@ -1,77 +1,81 @@
-//! The spool: one append-only log for each stream, durable before a webhook is answered.
+//! The spool: one append-only log per stream, durable before a webhook is answered.
 //!
-//! The spool keeps batches of opaque bytes ([`crate::batch`]) in the order of acknowledgement, gives each a *sequence*
+//! The spool stores batches of opaque bytes ([`crate::batch`]) in the order of acknowledgement, gives each a *sequence*
 //! (0, 1, 2 …), and hands them to the stream's lane. It knows neither HTTP nor Kafka.
 //!
-//! # Files
+//! # On disk
 //!
 //! ```text
-//! <spool.dir>/lock                                flock: one process for each spool
-//! <spool.dir>/<stream>/manifest, manifest.copy    format, log id, group id               (manifest.rs)
-//! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots, twice  (checkpoint.rs)
-//! <spool.dir>/<stream>/<20 digits>.segment        header, its copy, records              (segment.rs, record.rs)
-//! <spool.dir>/<stream>/next.spare                 a prepared segment not yet in use       (prepare.rs)
-//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery/settle.rs)
+//! <spool.dir>/lock                                flock: one process per spool              (lock.rs)
+//! <spool.dir>/<stream>/manifest, manifest.copy    format, log id, group id                  (manifest.rs)
+//! <spool.dir>/<stream>/checkpoint                 the lane's position: two slots, two copies (checkpoint.rs)
+//! <spool.dir>/<stream>/<20 digits>.segment        header, its copy, records                 (segment.rs, record.rs)
+//! <spool.dir>/<stream>/next.spare                 a prepared segment, not yet in use        (next_segment.rs)
+//! <spool.dir>/<stream>/damage                     damage that no reader would meet, as text (recovery/settle.rs)
 //! ```
 //!
-//! All numbers in these files are little-endian; all checksums are CRC-32C.
+//! All numbers are little-endian; all checksums are CRC-32C.
 //!
 //! # Writing
 //!
-//! A *commit* is a group of records that one `pwrite` wrote and one `fdatasync` made durable; a webhook's batch is one
-//! record, so it is durable whole or not at all. The rules that recovery relies on:
+//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`. A webhook's batch is one
+//! record, so it is durable as a whole or not at all. Recovery relies on these rules:
 //!
-//! 1. Commit n+1 is written only after the `fdatasync` of commit n returned. So a valid record of a *later* commit
-//!    proves that everything before it was durable once.
-//! 2. A commit never spans segments. A segment's header is durable under the segment's name before its first record is
-//!    written; it names the exact end of the segment before it, whose last commit is durable by then.
-//! 3. A segment is written in one process life only. Every open begins a fresh one, under a new random *incarnation*.
-//! 4. A record's checksum covers the log id and the segment id, so no bytes of another log, of another segment or of a
-//!    payload pass for a record.
-//! 5. When the log falls idle and at a clean stop an empty *seal* commit follows, so that the last commit with data has
-//!    a later one behind it and bit rot in it can be told from a torn tail.
-//! 6. After an error of `pwrite` or `fdatasync` nothing more is written: the log has failed, the process must end.
+//! 1. Commit n+1 is written only after the `fdatasync` of commit n has returned. A valid record of a *later* commit
+//!    therefore proves that everything before it was once durable.
+//! 2. A commit never spans segments. Before a segment's first record is written, its header is durable under the segment's
+//!    name. The header states the exact end of the previous segment, whose last commit is durable by then.
+//! 3. A segment is written by one process only. Every open begins a new segment under a new random *incarnation*.
+//! 4. A record's checksum covers the log id and the segment id. Bytes of another log, another segment or a payload never
+//!    pass for a record.
+//! 5. When the log becomes idle, and at a clean stop, an empty commit follows: the *seal*. The last commit with data then
+//!    has a later one behind it, so bit rot in it can be told from a torn tail.
+//! 6. After an error of `pwrite` or `fdatasync` nothing more is written. The log has failed and the process must end.
 //!
 //! # Opening
 //!
-//! Headers are read and chained from the checkpoint on; only the last segment's records are scanned. In it, an invalid
-//! record with no valid record of a later commit behind it, and with the checkpoint at or before it, is a *torn tail*
-//! and is cut; else it is *damage*, which is reported and blocks the lane when it gets there, while new batches go on
-//! into the fresh segment. What was read may
-//! stand in the page cache only, so the last valid commit is written again and synced before anything is served. With
-//! `durability = "page-cache"` a segment says so in its header, and there the first invalid record is the end.
+//! An open reads the segment headers from the checkpoint on, links them into a chain, and scans the records of the last
+//! segment only. An invalid record there is a *torn tail*, and is cut off, if no valid record of a later commit follows and
+//! the checkpoint does not lie beyond it. Otherwise it is *damage*: it is reported, and it blocks the lane when the lane
+//! gets there, while new batches go into the new segment.
+//!
+//! What was read may exist only in the page cache. So the position and the last valid commit are written again and synced
+//! before anything is served.
+//!
+//! With `durability = "page-cache"` commits are not synced. The segment's header says so, and in such a segment the first
+//! invalid record is the end.
 //!
 //! # Reading and trimming
 //!
-//! A reader never passes the durable end. The checkpoint is durable before the segments wholly below it are unlinked, or
-//! prepared to be used again under a new id.
+//! A reader never passes the durable end. Segments that lie wholly below the checkpoint are deleted, or reused under a new
+//! id, once the checkpoint is durable.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`appender`] | the queue between webhooks and writer |
-//! | [`backlog`] | the lane's side of a log |
+//! | [`backlog`] | a lane's view of its log: what is not yet in Kafka |
 //! | [`checkpoint`] | the lane's position on disk |
 //! | [`damage`] | what is wrong, and what it costs |
 //! | [`error`] | why the spool can't go on |
-//! | [`lock`] | one process for each spool |
-//! | [`log`] | an open log: the writer's thread |
+//! | [`lock`] | one process per spool |
+//! | [`log`] | an open log and its writer thread |
 //! | [`manifest`] | which log a directory holds |
-//! | [`numbers`] | little-endian numbers in the files |
+//! | [`next_segment`] | prepares the next segment in the background |
+//! | [`numbers`] | little-endian numbers in files |
 //! | [`position`] | numbers of batches, commits and segments; positions |
-//! | [`prepare`] | the next segment, in the background |
-//! | [`reader`] | batches in order, up to the durable end |
-//! | [`record`] | records and their checksums |
-//! | [`recovery`] | opening: what is there and where it ends |
-//! | [`repair`] | a damaged log rewritten without the damage |
+//! | [`reader`] | reads batches in order, up to the durable end |
+//! | [`record`] | format and checksums of records |
+//! | [`recovery`] | opening: what is there, and where it ends |
+//! | [`repair`] | rewrites a damaged log without the damage |
 //! | [`salvage`] | reads around what the disk can't read |
-//! | [`scan`] | a segment's records: torn tail or damage |
-//! | [`segment`] | segment headers, history |
-//! | [`shared_end`] | what writer and reader share: durable end, trimming |
+//! | [`scan`] | scans a segment's records: torn tail or damage |
+//! | [`segment`] | format of segment headers; history |
+//! | [`shared_end`] | the durable end that writer and reader share; trimming |
 //! | [`storage`] | the disk behind a trait |
-//! | [`survey`] | a log looked at, nothing changed |
-//! | [`writer`] | commits, seals, rolls; without threads |
+//! | [`survey`] | inspects a log without changing it |
+//! | [`writer`] | commits, seals and rolls, without threads |
 
 mod appender;
 mod backlog;
@@ -81,9 +85,9 @@ mod error;
 mod lock;
 mod log;
 mod manifest;
+mod next_segment;
 mod numbers;
 mod position;
-mod prepare;
 mod reader;
 mod record;
 mod recovery;
@@ -108,4 +112,4 @@ pub use log::{Log, LogMetrics, LogOptions};
 pub use manifest::Manifest;
 pub use position::{CommitNo, Position, SegmentId, Seq};
 pub use reader::{ReadError, StoredBatch};
-pub use segment::{Durability, History, Incarnation};
+pub use segment::{Durability, History, Incarnation, SegmentHeader};

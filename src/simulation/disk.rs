@@ -42,11 +42,11 @@ pub enum Op {
 }
 
 /// The disk itself: it outlives the processes that use it.
-pub struct SimDisk(Arc<Mutex<Disk>>);
+pub struct SimDisk(Arc<Mutex<DiskState>>);
 
 /// What one process has of the disk; after a crash or kill every call fails.
 struct Mount {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Mutex<DiskState>>,
     life: u64,
     pause: Option<Pause>,
 }
@@ -57,7 +57,7 @@ struct OpenFile {
 }
 
 #[derive(Clone, Default)]
-struct Disk {
+struct DiskState {
     files: BTreeMap<usize, SimFile>,
     live: BTreeMap<PathBuf, usize>,
     durable: BTreeMap<PathBuf, usize>,
@@ -66,7 +66,7 @@ struct Disk {
     dirs: BTreeSet<PathBuf>,
     durable_dirs: BTreeSet<PathBuf>,
     capacity: Option<usize>,
-    fault: Option<Fault>,
+    fault: Option<DiskFault>,
     /// How many calls have failed by a fault.
     failed: u64,
     halt_in: Option<u64>,
@@ -97,7 +97,7 @@ enum Entry {
 }
 
 #[derive(Clone)]
-struct Fault {
+struct DiskFault {
     op: Op,
     name: &'static str,
     skip: u64,
@@ -108,15 +108,15 @@ struct Fault {
 impl SimDisk {
     /// An empty disk with a directory `/spool`.
     pub fn new(seed: u64) -> SimDisk {
-        SimDisk(Arc::new(Mutex::new(Disk {
+        SimDisk(Arc::new(Mutex::new(DiskState {
             random: Random::new(seed),
             dirs: ["/".into(), "/spool".into()].into(),
             durable_dirs: ["/".into(), "/spool".into()].into(),
-            ..Disk::default()
+            ..DiskState::default()
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -220,7 +220,7 @@ impl SimDisk {
     /// One call of this kind fails with EIO: on a file whose name contains `name`, after `skip` that succeed. A failed
     /// sync leaves pages that look clean and have, in part, never reached the disk.
     pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
-        self.lock().fault = Some(Fault {
+        self.lock().fault = Some(DiskFault {
             op,
             name,
             skip,
@@ -231,7 +231,7 @@ impl SimDisk {
     /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as when a copy-on-write file system is
     /// full, where overwriting takes room too.
     pub fn fail_for_want_of_room(&self, op: Op, name: &'static str) {
-        self.lock().fault = Some(Fault {
+        self.lock().fault = Some(DiskFault {
             op,
             name,
             skip: 0,
@@ -305,7 +305,7 @@ impl SimDisk {
     /// A directory takes another one's place, durably.
     pub fn put_in_place(&self, new: &Path, old: &Path) {
         let mut disk = self.lock();
-        let Disk { live, durable, .. } = &mut *disk;
+        let DiskState { live, durable, .. } = &mut *disk;
         for names in [live, durable] {
             names.retain(|path, _| path.parent() != Some(old));
             let of_new: Vec<_> = names
@@ -333,7 +333,7 @@ impl SimDisk {
     }
 }
 
-impl Disk {
+impl DiskState {
     fn random(&mut self, n: u64) -> u64 {
         self.random.below(n)
     }
@@ -491,14 +491,14 @@ impl Entry {
 
 impl Mount {
     /// Before a call: others may run, or the process may die.
-    fn lock(&self) -> io::Result<MutexGuard<'_, Disk>> {
+    fn lock(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         if let Some(pause) = &self.pause {
             pause();
         }
         self.lock_now()
     }
 
-    fn lock_now(&self) -> io::Result<MutexGuard<'_, Disk>> {
+    fn lock_now(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         if disk.life != self.life || disk.halt_in == Some(0) {
             return Err(eio());

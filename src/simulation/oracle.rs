@@ -12,7 +12,7 @@ use std::{
     mem,
 };
 
-use super::{plan::LETTERS, webhook::Expected};
+use super::{plan::LETTERS, webhook::ExpectedRecord};
 use crate::{config::Delivery, simulation::broker::Cluster, stream::Stream};
 
 /// Ends the run: a guarantee is broken.
@@ -23,7 +23,7 @@ macro_rules! violated {
 }
 pub(super) use violated;
 
-struct Event {
+struct PostedEvent {
     batch: usize,
     index: usize,
     topic: &'static str,
@@ -33,7 +33,7 @@ struct Event {
     seen_at: u64,
 }
 
-struct Batch {
+struct PostedBatch {
     webhook: usize,
     stream: Stream,
     /// The directories that hold it, if it is durable.
@@ -61,8 +61,8 @@ type Partition = (&'static str, usize);
 pub struct Oracle {
     delivery: Delivery,
     tick: u64,
-    events: Vec<Event>,
-    batches: Vec<Batch>,
+    events: Vec<PostedEvent>,
+    batches: Vec<PostedBatch>,
     /// The batches of each webhook, dead letters first.
     webhooks: Vec<std::ops::Range<usize>>,
     by_value: HashMap<Vec<u8>, usize>,
@@ -96,7 +96,7 @@ impl Oracle {
     }
 
     /// A webhook is posted to the bridge of this directory.
-    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<Expected>)>) -> usize {
+    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<ExpectedRecord>)>) -> usize {
         let posted = self.now();
         let first = self.batches.len();
         let webhook = self.webhooks.len();
@@ -106,7 +106,7 @@ impl Oracle {
             for (index, record) in records.into_iter().enumerate() {
                 let former = self.by_value.insert(record.value, self.events.len());
                 assert!(former.is_none(), "two events are alike");
-                self.events.push(Event {
+                self.events.push(PostedEvent {
                     batch,
                     index,
                     topic: record.topic,
@@ -118,7 +118,7 @@ impl Oracle {
                     seen_at: 0,
                 });
             }
-            self.batches.push(Batch {
+            self.batches.push(PostedBatch {
                 webhook,
                 stream,
                 holders: vec![holder],
@@ -156,7 +156,7 @@ impl Oracle {
         self.read = read;
         if !self.partial.is_empty() && !cluster.is_open() {
             let batch = *self.partial.iter().next().unwrap_or(&0);
-            let Batch { webhook, stream, .. } = self.batches[batch];
+            let PostedBatch { webhook, stream, .. } = self.batches[batch];
             violated!("whole", "a part of webhook {webhook} in {stream} is there");
         }
     }
@@ -221,7 +221,7 @@ impl Oracle {
     pub fn quiet(&mut self, cluster: &Cluster) {
         self.look(cluster);
         for batch in &self.batches {
-            let Batch { webhook, stream, .. } = batch;
+            let PostedBatch { webhook, stream, .. } = batch;
             if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
                 violated!(
                     "lost",

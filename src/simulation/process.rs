@@ -25,7 +25,7 @@ use crate::{
     },
     spool::{
         Appender, Damage, LogMetrics, SpoolError,
-        tests::harness::{OpenedLog, Step, SteppedLog, fail},
+        tests::harness::{OpenedLog, SteppedLog, ThreadStep, fail},
     },
     stream::Stream,
 };
@@ -69,7 +69,7 @@ impl PerThread {
 /// A running process. A step takes its part out, so that no other step runs it meanwhile.
 pub struct Process {
     intake: Arc<Intake>,
-    pub pipes: Vec<Pipe>,
+    pub pipes: Vec<StreamParts>,
     /// Webhooks without an answer, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
     /// They end with the process.
@@ -79,12 +79,12 @@ pub struct Process {
     pub gone: Cell<bool>,
 }
 
-pub struct Pipe {
+pub struct StreamParts {
     pub stream: Stream,
     pub log: RefCell<Option<SteppedLog>>,
     pub lane: RefCell<Option<Lane<Cluster>>>,
     appender: Appender,
-    pub prepare: Step,
+    pub prepare: ThreadStep,
     /// The preparer is at it.
     pub preparing: Cell<bool>,
     pub books: Arc<Books>,
@@ -120,7 +120,7 @@ impl Process {
             logs[stream.index()] = Some(appender.clone());
             let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
             let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
-            pipes.push(Pipe {
+            pipes.push(StreamParts {
                 stream: *stream,
                 log: RefCell::new(Some(log)),
                 lane: RefCell::new(Some(lane)),
@@ -177,7 +177,7 @@ impl Process {
     }
 }
 
-impl Drop for Pipe {
+impl Drop for StreamParts {
     /// Lets go of the webhooks that wait: they hold the queue that they wait for.
     fn drop(&mut self) {
         fail(&self.appender);

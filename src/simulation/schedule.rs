@@ -12,7 +12,7 @@ use crate::{
     lane::delivery::Turn,
     metrics::BlockReason,
     simulation::{
-        broker::Fault,
+        broker::BrokerFault,
         disk::{Op, SimDisk},
     },
     spool::Durability,
@@ -22,17 +22,17 @@ use crate::{
 /// Most rounds of every part's turns until all has come to rest.
 const ROUNDS: usize = 600;
 
-const BROKER_FAULTS: [Fault; 10] = [
-    Fault::Connect(BlockReason::Connect),
-    Fault::NoCoordinator,
-    Fault::Begin,
-    Fault::Send,
-    Fault::Delivery,
-    Fault::Slow,
-    Fault::ReplyLost,
-    Fault::CommitFails,
-    Fault::CommitLate,
-    Fault::Fence,
+const BROKER_FAULTS: [BrokerFault; 10] = [
+    BrokerFault::Connect(BlockReason::Connect),
+    BrokerFault::NoCoordinator,
+    BrokerFault::Begin,
+    BrokerFault::Send,
+    BrokerFault::Delivery,
+    BrokerFault::Slow,
+    BrokerFault::ReplyLost,
+    BrokerFault::CommitFails,
+    BrokerFault::CommitLate,
+    BrokerFault::Fence,
 ];
 
 const DISK_OPS: [Op; 7] = [

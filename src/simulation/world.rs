@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     oracle::{Oracle, violated},
     plan::{BOUNCES, DELIVERIES, LETTERS, Plan, TRANSACTION_TIMEOUT},
-    process::{PerThread, Pipe, Process},
+    process::{PerThread, Process, StreamParts},
     random::Random,
     webhook,
 };
@@ -349,7 +349,7 @@ impl World {
     }
 
     /// A step of this pipe's part; what came of a lane's turn.
-    pub fn step_of(&self, site: usize, process: &Process, pipe: &Pipe, part: Part) -> Option<Turn> {
+    pub fn step_of(&self, site: usize, process: &Process, pipe: &StreamParts, part: Part) -> Option<Turn> {
         let mut turn = None;
         if process.gone.get() {
             return turn;

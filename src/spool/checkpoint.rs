@@ -1,32 +1,33 @@
 //! The checkpoint: the lane's position, on disk.
 //!
-//! Two slots of 512 bytes, written in turn. Each is stored twice, the second time a sector further, and both copies are synced
-//! before the position counts as stored. A crash can tear only the slot being written; the other one still holds the
-//! position before, which nothing has been trimmed beyond. What an open reads may stand in the page cache only, since the
-//! process before was killed or its sync failed: so it is written again and synced before it counts.
+//! Two slots of 512 bytes are written in turn. Each has two copies, 4096 bytes apart, and both are synced before the position
+//! counts as stored. A crash can tear both copies of the slot being written, but not the other slot, which holds the
+//! previous position; nothing beyond that has been trimmed yet. An open may find a position that exists only in the page
+//! cache, because the previous process was killed or its sync failed, so it writes the position again and syncs it before
+//! relying on it.
 //!
 //! ```text
 //! offset size
-//!    0   512   slot 0         generations 0, 2, 4 …
-//!  512   512   slot 1         generations 1, 3, 5 …
-//! 4096   512   slot 0 again
-//! 4608   512   slot 1 again
+//!    0   512   slot 0, first copy    generations 0, 2, 4 …
+//!  512   512   slot 1, first copy    generations 1, 3, 5 …
+//! 4096   512   slot 0, second copy
+//! 4608   512   slot 1, second copy
 //!
 //! offset size   in each slot
 //!  0     8   magic "CMCcheck"
 //!  8     4   CRC-32C of log id (16 bytes) and bytes 12 to 40
 //! 12     4   zero
-//! 16     8   generation; the valid slot with the highest one counts
+//! 16     8   generation; the valid slot with the highest one is used
 //! 24     8   sequence of the next batch
 //! 32     8   events in all batches before it
 //! ```
 //!
 //! # Damage
 //!
-//! One damaged copy costs nothing: the other one holds the same position. With both copies of the newest slot damaged the
-//! slot before it counts ([`Wrong::Newest`]): that position is too low by what was delivered between the last two stores, and
-//! the segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of
-//! each slot; the next store adds the second.
+//! One damaged copy costs nothing: the other one holds the same position. If both copies of the newest slot are damaged, the
+//! other slot is used ([`Wrong::Newest`]): its position is too low by what was delivered between the last two stores, and the
+//! segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of each
+//! slot; the next store adds the second.
 
 use std::{
     io,
@@ -46,7 +47,7 @@ const SLOT: usize = 512;
 const COPIES: [u64; 2] = [0, 4096];
 const MAGIC: &[u8; 8] = b"CMCcheck";
 
-/// Where the fields of a slot stand.
+/// Offsets of a slot's fields.
 mod at {
     pub const CRC: usize = 8;
     pub const ZERO: usize = 12;
@@ -75,17 +76,17 @@ pub struct StoredPosition {
     pub wrong: Option<Wrong>,
 }
 
-/// What was found to be wrong, although there is a position.
+/// What was wrong, although a position was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
-    /// A copy of a slot whose other copy is whole: by bit rot, or by a crash while it was written.
+    /// One copy of a slot, by bit rot or by a crash during a store.
     Copy,
-    /// Both copies of a slot. It may have held a newer position than the one that was found.
+    /// Both copies of a slot, which may have held a newer position than the one that was found.
     Newest,
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint of a new log: both slots hold the position.
+    /// Creates the checkpoint of a new log, with this position in both slots.
     pub fn create(
         storage: &dyn Storage,
         dir: &Path,
@@ -129,7 +130,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Whether the position that was found is durable, so that what lies before it may be removed.
+    /// Whether the position is durable, so that what lies before it may be removed.
     pub fn is_stored(&self) -> bool {
         self.stored
     }
@@ -190,7 +191,7 @@ pub fn read(
 #[derive(Clone, Copy)]
 enum Slot {
     Whole(u64, Position),
-    /// Zeros: it was never written, as far as it tells.
+    /// Zeros: apparently never written.
     Blank,
     Damaged,
 }
@@ -215,8 +216,7 @@ impl Slot {
 /// What is wrong with a slot, given the newest generation that can be read.
 fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
     match copies {
-        // Earlier versions began with slot 1 blank, a crash may leave one copy of its first store, and they wrote no second
-        // copies.
+        // Earlier versions began with slot 1 blank (a crash may leave one copy of its first store) and wrote no second copies.
         [Slot::Blank, Slot::Blank] if newest == 0 => None,
         [Slot::Blank, Slot::Whole(1, _)] => None,
         [Slot::Whole(..), Slot::Whole(..) | Slot::Blank] => None,

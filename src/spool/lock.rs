@@ -1,8 +1,8 @@
-//! One process for each spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
+//! One process per spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
 //!
-//! What writes a log or delivers from it holds the lock to the very end of the process ([`SpoolLock::until_the_process_ends`]):
-//! its writers and lanes are threads that a failure, a panic or a second signal does not wait for, and that may go on until
-//! the kernel ends them. The kernel then gives the lock back, behind the last system call of the last of them.
+//! A process that writes or delivers a log holds the lock until it ends ([`SpoolLock::until_the_process_ends`]). A failure, a
+//! panic or a second signal doesn't wait for its writer and lane threads, which may run until the kernel ends them. The kernel
+//! releases the lock after the last system call of the last of them.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},

@@ -1,15 +1,15 @@
-//! The manifest: which log this is. JSON, replaced by rename, never changed in place.
+//! The manifest: which log a directory holds. JSON, replaced by rename, never changed in place.
 //!
 //! ```json
 //! {"format":1,"log":"<uuid>","group":"<uuid>","crc32c":123}
 //! ```
 //!
-//! `log` goes into every checksum and never changes. `group` names the log towards Kafka (transactional id and consumer
-//! group); the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers
-//! the text `<format> <log> <group>`.
+//! `log` is part of every checksum and never changes. `group` names the log in Kafka (transactional id and consumer group);
+//! the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers the text
+//! `<format> <log> <group>`.
 //!
-//! The file `manifest.copy` holds the same. It counts when the manifest is damaged or gone; an open then makes both whole
-//! again. Logs of earlier versions get theirs at the next open.
+//! `manifest.copy` holds the same. It is used when the manifest is damaged or gone; the open then restores both. Logs of
+//! earlier versions get their copy at the next open.
 
 use std::{io, path::Path};
 
@@ -29,7 +29,7 @@ const MAX_BYTES: usize = 4096;
 /// Which log a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Covered by every checksum of the log.
+    /// Part of every checksum of the log.
     pub log_id: Uuid,
     /// Names the log in Kafka.
     pub group_id: Uuid,
@@ -44,7 +44,7 @@ struct Text {
 }
 
 impl Manifest {
-    /// The manifest of a log that begins now.
+    /// The manifest of a new log.
     pub fn begin() -> Manifest {
         let id = Uuid::new_v4();
         Manifest {
@@ -53,7 +53,10 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of the log in `dir`, or its copy when the manifest is damaged or gone; `None` when there is neither.
+    /// Reads the manifest of the log in `dir`, or its copy if the manifest is damaged or gone; `None` if there is neither.
+    ///
+    /// # Errors
+    /// Neither can be used; the error is the manifest's.
     pub fn read(storage: &dyn ReadStorage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
         let manifest = Manifest::read_file(storage, &dir.join(NAME));
         if let Ok(Some(_)) = manifest {
@@ -65,7 +68,7 @@ impl Manifest {
         }
     }
 
-    /// Whether the manifest itself and its copy say this.
+    /// Whether the manifest and its copy, in this order, hold this.
     pub fn is_in(&self, storage: &dyn ReadStorage, dir: &Path) -> [bool; 2] {
         [NAME, COPY].map(|name| {
             let found = Manifest::read_file(storage, &dir.join(name));
@@ -105,7 +108,10 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Makes this the manifest of the log in `dir`, and its copy, durably.
+    /// Writes the manifest of the log in `dir` and its copy, durably.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn write(&self, storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
         let text = Text {
             format: FORMAT,

@@ -8,10 +8,10 @@ use super::{
     damage::{Damage, DamageKind},
     error::SpoolError,
     position::{Position, SegmentId, Seq},
-    record::{self, Checksum, Header, Kind},
+    record::{self, Checksum, RecordHeader, RecordKind},
     scan::valid_records,
     segment::{self, SegmentEnd},
-    shared_end::Tail,
+    shared_end::SharedEnd,
     storage::{ReadFile, ReadStorage},
 };
 
@@ -55,7 +55,7 @@ pub struct Reader {
     disk: Arc<dyn ReadStorage>,
     dir: PathBuf,
     log_id: [u8; 16],
-    tail: Arc<Tail>,
+    tail: Arc<SharedEnd>,
     next: Seq,
     open: Option<OpenSegment>,
 }
@@ -82,7 +82,12 @@ enum Limit {
 }
 
 impl Reader {
-    pub(super) fn new(disk: Arc<dyn ReadStorage>, dir: PathBuf, log_id: [u8; 16], tail: Arc<Tail>) -> Reader {
+    pub(super) fn new(
+        disk: Arc<dyn ReadStorage>,
+        dir: PathBuf,
+        log_id: [u8; 16],
+        tail: Arc<SharedEnd>,
+    ) -> Reader {
         Reader {
             disk,
             dir,
@@ -138,7 +143,7 @@ impl Reader {
                 continue;
             }
             match open.record(limit)? {
-                Some((header, _)) if header.kind == Kind::Seal || header.seq < self.next => {
+                Some((header, _)) if header.kind == RecordKind::Seal || header.seq < self.next => {
                     open.offset += header.record_len() as u64;
                 }
                 Some((header, payload)) if header.seq == self.next => {
@@ -223,7 +228,7 @@ impl Reader {
 }
 
 /// Up to where a segment may be read now; `None` when it is not part of the log any more.
-fn limit_of(tail: &Tail, id: SegmentId) -> Option<Limit> {
+fn limit_of(tail: &SharedEnd, id: SegmentId) -> Option<Limit> {
     let state = tail.lock();
     let info = state.segments.iter().find(|s| s.id == id)?;
     Some(match info.end {
@@ -236,7 +241,7 @@ fn limit_of(tail: &Tail, id: SegmentId) -> Option<Limit> {
 
 impl OpenSegment {
     /// The record at the offset, when a valid one ends at or before `limit`.
-    fn record(&mut self, limit: u64) -> Result<Option<(Header, &[u8])>, SpoolError> {
+    fn record(&mut self, limit: u64) -> Result<Option<(RecordHeader, &[u8])>, SpoolError> {
         if self.fill(record::HEADER, limit)? < record::HEADER {
             return Ok(None);
         }
@@ -278,7 +283,7 @@ impl OpenSegment {
     }
 
     /// What is wrong at the offset, and where the next valid record is.
-    fn damage(&self, tail: &Tail, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
+    fn damage(&self, tail: &SharedEnd, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
         let mut bytes = vec![0; limit.saturating_sub(self.offset) as usize];
         let n = self
             .file
@@ -305,7 +310,7 @@ impl OpenSegment {
 }
 
 /// The first sequence that the segments behind one hold.
-fn first_behind(tail: &Tail, id: SegmentId) -> Option<Seq> {
+fn first_behind(tail: &SharedEnd, id: SegmentId) -> Option<Seq> {
     let state = tail.lock();
     state.segments.iter().find(|s| s.id > id).map(|s| s.first_seq)
 }

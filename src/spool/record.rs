@@ -1,8 +1,8 @@
-//! Records: how a batch or a seal stands in a segment.
+//! Records: how a batch or a seal is stored in a segment.
 //!
 //! ```text
 //! offset size
-//!  0     4    magic: "CMCb" batch, "CMCs" seal (uses no sequence; no payload but the copy of a header, segment.rs)
+//!  0     4    magic: "CMCb" batch, "CMCs" seal (takes no sequence; empty, or a header's copy: segment.rs)
 //!  4     4    CRC-32C of: log id (16 bytes), segment id (8), bytes 0 to 4 and 8 to 48
 //!  8     4    CRC-32C of the payload
 //! 12     4    payload length in bytes
@@ -10,23 +10,23 @@
 //! 24     8    commit number
 //! 32     8    events in all batches before this record
 //! 40     4    events in this batch
-//! 44     4    bytes between the beginning of this record's commit and this record
+//! 44     4    bytes from the start of this record's commit to this record
 //! 48          payload, then zeros up to a multiple of 16
 //! ```
 //!
-//! The last field tells which bytes before a record belong to its own commit: an invalid place inside it is a torn
-//! tail, one before it is damage.
+//! The last field tells which of the preceding bytes belong to the same commit: invalid bytes within that commit are a torn
+//! tail, invalid bytes before it are damage.
 //!
-//! A record begins at a multiple of 16 of the segment's file, so a scan can find the next valid one behind damage. The
-//! header has a checksum of its own, under a log id that no webhook knows: so a scan never takes a payload's word for a
-//! length, and its time stays linear whatever was posted.
+//! Records start at multiples of 16 in the segment's file, so a scan can find the next valid one behind damage. The header
+//! has its own checksum, which covers a log id that no webhook knows. A payload therefore can't fake a header with a length,
+//! and a scan takes linear time whatever was posted.
 
 use super::{
     numbers::{array_at, put, u32_at, u64_at},
     position::{CommitNo, SegmentId, Seq},
 };
 
-/// Where the fields of a header stand.
+/// Offsets of a header's fields.
 mod at {
     pub const HEADER_CRC: usize = 4;
     pub const PAYLOAD_CRC: usize = 8;
@@ -43,26 +43,27 @@ pub const ALIGN: usize = 16;
 const BATCH: [u8; 4] = *b"CMCb";
 const SEAL: [u8; 4] = *b"CMCs";
 
-/// What a record is.
+/// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RecordKind {
     Batch,
     Seal,
 }
 
 /// The header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    pub kind: Kind,
+pub struct RecordHeader {
+    pub kind: RecordKind,
     pub payload_len: usize,
     pub seq: Seq,
     pub commit: CommitNo,
     pub events_before: u64,
     pub events: u32,
+    /// Bytes from the start of the commit to this record.
     pub in_commit: u32,
 }
 
-impl Header {
+impl RecordHeader {
     /// Bytes of the whole record in the segment.
     pub fn record_len(&self) -> usize {
         record_len(self.payload_len)
@@ -71,12 +72,12 @@ impl Header {
     /// The sequence of the next batch.
     pub fn next_seq(&self) -> Seq {
         match self.kind {
-            Kind::Batch => Seq(self.seq.0 + 1),
-            Kind::Seal => self.seq,
+            RecordKind::Batch => Seq(self.seq.0 + 1),
+            RecordKind::Seal => self.seq,
         }
     }
 
-    /// Events in all batches up to and with this record.
+    /// Events in all batches up to and including this record.
     pub fn events_after(&self) -> u64 {
         self.events_before + u64::from(self.events)
     }
@@ -105,13 +106,13 @@ impl Checksum {
     }
 
     /// Appends a record to `out`. The payload's length must fit in a u32.
-    pub fn encode(self, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+    pub fn encode(self, header: &RecordHeader, payload: &[u8], out: &mut Vec<u8>) {
         debug_assert_eq!(header.payload_len, payload.len());
         let start = out.len();
         let mut bytes = [0u8; HEADER];
         let magic = match header.kind {
-            Kind::Batch => &BATCH,
-            Kind::Seal => &SEAL,
+            RecordKind::Batch => &BATCH,
+            RecordKind::Seal => &SEAL,
         };
         put(&mut bytes, 0, magic);
         put(
@@ -136,18 +137,18 @@ impl Checksum {
         out.resize(start + header.record_len(), 0);
     }
 
-    /// The header at the beginning of `bytes`, when its checksum is right. Says nothing about the payload.
-    pub fn header(self, bytes: &[u8]) -> Option<Header> {
+    /// The header at the beginning of `bytes`, if its checksum is right. The payload is not checked.
+    pub fn header(self, bytes: &[u8]) -> Option<RecordHeader> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
         let kind = match array_at(header, 0) {
-            BATCH => Kind::Batch,
-            SEAL => Kind::Seal,
+            BATCH => RecordKind::Batch,
+            SEAL => RecordKind::Seal,
             _ => return None,
         };
         if u32_at(header, at::HEADER_CRC) != self.of_header(header) {
             return None;
         }
-        Some(Header {
+        Some(RecordHeader {
             kind,
             payload_len: u32_at(header, at::PAYLOAD_LEN) as usize,
             seq: Seq(u64_at(header, at::SEQ)),
@@ -158,8 +159,8 @@ impl Checksum {
         })
     }
 
-    /// The record at the beginning of `bytes`, when it is whole and its checksums are right.
-    pub fn verify(self, bytes: &[u8]) -> Option<(Header, &[u8])> {
+    /// The record at the beginning of `bytes`, if it is complete and its checksums are right.
+    pub fn verify(self, bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
         let header = self.header(bytes)?;
         let payload = bytes.get(HEADER..HEADER + header.payload_len)?;
         (u32_at(bytes, at::PAYLOAD_CRC) == crc32c::crc32c(payload)).then_some((header, payload))
@@ -170,9 +171,9 @@ impl Checksum {
 mod tests {
     use super::*;
 
-    fn header(payload_len: usize) -> Header {
-        Header {
-            kind: Kind::Batch,
+    fn header(payload_len: usize) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Batch,
             payload_len,
             seq: Seq(7),
             commit: CommitNo(3),

@@ -3,9 +3,9 @@
 use super::{
     damage::{Damage, DamageKind},
     position::{CommitNo, Position, SegmentId, Seq},
-    record::{self, ALIGN, Checksum},
+    record::{self, ALIGN, Checksum, RecordHeader},
     salvage::touch,
-    segment::{self, Durability},
+    segment::{self, Durability, SegmentHeader},
 };
 
 /// What a scan of a segment's records found.
@@ -29,7 +29,7 @@ pub struct Scan {
 pub fn scan(
     bytes: &[u8],
     log_id: &[u8; 16],
-    header: &segment::Header,
+    header: &SegmentHeader,
     delivered: Seq,
     refused: &[(u64, u64)],
 ) -> Scan {
@@ -94,7 +94,7 @@ impl Scan {
     }
 
     /// Whether a record is the one that the writer would have written here.
-    fn follows(&self, record: &record::Header, at: usize) -> bool {
+    fn follows(&self, record: &RecordHeader, at: usize) -> bool {
         let commit_at = (at as u64).checked_sub(u64::from(record.in_commit));
         let in_order = if record.commit == self.commit {
             commit_at == Some(self.last_commit_at) && self.last_commit_at < self.end
@@ -128,7 +128,7 @@ impl Scan {
         }
     }
 
-    fn take(&mut self, record: &record::Header, at: usize, file_len: usize) {
+    fn take(&mut self, record: &RecordHeader, at: usize, file_len: usize) {
         self.next_seq = record.next_seq();
         self.commit = record.commit;
         self.events = record.events_after();
@@ -148,7 +148,7 @@ fn is_hidden(bytes: &[u8], at: usize, checksum: Checksum, refused: &[(u64, u64)]
 /// A record whose checksum is right.
 pub struct FoundRecord {
     pub at: usize,
-    pub header: record::Header,
+    pub header: RecordHeader,
 }
 
 impl FoundRecord {

@@ -12,36 +12,36 @@
 //!  40     8   first sequence
 //!  48     8   first commit number
 //!  56     8   events in all batches before this segment
-//!  64     8   id of the segment before, 0 for none
-//!  72     8   its exact end, bytes from the beginning of its file
+//!  64     8   id of the previous segment, 0 for none
+//!  72     8   its exact end, as an offset in its file
 //!  80     8   created at, microseconds since the Unix epoch
 //!  88     1   durability: 1 fsync, 2 page-cache
-//!  89     1   1 when batches right before this segment are lost and an operator has accepted that, else 0 (repair.rs)
+//!  89     1   1 if batches right before this segment are lost and an operator has accepted that, else 0 (repair.rs)
 //!  90     4   zero
 //!  94     2   number of history entries
 //!  96         history: (incarnation u64, first sequence u64) for each, the oldest first; the last is this segment's
 //! ```
 //!
-//! The first record behind the header is a seal whose payload is the same header again, without the zeros at its end. It is
-//! written and synced together with the header. When the header is damaged, the copy counts, so that one damage forgets
-//! neither where the segment begins nor who wrote it. Segments of earlier versions have no copy.
+//! The first record after the header is a seal whose payload is a copy of the header, without the zeros at its end. Both are
+//! written and synced together. If the header is damaged, the copy is used, so that one damaged place can't hide where the
+//! segment begins or who wrote it. Segments written by earlier versions have no copy.
 //!
-//! The *history* says which process life (incarnation) wrote which sequences. It goes along with the position into
-//! Kafka, and shows at the next start whether log and position belong together.
+//! The *history* records which process life (incarnation) wrote which sequences. It is stored in Kafka along with the
+//! position; at the next start it shows whether log and position belong together.
 
 use super::{
     damage::Damage,
     numbers::{array_at, put, u16_at, u64_at},
     position::{CommitNo, Position, SegmentId, Seq},
-    record::{self, Checksum, Kind},
+    record::{self, Checksum, RecordHeader, RecordKind},
 };
 
 pub const HEADER: usize = 4096;
 pub const FORMAT: u32 = 1;
-/// Most bytes of the record with the header's copy.
+/// The largest size of the record with the header's copy, in bytes.
 pub const MAX_COPY: usize = record::record_len(HEADER);
 const MAGIC: &[u8; 8] = b"CMCspool";
-/// Where the fields of a header stand.
+/// Offsets of a header's fields.
 mod at {
     pub const CRC: usize = 8;
     pub const FORMAT: usize = 12;
@@ -72,7 +72,7 @@ pub enum Durability {
     PageCache,
 }
 
-/// A random number that one open of a log took.
+/// A random number, chosen anew at each open of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Incarnation(pub u64);
 
@@ -86,8 +86,8 @@ impl History {
         &self.0
     }
 
-    /// A history with one more incarnation that begins at `first`. Entries that would cover no sequence, and the oldest
-    /// ones beyond 250, are dropped.
+    /// This history with one more incarnation, from sequence `first` on. Entries that would cover no sequence are dropped, and
+    /// the oldest ones beyond 250.
     pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
         while self.0.last().is_some_and(|(_, seq)| *seq >= first) {
             self.0.pop();
@@ -100,15 +100,15 @@ impl History {
     }
 }
 
-/// What a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct SegmentHeader {
     pub log_id: [u8; 16],
     pub id: SegmentId,
     pub first_seq: Seq,
     pub first_commit: CommitNo,
     pub events_before: u64,
-    /// The segment before and its exact end; `None` for a log's first one.
+    /// The previous segment and its exact end; `None` for a log's first one.
     pub predecessor: Option<(SegmentId, u64)>,
     pub created_micros: i64,
     pub durability: Durability,
@@ -117,7 +117,7 @@ pub struct Header {
     pub history: History,
 }
 
-impl Header {
+impl SegmentHeader {
     /// The position at the segment's beginning.
     pub fn begin(&self) -> Position {
         Position {
@@ -160,8 +160,8 @@ impl Header {
     pub fn encode_with_copy(&self) -> Vec<u8> {
         let header = self.encode();
         let copy = &header[..used(self.history.0.len())];
-        let seal = record::Header {
-            kind: Kind::Seal,
+        let seal = RecordHeader {
+            kind: RecordKind::Seal,
             payload_len: copy.len(),
             seq: self.first_seq,
             commit: self.first_commit,
@@ -174,19 +174,19 @@ impl Header {
         bytes
     }
 
-    /// The header whose copy is the record at the beginning of `bytes`, when it is one and whole.
-    pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<Header> {
+    /// The header whose copy is the record at the beginning of `bytes`, if that is a valid copy.
+    pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<SegmentHeader> {
         let (record, copy) = checksum.verify(bytes)?;
-        if record.kind != Kind::Seal || copy.len() > HEADER {
+        if record.kind != RecordKind::Seal || copy.len() > HEADER {
             return None;
         }
         let mut header = copy.to_vec();
         header.resize(HEADER, 0);
-        Header::decode(&header)
+        SegmentHeader::decode(&header)
     }
 
-    /// The header at the beginning of `bytes`, when it is one of this format and its checksum is right.
-    pub fn decode(bytes: &[u8]) -> Option<Header> {
+    /// The header at the beginning of `bytes`, if it has this format and its checksum is right.
+    pub fn decode(bytes: &[u8]) -> Option<SegmentHeader> {
         let bytes: &[u8; HEADER] = bytes.first_chunk()?;
         let u64_at = |at: usize| u64_at(bytes, at);
         let crc_ok = bytes[at::CRC..at::FORMAT] == crc32c::crc32c(&bytes[at::FORMAT..]).to_le_bytes();
@@ -202,7 +202,7 @@ impl Header {
             .map(used)
             .map(|at| (Incarnation(u64_at(at)), Seq(u64_at(at + 8))))
             .collect();
-        Some(Header {
+        Some(SegmentHeader {
             log_id: array_at(bytes, at::LOG_ID),
             id: SegmentId(u64_at(at::ID)),
             first_seq: Seq(u64_at(at::FIRST_SEQ)),
@@ -228,9 +228,9 @@ impl Header {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
     pub id: SegmentId,
-    /// The first sequence in it. For one that can't be used: the first sequence behind it.
+    /// The first sequence in it, or behind it when it is unusable.
     pub first_seq: Seq,
-    /// What is missing before `first_seq` is known to be lost.
+    /// Whether the batches missing before `first_seq` are known to be lost.
     pub after_loss: bool,
     pub end: SegmentEnd,
     /// Bytes that count against the budget.
@@ -244,18 +244,18 @@ pub enum SegmentEnd {
     At(u64),
     /// At the log's durable end: the segment is being written.
     Durable,
-    /// Before the first invalid record: the segment behind it, which would say more, is damaged.
+    /// At the first invalid record: the next segment, which would state the end, is damaged.
     FirstInvalid,
     /// The whole segment is unusable.
     Damaged(Damage),
 }
 
-/// Bytes of a header with so many history entries, without the zeros at its end.
+/// Bytes used by a header with this many history entries, without the zeros at its end.
 const fn used(entries: usize) -> usize {
     at::HISTORY + entries * ENTRY
 }
 
-/// Where the first batch stands in a segment with so many history entries.
+/// The offset of the first batch in a segment with this many history entries.
 pub const fn first_batch_at(entries: usize) -> usize {
     HEADER + record::record_len(used(entries))
 }
@@ -265,7 +265,7 @@ pub fn file_name(id: SegmentId) -> String {
     format!("{:020}.segment", id.0)
 }
 
-/// The segment that a file name names.
+/// The segment with this file name.
 pub fn parse_file_name(name: &str) -> Option<SegmentId> {
     let digits = name.strip_suffix(".segment")?;
     if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn decodes_what_it_encodes_and_nothing_else() {
-        let header = Header {
+        let header = SegmentHeader {
             log_id: [9; 16],
             id: SegmentId(3),
             first_seq: Seq(10),
@@ -295,19 +295,19 @@ mod tests {
                 .then(Incarnation(2), Seq(10)),
         };
         let bytes = header.encode();
-        assert_eq!(Header::decode(&bytes[..]), Some(header));
+        assert_eq!(SegmentHeader::decode(&bytes[..]), Some(header));
         for at in (0..HEADER).step_by(7) {
             let mut wrong = bytes.clone();
             wrong[at] ^= 0x10;
-            assert_eq!(Header::decode(&wrong[..]), None, "byte {at}");
+            assert_eq!(SegmentHeader::decode(&wrong[..]), None, "byte {at}");
         }
-        assert_eq!(Header::decode(&bytes[..HEADER - 1]), None);
-        assert_eq!(Header::decode(&[0; HEADER]), None);
+        assert_eq!(SegmentHeader::decode(&bytes[..HEADER - 1]), None);
+        assert_eq!(SegmentHeader::decode(&[0; HEADER]), None);
     }
 
     #[test]
     fn the_copy_says_the_same() {
-        let header = |lives| Header {
+        let header = |lives| SegmentHeader {
             log_id: [9; 16],
             id: SegmentId(3),
             first_seq: Seq(10),
@@ -324,10 +324,10 @@ mod tests {
             let mut bytes = header.encode_with_copy();
             assert_eq!(bytes.len(), first_batch_at(lives as usize));
             assert!(bytes.len() <= HEADER + MAX_COPY);
-            assert_eq!(Header::decode(&bytes), Some(header.clone()));
+            assert_eq!(SegmentHeader::decode(&bytes), Some(header.clone()));
             let decode = |bytes: &[u8], id| {
                 let checksum = Checksum::new(&[9; 16], SegmentId(id));
-                Header::decode_copy(&bytes[HEADER..], checksum)
+                SegmentHeader::decode_copy(&bytes[HEADER..], checksum)
             };
             assert_eq!(decode(&bytes, 3), Some(header));
             assert_eq!(decode(&bytes, 4), None, "of another segment");
@@ -336,8 +336,8 @@ mod tests {
         }
         // A seal at that place in a segment of an earlier version.
         let mut bytes = Vec::new();
-        let seal = record::Header {
-            kind: Kind::Seal,
+        let seal = RecordHeader {
+            kind: RecordKind::Seal,
             payload_len: 0,
             seq: Seq(0),
             commit: CommitNo(1),
@@ -347,7 +347,7 @@ mod tests {
         };
         let checksum = Checksum::new(&[9; 16], SegmentId(1));
         checksum.encode(&seal, &[], &mut bytes);
-        assert_eq!(Header::decode_copy(&bytes, checksum), None);
+        assert_eq!(SegmentHeader::decode_copy(&bytes, checksum), None);
     }
 
     #[test]

@@ -10,19 +10,19 @@ use std::{
 use super::{
     appender::Queue,
     error::SpoolError,
+    next_segment::Trimmed,
     position::{Position, SegmentId, Seq},
-    prepare::Trimmed,
     segment::{self, SegmentEnd, SegmentInfo},
     storage::Storage,
 };
 
 /// What readers follow.
-pub(super) struct Tail {
-    state: Mutex<TailState>,
+pub(super) struct SharedEnd {
+    state: Mutex<SharedEndState>,
     grown: Condvar,
 }
 
-pub(super) struct TailState {
+pub(super) struct SharedEndState {
     /// The segments, from the one that holds the position on.
     pub segments: Vec<SegmentInfo>,
     /// The durable end's offset in the last segment.
@@ -38,11 +38,11 @@ pub(super) struct TailState {
 /// A reader that is so many segments behind the writer will not be there soon.
 const FAR: u64 = 4;
 
-impl Tail {
+impl SharedEnd {
     /// Of a log that goes on with these segments and this durable end.
-    pub fn new(segments: Vec<SegmentInfo>, end: Position) -> Tail {
-        Tail {
-            state: Mutex::new(TailState {
+    pub fn new(segments: Vec<SegmentInfo>, end: Position) -> SharedEnd {
+        SharedEnd {
+            state: Mutex::new(SharedEndState {
                 segments,
                 durable_offset: 0,
                 end,
@@ -53,11 +53,11 @@ impl Tail {
         }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, TailState> {
+    pub fn lock(&self) -> MutexGuard<'_, SharedEndState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the durable end lies beyond `seq` or [`Tail::wake`] was called since the last wait; at most this long.
+    /// Waits until the durable end lies beyond `seq` or [`SharedEnd::wake`] was called since the last wait; at most this long.
     /// Which of them it was is the caller's to look at.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
         let (mut state, _) = self
@@ -121,7 +121,7 @@ impl Tail {
     }
 }
 
-impl TailState {
+impl SharedEndState {
     /// Bytes of all segments.
     pub fn used(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
@@ -130,7 +130,7 @@ impl TailState {
 
 /// What trimming needs of a log.
 pub(super) struct Trimmer {
-    pub tail: Arc<Tail>,
+    pub tail: Arc<SharedEnd>,
     pub queue: Arc<Queue>,
     pub trimmed: Arc<Trimmed>,
     /// Segments with fewer bytes are not worth being used again.
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_budget_changes_together_with_the_segments() {
-        let tail = Tail::new(Vec::new(), Position::default());
+        let tail = SharedEnd::new(Vec::new(), Position::default());
         let queue = Queue::new(1);
         tail.roll(SegmentId(1), Seq(0), 0);
         thread::scope(|scope| {

@@ -15,12 +15,12 @@ use super::{
     damage::{Damage, DamageKind},
     error::SpoolError,
     manifest::Manifest,
-    position::{Position, SegmentId, Seq},
+    position::{Position, SegmentId},
     reader::{ReadError, Reader, StoredBatch},
     recovery::{Inspection, inspect_salvaged, manifest_of, read_header, segment_ids},
     salvage::{Salvage, touch},
-    segment::{self, Header},
-    shared_end::Tail,
+    segment::{self, SegmentHeader},
+    shared_end::SharedEnd,
     storage::{FileSystem, ReadStorage},
 };
 
@@ -29,7 +29,7 @@ pub struct Survey {
     disk: Arc<Salvage>,
     dir: PathBuf,
     found: Inspection,
-    tail: Arc<Tail>,
+    tail: Arc<SharedEnd>,
     reader: Reader,
     damage: Vec<Damage>,
 }
@@ -46,7 +46,7 @@ impl Survey {
             return Ok(None);
         };
         let mut found = inspect_salvaged(&disk, dir, manifest)?;
-        let tail = Arc::new(Tail::new(std::mem::take(&mut found.segments), found.end()));
+        let tail = Arc::new(SharedEnd::new(std::mem::take(&mut found.segments), found.end()));
         let log_id = manifest.log_id.into_bytes();
         let mut reader = Reader::new(
             Arc::clone(&disk) as _,
@@ -134,28 +134,6 @@ pub struct SegmentFile {
     pub header: Option<SegmentHeader>,
 }
 
-/// What a segment says of itself.
-pub struct SegmentHeader {
-    pub first_seq: Seq,
-    /// Events in all batches before it.
-    pub events_before: u64,
-    /// Microseconds since the Unix epoch.
-    pub created_micros: i64,
-    /// Whether batches right before it are known to be lost.
-    pub after_loss: bool,
-}
-
-impl From<Header> for SegmentHeader {
-    fn from(header: Header) -> SegmentHeader {
-        SegmentHeader {
-            first_seq: header.first_seq,
-            events_before: header.events_before,
-            created_micros: header.created_micros,
-            after_loss: header.after_loss,
-        }
-    }
-}
-
 /// The segment files of the log in `dir`, the oldest first. Of a running bridge, what there is at the moment.
 pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
     let disk = Salvage::new(Arc::new(FileSystem));
@@ -181,7 +159,7 @@ pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
         found.push(SegmentFile {
             id,
             bytes,
-            header: header.map(|found| SegmentHeader::from(found.header)),
+            header: header.map(|found| found.header),
         });
     }
     Ok(found)

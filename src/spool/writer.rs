@@ -9,11 +9,11 @@ use std::{
 
 use super::{
     error::SpoolError,
+    next_segment::Spare,
     position::{CommitNo, SegmentId, Seq},
-    prepare::Spare,
-    record::{self, Checksum, Kind},
+    record::{self, Checksum, RecordHeader, RecordKind},
     recovery::Inspection,
-    segment::{self, Durability, History, Incarnation},
+    segment::{self, Durability, History, Incarnation, SegmentHeader},
     storage::{Storage, StorageFile},
 };
 
@@ -165,7 +165,7 @@ impl Writer {
     /// Adds a batch to the commit being built. It must fit.
     pub fn add(&mut self, payload: &[u8], events: u32) {
         debug_assert!(self.fits(payload.len()));
-        self.push(Kind::Batch, payload, events);
+        self.push(RecordKind::Batch, payload, events);
         self.next_seq.0 += 1;
         self.events += u64::from(events);
         self.unsealed = true;
@@ -222,7 +222,7 @@ impl Writer {
         if !self.unsealed || self.active.is_none() {
             return Ok(());
         }
-        self.push(Kind::Seal, &[], 0);
+        self.push(RecordKind::Seal, &[], 0);
         self.commit()?;
         self.unsealed = false;
         Ok(())
@@ -243,7 +243,7 @@ impl Writer {
                 .map_err(SpoolError::io("sync", &active.path))?;
         }
         let id = SegmentId(self.last.map_or(1, |(id, _)| id.0 + 1));
-        let header = segment::Header {
+        let header = SegmentHeader {
             log_id: self.log_id,
             id,
             first_seq: self.next_seq,
@@ -295,9 +295,9 @@ impl Writer {
         })
     }
 
-    fn push(&mut self, kind: Kind, payload: &[u8], events: u32) {
+    fn push(&mut self, kind: RecordKind, payload: &[u8], events: u32) {
         if let Some(active) = &self.active {
-            let header = record::Header {
+            let header = RecordHeader {
                 kind,
                 payload_len: payload.len(),
                 seq: self.next_seq,

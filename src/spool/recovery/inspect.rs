@@ -27,7 +27,7 @@ use crate::spool::{
     record::{self, Checksum},
     salvage::{Salvage, is_refused, touch},
     scan::{Scan, scan, valid_records},
-    segment::{self, Durability, History, SegmentEnd, SegmentInfo},
+    segment::{self, Durability, History, SegmentEnd, SegmentHeader, SegmentInfo},
     storage::{ReadStorage, read_up_to},
 };
 
@@ -130,7 +130,7 @@ pub(super) struct Inspector<'a> {
 }
 
 /// A segment with its header, if that can be read.
-pub(super) type Headed = (SegmentId, Option<segment::Header>);
+pub(super) type Headed = (SegmentId, Option<SegmentHeader>);
 
 impl<'a> Inspector<'a> {
     fn new(
@@ -234,7 +234,7 @@ impl<'a> Inspector<'a> {
         Ok(headers)
     }
 
-    fn header(&mut self, id: SegmentId) -> Result<Option<segment::Header>, SpoolError> {
+    fn header(&mut self, id: SegmentId) -> Result<Option<SegmentHeader>, SpoolError> {
         let found = read_header(self.disk, self.dir, &self.log_id, id)?;
         if let Some(FoundHeader {
             header,
@@ -339,7 +339,7 @@ impl<'a> Inspector<'a> {
         Ok(())
     }
 
-    pub(super) fn scan(&self, bytes: &[u8], header: &segment::Header, position: Position) -> Scan {
+    pub(super) fn scan(&self, bytes: &[u8], header: &SegmentHeader, position: Position) -> Scan {
         // Behind a rebuilt header every record counts whose checksum is right.
         let delivered = match self.rebuilt.iter().any(|rebuilt| rebuilt.segment == header.id) {
             true => Seq(u64::MAX),
@@ -449,7 +449,7 @@ impl Inspection {
 }
 
 /// Adds a segment to those before it, and takes the end of the one before it from its header.
-fn chain(segments: &mut Vec<SegmentInfo>, header: &segment::Header, position: Seq) {
+fn chain(segments: &mut Vec<SegmentInfo>, header: &SegmentHeader, position: Seq) {
     let id = header.id;
     let is_next = |before: SegmentId| before.0 + 1 == id.0;
     let linked = match (segments.last(), header.predecessor) {
@@ -506,7 +506,7 @@ fn damage_of(info: &SegmentInfo) -> Option<Damage> {
 }
 
 /// Damage of a header that is known all the same.
-pub(super) fn harmless_header_damage(header: &segment::Header, kind: DamageKind) -> Damage {
+pub(super) fn harmless_header_damage(header: &SegmentHeader, kind: DamageKind) -> Damage {
     Damage {
         segment: header.id,
         bytes: Some((0, segment::HEADER as u64)),
@@ -519,7 +519,7 @@ pub(super) fn harmless_header_damage(header: &segment::Header, kind: DamageKind)
 /// Without a checkpoint: all that is there may be undelivered, and Kafka alone knows.
 fn unknown_position(headers: &[Headed]) -> (Position, Option<Damage>) {
     let first = headers.iter().find_map(|(_, header)| header.as_ref());
-    let position = first.map(segment::Header::begin).unwrap_or_default();
+    let position = first.map(SegmentHeader::begin).unwrap_or_default();
     let damage = Damage {
         to: None,
         ..Damage::beside_the_segments(DamageKind::Position, position)
@@ -528,18 +528,18 @@ fn unknown_position(headers: &[Headed]) -> (Position, Option<Damage>) {
 }
 
 /// The newest header that can be read.
-pub(super) fn newest(headers: &[Headed]) -> Option<&segment::Header> {
+pub(super) fn newest(headers: &[Headed]) -> Option<&SegmentHeader> {
     headers.iter().rev().find_map(|(_, header)| header.as_ref())
 }
 
 /// Whether a segment begins at or before `seq`, as far as can be read.
-fn begins_by(header: Option<&segment::Header>, seq: Seq) -> bool {
+fn begins_by(header: Option<&SegmentHeader>, seq: Seq) -> bool {
     header.is_some_and(|header| header.first_seq <= seq)
 }
 
 /// The header of a segment.
 pub struct FoundHeader {
-    pub header: segment::Header,
+    pub header: SegmentHeader,
     /// The header itself is damaged or can't be read.
     pub from_copy: bool,
 }
@@ -554,13 +554,13 @@ pub fn read_header(
     let path = dir.join(segment::file_name(id));
     let failed = || SpoolError::io("read", &path);
     let file = disk.open(&path).map_err(failed())?;
-    let ours = |header: &segment::Header| header.log_id == *log_id && header.id == id;
+    let ours = |header: &SegmentHeader| header.log_id == *log_id && header.id == id;
     let found = |from_copy| move |header| FoundHeader { header, from_copy };
     let first = read_up_to(&*file, segment::HEADER, 0);
     match &first {
         Err(error) if !is_refused(error) => return first.map(|_| None).map_err(failed()),
         Ok(bytes) => {
-            if let Some(header) = segment::Header::decode(bytes).filter(ours) {
+            if let Some(header) = SegmentHeader::decode(bytes).filter(ours) {
                 return Ok(Some(found(false)(header)));
             }
         }
@@ -568,7 +568,7 @@ pub fn read_header(
     }
     let copy = read_up_to(&*file, segment::MAX_COPY, segment::HEADER as u64);
     let checksum = Checksum::new(log_id, id);
-    let decode = |bytes: &[u8]| segment::Header::decode_copy(bytes, checksum);
+    let decode = |bytes: &[u8]| SegmentHeader::decode_copy(bytes, checksum);
     match copy.as_deref().ok().and_then(decode).filter(ours) {
         Some(header) => Ok(Some(found(true)(header))),
         None => first.map(|_| None).map_err(failed()),

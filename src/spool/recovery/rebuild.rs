@@ -11,7 +11,7 @@ use crate::spool::{
     position::{Position, SegmentId, Seq},
     record::Checksum,
     scan::{FoundRecord, valid_records},
-    segment::{self, Durability, SegmentEnd, SegmentInfo},
+    segment::{self, Durability, SegmentEnd, SegmentHeader, SegmentInfo},
 };
 
 impl Inspector<'_> {
@@ -45,13 +45,13 @@ impl Inspector<'_> {
         first: &FoundRecord,
         before: &[Headed],
         position: Option<Position>,
-    ) -> Result<segment::Header, SpoolError> {
+    ) -> Result<SegmentHeader, SpoolError> {
         let (first_seq, end) = match before.last() {
             Some((_, Some(before))) => self.end_of(before, position.unwrap_or_default())?,
             Some((_, None)) => (first.header.seq, 0),
             None => (position.map_or(first.header.seq, |position| position.seq), 0),
         };
-        Ok(segment::Header {
+        Ok(SegmentHeader {
             log_id: self.log_id,
             id,
             first_seq: match first.at {
@@ -92,7 +92,7 @@ impl Inspector<'_> {
     }
 
     /// The sequence behind a segment's last record, and where a reader comes to its end.
-    fn end_of(&self, header: &segment::Header, position: Position) -> Result<(Seq, u64), SpoolError> {
+    fn end_of(&self, header: &SegmentHeader, position: Position) -> Result<(Seq, u64), SpoolError> {
         let scan = self.scan(&self.read(header.id)?, header, position);
         let unread = scan.unread.and_then(|unread| unread.bytes);
         Ok((scan.next_seq, unread.map_or(scan.end, |(_, behind)| behind)))

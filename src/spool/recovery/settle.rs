@@ -6,7 +6,7 @@ use super::inspect::{Inspection, MARK};
 use crate::spool::{
     DamageKind, Manifest, Position, SpoolError,
     checkpoint::Checkpoint,
-    prepare::SPARE,
+    next_segment::SPARE,
     segment,
     storage::{Storage, replace},
 };

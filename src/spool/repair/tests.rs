@@ -10,7 +10,7 @@ use crate::{
         log::LogWriter,
         segment,
         storage::ReadStorage,
-        tests::harness::{Life, batch, expect_batches, metrics, open_appender, options},
+        tests::harness::{LogLife, batch, expect_batches, metrics, open_appender, options},
     },
 };
 
@@ -52,7 +52,7 @@ impl Spool {
         }
     }
 
-    fn open(&self) -> Life {
+    fn open(&self) -> LogLife {
         let books = Arc::new(Books::default());
         let (writer, backlog, damage) = LogWriter::open(
             Arc::new(FileSystem),
@@ -62,7 +62,7 @@ impl Spool {
             metrics(),
         )
         .unwrap();
-        Life {
+        LogLife {
             writer,
             backlog,
             damage,

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::batch::Batch;
 
-use super::harness::{Life, batch, options, segments};
+use super::harness::{LogLife, batch, options, segments};
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{AppendError, Damage, DamageKind, Position, Seq},
@@ -84,13 +84,13 @@ impl Model {
     }
 
     /// Opens the log, with crashes while it is being opened if one is due, and compares everything with the model.
-    fn open(&mut self, disk: &SimDisk) -> Life {
+    fn open(&mut self, disk: &SimDisk) -> LogLife {
         let options = options(SEGMENT);
         // Halted or an injected error: both happen once.
-        let mut life = Life::open(disk, &options)
+        let mut life = LogLife::open(disk, &options)
             .or_else(|_| {
                 disk.kill();
-                Life::open(disk, &options)
+                LogLife::open(disk, &options)
             })
             .unwrap();
         // A crash tears the position that is being stored, and that costs nothing.
@@ -119,7 +119,7 @@ impl Model {
         life
     }
 
-    fn read_all(&self, life: &mut Life) {
+    fn read_all(&self, life: &mut LogLife) {
         life.backlog.rewind();
         let (batches, damage) = life.read();
         assert_eq!(damage, None);
@@ -134,7 +134,7 @@ impl Model {
     }
 
     /// Does one step; false when the process can't go on.
-    fn step(&mut self, disk: &SimDisk, life: &mut Life, step: &Step) -> bool {
+    fn step(&mut self, disk: &SimDisk, life: &mut LogLife, step: &Step) -> bool {
         match step {
             Step::Append(lens) => {
                 let mut batches = Vec::new();
@@ -285,7 +285,7 @@ fn power_loss_between_any_two_calls() {
             let mut model = Model::default();
             // The first open may be the one that is halted.
             let options = options(SEGMENT);
-            let finished = match Life::open(&disk, &options) {
+            let finished = match LogLife::open(&disk, &options) {
                 Ok(mut life) => steps.iter().all(|step| model.step(&disk, &mut life, step)),
                 Err(_) => false,
             };
@@ -293,7 +293,7 @@ fn power_loss_between_any_two_calls() {
             // Half of them are cut once more while they recover.
             if seed % 2 == 0 {
                 disk.halt_in(calls % 17);
-                if Life::open(&disk, &options).is_err() {
+                if LogLife::open(&disk, &options).is_err() {
                     disk.crash(seed + 100);
                 }
             }

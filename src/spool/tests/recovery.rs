@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::harness::{DIR, Life, batch, expect_batches, log_id, options, segment_path, segments};
+use super::harness::{DIR, LogLife, batch, expect_batches, log_id, options, segment_path, segments};
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{
         AppendError, Damage, DamageKind, Durability, LogOptions, Position, SegmentId, Seq, SpoolError,
         checkpoint::{self, Checkpoint},
-        prepare::SPARE,
-        record, segment,
+        next_segment::SPARE,
+        record,
+        segment::{self, SegmentHeader},
     },
 };
 
@@ -21,12 +22,12 @@ const LEN: usize = 300;
 /// Only one batch of this length fits in a segment.
 const BIG: usize = 2500;
 
-fn open(disk: &SimDisk) -> Life {
-    Life::open(disk, &options(SEGMENT)).unwrap()
+fn open(disk: &SimDisk) -> LogLife {
+    LogLife::open(disk, &options(SEGMENT)).unwrap()
 }
 
 /// Opens, and nothing may be wrong.
-fn open_clean(disk: &SimDisk) -> Life {
+fn open_clean(disk: &SimDisk) -> LogLife {
     let life = open(disk);
     assert_eq!(life.damage, []);
     life
@@ -37,8 +38,8 @@ fn record_len(number: u64, len: usize) -> u64 {
     record::record_len(batch(number, len).0.bytes().len()) as u64
 }
 
-fn header(disk: &SimDisk, id: u64) -> segment::Header {
-    segment::Header::decode(&disk.read(&segment_path(id))).unwrap()
+fn header(disk: &SimDisk, id: u64) -> SegmentHeader {
+    SegmentHeader::decode(&disk.read(&segment_path(id))).unwrap()
 }
 
 /// Damages a header and its copy.
@@ -391,7 +392,7 @@ fn one_segment(disk: &SimDisk, id: u64) -> SimDisk {
     let disk = disk.fork();
     let bytes = disk.read(&segment_path(id));
     let checksum = record::Checksum::new(&log_id(&disk), SegmentId(id));
-    let copy = segment::Header::decode_copy(&bytes[HEADER as usize..], checksum).unwrap();
+    let copy = SegmentHeader::decode_copy(&bytes[HEADER as usize..], checksum).unwrap();
     disk.put(&segment_path(id), copy.encode_with_copy());
     disk
 }
@@ -733,7 +734,7 @@ fn a_manifest_that_cannot_be_used_is_refused() {
         disk.put(&manifest_path(), content);
         disk.delete(&Path::new(DIR).join("manifest.copy"));
         let before = disk.names();
-        match Life::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err() {
+        match LogLife::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err() {
             SpoolError::Unusable { what, .. } => assert!(what.starts_with(wanted), "{what}"),
             error => panic!("{error}"),
         }
@@ -741,7 +742,7 @@ fn a_manifest_that_cannot_be_used_is_refused() {
     }
     disk.delete(&manifest_path());
     disk.delete(&Path::new(DIR).join("manifest.copy"));
-    let error = Life::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err();
+    let error = LogLife::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err();
     assert!(
         error.to_string().contains("it has segments but no manifest"),
         "{error}"
@@ -827,7 +828,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
         durability: Durability::PageCache,
         ..options(SEGMENT)
     };
-    let mut life = Life::open(&disk, &page_cache).unwrap();
+    let mut life = LogLife::open(&disk, &page_cache).unwrap();
     let syncs = disk.count(Op::SyncData, ".segment");
     (0..4).for_each(|n| life.append([n], 40));
     assert_eq!(disk.count(Op::SyncData, ".segment"), syncs);
@@ -838,7 +839,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
     life.expect(0, [0], 40);
     life.append([1], BIG);
     disk.kill();
-    let mut life = Life::open(&disk, &page_cache).unwrap();
+    let mut life = LogLife::open(&disk, &page_cache).unwrap();
     assert_eq!(life.damage, []);
     life.append([2, 3, 4], BIG);
     let last = *segments(&disk).last().unwrap();
@@ -1089,7 +1090,7 @@ fn a_disk_error_at_any_call_is_an_error_and_nothing_worse() {
             let disk = SimDisk::new(skip);
             disk.fail(op, "", skip);
             let mut acknowledged = 0;
-            if let Ok(mut life) = Life::open(&disk, &options(SEGMENT)) {
+            if let Ok(mut life) = LogLife::open(&disk, &options(SEGMENT)) {
                 for n in 0..6 {
                     let (answers, result) = life.try_append(&[batch(n, BIG).0]);
                     if answers == [Ok(())] {
@@ -1114,7 +1115,7 @@ fn a_disk_error_at_any_call_is_an_error_and_nothing_worse() {
 #[test]
 fn many_webhooks_share_a_sync() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(1 << 20)).unwrap();
+    let mut life = LogLife::open(&disk, &options(1 << 20)).unwrap();
     let syncs = || disk.count(Op::SyncData, "");
     let before = syncs();
     life.append(0..1000, 40);
@@ -1167,7 +1168,7 @@ fn a_reader_follows_through_growth_seals_and_rolls() {
 #[test]
 fn batches_larger_than_the_readers_buffer() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(2 << 20)).unwrap();
+    let mut life = LogLife::open(&disk, &options(2 << 20)).unwrap();
     for n in 0..12 {
         life.append([n], 100_000 + n as usize);
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io};
 use super::*;
 use crate::spool::{
     Manifest,
-    record::{self, Checksum, Kind},
+    record::{self, Checksum, RecordKind},
     recovery::inspect,
     scan::valid_records,
     storage::ReadFile,
@@ -74,7 +74,7 @@ fn places(spool: &Spool, id: u64) -> Vec<(u64, Range<u64>)> {
     let manifest = Manifest::read(&FileSystem, &spool.dir()).unwrap().unwrap();
     let checksum = Checksum::new(manifest.log_id.as_bytes(), super::super::super::SegmentId(id));
     valid_records(&bytes, &checksum, segment::HEADER)
-        .filter(|found| found.header.kind == Kind::Batch)
+        .filter(|found| found.header.kind == RecordKind::Batch)
         .map(|found| {
             let end = found.at + record::HEADER + found.header.payload_len;
             (found.header.seq.0, found.at as u64..end as u64)
