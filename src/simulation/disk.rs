@@ -6,8 +6,8 @@
 //! and some are neither. Bytes that a write leaves as they were stay as they were, as on a disk with *powersafe overwrite*:
 //! logs that append within a sector depend on that. [`SimDisk::kill`] ends a process and leaves the page cache alone.
 //!
-//! A process may be given a [`Pause`], which is called before every system call and in the middle of some writes: there
-//! the simulation lets other threads run, or the process die.
+//! A process may have a [`Pause`], which is called before every system call and in the middle of some writes. There the
+//! simulation runs other parts or lets the process die.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +23,10 @@ use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
 
 const SECTOR: usize = 512;
 
-/// Called before each system call of one process. It may unwind: the call then never happened.
+/// Called before each system call of a process. If it unwinds, the call never happens.
 pub type Pause = Arc<dyn Fn() + Send + Sync>;
 
-/// What a program asks of the disk.
+/// A kind of system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
     Create,
@@ -37,14 +37,14 @@ pub enum Op {
     Remove,
     SyncDir,
     Uncache,
-    /// Changes nothing: it is not counted, only failed.
+    /// It changes nothing, so it is not counted and can only fail.
     Read,
 }
 
-/// The disk itself: it outlives the processes that use it.
+/// The disk. It outlives the processes that use it.
 pub struct SimDisk(Arc<Mutex<DiskState>>);
 
-/// What one process has of the disk; after a crash or kill every call fails.
+/// The disk as one process sees it; after a crash or kill every call fails.
 struct Mount {
     disk: Arc<Mutex<DiskState>>,
     life: u64,
@@ -101,7 +101,7 @@ struct DiskFault {
     op: Op,
     name: &'static str,
     skip: u64,
-    /// It fails for want of room, again and again; else once, with EIO.
+    /// Whether calls fail for want of room, again and again; otherwise one call fails with EIO.
     no_room: bool,
 }
 
@@ -163,7 +163,7 @@ impl SimDisk {
         let mut disk = self.lock();
         let own = disk.random.next();
         disk.random = Random::new(own ^ seed);
-        // All, nothing, or each change by chance: the extremes are the likeliest ones in life.
+        // All, nothing, or each change by chance: in reality the extremes are the most likely.
         let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
         let tears = tears && disk.random(2) == 0;
         for entry in std::mem::take(&mut disk.entries) {
@@ -195,7 +195,7 @@ impl SimDisk {
         disk.files = files;
     }
 
-    /// All that was written reaches the disk.
+    /// Makes everything durable.
     pub fn settle(&self) {
         let mut disk = self.lock();
         disk.entries.clear();
@@ -207,7 +207,7 @@ impl SimDisk {
         }
     }
 
-    /// After this many more changing calls every call fails, as if the process had died there.
+    /// After this many more changing calls, every call fails, as if the process had died there.
     pub fn halt_in(&self, calls: u64) {
         self.lock().halt_in = Some(calls);
     }
@@ -442,7 +442,7 @@ impl Change {
 }
 
 impl Change {
-    /// The power fails while the change is made.
+    /// Applies part of the change, as when the power fails while the disk writes it.
     fn tear(self, bytes: &mut [u8], seed: u64) {
         let Change::Sector(sector, content) = self else {
             return;
@@ -648,7 +648,7 @@ impl ReadFile for OpenFile {
 impl StorageFile for OpenFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = self.mount.lock()?;
-        // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
+        // A write is not atomic: other parts may run in between, and a death leaves part of it.
         if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
             let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
             drop(disk);

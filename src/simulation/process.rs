@@ -1,4 +1,4 @@
-//! One process: the intake, and for each stream its log, its preparer and its lane, as steps.
+//! One process of the bridge: the intake, and each stream's log, preparer and lane, as steps without threads.
 
 use std::{
     cell::{Cell, RefCell},
@@ -33,7 +33,7 @@ use crate::{
 /// Longer than any run.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What is made once for each thread of the simulation: it costs more than a whole run.
+/// What is made only once per thread of the simulation, because it costs more than a run.
 pub struct PerThread {
     runtime: Runtime,
     metrics: Arc<Metrics>,
@@ -56,7 +56,7 @@ impl PerThread {
         }
     }
 
-    /// Lets the webhooks' tasks run until they wait for something else.
+    /// Runs the webhooks' tasks until they wait for something.
     pub fn drive(&self) {
         self.runtime.block_on(async {
             for _ in 0..4 {
@@ -66,15 +66,15 @@ impl PerThread {
     }
 }
 
-/// A running process. A step takes its part out, so that no other step runs it meanwhile.
+/// A running process. A step takes its part out, so that no other step can run it meanwhile.
 pub struct Process {
     intake: Arc<Intake>,
     pub pipes: Vec<StreamParts>,
-    /// Webhooks without an answer, by the oracle's number.
+    /// Unanswered webhooks, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
     /// They end with the process.
     tasks: RefCell<JoinSet<()>>,
-    /// Something has failed for good: it ends after so many more steps.
+    /// Something has failed for good, and the process ends after this many more steps.
     pub ends_in: Cell<Option<u64>>,
     pub gone: Cell<bool>,
 }
@@ -85,14 +85,14 @@ pub struct StreamParts {
     pub lane: RefCell<Option<Lane<Cluster>>>,
     appender: Appender,
     pub prepare: ThreadStep,
-    /// The preparer is at it.
+    /// Whether the preparer is at work.
     pub preparing: Cell<bool>,
     pub books: Arc<Books>,
     pub damage: Vec<Damage>,
 }
 
 impl Process {
-    /// Opens the logs and puts everything together, as `Bridge::start` does.
+    /// Opens the logs and assembles the process, as `Bridge::start` does.
     pub fn start(
         shared: &PerThread,
         plan: &Plan,
@@ -161,7 +161,7 @@ impl Process {
         shared.drive();
     }
 
-    /// The answers that were given since.
+    /// The answers since the last call.
     pub fn answers(&self) -> Vec<(usize, Outcome)> {
         let mut answers = Vec::new();
         self.webhooks.borrow_mut().retain(|(number, answer)| {
@@ -178,7 +178,7 @@ impl Process {
 }
 
 impl Drop for StreamParts {
-    /// Lets go of the webhooks that wait: they hold the queue that they wait for.
+    /// Answers the webhooks that still wait. They own the queue that they wait for, and would never be freed.
     fn drop(&mut self) {
         fail(&self.appender);
     }

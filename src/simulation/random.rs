@@ -1,4 +1,4 @@
-//! splitmix64: small, and the same everywhere.
+//! A random number generator (splitmix64): small, and the same on every platform.
 
 #[derive(Clone, Default)]
 pub struct Random(u64);

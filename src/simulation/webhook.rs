@@ -1,24 +1,24 @@
-//! Webhooks made to order, and the records that each must become.
+//! Generates webhooks, and the records that each must become.
 
 use bytes::Bytes;
 
 use super::{plan::Plan, random::Random};
 use crate::stream::Stream;
 
-/// A webhook's body and what must come of it.
+/// A webhook's body and the records expected from it.
 pub struct MadeWebhook {
     pub body: Bytes,
     /// The batches that it becomes, each with its records.
     pub batches: Vec<(Stream, Vec<ExpectedRecord>)>,
 }
 
-/// A record that must stand in a topic.
+/// A record that must appear in a topic.
 pub struct ExpectedRecord {
     pub topic: &'static str,
     pub value: Vec<u8>,
 }
 
-/// Makes a webhook; `number` makes its parts unlike all others.
+/// Makes a webhook; `number` makes its parts unique.
 pub fn make(random: &mut Random, plan: &Plan, number: u64) -> MadeWebhook {
     if random.one_in(12) {
         return malformed(plan, number);

@@ -209,7 +209,7 @@ impl LogWriter {
         }
         let tail = Arc::new(SharedEnd::new(std::mem::take(&mut found.segments), found.end()));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
-        let history = writer.history().clone();
+        found.history = writer.history().clone();
         let mut writer = LogWriter {
             storage: Arc::clone(&storage),
             dir: options.dir.clone(),
@@ -241,7 +241,7 @@ impl LogWriter {
             reuse_from: options.segment_bytes / 2,
         };
         let dir = options.dir.clone();
-        let backlog = Backlog::new(storage, dir, found, checkpoint, history, reader, trimmer, books);
+        let backlog = Backlog::new(storage, dir, found, checkpoint, reader, trimmer, books);
         Ok((writer, backlog, damage))
     }
 

@@ -1,5 +1,4 @@
-//! What a log's writer and its reader share: which segments there are, up to where they are durable, and where the reader is;
-//! and trimming.
+//! The state that a log's writer and reader share: the segments, the durable end, and the reader's place; and trimming.
 
 use std::{
     path::Path,
@@ -16,7 +15,7 @@ use super::{
     storage::Storage,
 };
 
-/// What readers follow.
+/// The end that readers follow.
 pub(super) struct SharedEnd {
     state: Mutex<SharedEndState>,
     grown: Condvar,
@@ -29,17 +28,17 @@ pub(super) struct SharedEndState {
     pub durable_offset: u64,
     /// The durable end.
     pub end: Position,
-    /// Whoever waits next, or waits now, is to go on without a reason here.
+    /// The current or next wait is to end at once.
     woken: bool,
-    /// The segment that the reader opened last.
+    /// The segment that the reader opened most recently.
     pub reading: Option<SegmentId>,
 }
 
-/// A reader that is so many segments behind the writer will not be there soon.
+/// A reader this many segments behind the writer won't reach it soon.
 const FAR: u64 = 4;
 
 impl SharedEnd {
-    /// Of a log that goes on with these segments and this durable end.
+    /// The shared end of a log with these segments and this durable end.
     pub fn new(segments: Vec<SegmentInfo>, end: Position) -> SharedEnd {
         SharedEnd {
             state: Mutex::new(SharedEndState {
@@ -57,8 +56,7 @@ impl SharedEnd {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the durable end lies beyond `seq` or [`SharedEnd::wake`] was called since the last wait; at most this long.
-    /// Which of them it was is the caller's to look at.
+    /// Waits until the durable end lies beyond `seq` or [`SharedEnd::wake`] was called since the last wait, for at most `limit`.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
         let (mut state, _) = self
             .grown
@@ -67,13 +65,13 @@ impl SharedEnd {
         state.woken = false;
     }
 
-    /// Ends a wait, also one that is about to begin.
+    /// Ends the current wait, or the next one.
     pub fn wake(&self) {
         self.lock().woken = true;
         self.grown.notify_all();
     }
 
-    /// The writer left the last segment for a new one, and stands at this offset in it.
+    /// The writer has begun a new segment and is at this offset in it.
     pub fn roll(&self, id: SegmentId, first_seq: Seq, offset: u64) {
         let mut state = self.lock();
         let left_at = state.durable_offset;
@@ -92,8 +90,8 @@ impl SharedEnd {
         });
     }
 
-    /// Tells readers of the new durable end, and the queue of the bytes that the log holds; `offset`: where the end lies in
-    /// the last segment, if it lies there.
+    /// Publishes the new durable end to readers, and the log's size to the queue. `offset` is the end's offset in the last
+    /// segment, if it lies there.
     pub fn publish(&self, end: Position, offset: Option<u64>, queue: &Queue) {
         let mut state = self.lock();
         if let Some(offset) = offset {
@@ -104,7 +102,7 @@ impl SharedEnd {
         }
         let grown = state.end.seq != end.seq;
         state.end = end;
-        // Under the lock, as a trim does: else a trim in between would be forgotten, and a log that was full would stay so.
+        // Under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
         queue.set_used(state.used());
         drop(state);
         if grown {
@@ -112,7 +110,7 @@ impl SharedEnd {
         }
     }
 
-    /// Whether the reader will not come to this segment, which was just left, for some time.
+    /// Whether the reader won't reach this segment, which the writer has just left, for some time.
     pub fn is_far_from(&self, left: SegmentId) -> bool {
         let state = self.lock();
         let first = state.segments.first().map(|first| first.id);
@@ -128,17 +126,17 @@ impl SharedEndState {
     }
 }
 
-/// What trimming needs of a log.
+/// Removes segments that are done with.
 pub(super) struct Trimmer {
     pub tail: Arc<SharedEnd>,
     pub queue: Arc<Queue>,
     pub trimmed: Arc<Trimmed>,
-    /// Segments with fewer bytes are not worth being used again.
+    /// Segments with fewer bytes are not worth reusing.
     pub reuse_from: u64,
 }
 
 impl Trimmer {
-    /// Removes the segments that wait to be used again.
+    /// Removes the segments kept for reuse.
     pub fn let_go_of_trimmed(&self, storage: &dyn Storage) -> Result<(), SpoolError> {
         while let Some(path) = self.trimmed.take() {
             storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
@@ -146,7 +144,7 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
+    /// Removes the segments wholly before `position`, which the stored checkpoint must have reached, or keeps them for reuse.
     pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
         let gone: Vec<SegmentInfo> = {
             let mut state = self.tail.lock();

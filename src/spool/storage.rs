@@ -1,4 +1,4 @@
-//! What the spool needs of a disk: a narrow trait with the file system behind it, and in tests a simulated disk.
+//! What the spool needs of a disk: narrow traits, implemented by the file system and, in tests, by a simulated disk.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,7 +18,7 @@ use super::error::SpoolError;
 
 /// The reading half of a disk. Paths are those of the file system.
 pub trait ReadStorage: Send + Sync {
-    /// The names of a directory's files, in no order.
+    /// The names of a directory's files, in no particular order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Opens an existing file for reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
@@ -33,7 +33,7 @@ pub trait Storage: ReadStorage {
     fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
     /// Atomic; durable after [`Storage::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Durable after [`Storage::sync_dir`]; a file that is not there is no error.
+    /// Durable after [`Storage::sync_dir`]. A missing file is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in this directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
@@ -59,18 +59,18 @@ pub trait StorageFile: ReadFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// `fdatasync`: data and length are durable when it returns.
     fn sync_data(&self) -> io::Result<()>;
-    /// Whether the file, opened by this name, was deleted or moved: what is written to it is not found by the next open,
-    /// synced or not. A file system that doesn't count names may say so of every file.
+    /// Whether the file, opened by this name, was deleted or moved, so that the next open won't find what is written to it. A
+    /// file system that doesn't count links may say so of every file.
     fn is_gone_from(&self, path: &Path) -> io::Result<bool>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Takes the room for these bytes, which must be some and become zeros, without writing them. False on a file system
-    /// that can't do that: a write tells then whether there is room.
+    /// Allocates room for these bytes (at least one), which become zeros, without writing them. False on a file system that
+    /// can't do that; only a write then shows whether there is room.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<bool>;
-    /// Lets the memory go in which the file's synced bytes are cached. They are read from the disk then.
+    /// Drops the file's synced bytes from the page cache.
     fn uncache(&self);
 }
 
-/// Puts a file of this content in place, atomically and durably.
+/// Replaces a file, or creates it, atomically and durably.
 pub fn replace(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<(), SpoolError> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.tmp"));
@@ -84,11 +84,11 @@ pub fn replace(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) ->
     write().map_err(SpoolError::io("write", &path))
 }
 
-/// Most time to wait for a file descriptor, and between two tries.
+/// How long to wait for a file descriptor, and how long between two tries.
 const DESCRIPTOR_WAIT: Duration = Duration::from_secs(30);
 const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
 
-/// Opens something; while descriptors are used up, which is the connections' doing and ends with their time limits, again.
+/// Opens something. While file descriptors are used up, tries again: connections take them and release them when they time out.
 fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
@@ -106,7 +106,7 @@ fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// The real thing.
+/// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FileSystem;
 
@@ -184,7 +184,7 @@ impl StorageFile for File {
     }
 
     fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
-        // Not by inode numbers: there are file systems where they change.
+        // Not by inode number: on some file systems it changes.
         let moved = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         Ok(moved || self.metadata()?.nlink() == 0)
     }
@@ -204,7 +204,7 @@ impl StorageFile for File {
     }
 
     fn uncache(&self) {
-        // Advice: whether it is taken changes nothing but the speed.
+        // Only advice: it affects nothing but speed.
         let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

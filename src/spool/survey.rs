@@ -1,8 +1,8 @@
-//! Looking at a log without changing anything: what an open would find, and every batch that can be read.
+//! Inspects a log without changing it: what an open would find, and every batch that can be read.
 //!
-//! It is the reading half of an open ([`super::recovery`]) and the reader. So its verdict is the one that the bridge would
-//! come to; but where the bridge would stop at a disk that can't read, that is damage here, and what lies behind it is read
-//! ([`super::salvage`]). It needs a log that nobody writes: hold the spool's lock, or look at a copy. [`segments`] alone may
+//! A survey uses the reading half of an open ([`super::recovery`]) and the reader, so it comes to the same verdict as the
+//! bridge. One thing differs: where the disk can't read, the bridge would stop; a survey notes damage and reads what lies
+//! behind ([`super::salvage`]). Nobody may write the log meanwhile: hold the spool's lock, or use a copy. Only [`segments`] may
 //! be called at any time.
 
 use std::{
@@ -24,7 +24,7 @@ use super::{
     storage::{FileSystem, ReadStorage},
 };
 
-/// A log, looked at.
+/// A survey of one log.
 pub struct Survey {
     disk: Arc<Salvage>,
     dir: PathBuf,
@@ -35,7 +35,10 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Looks at the log in `dir`; `None` when there is none.
+    /// Opens the log in `dir` for reading; `None` if there is none.
+    ///
+    /// # Errors
+    /// The disk failed in another way than by refusing to read, or the manifest can't be used.
     pub fn open(dir: &Path) -> Result<Option<Survey>, SpoolError> {
         Survey::open_on(Arc::new(FileSystem), dir)
     }
@@ -70,7 +73,7 @@ impl Survey {
         &self.dir
     }
 
-    /// Where delivery would go on, as far as the disk knows; Kafka may know of more.
+    /// Where delivery would resume, as far as the disk knows; Kafka may be further.
     pub fn position(&self) -> Position {
         self.found.position
     }
@@ -80,7 +83,10 @@ impl Survey {
         self.tail.lock().end
     }
 
-    /// The next batch that can be read, over damage if need be; `None` at the end.
+    /// The next readable batch, skipping damage; `None` at the end.
+    ///
+    /// # Errors
+    /// The disk failed in another way than by refusing to read.
     pub fn next_batch(&mut self) -> Result<Option<StoredBatch>, SpoolError> {
         loop {
             match self.reader.next() {
@@ -94,7 +100,7 @@ impl Survey {
                     {
                         damage.kind = DamageKind::Refused;
                     }
-                    // A damaged segment may have held nothing; met again, it is the end.
+                    // A damaged segment may have held nothing; when it is met again, it is the end.
                     let again = self.damage.last() == Some(&damage);
                     let behind = damage.to.filter(|to| *to >= self.reader.place() && !again);
                     if !again {
@@ -110,12 +116,12 @@ impl Survey {
         }
     }
 
-    /// What an open finds damaged; it does not read what lies in the middle.
+    /// The damage that an open would find. An open doesn't read all records.
     pub fn found_at_open(&self) -> &[Damage] {
         &self.found.damage
     }
 
-    /// What is damaged, of what has been read so far.
+    /// The damage found so far.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
@@ -125,7 +131,7 @@ impl Survey {
     }
 }
 
-/// A segment's file, by its name and header.
+/// A segment's file and its header.
 pub struct SegmentFile {
     pub id: SegmentId,
     /// Length of the file.
@@ -134,7 +140,10 @@ pub struct SegmentFile {
     pub header: Option<SegmentHeader>,
 }
 
-/// The segment files of the log in `dir`, the oldest first. Of a running bridge, what there is at the moment.
+/// The segment files of the log in `dir`, the oldest first. The bridge may be running.
+///
+/// # Errors
+/// The disk failed, or the manifest can't be used.
 pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
     let disk = Salvage::new(Arc::new(FileSystem));
     let ids = segment_ids(&disk, dir)?;
@@ -144,7 +153,7 @@ pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
         let path = dir.join(segment::file_name(id));
         let bytes = match disk.open(&path).and_then(|file| file.size()) {
             Ok(bytes) => bytes,
-            // Trimmed meanwhile.
+            // It was trimmed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(SpoolError::io("open", &path)(error)),
         };

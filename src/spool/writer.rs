@@ -1,5 +1,5 @@
-//! The writing side of a log, without threads: records are added, a commit makes them durable, a full segment is left
-//! for a prepared one. The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
+//! The writing side of a log, without threads: adds records, commits them, and replaces a full segment with a prepared one.
+//! The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use super::{
 /// Bytes kept free at a segment's end for the seal.
 const SEAL: u64 = record::HEADER as u64;
 
-/// Appends to one log. After an error nothing more may be written with it.
+/// Appends to one log. It must not be used after an error.
 pub struct Writer {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
@@ -29,16 +29,16 @@ pub struct Writer {
     history: History,
     /// The segment being written; `None` until the first roll after an open.
     active: Option<Active>,
-    /// The newest segment and its end: what the next segment's header names as its predecessor.
+    /// The newest segment and its end, which the next segment's header states.
     last: Option<(SegmentId, u64)>,
     next_seq: Seq,
     next_commit: CommitNo,
     events: u64,
-    /// Whether the last commit holds batches, so that a seal is due.
+    /// Whether the last commit has batches, so that a seal is due.
     unsealed: bool,
     /// The records of the commit being built.
     buffer: Vec<u8>,
-    /// Batches right before the next one are lost.
+    /// Whether batches right before the next one are lost.
     after_loss: bool,
 }
 
@@ -53,7 +53,7 @@ struct Active {
 }
 
 impl Active {
-    /// An error when the segment is not where the next open looks for it: what it takes would be acknowledged and lost.
+    /// An error if the next open wouldn't find the segment: what is written to it would be acknowledged and lost.
     fn check_in_place(&self) -> Result<(), SpoolError> {
         let gone = self.detects_deletion
             && self
@@ -69,16 +69,16 @@ impl Active {
     }
 }
 
-/// A segment that was just taken into use.
+/// A segment that was just begun.
 pub struct NewSegment {
     pub id: SegmentId,
     pub first_seq: Seq,
-    /// The file of the one that was left for it, all of it durable.
+    /// The previous segment's file, which is durable.
     pub left: Option<Box<dyn StorageFile>>,
 }
 
 impl Writer {
-    /// A writer that goes on where recovery ended, as a new incarnation.
+    /// A writer that continues a log as a new incarnation.
     pub fn new(
         storage: Arc<dyn Storage>,
         dir: &Path,
@@ -95,7 +95,7 @@ impl Writer {
         }
     }
 
-    /// A writer of a log that takes another one's place: it goes on with that one's history and sequences.
+    /// A writer of a log that replaces another one and continues its history and sequences.
     pub fn in_place_of(
         storage: Arc<dyn Storage>,
         dir: &Path,
@@ -109,7 +109,7 @@ impl Writer {
             durability,
             history: found.history.clone(),
             active: None,
-            // The id is never given again; what it was is gone.
+            // Ids are never reused.
             last: found.last,
             next_seq: found.position.seq,
             next_commit: CommitNo(1),
@@ -120,7 +120,7 @@ impl Writer {
         }
     }
 
-    /// Says that the batches up to `seq` are lost. A roll must follow.
+    /// Skips to `seq`: the batches before it are lost. A roll must follow.
     pub fn lose_to(&mut self, seq: Seq) {
         self.after_loss |= seq > self.next_seq;
         self.next_seq = self.next_seq.max(seq);
@@ -148,13 +148,13 @@ impl Writer {
             .is_some_and(|active| active.offset > active.len / 2)
     }
 
-    /// The length that a segment needs to hold a batch of this many bytes.
+    /// The length of a segment with room for one batch of this many bytes.
     pub fn segment_len_for(&self, payload_len: usize) -> u64 {
         let first = segment::first_batch_at(self.history.entries().len());
         (first + record::record_len(payload_len)) as u64 + SEAL
     }
 
-    /// Whether a batch of this many bytes fits behind what the commit being built holds already.
+    /// Whether a batch of this many bytes fits in addition to the commit being built.
     pub fn fits(&self, payload_len: usize) -> bool {
         let needed = (self.buffer.len() + record::record_len(payload_len)) as u64 + SEAL;
         self.active
@@ -171,8 +171,8 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured. An error, too, when the segment was deleted or
-    /// moved meanwhile.
+    /// Writes the commit being built and makes it as durable as configured. It is an error, too, if the segment was deleted or
+    /// moved.
     pub fn commit(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
@@ -197,17 +197,17 @@ impl Writer {
         }
         self.next_commit.0 += 1;
         self.buffer.clear();
-        // One giant batch must not keep its memory for ever.
+        // A giant batch must not keep its memory for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
     }
 
-    /// An error when the active segment was deleted or moved.
+    /// An error if the active segment was deleted or moved.
     pub fn check_in_place(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), Active::check_in_place)
     }
 
-    /// Makes the active segment durable, whatever is configured.
+    /// Makes the active segment durable, regardless of the configuration.
     pub fn sync(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), |active| {
             active
@@ -217,7 +217,7 @@ impl Writer {
         })
     }
 
-    /// Writes an empty commit behind the last one, unless a seal stands there already.
+    /// Writes a seal after the last commit, unless there is one.
     pub fn seal(&mut self) -> Result<(), SpoolError> {
         if !self.unsealed || self.active.is_none() {
             return Ok(());
@@ -228,10 +228,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Leaves the active segment for a prepared one. Nothing may be pending.
+    /// Replaces the active segment with a prepared one. Nothing may be pending.
     ///
-    /// Header and copy are durable before the rename, the rename before the first batch: so a segment's name always stands
-    /// over a whole header, and the header always names a predecessor whose end is durable.
+    /// Header and copy are durable before the rename, and the rename before the first batch. So a named segment always has a
+    /// complete header, and the predecessor's end that it states is durable.
     pub fn roll(&mut self, spare: Spare, now_micros: i64) -> Result<NewSegment, SpoolError> {
         debug_assert!(self.buffer.is_empty());
         if let Some(active) = &self.active
@@ -264,7 +264,7 @@ impl Writer {
             .and_then(|()| self.storage.rename(&spare.path, &path))
             .and_then(|()| self.storage.sync_dir(&self.dir))
             .map_err(SpoolError::io("begin", &path))?;
-        // What the budget does not count must not take room either: the zeros behind the end of the segment that is left.
+        // The zeros at the end of the previous segment are not counted against the budget, so they must not take room either.
         if let Some(left) = &self.active {
             left.file
                 .set_len(left.offset)
@@ -276,7 +276,7 @@ impl Writer {
             .map_err(SpoolError::io("look at", &path))?;
         let offset = beginning.len() as u64;
         self.last = Some((id, offset));
-        // The copy of the header is a commit of its own.
+        // The header's copy is a commit of its own.
         self.next_commit.0 += 1;
         let left = self.active.replace(Active {
             file: spare.file,
