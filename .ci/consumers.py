@@ -1,6 +1,6 @@
-"""What .ci/consumers does once its tools are there: checks the documents by themselves, then starts Kafka and the bridge,
-posts samples, and checks the records and the example consumers. Arguments: java, the directory of Kafka's jars, AsyncAPI's
-schema. Ends what it started, by process id, however it ends."""
+"""The main part of .ci/consumers: checks the documents alone, then starts Kafka and the bridge, posts samples, and checks the
+records and the example consumers. Arguments: java, the directory of Kafka's jars, AsyncAPI's schema. Always ends what it started,
+by process id."""
 
 import contextlib
 import json

@@ -1,13 +1,13 @@
-//! Durable answers a second, beside a bare hyper server that only reads the body.
+//! Durable answers per second, beside a bare hyper server that only reads the body.
 //!
-//! Both run as processes of their own, alternating in one run on the same machine, so that the ratio means something where
-//! the absolute figures don't. Kafka is not there: what is measured is the way to the 200. `cargo bench --bench
-//! acknowledge -- [seconds a round, default 3] [rounds, default 5]`.
+//! Both run as separate processes, alternating in one run on the same machine, so that the ratio is meaningful even if absolute
+//! figures are not. There is no Kafka: this measures the way to the 200.
+//! `cargo bench --bench acknowledge -- [seconds per round, default 3] [rounds, default 5]`.
 
-// A benchmark that can't go on says so and ends.
+// A benchmark that can't continue says so and ends.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-#[allow(dead_code)] // One module for all benchmarks; this one needs a part of it.
+#[allow(dead_code)] // All benchmarks share the module; this one needs only a part.
 mod support;
 
 use std::{env, process::Command, time::Duration};
@@ -38,7 +38,7 @@ fn main() {
         "| events | connections | answers/s | events/s | p50 | p99 | CPU µs a webhook | a bare server's | ratio | p50 ratio |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    // One thread, as `wrk -t1`: the load must not take more of the machine than it needs.
+    // One thread, like `wrk -t1`: the load must use as little of the machine as possible.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,7 +104,7 @@ fn bridge_server() -> (Server, Option<tempfile::TempDir>) {
         ("CMC_BRIDGE__ADMIN__LISTEN", "127.0.0.1:0"),
         ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
         ("CMC_BRIDGE__LOG__FORMAT", "json"),
-        // Nobody listens there.
+        // Nobody listens on this port.
         ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1"),
         ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
         ("CMC_BRIDGE__SPOOL__DIR", spool.path().to_str().expect("UTF-8")),

@@ -1,13 +1,13 @@
-//! Events a second from a full spool into real Kafka, beside a bare rdkafka producer of records of the same size.
+//! Events per second from a full spool into real Kafka, beside a bare rdkafka producer of records of the same size.
 //!
-//! In turn, in one run, into the same broker: a plain idempotent producer that sends what it has in memory and waits for
-//! every delivery, and the bridge, which reads its spool, in both delivery modes. Kafka comes as in the tests (Java 17,
-//! Maven). `cargo bench --bench deliver -- [events a round, default 500000] [rounds, default 3]`.
+//! They alternate in one run, with the same broker: a plain idempotent producer that sends from memory and waits for every
+//! delivery, and the bridge, which reads its spool, in both delivery modes. Kafka is started as in the tests (Java 17, Maven).
+//! `cargo bench --bench deliver -- [events per round, default 500000] [rounds, default 3]`.
 
-// A benchmark that can't go on says so and ends.
+// A benchmark that can't continue says so and ends.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-// The tests' harness and the other benchmarks' load; this one needs a part of each.
+// The tests' harness and the other benchmarks' load; this one needs only a part of each.
 #[allow(dead_code)]
 #[path = "../tests/integration/jars.rs"]
 mod jars;
@@ -85,7 +85,7 @@ fn main() {
     row("bare producer", &bare);
 }
 
-/// Fills a spool without Kafka, then starts a bridge on it with Kafka: events/s and CPU µs an event from the first
+/// Fills a spool without Kafka, then starts a bridge on it with Kafka. Returns events/s and CPU µs per event, from the first
 /// delivery to the last.
 fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> (f64, f64) {
     let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
@@ -135,7 +135,7 @@ fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
     )
 }
 
-/// Looks at the books until they are as wanted: when that was, and how many events were delivered by then.
+/// Watches the books until they are as wanted. Returns when that was, and how many events were delivered by then.
 fn until(admin: SocketAddr, wanted: impl Fn(u64, u64) -> bool) -> (Instant, u64) {
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
@@ -175,7 +175,7 @@ impl ProducerContext for Counter {
     }
 }
 
-/// The floor: records of the same size with as many headers, out of memory, each awaited.
+/// The floor: records of the same size with as many headers, from memory, each delivery awaited.
 fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
     let done = Arc::new(AtomicU64::new(0));
     let producer: ThreadedProducer<Counter> = topics::client_config(bootstrap)
@@ -205,7 +205,7 @@ fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
             }
         }
     };
-    // Connections and metadata are not what is measured.
+    // Excludes connections and metadata from the measurement.
     send(0);
     while done.load(Ordering::Relaxed) < 1 {
         std::thread::sleep(Duration::from_millis(1));

@@ -1,16 +1,15 @@
 //! The spool beside other stores as a durable queue: 64 waiting clients, the same group-commit writer on each.
 //!
-//! The own log is measured through its public interface, with its writer thread; once as while Kafka is away, and once
-//! read and trimmed as it goes, so that segments are used again. SQLite (WAL, `synchronous=FULL`), fjall
-//! and redb stand behind a writer thread of the same kind: it takes all that wait (at most 4 MiB), writes them in one
-//! transaction under rising keys, makes it durable, wakes them. Device bytes are those of the disk that the target
-//! directory is on (`/proc/diskstats`), so other programs' writes are counted in.
-//! `cargo bench --bench spool -- [seconds a round, default 3] [rounds, default 3]`.
+//! Our own log is measured through its public interface, with its writer thread: once as while Kafka is away, and once read and
+//! trimmed continuously, so that segments are reused. SQLite (WAL, `synchronous=FULL`), fjall and redb have a writer thread of the
+//! same kind: it takes everything that waits (at most 4 MiB), writes it in one transaction under rising keys, makes it durable, and
+//! wakes the clients. Device bytes are those of the disk that holds the target directory (`/proc/diskstats`), so they include other
+//! programs' writes. `cargo bench --bench spool -- [seconds per round, default 3] [rounds, default 3]`.
 
-// A benchmark that can't go on says so and ends.
+// A benchmark that can't continue says so and ends.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-#[allow(dead_code)] // One module for all benchmarks; this one needs a part of it.
+#[allow(dead_code)] // All benchmarks share the module; this one needs only a part.
 mod support;
 
 use std::{
@@ -89,9 +88,9 @@ enum Client {
     Own {
         appender: cmc_bridge::spool::Appender,
         budget: Arc<Semaphore>,
-        /// Dropped, it would be closed.
+        /// Dropping it would close it.
         _log: Box<Log>,
-        /// Unless a thread trims it, for as long as this is held.
+        /// `None` if a thread trims the log, which it does as long as `_trimming` is held.
         _backlog: Option<Box<Backlog>>,
         _trimming: Arc<()>,
     },
@@ -178,7 +177,7 @@ fn batch(payload: &[u8]) -> Batch {
     builder.finish()
 }
 
-/// How often the checkpoint is stored; the bridge does each second, in longer lives than a round.
+/// How often the checkpoint is stored; the bridge stores it every second, but lives longer than a round.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
 
 fn own_log(dir: &Path, trimmed: bool) -> Client {
@@ -235,7 +234,7 @@ fn own_log(dir: &Path, trimmed: bool) -> Client {
 
 /// A store that keeps payloads under rising keys.
 trait Store: Send + 'static {
-    /// All of them durable when it returns.
+    /// All of them are durable when it returns.
     fn commit(&mut self, first_key: u64, payloads: &[Waiting]);
 }
 
@@ -337,7 +336,7 @@ impl Store for Redb {
     }
 }
 
-/// Bytes written so far to the device that a path is on; 0 when it is no disk of its own.
+/// Bytes written so far to the device that holds a path; 0 if it is not a disk of its own.
 fn device_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let device = fs::metadata(path).expect("metadata").dev();

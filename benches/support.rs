@@ -1,4 +1,4 @@
-//! What the benchmarks share: processes with their CPU time, and an HTTP load that costs as little as possible.
+//! Shared by the benchmarks: processes with their CPU time, and an HTTP load that costs as little as possible.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A server process, ended with this value.
+/// A server process, which ends when this value is dropped.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
@@ -22,8 +22,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a process and waits for a line with each of these words and `"address":"<ip:port>"`. The first is its main
-    /// port.
+    /// Starts a process and waits for a line with each of these words and `"address":"<ip:port>"`. The first address is its
+    /// main port.
     pub fn start(command: &mut Command, words: &[&str]) -> Server {
         let mut child = command
             .stdin(Stdio::null())
@@ -44,7 +44,7 @@ impl Server {
             }
             said = said + &line + "\n";
         }
-        // A full pipe would stop the server.
+        // A full pipe would block the server.
         std::thread::spawn(move || lines.for_each(drop));
         let mut addresses = found.into_iter().flatten();
         Server {
@@ -73,7 +73,7 @@ pub fn cpu_of(process: &str) -> Duration {
         .iter()
         .map(|i| fields[*i].parse::<u64>().expect("ticks"))
         .sum();
-    // Linux counts in hundredths of a second there, whatever the kernel's own tick is.
+    // Linux counts these in hundredths of a second, whatever the kernel's own tick is.
     Duration::from_millis(ticks * 10)
 }
 
@@ -84,7 +84,7 @@ impl Drop for Server {
     }
 }
 
-/// What a load saw.
+/// The result of a load.
 pub struct Seen {
     pub answers: u64,
     pub seconds: f64,
@@ -98,8 +98,8 @@ impl Seen {
     }
 }
 
-/// Posts the same request over `connections` kept-alive connections, each one at a time, for this long. Every answer must
-/// be a 200.
+/// Posts the same request over `connections` kept-alive connections, one request at a time on each, for this long. Every answer
+/// must be a 200.
 pub async fn load(address: SocketAddr, body: &'static [u8], connections: usize, time: Duration) -> Seen {
     let mut request = format!(
         "POST /webhooks/events HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -154,13 +154,13 @@ pub async fn load(address: SocketAddr, body: &'static [u8], connections: usize, 
     }
 }
 
-/// The middle of some figures.
+/// The median.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
 
-/// What machine this is, for the record.
+/// Describes the machine, for the record.
 pub fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo

@@ -1,6 +1,23 @@
 //! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+//!
+//! # The walk of a webhook
+//!
+//! 1. [`ingest::Server`] accepts its connection, checks path, method and credential, and reads the body within limits.
+//! 2. [`cmc`] parses the body and splits it: one [`batch::Batch`] for each [`stream::Stream`], [dead letters](dead_letter)
+//!    included.
+//! 3. [`spool::Appender`] hands the batches to the writer thread of their stream's [`spool::Log`], dead letters first.
+//! 4. The writer makes everything that waits durable, as one commit with one `fdatasync`. **Only then is the answer 200.**
+//! 5. [`spool::Backlog`] gives the lane what is durable, in order.
+//! 6. [`lane::delivery::Lane`] sends it through [`kafka::broker::Broker`], which [`kafka::producer`] implements with
+//!    librdkafka. One transaction commits the records and the new position.
+//! 7. The checkpoint on disk follows, and the segments below it are freed.
+//!
+//! [`bridge::Bridge`] puts these parts together. [`books`] count them, [`metrics`] and [`admin`] show them, [`replay`] tries
+//! dead letters again, [`config`] is all that the parts know of the outside, and [`cli`] is the way in.
+//!
+//! ARCHITECTURE.md has the walls between the modules, the invariants and the glossary.
 
-// They panic when nobody can be written to. Commands have `cli::output`, the bridge its log.
+// These macros panic when the output is closed. Commands use `cli::output`, the bridge its log.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admin;

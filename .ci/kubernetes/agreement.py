@@ -1,11 +1,12 @@
-"""Checks what stands in two places.
+"""Checks facts that are written in two places.
 
     agreement.py RENDERED_WITH_EVERYTHING.yaml
 
-- The keys that values.schema.json allows in `config` are those of config/default.toml, less what the chart sets itself.
-- The KafkaUser's rights are those of docs/kafka-security.md, and DESCRIBE.
-- The chart's appVersion, the Dockerfile's version and the crate's are one. Cargo's Rust is not newer than the Dockerfile's.
-- The stage that builds has the Debian of the image.
+- The keys that values.schema.json allows in `config` are those of config/default.toml, except those that the chart sets.
+- The KafkaUser's rights are those of docs/kafka-security.md, plus DESCRIBE.
+- The chart's appVersion, the Dockerfile's version and the crate's version are equal.
+- rust-toolchain.toml selects the Dockerfile's Rust, which is not older than Cargo.toml's rust-version.
+- The build stage has the same Debian as the image.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 import yaml
 
 CHART = Path("deploy/helm/cmc-bridge")
-# Set by the chart itself, or secret.
+# The chart sets these itself, or they are secret.
 OURS = {
     "ingest.listen", "admin.listen", "spool.dir", "ingest.tls.certificate", "ingest.tls.key",
     *(f"ingest.auth.{kind}{suffix}" for kind in ("bearer_tokens", "basic", "api_keys") for suffix in ("", "_file")),
@@ -62,17 +63,20 @@ for command in re.findall(r"^\$ kafka-acls\.sh .*--add .*", Path("docs/kafka-sec
     wanted[resource, pattern] = set(re.findall(r"--operation (\w+)", command))
 wanted["topic", "literal"] |= {"Describe", "Create"}  # kafka.create_topics is on in these values.
 wanted["transactionalid", "prefix"] |= {"Describe"}
-equal("rights: of the KafkaUser, of docs/kafka-security.md", granted, wanted)
+equal("rights of the KafkaUser, of docs/kafka-security.md", granted, wanted)
 
 crate = tomllib.loads(Path("Cargo.toml").read_text())["package"]
 dockerfile = Path("deploy/docker/Dockerfile").read_text()
 app = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-equal("version: of the chart's app, of the crate", app, crate["version"])
-equal("version: of the Dockerfile, of the crate", re.search(r"ARG VERSION=(.*)", dockerfile)[1], crate["version"])
-rust = [int(part) for part in re.search(r"ARG RUST_VERSION=(.*)", dockerfile)[1].split(".")]
+equal("version of the chart's app, of the crate", app, crate["version"])
+equal("version of the Dockerfile, of the crate", re.search(r"ARG VERSION=(.*)", dockerfile)[1], crate["version"])
+rust = re.search(r"ARG RUST_VERSION=(.*)", dockerfile)[1]
+channel = tomllib.loads(Path("rust-toolchain.toml").read_text())["toolchain"]["channel"]
+equal("Rust of rust-toolchain.toml, of the Dockerfile", channel.rsplit(".", 1)[0], rust)
+rust = [int(part) for part in rust.split(".")]
 if rust < [int(part) for part in crate["rust-version"].split(".")]:
     sys.exit("the Dockerfile's Rust is older than Cargo.toml's rust-version")
 debian = {"bookworm": "12", "trixie": "13"}
-equal("Debian: of the stage that builds, of the image", debian[re.search(r"FROM rust:.*-(\w+) AS build", dockerfile)[1]],
+equal("Debian of the build stage, of the image", debian[re.search(r"FROM rust:.*-(\w+) AS build", dockerfile)[1]],
       re.search(r"FROM gcr\.io/distroless/cc-debian(\d+)", dockerfile)[1])
 print("configuration keys, rights and versions agree")

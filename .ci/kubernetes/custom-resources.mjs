@@ -1,6 +1,6 @@
-// Validates custom resources. Those of the Gateway API and of the Prometheus Operator by the models that are generated from their
-// sources: the values by the models' validators, unknown members by the TypeScript compiler, which refuses them in a
-// literal. There is no package with Strimzi's schemas, so what the chart may use of them is written down here.
+// Validates custom resources. Models generated from the sources of the Gateway API and the Prometheus Operator check theirs: the
+// models' validators check values, and the TypeScript compiler refuses unknown members in a literal. No package has Strimzi's
+// schemas, so this file lists what the chart may use of them.
 //
 //     node custom-resources.mjs DIRECTORY_WITH_NODE_MODULES FILE.json
 import { spawnSync } from "node:child_process";
@@ -79,7 +79,7 @@ try {
   const { status } = spawnSync(process.execPath, [path.join(modules, "typescript/bin/tsc"), "--noEmit", "--strict", "--skipLibCheck",
     "--module", "nodenext", "--moduleResolution", "nodenext", "--target", "es2022", path.join(scratch, "literals.ts")],
     { stdio: "inherit" });
-  // The compiler has said what is wrong.
+  // The compiler has printed what is wrong.
   process.exitCode = status;
 } finally {
   rmSync(scratch, { recursive: true });

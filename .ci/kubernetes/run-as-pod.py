@@ -1,14 +1,14 @@
-"""Starts the built program as Kubernetes would, from rendered manifests, in a root that holds what the image holds.
+"""Starts the built program as Kubernetes would, from rendered manifests, in a root with the image's contents.
 
     run-as-pod.py BINARY TESTED.yaml FULL.yaml PLAIN.yaml
 
-The root has what gcr.io/distroless/cc-debian12 has of what a program may need, and is mounted read-only; the manifests' user,
-groups, arguments, environment, mounts and ports hold. A network of its own keeps the fixed ports from meeting anybody's;
-Kafka is away in it. The program is process 1 of its own process space, as in a container.
+The root has everything in gcr.io/distroless/cc-debian12 that a program may need, and is mounted read-only. The manifests' user,
+groups, arguments, environment, mounts and ports apply. A network namespace keeps the fixed ports from clashing with others;
+it has no Kafka. The program is process 1 of its own process namespace, as in a container.
 
-TESTED.yaml is run through a life: check, serve, webhooks, SIGKILL, serve again, SIGTERM. Of FULL.yaml and PLAIN.yaml the
-configuration is checked. As root everything is as in a pod; without root a user namespace stands in, where the user is not
-the manifest's.
+TESTED.yaml goes through a whole life: check, serve, webhooks, SIGKILL, serve again, SIGTERM. FULL.yaml and PLAIN.yaml only have
+their configuration checked. As root everything is as in a pod; otherwise a user namespace replaces root, and the user is not the
+manifest's.
 """
 
 import base64
@@ -32,7 +32,7 @@ import yaml
 
 DOCKERFILE = Path("deploy/docker/Dockerfile").read_text()
 ENTRYPOINT = json.loads(re.search(r"^ENTRYPOINT (.*)", DOCKERFILE, re.M)[1])
-# What the image has: by glibc and libgcc. (OpenSSL and libstdc++ are in it too; the program must not need them.)
+# The image's libraries, from glibc and libgcc. (It also has OpenSSL and libstdc++, which the program must not need.)
 LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
 # glibc of the image's Debian.
 GLIBC = {"12": (2, 36), "13": (2, 41)}[re.search(r"distroless/cc-debian(\d+)", DOCKERFILE)[1]]
@@ -54,7 +54,7 @@ ROOT = os.environ.get("RUN_AS_POD_ROOT") == "1"
 
 
 def enter_namespaces():
-    """Runs this script again in a mount and a network namespace of its own."""
+    """Runs this script again in its own mount and network namespaces."""
     if "RUN_AS_POD_ROOT" not in os.environ:
         root = os.geteuid() == 0
         os.environ["RUN_AS_POD_ROOT"] = "1" if root else "0"
@@ -79,7 +79,7 @@ def own(path, uid, gid):
 
 
 def check_binary(binary):
-    """That the program needs nothing which the image does not have."""
+    """Checks that the program needs nothing that the image does not have."""
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", output("readelf", "-d", binary)))
     if extra := {name for name in needed - LIBRARIES if not name.startswith("ld-linux")}:
         sys.exit(f"{binary} needs {extra}, which the image does not have")
@@ -90,7 +90,7 @@ def check_binary(binary):
 
 
 def image_root(root, binary):
-    """What the image holds, and what a container runtime adds: /proc, /dev, /etc/hosts."""
+    """The image's contents, and what a container runtime adds: /proc, /dev, /etc/hosts."""
     for directory in ("etc/ssl/certs", "proc", "dev", "home/nonroot", "tmp", "var/lib/cmc-bridge", "run"):
         (root / directory).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
@@ -198,7 +198,7 @@ class Pod:
         subprocess.run(["umount", "--recursive", self.root], check=True)
 
     def run(self, args=None):
-        """Runs to the end; gives the exit code and what was printed."""
+        """Runs to the end; returns the exit code and the output."""
         process = self.start(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         printed, _ = process.communicate(timeout=120)
         return process.returncode, printed
@@ -214,7 +214,7 @@ class Pod:
         return f"http://127.0.0.1:{port}{path}"
 
     def probe(self, name, process):
-        """Waits until a probe succeeds, as long as it may take."""
+        """Waits until a probe succeeds, within its limits."""
         probe = self.container[name]
         patience = probe["periodSeconds"] * probe["failureThreshold"]
         url = self.url(probe["httpGet"]["port"], probe["httpGet"]["path"])

@@ -1,5 +1,5 @@
 """Validates the built-in kinds of rendered manifests strictly (unknown members are errors), against the oldest Kubernetes that
-the chart claims and the newest known. Prints the custom resources as JSON for custom-resources.mjs.
+the chart supports and the newest known. Prints the custom resources as JSON for custom-resources.mjs.
 
     schemas.py FILE... >custom.json
 """

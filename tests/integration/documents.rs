@@ -22,7 +22,7 @@ fn rust_files(dir: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Tests stand beside their module, simulators and harnesses beside those; the map names modules.
+/// The map names modules, not the tests beside them.
 fn is_module(path: &str) -> bool {
     !path.contains("test")
 }
@@ -60,30 +60,93 @@ fn the_module_map_matches_the_tree() {
     }
 }
 
-#[test]
-fn links_between_documents_lead_somewhere() {
-    for document in [
-        "README.md",
-        "README.ja.md",
-        "ARCHITECTURE.md",
-        "CHANGELOG.md",
-        "docs/events.md",
-        "examples/consumers/README.md",
-        "docs/operations.md",
-        "docs/cmc-console.md",
-        "docs/cmc-console.ja.md",
-    ] {
-        let path = root().join(document);
-        let text = fs::read_to_string(&path).unwrap();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = link.split('#').next().unwrap();
-            if file.is_empty() || file.contains("://") {
-                continue;
-            }
-            assert!(
-                path.parent().unwrap().join(file).exists(),
-                "{document} links to {file}"
-            );
+/// Every document, wherever it stands.
+fn documents(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "target" || name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            documents(&path, found);
+        } else if name.ends_with(".md") {
+            found.push(path);
         }
     }
+}
+
+/// The text without its code blocks, in which nothing is a link or a heading.
+fn prose(text: &str) -> String {
+    text.split("```").step_by(2).collect()
+}
+
+/// The anchors that a document's headings have on GitHub.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let title = line.trim_start_matches('#').trim().to_lowercase();
+            title
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_and_file_names_in_documents_lead_somewhere() {
+    let mut all = Vec::new();
+    documents(&root(), &mut all);
+    assert!(all.contains(&root().join("docs/operations.md")));
+    let mut broken = Vec::new();
+    for document in all {
+        let text = prose(&fs::read_to_string(&document).unwrap());
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => document.clone(),
+                file => document.parent().unwrap().join(file),
+            };
+            let leads = target.exists()
+                && (anchor.is_empty()
+                    || anchors(&prose(&fs::read_to_string(&target).unwrap())).contains(anchor));
+            if !leads {
+                broken.push(format!("{} links to {link}", document.display()));
+            }
+        }
+        for name in text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|name| name.ends_with(".rs"))
+        {
+            // The root, or the sources: `cmc/event.rs`. A name without a folder may mean any file of that name.
+            let exists = root().join(name).exists() || root().join("src").join(name).exists();
+            if name.contains('/') && !exists {
+                broken.push(format!("{} names {name}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_mutant_has_its_row() {
+    let names = |file: &str, before: &str, after: &str| -> BTreeSet<String> {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        text.lines()
+            .filter_map(|line| line.strip_prefix(before)?.split_once(after))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    };
+    let mutants = names("tests/mutants", "    (\"", "\", ");
+    let mut rows = names("docs/simulation.md", "| ", " | ");
+    assert!(rows.remove("mutant"));
+    assert_eq!(rows, mutants);
 }

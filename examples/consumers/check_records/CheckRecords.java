@@ -28,7 +28,7 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
  *
  * <p>Usage: {@code java -cp '<kafka>/libs/*' CheckRecords.java <brokers> <docs/schemas> <topic>...}
  *
- * <p>Ends with 0 when all records keep the contract, with 1 when one does not.
+ * <p>Ends with 0 if all records keep the contract, otherwise with 1.
  */
 public class CheckRecords {
     private static final Duration LIMIT = Duration.ofSeconds(60);
@@ -58,7 +58,7 @@ public class CheckRecords {
     private void topic(String brokers, String topic) throws IOException {
         Properties properties = new Properties();
         properties.put("bootstrap.servers", brokers);
-        // Java's default is read_uncommitted, which shows the events of aborted transactions besides: doubles.
+        // Java's default is read_uncommitted, which also shows the events of aborted transactions: doubles.
         properties.put("isolation.level", "read_committed");
         properties.put("enable.auto.commit", "false");
         Map<String, Integer> kinds = new TreeMap<>();
@@ -68,7 +68,7 @@ public class CheckRecords {
             List<TopicPartition> partitions = consumer.partitionsFor(topic, LIMIT).stream()
                     .map(info -> new TopicPartition(topic, info.partition()))
                     .toList();
-            // With read_committed the end is the last stable offset: what lies before it is decided.
+            // With read_committed the end is the last stable offset: everything before it is decided.
             Map<TopicPartition, Long> ends = consumer.endOffsets(partitions, LIMIT);
             consumer.assign(partitions);
             consumer.seekToBeginning(partitions);
@@ -90,7 +90,7 @@ public class CheckRecords {
         System.out.println(topic + ": " + kinds);
     }
 
-    /** Checks one record and gives its kind. */
+    /** Checks one record and returns its kind. */
     private String record(ConsumerRecord<byte[], byte[]> record, int partitions) throws IOException {
         Map<String, String> headers = new TreeMap<>();
         for (Header header : record.headers()) {
@@ -122,7 +122,7 @@ public class CheckRecords {
         return type + ", status " + value.path("status").asText("none");
     }
 
-    /** Each member that a schema requires is there. */
+    /** Checks that each member is present that a schema requires. */
     private void required(ConsumerRecord<byte[], byte[]> record, Set<String> have, String schema)
             throws IOException {
         for (JsonNode name : JSON.readTree(schemas.resolve(schema).toFile()).path("required")) {

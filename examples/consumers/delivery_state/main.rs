@@ -1,8 +1,8 @@
 //! Keeps a table of what became of each mail, from `cmc.deliveries`.
 //!
-//! One row for each mail and recipient. Which event a row shows does not depend on the order in which the events come, nor on
-//! how often: it is the greatest of all that were seen, by stage (queued < deferred < final), then `created`, then `ce_id`. So
-//! events that come late, twice, or by another replica of the bridge do no harm, and no list of ids that were seen is needed.
+//! One row for each mail and recipient. A row shows the greatest event seen, by stage (queued < deferred < final), then
+//! `created`, then `ce_id`. So it does not depend on the order of events: events that come late, twice, or from another replica
+//! of the bridge do no harm, and no list of seen ids is needed.
 //!
 //! Rows and offsets are written in one SQLite transaction: a crash at any instant loses nothing and repeats nothing.
 
@@ -22,7 +22,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// How long the brokers may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most records of one SQLite transaction.
+/// Maximum records in one SQLite transaction.
 const BATCH: usize = 500;
 
 #[derive(Parser)]
@@ -32,10 +32,10 @@ pub struct Args {
     pub brokers: String,
     #[arg(long, default_value = "cmc.deliveries")]
     pub topic: String,
-    /// The SQLite file; made when it is not there
+    /// The SQLite file; created if it doesn't exist
     #[arg(long, default_value = "delivery-state.db")]
     pub db: PathBuf,
-    /// End when all that stands in the topic is read
+    /// End when the topic is read to its end
     #[arg(long)]
     pub once: bool,
 }
@@ -46,7 +46,7 @@ fn stage(status: &str) -> Option<u8> {
         "queued" => Some(0),
         "deferred" => Some(1),
         "succeeded" | "failed" => Some(2),
-        // The sender may add statuses; where they belong is for a human to say.
+        // The sender may add statuses; a human must decide where they belong.
         _ => None,
     }
 }
@@ -57,14 +57,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Reads until all is read (`--once`), or for ever. Gives how many events it read and skipped.
+/// Reads to the end (`--once`) or forever. Returns how many events it read and skipped.
 pub fn run(args: &Args) -> Result<(u64, u64)> {
     let mut db = open(args)?;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &args.brokers)
-        // Without it a consumer also sees events of aborted transactions, which are written again.
+        // Otherwise a consumer also sees events of aborted transactions, which are written again.
         .set("isolation.level", "read_committed")
-        // librdkafka wants a name; as offsets are kept in the table, no group is used.
+        // librdkafka requires a name. The table keeps the offsets, so the group is unused.
         .set("group.id", "delivery-state")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<(u64, u64)> {
     let mut open_partitions = assign(&consumer, &db, &args.topic)?;
     let (mut applied, mut skipped) = (0, 0);
     while !(args.once && open_partitions.is_empty()) {
-        // Waits for the first record, then takes what is there.
+        // Waits for the first record, then takes what is available.
         let mut wait = Duration::from_millis(200);
         let tx = db.transaction()?;
         for _ in 0..BATCH {
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<(u64, u64)> {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open_partitions.retain(|open| *open != partition);
                 }
-                // librdkafka tries again by itself; a broker that is away comes back.
+                // librdkafka tries again itself; a broker that is away comes back.
                 Some(Err(error)) => eprintln!("{error}"),
             }
             wait = Duration::ZERO;
@@ -118,8 +118,7 @@ fn open(args: &Args) -> Result<Connection> {
     Ok(db)
 }
 
-/// Starts each partition where the table ends, and gives their numbers. Assigned, not subscribed: the table is one, and so is
-/// its reader.
+/// Starts each partition where the table ends, and returns their numbers. Assigned, not subscribed: one table has one reader.
 fn assign(consumer: &BaseConsumer, db: &Connection, topic: &str) -> Result<Vec<i32>> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions: Vec<i32> = metadata.topics()[0].partitions().iter().map(|p| p.id()).collect();
@@ -151,14 +150,14 @@ fn apply(db: &Connection, record: &impl Message) -> Result<bool> {
             .value?;
         std::str::from_utf8(value).ok()
     };
-    // Streams may share a topic, also with dead letters; those that a broker refused have an event's headers, too.
+    // Streams may share a topic with dead letters, and refused records have an event's headers, too.
     let ours =
         header("ce_type") == Some("jp.smtps.cmc.deliveries") && header("cmc-dead-letter-reason").is_none();
     let (true, Some(id), Some(value)) = (ours, header("ce_id"), record.payload()) else {
         return Ok(false);
     };
-    // Only the members of interest are decoded: another one that no parser likes (half a surrogate pair) does no harm. Of a
-    // member that stands twice the last one counts.
+    // Decodes only the members of interest, so another member that parsers refuse (half a surrogate pair) does no harm. If a
+    // member occurs twice, the last one counts.
     let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(value) else {
         return Ok(false);
     };

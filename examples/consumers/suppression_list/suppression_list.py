@@ -13,9 +13,8 @@ import sys
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-# The codes of status that speak of the address, and for good. The others speak of the moment (3 retransmission time-out,
-# 5 over capacity, 7 receiving-server error), of the mail (4 rejection, 8 oversized), of the way (6 forward error), or of
-# nothing known (99).
+# The status codes that concern the address, permanently. The others concern the moment (3 retransmission time-out, 5 over
+# capacity, 7 receiving-server error), the mail (4 rejection, 8 oversized), the route (6 forward error), or nothing known (99).
 PERMANENT = {
     "1": "unknown host",
     "2": "unknown user",
@@ -39,32 +38,32 @@ def open_table(path):
 
 
 def text(value):
-    """A member's text as SQLite takes it: half a surrogate pair, which JSON may have, becomes a question mark."""
+    """A member's text as SQLite accepts it: half a surrogate pair, which JSON allows, becomes a question mark."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def address_of(event):
-    """The recipient: payload version 2, then version 1. A domain has no case; what stands before the @ may."""
+    """The recipient: payload version 2, then version 1. A domain has no case; the part before the @ may."""
     address = text(event.get("to")) or text(event.get("envelopeTo"))
     local, at, domain = address.strip().rpartition("@")
     return local + at + domain.lower()
 
 
 def apply(db, record):
-    """Puts a bounce's address on the list, if it belongs there. What it says about that, in a word."""
+    """Puts a bounce's address on the list if it belongs there. Returns what it did, in a word."""
     headers = dict(record.headers() or [])
-    # Streams may share a topic, also with dead letters; those that a broker refused have an event's headers, too.
+    # Streams may share a topic with dead letters, and refused records have an event's headers, too.
     if headers.get("ce_type") != b"jp.smtps.cmc.bounces" or "cmc-dead-letter-reason" in headers:
         return "skipped"
     try:
         event = from_binary_event(KafkaMessage(headers=headers, key=record.key(), value=record.value()))
         bounce = event.get_data()
         if not isinstance(bounce, dict):
-            # The SDK gives what it can't parse as text.
+            # The SDK returns what it can't parse as text.
             raise ValueError("the value can't be read as JSON")
     except Exception as error:
-        # The bridge passes on what the sender sent, such as a number too long for Python. One such event must not hold up
-        # the others for ever.
+        # The bridge passes on what the sender sent, such as a number too long for Python. One such event must not block
+        # the others forever.
         print(f"{record.topic()}/{record.partition()}/{record.offset()}: {error}", file=sys.stderr)
         return "unreadable"
     code, address = bounce.get("status"), address_of(bounce)
@@ -102,14 +101,14 @@ def main():
         {
             "bootstrap.servers": args.brokers,
             "group.id": args.group,
-            # Without it a consumer also sees events of aborted transactions, which are written again.
+            # Otherwise a consumer also sees events of aborted transactions, which are written again.
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
         }
     )
-    # The partitions of this member that are not read to their end yet; None before there is an assignment.
+    # This member's partitions that are not yet read to their end; None before the first assignment.
     unread = None
 
     def assigned(_, partitions):
@@ -121,7 +120,7 @@ def main():
     while not stopped and not (args.once and unread is not None and not unread):
         records = consumer.consume(500, timeout=0.2)
         next_offsets = {}
-        # One transaction for all of them. It is durable when the block ends.
+        # One transaction for all. It is durable when the block ends.
         with db:
             for record in records:
                 error = record.error()
@@ -139,7 +138,7 @@ def main():
             try:
                 consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
-                # Whoever has the partition now reads these again, which changes nothing.
+                # The partition's new owner reads these again, which changes nothing.
                 print(error, file=sys.stderr)
     consumer.close()
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing new")

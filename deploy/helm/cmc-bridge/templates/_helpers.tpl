@@ -177,7 +177,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- define "cmc-bridge.podSpec" -}}
 serviceAccountName: {{ include "cmc-bridge.serviceAccount" . }}
 automountServiceAccountToken: false
-# Variables such as CMC_BRIDGE_PORT for each Service of the namespace are not wanted (and would be ignored).
+# No variables such as CMC_BRIDGE_PORT for each Service of the namespace (the bridge would ignore them).
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
