@@ -141,6 +141,9 @@ impl Checkpoint {
     }
 
     /// Stores a position; it is durable when this returns.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn store(&mut self, position: Position) -> Result<(), SpoolError> {
         let generation = self.generation + 1;
         self.write(generation, position)?;

@@ -19,7 +19,10 @@ pub struct SpoolLock {
 }
 
 impl SpoolLock {
-    /// Locks the spool in `dir`, which is created when missing.
+    /// Locks the spool in `dir`, which is created if missing.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or the disk failed.
     pub fn acquire(dir: &Path) -> Result<SpoolLock, SpoolError> {
         create_durably(dir).map_err(SpoolError::io("create the directory", dir))?;
         let path = dir.join("lock");
@@ -33,13 +36,16 @@ impl SpoolLock {
         lock(file, path)
     }
 
-    /// Holds the lock for as long as there is this process: nothing drops it.
+    /// Holds the lock until the process ends: nothing drops it.
     pub fn until_the_process_ends(self) {
         mem::forget(self);
     }
 
-    /// Locks the spool in `dir` as it is, and writes nothing; `None` for one without a lock file, a copy perhaps, which
-    /// nobody can have open.
+    /// Locks the spool in `dir` without writing anything; `None` if it has no lock file, as a copy may, because then nobody has
+    /// it open.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or the disk failed.
     pub fn of_existing(dir: &Path) -> Result<Option<SpoolLock>, SpoolError> {
         let path = dir.join("lock");
         match File::open(&path) {

@@ -1,12 +1,12 @@
 //! Opening a log: what is there, where it ends, and whether anything is damaged.
 //!
-//! The module head of [`super`] has the rules. An open has two halves:
+//! The rules are in the module head of [`super`]. An open has two halves:
 //!
-//! - [`inspect`] only reads, and so a survey ([`super::survey`]) comes to the same verdict.
-//! - [`settle`] makes what was found durable: what was read may stand in the page cache only.
+//! - [`inspect`] only reads. A survey ([`super::survey`]) uses it, too, and so comes to the same verdict.
+//! - [`settle`] makes durable what was found, because what was read may exist only in the page cache.
 //!
-//! An open removes the spare segment and nothing else. It cuts nothing either: that is the caller's, and the next open
-//! would find the same end either way.
+//! Nothing is removed here but the spare segment, and nothing is cut. The caller does that ([`super::log`]); without it the
+//! next open would find the same end.
 //!
 //! # Files
 //!
@@ -26,8 +26,11 @@ use super::{checkpoint::Checkpoint, error::SpoolError, storage::Storage};
 
 pub use inspect::{Inspection, inspect, inspect_salvaged, manifest_of, read_header, segment_ids};
 
-/// Opens the log in `dir`, which is created when missing. The checkpoint is `None` when it has no readable position, which
-/// is damage.
+/// Opens the log in `dir`, which is created if missing. The checkpoint is `None` if it has no readable position, which is
+/// damage.
+///
+/// # Errors
+/// The disk failed, or the manifest can't be used.
 pub fn recover(storage: &dyn Storage, dir: &Path) -> Result<(Inspection, Option<Checkpoint>), SpoolError> {
     settle::clear(storage, dir)?;
     let manifest = match manifest_of(storage, dir)? {

@@ -137,6 +137,9 @@ pub(super) struct Trimmer {
 
 impl Trimmer {
     /// Removes the segments kept for reuse.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn let_go_of_trimmed(&self, storage: &dyn Storage) -> Result<(), SpoolError> {
         while let Some(path) = self.trimmed.take() {
             storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
@@ -145,6 +148,9 @@ impl Trimmer {
     }
 
     /// Removes the segments wholly before `position`, which the stored checkpoint must have reached, or keeps them for reuse.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
         let gone: Vec<SegmentInfo> = {
             let mut state = self.tail.lock();

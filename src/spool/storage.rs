@@ -47,6 +47,9 @@ pub trait ReadFile: Send + Sync {
 }
 
 /// Reads up to `len` bytes from `offset` on.
+///
+/// # Errors
+/// The read failed.
 pub fn read_up_to(file: &dyn ReadFile, len: usize, offset: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     let n = file.read_at(&mut bytes, offset)?;
@@ -71,6 +74,9 @@ pub trait StorageFile: ReadFile {
 }
 
 /// Replaces a file, or creates it, atomically and durably.
+///
+/// # Errors
+/// The disk failed; the file may have either content.
 pub fn replace(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<(), SpoolError> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.tmp"));

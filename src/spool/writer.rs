@@ -171,8 +171,10 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured. It is an error, too, if the segment was deleted or
-    /// moved.
+    /// Writes the commit being built and makes it as durable as configured.
+    ///
+    /// # Errors
+    /// The disk failed, or the segment was deleted or moved; the writer must not be used any more.
     pub fn commit(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
@@ -208,6 +210,9 @@ impl Writer {
     }
 
     /// Makes the active segment durable, regardless of the configuration.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn sync(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), |active| {
             active
@@ -218,6 +223,9 @@ impl Writer {
     }
 
     /// Writes a seal after the last commit, unless there is one.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn seal(&mut self) -> Result<(), SpoolError> {
         if !self.unsealed || self.active.is_none() {
             return Ok(());
@@ -232,6 +240,9 @@ impl Writer {
     ///
     /// Header and copy are durable before the rename, and the rename before the first batch. So a named segment always has a
     /// complete header, and the predecessor's end that it states is durable.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn roll(&mut self, spare: Spare, now_micros: i64) -> Result<NewSegment, SpoolError> {
         debug_assert!(self.buffer.is_empty());
         if let Some(active) = &self.active
