@@ -2,7 +2,7 @@
 //!
 //! The rules are in the module head of [`super`]. An open has two halves:
 //!
-//! - [`inspect`] only reads. A survey ([`super::survey`]) uses it, too, and so comes to the same verdict.
+//! - [`inspect`](mod@inspect) only reads. A survey ([`super::survey`]) uses it, too, and so comes to the same verdict.
 //! - [`settle`] makes durable what was found, because what was read may exist only in the page cache.
 //!
 //! Nothing is removed here but the spare segment, and nothing is cut. The caller does that ([`super::log`]); without it the
@@ -12,7 +12,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`inspect`] | the reading half: position, segments, end, damage |
+//! | [`inspect`](mod@inspect) | the reading half: position, segments, end, damage |
 //! | [`rebuild`] | damaged segment headers, for a survey |
 //! | [`settle`] | the writing half: a new log, and what was found made durable |
 
