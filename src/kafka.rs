@@ -1,31 +1,50 @@
-//! Kafka, as the bridge sees it: everything that talks to a cluster, and nothing that knows the spool or the sender.
+//! Everything that talks to a Kafka cluster. Nothing here knows the spool's files or the sender.
+//!
+//! Lanes see Kafka through the trait in [`broker`]. [`producer`] implements it with librdkafka; the tests also have a simulated
+//! broker, and both must play the scenes of `tests/conformance.rs` alike. Commands read topics with [`letter_reader`] and [`tap`],
+//! and `check --live` asks its questions with [`probe`].
+//!
+//! Three rules hold for all of them:
+//!
+//! - *No call waits without a limit.* Where librdkafka does not keep its own, a thread of its own makes the call ([`commit`]).
+//! - *Every error is explained.* It leaves as a [`broker::BrokerError`], with the reason that the metrics show, the cause and the
+//!   cure ([`explain`]). What librdkafka reports on its own is kept until a call fails, because the call often says only that it
+//!   timed out ([`callbacks`]).
+//! - *Only producers write.* Readers join no group and commit nothing. Topics are created only with `kafka.create_topics`.
+//!
+//! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`broker`] | the trait that lanes and replays deliver through, and the errors that they meet |
-//! | [`producer`] | that trait on librdkafka |
-//! | [`commit`] | commits of transactions, with a limit that holds |
-//! | [`letters`] | the dead-letter topic as a source, and records with positions as a sink, for replays |
-//! | [`tap`] | a consumer from outside, for `tap` |
+//! | [`broker`] | the trait that lanes deliver through, and its errors |
+//! | [`producer`] | that trait with librdkafka |
+//! | [`replay_producer`] | records and positions of a replay, in transactions |
+//! | [`letter_reader`] | reads the dead-letter topic, for replays and `dead-letters ls` |
+//! | [`tap`] | reads topics as they grow, for `tap` |
 //! | [`probe`] | questions that change nothing, for `check --live` |
-//! | [`client`] | properties, logs and delivery reports of librdkafka's clients |
-//! | [`explain`] | errors into a reason, the cause and the cure |
+//! | [`session`] | what the clients of one lane or tool share; makes them and explains their errors |
+//! | [`properties`] | the librdkafka properties of each kind of client |
+//! | [`callbacks`] | what librdkafka calls back: logs, errors, statistics, delivery reports |
+//! | [`deliveries`] | counts the delivery reports of a producer |
+//! | [`commit`] | commits of transactions, with a limit that holds |
+//! | [`explain`] | from an error to its reason, cause and cure |
+//! | [`topics`] | whether topics exist, their creation, which records they take |
 //! | [`reader_health`] | when a reader of topics gives up |
-//! | [`topics`] | topics: whether they exist, their creation, what they take |
-//! | `conformance` | tests only: scenes that the simulated broker, librdkafka's mock cluster and Kafka play alike |
-//! | [`statistics`] | what librdkafka counts, as metrics |
+//! | [`statistics`] | librdkafka's statistics as metrics |
 
 pub mod broker;
-pub(crate) mod client;
+mod callbacks;
 mod commit;
-#[cfg(test)]
-mod conformance;
+mod deliveries;
 mod explain;
-pub mod letters;
+pub mod letter_reader;
 pub mod probe;
 pub mod producer;
+pub(crate) mod properties;
 mod reader_health;
-pub(crate) mod statistics;
+pub mod replay_producer;
+pub(crate) mod session;
+mod statistics;
 pub mod tap;
 #[cfg(test)]
 mod tests;

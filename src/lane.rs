@@ -1,81 +1,79 @@
-//! A lane: one stream's way from its spool log into its Kafka topic, each event once.
+//! A lane delivers one stream: from its spool log into its Kafka topic, each event once.
 //!
-//! A lane is a thread with its own cursor, producer and position. It knows Kafka and nothing of the sender. What it does
-//! is written as [`delivery`] over the [`kafka::broker::Broker`](crate::kafka::broker::Broker) trait; the thread here only calls them.
+//! A lane is a thread with its own cursor, producer and position. It knows Kafka, and nothing of the sender. Its steps are
+//! written in [`delivery`], over the trait [`kafka::broker::Broker`](crate::kafka::broker::Broker). The thread in this file
+//! only repeats them.
 //!
 //! # Exactly once
 //!
-//! The position (the sequence of the next batch) is stored in Kafka, as the offset of the topic's partition 0 in the
-//! lane's own consumer group, and moves in the same transaction as the events. One transaction:
+//! The position is the sequence of the next batch to deliver. Kafka stores it, as the offset of the topic's partition 0 in
+//! the lane's own consumer group, and moves it in the same transaction as the events. One transaction:
 //!
 //! ```text
 //! begin → send the events of the next whole batches → wait for their deliveries
 //!       → offset = position, metadata = history → commit → checkpoint (at most a second later)
 //! ```
 //!
-//! Rules, each closing a hole:
+//! Each of these rules closes a hole:
 //!
-//! 1. The first delivery error ends the wait. Any abort, failed or slow commit, or fence drops the producer; a new one
-//!    fences the old, reads the committed position and goes on. So a commit whose answer was lost is found out, and no
-//!    late callback of an old producer is counted for a new transaction (each has its own counter).
-//! 2. The position is the largest of the one in Kafka, the last one confirmed in memory and the checkpoint. No committed
-//!    offset is never zero: offsets of idle groups expire, and topics get deleted.
+//! 1. The first delivery error ends the wait. Any abort, failed or slow commit, or fence drops the producer. A new one fences
+//!    the old one, reads the committed position and continues from there. So a commit whose answer was lost is discovered, and
+//!    no late callback of an old producer counts for a new transaction, because each producer has its own counter.
+//! 2. The position is the largest of three: the one in Kafka, the last one confirmed in memory, and the checkpoint. A missing
+//!    committed offset never means zero: offsets of idle groups expire, and topics get deleted.
 //! 3. A position in Kafka counts only as far as Kafka's metadata and the log agree on who wrote the sequences before it
-//!    ([`position`]). Where they don't, the directory was rolled back, copied, or lost its tail: the agreed position is
-//!    made durable in the checkpoint and the log takes a new name in Kafka, so that new events are not skipped as
-//!    delivered.
-//! 4. A record that its topic can't take goes to the dead-letter topic in the same transaction. Nothing else is ever
-//!    diverted: time-outs, missing rights and missing topics block the lane. Which records these are:
-//!    - Those that the topic's configuration rules out, where the broker tells it: too large, or without a key on a
-//!      compacted topic. They are known before anything is sent. Rules that were read long ago are read again first.
-//!    - Those that the broker refuses. Kafka refuses whole requests, so the range is sent again: without the refused
-//!      records where the broker named them; otherwise the batches that were in the refused request go one record a
-//!      request, and the rest as before. What is refused then is known.
+//!    ([`position`]). Where they disagree, the directory was rolled back, was copied, or lost its tail. The lane then makes the
+//!    agreed position durable in the checkpoint and gives the log a new name in Kafka, so that it does not take new events for
+//!    delivered ones.
+//! 4. A record that its topic can't take goes to the dead-letter topic, in the same transaction. Nothing else is ever diverted:
+//!    time-outs, missing rights and missing topics block the lane. A record is diverted in two cases:
+//!    - The topic's configuration rules it out, where the broker tells the configuration: it is too large, or has no key on a
+//!      compacted topic. The lane knows that before it sends anything. Rules that were read long ago are read again first.
+//!    - The broker refuses it. Kafka refuses whole requests, so the lane sends the range again. If the broker named the
+//!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record a request,
+//!      and the others as before; a refusal then names its record.
 //!
-//!    The broker refuses an early request while the lane is still sending; whichever call meets the failure, the first
-//!    cause is found ([`kafka::broker::Broker`](crate::kafka::broker::Broker)).
-//! 5. A failure blocks this lane only, with growing waits, a metric and a log line.
-//! 6. While idle, the position is committed again each hour, for offsets of idle groups expire.
-//! 7. A record's timestamp is the time of sending: an old one would be retention's prey at once, one ahead of the broker's
-//!    clock would be refused. When the broker refuses the time of sending, for its clock and this machine's differ, records
-//!    go without a timestamp for ten minutes.
+//!    The broker may refuse an early request while the lane is still sending. Whichever call meets the failure, it reports the
+//!    first cause ([`kafka::broker::Broker`](crate::kafka::broker::Broker)).
+//! 5. A failure blocks this lane only. It is tried again after growing waits, with a metric and a log line.
+//! 6. An idle lane commits its position every hour, because offsets of idle groups expire.
+//! 7. The timestamp of a record is the time of sending. Retention would soon delete a record with an old timestamp, and the
+//!    broker would refuse one that is ahead of its clock. If the broker refuses the time of sending, because its clock and this
+//!    machine's differ, records go without a timestamp for ten minutes.
 //!
 //! # At least once
 //!
-//! For brokers without transactions, `kafka.delivery = "at-least-once"`: the same without begin and commit. The position moves
-//! when all that was sent is delivered, and lives in the checkpoint alone, stored each second.
+//! `kafka.delivery = "at-least-once"` is for brokers without transactions: the same, without begin and commit. The position
+//! moves when everything sent is delivered. It lives in the checkpoint alone, which is stored every second.
 //!
-//! - A partition has one request in flight, and a refusal ends the producer: so nothing behind a refused record is delivered
-//!   before it, and the order per key is kept. What is known to be delivered by then is not sent again.
-//! - A delivery that is late blocks the lane and keeps the producer, whose own retries make no doubles, for an hour. Records
-//!   that wait longer are sent anew, with new timestamps.
-//! - A delivery that failed, and a crash, make the lane send again what is behind the position. Rules 4, 5 and 7 hold.
+//! - A partition has one request in flight, and a refusal ends the producer. So nothing behind a refused record is delivered
+//!   before it, and each key's events stay in order. What is known to be delivered by then is not sent again.
+//! - A late delivery blocks the lane but keeps the producer for an hour, because the producer's own retries make no
+//!   duplicates. Records that wait longer are sent anew, with new timestamps.
+//! - After a failed delivery or a crash, the lane sends everything behind the position again. Rules 4, 5 and 7 hold.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`causes`] | failures that a lane meets by itself, explained |
-//! | [`delivery`] | what a lane does, over the broker trait |
+//! | [`delivery`] | the steps of a lane, over the broker trait |
 //! | [`in_flight`] | what is sent and not yet committed |
-//! | [`options`] | what a lane is told |
-//! | [`position`] | what a position in Kafka is worth |
-//! | [`refusal`] | what is known of refused records; how often a lane may connect for them |
+//! | [`position`] | how far a position in Kafka can be trusted |
+//! | [`refusal`] | what is known about refused records, and how often a lane may connect because of them |
+//! | [`causes`] | a lane's own failures, with cause and cure |
+//! | [`options`] | configuration of a lane |
 
 mod causes;
 pub mod delivery;
 mod in_flight;
 pub mod options;
 pub mod position;
-pub(crate) mod refusal;
+mod refusal;
 
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -83,29 +81,38 @@ use std::{
 use self::delivery::{Lane, Turn};
 use crate::{kafka::broker::Connect, spool::SpoolError};
 
-const RUN: u8 = 0;
-const DRAIN: u8 = 1;
-const STOP: u8 = 2;
-
-/// An idle lane looks up this often, for the checkpoint and the hourly commit.
+/// How often an idle lane wakes up, for the checkpoint and the hourly commit.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// A running lane.
 pub struct LaneThread {
-    control: Arc<Control>,
+    control: Arc<LaneControl>,
     wake_log: Box<dyn Fn() + Send + Sync>,
     handle: JoinHandle<()>,
 }
 
-/// What the lane's thread is asked to do.
-struct Control {
-    phase: AtomicU8,
-    sleep: std::sync::Mutex<()>,
-    changed: std::sync::Condvar,
+/// What a lane is to do. It never goes back to an earlier phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum LanePhase {
+    /// Deliver.
+    Run,
+    /// Deliver what is left, then end.
+    Drain,
+    /// End.
+    Stop,
+}
+
+/// Tells the lane's thread its phase.
+struct LaneControl {
+    phase: Mutex<LanePhase>,
+    changed: Condvar,
 }
 
 impl LaneThread {
-    /// Starts a lane. `on_failure` is called from its thread when the spool can't go on: the process must end then.
+    /// Starts a lane. Its thread calls `on_failure` when the spool fails; the process must end then.
+    ///
+    /// # Errors
+    /// The system starts no thread.
     pub fn start<C: Connect + Send + 'static>(
         lane: Lane<C>,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
@@ -113,12 +120,12 @@ impl LaneThread {
     where
         C::Broker: Send,
     {
-        let control = Arc::new(Control::new());
+        let control = Arc::new(LaneControl::new());
         let wake_log = Box::new(lane.waker());
         let name = format!("lane-{}", lane.stream());
         let thread_control = Arc::clone(&control);
         let handle = thread::Builder::new().name(name).spawn(move || {
-            // A panic is a bug, and must not leave a stream without a lane unnoticed.
+            // A panic is a bug. It must not leave a stream without a lane unnoticed.
             let dir = lane.log_dir();
             let ended = catch_unwind(AssertUnwindSafe(|| run(lane, &thread_control)));
             match ended {
@@ -127,7 +134,7 @@ impl LaneThread {
                 Err(_) => on_failure(SpoolError::Io {
                     action: "go on delivering from",
                     path: dir,
-                    source: io::Error::other("the lane panicked; its message stands above"),
+                    source: io::Error::other("the lane panicked; its message is above"),
                 }),
             }
         })?;
@@ -138,14 +145,14 @@ impl LaneThread {
         })
     }
 
-    /// Delivers what is left and then ends.
+    /// Delivers what is left, then ends.
     pub fn drain(&self) {
-        self.ask(DRAIN);
+        self.enter(LanePhase::Drain);
     }
 
-    /// Ends at the next chance, with what is delivered by then in the checkpoint.
+    /// Ends after the current turn. The checkpoint then has what is delivered.
     pub fn stop(&self) {
-        self.ask(STOP);
+        self.enter(LanePhase::Stop);
     }
 
     /// Whether the lane has ended.
@@ -153,50 +160,51 @@ impl LaneThread {
         self.handle.is_finished()
     }
 
-    fn ask(&self, phase: u8) {
-        self.control.ask(phase);
+    fn enter(&self, phase: LanePhase) {
+        self.control.enter(phase);
         (self.wake_log)();
     }
 }
 
-impl Control {
-    fn new() -> Control {
-        Control {
-            phase: AtomicU8::new(RUN),
-            sleep: std::sync::Mutex::new(()),
-            changed: std::sync::Condvar::new(),
+impl LaneControl {
+    fn new() -> LaneControl {
+        LaneControl {
+            phase: Mutex::new(LanePhase::Run),
+            changed: Condvar::new(),
         }
     }
 
-    fn ask(&self, phase: u8) {
-        // Under the lock, so that it can't fall between the sleeper's look at the phase and its sleep.
-        let _guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.phase.fetch_max(phase, Ordering::SeqCst);
+    fn lock(&self) -> MutexGuard<'_, LanePhase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, phase: LanePhase) {
+        let mut current = self.lock();
+        *current = phase.max(*current);
         self.changed.notify_all();
     }
 
-    fn phase(&self) -> u8 {
-        self.phase.load(Ordering::SeqCst)
+    fn phase(&self) -> LanePhase {
+        *self.lock()
     }
 
-    /// Sleeps until asked for something else than `phase`, at most this long.
-    fn sleep(&self, phase: u8, limit: Duration) {
-        let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Sleeps while the phase is still `phase`, at most this long.
+    fn sleep(&self, phase: LanePhase, limit: Duration) {
         let _ = self
             .changed
-            .wait_timeout_while(guard, limit, |()| self.phase() == phase);
+            .wait_timeout_while(self.lock(), limit, |current| *current == phase);
     }
 }
 
-fn run<C: Connect>(mut lane: Lane<C>, control: &Control) -> Result<(), SpoolError> {
+fn run<C: Connect>(mut lane: Lane<C>, control: &LaneControl) -> Result<(), SpoolError> {
     loop {
         let phase = control.phase();
-        if phase == STOP || phase == DRAIN && lane.nothing_left() {
+        if phase == LanePhase::Stop || phase == LanePhase::Drain && lane.nothing_left() {
             return lane.finish();
         }
         match lane.turn()? {
             Turn::Progress => {}
-            Turn::Idle if phase == DRAIN => return lane.finish(),
+            Turn::Idle if phase == LanePhase::Drain => return lane.finish(),
             Turn::Idle => lane.wait(IDLE),
             Turn::Blocked(wait) => control.sleep(phase, wait),
         }
@@ -210,10 +218,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_that_came_during_a_turn_is_not_slept_over() {
-        let control = Control::new();
+    fn a_phase_entered_during_a_turn_is_not_slept_over() {
+        let control = LaneControl::new();
         let phase = control.phase();
-        control.ask(DRAIN);
+        control.enter(LanePhase::Drain);
         let begun = Instant::now();
         control.sleep(phase, Duration::from_secs(60));
         assert!(begun.elapsed() < Duration::from_secs(30));
@@ -221,11 +229,11 @@ mod tests {
 
     #[test]
     fn a_sleeper_is_woken() {
-        let control = Arc::new(Control::new());
+        let control = Arc::new(LaneControl::new());
         let theirs = Arc::clone(&control);
         let begun = Instant::now();
-        let sleeper = thread::spawn(move || theirs.sleep(RUN, Duration::from_secs(60)));
-        control.ask(STOP);
+        let sleeper = thread::spawn(move || theirs.sleep(LanePhase::Run, Duration::from_secs(60)));
+        control.enter(LanePhase::Stop);
         sleeper.join().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(30));
     }

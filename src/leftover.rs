@@ -1,14 +1,14 @@
-//! What a spool holds besides the logs of the enabled streams.
+//! Logs in a spool that belong to no enabled stream.
 //!
-//! A stream can be switched off while acknowledged events of it wait in its log. They are still owed to Kafka, and its
-//! topic is known from the configuration. So a bridge delivers them until the log is empty; it only takes no webhooks for
-//! it ([`Service`]). A log that holds nothing stays closed: a stream that is switched off needs no topic.
+//! A stream can be disabled while acknowledged events wait in its log. They are still owed to Kafka, and the configuration
+//! still has the topic. So the bridge delivers them until the log is empty, but takes no webhooks for the stream ([`Service`]).
+//! A log that holds nothing stays closed: a disabled stream needs no topic.
 //!
-//! - *A log that can't be opened* keeps no other stream from starting, and is tried again as any other
+//! - *A log that can't be opened* keeps no other stream from starting, and the bridge tries it again as it does any other
 //!   ([`crate::bridge`]). Meanwhile it counts as a blocked lane.
-//! - *A log of a stream that this version doesn't know* was written by a newer one, which alone knows its topic. It can't be
-//!   delivered, so everybody who looks is told.
-//! - *A log in another directory* than `spool.dir` can't be known here; `spool drain --dir` delivers it.
+//! - *A log of an unknown stream* was written by a newer version, and only that one knows its topic. It can't be delivered, so
+//!   the log, a metric, the status page and the commands report it.
+//! - *A log in another directory* than `spool.dir` is not looked for. `spool drain --dir` delivers it.
 
 use std::{fmt, io, path::Path};
 
@@ -20,43 +20,43 @@ use crate::{
     stream::Stream,
 };
 
-/// The logs that hold something and that no webhook goes to.
+/// Logs that hold something although no webhook goes to them.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    /// Of disabled streams.
+    /// Logs of disabled streams.
     pub disabled: Vec<(Stream, Left)>,
-    /// Of streams that this version doesn't know: the names of their directories.
+    /// Logs of streams that this version doesn't know, by the names of their directories.
     pub unknown: Vec<(String, Left)>,
 }
 
 /// What such a log holds.
 #[derive(Debug)]
 pub enum Left {
-    /// So many events that are not known to be in Kafka.
+    /// This many events are not known to be in Kafka.
     Events(u64),
-    /// Nobody knows, and why: it is damaged, can't be read, or is open.
+    /// Unknown, for this reason: the log is damaged, can't be read, or is open.
     Unknown(String),
 }
 
 /// What a bridge does for a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// Takes its webhooks and delivers their events.
+    /// The stream is enabled: takes its webhooks and delivers their events.
     Enabled,
-    /// Disabled: delivers what its log still holds.
+    /// The stream is disabled: delivers what its log still holds.
     Leftover,
 }
 
 impl Leftovers {
-    /// Looks into the spool in `dir`, whose lock the caller holds; `enabled` says which streams take webhooks.
+    /// Looks into the spool in `dir`. The caller holds its lock. `enabled` says which streams take webhooks.
     ///
     /// # Errors
-    /// The directory can't be listed; one that is missing is empty.
+    /// The directory can't be listed. A missing one counts as empty.
     pub fn look(dir: &Path, enabled: impl Fn(Stream) -> bool) -> Result<Leftovers, SpoolError> {
         Leftovers::look_by(dir, enabled, look)
     }
 
-    /// When nobody could look: each disabled stream may have left something.
+    /// The result when nobody could look: every disabled stream may have left something.
     pub fn unseen(enabled: impl Fn(Stream) -> bool) -> Leftovers {
         let unseen = || Left::Unknown("the disk doesn't answer".to_owned());
         let disabled = Stream::ALL.into_iter().filter(|stream| !enabled(*stream));
@@ -66,17 +66,17 @@ impl Leftovers {
         }
     }
 
-    /// The same from outside. What logs hold is not known while a bridge has the spool open.
+    /// [`Leftovers::look`] without the lock. What logs hold is unknown while a bridge has the spool open.
     ///
     /// # Errors
-    /// The directory can't be listed, or its lock not be asked for; a directory that is missing is empty.
+    /// The directory can't be listed, or its lock can't be tried. A missing directory counts as empty.
     pub fn look_from_outside(dir: &Path, enabled: impl Fn(Stream) -> bool) -> Result<Leftovers, SpoolError> {
         match SpoolLock::of_existing(dir) {
             Err(SpoolError::Locked { .. }) => Leftovers::look_by(dir, enabled, |log| {
                 let is_there = segments(log).map_or(true, |segments| !segments.is_empty());
                 is_there.then(|| Left::Unknown("a bridge has the spool open".to_owned()))
             }),
-            // Not held: a bridge that starts meanwhile must find it free.
+            // The lock is not kept: a bridge that starts meanwhile must find it free.
             lock => {
                 lock?;
                 Leftovers::look(dir, enabled)
@@ -110,7 +110,7 @@ impl Leftovers {
     }
 }
 
-/// What the log in `dir` holds; `None` for nothing.
+/// What the log in `dir` holds; `None` if nothing.
 fn look(dir: &Path) -> Option<Left> {
     let survey = match Survey::open(dir) {
         Ok(survey) => survey?,
@@ -124,11 +124,11 @@ fn look(dir: &Path) -> Option<Left> {
     (from.seq < to.seq).then(|| Left::Events(to.events.saturating_sub(from.events)))
 }
 
-/// The directories in `dir` that hold a log under a name that is no stream's, in the order of their names. A damaged log
-/// that a repair has set aside has a name of its own and is none of them.
+/// The directories in `dir` that hold a log and are not named after a stream, sorted by name. A damaged log that a repair has
+/// set aside is not among them.
 ///
 /// # Errors
-/// The directory can't be listed; one that is missing is empty.
+/// The directory can't be listed. A missing one counts as empty.
 pub fn unknown_logs(dir: &Path) -> Result<Vec<String>, SpoolError> {
     let list = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();

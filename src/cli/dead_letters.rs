@@ -18,7 +18,7 @@ use crate::{
     dead_letter::{Letter, Reason, Scope},
     exit::Exit,
     plain::visible,
-    replay::{Filter, joining::Place},
+    replay::{LetterFilter, assembly::RecordPlace},
 };
 
 #[derive(Debug, Subcommand)]
@@ -51,8 +51,8 @@ pub struct FilterArgs {
 }
 
 impl FilterArgs {
-    fn filter(&self) -> Filter {
-        Filter {
+    fn filter(&self) -> LetterFilter {
+        LetterFilter {
             reasons: self.reason.clone(),
             since_micros: self.since.map(Timestamp::as_microsecond),
         }
@@ -90,8 +90,8 @@ fn since(text: &str) -> Result<Timestamp, String> {
 }
 
 /// A letter in a line: where, when, why, of what.
-fn line(place: Place, letter: &Letter) -> String {
-    let Place { partition, offset } = place;
+fn line(place: RecordPlace, letter: &Letter) -> String {
+    let RecordPlace { partition, offset } = place;
     let received = Timestamp::from_microsecond(letter.received_at_micros);
     let received = received.map_or_else(|_| "?".to_owned(), |time| format!("{time:.0}"));
     let text = |text: &Option<String>| visible(text.as_deref().unwrap_or("-"));
@@ -111,7 +111,7 @@ fn line(place: Place, letter: &Letter) -> String {
 }
 
 /// The name of a letter's place where the letter itself can't be read.
-fn unreadable(place: Place) -> String {
+fn unreadable(place: RecordPlace) -> String {
     format!("{}/{}", place.partition, place.offset)
 }
 

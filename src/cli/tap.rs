@@ -27,7 +27,7 @@ use crate::{
     exit::Exit,
     kafka::{
         broker::BrokerError,
-        tap::{From, Polled, Watcher},
+        tap::{Polled, ReadFrom, TapReader},
     },
     stream::Stream,
 };
@@ -144,12 +144,12 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     topics.sort_unstable();
     topics.dedup();
     let from = match args.from_beginning {
-        true => From::Beginning,
-        false => From::End,
+        true => ReadFrom::Beginning,
+        false => ReadFrom::End,
     };
     let stop = stop_flag()?;
-    let mut watcher = Watcher::new(&config.kafka).map_err(unavailable)?;
-    let partitions = watcher.assign(&topics, from).map_err(unavailable)?;
+    let mut reader = TapReader::new(&config.kafka).map_err(unavailable)?;
+    let partitions = reader.assign(&topics, from).map_err(unavailable)?;
     // Scripts wait for this line before they post.
     say(&format!(
         "reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
@@ -167,7 +167,7 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let form = if args.json { Form::Json } else { Form::Text };
     let mut printed = 0;
     while !stop.load(Ordering::Relaxed) && !out.closed() {
-        match watcher.poll().map_err(unavailable)? {
+        match reader.poll().map_err(unavailable)? {
             Polled::Record(record) if wanted(&record) => {
                 records::print(&record, form, out)?;
                 printed += 1;

@@ -1,10 +1,10 @@
 //! Commits of transactions, with a limit that holds.
 //!
-//! librdkafka is told a time-out with each call and does not always keep it: `send_offsets_to_transaction` was seen to wait
-//! through a whole outage of the group's coordinator, seven minutes at a limit of ten seconds (librdkafka#5456; #5511 when
-//! it has moved), and a lane in it can't say that it is blocked. So the calls are made on a thread of their own, and
-//! whoever is late is left behind. The lane drops such a producer as after any failed commit, and the next one fences it:
-//! what the call still does can't count.
+//! librdkafka does not always keep the time-out of a call. `send_offsets_to_transaction` was seen to wait through a whole
+//! outage of the group's coordinator: seven minutes with a limit of ten seconds (librdkafka#5456; #5511 when the coordinator has
+//! moved). A lane that waits in such a call can't report that it is blocked. So a thread of its own makes the calls, and a late
+//! one is left behind. The lane then drops the producer, as after any failed commit, and the next producer fences it. Whatever
+//! the late call still does has no effect.
 
 use std::{
     io,
@@ -23,9 +23,9 @@ use rdkafka::{
     producer::{Producer, ThreadedProducer},
 };
 
-use super::client::Context;
+use super::callbacks::Callbacks;
 
-/// librdkafka's own error says more than that time is up, so it may come this much late.
+/// How much later than the deadline librdkafka's own error may come. It says more than that the time is up.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// Makes one producer's commits.
@@ -43,21 +43,24 @@ struct Job {
 pub enum Failed {
     /// What was being done, and the error.
     Error(&'static str, KafkaError),
-    /// There is no answer yet. The producer must not be used again.
+    /// The answer is late. The producer must not be used again.
     Late,
 }
 
 impl Committer {
-    /// Starts the thread. It ends when this is dropped, once no call is under way.
+    /// Starts the thread. When the committer is dropped, it ends as soon as no call is running.
+    ///
+    /// # Errors
+    /// The system starts no thread.
     pub fn start(
-        producer: Arc<ThreadedProducer<Context>>,
+        producer: Arc<ThreadedProducer<Callbacks>>,
         group: ConsumerGroupMetadata,
     ) -> io::Result<Committer> {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (done, answers) = sync_channel(1);
         thread::Builder::new().name("commit".into()).spawn(move || {
             for job in todo {
-                // Nobody listens any more when it comes late.
+                // Nobody waits for a late answer.
                 if done.send(commit(&producer, &group, &job)).is_err() {
                     return;
                 }
@@ -66,7 +69,10 @@ impl Committer {
         Ok(Committer { jobs, answers })
     }
 
-    /// Commits the open transaction and these offsets with it.
+    /// Commits the open transaction, and these offsets with it.
+    ///
+    /// # Errors
+    /// The transaction may be committed or not.
     pub fn commit(&self, offsets: TopicPartitionList, deadline: Instant) -> Result<(), Failed> {
         if self.jobs.send(Job { offsets, deadline }).is_err() {
             return Err(Failed::Late);
@@ -77,7 +83,7 @@ impl Committer {
 }
 
 fn commit(
-    producer: &ThreadedProducer<Context>,
+    producer: &ThreadedProducer<Callbacks>,
     group: &ConsumerGroupMetadata,
     job: &Job,
 ) -> Result<(), Failed> {

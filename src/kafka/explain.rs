@@ -1,39 +1,35 @@
-//! What an error of librdkafka means for the operator: a reason for the metric, the cause, and what to do about it.
+//! Explains librdkafka's errors to the operator: the reason for the metric, the cause, and the cure.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
-use secrecy::{ExposeSecret, SecretString};
+use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaErrorCode as Code};
+use secrecy::ExposeSecret;
 
-use super::{
-    broker::{BlockReason, BrokerError, Refusal},
-    client,
-};
+use super::broker::{BlockReason, BrokerError, Refusal};
+use crate::config;
 
 /// The names that an error message may need.
-#[derive(Clone, Debug)]
-pub struct Names {
-    pub topic: String,
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    pub topic: &'a str,
     /// Also the transactional id.
-    pub group: String,
-    pub bootstrap_servers: String,
-    /// Values of properties that no message may show; OpenSSL's errors have the names of files.
-    pub unshown: Vec<SecretString>,
+    pub group: &'a str,
+    pub kafka: &'a config::Kafka,
 }
 
-/// What a client reported longer ago explains nothing.
+/// An older report of a client explains nothing.
 const RECENT: Duration = Duration::from_secs(60);
 
-/// The last error that a client reported by itself. Calls often end with no more than "timed out", and this says why.
+/// The last error that a client reported on its own. Calls often say only "timed out", and this says why.
 #[derive(Debug, Default)]
 pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 
 impl LastError {
     pub fn set(&self, code: Code, text: &str) {
-        // "All brokers down" follows each single failure and says less than it.
+        // "All brokers down" follows each failure of a broker and says less.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = last.as_ref().is_some_and(|(when, ..)| when.elapsed() < RECENT);
         if code != Code::AllBrokersDown || !recent {
@@ -47,7 +43,7 @@ impl LastError {
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
 
-    /// Whether this was reported last, and no longer ago than that.
+    /// Whether the last report has this code and is no older than `age`.
     pub fn is(&self, code: Code, age: Duration) -> bool {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref()
@@ -55,7 +51,7 @@ impl LastError {
     }
 }
 
-/// The code behind an error; rdkafka leaves one out.
+/// The code behind an error. rdkafka's own function leaves out one kind.
 fn code_of(error: &KafkaError) -> Option<Code> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -64,18 +60,18 @@ fn code_of(error: &KafkaError) -> Option<Code> {
 }
 
 /// Explains an error met while `doing` something.
-pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError) -> BrokerError {
+pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastError) -> BrokerError {
     let code = code_of(error);
     let (mut text, mut found) = match error {
-        // Its Display says only the code; the text has the broker's words.
+        // Display shows only the code. The string has the broker's words.
         KafkaError::Transaction(error) => (error.string(), None),
-        // Its Display shows the value too, which is a secret when a secret's name is misspelt.
+        // Display also shows the value, which is a secret when a secret's name is misspelt.
         KafkaError::ClientConfig(_, what, _, _) => (what.clone(), Some(misconfigured(what))),
         KafkaError::ClientCreation(what) => (what.clone(), Some(misconfigured(what))),
         _ => (error.to_string(), None),
     };
     if let KafkaError::MessageConsumption(code) = error {
-        // Its words name the batch; the code alone doesn't, and neither names the topic.
+        // The words name the batch, which the code does not. Neither names the topic.
         if let Some((_, words)) = last.get().filter(|(told, _)| told == code) {
             found = unreadable(*code, &words, names);
             text = words;
@@ -98,7 +94,7 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         )
     );
     if vague && let Some((code, cause)) = last.get() {
-        // OpenSSL's errors after the handshake come as failures of the transport.
+        // OpenSSL's errors after the handshake are reported as failures of the transport.
         found = match cause.contains("SSL routines") {
             true => Some(tls(&cause)),
             false => known(code, names).or(found),
@@ -106,13 +102,14 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
         if let (Some((BlockReason::Connect, advice)), Some(address)) = (&mut found, advertised(&cause)) {
             *advice = format!(
                 "The cluster advertises this broker as {address} (its advertised.listeners): check that it runs and can be \
-                 reached from here under that address, and that security.protocol is that of this listener"
+                 reached from here under that address, and that security.protocol matches this listener"
             );
         }
         text = format!("{text}; before that: {cause}");
     }
     text.truncate(text.trim_end_matches('.').len());
-    for value in &names.unshown {
+    // OpenSSL names the files that properties name.
+    for value in &names.kafka.unshown() {
         text = hide(&text, value.expose_secret());
     }
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
@@ -123,7 +120,7 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names, last: &LastError)
     }
 }
 
-/// The text without this value, of which an error may have the beginning alone.
+/// The text without this value. An error may contain only its beginning.
 fn hide(text: &str, value: &str) -> String {
     const TELLING: usize = 8;
     let beginning: String = value.chars().take(TELLING).collect();
@@ -141,7 +138,8 @@ fn hide(text: &str, value: &str) -> String {
 }
 
 /// Explains why a topic could not be created.
-pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &LastError) -> BrokerError {
+pub fn explain_creation(error: &KafkaError, names: &Names<'_>, last: &LastError) -> BrokerError {
+    let topic = names.topic;
     let explained = explain(error, &format!("create topic {topic}"), names, last);
     match code_of(error) {
         Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => BrokerError {
@@ -155,16 +153,17 @@ pub fn explain_creation(error: &KafkaError, topic: &str, names: &Names, last: &L
         Some(Code::OperationTimedOut) if last.get().is_none() => BrokerError {
             reason: BlockReason::Connect,
             message: format!(
-                "cannot create topic {topic}: {error}. Brokers at {} answer, the cluster's controller doesn't: check that the \
+                "cannot create topic {topic}: {error}. The brokers at {} answer, but the cluster's controller does not: check that the \
                  address that each broker advertises (its advertised.listeners) can be reached from here",
-                names.bootstrap_servers
+                names.kafka.bootstrap_servers
             ),
         },
         _ => explained,
     }
 }
 
-/// The broker's address in what a client said of it, when the cluster told it; `…/bootstrap` is one of the configuration.
+/// The broker's address in what a client said about it, if the cluster gave that address. `…/bootstrap` marks one of the
+/// configuration.
 fn advertised(said: &str) -> Option<&str> {
     let (name, rest) = said.split_once(": ")?;
     let address = if name.ends_with("Coordinator") {
@@ -177,38 +176,38 @@ fn advertised(said: &str) -> Option<&str> {
     Some(address.rsplit_once("//").map_or(address, |(_, address)| address))
 }
 
-/// What is wrong with `[kafka.properties]`, in librdkafka's words.
+/// What to correct in `[kafka.properties]`, from librdkafka's words.
 fn misconfigured(what: &str) -> (BlockReason, String) {
     let advice = if what.contains("SASL mechanism") {
-        "Set sasl.mechanism under [kafka.properties] to one that this build has: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        "Set sasl.mechanism under [kafka.properties] to one that this build supports: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
     } else {
-        "Correct it under [kafka.properties], or the file that it names"
+        "Correct the property under [kafka.properties], or the file that it names"
     };
     (BlockReason::Other, advice.to_owned())
 }
 
-/// What is wrong with TLS, in OpenSSL's words.
+/// What to correct about TLS, from OpenSSL's words.
 fn tls(what: &str) -> (BlockReason, String) {
     let advice = if what.contains("verify failed") {
-        "Check that ssl.ca.location has the CA of the broker's certificate (without it the system's are trusted), and that \
-         the certificate is for the name or address in kafka.bootstrap_servers and advertised.listeners"
+        "Check that ssl.ca.location has the CA of the broker's certificate (without it, the system's CAs are trusted), and \
+         that the certificate is for the name or address in kafka.bootstrap_servers and advertised.listeners"
     } else if what.contains("alert") {
-        "The broker wants another client certificate, or one at all: check ssl.certificate.location and ssl.key.location"
+        "The broker wants a client certificate, or another one: check ssl.certificate.location and ssl.key.location"
     } else {
         "Check that the broker's port speaks TLS (security.protocol), and ssl.ca.location"
     };
     (BlockReason::Authentication, advice.to_owned())
 }
 
-/// What is wrong with a batch that was fetched, in librdkafka's words.
-fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, String)> {
-    let topic = &names.topic;
+/// What to do about a batch that can't be read, from librdkafka's words.
+fn unreadable(code: Code, what: &str, names: &Names<'_>) -> Option<(BlockReason, String)> {
+    let topic = names.topic;
     let advice = match code {
         Code::NotImplemented if what.contains("codec") => format!(
-            "Topic {topic} holds records compressed by {}, which this build can't read; it reads {}. Read them by another \
-             consumer, or have the topic's producers, or its compression.type, use one of these",
+            "Topic {topic} holds records compressed by {}, which this build can't read; it reads {}. Read them with another \
+             consumer, or let the topic's producers or its compression.type use one of these",
             codec(what),
-            client::codecs().join(", ")
+            codecs().join(", ")
         ),
         Code::NotImplemented => {
             format!("Topic {topic} holds records in a newer format than this build knows: upgrade cmc-bridge")
@@ -217,12 +216,24 @@ fn unreadable(code: Code, what: &str, names: &Names) -> Option<(BlockReason, Str
             "Raise receive.message.max.bytes under [kafka.properties]".to_owned()
         }
         Code::BadMessage | Code::BadCompression | Code::InvalidMessage => format!(
-            "A batch of topic {topic} is damaged where its leader keeps it. If another replica is whole, make that one the \
-             leader; else move the topic's beginning behind the batch with kafka-delete-records.sh"
+            "A batch of topic {topic} is damaged on its leader. If another replica is whole, make that one the leader; otherwise \
+             move the topic's beginning behind the batch with kafka-delete-records.sh"
         ),
         _ => return None,
     };
     Some((BlockReason::Other, advice))
+}
+
+/// The codecs that this build of librdkafka can read.
+pub fn codecs() -> Vec<&'static str> {
+    let features = ClientConfig::new()
+        .create_native_config()
+        .and_then(|config| config.get("builtin.features"))
+        .unwrap_or_default();
+    let known = ["gzip", "snappy", "lz4", "zstd"].into_iter();
+    known
+        .filter(|codec| features.split(',').any(|feature| feature.trim() == *codec))
+        .collect()
 }
 
 /// The codec that librdkafka names by its number: `Decompression (codec 0x4) of message at …`.
@@ -238,7 +249,7 @@ fn codec(what: &str) -> String {
     }
 }
 
-/// The refusal that a delivery error stands for, if it is one.
+/// The refusal that a delivery error means, if it means one.
 pub fn refusal(code: Code) -> Option<Refusal> {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Refusal::TooLarge),
@@ -247,8 +258,7 @@ pub fn refusal(code: Code) -> Option<Refusal> {
     }
 }
 
-/// Whether an error says no more than that something else went wrong before: a record that is given up for it, a call that
-/// is not possible any more.
+/// Whether an error only follows from an earlier one: a record that was given up, or a call that is no longer possible.
 pub fn is_consequence(code: Code) -> bool {
     matches!(
         code,
@@ -261,19 +271,20 @@ pub fn is_consequence(code: Code) -> bool {
     )
 }
 
-fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
+fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
     let Names {
         topic,
         group,
-        bootstrap_servers,
-        ..
+        kafka: config::Kafka {
+            bootstrap_servers, ..
+        },
     } = names;
     Some(match code {
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::OperationTimedOut => (
             BlockReason::Connect,
             format!(
                 "Check that the brokers at {bootstrap_servers} run and can be reached from here \
-                 (kafka.bootstrap_servers), and that security.protocol is that of their listener"
+                 (kafka.bootstrap_servers), and that security.protocol matches their listener"
             ),
         ),
         Code::SSL => tls(""),
@@ -287,17 +298,17 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         ),
         Code::GroupAuthorizationFailed => (
             BlockReason::Authorization,
-            format!("Grant the bridge's user READ on consumer group {group}, best by the prefix kafka.id_prefix"),
+            format!("Grant the bridge's user READ on consumer group {group}, best with the prefix kafka.id_prefix"),
         ),
         Code::ClusterAuthorizationFailed => (
             BlockReason::Authorization,
-            "Grant the bridge's user IDEMPOTENT_WRITE on the cluster (brokers before 2.8 ask for it), and CREATE with \
+            "Grant the bridge's user IDEMPOTENT_WRITE on the cluster (brokers before 2.8 require it), and CREATE with \
              kafka.create_topics"
                 .into(),
         ),
         Code::TransactionalIdAuthorizationFailed => (
             BlockReason::Authorization,
-            format!("Grant the bridge's user WRITE on transactional id {group}, best by the prefix kafka.id_prefix"),
+            format!("Grant the bridge's user WRITE on transactional id {group}, best with the prefix kafka.id_prefix"),
         ),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition => (
             BlockReason::TopicMissing,
@@ -310,7 +321,7 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
         Code::InvalidTimestamp => (
             BlockReason::TopicInvalid,
             format!(
-                "Compare this machine's clock with the brokers': they differ by more than topic {topic} allows \
+                "Compare this machine's clock with those of the brokers: they differ by more than topic {topic} allows \
                  (message.timestamp.before.max.ms, message.timestamp.after.max.ms)"
             ),
         ),
@@ -336,14 +347,23 @@ fn known(code: Code, names: &Names) -> Option<(BlockReason, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    fn names() -> Names {
+    fn names() -> Names<'static> {
+        static KAFKA: LazyLock<config::Kafka> = LazyLock::new(|| {
+            let secret = ("ssl.key.password".to_owned(), "hunter2-and-more".into());
+            config::Kafka {
+                bootstrap_servers: "kafka:9092".into(),
+                properties: [secret].into(),
+                ..config::Kafka::for_tests()
+            }
+        });
         Names {
-            topic: "cmc.bounces".into(),
-            group: "cmc-bridge.bounces.x".into(),
-            bootstrap_servers: "kafka:9092".into(),
-            unshown: vec!["hunter2-and-more".to_owned().into()],
+            topic: "cmc.bounces",
+            group: "cmc-bridge.bounces.x",
+            kafka: &KAFKA,
         }
     }
 
@@ -452,11 +472,11 @@ mod tests {
     #[test]
     fn an_answer_to_the_creation_of_a_topic_is_explained() {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization, "{error}");
         assert!(error.message.contains("CREATE"), "{error}");
         let error = KafkaError::AdminOp(Code::OperationTimedOut);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Connect, "{error}");
         assert!(error.message.contains("advertised.listeners"), "{error}");
     }
@@ -552,7 +572,7 @@ mod tests {
     #[test]
     fn a_topic_that_must_not_be_created() {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
-        let error = explain_creation(&error, "cmc.bounces", &names(), &LastError::default());
+        let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization);
         assert!(error.message.contains("CREATE"), "{error}");
     }

@@ -1,7 +1,7 @@
-//! [`Broker`] by librdkafka.
+//! [`Broker`] with librdkafka.
 //!
-//! The order of the calls decides the speed: everything is sent, then the own delivery counter is awaited, and only then
-//! offsets and commit are sent. `flush` would wait in steps of 100 ms.
+//! The order of the calls decides the speed: first everything is sent, then the producer's own counter of deliveries is
+//! awaited, and only then offsets and commit are sent. `flush` would wait in steps of 100 ms.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,6 @@ use std::{
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::AdminClient,
-    config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::KafkaError,
     message::{Header, OwnedHeaders},
@@ -23,6 +22,19 @@ use tokio::runtime::Handle;
 use tracing::debug;
 use uuid::Uuid;
 
+use super::{
+    broker::{
+        BlockReason, Broker, BrokerError, CommittedPosition, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        RefusedRecords, TopicRules,
+    },
+    callbacks::Callbacks,
+    commit::{Committer, Failed},
+    deliveries::{UndeliveredRecord, Waited},
+    explain::{is_consequence, refusal},
+    properties,
+    session::{PATIENCE, Session},
+    topics::{self, RulesByTopic},
+};
 use crate::{
     config::{self, Delivery},
     metrics::KafkaSums,
@@ -30,29 +42,12 @@ use crate::{
     stream::Stream,
 };
 
-use super::{
-    broker::{
-        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
-        Refused, TopicRules,
-    },
-    client::{self, Context, Failure, Waited},
-    commit::{Committer, Failed},
-    explain::{Names, explain, explain_creation, is_consequence, refusal},
-    topics::{self, Rules},
-};
-
-/// Most time for one question to the cluster.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most time for what a consumer has to say; the producer may talk in between.
-const LISTEN: Duration = Duration::from_millis(500);
-/// A coordinator that is still loading is asked again after this time.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
-/// The cause of a failure is reported by then: it is the answer to a request that is in flight.
+/// Time by which the cause of a failure is reported. It is the answer to a request that is in flight.
 const REPORTS: Duration = Duration::from_secs(2);
-/// The least time that a transaction of one record a request is given, where the broker allows it
-/// (`transaction.max.timeout.ms`, 15 minutes by default).
+/// The least time for a transaction of one record a request, where the broker allows it (`transaction.max.timeout.ms`,
+/// 15 minutes by default).
 const ONE_BY_ONE: Duration = Duration::from_secs(60);
-/// A record without a timestamp. The broker takes it whatever its clock says.
+/// The timestamp of a record without one. The broker takes it whatever its clock says.
 const NO_TIMESTAMP: i64 = -1;
 
 /// Connects one lane to a Kafka cluster.
@@ -67,21 +62,20 @@ pub struct KafkaConnect {
     pub sums: KafkaSums,
 }
 
-/// A producer, with at-least-once delivery one without transactions.
+/// A producer; with at-least-once delivery, one without transactions.
 pub struct KafkaBroker {
-    producer: Arc<ThreadedProducer<Context>>,
-    /// Reads the position, then goes: nobody would take its events, and it keeps connections and threads.
-    consumer: Option<BaseConsumer<Context>>,
+    session: Session,
+    producer: Arc<ThreadedProducer<Callbacks>>,
+    /// Reads the position and is dropped then: nobody would poll it, and it keeps connections and threads.
+    consumer: Option<BaseConsumer<Callbacks>>,
     /// Set with transactions.
     committer: Option<Committer>,
-    context: Context,
-    /// Those by which a refusal can be foreseen.
-    rules: Rules,
-    names: Names,
+    /// Rules by which a refusal can be foreseen.
+    rules: RulesByTopic,
     mode: Mode,
     /// How many times the usual time a transaction has.
     stretch: u32,
-    /// Of every record; `None` for the time of sending.
+    /// Timestamp of every record; `None` for the time of sending.
     timestamp: Option<i64>,
     /// Records since `begin`.
     sent: usize,
@@ -91,65 +85,71 @@ impl Connect for KafkaConnect {
     type Broker = KafkaBroker;
 
     fn connect(&self, group: Uuid, mode: Mode) -> Result<KafkaBroker, BrokerError> {
-        let group = format!("{}.{}.{group}", self.kafka.id_prefix, self.stream);
-        let names = Names {
+        let session = Session {
+            kafka: Arc::clone(&self.kafka),
+            client_id: format!("cmc-bridge-{}", self.stream),
+            group: format!("{}.{}.{group}", self.kafka.id_prefix, self.stream),
             topic: self.topic.clone(),
-            group: group.clone(),
-            bootstrap_servers: self.kafka.bootstrap_servers.clone(),
-            unshown: self.kafka.unshown(),
-        };
-        let context = Context::new(self.stream, self.sums.clone());
-        let fail = |doing: &'static str| {
-            let (names, last) = (names.clone(), Arc::clone(&context.last_error));
-            move |error: KafkaError| explain(&error, doing, &names, &last)
+            callbacks: Callbacks::of_lane(self.stream, self.sums.clone()),
         };
         // It looks up topics and reads the position.
-        let consumer_config = client::consumer(&self.kafka, self.stream, &group);
-        let consumer: BaseConsumer<Context> =
-            BaseConsumer::from_config_and_context(&consumer_config, context.clone())
-                .map_err(fail("make a Kafka client"))?;
-        let rules = self.check_topics(&consumer, &context, &names)?;
+        let consumer: BaseConsumer<Callbacks> = session.client(&properties::consumer(&session))?;
+        let rules = self.check_topics(&session, &consumer)?;
         let position = (self.kafka.delivery == Delivery::ExactlyOnce)
             .then(|| consumer.group_metadata().map(|group| (consumer, group)))
             .flatten();
         let (consumer, group_metadata) = position.unzip();
-        let start = Start {
-            kafka: &self.kafka,
-            stream: self.stream,
-            context,
-            names,
-            rules,
-            client_id: None,
-        };
-        let broker = start.producer(mode, group_metadata)?;
+        let broker = KafkaBroker::start(session, rules, mode, group_metadata)?;
         Ok(KafkaBroker { consumer, ..broker })
     }
 }
 
-/// What a producer is made of.
-pub(super) struct Start<'a> {
-    pub kafka: &'a config::Kafka,
-    pub stream: Stream,
-    pub context: Context,
-    /// The group is its transactional id.
-    pub names: Names,
-    pub rules: Rules,
-    /// Instead of the usual one, where the operator sets none.
-    pub client_id: Option<&'static str>,
+impl KafkaConnect {
+    /// Checks the lane's topic, creates missing topics when configured, and reads the topics' rules.
+    fn check_topics(
+        &self,
+        session: &Session,
+        consumer: &BaseConsumer<Callbacks>,
+    ) -> Result<RulesByTopic, BrokerError> {
+        let exists = topics::exists(session, consumer, &self.topic)?;
+        let admin: AdminClient<Callbacks> = session.client(&properties::base(session))?;
+        let create = |topic: &str| topics::create(session, &admin, &self.runtime, topic);
+        match (exists, self.kafka.create_topics) {
+            (true, _) => {}
+            (false, true) => create(&self.topic)?,
+            (false, false) => {
+                let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+                return Err(session.explain("find the topic", &missing));
+            }
+        }
+        let mut topics = vec![self.topic.as_str()];
+        if self.dead_letter_topic != self.topic {
+            topics.push(&self.dead_letter_topic);
+            // This lane needs it only when something is refused. The topic's own lane reports what is wrong with it.
+            let usable = topics::exists(session, consumer, &self.dead_letter_topic).and_then(|exists| {
+                match !exists && self.kafka.create_topics {
+                    true => create(&self.dead_letter_topic),
+                    false => Ok(()),
+                }
+            });
+            if let Err(error) = usable {
+                debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
+            }
+        }
+        Ok(topics::rules(&admin, &self.runtime, &topics))
+    }
 }
 
-impl Start<'_> {
-    /// A producer that has begun; without a consumer it can't read a position. `group` is the group whose position it
-    /// commits.
-    pub fn producer(
-        self,
+impl KafkaBroker {
+    /// Starts a producer, which can't read a position yet. `group` is the group whose position it commits; without one, it
+    /// has no transactions.
+    pub(super) fn start(
+        session: Session,
+        rules: RulesByTopic,
         mode: Mode,
         group: Option<ConsumerGroupMetadata>,
     ) -> Result<KafkaBroker, BrokerError> {
-        let fail = |doing: &'static str| {
-            |error: KafkaError| explain(&error, doing, &self.names, &self.context.last_error)
-        };
-        let usual = self.kafka.transaction_timeout;
+        let usual = session.kafka.transaction_timeout;
         let mut stretch = match mode {
             Mode::Batched => 1,
             Mode::OneByOne => (ONE_BY_ONE.as_secs_f64() / usual.as_secs_f64())
@@ -157,25 +157,9 @@ impl Start<'_> {
                 .clamp(1.0, 4.0) as u32,
         };
         let producer = loop {
-            let (smallest, timeout) = (self.rules.smallest(), usual * stretch);
-            let mut config = client::producer(
-                self.kafka,
-                self.stream,
-                &self.names.group,
-                mode,
-                timeout,
-                smallest,
-            );
-            if let Some(id) = self
-                .client_id
-                .filter(|_| !self.kafka.properties.contains_key("client.id"))
-            {
-                config.set("client.id", id);
-            }
-            let producer: ThreadedProducer<Context> = config
-                .create_with_context(self.context.clone())
-                .map_err(fail("make a Kafka client"))?;
-            if self.kafka.delivery == Delivery::AtLeastOnce {
+            let config = properties::producer(&session, mode, usual * stretch, rules.smallest());
+            let producer: ThreadedProducer<Callbacks> = session.client(&config)?;
+            if session.kafka.delivery == Delivery::AtLeastOnce {
                 break producer;
             }
             match producer.init_transactions(PATIENCE) {
@@ -183,10 +167,13 @@ impl Start<'_> {
                 Err(error)
                     if error.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout) && stretch > 1 =>
                 {
-                    debug!(stream = %self.stream, "the broker allows transactions no more time than usual");
+                    debug!(
+                        group = session.group,
+                        "the broker allows transactions no more than the usual time"
+                    );
                     stretch = 1;
                 }
-                Err(error) => return Err(fail("begin as a transactional producer")(error)),
+                Err(error) => return Err(session.explain("begin as a transactional producer", &error)),
             }
         };
         let producer = Arc::new(producer);
@@ -201,70 +188,15 @@ impl Start<'_> {
             producer,
             consumer: None,
             committer,
-            rules: self.rules.map(|rules| foreseen(rules, self.kafka)),
-            names: self.names,
+            rules: rules.map(|rules| foreseen(rules, &session.kafka)),
             mode,
             stretch,
             timestamp: None,
             sent: 0,
-            context: self.context,
+            session,
         })
     }
-}
 
-impl KafkaConnect {
-    /// Checks the lane's topic, creates what is missing when configured, and reads the topics' rules.
-    fn check_topics(
-        &self,
-        consumer: &BaseConsumer<Context>,
-        context: &Context,
-        names: &Names,
-    ) -> Result<Rules, BrokerError> {
-        let fail = |doing: &str, error: KafkaError| explain(&error, doing, names, &context.last_error);
-        // Topics are looked up by the consumer, for an admin client never tells why it can't connect.
-        let look_up = |topic: &str| {
-            topics::exists(consumer.client(), topic).map_err(|error| {
-                listen(consumer);
-                fail("look up the topic", error)
-            })
-        };
-        let exists = look_up(&self.topic)?;
-        let config = client::base(&self.kafka, self.stream);
-        let admin = AdminClient::from_config_and_context(&config, context.clone())
-            .map_err(|error| fail("make a Kafka client", error))?;
-        let create = |topic: &str| {
-            topics::create(&admin, &self.runtime, &self.kafka, topic)
-                .map_err(|error| explain_creation(&error, topic, names, &context.last_error))
-        };
-        match (exists, self.kafka.create_topics) {
-            (true, _) => {}
-            (false, true) => create(&self.topic)?,
-            (false, false) => {
-                let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
-                return Err(fail("find the topic", missing));
-            }
-        }
-        let mut topics = vec![self.topic.as_str()];
-        if self.dead_letter_topic != self.topic {
-            topics.push(&self.dead_letter_topic);
-            // It matters to this lane only when something is refused; its own lane watches over it.
-            let made = look_up(&self.dead_letter_topic).and_then(|exists| {
-                let missing = !exists && self.kafka.create_topics;
-                if missing {
-                    create(&self.dead_letter_topic)
-                } else {
-                    Ok(())
-                }
-            });
-            if let Err(error) = made {
-                debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
-            }
-        }
-        Ok(topics::rules(&admin, &self.runtime, &topics))
-    }
-}
-
-impl KafkaBroker {
     /// Commits the transaction, and with it these offsets of the group.
     pub(super) fn commit_offsets(
         &mut self,
@@ -284,12 +216,12 @@ impl KafkaBroker {
     }
 
     fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
-        // After a fatal error the calls say no more than that there was one. A gap has a cause that says more.
+        // After a fatal error every call says only that there was one. If it was a gap, its cause says more.
         let fatal = self.producer.client().fatal_error();
         let fatal = fatal.filter(|(code, _)| *code != Code::GaplessGuarantee);
         let fatal = fatal.map(|(code, _)| KafkaError::Global(code));
         let error = fatal.as_ref().unwrap_or(error);
-        explain(error, doing, &self.names, &self.context.last_error)
+        self.session.explain(doing, error)
     }
 
     fn too_slow(&self, doing: &str) -> BrokerError {
@@ -297,7 +229,7 @@ impl KafkaBroker {
         self.explain(doing, &timed_out)
     }
 
-    /// Whether a refusal does nothing to other records: then each is heard of at once.
+    /// Whether refusals do not affect other records, so that all of them are collected.
     fn hears_all(&self) -> bool {
         self.committer.is_none() && self.mode == Mode::OneByOne
     }
@@ -310,27 +242,27 @@ impl KafkaBroker {
         }
     }
 
-    /// The first cause of a failure that a call or a report has told of. `said` is what the call said, often no more than
-    /// that there was an error before.
+    /// The first cause of a failure of which a call or a report told. `said` is the error of the call, which often says only
+    /// that there was an earlier one.
     ///
-    /// The broker refuses a request while later records are still being queued. librdkafka then fails every further call,
-    /// gives up what is queued, and reports that too, in any order. So all reports are awaited, and the cause is looked
-    /// for among them first, then asked for.
+    /// The broker may refuse a request while later records are still being queued. librdkafka then fails every further call,
+    /// gives up what is queued, and reports all of it in any order. So this awaits all reports and looks for the cause among
+    /// them first.
     fn failure(&self, doing: &str, said: Option<KafkaError>) -> DeliveryError {
         let transactional = self.committer.is_some();
-        let deliveries = &self.context.deliveries;
+        let deliveries = &self.session.callbacks.deliveries;
         let cause = |code: Option<Code>| code.is_none_or(|code| !is_consequence(code));
-        let is_cause = |failure: &Failure| cause(failure.code());
+        let is_cause = |failure: &UndeliveredRecord| cause(failure.code());
         let all_reported = deliveries.wait_for_reports(self.sent, is_cause, Instant::now() + REPORTS);
         let failures = deliveries.failures();
-        // A call that is not allowed in a failed transaction answers with the error that made it fail.
+        // A call that a failed transaction does not allow answers with the error that made the transaction fail.
         let failed = transactional
             .then(|| self.producer.begin_transaction().err())
             .flatten();
         let code = failed.as_ref().and_then(KafkaError::rdkafka_error_code);
         let untimely = |code| code == Some(Code::InvalidTimestamp);
         if untimely(code) || failures.iter().any(|failure| untimely(failure.code())) {
-            // In a request with several bad timestamps librdkafka reports their records as invalid.
+            // librdkafka reports records as invalid when several of a request have bad timestamps.
             let error = KafkaError::MessageProduction(Code::InvalidTimestamp);
             return DeliveryError::Untimely(self.explain(doing, &error));
         }
@@ -345,9 +277,15 @@ impl KafkaBroker {
         self.explain(doing, error.unwrap_or(&unknown)).into()
     }
 
-    /// The refused records among the failures. `failed` is why the transaction failed.
-    fn refused(&self, failures: &[Failure], failed: Option<Code>, partly: bool) -> Option<Refused> {
-        let refusal_of = |failure: &Failure| failure.code().and_then(refusal);
+    /// The refused records among the failures, if there are any. `failed` is why the transaction failed; `partly` says that
+    /// the reports do not tell what was delivered.
+    fn refused(
+        &self,
+        failures: &[UndeliveredRecord],
+        failed: Option<Code>,
+        partly: bool,
+    ) -> Option<RefusedRecords> {
+        let refusal_of = |failure: &UndeliveredRecord| failure.code().and_then(refusal);
         let mut records: Vec<(usize, Refusal)> = failures
             .iter()
             .filter_map(|failure| Some((failure.number, refusal_of(failure)?)))
@@ -356,16 +294,16 @@ impl KafkaBroker {
         if records.is_empty() && failed.and_then(refusal).is_none() {
             return None;
         }
-        // The broker named the invalid records of a request when librdkafka knows others that are not.
+        // If librdkafka reports other records of the request as not invalid, the broker has named the invalid ones.
         let spared: BTreeSet<_> = failures
             .iter()
             .filter(|failure| failure.code() == Some(Code::InvalidDifferentRecord))
             .map(|failure| &failure.partition)
             .collect();
-        let told = |failure: &Failure| spared.contains(&failure.partition);
+        let told = |failure: &UndeliveredRecord| spared.contains(&failure.partition);
         let named = match self.mode {
             Mode::OneByOne => true,
-            // Outside transactions a bad timestamp can't be told from a bad record here.
+            // Without transactions, a bad timestamp can't be told from a bad record here.
             Mode::Batched => {
                 failed == Some(Code::InvalidRecord)
                     && failures.iter().filter(|f| refusal_of(f).is_some()).all(told)
@@ -378,7 +316,7 @@ impl KafkaBroker {
                 (0..self.sent).filter(|number| !failed.contains(number)).collect()
             }
         };
-        Some(Refused {
+        Some(RefusedRecords {
             named: named && !records.is_empty(),
             records,
             delivered,
@@ -387,44 +325,18 @@ impl KafkaBroker {
 }
 
 impl Broker for KafkaBroker {
-    fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
-        let deadline = Instant::now() + PATIENCE;
+    fn committed(&mut self) -> Result<Option<CommittedPosition>, BrokerError> {
         let Some(consumer) = self.consumer.take() else {
             return Err(BrokerError {
                 reason: BlockReason::Other,
                 message: "the position has been read already".into(),
             });
         };
-        loop {
-            let mut partitions = TopicPartitionList::new();
-            partitions.add_partition(&self.names.topic, 0);
-            let answer = consumer
-                .committed_offsets(partitions, deadline.saturating_duration_since(Instant::now()))
-                .and_then(|partitions| {
-                    let Some(found) = partitions.find_partition(&self.names.topic, 0) else {
-                        return Ok(None);
-                    };
-                    found.error()?;
-                    Ok(match found.offset() {
-                        Offset::Offset(offset) => Some(Committed {
-                            seq: Seq(offset as u64),
-                            metadata: found.metadata().to_owned(),
-                        }),
-                        _ => None,
-                    })
-                });
-            match answer {
-                Ok(committed) => return Ok(committed),
-                Err(error) if Instant::now() + ASK_AGAIN < deadline && passing(&error) => {
-                    debug!(%error, "the position can't be read yet");
-                    std::thread::sleep(ASK_AGAIN);
-                }
-                Err(error) => {
-                    listen(&consumer);
-                    return Err(self.explain("read the position", &error));
-                }
-            }
-        }
+        let mut committed = self.session.committed(&consumer, &[0], PATIENCE)?;
+        Ok(committed.remove(&0).map(|(offset, metadata)| CommittedPosition {
+            seq: Seq(offset as u64),
+            metadata,
+        }))
     }
 
     fn rules(&self, topic: &str) -> TopicRules {
@@ -440,7 +352,7 @@ impl Broker for KafkaBroker {
     }
 
     fn begin(&mut self) -> Result<(), BrokerError> {
-        self.context.deliveries.reset();
+        self.session.callbacks.deliveries.reset();
         self.sent = 0;
         match self.committer {
             Some(_) => self
@@ -459,7 +371,7 @@ impl Broker for KafkaBroker {
                 value: Some(*value),
             });
         }
-        // librdkafka takes the time.
+        // Without a timestamp here, librdkafka takes the time.
         let mut base = BaseRecord::with_opaque_to(record.topic, self.sent)
             .payload(record.value)
             .headers(headers);
@@ -479,7 +391,7 @@ impl Broker for KafkaBroker {
             let code = error.rdkafka_error_code();
             if code == Some(Code::QueueFull) {
                 let heed = !self.hears_all();
-                self.waited(self.context.deliveries.wait_for_room(heed, deadline))?;
+                self.waited(self.session.callbacks.deliveries.wait_for_room(heed, deadline))?;
                 continue;
             }
             return Err(match code.and_then(refusal) {
@@ -490,7 +402,7 @@ impl Broker for KafkaBroker {
     }
 
     fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
-        let deliveries = &self.context.deliveries;
+        let deliveries = &self.session.callbacks.deliveries;
         let waited = match self.hears_all() {
             true => deliveries.wait_for_all(self.sent, deadline),
             false => deliveries.wait(self.sent, deadline),
@@ -501,16 +413,16 @@ impl Broker for KafkaBroker {
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {
         let mut offsets = TopicPartitionList::new();
         offsets
-            .add_partition_offset(&self.names.topic, 0, Offset::Offset(position.0 as i64))
+            .add_partition_offset(&self.session.topic, 0, Offset::Offset(position.0 as i64))
             .map_err(|error| self.explain("name the position", &error))?;
-        if let Some(mut partition) = offsets.find_partition(&self.names.topic, 0) {
+        if let Some(mut partition) = offsets.find_partition(&self.session.topic, 0) {
             partition.set_metadata(metadata);
         }
         self.commit_offsets(offsets, deadline)
     }
 }
 
-/// The rules by which a refusal can be foreseen: the size of a compressed record can't.
+/// The rules by which a refusal can be foreseen. The size of a compressed record can't be.
 pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
     let compressed = ["compression.type", "compression.codec"]
         .iter()
@@ -519,32 +431,4 @@ pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
         max_bytes: rules.max_bytes.filter(|_| !compressed),
         ..rules
     }
-}
-
-/// Lets a consumer say what happened to it: its errors go to the context, and it has no other events.
-pub(super) fn listen(consumer: &BaseConsumer<Context>) {
-    let deadline = Instant::now() + LISTEN;
-    loop {
-        // A poll without a result may have taken a log line, with more behind it.
-        let heard = consumer.context().heard();
-        let event = consumer.poll(Duration::ZERO).is_some();
-        let silent = !event && consumer.context().heard() == heard;
-        if silent || Instant::now() > deadline {
-            break;
-        }
-    }
-}
-
-/// Errors of a coordinator that is still getting ready.
-pub(super) fn passing(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::NotCoordinator
-                | Code::CoordinatorNotAvailable
-                | Code::CoordinatorLoadInProgress
-                | Code::UnstableOffsetCommit
-                | Code::WaitingForCoordinator
-        )
-    )
 }

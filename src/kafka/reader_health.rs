@@ -1,43 +1,36 @@
 //! When a reader of topics gives up.
 //!
 //! librdkafka never does: after every error it fetches again, twice a second, and where it hands on no error it is as silent
-//! as a topic without news. So a reader that only waits for records hangs on what can't heal. Three kinds of trouble:
+//! as a topic without news. So a reader that only waits for records would hang on a fault that can't heal. There are three
+//! kinds of fault:
 //!
-//! - *It won't pass by itself*: no right, no topic, wrong credentials, a batch that can't be decoded. Reading ends at once.
-//! - *It may pass*: a broker that is away, a partition without a leader. librdkafka reports a connection that was merely idle in
-//!   the same way as a broker that is down, and a missing leader not at all. So nothing is concluded from reports: a reader asks
-//!   for its topic ([`look`]), and says or ends with what it learns. Answers that librdkafka can't parse are found in the same
-//!   way, for it only logs them.
-//! - *Any other error* ends reading when it is still being reported [`STUBBORN`] after it was first.
+//! - *Lasting*: no right, no topic, wrong credentials, a batch that can't be decoded. Reading ends at once.
+//! - *Passing*: a broker that is away, a partition without a leader. librdkafka reports a connection that was merely idle in
+//!   the same way as a broker that is down, and does not report a missing leader at all. So a reader concludes nothing from
+//!   reports: it asks about its topic ([`look`]), and speaks or ends by what it learns. That also finds answers that
+//!   librdkafka can't parse, which it only logs.
+//! - *Unknown*: any other error ends reading when it is still being reported [`STUBBORN`] after it was first.
 
 use std::time::{Duration, Instant};
 
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer},
-    error::KafkaError,
-    types::RDKafkaErrorCode as Code,
-};
+use rdkafka::{consumer::BaseConsumer, error::KafkaError, types::RDKafkaErrorCode as Code};
 
-use super::{
-    broker::{BlockReason, BrokerError},
-    client::Context,
-    probe::{Topic, describe_within},
-};
+use super::{broker::BrokerError, callbacks::Callbacks, session::Session, topics::describe};
 
-/// A reader asks so often how its topics are, one that comes to an end when it had no news for so long.
+/// How often a reader without end asks about its topics, and how long one with an end waits for news before it asks.
 pub const LOOK_AFTER: Duration = Duration::from_secs(5);
-/// Most time for one such question: a reader that is told to end must not be kept.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How long an error may come again.
+/// Longest wait for the answer: a reader that is asked to end must not be held up.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long an unknown error may repeat.
 const STUBBORN: Duration = Duration::from_secs(5);
-/// An error that comes again after more than this is a new one.
+/// An error that repeats after a longer time than this is a new one.
 const APART: Duration = Duration::from_secs(4);
-/// Fetches that fail are tried again more often than this.
+/// Failed fetches are repeated more often than this.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// The errors of one consumer's polls.
 #[derive(Debug, Default)]
-pub struct Errors(Vec<Seen>);
+pub struct ReadErrors(Vec<Seen>);
 
 #[derive(Debug)]
 struct Seen {
@@ -46,8 +39,8 @@ struct Seen {
     last: Instant,
 }
 
-impl Errors {
-    /// Whether reading ends with this error, which came now.
+impl ReadErrors {
+    /// Whether reading ends with this error, which was reported `now`.
     pub fn end_reading(&mut self, error: &KafkaError, now: Instant) -> bool {
         let Some(code) = error.rdkafka_error_code() else {
             return false;
@@ -105,52 +98,43 @@ fn kind(code: Code) -> Kind {
         | Code::SSL
         | Code::OperationTimedOut
         | Code::RequestTimedOut
-        // Of the group, which no reader joins.
+        // No reader joins the group.
         | Code::GroupAuthorizationFailed => Kind::Passing,
         _ => Kind::Unknown,
     }
 }
 
-/// How a topic is, for a reader that has no news of it.
+/// What a reader without news learns about its topic.
 pub enum Look {
-    /// It can be read.
+    /// The topic can be read.
     Well,
-    /// There is no such topic, or it may not be described, or what it holds can't be parsed: that won't pass by itself.
-    Lost(KafkaError),
-    /// The cluster doesn't answer, or not now.
-    Away(KafkaError),
-    /// Partitions can't be read now.
+    /// It does not exist, may not be described, or holds what can't be parsed. Waiting does not help.
+    Lost(BrokerError),
+    /// The cluster does not answer, or not now.
+    Away(BrokerError),
+    /// Some partitions can't be read now.
     Leaderless(BrokerError),
 }
 
-/// Asks how a topic is. Takes three seconds at most.
-pub fn look(consumer: &BaseConsumer<Context>, topic: &str) -> Look {
+/// Asks about the session's topic. Takes three seconds at most.
+pub fn look(session: &Session, consumer: &BaseConsumer<Callbacks>) -> Look {
+    let explain = |error: &KafkaError| session.explain("read the topic", error);
     let unparsed = Code::BadMessage;
-    if consumer.context().last_error.is(unparsed, AGAIN) {
-        return Look::Lost(KafkaError::MessageConsumption(unparsed));
+    if session.callbacks.last_error.is(unparsed, AGAIN) {
+        return Look::Lost(explain(&KafkaError::MessageConsumption(unparsed)));
     }
-    match describe_within(consumer, topic, PATIENCE) {
+    match describe(consumer, &session.topic, LOOK_PATIENCE) {
         Ok(found) if found.partitions.is_empty() => {
-            Look::Lost(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition))
+            Look::Lost(explain(&KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)))
         }
-        Ok(found) => leaderless(topic, &found).map_or(Look::Well, Look::Leaderless),
+        Ok(found) => found
+            .leaderless(&session.topic)
+            .map_or(Look::Well, Look::Leaderless),
         Err(error) => match error.rdkafka_error_code().map(kind) {
-            Some(Kind::Lasting) => Look::Lost(error),
-            _ => Look::Away(error),
+            Some(Kind::Lasting) => Look::Lost(explain(&error)),
+            _ => Look::Away(explain(&error)),
         },
     }
-}
-
-/// What is wrong with a topic of which partitions have no leader.
-pub fn leaderless(topic: &str, found: &Topic) -> Option<BrokerError> {
-    (found.without_leader > 0).then(|| BrokerError {
-        reason: BlockReason::Connect,
-        message: format!(
-            "cannot read topic {topic}: {} of {} partitions have no leader. Look at the brokers that hold their replicas",
-            found.without_leader,
-            found.partitions.len()
-        ),
-    })
 }
 
 #[cfg(test)]
@@ -161,10 +145,10 @@ mod tests {
         KafkaError::MessageConsumption(code)
     }
 
-    /// Whether one of the reports, so many milliseconds after the first, ends reading.
+    /// Whether one of the reports ends reading; each is so many milliseconds after the first.
     fn ends(code: Code, reports: impl IntoIterator<Item = u64>) -> bool {
         let begun = Instant::now();
-        let mut errors = Errors::default();
+        let mut errors = ReadErrors::default();
         reports
             .into_iter()
             .any(|millis| errors.end_reading(&error(code), begun + Duration::from_millis(millis)))
@@ -196,7 +180,7 @@ mod tests {
     #[test]
     fn an_error_between_does_not_hide_one_that_repeats() {
         let begun = Instant::now();
-        let mut errors = Errors::default();
+        let mut errors = ReadErrors::default();
         let ended = (0..12u64).any(|n| {
             let code = [Code::InvalidMessage, Code::Unknown][n as usize % 2];
             errors.end_reading(&error(code), begun + Duration::from_millis(n * 1000))

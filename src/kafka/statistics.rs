@@ -1,4 +1,4 @@
-//! What librdkafka says of itself each few seconds, added up over all producers that a lane has had.
+//! librdkafka's statistics, which it reports every few seconds, added up over all producers that a lane has had.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use crate::metrics::KafkaSums;
 /// Adds one client's totals to the stream's counters.
 pub struct Statistics {
     sums: KafkaSums,
-    /// The client's totals as they were added last.
+    /// The client's totals in the last report.
     seen: Mutex<Totals>,
 }
 
@@ -41,7 +41,7 @@ struct BrokerReport {
 }
 
 impl Statistics {
-    /// The statistics of a client that begins now.
+    /// Statistics of a new client.
     pub fn new(sums: KafkaSums) -> Statistics {
         Statistics {
             sums,
@@ -66,7 +66,7 @@ impl Statistics {
         };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *seen, now);
-        // A broker that leaves the cluster takes its totals along.
+        // A broker that leaves the cluster takes its totals with it.
         self.sums
             .requests
             .inc_by(now.requests.saturating_sub(before.requests));

@@ -1,6 +1,8 @@
-//! The scenes of [`super::conformance`] with the simulated broker, and with librdkafka's mock cluster.
+//! The scenes of [`conformance`] with the simulated broker, and with librdkafka's mock cluster.
 
-use std::{cell::Cell, sync::Arc, time::Duration};
+mod conformance;
+
+use std::{cell::Cell, time::Duration};
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -12,15 +14,13 @@ use rdkafka::{
 };
 use tokio::runtime::Runtime;
 
-use super::{
-    conformance::{Place, Topic, World, play},
-    producer::KafkaConnect,
-    statistics::tests::sums,
-};
+use self::conformance::{SceneTopic, Temper, World, play};
+use super::{broker, producer};
 use crate::{
     config::{self, Delivery},
-    simulation::broker::{self as sim, Cluster},
-    stream::Stream,
+    metrics,
+    simulation::broker::{Cluster, Topic},
+    stream,
 };
 
 const NAME: &str = "topic";
@@ -33,11 +33,11 @@ struct Simulated {
 impl World for Simulated {
     type Connect = Cluster;
 
-    fn can(&self, _: Topic, _: &[usize]) -> bool {
+    fn can(&self, _: Temper, _: &[usize]) -> bool {
         true
     }
 
-    fn make(&self, topic: Topic) -> Place<Cluster> {
+    fn make_topic(&self, temper: Temper) -> SceneTopic<Cluster> {
         let seed = self.seed.get();
         self.seed.set(seed + 1);
         let cluster = Cluster::new(&[NAME]);
@@ -48,23 +48,26 @@ impl World for Simulated {
         inner.names_records = seed.is_multiple_of(2);
         inner.request = Some(3000);
         inner.hasty = 4000;
-        let mut made = sim::Topic::default();
-        made.refuses = (topic == Topic::Refusing).then_some("odd");
-        made.clock_differs = topic == Topic::Untimely;
+        let mut made = Topic::default();
+        made.refuses = (temper == Temper::Refusing).then_some("odd");
+        made.clock_differs = temper == Temper::Untimely;
         inner.topics.insert(NAME.to_owned(), made);
         drop(inner);
-        Place {
-            topic: NAME.to_owned(),
+        SceneTopic {
+            name: NAME.to_owned(),
             connect: cluster,
         }
     }
 
-    fn forbid(&self, place: &Place<Cluster>) {
-        place.connect.lock().topics.get_mut(NAME).unwrap().forbidden = true;
+    fn forbid(&self, topic: &SceneTopic<Cluster>) {
+        topic.connect.lock().topics.get_mut(NAME).unwrap().forbidden = true;
     }
 
-    fn read(&self, place: &Place<Cluster>) -> Vec<String> {
-        place.connect.values(NAME)
+    /// The simulated cluster's markers have no timestamps.
+    fn take_timestamps(&self, _: &SceneTopic<Cluster>) {}
+
+    fn read(&self, topic: &SceneTopic<Cluster>) -> Vec<String> {
+        topic.connect.values(NAME)
     }
 }
 
@@ -81,7 +84,7 @@ fn the_simulated_broker_plays_its_part() {
     }
 }
 
-/// It fails requests when it is told to, writes no transaction markers and forgets positions.
+/// The mock cluster fails requests on demand, writes no transaction markers, and forgets positions.
 struct Mock {
     cluster: MockCluster<'static, DefaultProducerContext>,
     runtime: Runtime,
@@ -90,54 +93,38 @@ struct Mock {
 }
 
 impl World for Mock {
-    type Connect = KafkaConnect;
+    type Connect = producer::KafkaConnect;
 
-    fn can(&self, topic: Topic, odd: &[usize]) -> bool {
-        match topic {
-            Topic::Kind => false,
+    fn can(&self, temper: Temper, odd: &[usize]) -> bool {
+        match temper {
+            Temper::Kind => false,
             // The first request is refused.
-            Topic::Refusing => odd == [0],
-            Topic::Forbidden => true,
-            Topic::Untimely => false,
+            Temper::Refusing => odd == [0],
+            Temper::Forbidden => true,
+            Temper::Untimely => false,
         }
     }
 
-    fn make(&self, topic: Topic) -> Place<KafkaConnect> {
+    fn make_topic(&self, temper: Temper) -> SceneTopic<producer::KafkaConnect> {
         self.topics.set(self.topics.get() + 1);
         let name = format!("{NAME}-{}", self.topics.get());
         self.cluster.create_topic(&name, 1, 1).unwrap();
         self.cluster.clear_request_errors(RDKafkaApiKey::Produce);
-        if topic == Topic::Refusing {
+        if temper == Temper::Refusing {
             self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD);
         }
-        let kafka = config::Kafka {
-            bootstrap_servers: self.cluster.bootstrap_servers(),
-            delivery: self.delivery,
-            id_prefix: "test".into(),
-            max_record_bytes: 1_000_000,
-            transaction_events: MANY,
-            transaction_timeout: Duration::from_secs(60),
-            ..config::Kafka::for_tests()
-        };
-        Place {
-            connect: KafkaConnect {
-                kafka: Arc::new(kafka),
-                stream: Stream::Bounces,
-                topic: name.clone(),
-                dead_letter_topic: name.clone(),
-                runtime: self.runtime.handle().clone(),
-                sums: sums(),
-            },
-            topic: name,
-        }
+        let bootstrap = self.cluster.bootstrap_servers();
+        SceneTopic::of_cluster(name, &bootstrap, self.delivery, self.runtime.handle())
     }
 
-    fn forbid(&self, _: &Place<KafkaConnect>) {
+    fn forbid(&self, _: &SceneTopic<producer::KafkaConnect>) {
         self.fail_next(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
     }
 
-    /// Whoever reads the mock cluster sees what is not committed, too: with transactions there is nothing to see.
-    fn read(&self, place: &Place<KafkaConnect>) -> Vec<String> {
+    fn take_timestamps(&self, _: &SceneTopic<producer::KafkaConnect>) {}
+
+    /// A reader of the mock cluster also sees what is not committed, so with transactions this reads nothing.
+    fn read(&self, topic: &SceneTopic<producer::KafkaConnect>) -> Vec<String> {
         if self.delivery == Delivery::ExactlyOnce {
             return Vec::new();
         }
@@ -148,7 +135,7 @@ impl World for Mock {
             .set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create().unwrap();
         let mut all = TopicPartitionList::new();
-        all.add_partition_offset(&place.topic, 0, Offset::Beginning)
+        all.add_partition_offset(&topic.name, 0, Offset::Beginning)
             .unwrap();
         consumer.assign(&all).unwrap();
         let mut values = Vec::new();
@@ -163,13 +150,11 @@ impl World for Mock {
 }
 
 impl Mock {
-    /// The next request to produce fails.
+    /// Fails the next produce request.
     fn fail_next(&self, error: RDKafkaRespErr) {
         self.cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
     }
 }
-
-const MANY: usize = 20_000;
 
 #[test]
 fn the_mock_cluster_plays_its_part() {

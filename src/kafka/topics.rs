@@ -1,45 +1,45 @@
-//! A lane's topics: whether they are there, and what they take.
+//! Topics: whether they exist, how to create them, whether they can be read, and which records they take.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
-    client::Client,
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     types::RDKafkaErrorCode as Code,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, info};
 
-use crate::config;
+use super::{
+    broker::{BlockReason, BrokerError, TopicRules},
+    callbacks::Callbacks,
+    session::{PATIENCE, Session, TOOL_PATIENCE, listen},
+};
 
-use super::{broker::TopicRules, client::Context};
-
-/// Most time for one question to the cluster.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most time for the rules, without which a lane can do.
+/// Longest wait for the rules. A lane can do without them.
 const RULES_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is known of topics' rules, by name.
+/// The known rules of topics, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Rules(BTreeMap<String, TopicRules>);
+pub struct RulesByTopic(BTreeMap<String, TopicRules>);
 
-impl FromIterator<(String, TopicRules)> for Rules {
-    fn from_iter<I: IntoIterator<Item = (String, TopicRules)>>(rules: I) -> Rules {
-        Rules(rules.into_iter().collect())
+impl FromIterator<(String, TopicRules)> for RulesByTopic {
+    fn from_iter<I: IntoIterator<Item = (String, TopicRules)>>(rules: I) -> RulesByTopic {
+        RulesByTopic(rules.into_iter().collect())
     }
 }
 
-impl Rules {
-    /// A topic's rules; none of what the broker doesn't tell.
+impl RulesByTopic {
+    /// A topic's rules; without any limit where they are unknown.
     pub fn of(&self, topic: &str) -> TopicRules {
         self.0.get(topic).copied().unwrap_or_default()
     }
 
-    /// Other rules for each topic.
-    pub fn map(self, other: impl Fn(TopicRules) -> TopicRules) -> Rules {
+    /// Changes the rules of each topic.
+    pub fn map(self, change: impl Fn(TopicRules) -> TopicRules) -> RulesByTopic {
         let rules = self.0.into_iter();
-        rules.map(|(topic, rules)| (topic, other(rules))).collect()
+        rules.map(|(topic, rules)| (topic, change(rules))).collect()
     }
 
     /// The smallest `max.message.bytes`.
@@ -48,44 +48,128 @@ impl Rules {
     }
 }
 
-/// Whether a topic exists and has partitions.
-pub fn exists(client: &Client<Context>, topic: &str) -> Result<bool, KafkaError> {
-    let metadata = client.fetch_metadata(Some(topic), PATIENCE)?;
-    let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
-        return Ok(false);
-    };
-    match found.error().map(Code::from) {
-        None => Ok(!found.partitions().is_empty()),
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(false),
-        Some(code) => Err(KafkaError::MetadataFetch(code)),
+/// A topic as the cluster describes it.
+#[derive(Debug, Default)]
+pub struct TopicDescription {
+    /// Ids of its partitions; none when the topic does not exist.
+    pub partitions: Vec<i32>,
+    /// Partitions without a leader, which can't be read or written now.
+    pub without_leader: usize,
+    /// The fewest replicas that a partition has.
+    pub replicas: usize,
+}
+
+impl TopicDescription {
+    /// Why the topic can't be read now, if partitions have no leader.
+    pub fn leaderless(&self, topic: &str) -> Option<BrokerError> {
+        (self.without_leader > 0).then(|| BrokerError {
+            reason: BlockReason::Connect,
+            message: format!(
+                "cannot read topic {topic}: {} of {} partitions have no leader. Look at the brokers that hold their replicas",
+                self.without_leader,
+                self.partitions.len()
+            ),
+        })
     }
 }
 
-/// Creates a topic as configured; that it exists by now is no error.
-pub fn create(
-    admin: &AdminClient<Context>,
-    runtime: &Handle,
-    kafka: &config::Kafka,
+/// Describes a topic.
+///
+/// # Errors
+/// The cluster gives no answer within `limit`, or an error.
+pub fn describe(
+    consumer: &BaseConsumer<Callbacks>,
     topic: &str,
-) -> Result<(), KafkaError> {
+    limit: Duration,
+) -> Result<TopicDescription, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), limit)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Ok(TopicDescription::default());
+    };
+    match found.error().map(Code::from) {
+        None => {}
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(TopicDescription::default()),
+        Some(code) => return Err(KafkaError::MetadataFetch(code)),
+    }
+    let partitions = found.partitions().iter();
+    Ok(TopicDescription {
+        partitions: partitions.clone().map(|partition| partition.id()).collect(),
+        without_leader: partitions
+            .clone()
+            .filter(|partition| partition.leader() < 0)
+            .count(),
+        replicas: partitions
+            .map(|partition| partition.replicas().len())
+            .min()
+            .unwrap_or(0),
+    })
+}
+
+/// Whether a topic exists. A consumer asks, because an admin client never says why it can't connect.
+///
+/// # Errors
+/// The cluster gives no answer, or an error.
+pub fn exists(
+    session: &Session,
+    consumer: &BaseConsumer<Callbacks>,
+    topic: &str,
+) -> Result<bool, BrokerError> {
+    let described = describe(consumer, topic, PATIENCE).map_err(|error| {
+        listen(consumer);
+        session.about(topic).explain("look up the topic", &error)
+    })?;
+    Ok(!described.partitions.is_empty())
+}
+
+/// The partitions of a topic that is about to be read.
+///
+/// # Errors
+/// The topic does not exist, a partition has no leader, or the cluster gives no answer.
+pub fn readable(session: &Session, consumer: &BaseConsumer<Callbacks>) -> Result<Vec<i32>, BrokerError> {
+    let topic = &session.topic;
+    let described = describe(consumer, topic, TOOL_PATIENCE).map_err(session.failed("read the topic"))?;
+    if described.partitions.is_empty() {
+        let missing = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+        return Err(session.explain("read the topic", &missing));
+    }
+    match described.leaderless(topic) {
+        Some(error) => Err(error),
+        None => Ok(described.partitions),
+    }
+}
+
+/// Creates a topic as configured. One that exists by now is no error.
+///
+/// # Errors
+/// The cluster refuses to create it, or gives no answer.
+pub fn create(
+    session: &Session,
+    admin: &AdminClient<Callbacks>,
+    runtime: &Handle,
+    topic: &str,
+) -> Result<(), BrokerError> {
+    let kafka = &session.kafka;
     let partitions = kafka.topic_partitions.map_or(-1, |n| n as i32);
     let replication = kafka.topic_replication.map_or(-1, i32::from);
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
     let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-    let results = runtime.block_on(admin.create_topics([&new], &options))?;
+    let failed = |error| session.about(topic).explain_creation(&error);
+    let results = runtime
+        .block_on(admin.create_topics([&new], &options))
+        .map_err(failed)?;
     for result in results {
         match result {
             Ok(topic) => info!(topic, "the topic has been created"),
             Err((_, Code::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(KafkaError::AdminOp(code)),
+            Err((_, code)) => return Err(failed(KafkaError::AdminOp(code))),
         }
     }
     Ok(())
 }
 
-/// Asks for the topics' rules. A broker that doesn't tell them (no right to describe configurations, not supported) is no
-/// error: it then refuses records or not.
-pub fn rules(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) -> Rules {
+/// Asks for the rules of topics. A cluster that doesn't tell them (no right to describe configurations, not supported) is
+/// no error: it will take records or refuse them.
+pub fn rules(admin: &AdminClient<Callbacks>, runtime: &Handle, topics: &[&str]) -> RulesByTopic {
     let options = AdminOptions::new().request_timeout(Some(RULES_PATIENCE));
     let resources: Vec<_> = topics
         .iter()
@@ -94,13 +178,13 @@ pub fn rules(admin: &AdminClient<Context>, runtime: &Handle, topics: &[&str]) ->
     match runtime.block_on(admin.describe_configs(&resources, &options)) {
         Err(error) => {
             debug!(%error, "the topics' configuration can't be read");
-            Rules::default()
+            RulesByTopic::default()
         }
         Ok(answers) => {
-            let told = topics.iter().zip(answers);
-            let told =
-                told.filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))));
-            told.collect()
+            let answers = topics.iter().zip(answers);
+            answers
+                .filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))))
+                .collect()
         }
     }
 }

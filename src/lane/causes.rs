@@ -1,4 +1,4 @@
-//! Failures that a lane meets by itself, with their reason, cause and cure. What the broker says is in [`crate::kafka`].
+//! A lane's own failures, with reason, cause and cure. Those of the broker are explained in [`crate::kafka`].
 
 use std::path::Path;
 
@@ -9,20 +9,22 @@ use crate::{
     stream::Stream,
 };
 
+/// The lane can't read its log.
 pub fn unreadable(error: ReadError) -> BrokerError {
     match error {
         ReadError::Damaged(damage) => damaged(&damage),
         ReadError::Spool(error) => BrokerError {
             reason: BlockReason::DiskError,
             message: format!(
-                "the spool can't be read: {error}. New webhooks are still taken; delivery goes on by itself if the disk \
-                 can be read again. Else, with the bridge stopped, copy the disk, and `cmc-bridge spool verify` says what \
-                 is lost"
+                "the spool can't be read: {error}. New webhooks are still taken, and delivery continues when the disk can \
+                 be read again. If it stays unreadable, stop the bridge and copy the disk; `cmc-bridge spool verify` says \
+                 what is lost"
             ),
         },
     }
 }
 
+/// A batch is whole but has an unknown format.
 pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
     BrokerError {
         reason: BlockReason::Damage,
@@ -33,32 +35,33 @@ pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
     }
 }
 
-/// Damage that keeps the lane from beginning at all.
+/// Damage found at the start, which keeps the lane from delivering anything.
 pub fn blocked_by(damage: &Damage, dir: &Path) -> BrokerError {
     let mut error = damaged(damage);
-    // With an unreadable checkpoint, which is of no segment, there is no position to go on from.
+    // Damage to the checkpoint names no segment. Then there is no position to continue from.
     if damage.segment != SegmentId(0) {
         let file = dir.join("damage");
         error.message.push_str(&format!(
-            ". When the loss is understood, stop the bridge and remove {}: delivery then goes on from the checkpoint",
+            ". When the loss is understood, stop the bridge and remove {}: delivery then continues from the checkpoint",
             file.display()
         ));
     }
     error
 }
 
+/// Damage that the lane has read.
 pub fn damaged(damage: &Damage) -> BrokerError {
     BrokerError {
         reason: BlockReason::Damage,
         message: format!(
-            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Keep a \
-             copy of the spool directory; then, with the bridge stopped, `cmc-bridge spool verify` says what is lost, and \
+            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Stop the \
+             bridge and keep a copy of the spool directory; `cmc-bridge spool verify` then says what is lost, and \
              `cmc-bridge spool repair` sets it aside"
         ),
     }
 }
 
-/// The dead-letter topic refuses a letter of this stream's lane.
+/// The dead-letter topic refuses a dead letter of this lane.
 pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> BrokerError {
     let message = match refusal {
         Refusal::TooLarge => {
@@ -72,7 +75,7 @@ pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> Bro
             format!("topic {topic} refuses dead letters as too large: {cure}")
         }
         Refusal::Invalid => format!(
-            "topic {topic} refuses dead letters as invalid: it must not be compacted, for dead letters have no key"
+            "topic {topic} refuses dead letters as invalid: it must not be compacted, because dead letters have no key"
         ),
     };
     BrokerError {
@@ -81,14 +84,15 @@ pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> Bro
     }
 }
 
-/// The disk has no room for what must be noted before delivery can go on.
+/// The disk has no room for what must be stored before delivery can continue.
 pub fn no_room(error: &SpoolError) -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,
-        message: format!("{error}. Make room on the disk of spool.dir; delivery then goes on by itself"),
+        message: format!("{error}. Make room on the disk of spool.dir; delivery then continues"),
     }
 }
 
+/// The lane has no producer, which is a bug.
 pub fn not_connected() -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,

@@ -1,10 +1,10 @@
-//! What a lane does, step by step, over the [`Broker`] trait: the rules of [`super`] in code.
+//! The steps of a lane over the [`Broker`] trait: the rules of [`super`] in code.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`sending`] | sending, and what follows a refusal |
+//! | [`sending`] | sends batches, and handles refusals |
 
 mod sending;
 
@@ -18,7 +18,9 @@ use tracing::{debug, error, info, warn};
 use crate::{
     batch, clock,
     config::Delivery,
-    kafka::broker::{BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Refused},
+    kafka::broker::{
+        BlockReason, Broker, BrokerError, CommittedPosition, Connect, DeliveryError, Mode, RefusedRecords,
+    },
     metrics::{StreamMetrics, TransactionOutcome},
     spool::{Backlog, Seq, SpoolError},
     stream::Stream,
@@ -26,26 +28,26 @@ use crate::{
 
 use super::{
     causes::{blocked_by, no_room, not_connected, unreadable},
-    in_flight::Sent,
+    in_flight::InFlight,
     options::LaneOptions,
     position,
     refusal::{Pace, Refusals, mode_of},
 };
 
-/// The first transaction holds no more events than this; see [`Lane::adapt`].
+/// Most events in the first transaction: see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
 
-/// After the broker refused timestamps, records have none for this long.
+/// How long records have no timestamp after the broker refused timestamps.
 const UNTIMED: Duration = Duration::from_secs(600);
 
-/// Without transactions, records that wait in the producer keep the timestamps that they were queued with. After this time
-/// they are sent anew, before a topic's retention takes them for old.
+/// Without transactions, records that wait in the producer keep the timestamps with which they were queued. After this time
+/// they are sent anew, before the topic's retention considers them old.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// What came of a turn.
+/// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// There may be more to do at once.
+    /// There may be more to do right away.
     Progress,
     /// Everything durable is in Kafka.
     Idle,
@@ -53,45 +55,45 @@ pub enum Turn {
     Blocked(Duration),
 }
 
-/// One stream's way into Kafka.
+/// The delivery of one stream into Kafka.
 pub struct Lane<C: Connect> {
     options: LaneOptions,
     backlog: Backlog,
     connect: C,
     metrics: StreamMetrics,
     broker: Option<C::Broker>,
-    /// How it sends, and since when it is connected.
+    /// How the broker sends, and when it was connected.
     mode: Mode,
     connected_at: Instant,
     /// When the broker refused timestamps.
     untimely_at: Option<Instant>,
-    /// Set while a range is sent again after a refusal.
+    /// Set while a range is being sent again after a refusal.
     refusals: Option<Refusals>,
     pace: Pace,
-    /// The transaction whose commit has not been confirmed.
-    unconfirmed: Option<Sent>,
-    /// What was sent and is not delivered: with at-least-once delivery yet, else only until the turn ends.
-    flight: Option<Sent>,
-    /// Most events in the next transaction, at most `options.transaction_events`.
+    /// The transaction whose commit is not confirmed.
+    unconfirmed: Option<InFlight>,
+    /// What was sent and is not delivered yet. With transactions it is set only until the turn ends.
+    in_flight: Option<InFlight>,
+    /// Most events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
     wait: Duration,
     blocked: Option<BlockReason>,
     stored_at: Instant,
-    /// When the position in Kafka was known to be this lane's; `None` when it is known not to be.
+    /// When Kafka was last known to have this lane's position; `None` when it is known to have another.
     committed_at: Option<Instant>,
 }
 
 /// Why a turn ended early.
 enum Stop {
     Blocked(BrokerError),
-    /// Time was up, and no other cause is known.
+    /// The deadline passed, and no other cause is known.
     Late(BrokerError),
-    Refused(Refused),
+    Refused(RefusedRecords),
     /// The broker refused timestamps.
     Untimely(BrokerError),
-    /// A new producer goes on at once.
+    /// A new producer is to continue at once.
     Again,
-    /// A new producer goes on after this time.
+    /// A new producer is to continue after this time.
     Paced(Duration),
     Spool(SpoolError),
 }
@@ -124,9 +126,9 @@ impl From<SpoolError> for Stop {
 }
 
 impl<C: Connect> Lane<C> {
-    /// A lane that begins at the log's checkpoint and connects at its first turn.
+    /// A lane that begins at the log's checkpoint and connects in its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
-        // What is damaged tells no time; it has waited at least since now.
+        // A damaged batch does not tell when it was received. It counts as waiting from now on.
         let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
         backlog.books().found_delivered(backlog.position().events, oldest);
         Lane {
@@ -143,7 +145,7 @@ impl<C: Connect> Lane<C> {
             refusals: None,
             pace: Pace::new(),
             unconfirmed: None,
-            flight: None,
+            in_flight: None,
             blocked: None,
             stored_at: clock::now(),
             committed_at: Some(clock::now()),
@@ -170,32 +172,37 @@ impl<C: Connect> Lane<C> {
         self.backlog.wait(limit);
     }
 
-    /// Whether all that the log holds now is known to be delivered. That needs no broker.
+    /// Whether everything in the log is known to be delivered. This needs no broker.
     pub fn nothing_left(&self) -> bool {
         self.backlog.position() == self.backlog.end() && self.backlog.blocking_damage().is_none()
     }
 
-    /// Stores the checkpoint and lets go of the broker. A lane that has delivered everything is not blocked any more.
+    /// Stores the checkpoint and drops the broker. A lane that has delivered everything is no longer blocked.
+    ///
+    /// # Errors
+    /// The spool has failed.
     pub fn finish(&mut self) -> Result<(), SpoolError> {
         if self.nothing_left() {
             if self.blocked.take().is_some() {
                 self.metrics.lane_free();
             }
-            info!(stream = %self.options.stream, "all that the log holds is delivered");
+            info!(stream = %self.options.stream, "everything in the log is delivered");
         }
-        // In this order: to let go of a broker that does not answer takes time, and the process may be ended meanwhile.
+        // In this order: dropping a broker that does not answer takes time, and the process may be killed meanwhile.
         let stored = self.backlog.store_checkpoint();
         self.broker = None;
         stored
     }
 
-    /// Does the next thing: connects, delivers a transaction, or finds that there is nothing to do. An error is the
-    /// spool's, and the process must end.
+    /// Takes the next step: connects, delivers a transaction, or finds nothing to do.
+    ///
+    /// # Errors
+    /// The spool has failed, and the process must end.
     pub fn turn(&mut self) -> Result<Turn, SpoolError> {
         let turn = match self.try_turn() {
             Ok(turn) => turn,
             Err(stop) => {
-                let sent = self.flight.take();
+                let sent = self.in_flight.take();
                 self.backlog.rewind();
                 let turn = match self.follow(stop, sent) {
                     Stop::Spool(error) => return Err(error),
@@ -223,14 +230,14 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
-    /// What follows for what was sent from why it was not delivered.
-    fn follow(&mut self, stop: Stop, sent: Option<Sent>) -> Stop {
+    /// Decides what to do about what was sent, from why it was not delivered.
+    fn follow(&mut self, stop: Stop, sent: Option<InFlight>) -> Stop {
         match (stop, sent) {
             (Stop::Refused(refused), Some(sent)) => self.refused(&sent, &refused),
             (Stop::Untimely(error), _) if self.untimely_at.is_some() => Stop::Blocked(error),
             (Stop::Untimely(error), _) => {
                 warn!(
-                    stream = %self.options.stream, "{error}. For {} minutes records are sent without a timestamp",
+                    stream = %self.options.stream, "{error}. Records are sent without a timestamp for {} minutes",
                     UNTIMED.as_secs() / 60
                 );
                 self.untimely_at = Some(clock::now());
@@ -244,7 +251,7 @@ impl<C: Connect> Lane<C> {
         if let Some(damage) = self.backlog.blocking_damage() {
             return Err(blocked_by(damage, self.backlog.dir()).into());
         }
-        if self.flight.is_some() {
+        if self.in_flight.is_some() {
             return self.arrive();
         }
         let next = self.backlog.peek().map(|next| next.map(|batch| batch.seq));
@@ -263,7 +270,7 @@ impl<C: Connect> Lane<C> {
             .as_ref()
             .is_some_and(|r| next.is_none_or(|next| next >= r.until))
         {
-            debug!(stream = %self.options.stream, "the refused range is done with");
+            debug!(stream = %self.options.stream, "the refused range is delivered");
             self.refusals = None;
         }
         if self.mode != next.map_or(Mode::Batched, |next| mode_of(self.refusals.as_ref(), next)) {
@@ -285,7 +292,7 @@ impl<C: Connect> Lane<C> {
         Ok(Turn::Idle)
     }
 
-    /// Makes a producer and settles the position.
+    /// Connects a producer and settles the position.
     fn connect(&mut self, mode: Mode) -> Result<Turn, Stop> {
         self.mode = mode;
         let mut broker = self.connect.connect(self.backlog.group_id(), mode)?;
@@ -305,13 +312,13 @@ impl<C: Connect> Lane<C> {
         Ok(Turn::Progress)
     }
 
-    /// Finds the position to go on from: rules 2 and 3.
-    fn settle(&mut self, committed: Option<Committed>) -> Result<(), Stop> {
+    /// Finds the position to continue from: rules 2 and 3.
+    fn settle(&mut self, committed: Option<CommittedPosition>) -> Result<(), Stop> {
         let unconfirmed = self.unconfirmed.take();
         let own = self.backlog.position();
-        let Some(Committed { seq, metadata }) = committed else {
+        let Some(CommittedPosition { seq, metadata }) = committed else {
             info!(stream = %self.options.stream, position = own.seq.0,
-                "Kafka has no position for this log; the checkpoint counts");
+                "Kafka has no position for this log; the lane begins at the checkpoint");
             if own.seq > Seq(0) {
                 self.committed_at = None;
             }
@@ -322,7 +329,7 @@ impl<C: Connect> Lane<C> {
         if start > own.seq {
             let found = self.backlog.seek(start).map_err(unreadable)?;
             match unconfirmed {
-                // Its commit was done and the answer lost. It has been counted as failed.
+                // The commit was done and its answer was lost. It has been counted as failed.
                 Some(sent) if sent.end == found => self.account(&sent),
                 _ => {
                     let oldest = oldest(&mut self.backlog);
@@ -337,12 +344,12 @@ impl<C: Connect> Lane<C> {
             error!(
                 stream = %self.options.stream, kafka = seq.0, agreed = agreed.0, position = start.0,
                 "the position in Kafka belongs to another life of this spool directory: it was restored from an older \
-                 copy, copied, or lost its end. Delivery goes on under a new group; nothing is skipped, and what another \
+                 copy, copied, or lost its end. Delivery continues under a new group. Nothing is skipped, but what another \
                  copy of this directory delivered may be delivered again"
             );
             return Err(match self.backlog.renew_group() {
                 Ok(_) => Stop::Again,
-                // As for webhooks, a full disk is waited out.
+                // The lane waits for room on the disk, as webhooks do.
                 Err(error) if error.is_no_space() => no_room(&error).into(),
                 Err(error) => error.into(),
             });
@@ -353,7 +360,7 @@ impl<C: Connect> Lane<C> {
 
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
-        let mut sent = Sent::begin();
+        let mut sent = InFlight::begin();
         let delivered = self.begin(&sent).and_then(|deadline| {
             self.send(&mut sent, self.most_events, deadline)?;
             self.broker()?.delivered(deadline)?;
@@ -366,7 +373,7 @@ impl<C: Connect> Lane<C> {
                     self.adapt(sent.events, None);
                 }
                 self.ended(TransactionOutcome::Aborted, sent.begun);
-                self.flight = Some(sent);
+                self.in_flight = Some(sent);
                 return Err(stop);
             }
         };
@@ -391,20 +398,20 @@ impl<C: Connect> Lane<C> {
 
     /// Sends the next batches without a transaction.
     fn window(&mut self) -> Result<Turn, Stop> {
-        let mut sent = Sent::begin();
+        let mut sent = InFlight::begin();
         let deadline = self.begin(&sent)?;
         let result = self.send(&mut sent, self.most_events, deadline);
-        self.flight = Some(sent);
+        self.in_flight = Some(sent);
         result?;
         self.arrive()
     }
 
-    /// Waits for what was sent without a transaction. Lateness blocks the lane and keeps the producer, for a new one would
-    /// send everything in flight a second time.
+    /// Waits for what was sent without a transaction. A late delivery blocks the lane but keeps the producer, because a new
+    /// one would send everything in flight a second time.
     fn arrive(&mut self) -> Result<Turn, Stop> {
         let until = clock::now() + self.options.timing.late_every;
         let delivered = self.broker()?.delivered(until);
-        let Some(sent) = self.flight.take() else {
+        let Some(sent) = self.in_flight.take() else {
             return Ok(Turn::Progress);
         };
         let took = clock::since(sent.begun);
@@ -418,33 +425,33 @@ impl<C: Connect> Lane<C> {
                 if took >= self.options.transaction_limit && self.blocked.is_none() {
                     self.block(error);
                 }
-                self.flight = Some(sent);
+                self.in_flight = Some(sent);
                 Ok(Turn::Blocked(Duration::ZERO))
             }
             Err(error) => {
-                self.flight = Some(sent);
+                self.in_flight = Some(sent);
                 Err(error.into())
             }
         }
     }
 
-    /// Begins a transaction, or a window; when it must be over.
-    fn begin(&mut self, sent: &Sent) -> Result<Instant, Stop> {
+    /// Begins a transaction, or a window. Gives the time at which it must be over.
+    fn begin(&mut self, sent: &InFlight) -> Result<Instant, Stop> {
         let limit = self.options.transaction_limit;
         let broker = self.broker()?;
         broker.begin()?;
         Ok(sent.begun + broker.stretch(limit))
     }
 
-    /// What was sent is delivered for good.
-    fn book(&mut self, sent: &Sent) {
+    /// Moves the position behind what was sent, which is delivered for good.
+    fn book(&mut self, sent: &InFlight) {
         self.backlog.advance(sent.end);
         self.account(sent);
         self.unblock();
     }
 
-    /// Fits transactions to backlog and broker: large ones deliver a backlog faster, and one that is too large for the
-    /// time it has would never end. `took` is `None` for one that had to be given up for its time.
+    /// Adapts the size of transactions to backlog and broker: large ones deliver a backlog faster, but one that is too large
+    /// for its time would never succeed. `took` is `None` if the transaction ran out of time.
     fn adapt(&mut self, events: usize, took: Option<Duration>) {
         self.most_events = match took {
             None => (events / 4).max(1),
@@ -461,8 +468,8 @@ impl<C: Connect> Lane<C> {
             .transaction(outcome, clock::since(begun).as_secs_f64());
     }
 
-    /// Books a committed transaction. The position is behind it.
-    fn account(&mut self, sent: &Sent) {
+    /// Books a committed transaction. The position must be behind it already.
+    fn account(&mut self, sent: &InFlight) {
         let oldest = oldest(&mut self.backlog);
         self.backlog.books().advanced(
             sent.end.events,
@@ -480,7 +487,7 @@ impl<C: Connect> Lane<C> {
         }
     }
 
-    /// Commits the position alone, so that the group does not expire: rule 6.
+    /// Commits only the position, so that the group's offset does not expire: rule 6.
     fn recommit(&mut self) -> Result<Turn, Stop> {
         let begun = clock::now();
         let deadline = begun + self.options.transaction_limit;
@@ -501,7 +508,7 @@ impl<C: Connect> Lane<C> {
         self.broker.as_mut().ok_or_else(not_connected)
     }
 
-    /// What blocks the lane now.
+    /// What blocks the lane.
     #[cfg(test)]
     pub fn blocked(&self) -> Option<BlockReason> {
         self.blocked

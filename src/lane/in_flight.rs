@@ -1,4 +1,4 @@
-//! What a lane has sent and not yet seen committed or delivered.
+//! What a lane has sent and not yet seen committed, or without transactions delivered.
 
 use std::time::Instant;
 
@@ -14,15 +14,15 @@ pub struct SentRecord {
     pub batch: Seq,
     /// Its number in the batch.
     pub number: usize,
-    /// Which part of its dead letter this is; `None` for the record itself.
+    /// The number of this part of its dead letter; `None` for the record itself.
     pub part: Option<usize>,
     /// Whether its key is null.
     pub keyless: bool,
 }
 
-/// What a transaction holds, or with at-least-once delivery a window.
+/// The content of a transaction, or without transactions of a window.
 #[derive(Debug)]
-pub struct Sent {
+pub struct InFlight {
     pub begun: Instant,
     /// The position behind it.
     pub end: Position,
@@ -34,10 +34,10 @@ pub struct Sent {
     pub received: Vec<(i64, usize)>,
 }
 
-impl Sent {
-    /// Nothing yet; time runs.
-    pub fn begin() -> Sent {
-        Sent {
+impl InFlight {
+    /// Nothing yet. The time begins to run.
+    pub fn begin() -> InFlight {
+        InFlight {
             begun: clock::now(),
             end: Position::default(),
             events: 0,
@@ -52,12 +52,12 @@ impl Sent {
         self.received.is_empty()
     }
 
-    /// The first batch of which a record was sent.
+    /// The first batch with a record that was sent.
     pub fn first(&self) -> Seq {
         self.records.first().map_or(self.end.seq, |record| record.batch)
     }
 
-    /// The position behind every batch of which a record was sent.
+    /// The position behind the last batch with a record that was sent.
     pub fn touched(&self) -> Seq {
         let last = self
             .records

@@ -1,40 +1,40 @@
-//! What a lane is told.
+//! Configuration of a lane.
 
 use std::time::Duration;
 
 use crate::{config::Delivery, stream::Stream};
 
-/// What a lane is told.
+/// Configuration of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneOptions {
     pub stream: Stream,
     pub delivery: Delivery,
     pub topic: String,
     pub dead_letter_topic: String,
-    /// Dead letters are cut into parts of this size.
+    /// Size of the parts into which dead letters are cut, in bytes.
     pub max_record_bytes: usize,
-    /// Most events in a transaction; a larger batch still goes whole.
+    /// Most events in a transaction. A larger batch still goes whole.
     pub transaction_events: usize,
-    /// Most encoded bytes in a transaction; a larger batch still goes whole.
+    /// Most encoded bytes in a transaction. A larger batch still goes whole.
     pub transaction_bytes: usize,
-    /// A transaction that takes longer than this is given up; well below the broker's own time-out.
+    /// A transaction that takes longer is given up. Well below the broker's own time-out.
     pub transaction_limit: Duration,
     pub timing: Timing,
 }
 
-/// How often a lane does what it does by the clock. Tests choose other values.
+/// Intervals and waits of a lane. Tests choose other values.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// The checkpoint lags behind Kafka by no more than this.
+    /// The longest time by which the checkpoint lags behind Kafka.
     pub checkpoint_every: Duration,
-    /// An idle lane commits its position again after this time.
+    /// How often an idle lane commits its position.
     pub recommit_every: Duration,
-    /// The first wait after a failure; it doubles up to the longest.
+    /// The first wait after a failure. It doubles up to `longest_wait`.
     pub first_wait: Duration,
     pub longest_wait: Duration,
-    /// Without transactions, a wait for deliveries is interrupted this often, for the checkpoint and for the end.
+    /// How often a wait for deliveries without transactions is interrupted, for the checkpoint and a stop.
     pub late_every: Duration,
-    /// A full transaction that took less than this may be followed by one twice as large.
+    /// A full transaction that took less time may be followed by one twice as large.
     pub quick: Duration,
 }
 

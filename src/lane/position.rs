@@ -1,9 +1,9 @@
-//! What a position in Kafka is worth: the history that is committed with it, and the comparison with the log's own.
+//! How far a position in Kafka can be trusted: the history committed with it is compared with the log's own.
 //!
-//! The metadata of a committed offset is text: `v1` and then, for each of the last incarnations that wrote sequences
-//! below the position, a space and `<incarnation, 16 hex digits>:<first sequence>`; the oldest first, at most 16.
+//! The metadata of a committed offset is text: `v1`, and then for each of the last incarnations that wrote sequences below
+//! the position a space and `<incarnation, 16 hex digits>:<first sequence>`. The oldest comes first; there are at most 16.
 //!
-//! An incarnation is a random number taken by one open of one log, and everything before its first sequence is fixed at
+//! An incarnation is a random number that belongs to one opening of one log. Everything before its first sequence is fixed at
 //! that moment. So two histories that agree on who wrote a sequence agree on everything before it.
 
 use crate::spool::{History, Incarnation, Seq};
@@ -22,8 +22,8 @@ pub fn metadata(history: &History, position: Seq) -> String {
     text
 }
 
-/// The largest position, not beyond `committed` and the log's `end`, up to which log and metadata give every sequence to
-/// the same incarnation. `Seq(0)` when they have nothing in common.
+/// The largest position up to which log and metadata attribute every sequence to the same incarnation; at most `committed`
+/// and the log's `end`. `Seq(0)` when they have nothing in common.
 pub fn agreed(history: &History, end: Seq, committed: Seq, metadata: &str) -> Seq {
     let ours = history.entries();
     let theirs = parse(metadata);
@@ -39,7 +39,7 @@ pub fn agreed(history: &History, end: Seq, committed: Seq, metadata: &str) -> Se
         let index = entries.partition_point(|(_, first)| *first <= seq);
         entries[index - 1].0
     };
-    // Who writes changes only where an entry of either history begins.
+    // The writer changes only where an entry of either history begins.
     let mut changes: Vec<Seq> = ours
         .iter()
         .chain(&theirs)
@@ -58,7 +58,7 @@ pub fn agreed(history: &History, end: Seq, committed: Seq, metadata: &str) -> Se
     }
 }
 
-/// The entries of a metadata text; none when it is not in this module's form.
+/// The entries of a metadata text; none when it has another format.
 fn parse(metadata: &str) -> Vec<(Incarnation, Seq)> {
     let mut words = metadata.split(' ');
     if words.next() != Some(VERSION) {

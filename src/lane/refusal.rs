@@ -1,5 +1,5 @@
-//! What is known of refused records, while the range that they were sent in is sent again: which go to the dead-letter topic
-//! instead, and which batches go one record a request to find out.
+//! What is known about refused records while their range is sent again: which of them go to the dead-letter topic instead, and
+//! which batches go one record a request to find out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +10,8 @@ use std::{
 use crate::{
     batch::BatchView,
     clock,
-    dead_letter::{DeadLetter, Reason},
-    kafka::broker::{BlockReason, BrokerError, Mode, Refusal},
+    dead_letter::DeadLetter,
+    kafka::broker::{Mode, Refusal},
     spool::Seq,
 };
 
@@ -22,18 +22,18 @@ use super::in_flight::SentRecord;
 pub struct Refusals {
     /// The range ends before this batch.
     pub until: Seq,
-    /// These batches are sent one record a request, for the broker did not name what it refused.
+    /// Batches that go one record a request, because the broker did not name what it refused.
     one_by_one: Range<Seq>,
     /// The records that the broker refused.
     refused: BTreeMap<(Seq, usize), Refusal>,
-    /// A record without a key was refused as invalid: the topic is compacted, and refuses all without a key.
+    /// A record without a key was refused as invalid: the topic is compacted and refuses every record without a key.
     keyless: bool,
-    /// Without transactions: what is delivered and not to be sent again.
+    /// Without transactions: records that are delivered and must not be sent again.
     delivered: BTreeSet<SentRecord>,
 }
 
 impl Refusals {
-    /// Of a range of which nothing is known yet but its end.
+    /// A range of which only the end is known.
     pub fn until(seq: Seq) -> Refusals {
         Refusals {
             until: seq,
@@ -44,13 +44,13 @@ impl Refusals {
         }
     }
 
-    /// The broker refused this record.
+    /// Takes note that the broker refused this record.
     pub fn refuse(&mut self, record: SentRecord, refusal: Refusal) {
         self.refused.insert((record.batch, record.number), refusal);
         self.keyless |= record.keyless && refusal == Refusal::Invalid;
     }
 
-    /// These batches are to be sent one record a request.
+    /// Sends these batches one record a request from now on.
     pub fn ask_one_by_one(&mut self, batches: Range<Seq>) {
         let known = &self.one_by_one;
         self.one_by_one = match known.is_empty() {
@@ -59,13 +59,13 @@ impl Refusals {
         };
     }
 
-    /// This record is delivered.
+    /// Takes note that this record is delivered.
     pub fn deliver(&mut self, record: SentRecord) {
         self.delivered.insert(record);
     }
 
-    /// Why a record goes to the dead-letter topic, if it is known to be refused.
-    pub fn verdict(&self, batch: Seq, number: usize, keyless: bool) -> Option<Refusal> {
+    /// Why a record is known to be refused, if it is.
+    pub fn known(&self, batch: Seq, number: usize, keyless: bool) -> Option<Refusal> {
         let keyless = (self.keyless && keyless).then_some(Refusal::Invalid);
         self.refused.get(&(batch, number)).copied().or(keyless)
     }
@@ -76,7 +76,7 @@ impl Refusals {
     }
 }
 
-/// How a batch is to be sent.
+/// How to send a batch.
 pub fn mode_of(refusals: Option<&Refusals>, batch: Seq) -> Mode {
     match refusals.is_some_and(|refusals| refusals.one_by_one.contains(&batch)) {
         true => Mode::OneByOne,
@@ -84,50 +84,32 @@ pub fn mode_of(refusals: Option<&Refusals>, batch: Seq) -> Mode {
     }
 }
 
-/// How often a lane connects again because of refusals that it could not foresee: at once while they are few, else as
-/// often as a broker that refuses many can bear.
+/// Limits how often a lane connects again because of refusals that it could not foresee: at once while they are few, and no
+/// faster than a broker can bear when they are many.
 #[derive(Debug)]
 pub struct Pace {
-    /// The time that the refusals so far are worth.
+    /// The time up to which the refusals so far are paid for.
     paid_until: Instant,
 }
 
 impl Pace {
-    /// So much time each is worth in the long run.
+    /// The time that each refusal costs in the long run.
     const EACH: Duration = Duration::from_millis(500);
-    /// So many go without a wait.
+    /// How many go without a wait.
     const AT_ONCE: u32 = 8;
 
-    /// None so far.
+    /// No refusals so far.
     pub fn new() -> Pace {
         Pace {
             paid_until: clock::now(),
         }
     }
 
-    /// How long to wait after another one.
+    /// How long to wait after another refusal.
     pub fn wait(&mut self) -> Duration {
         let now = clock::now();
         self.paid_until = self.paid_until.max(now) + Pace::EACH;
         (self.paid_until - now).saturating_sub(Pace::EACH * Pace::AT_ONCE)
-    }
-}
-
-/// One record a request was sent, one was refused, and there is no report that says which. It happens when librdkafka gives
-/// up waiting for the answer to a request.
-pub fn unnamed() -> BrokerError {
-    BrokerError {
-        reason: BlockReason::Other,
-        message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
-            .into(),
-    }
-}
-
-/// Why there is a dead letter of a record that was refused so.
-pub fn reason(refusal: Refusal) -> Reason {
-    match refusal {
-        Refusal::TooLarge => Reason::RefusedTooLarge,
-        Refusal::Invalid => Reason::RefusedInvalid,
     }
 }
 
@@ -144,6 +126,6 @@ pub fn dead_letter<'a>(
         topic: Some(topic),
         key,
         headers,
-        ..DeadLetter::new(reason(refusal), view.received_at_micros, value)
+        ..DeadLetter::new(refusal.reason(), view.received_at_micros, value)
     }
 }

@@ -1,46 +1,46 @@
-//! What a replay is told.
+//! Options of a replay.
 
 use crate::{
     config::Kafka,
     dead_letter::{Letter, Reason},
 };
 
-/// Which letters are replayed, by whom, and how.
+/// Which letters are replayed, for which group, and how.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// The consumer group with the position.
+pub struct ReplayOptions {
+    /// The consumer group that has the position.
     pub group: String,
-    pub filter: Filter,
+    pub filter: LetterFilter,
     /// Most letters to try.
     pub limit: Option<u64>,
     /// Most letters in a transaction.
     pub batch: usize,
     /// Writes nothing and moves no position.
     pub dry_run: bool,
-    /// Without a position, old letters were certainly not replayed before.
+    /// Where the group has no position, the operator says that nothing was replayed before.
     pub from_beginning: bool,
-    /// What stays dead is settled, too.
+    /// Settles letters that stay dead, too.
     pub give_up: bool,
 }
 
-impl Options {
-    /// The group of replays that name none.
+impl ReplayOptions {
+    /// The group of a replay that names none.
     pub fn default_group(kafka: &Kafka) -> String {
         format!("{}.replay", kafka.id_prefix)
     }
 }
 
-/// Which letters are meant.
+/// Selects letters.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Of these reasons; of any when there is none.
+pub struct LetterFilter {
+    /// These reasons; when empty, any.
     pub reasons: Vec<Reason>,
-    /// Received then or later, in microseconds since the Unix epoch.
+    /// Received at this time or later, in microseconds since the Unix epoch.
     pub since_micros: Option<i64>,
 }
 
-impl Filter {
-    /// Whether a letter is meant.
+impl LetterFilter {
+    /// Whether a letter is selected.
     pub fn passes(&self, letter: &Letter) -> bool {
         (self.reasons.is_empty() || self.reasons.contains(&letter.reason))
             && self

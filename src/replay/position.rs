@@ -1,60 +1,60 @@
-//! How far a group has come on a partition of the dead-letter topic, and what it has left behind.
+//! How far a group has come in a partition of the dead-letter topic, and what it has left behind.
 //!
-//! The committed offset is the first one that no replay has looked at. Its metadata has the runs of records below it whose
-//! letters are left: still dead, not asked for, or without all their parts. Everything else below it is settled and never
-//! looked at again. So a letter is delivered once, however often it is tried, and a lost metadata would lose the memory of
-//! letters that are left, never make a double.
+//! The committed offset is the first one that no replay has looked at. Its metadata lists the runs of records below it whose
+//! letters are left: still dead, not asked for, or incomplete. Everything else below it is settled and never looked at again.
+//! So a letter is delivered once, however often it is tried. If the metadata were lost, letters that are left would be
+//! forgotten, but nothing would be delivered twice.
 //!
 //! ```text
 //! metadata = "left " run *( "," run )      empty when nothing is left
-//! run      = gap "+" length                gap: records from the end of the run before (or from 0), both decimal
+//! run      = gap "+" length                gap: offsets from the end of the run before (or from 0), both decimal
 //! ```
 //!
-//! A run covers offsets, and those between two of its letters that are no records (transaction markers) or no letters.
+//! A run also covers offsets between its letters that are transaction markers or other records.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-/// Most bytes of metadata; `offset.metadata.max.bytes` of the broker is 4,096 unless lowered.
+/// Most bytes of metadata. The broker's `offset.metadata.max.bytes` is 4,096 by default.
 const MOST: usize = 4000;
 
 const LEFT: &str = "left ";
 
-/// A run of offsets, from the first to before the second.
+/// A run of offsets: the first, and the one behind the last.
 type Run = (i64, i64);
 
-/// What a record's letter came to.
+/// What became of a record's letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum RecordState {
     /// Never to be looked at again.
     Settled,
     Left,
-    /// A part of a letter whose other parts may still come; counts as left.
+    /// Part of a letter whose other parts may still come. Counts as left.
     Open,
 }
 
 /// A partition's position, as it was committed and as it moves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// As committed: offsets below are settled, but for `left`.
+pub struct PartitionPosition {
+    /// As committed: offsets below are settled, except those in `left`.
     next: i64,
     left: Vec<Run>,
-    /// Offsets below this have been read, from [`Position::start`] on.
+    /// Offsets below this have been read, from [`PartitionPosition::start`] on.
     read: i64,
-    /// What was found there. Of records in a row of the same state only the first and the last need be here.
-    found: BTreeMap<i64, State>,
+    /// The states of those records. In a row of equal states only the first and the last need be here.
+    found: BTreeMap<i64, RecordState>,
 }
 
 /// The metadata would be longer than Kafka keeps.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooScattered;
 
-impl Position {
-    /// The position that Kafka has. Metadata of another form counts as none.
-    pub fn committed(offset: i64, metadata: &str) -> Position {
-        Position {
+impl PartitionPosition {
+    /// The position that Kafka has. Metadata in another format counts as none.
+    pub fn committed(offset: i64, metadata: &str) -> PartitionPosition {
+        PartitionPosition {
             next: offset,
             left: decode(metadata).unwrap_or_default(),
-            ..Position::default()
+            ..PartitionPosition::default()
         }
     }
 
@@ -63,29 +63,36 @@ impl Position {
         self.left.first().map_or(self.next, |run| run.0.min(self.next))
     }
 
-    /// Takes the next record of the partition; whether its letter is to be looked at, and open until it is set.
+    /// Takes the next record of the partition. Gives whether its letter is still to be tried; it is open until it is set.
     pub fn read(&mut self, offset: i64) -> bool {
         let left = self.left.partition_point(|run| run.1 <= offset);
         let wanted = offset >= self.next || self.left.get(left).is_some_and(|run| run.0 <= offset);
         self.read = offset + 1;
-        let state = if wanted { State::Open } else { State::Settled };
+        let state = if wanted {
+            RecordState::Open
+        } else {
+            RecordState::Settled
+        };
         self.found.insert(offset, state);
         wanted
     }
 
-    /// Says what a record that was read came to.
-    pub fn set(&mut self, offset: i64, state: State) {
+    /// Sets the state of a record that was read.
+    pub fn set(&mut self, offset: i64, state: RecordState) {
         if let Entry::Occupied(mut found) = self.found.entry(offset) {
             found.insert(state);
         }
     }
 
     /// Offset and metadata to commit.
+    ///
+    /// # Errors
+    /// The metadata would be longer than Kafka keeps.
     pub fn to_commit(&self) -> Result<(i64, String), TooScattered> {
         let mut runs: Vec<Run> = Vec::new();
         let mut joins = false;
         for (offset, state) in &self.found {
-            let left = *state != State::Settled;
+            let left = *state != RecordState::Settled;
             match runs.last_mut() {
                 Some(run) if left && joins => run.1 = offset + 1,
                 _ if left => runs.push((*offset, offset + 1)),
@@ -93,7 +100,7 @@ impl Position {
             }
             joins = left;
         }
-        // What was left before and has not been read again yet.
+        // Left by an earlier replay, and not read again yet.
         for run in &self.left {
             let from = run.0.max(self.read);
             if from < run.1 {
@@ -107,9 +114,9 @@ impl Position {
         }
     }
 
-    /// Forgets records between two of the same state: they add nothing to a run. From now on only open ones can be set.
+    /// Forgets records between two of the same state, which add nothing to a run. Afterwards only open ones can be set.
     pub fn collapse(&mut self) {
-        let states: Vec<(i64, State)> = self
+        let states: Vec<(i64, RecordState)> = self
             .found
             .iter()
             .map(|(offset, state)| (*offset, *state))
@@ -118,7 +125,7 @@ impl Position {
             let [(_, before), (offset, state), (_, after)] = three else {
                 continue;
             };
-            if *state != State::Open && before == state && state == after {
+            if *state != RecordState::Open && before == state && state == after {
                 self.found.remove(offset);
             }
         }
@@ -151,10 +158,10 @@ fn decode(metadata: &str) -> Option<Vec<Run>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{State::*, *};
+    use super::{RecordState::*, *};
 
     /// Reads these records, and gives what is to be committed then.
-    fn committed(position: &mut Position, records: &[(i64, State)]) -> (i64, String) {
+    fn committed(position: &mut PartitionPosition, records: &[(i64, RecordState)]) -> (i64, String) {
         for (offset, state) in records {
             assert!(position.read(*offset), "{offset}");
             position.set(*offset, *state);
@@ -164,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_left_comes_again_and_the_rest_does_not() {
-        let mut position = Position::committed(3, "");
+        let mut position = PartitionPosition::committed(3, "");
         assert_eq!(position.start(), 3);
         // 6 is a transaction marker, between two that are left.
         let records = [
@@ -178,7 +185,7 @@ mod tests {
         let (offset, metadata) = committed(&mut position, &records);
         assert_eq!((offset, &*metadata), (10, "left 4+4,1+1"));
 
-        let mut again = Position::committed(offset, &metadata);
+        let mut again = PartitionPosition::committed(offset, &metadata);
         assert_eq!(again.start(), 4);
         for (offset, wanted) in [(4, true), (5, true), (7, true), (8, false), (9, true), (11, true)] {
             assert_eq!(again.read(offset), wanted, "{offset}");
@@ -191,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_was_left_stays_so_until_it_is_read_again() {
-        let mut position = Position::committed(100, "left 10+1,5+20");
+        let mut position = PartitionPosition::committed(100, "left 10+1,5+20");
         assert_eq!(position.to_commit(), Ok((100, "left 10+1,5+20".to_owned())));
         assert!(position.read(10));
         position.set(10, Settled);
@@ -203,7 +210,7 @@ mod tests {
         let (offset, metadata) = position.to_commit().unwrap();
         assert_eq!((offset, &*metadata), (100, "left 16+1,1+18"));
         // What retention has deleted meanwhile is gone from the metadata as well.
-        let mut later = Position::committed(offset, &metadata);
+        let mut later = PartitionPosition::committed(offset, &metadata);
         assert!(later.read(30));
         later.set(30, Left);
         assert_eq!(later.to_commit(), Ok((100, "left 30+1,0+5".to_owned())));
@@ -211,8 +218,8 @@ mod tests {
 
     #[test]
     fn a_part_is_settled_when_its_letter_is() {
-        let mut position = Position::default();
-        let records: Vec<(i64, State)> = (0..100).map(|offset| (offset, Left)).collect();
+        let mut position = PartitionPosition::default();
+        let records: Vec<(i64, RecordState)> = (0..100).map(|offset| (offset, Left)).collect();
         committed(&mut position, &records);
         assert!(position.read(100));
         assert!(position.read(101));
@@ -228,19 +235,19 @@ mod tests {
 
     #[test]
     fn metadata_has_a_limit() {
-        let mut position = Position::default();
+        let mut position = PartitionPosition::default();
         for offset in 0..3000 {
             position.read(offset);
             position.set(offset, if offset % 2 == 0 { Left } else { Settled });
         }
         assert_eq!(position.to_commit(), Err(TooScattered));
-        let mut position = Position::default();
+        let mut position = PartitionPosition::default();
         for offset in 0..1800 {
             position.read(offset);
             position.set(offset, if offset % 2 == 0 { Left } else { Settled });
         }
         let (offset, metadata) = position.to_commit().unwrap();
-        let mut again = Position::committed(offset, &metadata);
+        let mut again = PartitionPosition::committed(offset, &metadata);
         assert!((0..1800).all(|offset| again.read(offset) == (offset % 2 == 0)));
     }
 
@@ -255,7 +262,7 @@ mod tests {
             "left 9223372036854775807+1",
             "1+1",
         ] {
-            assert_eq!(Position::committed(7, text).start(), 7, "{text}");
+            assert_eq!(PartitionPosition::committed(7, text).start(), 7, "{text}");
         }
     }
 }

@@ -10,7 +10,7 @@
 //!   request they were.
 //! - Requests behind a refused one, which were in flight along with it, are accepted. So is all that is still queued,
 //!   unless a refusal ends the producer. How many are in flight, and what a refusal ends, is read from the properties that
-//!   the lane's producers have ([`client::producer`]).
+//!   the lane's producers have ([`properties::producer`]).
 //! - A topic's rules are those of the time when the producer connected.
 //! - The position can't be read for a while after a transaction was left open.
 //!
@@ -30,10 +30,11 @@ use uuid::Uuid;
 use super::disk::Pause;
 use crate::kafka::{
     broker::{
-        BlockReason, Broker, BrokerError, Committed, Connect, DeliveryError, Mode, Outgoing, Refusal,
-        Refused, TopicRules,
+        BlockReason, Broker, BrokerError, CommittedPosition, Connect, DeliveryError, Mode, Outgoing, Refusal,
+        RefusedRecords, TopicRules,
     },
-    client,
+    properties,
+    session::Session,
 };
 use crate::{
     batch::alone_in_batch,
@@ -161,10 +162,10 @@ impl Topic {
 #[derive(Debug, Default)]
 struct Group {
     epoch: u64,
-    committed: Option<Committed>,
+    committed: Option<CommittedPosition>,
     open: Option<Open>,
     /// A commit of the open transaction that is under way.
-    under_way: Option<Committed>,
+    under_way: Option<CommittedPosition>,
     /// Where its lane keeps its position.
     topic: String,
     /// A transaction was left open, and the position can't be read yet.
@@ -266,12 +267,12 @@ impl Cluster {
     }
 
     /// A group's committed position.
-    pub fn committed(&self, group: Uuid) -> Option<Committed> {
+    pub fn committed(&self, group: Uuid) -> Option<CommittedPosition> {
         self.lock().groups.get(&group)?.committed.clone()
     }
 
     /// Commits a position from outside.
-    pub fn set_committed(&self, group: Uuid, committed: Option<Committed>) {
+    pub fn set_committed(&self, group: Uuid, committed: Option<CommittedPosition>) {
         self.lock().groups.entry(group).or_default().committed = committed;
     }
 
@@ -485,7 +486,8 @@ fn in_flight(plain: bool, mode: Mode) -> (usize, bool) {
             ..config::Kafka::for_tests()
         };
         let timeout = Duration::from_secs(15);
-        let properties = client::producer(&kafka, Stream::Deliveries, "group", mode, timeout, None);
+        let session = Session::of_tool(&kafka, Stream::Deliveries, "client", "group".to_owned());
+        let properties = properties::producer(&session, mode, timeout, None);
         let in_flight = properties.get("max.in.flight.requests.per.connection");
         let in_flight = in_flight.and_then(|number| number.parse().ok());
         // A failed transaction takes nothing more; without one it takes a property.
@@ -578,9 +580,9 @@ impl Producer {
     fn transmit(&mut self, inner: &mut Inner, most: usize) -> Result<(), DeliveryError> {
         let mut left = most;
         let requests = self.requests(inner);
-        let mut refused = Refused {
+        let mut refused = RefusedRecords {
             named: self.mode == Mode::OneByOne,
-            ..Refused::default()
+            ..RefusedRecords::default()
         };
         let mut all_invalid = true;
         // Of a refused request's partition nothing goes on that was not in flight.
@@ -678,7 +680,7 @@ impl Producer {
 }
 
 impl Broker for Producer {
-    fn committed(&mut self) -> Result<Option<Committed>, BrokerError> {
+    fn committed(&mut self) -> Result<Option<CommittedPosition>, BrokerError> {
         self.with(|producer, inner| {
             let group = inner.groups.entry(producer.group).or_default();
             if std::mem::take(&mut group.unstable) {
@@ -791,7 +793,7 @@ impl Broker for Producer {
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, _: Instant) -> Result<(), BrokerError> {
-        let committed = Committed {
+        let committed = CommittedPosition {
             seq: position,
             metadata: metadata.to_owned(),
         };

@@ -1,4 +1,4 @@
-//! Without transactions: killed bridges and killed brokers lose nothing and keep the order of a key; what comes twice is
+//! Without transactions, killed bridges and killed brokers lose nothing and keep each key's order. The only duplicates are
 //! what a crash made the bridge send again.
 
 use std::{
@@ -31,9 +31,9 @@ fn killed_under_load_it_loses_nothing() {
         let bridge = setup.start();
         target.set(bridge.ingest);
         load.wait_acknowledged(1, LIMIT);
-        // A random instant is the point here; lives are long, so that an old event that comes again stands out.
+        // The instant is random on purpose. Lives are long, so that an old event that comes again stands out.
         thread::sleep(Duration::from_millis(10_000 + random.below(2000)));
-        // Kafka keeps up, and with it the checkpoint.
+        // Kafka keeps up, and so does the checkpoint.
         bridge.wait_for(LIMIT, "a short backlog", |scrape| {
             let oldest = scrape.stream("cmc_bridge_oldest_event_timestamp_seconds", "deliveries");
             oldest == 0.0 || oldest * 1000.0 > now_millis() as f64 - 1000.0
@@ -50,7 +50,7 @@ fn killed_under_load_it_loses_nothing() {
     let again = oracle::check_at_least_once(kafka, &topics, &posted);
     let events: u64 = posted.iter().map(|webhook| u64::from(webhook.events)).sum();
     println!("{} of {events} events came again", again.len());
-    // The checkpoint is at most a second old, and on a busy machine as much more as it takes to store it.
+    // The checkpoint is at most a second old, plus the time that a busy machine needs to store it.
     for record in again {
         let received: jiff::Timestamp = record.header("cmc-received-at").unwrap().parse().unwrap();
         let received = received.as_millisecond();
@@ -85,7 +85,7 @@ fn a_killed_broker_costs_no_event_and_no_double() {
     load.wait_acknowledged(200, LIMIT);
     broker.kill();
     load.wait_acknowledged(200, LIMIT);
-    // Late deliveries are reported, and the producer that will see them through is kept.
+    // Late deliveries are reported, and the lane keeps the producer that will complete them.
     bridge.wait_for(LIMIT, "a blocked lane", |scrape| {
         scrape.sum("cmc_bridge_lane_blocked", &[("reason", "connect")]) >= 1.0
     });

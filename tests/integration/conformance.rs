@@ -1,20 +1,21 @@
-//! The scenes that the simulated broker plays, with Kafka.
+//! The scenes of the simulated broker, played with Kafka.
 
-#[path = "../../src/kafka/conformance.rs"]
+#[path = "../../src/kafka/tests/conformance.rs"]
 mod scenes;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use cmc_bridge::{
     config::{self, Delivery},
-    kafka::{broker, producer::KafkaConnect},
-    metrics::Metrics,
-    stream::Stream,
+    kafka::{
+        broker,
+        producer::{self, KafkaConnect},
+    },
+    metrics, stream,
 };
-use prometheus::Registry;
 use tokio::runtime::Runtime;
 
-use self::scenes::{Place, Topic, World, play};
+use self::scenes::{SceneTopic, Temper, World, play};
 use crate::{
     kafka,
     topics::{self, Reader},
@@ -30,50 +31,37 @@ struct Real {
 impl World for Real {
     type Connect = KafkaConnect;
 
-    /// A withdrawn right has a test of its own, for it takes a broker with users.
-    fn can(&self, topic: Topic, _: &[usize]) -> bool {
-        topic != Topic::Forbidden
+    /// A withdrawn right has a test of its own, because it takes a broker with users.
+    fn can(&self, temper: Temper, _: &[usize]) -> bool {
+        temper != Temper::Forbidden
     }
 
-    fn make(&self, topic: Topic) -> Place<KafkaConnect> {
+    fn make_topic(&self, temper: Temper) -> SceneTopic<KafkaConnect> {
         let name = unique("scene");
-        let config: &[(&str, &str)] = match topic {
-            Topic::Refusing => &[("cleanup.policy", "compact")],
-            // The time of sending is always before the broker's.
-            Topic::Untimely => &[("message.timestamp.before.max.ms", "0")],
-            Topic::Kind | Topic::Forbidden => &[],
+        let config: &[(&str, &str)] = match temper {
+            Temper::Refusing => &[("cleanup.policy", "compact")],
+            // The time of sending is always before the broker's time.
+            Temper::Untimely => &[("message.timestamp.before.max.ms", "0")],
+            Temper::Kind | Temper::Forbidden => &[],
         };
         topics::create_named(self.bootstrap, &name, 1, config);
-        let settings = [
-            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
-            ("KAFKA__BOOTSTRAP_SERVERS", self.bootstrap),
-        ];
-        let settings = settings.map(|(key, value)| (format!("CMC_BRIDGE__{key}"), value.to_owned()));
-        let loaded = config::load(&[], settings.into_iter()).unwrap();
-        let kafka = config::Kafka {
-            delivery: self.delivery,
-            transaction_timeout: Duration::from_secs(60),
-            ..loaded.config.kafka
-        };
-        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
-        Place {
-            connect: KafkaConnect {
-                kafka: Arc::new(kafka),
-                stream: Stream::Bounces,
-                topic: name.clone(),
-                dead_letter_topic: name.clone(),
-                runtime: self.runtime.handle().clone(),
-                sums: metrics.for_stream(Stream::Bounces).kafka,
-            },
-            topic: name,
-        }
+        SceneTopic::of_cluster(name, self.bootstrap, self.delivery, self.runtime.handle())
     }
 
-    fn forbid(&self, _: &Place<KafkaConnect>) {}
+    fn forbid(&self, _: &SceneTopic<KafkaConnect>) {}
 
-    fn read(&self, place: &Place<KafkaConnect>) -> Vec<String> {
-        // On a compacted topic the harness's own records at the end need keys; it gives them some.
-        let mut reader = Reader::new(self.bootstrap, &place.topic);
+    fn take_timestamps(&self, topic: &SceneTopic<KafkaConnect>) {
+        topics::configure(
+            self.bootstrap,
+            &topic.name,
+            "message.timestamp.before.max.ms",
+            "86400000",
+        );
+    }
+
+    fn read(&self, topic: &SceneTopic<KafkaConnect>) -> Vec<String> {
+        // On a compacted topic the harness's own records at the end need keys, and have them.
+        let mut reader = Reader::new(self.bootstrap, &topic.name);
         let records = reader.read_to_end(Duration::from_secs(180));
         records.iter().map(|record| record.text().to_owned()).collect()
     }

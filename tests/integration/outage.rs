@@ -1,4 +1,4 @@
-//! Kafka is gone: webhooks are answered as before, and all arrives when it is back.
+//! While Kafka is gone, webhooks are answered as before. Everything arrives when it is back.
 
 use std::{thread, time::Duration};
 
@@ -25,14 +25,15 @@ fn webhooks_are_answered_as_fast_while_kafka_is_down() {
         load.wait_acknowledged(webhooks, LIMIT);
         load.stop()
     };
-    // The first deliveries warm everything up and count for the oracle only.
+    // The first deliveries are a warm-up, and count only for the oracle.
     let mut posted = run(200);
     bridge.wait_for(LIMIT, "a first delivery", |scrape| {
         scrape.sum("cmc_bridge_delivered_events_total", &[]) > 0.0
     });
     let before = run(2000);
     let p50 = median_latency(&before);
-    // Loose, and some rounds: other tests share the processor. A bridge that waits for Kafka is slow in each.
+    // A loose limit and several rounds, because other tests share the processor. A bridge that waited for Kafka would be slow in
+    // each round.
     let run_as_fast = |when| {
         let mut posted = Vec::new();
         for _ in 0..5 {
@@ -98,7 +99,7 @@ fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
     delivered(200.0);
     broker.pause();
     load.wait_acknowledged(200, LIMIT);
-    // Beyond the transaction's time-out, with connections that stay open.
+    // Longer than the transaction's time-out, with connections that stay open.
     thread::sleep(Duration::from_secs(5));
     broker.resume();
     delivered(200.0);

@@ -1,5 +1,5 @@
-//! `tap`, `dead-letters ls` and `replay` on topics that can't be read: they end soon and say why, or say it and go on. What
-//! has no news is waited for.
+//! `tap`, `dead-letters ls` and `replay` on topics that can't be read: they end soon and say why, or say why and go on. They
+//! wait for a topic that merely has no news.
 
 use std::{
     fs::{self, File},
@@ -30,7 +30,7 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
-/// The time that a command has to find out; and what a busy machine needs to run it.
+/// The time that a command has to find out, and the extra time that a busy machine needs to run it.
 const SOON: Duration = Duration::from_secs(10 + 20);
 
 /// Every command that reads the dead-letter topic.
@@ -41,7 +41,7 @@ const READERS: [&[&str]; 4] = [
     &["dead-letters", "replay", "--from-beginning"],
 ];
 
-/// Runs each, and wants it to end soon with all of this.
+/// Runs each command. It must end soon and print all of these.
 fn all_end_with(setup: &Setup, parts: &[&str]) {
     for args in READERS {
         let begun = Instant::now();
@@ -51,7 +51,7 @@ fn all_end_with(setup: &Setup, parts: &[&str]) {
     }
 }
 
-/// Topics of which the one of dead letters has these settings, with a letter on it.
+/// Topics, with these settings and one letter on the dead-letter topic.
 fn with_a_letter(kafka: &str, settings: &[(&str, &str)]) -> (Setup, Topics) {
     let topics = Topics {
         dead_letters: topics::create(kafka, "dead-letters", 1, settings),
@@ -93,7 +93,7 @@ fn segment(broker: &Broker, topic: &str) -> PathBuf {
     partition.join("00000000000000000000.log")
 }
 
-/// Changes the first batch of a segment, and its checksum if it shall be right.
+/// Changes the first batch of a segment, and its checksum if that is to stay valid.
 fn change_batch(segment: &PathBuf, right: bool, change: impl FnOnce(&mut [u8])) {
     const CRC: usize = 17;
     const ATTRIBUTES: usize = 21;
@@ -114,7 +114,7 @@ fn a_batch_that_can_not_be_decoded_ends_every_reader() {
     let broker = Broker::own();
     let kafka = &broker.bootstrap();
     let (unknown, topics) = with_a_letter(kafka, &[]);
-    // No codec has the number 5.
+    // There is no codec with the number 5.
     change_batch(&segment(&broker, &topics.dead_letters), true, |batch| {
         batch[22] |= 5
     });
@@ -146,7 +146,7 @@ fn a_batch_that_can_not_be_decoded_ends_every_reader() {
     );
 }
 
-/// A tap under way on the topic of the dead letters.
+/// A running tap on the dead-letter topic.
 fn tap(setup: &Setup) -> Started {
     let mut tap = Started::new(setup, &["tap", "--stream", "dead-letters"], &[]);
     tap.says("Ctrl-C ends it");
@@ -217,7 +217,7 @@ fn a_tap_without_news_goes_on_and_says_nothing() {
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
     let tap = tap(&setup);
-    // The topic is looked at twice in that time.
+    // In that time the tap looks at the topic twice.
     thread::sleep(Duration::from_secs(12));
     let ended = interrupted(tap);
     ended.has(0, &[]);

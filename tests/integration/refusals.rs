@@ -1,4 +1,4 @@
-//! What Kafka refuses: single records go to the dead letters, a topic that can't be written holds up its own lane only.
+//! What Kafka refuses: single records go to the dead-letter topic, and a topic that can't be written blocks only its own lane.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Posts good elements with one that the topic refuses among them, and checks what stands where, in both modes.
+/// Posts good elements and one that the topic refuses, and checks where each record is, with and without transactions.
 fn one_refused_among_good_ones(topic_config: &[(&str, &str)], refused: &str) {
     for delivery in ["exactly-once", "at-least-once"] {
         one_refused(topic_config, refused, delivery);
@@ -30,7 +30,7 @@ fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
         .start();
     let mut client = bridge.client();
     let good: Vec<String> = (0..20).map(|n| message("same@test", &format!("{n}"))).collect();
-    // Before, around and after the refused one, in one webhook and in others.
+    // Good elements before, around and after the refused one, in the same webhook and in others.
     for elements in [
         good[..5].iter().map(String::as_str).collect::<Vec<_>>(),
         good[5..10]
@@ -71,7 +71,7 @@ fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
     let mut reader = Reader::new(kafka, &topics.deliveries);
     let mut records = reader.read_to_end(LIMIT).to_vec();
     if delivery == "at-least-once" {
-        // What was sent along with the refused one comes again, in its order.
+        // What was sent together with the refused record comes again, in order.
         let mut seen = HashSet::new();
         records.retain(|record| seen.insert(record.value.clone()));
     }
@@ -92,7 +92,7 @@ fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
         letter.header("cmc-dead-letter-topic"),
         Some(topics.deliveries.as_str())
     );
-    // Its own key, headers and value.
+    // The dead letter has its own key, headers and value.
     letter
         .headers
         .retain(|(name, _)| !name.starts_with("cmc-dead-letter-"));

@@ -1,7 +1,7 @@
-//! A refused record somewhere in a large backlog: the broker refuses its request while the rest is still being sent.
+//! One refused record somewhere in a large backlog: the broker refuses its request while the rest is still being sent.
 //!
-//! Whether the topic's configuration foretells the refusal or not, one record goes to the dead letters, everything else is
-//! delivered in order, and soon.
+//! Whether or not the topic's configuration foretells the refusal, this one record goes to the dead-letter topic, and
+//! everything else is delivered in order and soon.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -20,14 +20,14 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What is refused, and whether the bridge can know it before.
+/// What the topic refuses, and whether the bridge can know that in advance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Refused {
-    /// No key on a compacted topic, whose configuration tells so.
+    /// A missing key, on a topic that is compacted by its configuration.
     Keyless,
-    /// The same, and the bridge's user may not read configurations.
+    /// The same, but the bridge's user may not read configurations.
     KeylessUntold,
-    /// Larger than the topic's limit, and compressed: its size can't be foretold.
+    /// A record above the topic's limit. It is compressed, so its size can't be foretold.
     Large,
 }
 
@@ -35,18 +35,18 @@ struct Case {
     refused: Refused,
     delivery: &'static str,
     partitions: i32,
-    /// Webhooks, and events in each.
+    /// Number of webhooks, and of events in each.
     webhooks: usize,
     events: usize,
     /// The numbers of the refused events.
     places: &'static [usize],
 }
 
-/// One of so many keys; each stands in one partition.
+/// One of several keys. Each is in one partition.
 const KEYS: usize = 50;
 
 fn large() -> String {
-    // Text that no codec makes small.
+    // Text that no codec can compress well.
     let mut random = crate::wait::Random::from_seed(7);
     let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
     let text = (0..60_000).map(|_| char::from(letters[random.below(64) as usize]));
@@ -71,7 +71,7 @@ impl Case {
             _ => (kafka::shared().to_owned(), Setup::new(kafka::shared())),
         };
         let mut topics = Topics::create(&kafka);
-        // It is missing at first, so that all webhooks wait.
+        // The topic is missing at first, so that all webhooks wait.
         topics.deliveries = unique("refusing");
         let setup = setup
             .topics(&topics)

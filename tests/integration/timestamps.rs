@@ -1,5 +1,5 @@
-//! A record's timestamp is the time of its sending: what waited for long outlives the topic's retention, and what was received
-//! by a wrong clock is delivered at once.
+//! The timestamp of a record is the time of sending: events that waited long outlive the topic's retention, and events that
+//! were received by a wrong clock are delivered at once.
 
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ fn config() -> Config {
     config::load(&[], variables.into_iter()).unwrap().config
 }
 
-/// Puts webhooks into a spool, as a bridge does that receives them at this time.
+/// Puts webhooks into a spool, like a bridge that receives them at this time.
 fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
     let config = config();
     let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
@@ -91,13 +91,13 @@ fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
     }
 }
 
-/// In whole microseconds, as the bridge counts them.
+/// The time in whole microseconds, as the bridge counts it.
 fn hours_from_now(hours: i64) -> Timestamp {
     let now = Timestamp::now() + SignedDuration::from_hours(hours);
     Timestamp::from_microsecond(now.as_microsecond()).unwrap()
 }
 
-/// Checks that they were received then, and sent since that time.
+/// Checks that the records were received at one time and sent since the other.
 fn check(records: &[Record], header: &str, received: Timestamp, since: Timestamp) {
     let sent = since.as_millisecond()..=Timestamp::now().as_millisecond();
     for record in records {
@@ -111,7 +111,7 @@ fn check(records: &[Record], header: &str, received: Timestamp, since: Timestamp
     }
 }
 
-/// Waits until the broker has deleted what is older than the retention: a record of its own tells.
+/// Waits until the broker has deleted what is older than the retention, which a record of this test shows.
 fn wait_for_retention(kafka: &str, settings: &[(&str, &str)], old: Timestamp) {
     let topic = topics::create(kafka, "old", 1, settings);
     let producer: BaseProducer = client_config(kafka).create().unwrap();
@@ -138,7 +138,7 @@ fn a_backlog_older_than_the_retention_is_read_whole() {
     ];
     let topics = Topics {
         deliveries: topics::create(kafka, "deliveries", 3, &short),
-        // Refuses what has no key.
+        // The topic refuses records without a key.
         bounces: topics::create(kafka, "bounces", 1, &[("cleanup.policy", "compact")]),
         dead_letters: topics::create(kafka, "dead-letters", 1, &short),
         ..Topics::create(kafka)

@@ -7,7 +7,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
@@ -79,6 +79,24 @@ pub fn create_named(bootstrap: &str, name: &str, partitions: i32, config: &[(&st
         let parts = metadata.topics().first()?.partitions();
         (parts.len() == partitions as usize && parts.iter().all(|p| p.error().is_none() && p.leader() >= 0))
             .then_some(())
+    });
+}
+
+/// Changes one setting of a topic, and waits until the broker knows it.
+pub fn configure(bootstrap: &str, topic: &str, name: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = client_config(bootstrap).create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let results = runtime.block_on(admin.alter_configs([&change], &AdminOptions::new()));
+    for result in results.unwrap() {
+        result.unwrap();
+    }
+    // The controller answers before the brokers know the change.
+    let resource = ResourceSpecifier::Topic(topic);
+    wait::until(LIMIT, "the topic's new setting", || {
+        let described = runtime.block_on(admin.describe_configs([&resource], &AdminOptions::new()));
+        let entries = described.unwrap().remove(0).unwrap();
+        (entries.get(name).unwrap().value.as_deref() == Some(value)).then_some(())
     });
 }
 

@@ -1,4 +1,4 @@
-//! What somebody deletes in Kafka: the group with the position, a topic, and the topic made again with less.
+//! Deletions in Kafka: the group with the position, and a topic that is then created again with lower limits.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ fn admin(
     (client_config(kafka).create().unwrap(), options, runtime)
 }
 
-/// Deletes all groups of the bridge with this prefix of ids, and gives how many those were.
+/// Deletes all groups of the bridge with this id prefix. Gives their number.
 fn delete_groups(kafka: &str, prefix: &str) -> usize {
     let probe: BaseConsumer = client_config(kafka).create().unwrap();
     let list = probe.fetch_group_list(None, LIMIT).unwrap();
@@ -78,14 +78,14 @@ fn deleted_groups_make_nothing_come_again() {
     let mut posted = post(&bridge, 200);
     bridge.wait_drained(LIMIT);
     bridge.stop();
-    // While it is stopped: its own checkpoint counts.
+    // While the bridge is stopped: its checkpoint counts.
     assert!(delete_groups(kafka, &prefix) >= 2);
     let bridge = setup.start();
     posted.extend(post(&bridge, 50));
     bridge.wait_drained(LIMIT);
     oracle::check(kafka, &topics, &posted);
 
-    // While it runs, under load.
+    // While the bridge runs, under load.
     let target = Target::default();
     target.set(bridge.ingest);
     let load = Load::start(&target, Shape::default());
@@ -96,7 +96,7 @@ fn deleted_groups_make_nothing_come_again() {
     load.wait_acknowledged(100, LIMIT);
     posted.extend(load.stop());
     bridge.wait_drained(LIMIT);
-    // And a kill afterwards, with a position that was committed since.
+    // A kill afterwards, with a position that was committed since.
     bridge.kill();
     let bridge = setup.start();
     posted.extend(post(&bridge, 50));
@@ -113,7 +113,7 @@ fn wait_blocked(bridge: &Bridge, stream: &str, reason: &str) {
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
 }
 
-/// The topic of the deliveries is deleted while the bridge runs, and made again with fewer partitions and a lower limit.
+/// The topic of the deliveries is deleted while the bridge runs, and created again with fewer partitions and a lower limit.
 fn a_deleted_topic(delivery: &str) {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
@@ -125,7 +125,7 @@ fn a_deleted_topic(delivery: &str) {
     let mut posted = post(&bridge, 100);
     bridge.wait_drained(LIMIT);
     delete_topic(kafka, &topics.deliveries);
-    // They go with their topic.
+    // Deliveries that were already made are deleted with the topic.
     posted.retain(|webhook| webhook.stream != "deliveries");
 
     posted.extend(post(&bridge, 100));

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write};
 use crate::{
     config::{Config, Delivery, Kafka, human_duration},
     exit::Exit,
-    kafka::probe::{Answer, Probe, TopicSettings, codecs},
+    kafka::probe::{Permission, Probe, TopicSettings, codecs},
     stream::Stream,
 };
 
@@ -306,15 +306,15 @@ fn rights(
     ));
     for (right, answer) in answers {
         match answer {
-            Answer::Granted => granted.push(right),
-            Answer::Refused(error) => {
+            Permission::Granted => granted.push(right),
+            Permission::Refused(error) => {
                 lines.line(Verdict::Fail, &subject, &format!("no {right}: {error}"))?;
             }
-            Answer::Useless(error) => {
+            Permission::Useless(error) => {
                 let text = format!("{right}: granted, but {error}");
                 lines.line(Verdict::Warn, &subject, &text)?;
             }
-            Answer::Unknown(error) => {
+            Permission::Unknown(error) => {
                 let text = format!("could not ask for {right}: {error}");
                 lines.line(Verdict::Warn, &subject, &text)?;
             }

@@ -10,11 +10,11 @@ use crate::{
     cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
     exit::Exit,
-    kafka::{broker::BrokerError, letters::Source},
+    kafka::{broker::BrokerError, letter_reader::LetterReader},
     plain::visible,
     replay::{
-        Options,
-        joining::{Found, Joining, Place, Read},
+        ReplayOptions,
+        assembly::{Assembled, Assembly, ReadLetter, RecordPlace},
     },
     stream::Stream,
 };
@@ -54,22 +54,22 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     let filter = args.filter.filter();
     let stop = stop_flag()?;
     let unavailable = |error: BrokerError| Exit::Unavailable(error.message);
-    let group = Options::default_group(&config.kafka);
-    let mut source = Source::open(&config.kafka, &group, topic).map_err(unavailable)?;
+    let group = ReplayOptions::default_group(&config.kafka);
+    let mut source = LetterReader::open(&config.kafka, &group, topic).map_err(unavailable)?;
     let mut ranges = source.bounds().map_err(unavailable)?;
     ranges.retain(|_, (first, end)| first < end);
     source.assign(&ranges).map_err(unavailable)?;
-    let mut joining = Joining::default();
+    let mut assembly = Assembly::default();
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
     let mut incomplete = 0;
     while !source.at_end() && !stop.load(Ordering::Relaxed) && !out.closed() {
         let Some(record) = source.poll().map_err(unavailable)? else {
             continue;
         };
-        let place = Place::of(&record);
-        let (found, given_up) = joining.take(&record);
+        let place = RecordPlace::of(&record);
+        let (found, given_up) = assembly.take(&record);
         incomplete += given_up.len();
-        let Found::Letter(Read { places, letter }) = found else {
+        let Assembled::Letter(ReadLetter { places, letter }) = found else {
             continue;
         };
         let place = places.first().copied().unwrap_or(place);
@@ -93,7 +93,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
             }
         }
     }
-    incomplete += joining.incomplete();
+    incomplete += assembly.incomplete();
     let letters: u64 = sums.values().sum();
     if args.json {
         let sums = json!({ "kind": "sums", "letters": letters, "reasons": sums, "incomplete": incomplete });
@@ -110,7 +110,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     Ok(out.flush()?)
 }
 
-fn print(args: &LsArgs, place: Place, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
+fn print(args: &LsArgs, place: RecordPlace, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
     if !args.json {
         writeln!(out, "{}", line(place, letter))?;
         if args.show {

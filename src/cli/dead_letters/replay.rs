@@ -10,7 +10,7 @@ use crate::{
     cli::{ConfigArgs, output::Output, progress::Progress, tap::stop_flag},
     config::Delivery,
     exit::Exit,
-    replay::{Fate, News, Options, Replay, ReplayError, Summary, verdict::Dead},
+    replay::{Fate, Replay, ReplayError, ReplayOptions, Summary, Update, reprocess::Dead},
 };
 
 pub const AFTER_HELP: &str = "\
@@ -72,8 +72,8 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
         ));
     }
     let group = args.group.clone();
-    let options = Options {
-        group: group.unwrap_or_else(|| Options::default_group(&config.kafka)),
+    let options = ReplayOptions {
+        group: group.unwrap_or_else(|| ReplayOptions::default_group(&config.kafka)),
         filter: args.filter.filter(),
         limit: args.limit,
         batch: args.batch as usize,
@@ -84,15 +84,15 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
     let stop = stop_flag()?;
     let runtime = Runtime::new()?;
     let replay = Replay::begin(&config, &options, runtime.handle())?;
-    // Drawn only with the first news of it, when the sum is known.
+    // Drawn only with the first update, when the sum is known.
     let progress: RefCell<Option<Progress>> = RefCell::default();
-    let summary = replay.run(&stop, &mut |news| match news {
-        News::Progress { done, total } => {
+    let summary = replay.run(&stop, &mut |update| match update {
+        Update::Progress { done, total } => {
             let mut progress = progress.borrow_mut();
             progress.get_or_insert_with(|| Progress::new(total)).draw(done);
             Ok(())
         }
-        News::Tried { place, letter, fate } => {
+        Update::Tried { place, letter, fate } => {
             let fate = match fate {
                 Fate::Dead(Dead { reason, detail }) if detail.is_empty() => format!("still dead: {reason}"),
                 Fate::Dead(Dead { reason, detail }) => format!("still dead: {reason}: {detail}"),

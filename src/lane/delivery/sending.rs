@@ -1,4 +1,4 @@
-//! Sending batches, and what follows when the broker refuses one of their records: rule 4 of [`super::super`].
+//! Sends batches, and handles refused records: rule 4 of [`super::super`].
 
 use std::time::{Duration, Instant};
 
@@ -7,41 +7,42 @@ use tracing::{info, warn};
 use super::{
     super::{
         causes::{dead_letter_refused, not_connected, undecodable, unreadable},
-        in_flight::{Sent, SentRecord},
-        refusal::{self, Refusals, dead_letter, mode_of},
+        in_flight::{InFlight, SentRecord},
+        options::LaneOptions,
+        refusal::{Refusals, dead_letter, mode_of},
     },
     Lane, Stop,
 };
 use crate::{
     batch::{BatchView, alone_in_batch},
     clock,
-    dead_letter::Failure,
-    kafka::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refusal, Refused},
+    dead_letter::{DeadLetter, Failure},
+    kafka::broker::{Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal, RefusedRecords},
     spool::{Seq, StoredBatch},
     stream::Stream,
 };
 
-/// While records are sent one by one, a transaction holds no more than this: each refusal sends it again.
+/// Most events in a transaction of one record a request, because each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
-/// A topic's rules that were read longer ago are read again before a record is diverted for them.
+/// Rules of a topic that were read longer ago are read again before they divert a record.
 const RULES_LAST: Duration = Duration::from_secs(10);
 
-/// Who says that a record can't be in its topic.
+/// Who refuses a record.
 #[derive(Clone, Copy, Debug)]
-enum Verdict {
-    /// The broker refused it.
+enum RefusedBy {
+    /// The broker has refused it.
     Broker,
-    /// The topic's configuration says that the broker will.
+    /// The topic's configuration says that the broker will refuse it.
     Topic,
-    /// It is too large for the client: `kafka.max_record_bytes`.
+    /// The client: the record is larger than `kafka.max_record_bytes`.
     Client,
 }
 
 impl<C: Connect> Lane<C> {
-    /// Sends the next whole batches: at most so many events, or one batch.
+    /// Sends the next whole batches: one, and more while they stay within `most_events`.
     pub(super) fn send(
         &mut self,
-        sent: &mut Sent,
+        sent: &mut InFlight,
         most_events: usize,
         deadline: Instant,
     ) -> Result<(), Stop> {
@@ -52,7 +53,7 @@ impl<C: Connect> Lane<C> {
         loop {
             let next = match self.backlog.peek() {
                 Ok(next) => next,
-                // What could be read is delivered first; the next turn meets the damage again.
+                // The readable batches are delivered first. The next turn meets the damage again.
                 Err(_) if !sent.is_empty() => break,
                 Err(error) => return Err(unreadable(error).into()),
             };
@@ -92,7 +93,7 @@ impl<C: Connect> Lane<C> {
         &mut self,
         batch: &StoredBatch,
         view: &BatchView<'_>,
-        sent: &mut Sent,
+        sent: &mut InFlight,
         deadline: Instant,
     ) -> Result<(), Stop> {
         let Some(broker) = &mut self.broker else {
@@ -117,16 +118,16 @@ impl<C: Connect> Lane<C> {
             let value = record.value_in(&mut scratch);
             headers.clear();
             headers.extend(view.headers(record));
-            let known = refusals.and_then(|refusals| refusals.verdict(batch.seq, number, of_record.keyless));
+            let known = refusals.and_then(|refusals| refusals.known(batch.seq, number, of_record.keyless));
             let size = || alone_in_batch(record.key, view.headers(record), record.value_len());
-            let mut verdict = match (known, rules.refuse(of_record.keyless, size)) {
-                (Some(refusal), _) => Some((Verdict::Broker, refusal)),
-                // They may have been changed since, and a record that fits would be diverted.
+            let mut refused = match (known, rules.refuse(of_record.keyless, size)) {
+                (Some(refusal), _) => Some((RefusedBy::Broker, refusal)),
+                // The rules may have changed since, and a record that fits must not be diverted.
                 (None, Some(_)) if clock::since(self.connected_at) >= RULES_LAST => return Err(Stop::Again),
-                (None, Some(refusal)) => Some((Verdict::Topic, refusal)),
+                (None, Some(refusal)) => Some((RefusedBy::Topic, refusal)),
                 (None, None) => None,
             };
-            if verdict.is_none() {
+            if refused.is_none() {
                 let outgoing = Outgoing {
                     topic,
                     key: record.key,
@@ -135,11 +136,11 @@ impl<C: Connect> Lane<C> {
                 };
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push(of_record),
-                    Err(DeliveryError::TooLarge) => verdict = Some((Verdict::Client, Refusal::TooLarge)),
+                    Err(DeliveryError::TooLarge) => refused = Some((RefusedBy::Client, Refusal::TooLarge)),
                     Err(error) => return Err(error.into()),
                 }
             }
-            let Some((by, refusal)) = verdict else {
+            let Some((by, refusal)) = refused else {
                 continue;
             };
             if self.options.stream == Stream::DeadLetters {
@@ -147,52 +148,28 @@ impl<C: Connect> Lane<C> {
             }
             warn!(
                 stream = %self.options.stream, batch = batch.seq.0, index = number, topic, ?refusal, ?by,
-                "a record can't be in its topic; it goes to the dead-letter topic"
+                "the topic can't take a record; it goes to the dead-letter topic"
             );
-            let dead_letter_topic = &self.options.dead_letter_topic;
-            let most = broker.rules(dead_letter_topic).max_bytes;
-            let most = most.map_or(self.options.max_record_bytes, |most| {
-                most.min(self.options.max_record_bytes)
-            });
             let letter = dead_letter(refusal, topic, &headers, view, record.key, value);
-            for (part, letter) in letter.records(most).iter().enumerate() {
-                let of_letter = SentRecord {
-                    part: Some(part),
-                    keyless: letter.key.is_none(),
-                    ..of_record
-                };
-                if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
-                    continue;
-                }
-                let outgoing = Outgoing {
-                    topic: dead_letter_topic,
-                    key: letter.key,
-                    headers: &letter.headers(),
-                    value: letter.value,
-                };
-                match broker.send(outgoing, deadline) {
-                    Ok(()) => sent.records.push(of_letter),
-                    Err(DeliveryError::TooLarge) => {
-                        return Err(dead_letter_refused(
-                            self.options.stream,
-                            dead_letter_topic,
-                            Refusal::TooLarge,
-                        )
-                        .into());
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            send_letter(
+                broker,
+                &self.options,
+                refusals,
+                &letter,
+                of_record,
+                sent,
+                deadline,
+            )?;
             sent.diverted.push(Failure {
-                reason: refusal::reason(refusal),
+                reason: refusal.reason(),
                 index: Some(number),
             });
         }
         Ok(())
     }
 
-    /// What to do after a refusal: rule 4.
-    pub(super) fn refused(&mut self, sent: &Sent, refused: &Refused) -> Stop {
+    /// Decides what to do after a refusal: rule 4.
+    pub(super) fn refused(&mut self, sent: &InFlight, refused: &RefusedRecords) -> Stop {
         let record = |(number, refusal): &(usize, Refusal)| Some((*sent.records.get(*number)?, *refusal));
         let records: Vec<(SentRecord, Refusal)> = refused.records.iter().filter_map(record).collect();
         let letter = records.iter().find(|(record, _)| record.part.is_some());
@@ -205,7 +182,7 @@ impl<C: Connect> Lane<C> {
                 .into();
         }
         if self.mode == Mode::OneByOne && !refused.named {
-            return refusal::unnamed().into();
+            return BrokerError::unnamed_refusal().into();
         }
         let touched = sent.touched();
         let refusals = self.refusals.get_or_insert_with(|| Refusals::until(touched));
@@ -226,8 +203,47 @@ impl<C: Connect> Lane<C> {
         }
         info!(
             stream = %self.options.stream, topic = self.options.topic, records = records.len(), named = refused.named,
-            "the broker refused records; the range is sent again without what it refuses"
+            "the broker refused records; the range is sent again without them"
         );
         Stop::Paced(self.pace.wait())
     }
+}
+
+/// Sends the dead letter of a record, except for the parts that are delivered already.
+fn send_letter(
+    broker: &mut impl Broker,
+    options: &LaneOptions,
+    refusals: Option<&Refusals>,
+    letter: &DeadLetter<'_>,
+    of_record: SentRecord,
+    sent: &mut InFlight,
+    deadline: Instant,
+) -> Result<(), Stop> {
+    let topic = &options.dead_letter_topic;
+    let limit = broker.rules(topic).max_bytes.unwrap_or(usize::MAX);
+    let records = letter.records(limit.min(options.max_record_bytes));
+    for (part, record) in records.iter().enumerate() {
+        let of_letter = SentRecord {
+            part: Some(part),
+            keyless: record.key.is_none(),
+            ..of_record
+        };
+        if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
+            continue;
+        }
+        let outgoing = Outgoing {
+            topic,
+            key: record.key,
+            headers: &record.headers(),
+            value: record.value,
+        };
+        match broker.send(outgoing, deadline) {
+            Ok(()) => sent.records.push(of_letter),
+            Err(DeliveryError::TooLarge) => {
+                return Err(dead_letter_refused(options.stream, topic, Refusal::TooLarge).into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The rules of a lane, driven turn by turn over a log on disk and a simulated cluster.
+//! Tests of the rules of a lane, turn by turn, with a log on disk and a simulated cluster.
 
 mod at_least_once;
 mod random;
@@ -38,7 +38,7 @@ use std::{
 const TOPIC: &str = "cmc.deliveries";
 const LETTERS: &str = "cmc.dead-letters";
 
-/// The file system; once armed, the process "dies" when the manifest is to be replaced.
+/// The file system. Once armed, the process "dies" when it replaces the manifest.
 #[derive(Default)]
 struct Disk {
     dies_at_manifest: Mutex<bool>,
@@ -88,7 +88,7 @@ impl Storage for Disk {
     }
 }
 
-/// One spool directory, and while a "process" runs its log and lane.
+/// One spool directory, and the log and lane of the "process" that uses it.
 struct Bench {
     dir: TempDir,
     disk: Arc<Disk>,
@@ -182,7 +182,7 @@ impl Bench {
         });
     }
 
-    /// Ends the process: without a last word of the lane.
+    /// Kills the process: the lane does not finish.
     fn crash(&mut self) {
         self.running = None;
     }
@@ -230,7 +230,7 @@ impl Bench {
         self.append_batch(batch.finish());
     }
 
-    /// Appends batches of so many events each, with values that say their place.
+    /// Appends batches with this many events each. The values tell their places.
     fn append(&mut self, batches: &[usize]) {
         for events in batches {
             let first = self.appended.len();
@@ -246,7 +246,7 @@ impl Bench {
         }
     }
 
-    /// One turn, and the books after it.
+    /// One turn, and a check of the books.
     fn turn(&mut self) -> Turn {
         let turn = self.lane().turn().unwrap();
         let books = self.books();
@@ -254,7 +254,7 @@ impl Bench {
         turn
     }
 
-    /// Turns until the lane is idle; waits are skipped.
+    /// Turns until the lane is idle. Waits are skipped.
     fn settle(&mut self) {
         for _ in 0..2000 {
             if self.turn() == Turn::Idle {
@@ -269,7 +269,7 @@ impl Bench {
         );
     }
 
-    /// Turns until the lane is blocked for this reason, and three times more: it stays so.
+    /// Turns until the lane is blocked for this reason, and three times more: it must stay blocked.
     fn settle_blocked(&mut self, reason: BlockReason) {
         for turns in 0..2000 {
             let turn = self.turn();
@@ -283,7 +283,7 @@ impl Bench {
         panic!("the lane is not blocked");
     }
 
-    /// Everything appended stands in the topic, once and in order.
+    /// Checks that everything appended is in the topic, once and in order.
     fn check_delivered(&self) {
         assert_eq!(self.cluster.values(TOPIC), self.appended);
     }
@@ -301,7 +301,7 @@ impl Bench {
         self.cluster.committed(self.group()).map(|c| c.seq)
     }
 
-    /// A gauge, or the count of a histogram, that has a label of this value.
+    /// The value of a gauge, or the count of a histogram, with a label of this value.
     fn metric(&self, name: &str, label: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().find(|f| f.name() == name).unwrap();
@@ -323,7 +323,7 @@ impl Bench {
         }
     }
 
-    /// Turns until the process dies; true when it did.
+    /// Turns until the process dies or the lane is idle. Gives whether it died.
     fn dies(&mut self) -> bool {
         let settled = catch_unwind(AssertUnwindSafe(|| self.settle()));
         match settled {
@@ -383,7 +383,7 @@ fn transactions_are_bounded_and_batches_whole() {
 }
 
 #[test]
-fn a_commit_whose_answer_was_lost_is_found_out() {
+fn a_commit_whose_answer_was_lost_is_discovered() {
     let mut bench = Bench::new();
     bench.append(&[3]);
     bench.cluster.fault(BrokerFault::ReplyLost);
@@ -419,7 +419,7 @@ fn a_lost_answer_keeps_delivered_and_diverted_apart() {
             value: "3",
         },
     ]);
-    // The position can't be asked for at first, so the transaction's account must outlive a failed connection.
+    // The position can't be read at first, so the record of the transaction must outlive a failed connection.
     for fault in [
         BrokerFault::ReplyLost,
         BrokerFault::NoCoordinator,
@@ -435,7 +435,7 @@ fn a_lost_answer_keeps_delivered_and_diverted_apart() {
 }
 
 #[test]
-fn a_lost_answer_is_found_out_by_the_next_process() {
+fn a_lost_answer_is_discovered_by_the_next_process() {
     let mut bench = Bench::new();
     bench.append(&[3, 2]);
     bench.cluster.fault(BrokerFault::ReplyLost);
@@ -451,7 +451,7 @@ fn a_lost_answer_is_found_out_by_the_next_process() {
 
 #[test]
 fn whatever_fails_is_sent_again_once_by_a_new_producer() {
-    // The simulated producer panics when it is used after an error.
+    // The simulated producer panics if it is used after an error.
     for (fault, reason) in [
         (
             BrokerFault::Connect(BlockReason::Authentication),
@@ -526,17 +526,17 @@ fn missing_topics_and_rights_block_and_never_divert() {
 // Positions: rules 2 and 3.
 
 #[test]
-fn no_committed_offset_is_never_zero() {
+fn a_missing_committed_offset_is_never_zero() {
     let mut bench = Bench::new();
     bench.append(&[3, 2]);
     bench.settle();
-    // In memory, after an error.
+    // The position in memory counts after an error.
     bench.cluster.set_committed(bench.group(), None);
     bench.append(&[1]);
     bench.cluster.fault(BrokerFault::CommitFails);
     bench.settle();
     bench.check_delivered();
-    // By the checkpoint, after a crash.
+    // The checkpoint counts after a crash.
     bench.cluster.set_committed(bench.group(), None);
     bench.restart();
     bench.append(&[1]);
@@ -555,7 +555,7 @@ fn a_lost_offset_is_committed_again_as_soon_as_the_lane_is_idle() {
     bench.settle();
     assert_eq!(bench.committed(), Some(Seq(1)));
     assert_eq!(bench.cluster.lock().transactions, [3, 0]);
-    // Of a log that never delivered anything there is nothing to keep.
+    // A log that never delivered anything has no position to keep.
     let mut empty = Bench::new();
     empty.settle();
     assert_eq!(empty.cluster.lock().transactions, [0; 0]);
@@ -563,7 +563,7 @@ fn a_lost_offset_is_committed_again_as_soon_as_the_lane_is_idle() {
 
 #[test]
 fn the_largest_position_counts() {
-    // Kafka's is ahead of the checkpoint: a crash before the checkpoint was stored.
+    // Kafka is ahead of the checkpoint after a crash before the checkpoint was stored.
     let mut bench = Bench::new();
     bench.append(&[3, 2]);
     bench.turn();
@@ -573,9 +573,9 @@ fn the_largest_position_counts() {
     bench.append(&[1]);
     bench.settle();
     bench.check_delivered();
-    // Kafka's is behind the checkpoint: the cluster was restored from an older state, say.
+    // Kafka is behind the checkpoint, for example after the cluster was restored from an older state.
     let group = bench.group();
-    let older = Committed {
+    let older = CommittedPosition {
         seq: Seq(1),
         metadata: position::metadata(bench.lane().backlog.history(), Seq(1)),
     };
@@ -587,7 +587,7 @@ fn the_largest_position_counts() {
     assert_eq!(bench.group(), group);
 }
 
-/// A spool whose directory is an older copy of itself: Kafka has positions of batches that it does not know.
+/// A spool whose directory is an older copy of itself: Kafka has positions of batches that the log does not know.
 fn restored_copy() -> Bench {
     let mut bench = Bench::new();
     bench.append(&[1, 1, 1]);
@@ -612,13 +612,13 @@ fn a_restored_older_copy_skips_no_new_event() {
     bench.start();
     bench.append(&[1, 1, 1, 1, 1]);
     bench.settle();
-    // What the log had at the copy is known to be delivered; what came afterwards is new.
+    // What the log had when it was copied is known to be delivered. What came afterwards is new.
     bench.check_delivered();
     assert_ne!(bench.group(), group);
     assert_eq!(bench.committed(), Some(Seq(10)));
     let books = bench.books();
     assert_eq!((books.recovered, books.delivered), (0, 5));
-    // And it stays so.
+    // And that does not change.
     let renewed = bench.group();
     bench.restart();
     bench.append(&[1]);
@@ -657,7 +657,7 @@ fn the_agreed_position_is_durable_before_the_group_is_renewed() {
 }
 
 #[test]
-fn a_full_disk_at_the_renewal_of_the_group_is_waited_out() {
+fn a_full_disk_delays_the_renewal_of_the_group() {
     let mut bench = restored_copy();
     let group = bench.group();
     bench.disk.full.store(true, Ordering::Relaxed);
@@ -715,7 +715,7 @@ fn with_limit(limit: usize, told: bool, options: LaneOptions) -> Bench {
     bench
 }
 
-/// Batches of five with a large record in every `nth` place; what of it is small and what is large.
+/// Appends batches of five with a large record in every `nth` place. Gives the small and the large values.
 fn append_mixed(bench: &mut Bench, batches: usize, nth: usize, bytes: usize) -> (Vec<String>, Vec<String>) {
     let (mut small, mut large) = (Vec::new(), Vec::new());
     for batch in 0..batches {
@@ -762,7 +762,7 @@ fn what_is_refused_alone_is_diverted_in_the_same_transaction() {
         let books = bench.books();
         assert_eq!((books.delivered, books.diverted), (17, 3));
         assert_eq!(bench.cluster.lock().transactions, [20]);
-        // Back to many in a request, and no more reconnects than refused records; none for what is foreseen.
+        // Many in a request again, with no more reconnects than refused records, and none for a foreseen refusal.
         let connects = bench.cluster.lock().connects.clone();
         match told {
             true => assert_eq!(connects, [Mode::Batched]),
@@ -813,7 +813,7 @@ fn the_topics_rules_explain_no_other_refusal() {
     assert_eq!(bench.books().diverted, 3);
 }
 
-/// Rules that were read long ago may have changed: nothing is diverted for them before they are read again.
+/// Rules that were read long ago may have changed, so they are read again before they divert anything.
 #[test]
 fn a_record_is_not_diverted_for_rules_of_the_past() {
     let mut bench = with_limit(1000, true, options());
@@ -830,7 +830,7 @@ fn a_record_is_not_diverted_for_rules_of_the_past() {
     assert_eq!(bench.cluster.lock().connects, [Mode::Batched; 2]);
 }
 
-/// Rules that became stricter show as a refusal, and are read again before records are sent one by one.
+/// Rules that became stricter show in a refusal. They are read again before records are sent one by one.
 #[test]
 fn rules_that_became_stricter_are_read_again() {
     let mut bench = with_limit(5000, true, options());
@@ -873,7 +873,7 @@ fn records_that_the_broker_names_are_diverted_at_once() {
     assert!(connects.len() <= 1 + odd.len(), "{}", connects.len());
 }
 
-/// A refusal of an early request shows while the rest is still being sent. One record is diverted, whichever it is, and
+/// The refusal of an early request shows while the rest is still being sent. One record is diverted, whichever it is, and
 /// everything else arrives once and in order.
 #[test]
 fn a_refused_record_in_a_large_backlog_is_diverted_alone() {
@@ -915,7 +915,7 @@ fn a_refused_record_in_a_large_backlog_is_diverted_alone() {
             }
             bench.settle();
             let found = bench.cluster.values(TOPIC);
-            // Each batch has one key, so it stands in one partition in order.
+            // Each batch has one key, so it is in one partition, in order.
             for batch in bench.appended.chunks(BATCH) {
                 let wanted: Vec<_> = batch.iter().filter(|value| *value != "odd").collect();
                 let seen: Vec<_> = found.iter().filter(|value| batch.contains(value)).collect();
@@ -991,10 +991,10 @@ fn records_go_without_timestamps_when_the_broker_refuses_them() {
         bench.append(&[3, 3]);
         bench.settle();
         bench.check_delivered();
-        // Without transactions it takes one record a request to tell.
+        // Without transactions, only one record a request shows it.
         let connects = bench.cluster.lock().connects.len();
         assert_eq!(connects, if delivery == Delivery::ExactlyOnce { 2 } else { 4 });
-        // Later they are tried again, for the clock may have been set.
+        // Timestamps are tried again later, because the clock may have been corrected.
         bench.cluster.lock().topics.get_mut(TOPIC).unwrap().clock_differs = false;
         bench.lane().untimely_at = Instant::now().checked_sub(UNTIMED);
         bench.append(&[1]);
@@ -1106,7 +1106,7 @@ fn a_record_refused_before_it_is_queued_does_no_harm() {
     assert_eq!(bench.books().diverted, large.len() as u64);
 }
 
-/// A refusal that shows while a record waits for room names an earlier record, and a batch that is not sent whole.
+/// A refusal that shows while a record waits for room is about an earlier record, in a batch that is not yet sent whole.
 #[test]
 fn a_refusal_that_shows_during_sending_is_no_refusal_of_the_record_being_sent() {
     for (queue, seed) in [(1, 1), (3, 1), (3, 2), (7, 3), (12, 4)] {
@@ -1126,7 +1126,7 @@ fn a_refusal_that_shows_during_sending_is_no_refusal_of_the_record_being_sent() 
 
 #[test]
 fn a_shared_topic_for_events_and_dead_letters() {
-    // What is refused is invalid for its null key, and so would be its dead letter.
+    // The record is invalid because of its null key, and so would be its dead letter.
     let mut bench = Bench::with(LaneOptions {
         dead_letter_topic: TOPIC.into(),
         ..options()
@@ -1166,7 +1166,7 @@ fn what_is_before_damage_is_delivered_and_nothing_behind_it() {
     let mut bytes = fs::read(&path).unwrap();
     let at = bytes.windows(6).position(|w| w == b"to be ").unwrap();
     bytes[at] ^= 1;
-    // Of a segment in the page cache the first invalid record is the end; say that it was synced.
+    // In a segment of the page cache the first invalid record is the end. So pretend that it was synced.
     bytes[88] = 1;
     let crc = crc32c::crc32c(&bytes[12..4096]).to_le_bytes();
     bytes[8..12].copy_from_slice(&crc);
@@ -1187,7 +1187,7 @@ fn what_is_before_damage_is_delivered_and_nothing_behind_it() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_read_is_tried_again() {
+fn an_unreadable_segment_is_tried_again() {
     let mut bench = Bench::new();
     bench.append(&[2]);
     bench.restart();
@@ -1252,7 +1252,7 @@ fn an_idle_lane_commits_its_position_again() {
     assert_eq!(bench.cluster.lock().transactions, [0; 0]);
     let every = bench.options.timing.recommit_every;
     bench.lane().committed_at = Instant::now().checked_sub(every);
-    // It is still due after it failed.
+    // It is still due after a failure.
     bench.cluster.fault(BrokerFault::CommitFails);
     assert!(matches!(bench.turn(), Turn::Blocked(_)));
     bench.settle();
@@ -1299,9 +1299,9 @@ fn a_panic_of_the_lane_is_a_failure_of_the_process() {
     drop(log);
 }
 
-/// The process dies before and after each call of a run that has a bit of everything.
+/// The process dies before and after each call of a run with a bit of everything.
 #[test]
-fn a_crash_at_any_call_doubles_and_loses_nothing() {
+fn a_crash_at_any_call_duplicates_and_loses_nothing() {
     for call in 1.. {
         let mut died = false;
         for crash in [Crash::Before(call), Crash::After(call)] {

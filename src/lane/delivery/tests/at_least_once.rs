@@ -1,5 +1,5 @@
-//! A lane without transactions: nothing is lost, the order of a key is kept, and what comes twice is what a failure or a
-//! crash made the lane send again.
+//! Tests of a lane without transactions: nothing is lost, each key keeps its order, and the only duplicates are what a failure
+//! or a crash made the lane send again.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn bench() -> Bench {
 }
 
 impl Bench {
-    /// Everything appended is there, and first appearances are in order; how many are there besides.
+    /// Checks that everything appended is in the topic, and that first appearances are in order. Gives the number of duplicates.
     fn doubles(&self) -> usize {
         let found = self.cluster.values(TOPIC);
         let mut seen = Vec::new();
@@ -46,7 +46,7 @@ fn without_faults_once() {
 }
 
 #[test]
-fn lateness_blocks_and_keeps_the_producer() {
+fn a_late_delivery_blocks_and_keeps_the_producer() {
     let mut bench = bench();
     bench.options.transaction_limit = Duration::ZERO;
     bench.restart();
@@ -81,7 +81,7 @@ fn a_crash_sends_again_from_the_checkpoint() {
     bench.lane().finish().unwrap();
     bench.restart();
     bench.append(&[2, 2]);
-    // Delivered, and no checkpoint since: it is stored at rest, so the process must die before it rests.
+    // The lane stores the checkpoint when it rests, so the process must die after the delivery and before that.
     while bench.cluster.values(TOPIC).len() < 7 {
         bench.turn();
     }
@@ -133,15 +133,15 @@ fn what_waits_for_an_hour_is_sent_anew() {
     bench.turn();
     bench.turn();
     assert_eq!(bench.cluster.lock().connects.len(), 1);
-    bench.lane().flight.as_mut().unwrap().begun = Instant::now().checked_sub(STALE).unwrap();
+    bench.lane().in_flight.as_mut().unwrap().begun = Instant::now().checked_sub(STALE).unwrap();
     bench.settle();
     bench.check_delivered();
     assert_eq!(bench.cluster.lock().connects.len(), 2);
 }
 
-/// What is delivered beside a refused record is not sent again.
+/// Records delivered beside a refused one are not sent again.
 #[test]
-fn a_refusal_doubles_nothing_that_is_known_to_be_delivered() {
+fn a_refusal_duplicates_nothing_that_is_known_to_be_delivered() {
     let mut bench = bench();
     {
         let mut inner = bench.cluster.lock();
@@ -156,7 +156,7 @@ fn a_refusal_doubles_nothing_that_is_known_to_be_delivered() {
     bench.append(&[300]);
     bench.settle();
     bench.appended.retain(|value| value != "odd");
-    // Of a refusal that librdkafka doesn't report in time, all is sent again: the simulation does that now and then.
+    // When librdkafka does not report a refusal in time, everything is sent again. The simulation does that now and then.
     assert!(bench.doubles() <= 600);
     assert_eq!(bench.cluster.values(LETTERS), ["odd"]);
 }

@@ -35,7 +35,7 @@ const FAULTS: [BrokerFault; 9] = [
     BrokerFault::Fence,
 ];
 
-/// What the readers should see, and the directory's life.
+/// The life of a directory, and what readers should see.
 struct Life {
     random: Random,
     bench: Bench,
@@ -107,7 +107,7 @@ impl Life {
         self.bench.append_events(&events);
     }
 
-    /// One turn; the process may die in it.
+    /// One turn, in which the process may die.
     fn turn(&mut self) {
         let bench = &mut self.bench;
         match catch_unwind(AssertUnwindSafe(|| bench.turn())) {
@@ -143,14 +143,14 @@ impl Life {
         }
     }
 
-    /// Without further faults everything comes to rest, and the readers see each event once, in order.
+    /// Checks that without further faults everything comes to rest, and readers see each event once, in order.
     fn quiet(&mut self) {
         self.bench.cluster.lock().faults.clear();
         self.bench.cluster.lock().crash = None;
         self.bench.settle();
         assert_eq!(self.bench.cluster.values(TOPIC), self.good);
         assert_eq!(self.bench.cluster.values(LETTERS), self.refused);
-        // Now and then offsets expire while nothing is to be done; the checkpoint is durable by then.
+        // Now and then offsets expire while the lane is idle. The checkpoint is durable by then.
         if self.random.one_in(3) {
             self.bench.cluster.set_committed(self.bench.group(), None);
         }
@@ -158,7 +158,7 @@ impl Life {
 }
 
 #[test]
-fn random_lives_double_and_lose_nothing() {
+fn random_lives_duplicate_and_lose_nothing() {
     let given = std::env::var("CMC_BRIDGE_TEST_SEED")
         .ok()
         .map(|seed| seed.parse().unwrap());

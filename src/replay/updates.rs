@@ -1,19 +1,19 @@
-//! What a replay tells: news while it goes on, and what it came to.
+//! What a replay reports: updates while it runs, and a summary.
 
 use std::collections::BTreeMap;
 
-use super::{joining::Place, verdict::Dead};
+use super::{assembly::RecordPlace, reprocess::Dead};
 use crate::dead_letter::Letter;
 
-/// What happens, as it happens.
-pub enum News<'n> {
-    /// So many offsets of so many are behind.
+/// Something that a replay has done.
+pub enum Update<'u> {
+    /// It has read `done` offsets of `total`.
     Progress { done: u64, total: u64 },
-    /// What a letter became, or of a dry run would become. `None`: one that could not be read.
+    /// What a letter became, or would become in a dry run. `letter` is `None` when it could not be read.
     Tried {
-        place: Place,
-        letter: Option<&'n Letter>,
-        fate: &'n Fate,
+        place: RecordPlace,
+        letter: Option<&'u Letter>,
+        fate: &'u Fate,
     },
 }
 
@@ -24,13 +24,13 @@ pub enum Fate {
         /// Where its records went.
         topic: String,
         events: usize,
-        /// New dead letters of pieces that are not understood.
+        /// New dead letters, of pieces that are not understood.
         letters: usize,
     },
     Dead(Dead),
 }
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub replayed: u64,
@@ -38,11 +38,11 @@ pub struct Summary {
     pub new_letters: u64,
     /// By reason.
     pub dead: BTreeMap<&'static str, u64>,
-    /// Letters that the filter does not mean.
+    /// Letters that do not pass the filter.
     pub passed_over: u64,
-    /// Letters without all their parts.
+    /// Letters that lack parts.
     pub incomplete: u64,
-    /// It was stopped before the end of the topic, or came to its limit.
+    /// It was stopped, or came to its limit, before the end of the topic.
     pub ended_early: bool,
 }
 

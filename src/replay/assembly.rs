@@ -1,7 +1,7 @@
-//! Letters of the dead-letter topic with the places of their records.
+//! Puts letters together from the records of the dead-letter topic, and keeps the records' places.
 //!
-//! All parts of a letter are written in one transaction and in order, but those of another bridge may lie between them. What
-//! lacks parts is held, within a limit, until they come or the topic ends: retention has cut it then.
+//! All parts of a letter are written in one transaction and in order, but another bridge's parts may lie between them. An
+//! incomplete letter is held, within a limit, until its parts come or the topic ends. Then retention has deleted some.
 
 use std::collections::BTreeMap;
 
@@ -9,38 +9,38 @@ use rdkafka::{Message, message::Headers};
 
 use crate::dead_letter::{Letter, Letters, ReadError, part_of};
 
-/// Letters that lack parts are held, the oldest no longer when all together have more bytes than this.
+/// The most bytes of incomplete letters that are held. Beyond it the oldest is given up.
 const MOST_HELD: usize = 256 << 20;
 
 /// Where a record stands in the dead-letter topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct RecordPlace {
     pub partition: i32,
     pub offset: i64,
 }
 
-impl Place {
-    /// Where a record that was read stands.
-    pub fn of(record: &impl Message) -> Place {
-        Place {
+impl RecordPlace {
+    /// The place of a record that was read.
+    pub fn of(record: &impl Message) -> RecordPlace {
+        RecordPlace {
             partition: record.partition(),
             offset: record.offset(),
         }
     }
 }
 
-/// Puts letters together, and knows where their parts stand.
-pub struct Joining {
+/// Puts letters together.
+pub struct Assembly {
     letters: Letters,
     open: BTreeMap<String, OpenLetter>,
-    /// Bytes of the parts of all that are open, and most of them.
+    /// The bytes of the parts of all open letters, and the limit of it.
     held: usize,
     most: usize,
 }
 
-impl Default for Joining {
-    fn default() -> Joining {
-        Joining {
+impl Default for Assembly {
+    fn default() -> Assembly {
+        Assembly {
             letters: Letters::default(),
             open: BTreeMap::new(),
             held: 0,
@@ -50,38 +50,38 @@ impl Default for Joining {
 }
 
 struct OpenLetter {
-    places: Vec<Place>,
+    places: Vec<RecordPlace>,
     bytes: usize,
 }
 
-/// What a record was.
+/// What a record turned out to be.
 #[derive(Debug)]
-pub enum Found {
+pub enum Assembled {
     /// No dead letter.
     Foreign,
-    /// A part of a letter that lacks others.
+    /// Part of a letter that still lacks others.
     Part,
-    /// It completes a letter, or can't be read.
-    Letter(Read),
+    /// The last part of a letter, or a record that can't be read.
+    Letter(ReadLetter),
 }
 
-/// A letter, or why a record is none that can be read, with the places of its records.
+/// A letter, or why it can't be read, with the places of its records.
 #[derive(Debug)]
-pub struct Read {
-    pub places: Vec<Place>,
+pub struct ReadLetter {
+    pub places: Vec<RecordPlace>,
     pub letter: Box<Result<Letter, ReadError>>,
 }
 
-impl Found {
-    fn letter(places: Vec<Place>, letter: Result<Letter, ReadError>) -> Found {
+impl Assembled {
+    fn letter(places: Vec<RecordPlace>, letter: Result<Letter, ReadError>) -> Assembled {
         let letter = Box::new(letter);
-        Found::Letter(Read { places, letter })
+        Assembled::Letter(ReadLetter { places, letter })
     }
 }
 
-impl Joining {
-    /// Takes a record that was read. Also gives the places of letters that are given up, for too much is held.
-    pub fn take(&mut self, record: &impl Message) -> (Found, Vec<Vec<Place>>) {
+impl Assembly {
+    /// Takes a record that was read. The second result is the places of letters that are given up to stay within the limit.
+    pub fn take(&mut self, record: &impl Message) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let headers: Vec<(&str, &[u8])> = record
             .headers()
             .into_iter()
@@ -89,25 +89,27 @@ impl Joining {
             .map(|header| (header.key, header.value.unwrap_or_default()))
             .collect();
         let value = record.payload().unwrap_or_default();
-        self.add(Place::of(record), record.key(), &headers, value)
+        self.add(RecordPlace::of(record), record.key(), &headers, value)
     }
 
     fn add(
         &mut self,
-        place: Place,
+        place: RecordPlace,
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
         value: &[u8],
-    ) -> (Found, Vec<Vec<Place>>) {
+    ) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let id = part_of(headers);
         let letter = match self.letters.add(key, headers, value) {
-            Err(ReadError::NoReason) => return (Found::Foreign, Vec::new()),
-            Err(error) => return (Found::letter(vec![place], Err(error)), Vec::new()),
+            Err(ReadError::NoReason) => return (Assembled::Foreign, Vec::new()),
+            Err(error) => return (Assembled::letter(vec![place], Err(error)), Vec::new()),
             Ok(letter) => letter,
         };
         let Some(id) = id else {
             return (
-                letter.map_or(Found::Part, |letter| Found::letter(vec![place], Ok(letter))),
+                letter.map_or(Assembled::Part, |letter| {
+                    Assembled::letter(vec![place], Ok(letter))
+                }),
                 Vec::new(),
             );
         };
@@ -118,7 +120,7 @@ impl Joining {
         open.places.push(place);
         if let Some(letter) = letter {
             self.held -= open.bytes;
-            return (Found::letter(open.places, Ok(letter)), Vec::new());
+            return (Assembled::letter(open.places, Ok(letter)), Vec::new());
         }
         open.bytes += value.len();
         self.held += value.len();
@@ -132,7 +134,7 @@ impl Joining {
             self.held -= open.bytes;
             given_up.push(open.places);
         }
-        (Found::Part, given_up)
+        (Assembled::Part, given_up)
     }
 
     fn oldest(&self) -> Option<String> {
@@ -170,52 +172,57 @@ mod tests {
         parts.collect()
     }
 
-    fn add(joining: &mut Joining, offset: i64, part: &Parts, index: usize) -> (Found, Vec<Vec<Place>>) {
+    fn add(
+        assembly: &mut Assembly,
+        offset: i64,
+        part: &Parts,
+        index: usize,
+    ) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let (key, headers, value) = &part[index];
         let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
-        joining.add(place(offset), Some(key), &headers, value)
+        assembly.add(place(offset), Some(key), &headers, value)
     }
 
-    fn place(offset: i64) -> Place {
-        Place { partition: 1, offset }
+    fn place(offset: i64) -> RecordPlace {
+        RecordPlace { partition: 1, offset }
     }
 
     #[test]
     fn parts_of_two_letters_among_each_other() {
         let (one, two) = (parts(&[b'1'; 2000]), parts(&[b'2'; 2000]));
         assert_eq!((one.len(), two.len()), (2, 2));
-        let mut joining = Joining::default();
-        assert!(matches!(add(&mut joining, 4, &one, 0).0, Found::Part));
-        assert!(matches!(add(&mut joining, 5, &two, 0).0, Found::Part));
-        assert_eq!(joining.incomplete(), 2);
+        let mut assembly = Assembly::default();
+        assert!(matches!(add(&mut assembly, 4, &one, 0).0, Assembled::Part));
+        assert!(matches!(add(&mut assembly, 5, &two, 0).0, Assembled::Part));
+        assert_eq!(assembly.incomplete(), 2);
         for (offset, parts, first, byte) in [(7, &one, 4, b'1'), (8, &two, 5, b'2')] {
-            let Found::Letter(read) = add(&mut joining, offset, parts, 1).0 else {
+            let Assembled::Letter(read) = add(&mut assembly, offset, parts, 1).0 else {
                 panic!("no letter");
             };
             assert_eq!(read.places, [place(first), place(offset)]);
             assert_eq!(read.letter.unwrap().value, [byte; 2000]);
         }
-        assert_eq!((joining.incomplete(), joining.held), (0, 0));
-        let foreign = joining.add(place(9), None, &[("ce_id", b"1")], b"{}").0;
-        assert!(matches!(foreign, Found::Foreign));
+        assert_eq!((assembly.incomplete(), assembly.held), (0, 0));
+        let foreign = assembly.add(place(9), None, &[("ce_id", b"1")], b"{}").0;
+        assert!(matches!(foreign, Assembled::Foreign));
     }
 
     #[test]
     fn what_is_held_is_bounded() {
         let letters: Vec<Parts> = (0..3).map(|n| parts(&[n; 2000])).collect();
         let held = letters[0][0].2.len();
-        let mut joining = Joining {
+        let mut assembly = Assembly {
             most: 2 * held,
-            ..Joining::default()
+            ..Assembly::default()
         };
         for (offset, letter) in (0..2).zip(&letters) {
-            assert_eq!(add(&mut joining, offset, letter, 0).1, [[]; 0]);
+            assert_eq!(add(&mut assembly, offset, letter, 0).1, [[]; 0]);
         }
-        assert_eq!(add(&mut joining, 2, &letters[2], 0).1, [[place(0)]]);
-        assert_eq!((joining.incomplete(), joining.held), (2, 2 * held));
+        assert_eq!(add(&mut assembly, 2, &letters[2], 0).1, [[place(0)]]);
+        assert_eq!((assembly.incomplete(), assembly.held), (2, 2 * held));
         assert!(matches!(
-            add(&mut joining, 3, &letters[1], 1).0,
-            Found::Letter(..)
+            add(&mut assembly, 3, &letters[1], 1).0,
+            Assembled::Letter(..)
         ));
     }
 }

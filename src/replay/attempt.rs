@@ -1,9 +1,9 @@
-//! A letter that was tried: its verdict, what is told of it, and the records that it became.
+//! A letter that was reprocessed: the result, what is reported of it, and the records that it became.
 
 use super::{
-    Fate,
-    joining::{Place, Read},
-    verdict::{Dead, Verdict, again},
+    assembly::{ReadLetter, RecordPlace},
+    reprocess::{Dead, Reprocessed, reprocess},
+    updates::Fate,
 };
 use crate::{
     batch::{Batch, BatchView},
@@ -14,41 +14,44 @@ use crate::{
     stream::Stream,
 };
 
-/// A letter with its verdict.
-pub struct Tried {
-    pub places: Vec<Place>,
-    /// `None` when it could not be read. Held until it is reported.
+/// A letter and the result of reprocessing it.
+pub struct Attempt {
+    pub places: Vec<RecordPlace>,
+    /// `None` when it could not be read. Kept until it is reported.
     pub letter: Option<Letter>,
-    pub verdict: Verdict,
+    pub result: Reprocessed,
 }
 
-impl Tried {
-    /// Tries a letter.
-    pub fn new(read: Read, rules: &Rules) -> Tried {
-        let Read { places, letter } = read;
-        let (letter, verdict) = match *letter {
+impl Attempt {
+    /// Reprocesses a letter.
+    pub fn new(read: ReadLetter, rules: &Rules) -> Attempt {
+        let ReadLetter { places, letter } = read;
+        let (letter, result) = match *letter {
             Ok(letter) => {
-                let verdict = again(&letter, rules);
-                (Some(letter), verdict)
+                let result = reprocess(&letter, rules);
+                (Some(letter), result)
             }
-            Err(error) => (None, Verdict::Dead(Dead::new("unreadable", error.to_string()))),
+            Err(error) => (
+                None,
+                Reprocessed::Dead(Dead::new("unreadable", error.to_string())),
+            ),
         };
-        Tried {
+        Attempt {
             places,
             letter,
-            verdict,
+            result,
         }
     }
 
     /// Whether it stays dead.
     pub fn is_dead(&self) -> bool {
-        matches!(self.verdict, Verdict::Dead(_))
+        matches!(self.result, Reprocessed::Dead(_))
     }
 
     /// The events that it became.
     fn batch(&self) -> Option<&Batch> {
-        match &self.verdict {
-            Verdict::Understood {
+        match &self.result {
+            Reprocessed::Understood {
                 events: Some((_, batch)),
                 ..
             } => Some(batch),
@@ -72,16 +75,16 @@ impl Tried {
         self.letter.as_ref()?.topic.as_deref()
     }
 
-    /// What is told of it.
+    /// What is reported of it.
     pub fn fate(&self, config: &Config) -> Fate {
-        match &self.verdict {
-            Verdict::Dead(dead) => Fate::Dead(dead.clone()),
-            Verdict::Record => Fate::Replayed {
+        match &self.result {
+            Reprocessed::Dead(dead) => Fate::Dead(dead.clone()),
+            Reprocessed::Record => Fate::Replayed {
                 topic: self.topic().unwrap_or_default().to_owned(),
                 events: 1,
                 letters: 0,
             },
-            Verdict::Understood { events, letters, .. } => Fate::Replayed {
+            Reprocessed::Understood { events, letters, .. } => Fate::Replayed {
                 topic: events
                     .as_ref()
                     .map_or_else(String::new, |(stream, _)| config.stream(*stream).topic.clone()),
@@ -91,7 +94,10 @@ impl Tried {
         }
     }
 
-    /// Gives each record that it became, in order.
+    /// Calls `each` with each record that it became, in order.
+    ///
+    /// # Errors
+    /// The first error of `each`.
     pub fn each_record<E>(
         &self,
         config: &Config,
@@ -99,7 +105,7 @@ impl Tried {
     ) -> Result<(), E> {
         let topic = |stream| config.stream(stream).topic.as_str();
         let mut of_batch = |topic: &str, batch: &Batch| {
-            // Just made by the same process, so it can be decoded.
+            // This process has just made it, so it can be decoded.
             let Ok(view) = BatchView::decode(batch.bytes()) else {
                 return Ok(());
             };
@@ -114,10 +120,10 @@ impl Tried {
             }
             Ok(())
         };
-        match (&self.verdict, &self.letter) {
-            (Verdict::Dead(_), _) => Ok(()),
+        match (&self.result, &self.letter) {
+            (Reprocessed::Dead(_), _) => Ok(()),
             (
-                Verdict::Understood {
+                Reprocessed::Understood {
                     events, dead_letters, ..
                 },
                 _,
@@ -130,7 +136,7 @@ impl Tried {
                     None => Ok(()),
                 }
             }
-            (Verdict::Record, letter) => {
+            (Reprocessed::Record, letter) => {
                 let Some((letter, topic)) = letter.as_ref().zip(self.topic()) else {
                     return Ok(());
                 };

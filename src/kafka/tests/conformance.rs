@@ -1,22 +1,33 @@
-//! What a lane sees of Kafka, in scenes that the simulated broker, librdkafka's mock cluster and a real Kafka play alike.
+//! Scenes in which the simulated broker, librdkafka's mock cluster and a real Kafka must behave alike.
 //!
-//! A scene drives the [`Broker`] trait and writes down what it answers and what a read_committed consumer sees then, in
-//! words that leave out what may differ from run to run. The simulation must be no kinder than the others: where a
-//! transcript differs, the simulation is mended. The tests here play the scenes with the simulation and the mock cluster;
-//! the integration tests include this file and play them with Kafka.
+//! A scene drives the [`Broker`] trait. Its transcript has the answers, and what a read_committed consumer sees afterwards, in
+//! words that leave out what may differ from run to run. The simulation must not be kinder than the others: where a transcript
+//! differs, the simulation is wrong. The unit tests play the scenes with the simulation and the mock cluster. The integration
+//! tests include this file and play them with Kafka.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use prometheus::Registry;
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::broker::{Broker, Connect, DeliveryError, Mode, Outgoing, Refused, Seq};
+use super::{
+    broker::{Broker, Connect, DeliveryError, Mode, Outgoing, RefusedRecords, Seq},
+    config::{self, Delivery},
+    metrics::Metrics,
+    producer::KafkaConnect,
+    stream::Stream,
+};
 
-/// What a scene's topic is like.
+/// How a scene's topic behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topic {
-    /// It takes all.
+pub enum Temper {
+    /// It takes everything.
     Kind,
-    /// It refuses records that are odd: their value says so, and they have no key.
+    /// It refuses odd records: their value says so, and they have no key.
     Refusing,
     /// It will be [forbidden](World::forbid).
     Forbidden,
@@ -24,50 +35,82 @@ pub enum Topic {
     Untimely,
 }
 
-/// A topic, and what connects lanes of it.
-pub struct Place<C> {
-    pub topic: String,
+/// A scene's topic, and what connects its lanes.
+pub struct SceneTopic<C> {
+    pub name: String,
     pub connect: C,
 }
 
-/// A cluster to play in.
+impl SceneTopic<KafkaConnect> {
+    /// A topic of a cluster that is reached with librdkafka.
+    pub fn of_cluster(name: String, bootstrap: &str, delivery: Delivery, runtime: &Handle) -> Self {
+        let settings = [
+            ("INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("KAFKA__BOOTSTRAP_SERVERS", bootstrap),
+        ];
+        let settings = settings.map(|(key, value)| (format!("CMC_BRIDGE__{key}"), value.to_owned()));
+        let kafka = config::Kafka {
+            delivery,
+            transaction_timeout: Duration::from_secs(60),
+            ..config::load(&[], settings.into_iter()).unwrap().config.kafka
+        };
+        let metrics = Metrics::new(&Registry::new(), &[], []).unwrap();
+        SceneTopic {
+            connect: KafkaConnect {
+                kafka: Arc::new(kafka),
+                stream: Stream::Bounces,
+                topic: name.clone(),
+                dead_letter_topic: name.clone(),
+                runtime: runtime.clone(),
+                sums: metrics.for_stream(Stream::Bounces).kafka,
+            },
+            name,
+        }
+    }
+}
+
+/// A cluster in which scenes are played.
 pub trait World {
     type Connect: Connect;
 
-    /// Whether a topic can be so, with odd records in these places.
-    fn can(&self, topic: Topic, odd: &[usize]) -> bool;
+    /// Whether a topic can behave like this, with odd records in these places.
+    fn can(&self, temper: Temper, odd: &[usize]) -> bool;
 
     /// Makes a topic with one partition.
-    fn make(&self, topic: Topic) -> Place<Self::Connect>;
+    fn make_topic(&self, temper: Temper) -> SceneTopic<Self::Connect>;
 
-    /// The bridge may not write to the topic any more.
-    fn forbid(&self, place: &Place<Self::Connect>);
+    /// Withdraws the bridge's right to write to the topic.
+    fn forbid(&self, topic: &SceneTopic<Self::Connect>);
+
+    /// Lets the topic take timestamps again. Kafka applies its limit to the markers of transactions, too, and such a transaction
+    /// hangs when a marker is refused.
+    fn take_timestamps(&self, topic: &SceneTopic<Self::Connect>);
 
     /// The values that a read_committed consumer sees.
-    fn read(&self, place: &Place<Self::Connect>) -> Vec<String>;
+    fn read(&self, topic: &SceneTopic<Self::Connect>) -> Vec<String>;
 }
 
-/// A scene that is being played.
+/// A scene under way.
 struct Scene<'a, W: World> {
     world: &'a W,
     transactional: bool,
-    place: Place<W::Connect>,
+    topic: SceneTopic<W::Connect>,
     seen: Vec<String>,
 }
 
 type Play<W> = fn(&mut Scene<'_, W>);
 
-/// A scene: its name, its topic, the places of odd records, what is done, and what is seen with transactions and without.
+/// A scene to play: its topic, the places of odd records, and the transcripts with transactions and without.
 struct Script<W: World> {
     name: &'static str,
-    topic: Topic,
+    temper: Temper,
     odd: &'static [usize],
     play: Play<W>,
     with: &'static [&'static str],
     without: &'static [&'static str],
 }
 
-/// Requests of many records are in flight at once while as many are sent.
+/// Enough records for several requests to be in flight while records are still being sent.
 const MANY: usize = 20_000;
 
 const ALL: &str = "20000 seen, in order";
@@ -78,7 +121,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
     [
         Script {
             name: "all is delivered",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: delivered,
             with: &["delivered", "committed", ALL, "position 7, \"v1 x\""],
@@ -86,7 +129,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "the first of many is refused",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[0],
             play: |scene| refused(scene, &[0]),
             with: &[AMONG, "nothing behind it seen", NONE],
@@ -94,7 +137,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "one in the middle is refused",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[7000],
             play: |scene| refused(scene, &[7000]),
             with: &[AMONG, "nothing behind it seen", NONE],
@@ -102,7 +145,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "two are refused, one record a request",
-            topic: Topic::Refusing,
+            temper: Temper::Refusing,
             odd: &[5, 20],
             play: one_by_one,
             with: &["refused, an odd one named", NONE],
@@ -110,7 +153,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "one is too large for the client",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: too_large,
             with: &["too large", "delivered", "committed", "10 seen, in order"],
@@ -118,7 +161,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "a second producer",
-            topic: Topic::Kind,
+            temper: Temper::Kind,
             odd: &[],
             play: fenced,
             with: &["delivered", "no position", "not committed", NONE],
@@ -126,7 +169,7 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "the right to write is withdrawn",
-            topic: Topic::Forbidden,
+            temper: Temper::Forbidden,
             odd: &[],
             play: forbidden,
             with: &["failed: authorization", NONE],
@@ -134,25 +177,25 @@ fn scripts<W: World>() -> [Script<W>; 8] {
         },
         Script {
             name: "timestamps are refused",
-            topic: Topic::Untimely,
+            temper: Temper::Untimely,
             odd: &[],
             play: untimely,
             with: &["untimely", NONE, "delivered", "committed", ALL],
-            // librdkafka says of several bad timestamps in a request only that their records are invalid.
+            // When several records of a request have bad timestamps, librdkafka says only that they are invalid.
             without: &["refused, none named", "delivered", ALL],
         },
     ]
 }
 
-/// Plays all scenes that the world can, and compares what is seen with what is expected; how many.
+/// Plays all scenes that are possible in the world, and compares the transcripts. Gives the number of scenes.
 pub fn play<W: World>(world: &W, transactional: bool) -> usize {
     let mut played = 0;
     for script in scripts::<W>() {
-        if world.can(script.topic, script.odd) {
+        if world.can(script.temper, script.odd) {
             let mut scene = Scene {
                 world,
                 transactional,
-                place: world.make(script.topic),
+                topic: world.make_topic(script.temper),
                 seen: Vec::new(),
             };
             (script.play)(&mut scene);
@@ -191,9 +234,9 @@ impl<W: World> Scene<'_, W> {
     fn producer(&self, group: Uuid, mode: Mode) -> <W::Connect as Connect>::Broker {
         let until = deadline();
         loop {
-            match self.place.connect.connect(group, mode) {
+            match self.topic.connect.connect(group, mode) {
                 Ok(broker) => return broker,
-                // A new topic or coordinator is not ready at once.
+                // A new topic or coordinator takes a moment to be ready.
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
         }
@@ -201,8 +244,8 @@ impl<W: World> Scene<'_, W> {
 
     fn put(&self, broker: &mut impl Broker, value: &str) -> Result<(), DeliveryError> {
         let outgoing = Outgoing {
-            topic: &self.place.topic,
-            // A compacted topic refuses odd ones, for they have no key.
+            topic: &self.topic.name,
+            // A compacted topic refuses odd records, because they have no key.
             key: (!value.starts_with("odd")).then_some(b"key"),
             headers: &[("name", b"value")],
             value: value.as_bytes(),
@@ -210,7 +253,7 @@ impl<W: World> Scene<'_, W> {
         broker.send(outgoing, deadline())
     }
 
-    /// Begins, sends so many records with odd ones in these places, and waits for them.
+    /// Begins, sends this many records with odd ones in these places, and waits for their deliveries.
     fn send(&self, broker: &mut impl Broker, records: usize, odd: &[usize]) -> Result<(), DeliveryError> {
         broker.begin()?;
         for number in 0..records {
@@ -226,7 +269,9 @@ impl<W: World> Scene<'_, W> {
             Err(DeliveryError::Untimely(_)) => "untimely".to_owned(),
             Err(DeliveryError::Late(_)) => "late".to_owned(),
             Err(DeliveryError::Failed(error)) => format!("failed: {}", error.reason.label()),
-            Err(DeliveryError::Refused(Refused { named: false, .. })) => "refused, none named".to_owned(),
+            Err(DeliveryError::Refused(RefusedRecords { named: false, .. })) => {
+                "refused, none named".to_owned()
+            }
             Err(DeliveryError::Refused(refused)) => format!("refused, {} named", refused.records.len()),
         });
     }
@@ -250,7 +295,7 @@ impl<W: World> Scene<'_, W> {
     }
 
     fn count(&mut self) {
-        let values = self.world.read(&self.place);
+        let values = self.world.read(&self.topic);
         let order = if values.is_sorted() {
             "in order"
         } else {
@@ -279,13 +324,13 @@ fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
         return scene.outcome(&sent);
     };
     drop(broker);
-    // It may not be known at all which ones.
+    // Perhaps nothing is known about which ones.
     let among = |odd: &usize| refused.records.iter().any(|(number, _)| number == odd);
     match refused.records.is_empty() || odd.iter().all(among) {
         true => scene.see(AMONG),
         false => scene.outcome(&sent),
     }
-    let values = scene.world.read(&scene.place);
+    let values = scene.world.read(&scene.topic);
     let before: Vec<String> = (0..odd[0]).map(|number| value(number, &[])).collect();
     let delivered = refused.delivered.iter();
     let said = |number: &usize| values.contains(&value(*number, &[]));
@@ -310,7 +355,7 @@ fn one_by_one<W: World>(scene: &mut Scene<'_, W>) {
     let mut broker = scene.producer(Uuid::new_v4(), Mode::OneByOne);
     let sent = scene.send(&mut broker, 40, &odd);
     match &sent {
-        Err(DeliveryError::Refused(Refused {
+        Err(DeliveryError::Refused(RefusedRecords {
             records, named: true, ..
         })) => {
             let numbers: Vec<usize> = records.iter().map(|(number, _)| *number).collect();
@@ -350,7 +395,7 @@ fn fenced<W: World>(scene: &mut Scene<'_, W>) {
     let sent = scene.send(&mut first, 10, &[]);
     scene.outcome(&sent);
     if scene.transactional {
-        // The open transaction of the first is over when the position is read.
+        // Reading the position waits until the open transaction of the first is over.
         let mut second = scene.producer(group, Mode::Batched);
         scene.position(&mut second);
         scene.commit(&mut first);
@@ -361,7 +406,7 @@ fn fenced<W: World>(scene: &mut Scene<'_, W>) {
 
 fn forbidden<W: World>(scene: &mut Scene<'_, W>) {
     let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
-    scene.world.forbid(&scene.place);
+    scene.world.forbid(&scene.topic);
     let sent = scene.send(&mut broker, MANY, &[]);
     scene.outcome(&sent);
     drop(broker);
@@ -380,6 +425,7 @@ fn untimely<W: World>(scene: &mut Scene<'_, W>) {
     broker.omit_timestamps();
     let sent = scene.send(&mut broker, MANY, &[]);
     scene.outcome(&sent);
+    scene.world.take_timestamps(&scene.topic);
     scene.commit(&mut broker);
     drop(broker);
     scene.count();

@@ -1,11 +1,11 @@
-//! A dead letter tried again: what it becomes by the parser, limits and streams of today.
+//! Reprocesses a dead letter: what it becomes with today's parser, limits and streams.
 //!
-//! A body goes through the server's own code, from its content type to its records. A piece of a webhook goes the same way in
-//! a webhook made of it alone, with the event type, composition and place that its letter tells. A refused record goes to
-//! its topic as it was.
+//! A body goes through the server's own code, from its content type to its records. A piece of a webhook goes the same way, in
+//! a webhook made of it alone, with the event type, composition and member that its letter names. A refused record goes to its
+//! topic as it was.
 //!
-//! A letter stays dead when nothing of it became an event, and also when what it would become were not what was sent: a text
-//! that may have been cut stands in its way, or `*` that overwrote a credential would stand in a record.
+//! A letter stays dead when none of it becomes an event, and also when an event would not be what was sent: because a text
+//! in the letter's headers may have been cut, or because a record would contain the `*` that overwrote a credential.
 
 use std::borrow::Cow;
 
@@ -22,15 +22,15 @@ use crate::{
 
 /// What a letter becomes.
 #[derive(Debug)]
-pub enum Verdict {
-    /// It is understood: these events, possibly none, and new dead letters of what still is not.
+pub enum Reprocessed {
+    /// It is understood. It becomes these events, possibly none, and new dead letters of what is still not understood.
     Understood {
         events: Option<(Stream, Batch)>,
         dead_letters: Option<Batch>,
-        /// How many dead letters those records are.
+        /// How many letters those records are.
         letters: usize,
     },
-    /// A record that was refused, to be tried again as the letter tells it.
+    /// A refused record, to be sent again as it was.
     Record,
     Dead(Dead),
 }
@@ -38,9 +38,9 @@ pub enum Verdict {
 /// Why a letter stays dead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dead {
-    /// A reason's name, or a word of this module's.
+    /// The name of a [`Reason`], or a word of the replay's own.
     pub reason: &'static str,
-    /// For a human; empty when the reason says all.
+    /// For a human; empty when the reason says it all.
     pub detail: Cow<'static, str>,
 }
 
@@ -53,26 +53,26 @@ impl Dead {
     }
 }
 
-/// Tries a letter again.
-pub fn again(letter: &Letter, rules: &Rules) -> Verdict {
-    let verdict = match letter.reason.scope() {
+/// Reprocesses a letter.
+pub fn reprocess(letter: &Letter, rules: &Rules) -> Reprocessed {
+    let result = match letter.reason.scope() {
         Scope::Broker if letter.topic.is_none() => Err(lacks("topic")),
-        Scope::Broker => Ok(Verdict::Record),
+        Scope::Broker => Ok(Reprocessed::Record),
         Scope::Body => body(letter, rules),
         Scope::Element => piece(letter, rules),
     };
-    verdict.unwrap_or_else(Verdict::Dead)
+    result.unwrap_or_else(Reprocessed::Dead)
 }
 
-fn body(letter: &Letter, rules: &Rules) -> Result<Verdict, Dead> {
+fn body(letter: &Letter, rules: &Rules) -> Result<Reprocessed, Dead> {
     let content_type = letter.content_type.as_deref().map(whole).transpose()?;
     understand(letter, &letter.value, content_type, rules)
 }
 
-fn piece(letter: &Letter, rules: &Rules) -> Result<Verdict, Dead> {
+fn piece(letter: &Letter, rules: &Rules) -> Result<Reprocessed, Dead> {
     let event_type = letter.event_type.as_deref().ok_or_else(|| lacks("event type"))?;
     let composition = letter.server_composition.as_deref();
-    // No composition that was let through is long enough to have been cut.
+    // A composition that was accepted is never long enough to have been cut.
     let composition = composition.ok_or_else(|| lacks("server composition"))?;
     let member = letter.member.as_deref().ok_or_else(|| lacks("member"))?;
     let member = whole(member)?;
@@ -93,13 +93,13 @@ fn piece(letter: &Letter, rules: &Rules) -> Result<Verdict, Dead> {
         r#"{{"event_type":{list},"server_composition":{},{members}}}"#,
         json!(composition)
     );
-    let verdict = understand(letter, webhook.as_bytes(), Some("application/json"), rules)?;
-    match &verdict {
-        Verdict::Understood {
+    let result = understand(letter, webhook.as_bytes(), Some("application/json"), rules)?;
+    match &result {
+        Reprocessed::Understood {
             events: Some((_, batch)),
             dead_letters: None,
             ..
-        } if batch.events() == 1 => Ok(verdict),
+        } if batch.events() == 1 => Ok(result),
         _ => Err(Dead::new(letter.reason.name(), "it is no single event")),
     }
 }
@@ -110,14 +110,14 @@ fn understand(
     body: &[u8],
     content_type: Option<&str>,
     rules: &Rules,
-) -> Result<Verdict, Dead> {
+) -> Result<Reprocessed, Dead> {
     let request = cmc::Request {
         received_at_micros: letter.received_at_micros,
         path: letter.path.as_deref().unwrap_or_default(),
         content_type,
         body,
     };
-    // Bytes that are no text came to the letter as U+FFFD, which is none of the content types that are taken either.
+    // The letter has U+FFFD for bytes that are no text. No content type that is accepted contains it.
     let header = content_type.map(|text| HeaderValue::from_bytes(text.as_bytes()));
     let header = header
         .transpose()
@@ -138,14 +138,14 @@ fn understand(
             return Err(Dead::new("masked", "credentials were overwritten in an event"));
         }
     }
-    Ok(Verdict::Understood {
+    Ok(Reprocessed::Understood {
         events,
         dead_letters,
         letters: split.failures.len(),
     })
 }
 
-/// Whether a value has as many `*` in a row as the shortest credential that is overwritten anywhere.
+/// Whether a value has as many `*` in a row as the shortest credential that is overwritten.
 fn holds_asterisks(batch: &Batch) -> bool {
     let view = BatchView::decode(batch.bytes());
     view.is_ok_and(|view| {
@@ -157,9 +157,9 @@ fn holds_asterisks(batch: &Batch) -> bool {
     })
 }
 
-/// A text that is certainly as it came.
+/// A text that is certainly complete.
 fn whole(text: &str) -> Result<&str, Dead> {
-    /// A text is cut before a character of up to four bytes.
+    /// A cut falls before a character of up to four bytes.
     const SHORTEST_CUT: usize = MAX_TEXT - 3;
     match text.len() < SHORTEST_CUT {
         true => Ok(text),
@@ -207,10 +207,10 @@ mod tests {
 
     /// The values of the events, the number of new dead letters; or why it stays dead.
     fn tried(letter: &Letter, rules: &Rules) -> Result<(Vec<String>, usize), &'static str> {
-        match again(letter, rules) {
-            Verdict::Dead(dead) => Err(dead.reason),
-            Verdict::Record => Ok((Vec::new(), 0)),
-            Verdict::Understood { events, letters, .. } => {
+        match reprocess(letter, rules) {
+            Reprocessed::Dead(dead) => Err(dead.reason),
+            Reprocessed::Record => Ok((Vec::new(), 0)),
+            Reprocessed::Understood { events, letters, .. } => {
                 let values = events.map_or_else(Vec::new, |(_, batch)| {
                     let view = BatchView::decode(batch.bytes()).unwrap();
                     assert_eq!(view.received_at_micros, letter.received_at_micros);

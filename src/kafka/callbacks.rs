@@ -1,0 +1,126 @@
+//! What librdkafka calls back: log lines, errors, statistics and delivery reports.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use rdkafka::{
+    ClientContext, Message,
+    config::RDKafkaLogLevel,
+    consumer::ConsumerContext,
+    error::KafkaError,
+    producer::{DeliveryResult, ProducerContext},
+    types::RDKafkaErrorCode as Code,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    deliveries::{Deliveries, UndeliveredRecord},
+    explain::LastError,
+    statistics::Statistics,
+};
+use crate::{metrics::KafkaSums, stream::Stream};
+
+/// The callbacks of the clients of one lane or tool, and what they have collected.
+#[derive(Clone)]
+pub struct Callbacks {
+    stream: Stream,
+    pub last_error: Arc<LastError>,
+    pub deliveries: Arc<Deliveries>,
+    /// `None` for a tool.
+    statistics: Option<Arc<Statistics>>,
+    heard: Arc<AtomicU64>,
+}
+
+impl Callbacks {
+    /// Callbacks of a lane's clients, whose statistics are added to these sums.
+    pub fn of_lane(stream: Stream, sums: KafkaSums) -> Callbacks {
+        Callbacks {
+            statistics: Some(Arc::new(Statistics::new(sums))),
+            ..Callbacks::uncounted(stream)
+        }
+    }
+
+    /// Callbacks of a tool's clients, which no metric counts.
+    pub fn uncounted(stream: Stream) -> Callbacks {
+        Callbacks {
+            stream,
+            last_error: Arc::default(),
+            deliveries: Arc::default(),
+            statistics: None,
+            heard: Arc::default(),
+        }
+    }
+
+    /// How many log lines and errors there have been.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+        let stream = self.stream;
+        self.heard.fetch_add(1, Ordering::Relaxed);
+        let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
+        // To librdkafka it is no error when a broker hangs up. A broker that does so at the first request may want TLS.
+        if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
+            let said = format!("{said} (does this port want TLS?)");
+            self.last_error.set(Code::BrokerTransportFailure, &said);
+        }
+        // Nor is it one when librdkafka can't parse an answer: it asks again.
+        if fac == "PROTOERR" {
+            self.last_error.set(Code::BadMessage, said);
+        }
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => {
+                // An error that matters blocks the lane, which logs its cause and cure. These lines repeat every second.
+                info!(target: "librdkafka", %stream, fac, "{text}");
+            }
+            _ => debug!(target: "librdkafka", %stream, fac, "{text}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+        debug!(target: "librdkafka", stream = %self.stream, %error, "{reason}");
+        if let Some(code) = error.rdkafka_error_code() {
+            self.last_error.set(code, reason);
+        }
+        if matches!(error, KafkaError::Global(Code::Fatal)) {
+            warn!(stream = %self.stream, "the producer has failed for good and is replaced: {reason}");
+            self.deliveries.fail();
+        }
+    }
+
+    fn stats_raw(&self, json: &[u8]) {
+        if let Some(statistics) = &self.statistics {
+            statistics.take(json);
+        }
+    }
+}
+
+impl ConsumerContext for Callbacks {}
+
+impl ProducerContext for Callbacks {
+    /// The record's number in its transaction.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        match result {
+            Ok(message) => {
+                debug_assert!(message.offset() >= 0);
+                self.deliveries.delivered();
+            }
+            Err((error, message)) => self.deliveries.failed(UndeliveredRecord {
+                number,
+                partition: (message.topic().to_owned(), message.partition()),
+                error: error.clone(),
+            }),
+        }
+    }
+}

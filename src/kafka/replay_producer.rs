@@ -1,0 +1,207 @@
+//! Writes the records of a replay, together with the new positions of its group, in one transaction.
+//!
+//! The transactional id is `<kafka.id_prefix>.replay.<group>`. A producer that begins ends the open transaction of every
+//! other one of its group and shuts it out; the positions are read only after that. So two replays of one group never
+//! deliver the same letter, and one that is killed leaves all or nothing of its last transaction.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{Offset, TopicPartitionList, admin::AdminClient};
+use tokio::runtime::Handle;
+
+use super::{
+    broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing, TopicRules},
+    callbacks::Callbacks,
+    letter_reader::LetterReader,
+    producer::{KafkaBroker, foreseen},
+    properties,
+    session::{CommittedOffsets, Session},
+    topics::{self, RulesByTopic},
+};
+use crate::stream::Stream;
+
+/// Writes transactions with positions of a [`LetterReader`]'s group. After an error it can't go on until
+/// [`ReplayProducer::begin_anew`].
+pub struct ReplayProducer {
+    session: Session,
+    broker: KafkaBroker,
+    mode: Mode,
+    topics: KnownTopics,
+}
+
+/// What topics take. Each is asked for once.
+struct KnownTopics {
+    admin: AdminClient<Callbacks>,
+    runtime: Handle,
+    /// `None`: the topic does not exist.
+    rules: BTreeMap<String, Option<TopicRules>>,
+}
+
+impl ReplayProducer {
+    /// Begins as the producer of the reader's group, and shuts out every other one.
+    ///
+    /// # Errors
+    /// The cluster can't be reached, or refuses a right.
+    pub fn begin(
+        reader: &LetterReader,
+        topics: &[&str],
+        runtime: &Handle,
+    ) -> Result<ReplayProducer, BrokerError> {
+        let mut known = KnownTopics {
+            admin: reader.session.client(&properties::base(&reader.session))?,
+            runtime: runtime.clone(),
+            rules: BTreeMap::new(),
+        };
+        for topic in topics {
+            known.look_up(reader, topic)?;
+        }
+        let (session, broker) = start(reader, &known, Mode::Batched)?;
+        Ok(ReplayProducer {
+            session,
+            broker,
+            mode: Mode::Batched,
+            topics: known,
+        })
+    }
+
+    /// Gives up the open transaction and begins again, with the topics' rules as they are now. Another replay may have been
+    /// at work in between: compare the positions.
+    ///
+    /// # Errors
+    /// As [`ReplayProducer::begin`].
+    pub fn begin_anew(&mut self, reader: &LetterReader, mode: Mode) -> Result<(), BrokerError> {
+        for topic in std::mem::take(&mut self.topics.rules).into_keys() {
+            self.topics.look_up(reader, &topic)?;
+        }
+        (self.session, self.broker) = start(reader, &self.topics, mode)?;
+        self.mode = mode;
+        Ok(())
+    }
+
+    /// How records are sent.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// A topic's rules; `None` when the topic does not exist.
+    ///
+    /// # Errors
+    /// The cluster gives no answer.
+    pub fn topic(&mut self, reader: &LetterReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+        let rules = self.topics.look_up(reader, topic)?;
+        Ok(rules.map(|rules| foreseen(rules, &self.session.kafka)))
+    }
+
+    /// From now on records have no timestamp.
+    pub fn omit_timestamps(&mut self) {
+        self.broker.omit_timestamps();
+    }
+
+    /// When a transaction that begins now must be over.
+    pub fn deadline(&self) -> Instant {
+        let limit: Duration = self.session.kafka.transaction_timeout * 2 / 3;
+        Instant::now() + self.broker.stretch(limit)
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// This producer has failed, or another replay of the group has begun.
+    pub fn begin_transaction(&mut self) -> Result<(), BrokerError> {
+        self.broker.begin().map_err(judge(&self.session))
+    }
+
+    /// Sends a record. Records are numbered from 0 in their transaction.
+    ///
+    /// # Errors
+    /// As [`Broker::send`].
+    pub fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
+        let sent = self.broker.send(record, deadline);
+        sent.map_err(judge_delivery(&self.session))
+    }
+
+    /// Waits until everything is delivered, and commits it with these positions.
+    ///
+    /// # Errors
+    /// As [`Broker::delivered`] and [`Broker::commit`].
+    pub fn commit(&mut self, positions: &CommittedOffsets, deadline: Instant) -> Result<(), DeliveryError> {
+        let delivered = self.broker.delivered(deadline);
+        delivered.map_err(judge_delivery(&self.session))?;
+        let mut offsets = TopicPartitionList::new();
+        for (partition, (offset, metadata)) in positions {
+            offsets
+                .add_partition_offset(&self.session.topic, *partition, Offset::Offset(*offset))
+                .map_err(self.session.failed("name the position"))?;
+            if let Some(mut found) = offsets.find_partition(&self.session.topic, *partition) {
+                found.set_metadata(metadata);
+            }
+        }
+        let committed = self.broker.commit_offsets(offsets, deadline);
+        Ok(committed.map_err(judge(&self.session))?)
+    }
+}
+
+fn judge_delivery(session: &Session) -> impl Fn(DeliveryError) -> DeliveryError {
+    move |error| match error {
+        DeliveryError::Failed(error) => judge(session)(error).into(),
+        other => other,
+    }
+}
+
+/// Explains a fence as what it is here: for a lane the explanation speaks of copies of the spool.
+fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
+    move |error| match error.reason {
+        BlockReason::Fenced => another_replay(&session.group),
+        _ => error,
+    }
+}
+
+/// The error when another replay of the group has begun.
+pub fn another_replay(group: &str) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Fenced,
+        message: format!(
+            "another replay with {group} has begun, or a transaction took longer than kafka.transaction_timeout. Nothing was \
+             delivered twice; what is not replayed is left to the other one, or to the next"
+        ),
+    }
+}
+
+fn start(
+    reader: &LetterReader,
+    topics: &KnownTopics,
+    mode: Mode,
+) -> Result<(Session, KafkaBroker), BrokerError> {
+    let session = Session {
+        group: format!(
+            "{}.replay.{}",
+            reader.session.kafka.id_prefix, reader.session.group
+        ),
+        callbacks: Callbacks::uncounted(Stream::DeadLetters),
+        ..reader.session.clone()
+    };
+    let broker = KafkaBroker::start(session.clone(), topics.rules(), mode, reader.group_metadata())?;
+    Ok((session, broker))
+}
+
+impl KnownTopics {
+    fn rules(&self) -> RulesByTopic {
+        let known = self.rules.iter();
+        known
+            .filter_map(|(topic, rules)| Some((topic.clone(), (*rules)?)))
+            .collect()
+    }
+
+    fn look_up(&mut self, reader: &LetterReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+        if let Some(known) = self.rules.get(topic) {
+            return Ok(*known);
+        }
+        let exists = reader.exists(topic)?;
+        let rules = exists.then(|| topics::rules(&self.admin, &self.runtime, &[topic]).of(topic));
+        self.rules.insert(topic.to_owned(), rules);
+        Ok(rules)
+    }
+}
