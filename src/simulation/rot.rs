@@ -11,7 +11,7 @@ use crate::{
     simulation::disk::SimDisk,
     spool::{
         Durability,
-        tests::harness::{HEADER, records, repair},
+        tests::harness::{HEADER, records, repair, stored_position},
     },
     stream::Stream,
 };
@@ -96,7 +96,18 @@ fn rot_what_is_stored_twice(world: &World, disk: &SimDisk, stream: Stream) -> Op
         4..6 if there => {
             let slot = world.pick(&[0, 512]);
             let copy = world.pick(&[0, 4096]);
+            let before = stored_position(disk, &dir);
             flip(world, disk, &checkpoint, slot + copy + world.below(40));
+            // A store that a crash tore may have left its position in this copy alone.
+            if before.is_some_and(|before| before.wrong.is_none()) {
+                let after = stored_position(disk, &dir);
+                if after.map(|after| after.position) != before.map(|before| before.position) {
+                    violated!(
+                        "damage",
+                        "one rotten copy changes the position of {stream}: {after:?}"
+                    );
+                }
+            }
         }
         6 if there && !world.plan.expiry => {
             // Both copies of one slot: only Kafka knows what was delivered last.

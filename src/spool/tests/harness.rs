@@ -21,6 +21,7 @@ use crate::spool::{
     AppendError, Appender, Backlog, Damage, Durability, LogMetrics, LogOptions, Manifest, ReadError,
     SegmentId, Seq, SpoolError, StoredBatch,
     appender::Pending,
+    checkpoint::{self, StoredPosition},
     log::LogWriter,
     next_segment::Preparer,
     record::{self, Checksum, RecordKind},
@@ -283,6 +284,12 @@ pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, 
         disk.put_in_place(&work, &options.dir);
     }
     Ok(repaired)
+}
+
+/// What the checkpoint of the log in `dir` holds.
+pub fn stored_position(disk: &SimDisk, dir: &Path) -> Option<StoredPosition> {
+    let log_id = Manifest::read(&*disk.mount(), dir).unwrap()?.log_id.into_bytes();
+    checkpoint::read(&*disk.mount(), dir, log_id).unwrap()
 }
 
 /// Where a valid record stands in its segment.
