@@ -1,11 +1,11 @@
-//! The operators' side, on a port of its own: metrics, probes and a page to look at.
+//! The operators' port: metrics, probes, and a status page.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200; touches nothing |
 //! | `/readyz` | 200 when a webhook can be made durable, else 503 with the reason ([`health`]) |
 //! | `/metrics` | Prometheus text format ([`crate::metrics`], [`books`]) |
-//! | `/status`, and `/` leads there | a page for people ([`status`]); `?refresh=off` keeps it still |
+//! | `/status`, to which `/` redirects | a page for people ([`status`]); `?refresh=off` keeps it still |
 //! | `/status.json` | the same for scripts |
 //!
 //! Other paths are 404, methods other than GET and HEAD 405. It has no credentials: it shows counts, names and the texts of errors, never
@@ -15,16 +15,21 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`answers`] | what each path answers |
 //! | [`books`] | the books as metrics, one snapshot a scrape |
 //! | [`health`] | readiness |
-//! | [`history`] | samples of the last minutes, and the rates between them |
+//! | [`rates`] | rates of the last minutes |
 //! | [`server`] | its HTTP server, on a thread and runtime of its own |
 //! | [`status`] | what the status page shows, as data and JSON |
 
+mod answers;
 pub mod books;
 pub mod health;
-mod history;
+mod rates;
 mod server;
 mod status;
 
-pub use server::{Server, Serving, Sources};
+pub use self::{
+    answers::Sources,
+    server::{AdminServer, RunningAdminServer},
+};

@@ -5,7 +5,7 @@
 //! backlog is the difference of two running totals in the spool's records. Writer and lane each make one change under the
 //! lock per commit; a scrape copies everything at once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
 
 use crate::stream::Tally;
 
@@ -52,13 +52,13 @@ impl Balance {
 impl Books {
     /// The books at this instant.
     pub fn snapshot(&self) -> Balance {
-        self.lock().clone()
+        self.0.lock().clone()
     }
 
     /// The log was opened: `durable_total` events were ever made durable in it, and those before `position_total` are known to
     /// be in Kafka.
     pub fn opened(&self, durable_total: u64, position_total: u64, oldest_micros: Option<i64>) {
-        *self.lock() = Balance {
+        *self.0.lock() = Balance {
             recovered: durable_total.saturating_sub(position_total),
             durable_total,
             position_total,
@@ -69,7 +69,7 @@ impl Books {
 
     /// A commit with the events of `tally` is durable; the first of them was received at this time.
     pub fn accepted(&self, tally: &Tally, received_micros: i64) {
-        let mut books = self.lock();
+        let mut books = self.0.lock();
         for (sum, n) in books.accepted.iter_mut().zip(tally.counts()) {
             *sum += u64::from(*n);
         }
@@ -81,7 +81,7 @@ impl Books {
 
     /// The lane learnt that a previous process had delivered everything before `position_total`.
     pub fn found_delivered(&self, position_total: u64, oldest_micros: Option<i64>) {
-        let mut books = self.lock();
+        let mut books = self.0.lock();
         let step = position_total.saturating_sub(books.position_total);
         let before = step.min(books.recovered);
         books.recovered -= before;
@@ -91,16 +91,11 @@ impl Books {
 
     /// Kafka committed a transaction that moves the position to `position_total`.
     pub fn advanced(&self, position_total: u64, delivered: u64, diverted: u64, oldest_micros: Option<i64>) {
-        let mut books = self.lock();
+        let mut books = self.0.lock();
         books.delivered += delivered;
         books.diverted += diverted;
         books.move_to(position_total, oldest_micros);
         debug_assert!(books.balanced(), "{books:?}");
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Balance> {
-        // Each change is a few additions that can't panic, so a poisoned lock is still consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

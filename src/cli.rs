@@ -1,126 +1,122 @@
-//! The command line.
+//! The command line: one file for each command, with a folder when it has parts of its own.
 //!
 //! # Files
 //!
-//! | file | what it is |
+//! | command | what it does |
 //! |---|---|
-//! | [`check`] | check: is the configuration right, what would run |
-//! | [`completions`] | completions |
-//! | [`config_show`] | config show |
-//! | [`credentials`] | what it presents |
-//! | [`dead_letters`] | dead-letters: its subcommands |
-//! | [`dev`] | dev: with an embedded broker, printing events |
-//! | [`excerpt`] | a place in a text, with the text around it |
-//! | [`explain`] | explain: what a body would become, by ingest's own code |
-//! | [`output`] | standard output that may be closed |
-//! | [`post`] | posts webhooks on a connection |
-//! | [`progress`] | a progress bar |
-//! | [`recipe`] | webhooks made to order |
-//! | [`records`] | records in print, text or JSON; of dev, too |
-//! | [`samples`] | the webhooks that dev posts |
-//! | [`send_sample`] | send-sample: posts many webhooks, sums up the answers |
-//! | [`serve`] | serve: the bridge until SIGTERM |
-//! | [`spool`] | spool: its subcommands |
-//! | [`tap`] | tap: prints the topics' events as they come |
+//! | [`check`] | checks the configuration and says what would run |
+//! | [`completions`] | prints a shell's completion script |
+//! | [`config_show`] | `config show`: prints every key with its value and origin |
+//! | [`dead_letters`] | lists and replays dead letters |
+//! | [`dev`] | runs the bridge with an embedded broker and prints the events |
+//! | [`explain`] | says what a webhook's body would become |
+//! | [`send_sample`] | posts many webhooks and sums up the answers |
+//! | [`serve`] | runs the bridge until SIGTERM |
+//! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
+//! | [`tap`] | prints the records of the topics as they arrive |
+//!
+//! | what they share | what it is |
+//! |---|---|
+//! | [`config_args`] | `--config` |
+//! | [`exit`] | exit codes: how each error ends the process |
+//! | [`output`] | standard output that may be closed, and lines on standard error |
+//! | [`percentile`](mod@percentile) | percentiles |
+//! | [`progress_bar`] | a progress bar on standard error |
+//! | [`records`] | prints Kafka records as text or JSON |
+//! | [`signals`] | SIGINT and SIGTERM |
+//! | `stream_name` | streams by name on the command line |
 
 pub mod check;
 pub mod completions;
+mod config_args;
 pub mod config_show;
-mod credentials;
 pub mod dead_letters;
 pub mod dev;
-mod excerpt;
+pub mod exit;
 pub mod explain;
 pub mod output;
-mod post;
-mod progress;
-mod recipe;
+mod percentile;
+mod progress_bar;
 mod records;
-mod samples;
 pub mod send_sample;
 pub mod serve;
+mod signals;
 pub mod spool;
+mod stream_name;
 pub mod tap;
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand};
-
-use crate::config::{self, ConfigError, Loaded};
-
-/// Takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+/// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "cmc-bridge", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "cmc-bridge", version, about = ABOUT, arg_required_else_help = true, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
-const AFTER_HELP: &str = "\
-Configuration: built-in defaults, then the files named by --config in their order, then environment variables:
-CMC_BRIDGE__ and the key in upper case, __ for each dot (CMC_BRIDGE__INGEST__LISTEN is ingest.listen).
-config/default.toml shows and explains every key.
+const ABOUT: &str = "\
+Receives the webhooks of Customers Mail Cloud, a mail delivery service, and delivers each mail's event to Apache Kafka
+exactly once. A webhook is answered with 200 only when its events are on disk, so they survive crashes and outages of Kafka.";
 
-Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or file error,
-78 configuration refused.";
+const AFTER_HELP: &str = "\
+Try it without Kafka: cmc-bridge dev --sample
+
+Configuration comes from the built-in defaults, then the files given with --config in order, then environment variables.
+A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
+config/default.toml lists and explains every key.
+
+Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
+file error, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Receive webhooks and deliver their events to Kafka, until SIGTERM
+    /// Receive webhooks and deliver their events to Kafka until SIGTERM
+    #[command(after_help = serve::AFTER_HELP)]
     Serve(serve::ServeArgs),
-    /// Try it out on this machine: no Kafka and no credentials needed
+    /// Try the bridge on this machine, without Kafka or credentials
+    #[command(after_help = dev::AFTER_HELP)]
     Dev(dev::DevArgs),
-    /// Validate the configuration and show what would run, without starting anything
+    /// Check the configuration and show what would run, without starting anything
     ///
-    /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, with 78 if not.
+    /// Opens no port and writes nothing. Exits with 0 if `serve` would accept the configuration, otherwise with 78.
+    #[command(after_help = check::AFTER_HELP)]
     Check(check::CheckArgs),
-    /// Look at the configuration
+    /// Show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Post sample webhooks to a bridge, as Customers Mail Cloud would
+    /// Post sample webhooks to a bridge, as Customers Mail Cloud does
     #[command(after_help = send_sample::AFTER_HELP)]
     SendSample(send_sample::SendSampleArgs),
-    /// Print the events of the topics as they come
+    /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
-    /// Say what a webhook's body would become, or what is wrong with it and where
+    /// Show what a webhook's body would become, or what is wrong with it and where
     #[command(after_help = explain::AFTER_HELP)]
     Explain(explain::ExplainArgs),
-    /// Look into a spool, save, deliver or repair what is in it
+    /// List, verify, export, deliver or repair the contents of a spool
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
-    /// List dead letters, and deliver those that are understood by now
+    /// List dead letters, or replay them and deliver what is understood now
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print every key with its value and where that came from, as TOML; secrets are redacted
+    /// Print every key with its value and origin, as TOML; secrets are redacted
     Show(config_show::ShowArgs),
-}
-
-/// Where the configuration comes from.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ConfigArgs {
-    /// Configuration file (TOML); may be repeated, later files win key by key
-    #[arg(long = "config", short = 'c', value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-}
-
-impl ConfigArgs {
-    /// Loads the files and this process's environment.
-    pub fn load(&self) -> Result<Loaded, ConfigError> {
-        config::load(&self.files, config::environment()?.into_iter())
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::path::PathBuf;
+
+    use clap::{CommandFactory, ValueEnum};
+    use clap_complete::Shell;
 
     use super::*;
 
@@ -146,5 +142,29 @@ mod tests {
         };
         assert!(args.listen.ip().is_loopback() && args.admin_listen.ip().is_loopback());
         assert!(args.sample);
+    }
+
+    #[test]
+    fn every_shell_learns_the_commands() {
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            let args = completions::CompletionsArgs { shell: *shell };
+            completions::run(&args, Cli::command(), &mut script).unwrap();
+            let script = String::from_utf8(script).unwrap();
+            for word in ["serve", "send-sample", "tap", "explain", "from-beginning"] {
+                assert!(script.contains(word), "{shell}: no {word}");
+            }
+        }
+    }
+
+    #[test]
+    fn streams_have_both_spellings() {
+        for name in ["dead-letters", "dead_letters"] {
+            let cli = Cli::try_parse_from(["cmc-bridge", "tap", "--stream", name]).unwrap();
+            let Command::Tap(args) = cli.command else {
+                panic!("{cli:?}")
+            };
+            assert_eq!(args.stream, [crate::stream::Stream::DeadLetters]);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The monotonic clock, which the simulation replaces.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Now.
 pub fn now() -> Instant {
@@ -14,6 +14,12 @@ pub fn now() -> Instant {
 /// The time that has passed since `then`.
 pub fn since(then: Instant) -> Duration {
     now().saturating_duration_since(then)
+}
+
+/// The time of day, in microseconds since the Unix epoch.
+pub fn unix_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]

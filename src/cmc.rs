@@ -1,47 +1,53 @@
-//! The sender's format: a webhook's body becomes records.
+//! The sender's format: from a webhook's body to records.
 //!
-//! [`open`] reads a body once and answers three things apart: the `api_key`, which the caller must judge before anything
-//! else is done; the names by which a dead letter is told; and either an [`Envelope`] or how the body is [`Malformed`].
-//! [`split`] then makes one record for each message event and dead letters of what can't go on. A body that can't be
-//! opened, or whose content type is none of ours, becomes a dead letter as a whole by [`dead_letter_body`].
+//! [`open`] reads a body once and finds three things: the `api_key`, which the caller must judge before it does anything else;
+//! the names that identify a dead letter; and either an [`Envelope`] or why the body is [`Malformed`]. [`understand()`] then
+//! makes one record of each event, and dead letters of what can't become an event. A body that can't be opened, or whose
+//! content type is not supported, becomes a dead letter as a whole.
 //!
 //! ```text
 //! {"event_type": "deliveries", "server_composition": "pro", "api_key": "…",
 //!  "event": {"deliveries": [{…}, {…}, …]}}
 //! ```
 //!
-//! A form has the same members as fields; its `event` is the JSON text of the object. Rules:
+//! A form has the same members as fields; its `event` field holds the JSON text of the object. The rules:
 //!
-//! - The elements of `event[event_type]` are the events. They go on verbatim: a record's value is the element as it came,
-//!   with `event_type` and `server_composition` put first.
-//! - A body is malformed as a whole when it is no JSON or no form, when a member above is missing, of the wrong type or
-//!   repeated, and when it passes a limit: `ingest.max_events` elements (of all lists together), [`MAX_DEPTH`] levels in
-//!   an element, [`MAX_MEMBERS`] members of `event` or lists and objects beside it, [`MAX_COMPOSITION`] bytes of
+//! - The elements of `event[event_type]` are the events. They are passed on verbatim: the value of a record is the element as
+//!   received, with `event_type` and `server_composition` put first.
+//! - A body is malformed as a whole if it is neither JSON nor a form; if one of the members above is missing, repeated or of
+//!   the wrong type; or if it exceeds a limit: `ingest.max_events` elements (in all lists together), [`MAX_DEPTH`] levels in an
+//!   element, [`MAX_MEMBERS`] members of `event` or lists and objects beside it, [`MAX_COMPOSITION`] bytes of
 //!   `server_composition`.
-//! - A body of no enabled stream is a dead letter as a whole and not malformed; its `event` is not judged: not what it holds,
-//!   nor whether it is there.
-//! - Otherwise what can't go on becomes dead letters piece by piece, and the rest goes on: elements of other lists, members
-//!   of `event` that are no lists, lists and objects beside `event`, elements that are no objects, that have a member
-//!   `event_type` or `server_composition`, or that make too large a record.
-//! - Numbers, strings, `true`, `false` and `null` beside `event` are ignored, as are form fields that are no list or object.
+//! - A body whose `event_type` names no enabled stream is a dead letter as a whole, but not malformed. Its `event` is not
+//!   checked: neither its contents nor its presence.
+//! - Otherwise each piece that can't become an event becomes a dead letter, and the rest goes on. Such pieces are elements of
+//!   other lists; members of `event` that are not lists; lists and objects beside `event`; and elements that are not objects,
+//!   that have a member `event_type` or `server_composition`, or whose record would be too large.
+//! - Numbers, strings, `true`, `false` and `null` beside `event` are ignored, and so are form fields that hold neither a list
+//!   nor an object.
 //!
-//! The `api_key` is found whenever a JSON body is valid JSON, and whenever the form's field decodes, whatever else is wrong.
-//! No error text has it, and nothing that is stored: see [`mask()`].
+//! The `api_key` is found in every body that is valid JSON, and in every form whose `api_key` field can be decoded, whatever
+//! else is wrong. It appears in no error text and in nothing that is stored: see [`mask()`].
 //!
-//! All of this takes time and memory in proportion to the body at most, with no recursion.
+//! All of this takes time and memory at most proportional to the body, without recursion. This module knows neither HTTP nor
+//! the configuration.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`elements`] | an element's members |
-//! | [`envelope`] | what a webhook says around its list |
-//! | [`event`] | an element into a record |
+//! | [`elements`] | the lists of `event` and the members of their elements |
+//! | [`envelope`] | the members around the list of events |
+//! | [`event`] | elements into records, everything else into dead letters |
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`id`] | ce_id |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
-//! | [`mask`](mod@mask) | credentials overwritten in dead letters |
+//! | [`malformed`] | why a body as a whole could not be understood |
+//! | [`mask`](mod@mask) | credentials masked in dead letters |
+//! | [`request`] | the request, and which encoding its body is in |
+//! | [`rules`] | what a deployment decides, and the fixed limits |
 //! | [`time`] | ce_time |
+//! | [`understand`](mod@understand) | a body from its content type to its records |
 
 mod elements;
 mod envelope;
@@ -49,143 +55,23 @@ mod event;
 mod form;
 mod id;
 mod json;
+mod malformed;
 mod mask;
+mod request;
+mod rules;
 mod time;
-
-use std::{borrow::Cow, collections::BTreeMap};
-
-use jiff::tz::TimeZone;
-use thiserror::Error;
+mod understand;
 
 pub use self::{
     envelope::{Envelope, Opened},
-    event::{Split, dead_letter_body, split},
+    event::{Split, split},
     id::NAMESPACE,
+    malformed::Malformed,
     mask::{SHORTEST, Secrets, mask},
+    request::{BOM, BodyEncoding, Media, Request},
+    rules::{MAX_COMPOSITION, MAX_DEPTH, MAX_KEY, MAX_MEMBERS, Rules},
+    understand::{Understood, explain, open, understand},
 };
-use crate::{
-    config::{Auth, Ingest, Kafka, StreamConfig},
-    dead_letter::Reason,
-    stream::Stream,
-};
-
-/// The byte order mark of UTF-8, with which no JSON text begins (RFC 8259, 8.1).
-pub const BOM: &[u8] = "\u{FEFF}".as_bytes();
-
-/// Most levels of objects and lists in an element, the element itself counted as one.
-pub const MAX_DEPTH: usize = 64;
-
-/// Most members of `event`, and most lists and objects beside it.
-pub const MAX_MEMBERS: usize = 64;
-
-/// Most bytes of `server_composition`; it stands in every record.
-pub const MAX_COMPOSITION: usize = 256;
-
-/// Most bytes of a `messageId` that becomes a key.
-pub const MAX_KEY: usize = 512;
-
-/// What the configuration says about webhooks, made once.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    enabled: [bool; 4],
-    max_events: usize,
-    max_record_bytes: usize,
-    time_zone: TimeZone,
-    time_zones: BTreeMap<String, TimeZone>,
-    secrets: Secrets,
-}
-
-impl Rules {
-    /// The rules of this configuration; `streams` has one entry for each stream, at [`Stream::index`].
-    pub fn new(ingest: &Ingest, kafka: &Kafka, streams: &[StreamConfig; 4]) -> Self {
-        Rules {
-            enabled: [0, 1, 2, 3].map(|index| streams[index].enabled),
-            max_events: ingest.max_events,
-            max_record_bytes: kafka.max_record_bytes,
-            time_zone: ingest.time_zone.clone(),
-            time_zones: ingest.time_zones.clone(),
-            secrets: Secrets::new(&ingest.auth),
-        }
-    }
-
-    /// The same rules with other credentials to overwrite in dead letters.
-    pub fn masking(&self, auth: &Auth) -> Self {
-        Rules {
-            secrets: Secrets::new(auth),
-            ..self.clone()
-        }
-    }
-
-    /// The enabled stream that this `event_type` names.
-    fn stream(&self, event_type: &str) -> Option<Stream> {
-        Stream::from_event_type(event_type).filter(|stream| self.enabled[stream.index()])
-    }
-
-    fn time_zone(&self, server_composition: &str) -> &TimeZone {
-        self.time_zones.get(server_composition).unwrap_or(&self.time_zone)
-    }
-}
-
-/// The request that brought a body.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// Microseconds since the Unix epoch.
-    pub received_at_micros: i64,
-    /// The path, without the query.
-    pub path: &'a str,
-    /// The header `Content-Type` as it came.
-    pub content_type: Option<&'a str>,
-    pub body: &'a [u8],
-}
-
-/// What a body is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyEncoding {
-    /// `application/json`
-    Json,
-    /// `application/x-www-form-urlencoded`, the sender's default
-    Form,
-}
-
-/// A body that could not be understood.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{detail}")]
-pub struct Malformed {
-    pub reason: Reason,
-    /// Where, in bytes: see `in_event`.
-    pub offset: Option<usize>,
-    /// Whether it lies in `event`: of a form, `offset` counts in the decoded field then, else in the body.
-    pub in_event: bool,
-    /// For a human: says what is wrong, and never what the body holds.
-    pub detail: Cow<'static, str>,
-}
-
-impl Malformed {
-    /// A body that is malformed for this reason.
-    pub fn new(reason: Reason, offset: Option<usize>, detail: impl Into<Cow<'static, str>>) -> Self {
-        Malformed {
-            reason,
-            offset,
-            in_event: false,
-            detail: detail.into(),
-        }
-    }
-
-    fn in_event(self) -> Self {
-        Malformed {
-            in_event: true,
-            ..self
-        }
-    }
-}
-
-/// Opens a body. It says nothing about who sent it: judge [`Opened::api_key`] before using the rest.
-pub fn open<'a>(body: &'a [u8], encoding: BodyEncoding, rules: &Rules) -> Opened<'a> {
-    match encoding {
-        BodyEncoding::Json => envelope::open_json(body, rules),
-        BodyEncoding::Form => form::open(body, rules),
-    }
-}
 
 #[cfg(test)]
 mod tests;

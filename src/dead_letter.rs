@@ -1,289 +1,50 @@
-//! Dead letters: records for what could not go where it should have gone.
+//! Dead letters: records that hold what could not go where it should have gone.
 //!
-//! A [`DeadLetter`] becomes one record on the dead-letter topic, or several numbered parts when one would pass the record
-//! limit. Its value is the bytes in question and nothing else; all that is known about them stands in headers, each left
-//! out when it is not known:
+//! A [`DeadLetter`] becomes one record on the dead-letter topic, or several numbered parts if one record would exceed the
+//! record limit. The value is the bytes in question and nothing else. Everything known about them is in headers; an unknown
+//! one is left out:
 //!
 //! ```text
-//! cmc-dead-letter-reason              a Reason's name
-//! cmc-dead-letter-member              the list that an element stood in, or the member that the value had
-//! cmc-dead-letter-event-type          as the webhook said
-//! cmc-dead-letter-server-composition  as the webhook said
+//! cmc-dead-letter-reason              the name of a Reason
+//! cmc-dead-letter-member              the list that an element was in, or the member that had the value
+//! cmc-dead-letter-event-type          of the webhook
+//! cmc-dead-letter-server-composition  of the webhook
 //! cmc-dead-letter-path                of the request
 //! cmc-dead-letter-content-type        of the request
 //! cmc-dead-letter-received-at         RFC 3339, UTC, microseconds
-//! cmc-dead-letter-topic               where the broker refused the record
-//! cmc-dead-letter-masked              "true" when credentials were overwritten with `*`
+//! cmc-dead-letter-topic               the topic for which the broker refused the record
+//! cmc-dead-letter-masked              "true" if credentials were overwritten with `*`
 //! cmc-dead-letter-offset              where in the JSON text, in bytes
 //! cmc-dead-letter-index               which element of its list, from 0
-//! cmc-dead-letter-id, -part, -parts   only of parts: the letter's id, this part's number from 1, how many there are
+//! cmc-dead-letter-id, -part, -parts   of parts only: the letter's id, this part's number from 1, the number of parts
 //! ```
 //!
-//! A record that the broker refused keeps its key and its own headers, which come first, whatever their names: the letter's
-//! begin at the last `cmc-dead-letter-reason`. The parts' values, put together in the order of their numbers, are the bytes.
-//! Texts that came from outside are cut to [`MAX_TEXT`] bytes. [`Letters`] reads all of this back.
+//! A record that the broker refused keeps its key and its own headers, whatever their names. They come first: the headers of
+//! the letter begin at the last `cmc-dead-letter-reason`. The values of the parts, concatenated in the order of their numbers,
+//! are the bytes in question. Texts from outside are cut to [`MAX_TEXT`] bytes. [`LetterAssembler`] reads all of this back.
 //!
-//! This module knows neither the sender's format nor Kafka: ingest and the lanes both make dead letters.
+//! This module knows neither the sender's format nor Kafka; `cmc` and the lanes both make dead letters.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`letter`] | dead letters read back: what was sent, parts joined |
+//! | [`headers`] | the names of the headers |
+//! | [`letter`] | letters read back and assembled from their parts |
+//! | [`record`] | a letter into the records that carry it |
 //! | [`reason`] | the closed list of reasons |
 
+mod headers;
 mod letter;
 mod reason;
+mod record;
 
-use uuid::Uuid;
-
+pub(crate) use self::record::rfc3339_micros;
 pub use self::{
-    letter::{Letter, Letters, ReadError, part_of},
+    letter::{Letter, LetterAssembler, LetterError, part_of},
     reason::{Failure, Reason, Scope},
+    record::{DeadLetter, MAX_TEXT},
 };
-use crate::batch::{BatchBuilder, alone_in_batch};
-
-/// Most bytes of a header value that was text from outside.
-pub const MAX_TEXT: usize = 256;
-
-/// Least room for a part's value, whatever its headers need: a letter always gets through in a bounded number of parts.
-const MIN_PART: usize = 1024;
-
-/// One dead letter; the fields are the headers of the module's head.
-#[derive(Clone, Debug)]
-pub struct DeadLetter<'a> {
-    pub reason: Reason,
-    pub offset: Option<usize>,
-    pub index: Option<usize>,
-    pub member: Option<&'a str>,
-    pub event_type: Option<&'a str>,
-    pub server_composition: Option<&'a str>,
-    pub path: Option<&'a str>,
-    pub content_type: Option<&'a str>,
-    /// Microseconds since the Unix epoch.
-    pub received_at_micros: i64,
-    /// Whether credentials were overwritten, here or in `value`.
-    pub masked: bool,
-    pub topic: Option<&'a str>,
-    /// The key of a refused record.
-    pub key: Option<&'a [u8]>,
-    /// All headers of a refused record.
-    pub headers: &'a [(&'a str, &'a [u8])],
-    /// The bytes in question.
-    pub value: &'a [u8],
-}
-
-impl<'a> DeadLetter<'a> {
-    /// A letter of which nothing is known but this.
-    pub fn new(reason: Reason, received_at_micros: i64, value: &'a [u8]) -> Self {
-        DeadLetter {
-            reason,
-            offset: None,
-            index: None,
-            member: None,
-            event_type: None,
-            server_composition: None,
-            path: None,
-            content_type: None,
-            received_at_micros,
-            masked: false,
-            topic: None,
-            key: None,
-            headers: &[],
-            value,
-        }
-    }
-
-    /// The records that this letter becomes, none larger (alone in a Kafka record batch) than `max_record_bytes` unless
-    /// key and headers alone leave no room for 1 KiB of value.
-    pub fn records(&self, max_record_bytes: usize) -> Records<'a> {
-        let mut headers: Vec<Header<'a>> = self
-            .headers
-            .iter()
-            .map(|(name, value)| (*name, Bytes::Borrowed(value)))
-            .collect();
-        self.put_known(&mut headers);
-        let size = alone_in_batch(self.key, borrowed(&headers), self.value.len());
-        if size <= max_record_bytes {
-            return Records {
-                key: self.key.map(Bytes::Borrowed),
-                headers,
-                numbered: false,
-                parts: 1,
-                part_bytes: self.value.len().max(1),
-                value: self.value,
-            };
-        }
-        let id = Uuid::new_v4().to_string();
-        let key = match self.key {
-            Some(key) => Bytes::Borrowed(key),
-            None => Bytes::Owned(id.clone().into_bytes()),
-        };
-        headers.push((ID, Bytes::Owned(id.into_bytes())));
-        let widest: [Header<'_>; 2] = [
-            (PARTS, Bytes::Borrowed(&[0; 20])),
-            (PART, Bytes::Borrowed(&[0; 20])),
-        ];
-        let overhead = alone_in_batch(
-            Some(key.get()),
-            borrowed(&headers).chain(borrowed(&widest)),
-            max_record_bytes,
-        ) - max_record_bytes;
-        let part_bytes = max_record_bytes.saturating_sub(overhead).max(MIN_PART);
-        let parts = self.value.len().div_ceil(part_bytes).max(1);
-        headers.push((PARTS, Bytes::Owned(parts.to_string().into_bytes())));
-        Records {
-            key: Some(key),
-            headers,
-            numbered: true,
-            parts,
-            part_bytes,
-            value: self.value,
-        }
-    }
-
-    /// Adds this letter's records to a batch. What the letters of a batch have in common is stored in it once.
-    pub fn push(&self, batch: &mut BatchBuilder, max_record_bytes: usize) {
-        for record in self.records(max_record_bytes).iter() {
-            let headers = record.headers();
-            let begin = headers.iter().position(|(name, _)| OWN.contains(name));
-            let (repeated, own) = headers.split_at(begin.unwrap_or(headers.len()));
-            batch.push_repeating(record.key, repeated, own, &[record.value]);
-        }
-    }
-
-    fn put_known(&self, headers: &mut Vec<Header<'a>>) {
-        let mut put = |name, value: Bytes<'a>| headers.push((name, value));
-        put(REASON, Bytes::Borrowed(self.reason.name().as_bytes()));
-        for (name, text) in [
-            (MEMBER, self.member),
-            (EVENT_TYPE, self.event_type),
-            (SERVER_COMPOSITION, self.server_composition),
-            (PATH, self.path),
-            (CONTENT_TYPE, self.content_type),
-            (TOPIC, self.topic),
-        ] {
-            if let Some(text) = text {
-                put(name, Bytes::Borrowed(cut(text).as_bytes()));
-            }
-        }
-        let received_at = rfc3339_micros(self.received_at_micros).into_bytes();
-        put(RECEIVED_AT, Bytes::Owned(received_at));
-        if self.masked {
-            put(MASKED, Bytes::Borrowed(b"true"));
-        }
-        for (name, number) in [(OFFSET, self.offset), (INDEX, self.index)] {
-            if let Some(number) = number {
-                put(name, Bytes::Owned(number.to_string().into_bytes()));
-            }
-        }
-    }
-}
-
-// The headers' names. REASON is the first of a letter's.
-const REASON: &str = "cmc-dead-letter-reason";
-const OFFSET: &str = "cmc-dead-letter-offset";
-const INDEX: &str = "cmc-dead-letter-index";
-const MEMBER: &str = "cmc-dead-letter-member";
-const EVENT_TYPE: &str = "cmc-dead-letter-event-type";
-const SERVER_COMPOSITION: &str = "cmc-dead-letter-server-composition";
-const PATH: &str = "cmc-dead-letter-path";
-const CONTENT_TYPE: &str = "cmc-dead-letter-content-type";
-const TOPIC: &str = "cmc-dead-letter-topic";
-const RECEIVED_AT: &str = "cmc-dead-letter-received-at";
-const MASKED: &str = "cmc-dead-letter-masked";
-const ID: &str = "cmc-dead-letter-id";
-const PART: &str = "cmc-dead-letter-part";
-const PARTS: &str = "cmc-dead-letter-parts";
-/// These stand last, for they differ from letter to letter of a webhook.
-const OWN: [&str; 3] = [OFFSET, INDEX, PART];
-
-type Header<'a> = (&'a str, Bytes<'a>);
-
-#[derive(Debug)]
-enum Bytes<'a> {
-    Borrowed(&'a [u8]),
-    Owned(Vec<u8>),
-}
-
-impl Bytes<'_> {
-    fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Borrowed(bytes) => bytes,
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-}
-
-fn borrowed<'h>(headers: &'h [Header<'_>]) -> impl Iterator<Item = (&'h str, &'h [u8])> {
-    headers.iter().map(|(name, value)| (*name, value.get()))
-}
-
-/// The records of one dead letter.
-#[derive(Debug)]
-pub struct Records<'a> {
-    key: Option<Bytes<'a>>,
-    headers: Vec<Header<'a>>,
-    numbered: bool,
-    parts: usize,
-    part_bytes: usize,
-    value: &'a [u8],
-}
-
-impl Records<'_> {
-    /// How many there are; never zero.
-    pub fn count(&self) -> usize {
-        self.parts
-    }
-
-    /// The records, in order.
-    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
-        (0..self.parts).map(|index| {
-            let start = index * self.part_bytes;
-            let end = (start + self.part_bytes).min(self.value.len());
-            Record {
-                key: self.key.as_ref().map(Bytes::get),
-                headers: &self.headers,
-                part: self.numbered.then(|| (index + 1).to_string()),
-                value: &self.value[start..end],
-            }
-        })
-    }
-}
-
-/// One record of a dead letter.
-#[derive(Debug)]
-pub struct Record<'r> {
-    /// The Kafka key; `None` is the null key.
-    pub key: Option<&'r [u8]>,
-    headers: &'r [Header<'r>],
-    part: Option<String>,
-    /// The Kafka value.
-    pub value: &'r [u8],
-}
-
-impl Record<'_> {
-    /// The headers in their order.
-    pub fn headers(&self) -> Vec<(&str, &[u8])> {
-        let part = self.part.iter().map(|part| (PART, part.as_bytes()));
-        borrowed(self.headers).chain(part).collect()
-    }
-}
-
-/// The beginning of a text, at most [`MAX_TEXT`] bytes of whole characters.
-fn cut(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-/// RFC 3339 in UTC with exactly six digits after the second and `Z`; a time out of range is given as the epoch.
-pub(crate) fn rfc3339_micros(micros: i64) -> String {
-    let timestamp = jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    format!("{timestamp:.6}")
-}
 
 #[cfg(test)]
 mod tests;

@@ -73,10 +73,12 @@ mod refusal;
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use self::delivery::{Lane, Turn};
 use crate::{kafka::broker::Connect, spool::SpoolError};
@@ -175,7 +177,7 @@ impl LaneControl {
     }
 
     fn lock(&self) -> MutexGuard<'_, LanePhase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        self.phase.lock()
     }
 
     fn enter(&self, phase: LanePhase) {
@@ -190,9 +192,8 @@ impl LaneControl {
 
     /// Sleeps while the phase is still `phase`, at most this long.
     fn sleep(&self, phase: LanePhase, limit: Duration) {
-        let _ = self
-            .changed
-            .wait_timeout_while(self.lock(), limit, |current| *current == phase);
+        self.changed
+            .wait_while_for(&mut self.lock(), |current| *current == phase, limit);
     }
 }
 

@@ -4,8 +4,8 @@
 //! still has the topic. So the bridge delivers them until the log is empty, but takes no webhooks for the stream ([`Service`]).
 //! A log that holds nothing stays closed: a disabled stream needs no topic.
 //!
-//! - *A log that can't be opened* keeps no other stream from starting, and the bridge tries it again as it does any other
-//!   ([`crate::bridge`]). Meanwhile it counts as a blocked lane.
+//! - *A log that can't be opened* keeps no other stream from starting, and the bridge tries it again as it does any other.
+//!   Meanwhile it counts as a blocked lane.
 //! - *A log of an unknown stream* was written by a newer version, and only that one knows its topic. It can't be delivered, so
 //!   the log, a metric, the status page and the commands report it.
 //! - *A log in another directory* than `spool.dir` is not looked for. `spool drain --dir` delivers it.

@@ -2,7 +2,7 @@
 //!
 //! # The walk of a webhook
 //!
-//! 1. [`ingest::Server`] accepts its connection, checks path, method and credential, and reads the body within limits.
+//! 1. [`ingest::WebhookServer`] accepts its connection, checks path, method and credential, and reads the body within limits.
 //! 2. [`cmc`] parses the body and splits it: one [`batch::Batch`] for each [`stream::Stream`], [dead letters](dead_letter)
 //!    included.
 //! 3. [`spool::Appender`] hands the batches to the writer thread of their stream's [`spool::Log`], dead letters first.
@@ -29,7 +29,7 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
-pub mod exit;
+mod human;
 pub mod ingest;
 pub mod kafka;
 pub mod lane;

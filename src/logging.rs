@@ -1,12 +1,11 @@
 //! Log lines go to stderr: text for people, or one JSON object a line.
 //!
-//! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, the span's
-//! fields (such as a request's id) under `span`. Colours only on a terminal, and not with `NO_COLOR`.
-//! The filter decides for every target; librdkafka's lines arrive as events of the lane. An event is one line, with nothing in
-//! it that would steer a terminal, whatever texts it tells.
+//! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, and the span's fields (such as
+//! a request's id) under `span`. Colours appear only on a terminal, and not with `NO_COLOR`. The filter applies to every target;
+//! librdkafka's lines are events of the lane. An event is one line, and nothing in it can steer a terminal, whatever it quotes.
 //!
-//! A thread of its own writes the lines, so that nobody waits for whoever reads them: webhooks, lanes and the stop go on
-//! while a log collector hangs. Lines beyond [`QUEUE`] are dropped then, and counted ([`DroppedLines`]).
+//! A separate thread writes the lines, so that nobody waits for their reader: webhooks, lanes and the stop go on while a log
+//! collector hangs. Lines beyond [`QUEUE`] are then dropped and counted ([`DroppedLines`]).
 
 use std::{
     io::{self, IsTerminal},
@@ -31,13 +30,13 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    config::{Log, LogFormat},
+    config::{LogConfig, LogFormat},
     plain::{Passes, escaped},
 };
 
-/// Lines that wait to be written.
+/// The number of lines that may wait to be written.
 const QUEUE: usize = 1024;
-/// Most time for the last lines at the end of the process.
+/// How long the last lines may take at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
@@ -45,26 +44,26 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Logging could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// Validated configuration has a good filter; other callers may not.
+    /// A validated configuration has a valid filter; other callers' may not be.
     #[error("log.level is not a log filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("logging is already set up: {0}")]
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Logging has begun. Dropping it waits until the last lines are written, unless nobody reads them.
+/// Running logging. Dropping it waits until the last lines are written, unless nobody reads them.
 #[must_use]
 pub struct Logging(Option<WorkerGuard>);
 
 impl Drop for Logging {
     fn drop(&mut self) {
         let guard = self.0.take();
-        // The guard has words of its own for standard output, whose reader may be the one that hangs.
+        // The guard itself writes to standard output, whose reader may hang.
         last_lines(move || drop(guard));
     }
 }
 
-/// Writes something at the end of the process, which doesn't wait long for a reader that hangs.
+/// Writes something at the end of the process, without waiting long for a reader that hangs.
 pub fn last_lines(write: impl FnOnce() + Send + 'static) {
     let (writing, written) = mpsc::channel::<()>();
     let thread = thread::Builder::new().spawn(move || {
@@ -80,7 +79,7 @@ pub fn last_lines(write: impl FnOnce() + Send + 'static) {
 pub struct DroppedLines(IntCounter);
 
 impl DroppedLines {
-    /// A collector to be registered once.
+    /// A collector, to be registered once.
     pub fn new() -> prometheus::Result<DroppedLines> {
         let help = "Log lines that were dropped since nobody read standard error";
         IntCounter::new("cmc_bridge_log_lines_dropped_total", help).map(DroppedLines)
@@ -104,8 +103,11 @@ impl Collector for DroppedLines {
     }
 }
 
-/// Begins logging for the whole process; once only.
-pub fn init(log: &Log) -> Result<Logging, LoggingError> {
+/// Begins logging for the whole process.
+///
+/// # Errors
+/// The filter is invalid, or logging has begun already.
+pub fn init(log: &LogConfig) -> Result<Logging, LoggingError> {
     let filter = EnvFilter::builder().parse(&log.level)?;
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = io::stderr().is_terminal() && !no_color;
@@ -166,7 +168,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for PlainLines<W> {
 }
 
 impl<W: io::Write> io::Write for PlainLine<W> {
-    /// Takes one event, as the layer writes it.
+    /// Takes one whole event.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let line = escaped(text.trim_end_matches('\n'), self.passes).replace('\n', "\\n") + "\n";
@@ -264,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_an_error() {
-        let log = Log {
+        let log = LogConfig {
             format: LogFormat::Text,
             level: "a=b=c".to_owned(),
         };

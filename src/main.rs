@@ -2,20 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cmc_bridge::{
     cli::{
-        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev, explain,
+        Cli, Command, ConfigCommand, check, completions, config_show, dead_letters, dev,
+        exit::{self, Exit},
+        explain,
         output::{Output, say},
         send_sample, serve, spool, tap,
     },
-    exit::{self, Exit},
     logging,
 };
 use mimalloc::MiMalloc;
 
-/// For librdkafka's sake, whose allocations it takes over too: a record is a dozen of them, made in one thread and freed in
-/// another.
+/// It also serves librdkafka, which makes a dozen allocations per record in one thread and frees them in another.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -45,6 +45,6 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
-        Command::Completions(args) => completions::run(&args, &mut Output::new()),
+        Command::Completions(args) => completions::run(&args, Cli::command(), &mut Output::new()),
     }
 }

@@ -1,37 +1,47 @@
-//! All metrics: one struct, registered into the registry that is passed in.
+//! All metrics: one struct, registered in the given registry.
 //!
 //! Names and labels are part of the public contract and do not change. Units are base units. Label sets are closed
 //! (the enums of [`labels`], [`crate::stream::Stream::statuses`], [`Reason::ALL`], the configured credentials), and every series
 //! exists before its first event, so that a rate never misses the first one.
 //!
-//! Whoever counts holds a handle of its own: ingest the fields of [`Metrics`], a spool log and a lane their
-//! [`StreamMetrics`]. No label is looked up on the way of a webhook. What the books know is not counted here a second
-//! time; see [`crate::admin::books`].
+//! Each counting part holds a handle of its own: ingest the fields of [`Metrics`], a log and a lane their [`StreamMetrics`]. No label
+//! is looked up while a webhook is handled. What the books count is not counted here again; see [`crate::admin::books`].
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`labels`] | closed label sets |
-//! | [`recent`] | why lanes are blocked; the last dead letters' reasons |
+//! | [`recent`] | why lanes are blocked; the reasons of the last dead letters |
+//! | [`register`] | makes metrics and registers them |
+//! | [`stream`] | the metrics of one stream's log and lane |
+//! | [`tls`] | the metrics of TLS on the webhooks' port |
 
 mod labels;
 mod recent;
+mod register;
+mod stream;
+mod tls;
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
     process_collector::ProcessCollector,
 };
 
-pub use self::labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome};
-use self::recent::{Blockade, Letters};
-pub use self::recent::{Blocked, Letter};
+pub use self::{
+    labels::{BlockReason, HandshakeFailure, Outcome, TransactionOutcome},
+    recent::{Blocked, RecentLetter},
+    stream::{KafkaSums, StreamMetrics},
+    tls::TlsMetrics,
+};
+use self::{
+    recent::{Blockade, RecentLetters},
+    register::Register,
+};
 use crate::{
+    clock,
     dead_letter::{Failure, Reason, Scope},
     stream::Stream,
 };
@@ -75,12 +85,14 @@ pub struct Metrics {
     kafka_request_errors: IntCounterVec,
     /// At [`Stream::index`].
     blockades: [Arc<Blockade>; 4],
-    letters: Arc<Letters>,
+    letters: Arc<RecentLetters>,
 }
 
 impl Metrics {
-    /// Makes all metrics, with the series of these streams and credentials, and registers them. Fails only when the
-    /// registry holds one of the names already.
+    /// Makes all metrics, with the series of these streams and credentials, and registers them.
+    ///
+    /// # Errors
+    /// The registry holds one of the names already.
     pub fn new<'c>(
         registry: &Registry,
         streams: &[Stream],
@@ -211,12 +223,12 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts a request by what became of it.
+    /// Counts a request by its outcome.
     pub fn webhook(&self, outcome: Outcome) {
         self.webhooks[outcome.index()].inc();
     }
 
-    /// Counts what could not be understood of a webhook, which is of this stream where that is known.
+    /// Counts what could not be understood in a webhook; `stream` is its stream, if known.
     pub fn parse_failures(&self, stream: Option<Stream>, failures: &[Failure]) {
         for Failure { reason, .. } in failures {
             self.parse_failures
@@ -229,7 +241,7 @@ impl Metrics {
     /// How many requests were answered with 200, and how many otherwise or not at all.
     pub(super) fn accepted_and_refused(&self) -> (u64, u64) {
         let of = |outcome: Outcome| self.webhooks[outcome.index()].get();
-        // Each counter is read once: what is counted meanwhile must not move from one sum to the other.
+        // Each counter is read once, so that a request counted meanwhile does not move from one sum to the other.
         let refused = Outcome::ALL
             .into_iter()
             .filter(|outcome| *outcome != Outcome::Accepted);
@@ -242,7 +254,7 @@ impl Metrics {
     }
 
     /// The last dead letters.
-    pub(super) fn letters(&self) -> &Letters {
+    pub(super) fn letters(&self) -> &RecentLetters {
         &self.letters
     }
 
@@ -264,23 +276,23 @@ impl Metrics {
         }
     }
 
-    /// Counts a look at a file of credentials that can't be used.
+    /// Counts a check that found a file of credentials unusable.
     pub fn credential_reload_failed(&self) {
         self.credential_reload_failures.inc();
     }
 
-    /// Whether a webhook can be made durable now.
+    /// Sets whether a webhook can be made durable now.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
     }
 
-    /// Whether a stream takes webhooks.
+    /// Sets whether a stream takes webhooks.
     pub fn set_enabled(&self, stream: Stream, enabled: bool) {
         let gauge = self.stream_enabled.with_label_values(&[stream.name()]);
         gauge.set(i64::from(enabled));
     }
 
-    /// How many logs of unknown streams the spool holds.
+    /// Sets how many logs of unknown streams the spool holds.
     pub fn set_unknown_logs(&self, count: usize) {
         self.unknown_logs.set(count as i64);
     }
@@ -312,7 +324,7 @@ impl Metrics {
     }
 }
 
-/// How one credential is used.
+/// Counts the uses of one credential.
 pub struct CredentialUses {
     count: IntCounter,
     last: IntGauge,
@@ -322,176 +334,12 @@ impl CredentialUses {
     /// Counts a request that it admitted.
     pub fn admitted(&self) {
         self.count.inc();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.last.set(now.map_or(0, |since| since.as_secs() as i64));
+        self.last.set(clock::unix_micros() / 1_000_000);
     }
 
     /// How many requests it admitted.
     pub fn count(&self) -> u64 {
         self.count.get()
-    }
-}
-
-/// One stream's metrics; clones count into the same series.
-#[derive(Clone)]
-pub struct StreamMetrics {
-    /// Seconds of one `fdatasync`.
-    pub sync_seconds: Histogram,
-    /// Webhooks in one commit of the log.
-    pub commit_webhooks: Histogram,
-    /// Seconds from the receipt of a batch to its commit in Kafka.
-    pub delivery_seconds: Histogram,
-    /// What the stream's Kafka clients report of themselves.
-    pub kafka: KafkaSums,
-    stream: Stream,
-    blockade: Arc<Blockade>,
-    letters: Arc<Letters>,
-    blocked: [IntGauge; BlockReason::ALL.len()],
-    transactions: [IntCounter; TransactionOutcome::ALL.len()],
-    transaction_seconds: [Histogram; TransactionOutcome::ALL.len()],
-}
-
-/// A few of librdkafka's own sums, over all producers that a stream has had.
-#[derive(Clone, Debug)]
-pub struct KafkaSums {
-    /// Requests sent.
-    pub requests: IntCounter,
-    /// Bytes sent.
-    pub bytes: IntCounter,
-    /// Requests that failed, timed out or were sent again.
-    pub request_errors: IntCounter,
-}
-
-impl StreamMetrics {
-    /// Says why the lane is blocked, with cause and cure. A lane has one reason at a time.
-    pub fn lane_blocked(&self, reason: BlockReason, message: &str) {
-        self.set_blocked(Some(reason));
-        self.blockade.blocked(reason, message);
-    }
-
-    /// The lane is not blocked.
-    pub fn lane_free(&self) {
-        self.set_blocked(None);
-        self.blockade.free();
-    }
-
-    /// Notes records that the broker refused and that stand in the dead-letter topic now.
-    pub fn diverted(&self, failures: &[Failure]) {
-        self.letters.note(Some(self.stream), failures);
-    }
-
-    fn set_blocked(&self, reason: Option<BlockReason>) {
-        for (candidate, gauge) in BlockReason::ALL.iter().zip(&self.blocked) {
-            gauge.set(i64::from(Some(*candidate) == reason));
-        }
-    }
-
-    /// Why the lane is blocked.
-    pub fn blocked(&self) -> Option<BlockReason> {
-        let mut reasons = BlockReason::ALL.into_iter().zip(&self.blocked);
-        reasons
-            .find(|(_, gauge)| gauge.get() == 1)
-            .map(|(reason, _)| reason)
-    }
-
-    /// Counts a transaction by how it ended, with the seconds that it took until then.
-    pub fn transaction(&self, outcome: TransactionOutcome, seconds: f64) {
-        self.transactions[outcome as usize].inc();
-        self.transaction_seconds[outcome as usize].observe(seconds);
-    }
-}
-
-/// What is known of TLS on the webhooks' port. Its series exist only where it is configured: an expiry at zero would
-/// alarm everybody else.
-pub struct TlsMetrics {
-    expiry: IntGauge,
-    reload_failures: IntCounter,
-    handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
-}
-
-impl TlsMetrics {
-    /// Makes and registers them. Fails only when the registry holds one of the names already.
-    pub fn new(registry: &Registry) -> prometheus::Result<TlsMetrics> {
-        let register = Register(registry);
-        let handshake_failures = register.counters(
-            "cmc_bridge_tls_handshake_failures_total",
-            "TLS handshakes that failed or took too long, by the reason",
-            &["reason"],
-        )?;
-        Ok(TlsMetrics {
-            expiry: register.gauge(
-                "cmc_bridge_tls_certificate_expiry_timestamp_seconds",
-                "When the certificate in use expires, in seconds since the Unix epoch",
-            )?,
-            reload_failures: register.counter(
-                "cmc_bridge_tls_reload_failures_total",
-                "Looks at the files of certificate and key that found a pair that can't be used",
-            )?,
-            handshake_failures: HandshakeFailure::ALL
-                .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
-        })
-    }
-
-    /// The expiry of the certificate in use, in seconds since the Unix epoch.
-    pub fn certificate_expires(&self, at: i64) {
-        self.expiry.set(at);
-    }
-
-    /// Counts a look that found a bad pair.
-    pub fn reload_failed(&self) {
-        self.reload_failures.inc();
-    }
-
-    /// Counts a handshake that did not come about.
-    pub fn handshake_failed(&self, reason: HandshakeFailure) {
-        self.handshake_failures[reason as usize].inc();
-    }
-}
-
-/// Makes a metric and registers it at once.
-struct Register<'r>(&'r Registry);
-
-impl Register<'_> {
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        let metric = IntCounter::new(name, help)?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        let metric = IntGauge::new(name, help)?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-        let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> prometheus::Result<HistogramVec> {
-        let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
-        Ok(metric)
     }
 }
 

@@ -1,12 +1,12 @@
-//! Text of strangers, made harmless for a terminal and for a log.
+//! Text from strangers, made harmless for terminals and logs.
 //!
-//! What *steers* is every character that a terminal obeys or that changes how the text around it is shown: control
+//! A character *steers* if a terminal obeys it or if it changes how the text around it is shown: control
 //! characters (C0, DEL, C1), line and paragraph separators, marks, overrides and isolates of direction, characters of no
 //! width, fillers, annotations, tags, and controls of shorthand, music and hieroglyphs. Variation selectors don't steer:
 //! Japanese names and pictures have them.
 //!
-//! [`visible`] makes one line of a text. [`Plain`] stands before a terminal or a log and lets pass no steering character
-//! but line end and tab, whoever writes; it writes `\uXXXX`, so that JSON stays the same JSON.
+//! [`visible`] turns a text into one line. [`Plain`] wraps a terminal or a log and lets no steering character through except line
+//! end and tab; it writes `\uXXXX` instead, so that JSON keeps its meaning.
 
 use std::{
     fmt::Write as _,
@@ -25,7 +25,7 @@ pub fn steers(c: char) -> bool {
             | 0xE0000..=0xE00FF | 0xE01F0..=0xE0FFF)
 }
 
-/// A text on one line, with a space for each line end and tab and `U+FFFD` for whatever else steers.
+/// A text on one line, with a space for each line end and tab, and `U+FFFD` for any other character that steers.
 pub fn visible(text: &str) -> String {
     text.chars()
         .map(|c| match c {
@@ -36,16 +36,16 @@ pub fn visible(text: &str) -> String {
         .collect()
 }
 
-/// What may pass besides text.
+/// What may pass in addition to text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passes {
     /// Line ends and tabs.
     Lines,
-    /// Plain colours and weights, too.
+    /// Plain colours and weights as well.
     LinesAndColours,
 }
 
-/// Escapes what steers.
+/// Escapes the characters that steer.
 pub fn escaped(text: &str, passes: Passes) -> String {
     let mut out = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
@@ -65,7 +65,7 @@ pub fn escaped(text: &str, passes: Passes) -> String {
     out
 }
 
-/// Whether what is behind an escape character chooses a plain colour or weight.
+/// Whether the text after an escape character selects a plain colour or weight.
 fn is_colour(behind: &str) -> bool {
     let code = behind.strip_prefix('[').and_then(|rest| rest.split_once('m'));
     code.is_some_and(|(code, _)| {
@@ -76,7 +76,7 @@ fn is_colour(behind: &str) -> bool {
     })
 }
 
-/// A writer of UTF-8 that escapes what steers. Bytes that are no UTF-8 become `U+FFFD`.
+/// A writer of UTF-8 that escapes what steers. Bytes that are not UTF-8 become `U+FFFD`.
 #[derive(Debug)]
 pub struct Plain<W> {
     out: W,

@@ -100,7 +100,7 @@ impl<'r> Replay<'r> {
         Ok(Replay {
             config,
             options,
-            rules: Rules::new(&config.ingest, &config.kafka, &config.streams),
+            rules: config.rules(),
             source: Source::begin(options, reader)?,
             sink,
             tried: 0,

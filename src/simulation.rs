@@ -33,7 +33,7 @@ pub(crate) mod disk;
 mod oracle;
 mod plan;
 mod process;
-mod random;
+pub mod random;
 mod rot;
 mod schedule;
 mod webhook;

@@ -12,12 +12,12 @@ use prometheus::{
 
 use crate::{books::Books, leftover::Service, spool::LogState, stream::Stream};
 
-/// One stream: its books, its topic, and where the size of its log can be asked.
+/// One stream: its books, its topic, and the state and size of its log.
 pub struct StreamBooks {
     pub stream: Stream,
     pub topic: String,
     pub service: Service,
-    /// Empty while the log is not open, for nobody knows them.
+    /// Empty while the log is not open: nobody knows them yet.
     pub books: Arc<Books>,
     pub log_state: Box<dyn Fn() -> LogState + Send + Sync>,
     /// Written and not yet trimmed bytes of the log.
@@ -121,7 +121,7 @@ impl Collector for BooksCollector {
             family.set_field_type(kind);
             family
         });
-        // No number is better than a wrong one.
+        // No number is better than a wrong one: a log that is not open has none.
         let known = |entry: &&StreamBooks| (entry.log_state)() != LogState::NotOpen;
         for entry in self.streams.iter().filter(known) {
             let books = entry.books.snapshot();

@@ -1,30 +1,28 @@
-//! How the bridge is, for people: one page that shows at a glance whether webhooks are taken and delivered, and if not, why
-//! and what to do.
+//! The status of the bridge for people: one page shows at a glance whether webhooks are taken and delivered, and if not, why and
+//! what to do.
 //!
-//! [`Status::report`] gathers a [`Report`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
-//! diverted + backlog` holds in it, and what is remembered of the last minutes. It is written as HTML by [`page`] and as JSON
-//! by its `Serialize`. It holds names, counts, times and the texts of errors; nothing that a webhook brought.
+//! [`Status::report`] gathers a [`StatusReport`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
+//! diverted + backlog` holds in it, and what the last minutes were like. [`page`] writes it as HTML, its `Serialize` as JSON. It holds names, counts, times and the texts of errors, and nothing from a webhook.
 //!
-//! A report waits for nothing: rates and the room on the disk come from samples taken beside it.
+//! A report waits for nothing: rates and free space on the disk come from samples.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`chart`] | its charts |
-//! | [`page`] | that page |
-//! | [`text`] | its texts: escaped, and numbers for people |
+//! | [`chart`] | the charts of the page |
+//! | [`escaped`] | text from elsewhere, escaped for HTML |
+//! | [`page`] | the page: HTML |
 
 mod chart;
+mod escaped;
 pub mod page;
-mod text;
+#[cfg(test)]
+mod tests;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
+use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tokio::{
     task::spawn_blocking,
@@ -34,16 +32,18 @@ use tokio::{
 use super::{
     books::StreamBooks,
     health::{Health, Readiness},
-    history::{EVERY, History, Rates, Sample},
+    rates::{CounterSample, EVERY, RateHistory, Rates},
 };
 use crate::{
+    clock,
     dead_letter::rfc3339_micros,
+    human,
     leftover::Service,
-    metrics::{BlockReason, Blocked, Letter, Metrics},
+    metrics::{BlockReason, Blocked, Metrics, RecentLetter},
     spool::LogState,
 };
 
-/// What reports are made of.
+/// The sources of reports.
 pub struct Status {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
@@ -51,17 +51,17 @@ pub struct Status {
     pub spool_dir: PathBuf,
     unknown_logs: Vec<String>,
     started: Instant,
-    history: History,
-    disk: Mutex<Option<Disk>>,
+    history: RateHistory,
+    disk: Mutex<Option<DiskRoom>>,
 }
 
 /// Everything that the page shows, at one instant.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct StatusReport {
     pub at: Time,
     pub version: &'static str,
     pub uptime_seconds: u64,
-    pub state: State,
+    pub state: BridgeState,
     /// The state in a sentence.
     pub summary: String,
     /// Oldest first.
@@ -69,7 +69,7 @@ pub struct Report {
     pub streams: Vec<StreamReport>,
     /// Directories in the spool with events of streams that this version doesn't know.
     pub unknown_logs: Vec<String>,
-    pub disk: Option<Disk>,
+    pub disk: Option<DiskRoom>,
     /// Newest first.
     pub dead_letters: Vec<LetterReport>,
 }
@@ -87,7 +87,7 @@ impl Serialize for Time {
 /// The state of the whole bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum BridgeState {
     Ready,
     /// Webhooks are taken, but not all of them, or not everything is delivered.
     Impaired,
@@ -101,7 +101,7 @@ pub struct StreamReport {
     pub stream: &'static str,
     pub topic: String,
     pub lane: LaneState,
-    pub log: Intake,
+    pub log: LogIntake,
     pub recovered: u64,
     pub accepted: u64,
     pub delivered: u64,
@@ -132,11 +132,11 @@ pub enum LaneState {
 /// Whether a stream's log takes webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Intake {
+pub enum LogIntake {
     Accepting,
     Full,
     Failed,
-    /// It is being opened, or can't be opened now: nobody knows what it holds.
+    /// It is being opened, or can't be opened now, so its contents are unknown.
     NotOpen,
     /// The stream is disabled; what its log still holds is delivered.
     Disabled,
@@ -144,9 +144,9 @@ pub enum Intake {
     Unreadable,
 }
 
-/// Room on the file system of the spool.
+/// Space on the file system of the spool.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Disk {
+pub struct DiskRoom {
     pub free_bytes: u64,
     pub total_bytes: u64,
 }
@@ -164,7 +164,7 @@ pub struct LetterReport {
 }
 
 impl Status {
-    /// Nothing is sampled yet; see [`Status::watch`].
+    /// A status without samples; [`Status::watch`] takes them.
     pub fn new(
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -178,7 +178,7 @@ impl Status {
             spool_dir,
             unknown_logs: Vec::new(),
             started: Instant::now(),
-            history: History::default(),
+            history: RateHistory::default(),
             disk: Mutex::new(None),
         }
     }
@@ -200,7 +200,7 @@ impl Status {
             ticks.tick().await;
             let (accepted, refused) = self.metrics.accepted_and_refused();
             let delivered = self.books.iter().map(|s| s.books.snapshot().delivered);
-            self.history.push(Sample {
+            self.history.push(CounterSample {
                 at: Instant::now(),
                 accepted,
                 refused,
@@ -213,21 +213,21 @@ impl Status {
         loop {
             let dir = self.spool_dir.clone();
             let found = spawn_blocking(move || rustix::fs::statvfs(dir)).await;
-            let disk = found.ok().and_then(Result::ok).map(|stat| Disk {
+            let disk = found.ok().and_then(Result::ok).map(|stat| DiskRoom {
                 free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
                 total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
             });
-            *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+            *self.disk.lock() = disk;
             sleep(EVERY).await;
         }
     }
 
-    /// How the bridge is now.
-    pub fn report(&self) -> Report {
+    /// The status now.
+    pub fn report(&self) -> StatusReport {
         let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
         let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
-        Report {
-            at: Time(jiff::Timestamp::now().as_microsecond()),
+        StatusReport {
+            at: Time(clock::unix_micros()),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             state,
@@ -235,7 +235,7 @@ impl Status {
             rates: self.history.rates(Instant::now()),
             streams,
             unknown_logs: self.unknown_logs.clone(),
-            disk: *self.disk.lock().unwrap_or_else(PoisonError::into_inner),
+            disk: *self.disk.lock(),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
         }
     }
@@ -247,12 +247,12 @@ impl Status {
             topic: of.topic.clone(),
             lane: lane(self.metrics.blockade(of.stream).get(), books.backlog()),
             log: match (of.service, (of.log_state)()) {
-                (Service::Leftover, LogState::NotOpen) => Intake::Unreadable,
-                (Service::Leftover, _) => Intake::Disabled,
-                (Service::Enabled, LogState::Full) => Intake::Full,
-                (Service::Enabled, LogState::Failed) => Intake::Failed,
-                (Service::Enabled, LogState::NotOpen) => Intake::NotOpen,
-                (Service::Enabled, LogState::Accepting) => Intake::Accepting,
+                (Service::Leftover, LogState::NotOpen) => LogIntake::Unreadable,
+                (Service::Leftover, _) => LogIntake::Disabled,
+                (Service::Enabled, LogState::Full) => LogIntake::Full,
+                (Service::Enabled, LogState::Failed) => LogIntake::Failed,
+                (Service::Enabled, LogState::NotOpen) => LogIntake::NotOpen,
+                (Service::Enabled, LogState::Accepting) => LogIntake::Accepting,
             },
             recovered: books.recovered,
             accepted: books.accepted_total(),
@@ -279,7 +279,7 @@ fn lane(blocked: Option<Blocked>, backlog: u64) -> LaneState {
     }
 }
 
-fn letter(letter: &Letter) -> LetterReport {
+fn letter(letter: &RecentLetter) -> LetterReport {
     LetterReport {
         at: Time(letter.at_micros),
         reason: letter.reason.name(),
@@ -290,14 +290,14 @@ fn letter(letter: &Letter) -> LetterReport {
     }
 }
 
-/// The overall state, and a sentence that says it: the worst first.
-fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String]) -> (State, String) {
+/// The overall state, and a sentence that explains it; the worst comes first.
+fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String]) -> (BridgeState, String) {
     let names = |wanted: fn(&StreamReport) -> bool| {
         let names: Vec<_> = streams.iter().filter(|s| wanted(s)).map(|s| s.stream).collect();
         names.join(", ")
     };
     let backlog: u64 = streams.iter().map(|s| s.backlog).sum();
-    let mut hidden = names(|s| matches!(s.log, Intake::NotOpen | Intake::Unreadable));
+    let mut hidden = names(|s| matches!(s.log, LogIntake::NotOpen | LogIntake::Unreadable));
     for name in unknown_logs {
         hidden += if hidden.is_empty() { "" } else { ", " };
         hidden += &format!("{name} (unknown to this version)");
@@ -306,7 +306,7 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
         0 => ("All events are in Kafka".to_owned(), "except for"),
         1 => ("1 event is not in Kafka yet".to_owned(), "and neither is"),
         _ => (
-            format!("{} events are not in Kafka yet", text::grouped(backlog)),
+            format!("{} events are not in Kafka yet", human::count(backlog)),
             "and neither is",
         ),
     };
@@ -316,26 +316,26 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
     };
     match readiness {
         Readiness::Draining => (
-            State::Draining,
+            BridgeState::Draining,
             format!("The bridge is stopping. {waiting} What is left stays on disk."),
         ),
         Readiness::LogFailed(stream) => (
-            State::NotReady,
+            BridgeState::NotReady,
             format!("The log of {stream} can't be written: no webhook can be made durable."),
         ),
         Readiness::LogsFull => (
-            State::NotReady,
+            BridgeState::NotReady,
             "The spools of all event streams are full: webhooks are refused until Kafka has taken some of the backlog, \
              or the disk has room."
                 .to_owned(),
         ),
         Readiness::LogsNotOpen => (
-            State::NotReady,
+            BridgeState::NotReady,
             "No event stream's log takes webhooks, and some are not open: they are being opened, or can't be.".to_owned(),
         ),
         Readiness::Ready => {
-            let full = names(|s| s.log == Intake::Full);
-            let not_open = names(|s| s.log == Intake::NotOpen);
+            let full = names(|s| s.log == LogIntake::Full);
+            let not_open = names(|s| s.log == LogIntake::NotOpen);
             let blocked = names(|s| matches!(s.lane, LaneState::Blocked { .. }));
             let refused: Vec<_> = [("the full spool of", &full), ("the log that is not open, of", &not_open)]
                 .into_iter()
@@ -343,8 +343,8 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
                 .map(|(what, streams)| format!("{what} {streams}"))
                 .collect();
             let state = match refused.is_empty() && blocked.is_empty() && hidden.is_empty() {
-                true => State::Ready,
-                false => State::Impaired,
+                true => BridgeState::Ready,
+                false => BridgeState::Impaired,
             };
             let mut summary = match refused.is_empty() {
                 true => "Webhooks are taken. ".to_owned(),
@@ -357,7 +357,3 @@ fn sum_up(readiness: Readiness, streams: &[StreamReport], unknown_logs: &[String
         }
     }
 }
-
-#[cfg(test)]
-#[path = "status/tests.rs"]
-mod tests;

@@ -1,8 +1,7 @@
 //! Delivering a spool whose bridge is gone: the logs and lanes of a bridge, without its ports.
 //!
-//! Every stream that the spool holds is drained, whether it is enabled or not. Opened as the bridge opens it, with the
-//! spool's lock held, so what is promised of deliveries holds here too. One whose log can't be opened keeps the others from
-//! nothing; its error is the end's.
+//! Every stream in the spool is drained, enabled or not. Logs are opened as the bridge opens them, under the spool's lock, so the
+//! promises about delivery hold here too. A log that can't be opened does not hold up the others; its error is returned at the end.
 
 use std::{
     sync::Arc,
@@ -14,22 +13,22 @@ use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tracing::info;
 
 use super::{
-    LOOK, internal,
-    pipe::{Context, Pipe, Purpose},
+    error::BridgeError,
+    pipeline::{Pipeline, PipelineContext, Purpose},
+    streams::LOOK,
 };
 use crate::{
     books::Balance,
     config::Config,
-    exit::Exit,
     metrics::{BlockReason, Metrics},
     spool::SpoolLock,
     stream::Stream,
 };
 
-/// Most time for lanes to end in good order when they are told to.
+/// How long the lanes may take to stop in good order.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// What became of a stream.
+/// The result for one stream.
 #[derive(Clone, Debug)]
 pub struct Drained {
     pub stream: Stream,
@@ -38,47 +37,49 @@ pub struct Drained {
     pub blocked: Option<BlockReason>,
 }
 
-/// Delivers what the spool of this configuration holds. Ends when all of it is delivered; when what is left lies behind
-/// damage or a disk error; when nothing was delivered for `patience`; or at a word of `stop`. `look` is told about the streams a few
+/// Delivers what the spool of this configuration holds. Ends when all of it is delivered, when the rest lies behind damage or a disk
+/// error, when nothing was delivered for `patience`, or at a message on `stop`. Calls `look` with the state of the streams a few
 /// times a second.
+///
+/// # Errors
+/// The directory holds no log, the spool is locked, or a log or lane failed.
 pub async fn drain(
     config: &Config,
     patience: Option<Duration>,
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
-) -> Result<Vec<Drained>, Exit> {
-    // One without a manifest is not passed over: opening it says what is wrong.
+) -> Result<Vec<Drained>, BridgeError> {
+    // A directory without a manifest is not skipped: opening it says what is wrong.
     let streams: Vec<Stream> = Stream::ALL
         .into_iter()
         .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
         .collect();
     if streams.is_empty() {
-        let dir = config.spool.dir.display();
-        return Err(Exit::Usage(format!("{dir} holds no stream's log of a spool")));
+        return Err(BridgeError::NoLogs(config.spool.dir.clone()));
     }
     SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
-    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, []).map_err(internal)?);
+    let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, [])?);
     let (failed, mut failures) = mpsc::unbounded_channel();
-    let context = Arc::new(Context {
+    let context = Arc::new(PipelineContext {
         config: config.clone(),
         metrics: Arc::clone(&metrics),
         failed,
         runtime: Handle::current(),
         purpose: Purpose::Drain,
     });
-    let pipes = streams
+    let pipelines = streams
         .iter()
-        .map(|stream| Pipe::start(&context, *stream))
+        .map(|stream| Pipeline::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
-    // The failures of those that end are seen to the last.
+    // So that `failures` ends with the last stream.
     drop(context);
     let drained = || -> Vec<Drained> {
-        pipes
+        pipelines
             .iter()
-            .map(|pipe| Drained {
-                stream: pipe.stream,
-                books: pipe.books.snapshot(),
-                blocked: metrics.for_stream(pipe.stream).blocked(),
+            .map(|pipeline| Drained {
+                stream: pipeline.stream,
+                books: pipeline.books.snapshot(),
+                blocked: metrics.for_stream(pipeline.stream).blocked(),
             })
             .collect()
     };
@@ -90,14 +91,14 @@ pub async fn drain(
         if left(&now) != moved.1 {
             moved = (Instant::now(), left(&now));
         }
-        let stuck = |(pipe, drained): (&Pipe, &Drained)| {
-            let finished = pipe.look(|running| running.lane.is_finished());
+        let stuck = |(pipeline, drained): (&Pipeline, &Drained)| {
+            let finished = pipeline.look(|open| open.lane.is_finished());
             finished == Some(true)
-                || pipe.has_failed()
+                || pipeline.has_failed()
                 || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
         };
         let given_up = patience.is_some_and(|patience| moved.0.elapsed() >= patience);
-        if pipes.iter().zip(&now).all(stuck) || given_up {
+        if pipelines.iter().zip(&now).all(stuck) || given_up {
             break;
         }
         tokio::select! {
@@ -106,16 +107,16 @@ pub async fn drain(
             () = sleep(LOOK) => {}
         }
     }
-    // Its last word is the checkpoint.
+    // A lane's last act is to store its checkpoint.
     let deadline = Instant::now() + LAST_WORDS;
-    let is_finished = |pipe: &Pipe| pipe.look(|running| running.lane.is_finished()).unwrap_or(true);
-    for pipe in &pipes {
-        pipe.look(|running| running.lane.stop());
+    let is_finished = |pipeline: &Pipeline| pipeline.look(|open| open.lane.is_finished()).unwrap_or(true);
+    for pipeline in &pipelines {
+        pipeline.look(|open| open.lane.stop());
     }
-    while !pipes.iter().all(is_finished) && Instant::now() < deadline {
+    while !pipelines.iter().all(is_finished) && Instant::now() < deadline {
         sleep(LOOK).await;
     }
-    let unopened = pipes.iter().find_map(Pipe::take_error);
+    let unopened = pipelines.iter().find_map(Pipeline::take_error);
     if let Some(error) = failures.try_recv().ok().or(unopened) {
         return Err(error.into());
     }

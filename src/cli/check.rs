@@ -1,54 +1,56 @@
-//! `cmc-bridge check`: what would run with this configuration, and what to think about first.
+//! `cmc-bridge check`: shows what would run with this configuration, and warns.
 //!
-//! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it asks Kafka and the disk, too.
+//! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it also asks Kafka and the disk.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`directory`] | looking at its directory |
-//! | [`disk`] | measuring it |
-//! | [`live`] | check --live: its lines, and what Kafka says |
-//! | [`spool`] | what the spool's disk says |
+//! | [`directory`] | looks at the spool's directory |
+//! | [`live`] | check --live: asks Kafka and the disk |
 
 mod directory;
-pub mod disk;
-pub mod live;
-pub mod spool;
+mod live;
 
 use std::{collections::BTreeMap, io::Write};
 
 use clap::Args;
 
 use self::directory::Directory;
-use super::ConfigArgs;
+use super::config_args::ConfigArgs;
 use crate::{
-    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, human_size, pem_faults, shown_path},
-    exit::Exit,
-    ingest::{Pair, now_seconds},
+    cli::exit::Exit,
+    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, pem_faults, shown_path},
+    human,
+    ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
     spool::Durability,
     stream::Stream,
 };
 
+pub const AFTER_HELP: &str = "\
+Examples:
+  cmc-bridge check --config cmc-bridge.toml
+  cmc-bridge check --live";
+
 /// The arguments of `check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Ask Kafka and the disk as well: brokers, topics and their settings, rights, time of a sync, room
+    /// Also ask Kafka and the disk: brokers, topics and their settings, rights, sync times, free space
     ///
-    /// Changes nothing: no topic is made and no event sent. One line for each thing: ok, warn, or FAIL with cause and
-    /// cure. Exits with 69 when a line is FAIL.
+    /// Changes nothing: creates no topic and sends no event. Each line says ok, warn or FAIL, with the cause and what to
+    /// do. Exits with 69 if any line is FAIL.
     #[arg(long)]
     pub live: bool,
 }
 
-/// Checks as asked.
+/// Checks the configuration and, with `--live`, Kafka and the disk.
 ///
 /// # Errors
-/// 78 when `serve` would refuse the configuration, 69 when with `--live` something else stands in its way.
+/// 78: `serve` would refuse the configuration. 69: with `--live`, something else would stop it.
 pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
     let loaded = args.config.load()?;
     let streams = run(&loaded, out)?;
@@ -57,17 +59,17 @@ pub fn command(args: &CheckArgs, out: &mut impl Write) -> Result<(), Exit> {
         writeln!(out)?;
         live::run(&loaded.config, &streams, out)?;
     } else if let Err(error) = make_clients(kafka, Stream::Deliveries) {
-        let kept = "serve would take webhooks and deliver nothing";
-        writeln!(out, "warning: kafka.properties: {error}; until then {kept}")?;
+        let effect = "serve would take webhooks and deliver nothing";
+        writeln!(out, "warning: kafka.properties: {error}; until then {effect}")?;
     }
     Ok(out.flush()?)
 }
 
-/// Prints the summary and the warnings. Gives the streams that `serve` would deliver: the enabled ones, and others
-/// whose logs hold something.
+/// Prints the summary and the warnings. Returns the streams that `serve` would deliver: the enabled ones, and disabled
+/// ones whose logs hold something.
 ///
 /// # Errors
-/// `serve` would refuse the configuration.
+/// 78: `serve` would refuse the configuration.
 pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<Vec<Stream>, Exit> {
     let config = &loaded.config;
     let directory = Directory::look(&config.spool.dir);
@@ -83,10 +85,10 @@ pub fn run(loaded: &Loaded, out: &mut impl Write) -> Result<Vec<Stream>, Exit> {
     let mut all = warnings(config, &directory, usable);
     all.extend(left_behind(config, &leftovers));
     all.extend(doubtful_zones(loaded));
-    // One that can't be used at all has its warning.
+    // An unusable directory has its own warning.
     if let (Some(error), Directory::Ready { .. }) = (unlisted, &directory) {
         all.push(format!(
-            "spool.dir: whether events wait in it can't be told: {error}"
+            "spool.dir: whether events wait in it is unknown: {error}"
         ));
     }
     for warning in all {
@@ -128,7 +130,7 @@ fn summary(
     writeln!(
         out,
         "              {} for each stream, durable by {}",
-        human_size(spool.max_bytes),
+        human::exact_size(spool.max_bytes),
         match spool.durability {
             Durability::Fsync => "fsync",
             Durability::PageCache => "page-cache",
@@ -164,7 +166,7 @@ fn summary(
 
 fn credentials(auth: &Auth) -> String {
     let Auth::Credentials(credentials) = auth else {
-        return "none needed: anybody may post".to_owned();
+        return "none: anybody may post".to_owned();
     };
     let kinds = [
         (CredentialKind::Bearer, "bearer"),
@@ -198,7 +200,7 @@ fn enabled(config: &Config) -> impl Iterator<Item = Stream> + '_ {
         .filter(|stream| config.stream(*stream).enabled)
 }
 
-/// Warnings of names that came from variables, which have neither lower case nor hyphens.
+/// Warnings about names from environment variables, which have no hyphens.
 fn doubtful_zones(loaded: &Loaded) -> impl Iterator<Item = String> + '_ {
     let variable = "CMC_BRIDGE__INGEST__TIME_ZONES";
     loaded.settings.iter().filter_map(move |setting| {
@@ -215,19 +217,19 @@ fn doubtful_zones(loaded: &Loaded) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// Warnings of events that wait where no webhook goes.
+/// Warnings about events in logs that take no webhooks.
 fn left_behind(config: &Config, leftovers: &Leftovers) -> Vec<String> {
     let of_disabled = leftovers.disabled.iter().map(|(stream, left)| {
         format!(
             "streams.{stream}.enabled: it is false, but the stream's log holds {left}: serve delivers what it can read of \
-             that to topic {}, and takes no webhooks for the stream",
+             them to topic {} and takes no webhooks for the stream",
             config.stream(*stream).topic
         )
     });
     let of_unknown = leftovers.unknown.iter().map(|(name, left)| {
         format!(
             "spool.dir: {} is the log of a stream that this version doesn't know, and holds {left}: only the version that \
-             wrote it can deliver that",
+             wrote it can deliver them",
             config.spool.dir.join(name).display()
         )
     });
@@ -238,11 +240,11 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
     let mut warnings = Vec::new();
     if let Auth::Anonymous = config.ingest.auth {
         warnings.push(format!(
-            "ingest.auth.allow_anonymous: anybody who reaches {} can make events",
+            "ingest.auth.allow_anonymous: anybody who reaches {} can post events",
             config.ingest.listen
         ));
     }
-    if let Some(warning) = pair.and_then(|pair| pair.warning(now_seconds())) {
+    if let Some(warning) = pair.and_then(Pair::warning) {
         warnings.push(format!(
             "ingest.tls.certificate: it {warning}, so clients will refuse it"
         ));
@@ -264,10 +266,10 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .saturating_mul(enabled(config).count() as u64);
             if most > *free {
                 warnings.push(format!(
-                    "spool.max_bytes: {} streams of {} may need more than the {} MiB that are free",
+                    "spool.max_bytes: {} streams of {} may need more than the {} of free space",
                     enabled(config).count(),
-                    human_size(config.spool.max_bytes),
-                    free / (1 << 20)
+                    human::exact_size(config.spool.max_bytes),
+                    human::size(*free)
                 ));
             }
         }
@@ -277,12 +279,12 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
         .into_iter()
         .any(|stream| config.stream(stream).enabled)
     {
-        warnings.push("streams: none for events is enabled, so every webhook is dead-lettered".to_owned());
+        warnings.push("streams: no event stream is enabled, so every webhook is dead-lettered".to_owned());
     }
     let kafka = &config.kafka;
     if !kafka.create_topics && (kafka.topic_partitions.is_some() || kafka.topic_replication.is_some()) {
         warnings.push(
-            "kafka.topic_partitions, kafka.topic_replication: without effect while kafka.create_topics is false"
+            "kafka.topic_partitions, kafka.topic_replication: no effect while kafka.create_topics is false"
                 .to_owned(),
         );
     }
@@ -297,7 +299,7 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
     for (topic, streams) in by_topic.iter().filter(|(_, streams)| streams.len() > 1) {
         if streams.contains(&Stream::DeadLetters.name()) {
             warnings.push(format!(
-                "streams: {} share the topic {topic}; its consumers will meet dead letters among the events",
+                "streams: {} share the topic {topic}, so its consumers will read dead letters among the events",
                 streams.join(", ")
             ));
         }
@@ -374,7 +376,7 @@ mod tests {
                 ],
                 "spool.max_bytes: 3 streams of 900 TiB",
             ),
-            (&[("KAFKA__TOPIC_PARTITIONS", "6")], "without effect"),
+            (&[("KAFKA__TOPIC_PARTITIONS", "6")], "no effect while"),
             (
                 &[
                     ("STREAMS__DELIVERIES__ENABLED", "false"),

@@ -1,16 +1,16 @@
 //! `cmc-bridge config show`: every key with its value and origin, as TOML, secrets redacted.
 //!
-//! A configuration that is refused is shown as well, for that is when one wants to see where a value comes from; what is
-//! wrong with it follows.
+//! A refused configuration is shown too, because that is when one needs to see where a value comes from. Its problems
+//! follow.
 
 use std::io::Write;
 
 use clap::Args;
 
-use super::ConfigArgs;
+use super::config_args::ConfigArgs;
 use crate::{
+    cli::exit::Exit,
     config::{self, Origin, to_toml},
-    exit::Exit,
 };
 
 /// The arguments of `config show`.
@@ -18,7 +18,7 @@ use crate::{
 pub struct ShowArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Leave out what has its default
+    /// Leave out keys that have their default
     #[arg(long)]
     pub changed: bool,
 }
@@ -26,7 +26,7 @@ pub struct ShowArgs {
 /// Prints the configuration.
 ///
 /// # Errors
-/// 78 when it is refused, after it is printed.
+/// 78: the configuration is refused; it is printed all the same.
 pub fn run(args: &ShowArgs, out: &mut impl Write) -> Result<(), Exit> {
     let environment = config::environment()?.into_iter();
     let (mut settings, verdict) = config::settings(&args.config.files, environment)?;

@@ -1,11 +1,20 @@
-//! `cmc-bridge dev`: the bridge on one machine, to try it out.
+//! `cmc-bridge dev`: tries the bridge on one machine.
 //!
-//! Everything is real but Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event is
-//! printed as it reaches its topic. The spool lies in a temporary directory. The mock keeps no offsets and writes no
-//! transaction markers, so nothing here proves exactly-once; the integration tests do, on Apache Kafka. Webhooks come by
-//! plain HTTP, whatever `ingest.tls` says.
+//! Everything is real except Kafka: a broker embedded in the process (librdkafka's mock) takes its place, and each event
+//! is printed when it reaches its topic. The spool is a temporary directory. The mock keeps no offsets and writes no
+//! transaction markers, so `dev` proves nothing about exactly-once; the integration tests do, on Apache Kafka. Webhooks
+//! arrive over plain HTTP, whatever `ingest.tls` says.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`samples`] | the webhooks that `--sample` posts |
+
+mod samples;
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     net::SocketAddr,
     sync::{
@@ -30,41 +39,54 @@ use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
 use super::{
-    ConfigArgs,
-    post::{Poster, Target},
-    records::{self, Form},
-    samples,
-    serve::stop_signals,
+    config_args::ConfigArgs,
+    records::{self, PrintFormat},
+    send_sample::{
+        client::{Client, Target},
+        generate::BodyFormat,
+    },
+    signals::stop_signals,
 };
 use crate::{
     bridge::Bridge,
+    cli::exit::Exit,
     config::{Auth, Config, CredentialKind},
-    exit::Exit,
     logging,
     stream::Stream,
 };
 
 const PARTITIONS: i32 = 3;
-/// How long a sample may wait for its answer.
+/// How long a sample waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const AFTER_HELP: &str = "\
+An embedded broker takes Kafka's place, and each event is printed when it reaches its topic. The spool is temporary.
+Delivery guarantees can't be tried here: the embedded broker keeps neither offsets nor transactions.
+
+Examples:
+  cmc-bridge dev --sample
+  cmc-bridge dev --listen 127.0.0.1:9000";
 
 /// The arguments of `dev`.
 #[derive(Args, Clone, Debug)]
 pub struct DevArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Where to receive webhooks; anonymous ones only on a loopback address, whatever ingest.auth.allow_anonymous says
+    /// Address for webhooks; without credentials it must be a loopback address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where to serve metrics and probes
+    /// Address for status, metrics and probes
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
     pub admin_listen: SocketAddr,
-    /// Post a few sample webhooks, as the sender would, once it is ready
+    /// Post a few sample webhooks once the bridge is ready
     #[arg(long)]
     pub sample: bool,
 }
 
-/// Runs until Ctrl-C.
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// 64: anybody could post from outside. 78: the configuration is refused. Else as [`serve`](super::serve::run).
 pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let mut config = args.config.load()?.config;
     let spool = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempdir()?;
@@ -75,9 +97,9 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
         mock.create_topic(topic, PARTITIONS, 1).map_err(unavailable)?;
     }
     let presented = Presented::of(&config.ingest.auth)?;
-    let printer = Printer::start(&config)?;
+    let printer = RecordPrinter::start(&config)?;
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
         let path = config.ingest.path.clone();
         let brokers = config.kafka.bootstrap_servers.clone();
@@ -91,23 +113,23 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
             &presented.curl(),
         )?;
         if args.sample {
-            let poster = Poster::new(
+            let client = Client::new(
                 Target::new(bridge.ingest_address(), &path),
                 presented.authorization.clone(),
             );
-            tokio::spawn(post_samples(poster, presented.api_key.clone()));
+            tokio::spawn(post_samples(client, presented.api_key.clone()));
         }
-        bridge.run(stop).await
+        Ok(bridge.run(stop).await?)
     });
     printer.stop();
     runtime.shutdown_background();
     result?;
-    // Whoever read it may be gone.
+    // The reader may be gone.
     let _ = writeln!(io::stdout(), "Stopped. The temporary spool is removed.");
     Ok(())
 }
 
-/// Turns a configuration into one for trying out: loopback, the mock broker, a temporary spool.
+/// Adapts a configuration: loopback, the embedded broker, a temporary spool.
 fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: String) -> Result<(), Exit> {
     config.ingest.listen = args.listen;
     config.ingest.tls = None;
@@ -125,34 +147,32 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
     if anybody {
         if !args.listen.ip().is_loopback() {
             return Err(Exit::Usage(format!(
-                "--listen {} is no loopback address, and anybody could post there: set a credential (and no \
-                 ingest.auth.allow_anonymous), such as CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
+                "--listen {} is not a loopback address, so anybody could post there: set a credential (and not \
+                 ingest.auth.allow_anonymous), for example with CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS",
                 args.listen
             )));
         }
         config.ingest.auth = Auth::Anonymous;
     }
     if std::env::var_os("CMC_BRIDGE__LOG__LEVEL").is_none() && config.log.level == "info" {
-        // What dev has to say is said on standard output.
+        // Standard output already tells what happens.
         config.log.level = "warn".into();
     }
     Ok(())
 }
 
-fn topics(config: &Config) -> Vec<&str> {
-    let mut topics: Vec<&str> = config
+/// Every stream's topic, each once.
+fn topics(config: &Config) -> BTreeSet<&str> {
+    config
         .streams
         .iter()
         .map(|stream| stream.topic.as_str())
-        .collect();
-    topics.sort_unstable();
-    topics.dedup();
-    topics
+        .collect()
 }
 
 fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, curl: &str) -> io::Result<()> {
     let out = &mut io::stdout().lock();
-    writeln!(out, "cmc-bridge takes webhooks at   {url}")?;
+    writeln!(out, "webhooks                       {url}")?;
     writeln!(
         out,
         "status, metrics and probes     http://{admin}/status  /metrics  /livez  /readyz"
@@ -163,16 +183,16 @@ fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, c
     writeln!(out, "curl -i {url} -H 'Content-Type: application/json' {curl}")?;
     writeln!(
         out,
-        "\nEvents appear here as they reach their topics. Ctrl-C ends it.\n"
+        "\nEvents appear here when they reach their topics. Ctrl-C stops the bridge.\n"
     )?;
     out.flush()
 }
 
-/// A configured credential, one for a header if there is one, as samples and the printed command present it.
+/// The configured credential that samples and the printed command present: one for a header if possible.
 struct Presented {
     authorization: Option<HeaderValue>,
     api_key: Option<String>,
-    /// What curl reads: the header, or the body with its key. So no secret is printed; gone at the end.
+    /// For curl: the header, or the body with its key. Keeps the secret off the terminal; removed on drop.
     file: Option<NamedTempFile>,
 }
 
@@ -199,7 +219,7 @@ impl Presented {
             CredentialKind::Basic => format!("Basic {}", STANDARD.encode(secret)),
             CredentialKind::ApiKey => {
                 presented.api_key = Some(secret.to_owned());
-                samples::with_api_key(samples::CURL, samples::JSON, secret)
+                BodyFormat::Json.with_api_key(samples::CURL, secret)
             }
         };
         let mut file = tempfile::Builder::new().prefix("cmc-bridge-dev-").tempfile()?;
@@ -208,7 +228,7 @@ impl Presented {
         } else {
             writeln!(file, "Authorization: {text}")?;
             let mut value = HeaderValue::from_str(&text)
-                .map_err(|_| Exit::Usage(format!("{} can't stand in a header", first.name)))?;
+                .map_err(|_| Exit::Usage(format!("{} can't be sent in a header", first.name)))?;
             value.set_sensitive(true);
             presented.authorization = Some(value);
         }
@@ -216,7 +236,7 @@ impl Presented {
         Ok(presented)
     }
 
-    /// The rest of a command line of curl: credential and body.
+    /// The end of curl's command line: credential and body.
     fn curl(&self) -> String {
         let body = samples::CURL;
         match &self.file {
@@ -227,16 +247,16 @@ impl Presented {
     }
 }
 
-async fn post_samples(mut poster: Poster, api_key: Option<String>) {
-    // Nobody finds a key in a body that breaks off.
-    let keyed = |sample: &&samples::Sample| api_key.is_none() || !sample.breaks_off;
+async fn post_samples(mut client: Client, api_key: Option<String>) {
+    // The bridge finds no key in a truncated body.
+    let keyed = |sample: &&samples::SampleWebhook| api_key.is_none() || !sample.truncated;
     for sample in samples::ALL.iter().filter(keyed) {
         let body = match &api_key {
             None => Bytes::from_static(sample.body.as_bytes()),
-            Some(key) => samples::with_api_key(sample.body, sample.content_type, key).into(),
+            Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
-        let answer = poster.post(sample.content_type, body, PATIENCE).await;
-        // A line of its own, whatever the printer's thread is at.
+        let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
+        // In one write, so that the printer's thread can't split the line.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
             Err(error) => format!("posted {}: {error}\n", sample.what),
@@ -245,14 +265,14 @@ async fn post_samples(mut poster: Poster, api_key: Option<String>) {
     }
 }
 
-/// Prints each record of the topics as it comes.
-struct Printer {
+/// Prints each record of the topics as it arrives.
+struct RecordPrinter {
     ended: Arc<AtomicBool>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Printer {
-    fn start(config: &Config) -> Result<Printer, Exit> {
+impl RecordPrinter {
+    fn start(config: &Config) -> Result<RecordPrinter, Exit> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &config.kafka.bootstrap_servers)
             .set("group.id", "cmc-bridge-dev-printer")
@@ -268,7 +288,7 @@ impl Printer {
                     .map_err(unavailable)?;
             }
         }
-        // Assigned, not subscribed: a group's first rebalance takes seconds.
+        // Assigned, not subscribed: the first rebalance of a group takes seconds.
         consumer.assign(&partitions).map_err(unavailable)?;
         let ended = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&ended);
@@ -279,17 +299,17 @@ impl Printer {
                 .or_else(|| (!flag.load(Ordering::Relaxed)).then_some(None))
             {
                 if let Some(Ok(record)) = result {
-                    let _ = records::print(&record, Form::Text, &mut io::stdout().lock());
+                    let _ = records::print(&record, PrintFormat::Text, &mut io::stdout().lock());
                 }
             }
         })?;
-        Ok(Printer { ended, thread })
+        Ok(RecordPrinter { ended, thread })
     }
 
-    /// Prints what is there, then ends.
+    /// Prints what has arrived, then ends.
     fn stop(self) {
         self.ended.store(true, Ordering::Relaxed);
-        // A panic of the printer has been reported already.
+        // A panic of the thread has already been reported.
         let _ = self.thread.join();
     }
 }
@@ -329,7 +349,7 @@ mod tests {
             for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
                 let exit = adapted(listen, variables).unwrap_err();
                 assert!(
-                    exit.code() == 64 && exit.to_string().contains("no loopback"),
+                    exit.code() == 64 && exit.to_string().contains("not a loopback"),
                     "{exit}"
                 );
             }

@@ -1,11 +1,19 @@
 //! `cmc-bridge explain`: what a webhook's body would become, or what is wrong with it, where, and what to do.
 //!
-//! The body goes through the code of the server ([`ingest::explain`]) with the limits, zones, streams and topics of the
-//! configuration, as if its sender were admitted; nothing is stored or sent. Credentials are overwritten wherever the
-//! server would overwrite them, and in the excerpt as well.
+//! The body goes through the code of the server ([`cmc::explain`]) with the limits, zones, streams and topics of the
+//! configuration, as if its sender were admitted. Nothing is stored or sent. Credentials are masked wherever the
+//! server would mask them, and in the excerpt as well.
 //!
-//! A place is told in bytes, lines and columns of the JSON text. Of a form that is the decoded field `event`, unless the form
-//! itself is at fault.
+//! A position is given in bytes, lines and columns of the JSON text. For a form that is the decoded `event` field,
+//! unless the form itself is at fault.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`excerpt`] | a place in a text, with the text around it |
+
+mod excerpt;
 
 use std::{
     borrow::Cow,
@@ -15,29 +23,29 @@ use std::{
 };
 
 use clap::Args;
-use hyper::{StatusCode, header::HeaderValue};
 use percent_encoding::percent_decode;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
+use self::excerpt::{Excerpt, cut};
 use super::{
-    ConfigArgs,
-    excerpt::{Excerpt, cut},
+    config_args::ConfigArgs,
     output::{Output, say},
     records::{bytes, headers, push_value},
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
-    cmc::{self, BodyEncoding, Malformed, Rules, Secrets},
-    config::{Config, human_size},
+    cli::exit::Exit,
+    clock,
+    cmc::{self, BodyEncoding, Malformed, Secrets, Understood},
+    config::Config,
     dead_letter::{Reason, Scope},
-    exit::Exit,
-    ingest::{self, Understood, now_seconds},
+    human,
     plain::visible,
     stream::Stream,
 };
 
-/// Columns when the terminal does not say how many it has.
+/// Columns if the terminal does not report its width.
 const COLUMNS: usize = 100;
 
 pub const AFTER_HELP: &str = "\
@@ -46,28 +54,28 @@ Examples:
   curl … | cmc-bridge explain --content-type application/x-www-form-urlencoded
   cmc-bridge tap --stream dead-letters --from-beginning -n 1 --json | jq -j .value | cmc-bridge explain
 
-It needs neither Kafka nor credentials, and stores nothing. With --config and the environment it goes by the bridge's own
-limits, zones, streams and topics.
+It needs neither Kafka nor credentials, and stores nothing. With --config and the environment it applies the limits, zones,
+streams and topics of the bridge.
 
-Exit codes: 0 all of it would go on as events, 65 something would not, 74 the file can't be read.";
+Exit codes: 0 everything would become events, 65 something would not, 74 the file can't be read.";
 
 /// The arguments of `explain`.
 #[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The body; standard input without it, or for -
+    /// The file that holds the body [default: standard input, as for -]
     pub file: Option<PathBuf>,
-    /// The header Content-Type that it came with [default: none; the first byte tells JSON from a form]
+    /// The Content-Type header that it came with [default: none; the first byte tells JSON from a form]
     #[arg(long, value_name = "TYPE")]
     pub content_type: Option<String>,
     /// The path that it was posted to [default: ingest.path]
     #[arg(long)]
     pub path: Option<String>,
-    /// Print whole values on a terminal, too
+    /// Print whole values even on a terminal
     #[arg(long)]
     pub full: bool,
-    /// One JSON object a line: each record, and at last the answer
+    /// Print one JSON object per line: each record, then the answer
     #[arg(long)]
     pub json: bool,
 }
@@ -75,19 +83,22 @@ pub struct ExplainArgs {
 /// Prints what the body would become.
 ///
 /// # Errors
-/// 64: the content type can't stand in a header. 65: something would not go on as an event. 74: the body can't be read.
+/// 64: a header can't carry the content type. 65: something would not become an event. 74: the body can't be read.
 pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
-    let content_type = args
+    if args
         .content_type
         .as_deref()
-        .map(HeaderValue::from_str)
-        .transpose();
-    let content_type = content_type
-        .map_err(|_| Exit::Usage("--content-type has characters that a header can't carry".to_owned()))?;
+        .is_some_and(|value| !is_header_value(value))
+    {
+        let what = "--content-type has characters that a header can't carry";
+        return Err(Exit::Usage(what.to_owned()));
+    }
     let body = read(args.file.as_deref(), config.ingest.max_body_bytes)?;
+    let rules = config.rules();
     let mut printer = Printer {
         config: &config,
+        secrets: &rules.secrets,
         json: args.json,
         columns: columns(args),
         out,
@@ -95,34 +106,39 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
     let path = args.path.as_deref().unwrap_or(&config.ingest.path);
     if path.strip_suffix('/').unwrap_or(path) != config.ingest.path.trim_end_matches('/') {
         return printer.not_taken(
-            StatusCode::NOT_FOUND,
-            Problem {
-                detail: format!("no webhook is taken at {path}").into(),
-                advice: "post to ingest.path, or change it",
-                ..Problem::default()
+            404,
+            Diagnosis {
+                detail: format!("the bridge accepts no webhooks at {path}").into(),
+                advice: "post to ingest.path, or change that setting",
+                ..Diagnosis::default()
             },
         );
     }
     if body.len() > config.ingest.max_body_bytes {
-        let limit = human_size(config.ingest.max_body_bytes as u64);
-        return printer.not_taken(StatusCode::PAYLOAD_TOO_LARGE, Problem {
+        let limit = human::exact_size(config.ingest.max_body_bytes as u64);
+        return printer.not_taken(413, Diagnosis {
             detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
             advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
-            ..Problem::default()
+            ..Diagnosis::default()
         });
     }
-    let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
     let request = cmc::Request {
-        received_at_micros: now_seconds() * 1_000_000,
+        received_at_micros: clock::unix_micros(),
         path,
         content_type: args.content_type.as_deref(),
         body: &body,
     };
-    let understood = ingest::explain(&request, content_type.as_ref(), &rules);
+    let understood = cmc::explain(&request, &rules);
     printer.understood(&understood, &body)
 }
 
-/// Reads the body, and one byte more than the limit when there is more.
+/// Whether a header can carry this value.
+fn is_header_value(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte))
+}
+
+/// Reads the body, up to one byte beyond the limit.
 fn read(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Exit> {
     let mut body = Vec::new();
     let most = limit as u64 + 1;
@@ -132,7 +148,7 @@ fn read(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Exit> {
             .map_err(|error| Exit::Io(format!("{}: {error}", path.display())))?,
         None => {
             if io::stdin().is_terminal() {
-                say("reading the body from standard input; Ctrl-D ends it");
+                say("reading the body from standard input; end it with Ctrl-D");
             }
             let read = io::stdin().lock().take(most).read_to_end(&mut body);
             read.map_err(|error| Exit::Io(format!("standard input: {error}")))?
@@ -141,7 +157,7 @@ fn read(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Exit> {
     Ok(body)
 }
 
-/// Where lines are cut: nowhere unless a terminal shows them.
+/// The width at which lines are cut: unlimited unless a terminal shows them.
 fn columns(args: &ExplainArgs) -> usize {
     if args.full || !io::stdout().is_terminal() {
         return usize::MAX;
@@ -154,18 +170,19 @@ fn columns(args: &ExplainArgs) -> usize {
 
 struct Printer<'p> {
     config: &'p Config,
+    secrets: &'p Secrets,
     json: bool,
     columns: usize,
     out: &'p mut Output,
 }
 
 impl Printer<'_> {
-    /// Says that the server would not have looked into the body.
-    fn not_taken(&mut self, status: StatusCode, problem: Problem) -> Result<(), Exit> {
-        let answer = Answer {
-            status: status.as_u16(),
+    /// Reports that the server would not have looked into the body.
+    fn not_taken(&mut self, status: u16, problem: Diagnosis) -> Result<(), Exit> {
+        let answer = AnswerLine {
+            status,
             read_as: "nothing",
-            ..Answer::default()
+            ..AnswerLine::default()
         };
         self.answer(&answer, Some(&problem))?;
         Err(Exit::Data(problem.detail.into_owned()))
@@ -179,11 +196,12 @@ impl Printer<'_> {
         if let Some((batch, _)) = &split.dead_letters {
             self.records(Stream::DeadLetters, batch)?;
         }
-        let malformed_status = StatusCode::from_u16(self.config.ingest.malformed_status);
-        let answer = Answer {
-            status: understood
-                .status(malformed_status.unwrap_or(StatusCode::BAD_REQUEST))
-                .as_u16(),
+        let answer = AnswerLine {
+            status: match (&understood.malformed, understood.encoding) {
+                (None, _) => 200,
+                (Some(_), None) => 415,
+                (Some(_), Some(_)) => self.config.ingest.malformed_status,
+            },
             read_as: match understood.encoding {
                 Some(BodyEncoding::Json) => "JSON",
                 Some(BodyEncoding::Form) => "form",
@@ -208,19 +226,12 @@ impl Printer<'_> {
         }
     }
 
-    /// What is wrong with the body as a whole.
-    fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Problem> {
-        let Some(malformed) = &understood.malformed else {
-            let unknown = understood.split.failures.first().map(|failure| failure.reason)
-                == Some(Reason::UnknownEventType);
-            return unknown.then(|| Problem {
-                reason: Some(Reason::UnknownEventType),
-                detail: "event_type names no enabled stream".into(),
-                advice: advice(Reason::UnknownEventType),
-                place: None,
-            });
-        };
-        Some(Problem {
+    /// The fault of the body as a whole.
+    fn problem(&self, understood: &Understood, body: &[u8]) -> Option<Diagnosis> {
+        let first = understood.split.failures.first().map(|failure| failure.reason);
+        let unknown = (first == Some(Reason::UnknownEventType)).then(Malformed::unknown_event_type);
+        let malformed = understood.malformed.as_ref().or(unknown.as_ref())?;
+        Some(Diagnosis {
             reason: Some(malformed.reason),
             detail: malformed.detail.clone(),
             advice: advice(malformed.reason),
@@ -230,18 +241,18 @@ impl Printer<'_> {
         })
     }
 
-    fn place(&self, malformed: &Malformed, understood: &Understood, body: &[u8], offset: usize) -> Place {
+    fn place(&self, malformed: &Malformed, understood: &Understood, body: &[u8], offset: usize) -> Location {
         let is_form = understood.encoding == Some(BodyEncoding::Form);
         let event = event_field(body).filter(|_| is_form && malformed.in_event);
         let (within, text) = match event {
             Some(event) => {
-                let masked = cmc::mask(&event, &Secrets::new(&self.config.ingest.auth)).into_owned();
+                let masked = cmc::mask(&event, self.secrets).into_owned();
                 ("event", masked)
             }
-            // As it would be stored: its credentials are overwritten, byte for byte.
+            // As it would be stored: with its credentials overwritten, byte for byte.
             None => ("body", stored(understood)),
         };
-        Place {
+        Location {
             within,
             offset,
             excerpt: Excerpt::new(&text, offset),
@@ -326,9 +337,9 @@ impl Printer<'_> {
         self.out.write_all(&line)
     }
 
-    /// Prints what is wrong with the body as a whole, and the answer.
-    fn answer(&mut self, answer: &Answer, problem: Option<&Problem>) -> io::Result<()> {
-        let Answer {
+    /// Prints the fault of the body as a whole, and the answer.
+    fn answer(&mut self, answer: &AnswerLine, problem: Option<&Diagnosis>) -> io::Result<()> {
+        let AnswerLine {
             status,
             read_as,
             bytes,
@@ -343,7 +354,7 @@ impl Printer<'_> {
                 "bytes": bytes,
                 "events": events,
                 "dead_letters": dead_letters,
-                "problem": problem.map(Problem::json),
+                "problem": problem.map(Diagnosis::json),
             });
             writeln!(self.out, "{line}")?;
         } else {
@@ -364,7 +375,7 @@ impl Printer<'_> {
 }
 
 #[derive(Default)]
-struct Answer {
+struct AnswerLine {
     status: u16,
     read_as: &'static str,
     bytes: usize,
@@ -372,31 +383,31 @@ struct Answer {
     dead_letters: usize,
 }
 
-/// What is wrong with a body as a whole.
+/// The fault of a body as a whole.
 #[derive(Default)]
-struct Problem {
-    /// `None` when nothing would be stored.
+struct Diagnosis {
+    /// `None` if nothing would be stored.
     reason: Option<Reason>,
     detail: Cow<'static, str>,
     advice: &'static str,
-    place: Option<Place>,
+    place: Option<Location>,
 }
 
-/// Where it is wrong.
-struct Place {
-    /// What the offset counts in: the body, or the decoded field `event` of a form.
+/// The position of the fault.
+struct Location {
+    /// Where the offset counts: in the body, or in the decoded `event` field of a form.
     within: &'static str,
     offset: usize,
     excerpt: Excerpt,
 }
 
-impl Problem {
+impl Diagnosis {
     fn text(&self, out: &mut impl Write) -> io::Result<()> {
         match self.reason {
             Some(reason) => writeln!(out, "{reason}: {}", self.detail)?,
             None => writeln!(out, "{}", self.detail)?,
         }
-        if let Some(Place {
+        if let Some(Location {
             within,
             offset,
             excerpt,
@@ -437,7 +448,7 @@ fn decode(batch: &Batch) -> Result<BatchView<'_>, Exit> {
     BatchView::decode(batch.bytes()).map_err(|error| Exit::Unavailable(error.to_string()))
 }
 
-/// The values of the dead letters, one after the other: of a malformed body, the body.
+/// The concatenated values of the dead letters: for a malformed body, the body.
 fn stored(understood: &Understood) -> Vec<u8> {
     let batch = understood.split.dead_letters.as_ref().map(|(batch, _)| batch);
     let view = batch.and_then(|batch| decode(batch).ok());
@@ -445,7 +456,7 @@ fn stored(understood: &Understood) -> Vec<u8> {
     records.flat_map(|record| record.value().into_owned()).collect()
 }
 
-/// The first field `event` of a form, decoded.
+/// The first `event` field of a form, decoded.
 fn event_field(form: &[u8]) -> Option<Vec<u8>> {
     let decode = |text: &[u8]| {
         let spaces: Vec<u8> = text
@@ -460,7 +471,7 @@ fn event_field(form: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// The reason of this name when it speaks of a part of a webhook.
+/// The reason with this name, if it applies to a part of a webhook.
 fn element_reason(name: Option<String>) -> Option<Reason> {
     let mut known = Reason::ALL.into_iter();
     known.find(|reason| reason.scope() == Scope::Element && Some(reason.name()) == name.as_deref())
@@ -469,11 +480,11 @@ fn element_reason(name: Option<String>) -> Option<Reason> {
 fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::UnsupportedMediaType => {
-            "choose JSON or form in CMC's console; see that nothing in between changes Content-Type"
+            "choose JSON or form in CMC's console; check that nothing in between changes Content-Type"
         }
-        Reason::UnsupportedEncoding => "see that nothing between CMC and the bridge compresses bodies",
+        Reason::UnsupportedEncoding => "check that nothing between CMC and the bridge compresses bodies",
         Reason::InvalidForm | Reason::InvalidUtf8 | Reason::InvalidJson => {
-            "see that the body is whole (not cut, not edited, not decoded before) and of the type that it was read as"
+            "check that the body is complete (not cut, edited or already decoded) and has the type that it was read as"
         }
         Reason::BodyNotObject | Reason::EventNotObject | Reason::MissingList | Reason::ListNotArray => {
             "the shape is {\"event_type\":\"deliveries\",\"server_composition\":\"…\",\"event\":{\"deliveries\":[…]}}"
@@ -483,27 +494,27 @@ fn advice(reason: Reason) -> &'static str {
         | Reason::MissingServerComposition
         | Reason::InvalidServerComposition
         | Reason::MissingEvent => {
-            "a webhook has event_type, server_composition (texts) and event; see that this is one of CMC's event webhooks"
+            "a webhook has event_type and server_composition (strings) and event; check that this is an event webhook of CMC"
         }
-        Reason::DuplicateMember => "which of the two is meant can't be known; keep one",
-        Reason::TooManyMembers => "this is no webhook of CMC's; see who posts it",
+        Reason::DuplicateMember => "it is unclear which of the two is meant; keep one",
+        Reason::TooManyMembers => "this is not a webhook of CMC; check who posts it",
         Reason::TooManyEvents => {
             "raise ingest.max_events, or lower the number of events in a webhook in CMC's console"
         }
-        Reason::TooDeep => "CMC's events are flat; see who posts it",
+        Reason::TooDeep => "CMC's events are flat; check who posts it",
         Reason::UnknownEventType => {
-            "enable its stream (streams.<name>.enabled), or take the event out in CMC's console"
+            "enable its stream (streams.<name>.enabled), or deselect the event in CMC's console"
         }
         Reason::UnexpectedMember | Reason::UnexpectedList | Reason::UnexpectedValue => {
-            "only the list of the name in event_type is taken; the rest is kept as dead letters"
+            "only the list that event_type names becomes events; the rest is kept as dead letters"
         }
-        Reason::ElementNotObject => "an event is an object",
+        Reason::ElementNotObject => "an event must be an object",
         Reason::ReservedMember => {
-            "event_type and server_composition are put into each event by the bridge; the element has one of its own"
+            "the bridge adds event_type and server_composition to each event, but this element already has one"
         }
         Reason::RecordTooLarge | Reason::RefusedTooLarge => {
             "raise kafka.max_record_bytes, and max.message.bytes of the topic above it"
         }
-        Reason::RefusedInvalid => "the topic's settings refuse it; see the broker's log",
+        Reason::RefusedInvalid => "the topic's settings reject it; see the broker's log",
     }
 }

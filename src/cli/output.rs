@@ -1,4 +1,4 @@
-//! Standard output of a command, whose reader may go away: `| head` is no error. And lines beside it, on standard error.
+//! Standard output, whose reader may go away (`| head` is not an error), and messages on standard error.
 
 use std::{
     fmt,
@@ -7,14 +7,14 @@ use std::{
 
 use crate::plain::{Passes, Plain, escaped};
 
-/// Writes a line with the program's name to standard error. That nobody can read it is no reason to end, nor to end in
-/// another way.
+/// Writes a line with the program's name to standard error. A failure is ignored, so that it changes neither what the
+/// command does nor its exit code.
 pub fn say(what: impl fmt::Display) {
     let what = escaped(&what.to_string(), Passes::Lines);
     let _ = writeln!(io::stderr(), "cmc-bridge: {what}");
 }
 
-/// Standard output. Once its reader is gone, what is written is thrown away. A terminal gets nothing that would steer it.
+/// Standard output. Once its reader is gone, what is written is discarded. A terminal receives no control characters.
 pub struct Output {
     out: Box<dyn Write>,
     closed: bool,
@@ -32,7 +32,7 @@ impl Output {
         }
     }
 
-    /// Whether nobody reads any more.
+    /// Whether the reader is gone.
     pub fn closed(&self) -> bool {
         self.closed
     }

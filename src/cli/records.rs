@@ -1,4 +1,4 @@
-//! Records of topics in print: for people, or one JSON object a line.
+//! Prints Kafka records, as text or as one JSON object per line.
 
 use std::io::{self, Write};
 
@@ -10,18 +10,21 @@ use crate::{plain::visible, stream::Stream};
 
 const REASON: &str = "cmc-dead-letter-reason";
 
-/// How records are printed.
+/// How to print records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum PrintFormat {
     Text,
     Json,
 }
 
 /// Prints a record.
-pub fn print(record: &impl Message, form: Form, out: &mut impl Write) -> io::Result<()> {
-    match form {
-        Form::Text => text(record, out)?,
-        Form::Json => json(record, out)?,
+///
+/// # Errors
+/// The output can't be written.
+pub fn print(record: &impl Message, format: PrintFormat, out: &mut impl Write) -> io::Result<()> {
+    match format {
+        PrintFormat::Text => text(record, out)?,
+        PrintFormat::Json => json(record, out)?,
     }
     out.flush()
 }
@@ -68,10 +71,10 @@ fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&line)
 }
 
-/// Adds a record's value as JSON on one line: as it is if it is JSON.
+/// Appends a record's value as JSON on one line: unchanged if it is JSON, else as [`bytes()`].
 pub fn push_value(value: Option<&[u8]>, line: &mut Vec<u8>) {
     match value.and_then(|value| serde_json::from_slice::<&RawValue>(value).ok()) {
-        // Between tokens a line break is white space, and inside a string there is none.
+        // A line break can only stand between tokens, where it is white space.
         Some(raw) => line.extend(raw.get().bytes().map(|byte| match byte {
             b'\n' | b'\r' => b' ',
             byte => byte,
@@ -80,7 +83,7 @@ pub fn push_value(value: Option<&[u8]>, line: &mut Vec<u8>) {
     }
 }
 
-/// Text as a string; what is none as `{"base64": …}`.
+/// Text as a string, other bytes as `{"base64": …}`.
 pub fn bytes(bytes: Option<&[u8]>) -> Value {
     match bytes.map(|bytes| (std::str::from_utf8(bytes), bytes)) {
         None => Value::Null,
@@ -89,7 +92,7 @@ pub fn bytes(bytes: Option<&[u8]>) -> Value {
     }
 }
 
-/// Headers by name; one that stands several times has a list.
+/// Headers by name; a repeated one has a list.
 pub fn headers<'a>(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Value {
     let mut found = Map::new();
     for (name, value) in headers {
@@ -105,13 +108,13 @@ pub fn headers<'a>(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -
     Value::Object(found)
 }
 
-/// A header's value.
+/// The value of a record's header.
 pub fn header<'a>(record: &'a impl Message, name: &str) -> Option<&'a [u8]> {
     let headers = record.headers()?;
     headers.iter().find(|header| header.key == name)?.value
 }
 
-/// The stream that a record of the bridge came by.
+/// The stream of a record that the bridge has written.
 pub fn stream(record: &impl Message) -> Option<Stream> {
     if header(record, REASON).is_some() {
         return Some(Stream::DeadLetters);
@@ -148,9 +151,9 @@ mod tests {
         )
     }
 
-    fn printed(record: &OwnedMessage, form: Form) -> String {
+    fn printed(record: &OwnedMessage, format: PrintFormat) -> String {
         let mut out = Vec::new();
-        print(record, form, &mut out).unwrap();
+        print(record, format, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -167,7 +170,7 @@ mod tests {
             Some("{\"n\":1000.0,\r\n\"s\":\"\\u003C十月\"}".as_bytes()),
         );
         assert_eq!(
-            printed(&record, Form::Json),
+            printed(&record, PrintFormat::Json),
             concat!(
                 r#"{"topic":"cmc.bounces","partition":2,"offset":7,"timestamp":1700000000123,"key":"<1@example.co.jp>","#,
                 r#""headers":{"a":["1","2"],"b":{"base64":"/w=="},"ce_type":"jp.smtps.cmc.bounces"},"#,
@@ -186,7 +189,7 @@ mod tests {
             (Some(b" [1]\n"), json!([1])),
         ];
         for (value, wanted) in values {
-            let line = printed(&record(None, &[], value), Form::Json);
+            let line = printed(&record(None, &[], value), PrintFormat::Json);
             assert_eq!(line.matches('\n').count(), 1, "{line}");
             let parsed: Value = serde_json::from_str(&line).unwrap();
             assert_eq!(parsed["value"], wanted);
@@ -198,7 +201,7 @@ mod tests {
     fn text_can_not_steer_a_terminal() {
         let record = record(None, &[(REASON, b"invalid_json")], Some(b"a\x1b[2Jb\nc"));
         assert_eq!(
-            printed(&record, Form::Text),
+            printed(&record, PrintFormat::Text),
             "→ cmc.bounces  partition 2  offset 7  key (none)\n  reason invalid_json\n  a\u{FFFD}[2Jb c\n"
         );
         assert_eq!(stream(&record), Some(Stream::DeadLetters));

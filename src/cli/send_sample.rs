@@ -1,4 +1,16 @@
-//! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud would, and says what became of them.
+//! `cmc-bridge send-sample`: posts sample webhooks, as Customers Mail Cloud does, and sums up the answers.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`client`] | posts webhooks on one connection |
+//! | [`credentials`] | the credential to present |
+//! | [`generate`] | makes webhooks |
+
+pub mod client;
+mod credentials;
+pub mod generate;
 
 use std::{
     collections::BTreeMap,
@@ -19,30 +31,28 @@ use tokio::{runtime::Runtime, task::JoinSet, time::sleep_until};
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
-use super::{
-    check::{disk::percentile, spool::short},
+use self::{
+    client::{Client, Target, trust},
     credentials::CredentialArgs,
-    post::{Poster, Target, trust},
-    progress::Progress,
-    recipe::{Format, Kind, Recipe},
-    serve::stop_signals,
+    generate::{BodyFormat, Generator, WebhookKind},
 };
-use crate::exit::Exit;
+use super::{percentile::percentile, progress_bar::ProgressBar, signals::stop_signals};
+use crate::{cli::exit::Exit, human};
 
-/// How long a webhook may wait for its answer.
+/// How long a webhook waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the progress is drawn.
+/// How often the progress bar is drawn.
 const REDRAW: Duration = Duration::from_millis(100);
 
 pub const AFTER_HELP: &str = "\
-Credentials are best not written on the command line, where other users see them: the environment variables
-CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY do the same, and so do the -file options. Of a
-file the first line counts that is neither blank nor begins with #, so the bridge's own files can be used.
+Other users of this machine can see the command line, so put credentials into files, or into the environment variables
+CMC_BRIDGE_SEND_BEARER, CMC_BRIDGE_SEND_BASIC and CMC_BRIDGE_SEND_API_KEY. The first line of a file that is neither blank
+nor a comment (#) counts, so the bridge's own credential files work.
 
 The certificate of an https URL must be signed by an authority in --ca-file, or by one that the system trusts.
 
-Ctrl-C ends it with the summary of what was sent. Exits with 0 when every answer was 200, and with 69 when one was not or
-did not come. Malformed webhooks are answered 400, so sending those ends with 69.
+Ctrl-C stops sending and prints the summary. Exits with 0 if every answer was 200, otherwise with 69. Malformed webhooks
+are answered 400, so sending them ends with 69.
 
 Examples:
   cmc-bridge send-sample http://127.0.0.1:8080/webhooks/events --bearer-file /run/secrets/token
@@ -51,53 +61,53 @@ Examples:
 /// The arguments of `send-sample`.
 #[derive(Args, Clone, Debug)]
 pub struct SendSampleArgs {
-    /// The webhook endpoint; without a path /webhooks/events is meant
+    /// Webhook endpoint; the default path is /webhooks/events
     #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = value_parser!(Target))]
     url: Target,
-    /// What to send
+    /// Kind of webhooks to send
     #[arg(long, value_enum, default_value = "deliveries")]
-    kind: Kind,
-    /// How to write it
+    kind: WebhookKind,
+    /// Format of the bodies
     #[arg(long, value_enum, default_value = "json")]
-    format: Format,
+    format: BodyFormat,
     /// Events in each webhook
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
     events: u64,
-    /// Webhooks in all
+    /// Number of webhooks
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=10_000_000))]
     count: u64,
-    /// Webhooks a second; 0 is as fast as they are answered
+    /// Webhooks per second; 0 sends as fast as they are answered
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
     rate: f64,
-    /// Connections, each with one webhook under way
+    /// Number of connections, each with one webhook in flight
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1024))]
     concurrency: u64,
-    /// The server_composition to name
+    /// Value of server_composition
     #[arg(long, value_name = "NAME", default_value = "pro")]
     server_composition: String,
-    /// Authorities (PEM) to trust for https, instead of the system's
+    /// Authorities to trust for https (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) credentials: CredentialArgs,
+    credentials: CredentialArgs,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate == 0.0 || (0.001..=1e6).contains(&rate) => Ok(rate),
-        _ => Err("give a number of webhooks a second, 0.001 to 1000000, or 0 for no limit".to_owned()),
+        _ => Err("give a number of webhooks per second, 0.001 to 1000000, or 0 for no limit".to_owned()),
     }
 }
 
-/// Sends them all and prints the summary.
+/// Sends all webhooks and prints the summary.
 ///
 /// # Errors
-/// 64 for a credential that can't be used, 69 when an answer was not 200 or did not come.
+/// 64: a credential or `--ca-file` can't be used. 69: a webhook was not answered 200.
 pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
     let trust = args.url.is_https().then(|| trust(args.ca_file.as_deref()));
     let trust = trust.transpose().map_err(Exit::Usage)?;
-    let recipe = Recipe {
+    let generator = Generator {
         kind: args.kind,
         format: args.format,
         events: args.events,
@@ -105,11 +115,11 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
         api_key: credentials.api_key,
         run: Uuid::new_v4().simple().to_string().split_off(20),
     };
-    let job = Arc::new(Job {
+    let posting = Arc::new(Posting {
         target: args.url.clone(),
         authorization: credentials.authorization,
         trust,
-        recipe,
+        generator,
         count: args.count,
         pause: (args.rate > 0.0).then(|| Duration::from_secs_f64(1.0 / args.rate)),
         next: AtomicU64::new(0),
@@ -118,57 +128,57 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     });
     let start = Instant::now();
     let runtime = Runtime::new()?;
-    let tally = runtime.block_on(send_all(&job, args.concurrency.min(args.count)))?;
-    summary(&job, &tally, start.elapsed(), out)?;
-    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    let results = runtime.block_on(send_all(&posting, args.concurrency.min(args.count)))?;
+    summary(&posting, &results, start.elapsed(), out)?;
+    let good = results.answers.get(&200).map_or(0, |answers| answers.count);
     match args.count - good {
         0 => Ok(()),
         bad => Err(Exit::Unavailable(format!(
             "{bad} of {} webhooks were not answered 200{}",
             args.count,
-            advice(&tally)
+            advice(&results)
         ))),
     }
 }
 
-/// What all connections share.
-struct Job {
+/// The state that all connections share.
+struct Posting {
     target: Target,
     authorization: Option<HeaderValue>,
     trust: Option<TlsConnector>,
-    recipe: Recipe,
+    generator: Generator,
     count: u64,
-    /// Between the begins of two webhooks.
+    /// Between the starts of two webhooks.
     pause: Option<Duration>,
     next: AtomicU64,
     done: AtomicU64,
     stopped: AtomicBool,
 }
 
-/// What became of the webhooks.
+/// What the webhooks were answered.
 #[derive(Default)]
-struct Tally {
+struct Results {
     answers: BTreeMap<u16, Answers>,
-    /// Without an answer, and why the last one had none.
     unanswered: u64,
+    /// Why the last unanswered one had no answer.
     last_error: String,
-    /// Of those that were answered.
+    /// How long each answer took.
     times: Vec<Duration>,
 }
 
 #[derive(Default)]
 struct Answers {
     count: u64,
-    /// What the first one said.
+    /// The body of the first one that had any.
     text: String,
 }
 
-impl Tally {
+impl Results {
     fn sent(&self) -> u64 {
         self.answers.values().map(|answers| answers.count).sum::<u64>() + self.unanswered
     }
 
-    fn add(&mut self, other: Tally) {
+    fn add(&mut self, other: Results) {
         for (status, answers) in other.answers {
             let sum = self.answers.entry(status).or_default();
             sum.count += answers.count;
@@ -184,99 +194,104 @@ impl Tally {
     }
 }
 
-/// Sends until all are sent. A signal ends the sending, a second one the waiting for what is under way.
-async fn send_all(job: &Arc<Job>, connections: u64) -> Result<Tally, Exit> {
+/// Sends all webhooks. A signal stops the sending, a second one also the waiting for answers.
+async fn send_all(posting: &Arc<Posting>, connections: u64) -> Result<Results, Exit> {
     let start = tokio::time::Instant::now();
     let mut stop = stop_signals()?;
-    let progress = Progress::new(job.count);
+    let progress = ProgressBar::start();
     let mut workers = JoinSet::new();
     for _ in 0..connections {
-        workers.spawn(send_some(Arc::clone(job), start));
+        workers.spawn(send_some(Arc::clone(posting), start));
     }
-    let mut tally = Tally::default();
+    let mut results = Results::default();
     loop {
-        progress.draw(job.done.load(Ordering::Relaxed));
+        progress.draw(posting.done.load(Ordering::Relaxed), posting.count);
         tokio::select! {
             ended = workers.join_next() => match ended {
-                Some(share) => tally.add(share.map_err(std::io::Error::other)?),
+                Some(share) => results.add(share.map_err(std::io::Error::other)?),
                 None => break,
             },
             () = tokio::time::sleep(REDRAW), if progress.shown() => {}
             _ = stop.recv() => {
-                if job.stopped.swap(true, Ordering::Relaxed) {
+                if posting.stopped.swap(true, Ordering::Relaxed) {
                     break;
                 }
             }
         }
     }
-    progress.clear();
-    tally.times.sort_unstable();
-    Ok(tally)
+    results.times.sort_unstable();
+    Ok(results)
 }
 
-/// One connection's share.
-async fn send_some(job: Arc<Job>, start: tokio::time::Instant) -> Tally {
-    let mut poster = Poster::new(job.target.clone(), job.authorization.clone()).with_trust(job.trust.clone());
-    let mut tally = Tally::default();
+/// Sends one connection's share.
+async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Results {
+    let mut client =
+        Client::new(posting.target.clone(), posting.authorization.clone()).with_trust(posting.trust.clone());
+    let mut results = Results::default();
     loop {
-        let number = job.next.fetch_add(1, Ordering::Relaxed);
-        if number >= job.count {
-            return tally;
+        let number = posting.next.fetch_add(1, Ordering::Relaxed);
+        if number >= posting.count {
+            return results;
         }
-        if let Some(pause) = job.pause {
+        if let Some(pause) = posting.pause {
             sleep_until(start + pause.mul_f64(number as f64)).await;
         }
-        if job.stopped.load(Ordering::Relaxed) {
-            return tally;
+        if posting.stopped.load(Ordering::Relaxed) {
+            return results;
         }
-        let body = Bytes::from(job.recipe.body(number, Timestamp::now()));
+        let body = Bytes::from(posting.generator.body(number, Timestamp::now()));
         let begin = Instant::now();
-        match poster
-            .post(job.recipe.format.content_type(), body, PATIENCE)
+        match client
+            .post(posting.generator.format.content_type(), body, PATIENCE)
             .await
         {
             Ok(answer) => {
-                tally.times.push(begin.elapsed());
-                let answers = tally.answers.entry(answer.status.as_u16()).or_default();
+                results.times.push(begin.elapsed());
+                let answers = results.answers.entry(answer.status.as_u16()).or_default();
                 answers.count += 1;
                 if answers.text.is_empty() {
                     answers.text = answer.text;
                 }
             }
             Err(error) => {
-                tally.unanswered += 1;
-                tally.last_error = error.to_string();
+                results.unanswered += 1;
+                results.last_error = error.to_string();
             }
         }
-        job.done.fetch_add(1, Ordering::Relaxed);
+        posting.done.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> std::io::Result<()> {
-    let (count, events) = (job.count, job.recipe.events);
+fn summary(
+    posting: &Posting,
+    results: &Results,
+    took: Duration,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let (count, events) = (posting.count, posting.generator.events);
     writeln!(
         out,
         "posted to    {}, messageIds <{}.0@…> to <{}.{}@…>",
-        job.target.url(),
-        job.recipe.run,
-        job.recipe.run,
+        posting.target.url(),
+        posting.generator.run,
+        posting.generator.run,
         count * events - 1
     )?;
-    for (status, answers) in &tally.answers {
+    for (status, answers) in &results.answers {
         let text = match status {
             200 => String::new(),
             _ => format!("  {}", first_line(&answers.text)),
         };
         writeln!(out, "answer {status}   {}{text}", answers.count)?;
     }
-    if tally.unanswered > 0 {
-        writeln!(out, "no answer    {}  {}", tally.unanswered, tally.last_error)?;
+    if results.unanswered > 0 {
+        writeln!(out, "no answer    {}  {}", results.unanswered, results.last_error)?;
     }
-    let unsent = count - tally.sent();
+    let unsent = count - results.sent();
     if unsent > 0 {
         writeln!(out, "not sent     {unsent}")?;
     }
-    let good = tally.answers.get(&200).map_or(0, |answers| answers.count);
+    let good = results.answers.get(&200).map_or(0, |answers| answers.count);
     let seconds = took.as_secs_f64().max(0.001);
     if good > 0 {
         writeln!(
@@ -284,37 +299,37 @@ fn summary(job: &Job, tally: &Tally, took: Duration, out: &mut impl Write) -> st
             "rate         {:.0} webhooks/s, {:.0} events/s answered 200, in {}",
             good as f64 / seconds,
             (good * events) as f64 / seconds,
-            short(took)
+            human::latency(took)
         )?;
     }
-    if let Some(max) = tally.times.last() {
+    if let Some(max) = results.times.last() {
         writeln!(
             out,
             "latency      p50 {}  p99 {}  max {}",
-            short(percentile(&tally.times, 50)),
-            short(percentile(&tally.times, 99)),
-            short(*max)
+            human::latency(percentile(&results.times, 50)),
+            human::latency(percentile(&results.times, 99)),
+            human::latency(*max)
         )?;
     }
     out.flush()
 }
 
-/// The answer's text on one line, and not too long a one.
+/// An answer's text on one line of at most 300 characters.
 fn first_line(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-fn advice(tally: &Tally) -> &'static str {
-    let answered = |status| tally.answers.contains_key(&status);
-    if tally.unanswered > 0 && tally.answers.is_empty() {
-        "; is a bridge running there? `cmc-bridge dev` starts one to try"
+fn advice(results: &Results) -> &'static str {
+    let answered = |status| results.answers.contains_key(&status);
+    if results.unanswered > 0 && results.answers.is_empty() {
+        "; is a bridge running there? `cmc-bridge dev` starts one to try out"
     } else if answered(401) {
-        "; give --bearer-file, --basic-file or --api-key-file (or their variables) with a credential that the bridge knows"
+        "; give a credential that the bridge accepts with --bearer-file, --basic-file, --api-key-file or their variables"
     } else if answered(404) || answered(405) {
-        "; is the path that of ingest.path?"
+        "; is the path the one in ingest.path?"
     } else if answered(503) {
-        "; the bridge is full or stopping: see its metrics and log"
+        "; the bridge is full or stopping: check its log and metrics"
     } else {
         ""
     }

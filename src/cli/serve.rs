@@ -2,15 +2,18 @@
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
-use super::ConfigArgs;
-use crate::{bridge::Bridge, config::Loaded, exit::Exit, logging};
+use super::{config_args::ConfigArgs, signals::stop_signals};
+use crate::{bridge::Bridge, cli::exit::Exit, config::Loaded, logging};
+
+pub const AFTER_HELP: &str = "\
+SIGTERM or SIGINT stops it: requests in flight are answered, and events that Kafka doesn't have yet stay in the spool for
+the next start. A second signal stops it at once, which loses nothing either.
+
+Example:
+  cmc-bridge serve --config /etc/cmc-bridge/cmc-bridge.toml";
 
 /// The arguments of `serve`.
 #[derive(Args, Clone, Debug)]
@@ -20,26 +23,29 @@ pub struct ServeArgs {
 }
 
 /// Serves until SIGTERM or SIGINT; a second one ends it at once.
+///
+/// # Errors
+/// What keeps the bridge from starting, or a failure that ends it.
 pub fn run(loaded: Loaded) -> Result<(), Exit> {
     loaded.require_credentials()?;
     let _logging = logging::init(&loaded.config.log)?;
-    info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge begins");
+    info!(version = env!("CARGO_PKG_VERSION"), "cmc-bridge starts");
     let mut config = loaded.config;
     config.ingest.max_connections = within_descriptors(config.ingest.max_connections);
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(async {
+    let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
-        Bridge::start(config).await?.run(stop).await
+        Ok(Bridge::start(config).await?.run(stop).await?)
     });
-    // Lanes that still wait for Kafka must not hold up the end: their events are on disk.
+    // Not held up by lanes that still wait for Kafka: their events are on disk.
     runtime.shutdown_background();
     result
 }
 
-/// Descriptors that are kept for the spool, Kafka and the admin port.
+/// File descriptors reserved for the spool, Kafka and the admin port.
 const OWN_DESCRIPTORS: u64 = 256;
 
-/// Raises the limit of open files as far as allowed, and gives how many connections fit below it.
+/// Raises the limit of open files as far as allowed, and returns how many of the wanted connections fit.
 fn within_descriptors(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -60,23 +66,4 @@ fn within_descriptors(wanted: usize) -> usize {
         "fewer connections than configured: raise the limit of open files (ulimit -n)"
     );
     room as usize
-}
-
-/// A word for each SIGTERM or SIGINT of this process.
-pub fn stop_signals() -> Result<mpsc::Receiver<()>, Exit> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (words, stop) = mpsc::channel(4);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if words.send(()).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(stop)
 }

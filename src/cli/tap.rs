@@ -1,30 +1,23 @@
-//! `cmc-bridge tap`: prints the events of the topics as they come.
+//! `cmc-bridge tap`: prints the events on the topics as they arrive.
 //!
-//! It is in nobody's way: a consumer of its own that joins no group and commits nothing, with the Kafka settings of the
-//! configuration. Only committed records are printed, as a consumer should see them.
+//! It disturbs nobody: its consumer joins no group and commits nothing. It uses the Kafka settings of the configuration
+//! and prints only committed records, as any consumer should see them.
 
-use std::{
-    io::{self, Write},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use rdkafka::{Message, message::BorrowedMessage};
 use serde_json::{Map, Value};
-use tokio::runtime::Runtime;
 
 use super::{
-    ConfigArgs,
-    output::Output,
-    records::{self, Form},
-    serve::stop_signals,
+    config_args::ConfigArgs,
+    output::{Output, say},
+    records::{self, PrintFormat},
+    signals::stop_flag,
 };
 use crate::{
+    cli::exit::Exit,
     config::Config,
-    exit::Exit,
     kafka::{
         broker::BrokerError,
         tap::{Polled, ReadFrom, TapReader},
@@ -34,75 +27,54 @@ use crate::{
 
 pub const AFTER_HELP: &str = "\
 Examples:
-  cmc-bridge tap                                          all enabled streams, from now on
+  cmc-bridge tap                                   # all enabled streams, from now on
   cmc-bridge tap --stream bounces --to @example.net
   cmc-bridge tap --from-beginning --key '<1@example.co.jp>' --json | jq .value.status
   cmc-bridge tap --stream dead-letters --from-beginning --count 1
 
-A record is printed when all conditions hold. Partitions that are added later are not noticed. While a topic can't be read for
-something that may pass (a broker is away), that is said on standard error; what won't pass ends it with 69. Which topics, and how to
-reach Kafka, the configuration says (--config, environment). With ACLs it needs READ and DESCRIBE on the topics.";
+The topics and the Kafka cluster are those of the configuration (--config, environment). A record is printed if all
+conditions hold. Partitions that are added later are not read. Temporary trouble, such as an unreachable broker, is
+reported on standard error; permanent trouble ends the command with 69. With ACLs it needs READ and DESCRIBE on the topics.";
 
 /// The arguments of `tap`.
 #[derive(Args, Clone, Debug)]
 pub struct TapArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Only these streams; may be repeated [default: all enabled ones]
+    /// Only these streams; may be repeated [default: all enabled streams]
     #[arg(long, value_name = "STREAM", value_enum, value_delimiter = ',')]
-    pub stream: Vec<StreamName>,
-    /// Begin with the oldest record instead of the next one
+    pub stream: Vec<Stream>,
+    /// Begin with the oldest record instead of the next
     #[arg(long)]
     pub from_beginning: bool,
-    /// End after so many records
+    /// Stop after this many records
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// One JSON object a line: topic, partition, offset, timestamp (ms), key, headers, value
+    /// Print one JSON object per line: topic, partition, offset, timestamp (ms), key, headers, value
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub filter: Filter,
+    pub filter: RecordFilter,
 }
 
-/// A stream on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StreamName {
-    Deliveries,
-    Bounces,
-    Blocks,
-    #[value(alias = "dead_letters")]
-    DeadLetters,
-}
-
-impl StreamName {
-    pub fn stream(self) -> Stream {
-        match self {
-            StreamName::Deliveries => Stream::Deliveries,
-            StreamName::Bounces => Stream::Bounces,
-            StreamName::Blocks => Stream::Blocks,
-            StreamName::DeadLetters => Stream::DeadLetters,
-        }
-    }
-}
-
-/// What a record must have to be printed.
+/// The conditions that a record must meet to be printed.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Filter {
-    /// This key: a messageId, with or without < >
+pub struct RecordFilter {
+    /// Only records with this key: a messageId, with or without < >
     #[arg(long, value_name = "MESSAGE_ID")]
     pub key: Option<String>,
-    /// This status, such as failed, or 2 of a bounce
+    /// Only events with this status, such as failed, or 2 for a bounce
     #[arg(long)]
     pub status: Option<String>,
-    /// A recipient that contains this text
+    /// Only events whose recipient contains this text
     #[arg(long, value_name = "TEXT")]
     pub to: Option<String>,
-    /// A value that contains this text, as it stands there or inside a decoded member
+    /// Only records whose value contains this text, as written or in a decoded member
     #[arg(long, value_name = "TEXT")]
     pub contains: Option<String>,
 }
 
-impl Filter {
+impl RecordFilter {
     fn passes(&self, record: &impl Message) -> bool {
         let value = record.payload().unwrap_or_default();
         let needs_members = self.status.is_some() || self.to.is_some() || self.contains.is_some();
@@ -133,16 +105,19 @@ fn is_key(key: Option<&[u8]>, wanted: &str) -> bool {
     key.is_some_and(|key| key == wanted.as_bytes() || bare(key) == Some(wanted.as_bytes()))
 }
 
-/// Prints until Ctrl-C, until enough is printed, or until nobody reads it any more.
+/// Prints until SIGINT or SIGTERM, until enough is printed, or until the reader of the output is gone.
+///
+/// # Errors
+/// 64: a chosen stream is disabled. 69: a topic can't be read. 78: the configuration is refused.
 pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let streams = streams(args, &config)?;
-    let mut topics: Vec<&str> = streams
+    // Streams may share a topic.
+    let topics: BTreeSet<&str> = streams
         .iter()
         .map(|stream| config.stream(*stream).topic.as_str())
         .collect();
-    topics.sort_unstable();
-    topics.dedup();
+    let topics = Vec::from_iter(topics);
     let from = match args.from_beginning {
         true => ReadFrom::Beginning,
         false => ReadFrom::End,
@@ -151,7 +126,7 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let mut reader = TapReader::new(&config.kafka).map_err(unavailable)?;
     let partitions = reader.assign(&topics, from).map_err(unavailable)?;
     // Scripts wait for this line before they post.
-    say(&format!(
+    say(format_args!(
         "reading {} ({partitions} partitions) from {}; Ctrl-C ends it",
         topics.join(", "),
         if args.from_beginning {
@@ -161,64 +136,44 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         }
     ));
     let wanted = |record: &BorrowedMessage<'_>| {
-        // Streams may share a topic. What is not the bridge's has no stream and is shown.
+        // A record without a stream is not the bridge's and is shown.
         records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
     };
-    let form = if args.json { Form::Json } else { Form::Text };
+    let format = if args.json {
+        PrintFormat::Json
+    } else {
+        PrintFormat::Text
+    };
     let mut printed = 0;
     while !stop.load(Ordering::Relaxed) && !out.closed() {
         match reader.poll().map_err(unavailable)? {
             Polled::Record(record) if wanted(&record) => {
-                records::print(&record, form, out)?;
+                records::print(&record, format, out)?;
                 printed += 1;
                 if args.count == Some(printed) {
                     break;
                 }
             }
             Polled::Record(_) | Polled::Nothing => {}
-            Polled::Trouble(error) => say(&format!("{error}. Reading goes on when that has passed")),
+            Polled::Trouble(error) => say(format_args!("{error}. Reading continues once that is over")),
             Polled::Well => say("all topics can be read again"),
         }
     }
     Ok(())
 }
 
-/// The streams to read: those that are named, or all that are enabled.
+/// The streams to read: the chosen ones, or all enabled ones.
 fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
     if args.stream.is_empty() {
         let enabled = Stream::ALL.into_iter();
         return Ok(enabled.filter(|stream| config.stream(*stream).enabled).collect());
     }
-    let streams: Vec<Stream> = args.stream.iter().map(|name| name.stream()).collect();
-    match streams.iter().find(|stream| !config.stream(**stream).enabled) {
+    match args.stream.iter().find(|stream| !config.stream(**stream).enabled) {
         Some(stream) => Err(Exit::Usage(format!(
-            "--stream {stream} is not enabled in this configuration; set streams.{stream}.enabled = true to read its topic"
+            "stream {stream} is disabled in this configuration; set streams.{stream}.enabled = true to read its topic"
         ))),
-        None => Ok(streams),
+        None => Ok(args.stream.clone()),
     }
-}
-
-/// Becomes true at SIGINT or SIGTERM; a second one ends the process at once.
-pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Exit> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let (set, runtime) = (Arc::clone(&flag), Runtime::new()?);
-    let mut stop = runtime.block_on(async { stop_signals() })?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                stop.recv().await;
-                set.store(true, Ordering::Relaxed);
-                stop.recv().await;
-                std::process::exit(130);
-            });
-        })?;
-    Ok(flag)
-}
-
-/// Beside the records. Where nobody can be told, reading goes on.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "cmc-bridge: {text}");
 }
 
 fn unavailable(error: BrokerError) -> Exit {
@@ -242,8 +197,8 @@ mod tests {
 
     #[test]
     fn all_conditions_must_hold() {
-        let filter = |change: &dyn Fn(&mut Filter)| {
-            let mut filter = Filter::default();
+        let filter = |change: &dyn Fn(&mut RecordFilter)| {
+            let mut filter = RecordFilter::default();
             change(&mut filter);
             filter
         };
@@ -274,17 +229,17 @@ mod tests {
     #[test]
     fn what_is_no_event_has_no_members() {
         let record = record(None, "{\"broken");
-        let filter = |status: &str, contains: &str| Filter {
+        let filter = |status: &str, contains: &str| RecordFilter {
             status: (!status.is_empty()).then(|| status.to_owned()),
             contains: Some(contains.to_owned()),
-            ..Filter::default()
+            ..RecordFilter::default()
         };
         assert!(filter("", "broken").passes(&record));
         assert!(!filter("2", "broken").passes(&record));
         let version_1 = self::record(None, r#"{"envelopeTo":"a@example.net"}"#);
-        let to = Filter {
+        let to = RecordFilter {
             to: Some("a@".to_owned()),
-            ..Filter::default()
+            ..RecordFilter::default()
         };
         assert!(to.passes(&version_1));
     }

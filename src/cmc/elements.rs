@@ -1,24 +1,27 @@
-//! The object `event`: its lists, and of each element what a record needs.
+//! The object `event`: its lists, and the parts of each element that a record needs.
 //!
-//! All lists are read alike, for `event_type` may stand behind them. Beyond the limits elements and members are read over
+//! All lists are read alike, since `event_type` may follow them. Elements and members beyond the limits are skipped
 //! and no longer stored.
 
 use std::ops::Range;
 
 use super::{
-    MAX_DEPTH, MAX_MEMBERS, Malformed,
-    envelope::LONGEST_NAME,
-    json::{Cursor, Kind, Quoted, Span},
+    json::{Cursor, JsonKind, Quoted, Span},
+    malformed::Malformed,
+    rules::{MAX_DEPTH, MAX_MEMBERS},
 };
 use crate::dead_letter::Reason;
 
+/// Bytes of the longest name that means something in an envelope or an element.
+pub(super) const LONGEST_NAME: usize = "server_composition".len();
+
 /// The object `event`.
 #[derive(Default)]
-pub(super) struct Event {
+pub(super) struct EventObject {
     pub members: Vec<Member>,
     /// The elements of all lists, one list after the other.
     pub elements: Vec<Element>,
-    /// The first thing that is wrong with them.
+    /// The first fault in them.
     pub malformed: Option<Malformed>,
 }
 
@@ -26,7 +29,7 @@ pub(super) struct Event {
 pub(super) struct Member {
     pub name: Quoted,
     pub value: Span,
-    /// Which of [`Event::elements`] are this list's; `None` when the member is no list.
+    /// Which of [`EventObject::elements`] belong to this list; `None` if the member is not a list.
     pub list: Option<Range<usize>>,
 }
 
@@ -34,24 +37,28 @@ pub(super) struct Member {
 pub(super) struct Element {
     pub span: Span,
     pub is_object: bool,
-    /// Whether a member of it is called as one of those that are put first.
+    /// Whether it has a member with the name of one that is put first.
     pub reserved: bool,
-    /// The strings of these members; of repeated ones the last counts.
+    /// The strings in these members; if a member is repeated, the last one counts.
     pub message_id: Option<Quoted>,
     pub created: Option<Quoted>,
     pub status: Option<Quoted>,
 }
 
 /// Reads the value of `event`, storing no more than the limits allow.
-pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize) -> Result<Event, Malformed> {
+pub(super) fn read_event(
+    cursor: &mut Cursor<'_>,
+    text: &str,
+    max_events: usize,
+) -> Result<EventObject, Malformed> {
     let start = cursor.at;
     if cursor.peek() != b'{' {
         cursor.value();
-        let detail = "event is no object";
+        let detail = "event is not an object";
         return Err(Malformed::new(Reason::EventNotObject, Some(start), detail));
     }
     cursor.enter();
-    let mut event = Event::default();
+    let mut event = EventObject::default();
     while let Some(name) = cursor.member() {
         if event.members.len() == MAX_MEMBERS {
             event.malformed.get_or_insert_with(|| {
@@ -82,12 +89,12 @@ pub(super) fn read_event(cursor: &mut Cursor<'_>, text: &str, max_events: usize)
     Ok(event)
 }
 
-impl Event {
+impl EventObject {
     /// Reads the element at the cursor.
     fn read_element(&mut self, cursor: &mut Cursor<'_>, text: &str, max_events: usize) {
         if self.elements.len() == max_events {
             self.malformed.get_or_insert_with(|| {
-                let detail = format!("more than {max_events} elements");
+                let detail = format!("the webhook has more than {max_events} elements");
                 Malformed::new(Reason::TooManyEvents, Some(cursor.at), detail)
             });
             cursor.value();
@@ -119,7 +126,7 @@ impl Event {
 }
 
 impl Element {
-    /// Reads the object at the cursor; its depth.
+    /// Reads the object at the cursor; returns its depth.
     fn read_members(&mut self, cursor: &mut Cursor<'_>, text: &str) -> usize {
         let mut depth = 1;
         let mut scratch = String::new();
@@ -128,7 +135,7 @@ impl Element {
             let value = cursor.value();
             depth = depth.max(value.depth + 1);
             let string = match value.kind {
-                Kind::String(quoted) => Some(quoted),
+                JsonKind::String(quoted) => Some(quoted),
                 _ => None,
             };
             match name.decode_up_to(LONGEST_NAME, text, &mut scratch) {

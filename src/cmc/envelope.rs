@@ -1,56 +1,58 @@
-//! A webhook's envelope: its few members, and where the elements stand.
+//! The envelope of a webhook: its few members, and where the elements are.
 //!
-//! What is wrong is noted and reading goes on, for the `api_key` may stand behind it; [`Fields::finish`] then decides. A
-//! form brings the same [`Fields`] by another way.
+//! A fault is noted and reading goes on, since the `api_key` may follow; [`Fields::finish`] then decides. A form
+//! collects the same [`Fields`] in its own way.
 
 use std::borrow::Cow;
 
 use super::{
-    MAX_COMPOSITION, MAX_MEMBERS, Malformed, Rules,
-    elements::{Event, Member, read_event},
-    json::{self, Cursor, Kind},
+    elements::{EventObject, LONGEST_NAME, Member, read_event},
+    json::{self, Cursor, JsonKind},
+    malformed::Malformed,
+    request::BodyEncoding,
+    rules::{MAX_COMPOSITION, MAX_MEMBERS, Rules},
 };
 use crate::{dead_letter::Reason, stream::Stream};
 
 /// A body that was read. It holds the `api_key`, so it has no `Debug`.
 pub struct Opened<'a> {
-    /// The `api_key`, when it can be found and is a string; `None` too when there is more than one.
+    /// The `api_key`, if it can be found and is a string; also `None` if there is more than one.
     pub api_key: Option<Cow<'a, str>>,
-    /// `event_type`, when it can be found and is a string.
+    /// `event_type`, if it can be found and is a string.
     pub event_type: Option<Cow<'a, str>>,
-    /// `server_composition`, when it can be found and is a string.
+    /// `server_composition`, if it can be found and is a string.
     pub server_composition: Option<Cow<'a, str>>,
-    /// What is in it, or why that can't be told.
+    /// Its contents, or why they can't be known.
     pub content: Result<Envelope<'a>, Malformed>,
-    /// Whether it was read as a form.
-    pub(super) is_form: bool,
+    /// How it was read; `None` if it was not.
+    pub(super) encoding: Option<BodyEncoding>,
 }
 
 impl Opened<'_> {
-    /// A body of which nothing else is known.
-    fn closed(malformed: Malformed) -> Self {
+    /// A body about which nothing else is known.
+    pub(super) fn closed(malformed: Malformed) -> Self {
         Opened {
             api_key: None,
             event_type: None,
             server_composition: None,
             content: Err(malformed),
-            is_form: false,
+            encoding: None,
         }
     }
 }
 
 /// A webhook of the right shape.
 pub struct Envelope<'a> {
-    /// The stream of its events; `None` when `event_type` names no enabled one.
+    /// The stream of its events; `None` if `event_type` names no enabled one.
     pub(super) stream: Option<Stream>,
-    /// The JSON text that all spans speak of.
+    /// The JSON text to which all spans refer.
     pub(super) text: Cow<'a, str>,
-    pub(super) event: Event,
+    pub(super) event: EventObject,
     pub(super) unexpected: Vec<Unexpected<'a>>,
 }
 
 impl Envelope<'_> {
-    /// The stream of its events; `None` when `event_type` names no enabled one.
+    /// The stream of its events; `None` if `event_type` names no enabled one.
     pub fn stream(&self) -> Option<Stream> {
         self.stream
     }
@@ -58,25 +60,25 @@ impl Envelope<'_> {
 
 /// A list or an object beside `event`.
 pub(super) struct Unexpected<'a> {
-    /// `None` when it is no text (half a surrogate pair).
+    /// `None` if it is not valid text (half a surrogate pair).
     pub name: Option<Cow<'a, str>>,
     pub value: Cow<'a, str>,
 }
 
-/// What became of a member that should be a string.
+/// The state of a member that should be a string.
 #[derive(Default)]
-pub(super) enum Text<'a> {
+pub(super) enum StringMember<'a> {
     #[default]
     Missing,
     Found(Cow<'a, str>),
     Unusable(Option<usize>),
 }
 
-impl<'a> Text<'a> {
+impl<'a> StringMember<'a> {
     fn found(self) -> Option<Cow<'a, str>> {
         match self {
-            Text::Found(text) => Some(text),
-            Text::Missing | Text::Unusable(_) => None,
+            StringMember::Found(text) => Some(text),
+            StringMember::Missing | StringMember::Unusable(_) => None,
         }
     }
 }
@@ -84,24 +86,25 @@ impl<'a> Text<'a> {
 /// The members of an envelope as they are found.
 #[derive(Default)]
 pub(super) struct Fields<'a> {
-    event_type: Text<'a>,
-    server_composition: Text<'a>,
-    api_key: Text<'a>,
-    event: Option<Result<Event, Malformed>>,
-    /// What is wrong with members `event` themselves, if that is the first thing; of no matter for a stream that is not enabled.
+    event_type: StringMember<'a>,
+    server_composition: StringMember<'a>,
+    api_key: StringMember<'a>,
+    event: Option<Result<EventObject, Malformed>>,
+    /// The first fault in an `event` member itself, if no other fault precedes it; it does not matter for a stream
+    /// that is not enabled.
     wrong_event: Option<Malformed>,
     unexpected: Vec<Unexpected<'a>>,
-    /// The first thing that is wrong whatever else is found.
+    /// The first fault that counts whatever else is found.
     malformed: Option<Malformed>,
 }
 
 impl<'a> Fields<'a> {
-    /// Notes what is wrong; the first counts.
+    /// Notes a fault; the first one counts.
     pub fn note(&mut self, malformed: Malformed) {
         self.malformed.get_or_insert(malformed);
     }
 
-    /// Whether something is wrong whatever else is found: then only the texts still count.
+    /// Whether there is a fault that counts whatever else is found: then only the strings still matter.
     pub fn is_malformed(&self) -> bool {
         self.malformed.is_some()
     }
@@ -111,7 +114,7 @@ impl<'a> Fields<'a> {
     }
 
     pub fn note_second_event(&mut self, offset: Option<usize>) {
-        let detail = "event is there more than once";
+        let detail = "event occurs more than once";
         self.note_of_event(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
@@ -119,36 +122,36 @@ impl<'a> Fields<'a> {
         self.note(Malformed::new(Reason::DuplicateMember, offset, detail));
     }
 
-    pub fn set_event_type(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_event_type(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.event_type {
-            Text::Missing => self.event_type = text,
-            _ => self.note_duplicate(offset, "event_type is there more than once"),
+            StringMember::Missing => self.event_type = text,
+            _ => self.note_duplicate(offset, "event_type occurs more than once"),
         }
     }
 
-    pub fn set_server_composition(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_server_composition(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.server_composition {
-            Text::Missing => self.server_composition = text,
-            _ => self.note_duplicate(offset, "server_composition is there more than once"),
+            StringMember::Missing => self.server_composition = text,
+            _ => self.note_duplicate(offset, "server_composition occurs more than once"),
         }
     }
 
-    pub fn set_api_key(&mut self, text: Text<'a>, offset: Option<usize>) {
+    pub fn set_api_key(&mut self, text: StringMember<'a>, offset: Option<usize>) {
         match self.api_key {
-            Text::Missing => self.api_key = text,
+            StringMember::Missing => self.api_key = text,
             _ => {
-                self.api_key = Text::Unusable(offset);
-                self.note_duplicate(offset, "api_key is there more than once");
+                self.api_key = StringMember::Unusable(offset);
+                self.note_duplicate(offset, "api_key occurs more than once");
             }
         }
     }
 
-    /// There is none yet.
-    pub fn set_event(&mut self, event: Result<Event, Malformed>) {
+    /// Sets the first `event`.
+    pub fn set_event(&mut self, event: Result<EventObject, Malformed>) {
         self.event = Some(event.map_err(Malformed::in_event));
     }
 
-    /// Notes what is wrong with a member `event`.
+    /// Notes a fault in an `event` member.
     pub fn note_of_event(&mut self, malformed: Malformed) {
         if self.malformed.is_none() {
             self.wrong_event.get_or_insert(malformed);
@@ -162,12 +165,12 @@ impl<'a> Fields<'a> {
             self.note(Malformed::new(
                 Reason::TooManyMembers,
                 offset,
-                format!("more than {MAX_MEMBERS} lists and objects beside event"),
+                format!("the webhook has more than {MAX_MEMBERS} lists and objects beside event"),
             ));
         }
     }
 
-    /// Decides what the body is. `text`: what the spans of `event` speak of.
+    /// Decides what the body is. The spans of `event` refer to `text`.
     pub fn finish(mut self, text: Cow<'a, str>, rules: &Rules) -> Opened<'a> {
         let content = self.judge(&text, rules).map(|(stream, event)| Envelope {
             stream,
@@ -180,15 +183,15 @@ impl<'a> Fields<'a> {
             event_type: self.event_type.found(),
             server_composition: self.server_composition.found(),
             content,
-            is_form: false,
+            encoding: None,
         }
     }
 
-    fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, Event), Malformed> {
+    fn judge(&mut self, text: &str, rules: &Rules) -> Result<(Option<Stream>, EventObject), Malformed> {
         let fail = |reason, offset, detail| Err(Malformed::new(reason, offset, detail));
         let stream = match &self.event_type {
-            Text::Found(event_type) => Some(rules.stream(event_type)),
-            Text::Missing | Text::Unusable(_) => None,
+            StringMember::Found(event_type) => Some(rules.stream(event_type)),
+            StringMember::Missing | StringMember::Unusable(_) => None,
         };
         if stream != Some(None)
             && let Some(malformed) = self.wrong_event.take()
@@ -199,39 +202,41 @@ impl<'a> Fields<'a> {
             return Err(malformed);
         }
         match &self.event_type {
-            Text::Found(_) => {}
-            Text::Missing => return fail(Reason::MissingEventType, None, "there is no event_type"),
-            Text::Unusable(at) => return fail(Reason::InvalidEventType, *at, "event_type is no string"),
+            StringMember::Found(_) => {}
+            StringMember::Missing => return fail(Reason::MissingEventType, None, "event_type is missing"),
+            StringMember::Unusable(at) => {
+                return fail(Reason::InvalidEventType, *at, "event_type is not a string");
+            }
         }
         match &self.server_composition {
-            Text::Found(text) if text.len() <= MAX_COMPOSITION => {}
-            Text::Found(_) => {
+            StringMember::Found(text) if text.len() <= MAX_COMPOSITION => {}
+            StringMember::Found(_) => {
                 return Err(Malformed::new(
                     Reason::InvalidServerComposition,
                     None,
                     format!("server_composition is longer than {MAX_COMPOSITION} bytes"),
                 ));
             }
-            Text::Missing => {
+            StringMember::Missing => {
                 return fail(
                     Reason::MissingServerComposition,
                     None,
-                    "there is no server_composition",
+                    "server_composition is missing",
                 );
             }
-            Text::Unusable(at) => {
+            StringMember::Unusable(at) => {
                 return fail(
                     Reason::InvalidServerComposition,
                     *at,
-                    "server_composition is no string",
+                    "server_composition is not a string",
                 );
             }
         }
         let Some(stream) = stream.flatten() else {
-            return Ok((None, Event::default()));
+            return Ok((None, EventObject::default()));
         };
         let mut event = match self.event.take() {
-            None => return fail(Reason::MissingEvent, None, "there is no event"),
+            None => return fail(Reason::MissingEvent, None, "event is missing"),
             Some(event) => event?,
         };
         if let Some(malformed) = event.malformed.take() {
@@ -245,12 +250,12 @@ impl<'a> Fields<'a> {
             (None, _) => fail(
                 Reason::MissingList,
                 None,
-                "event has no member of the name in event_type",
+                "event has no member with the name that event_type gives",
             ),
             (Some(_), Some(second)) => fail(
                 Reason::DuplicateMember,
                 Some(second.value.start),
-                "event has more than one member of the name in event_type",
+                "event has more than one member with the name that event_type gives",
             ),
             (
                 Some(Member {
@@ -260,16 +265,13 @@ impl<'a> Fields<'a> {
             ) => fail(
                 Reason::ListNotArray,
                 Some(value.start),
-                "the member of event with the name in event_type is no list",
+                "the member of event with the name that event_type gives is not a list",
             ),
             (Some(_), None) => return Ok((Some(stream), event)),
         };
         result.map_err(Malformed::in_event)
     }
 }
-
-/// Bytes of the longest name that means something in an envelope or an element.
-pub(super) const LONGEST_NAME: usize = "server_composition".len();
 
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
@@ -283,7 +285,7 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
         return Opened::closed(Malformed::new(
             Reason::BodyNotObject,
             offset,
-            "the body is no JSON object",
+            "the body is not a JSON object",
         ));
     }
     cursor.enter();
@@ -314,11 +316,14 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
 }
 
 /// Reads a value that should be a string.
-fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> Text<'a> {
+fn read_text<'a>(cursor: &mut Cursor<'_>, text: &'a str) -> StringMember<'a> {
     let value = cursor.value();
     let decoded = match value.kind {
-        Kind::String(quoted) => quoted.decode(text),
+        JsonKind::String(quoted) => quoted.decode(text),
         _ => None,
     };
-    decoded.map_or(Text::Unusable(Some(value.span.start)), Text::Found)
+    decoded.map_or(
+        StringMember::Unusable(Some(value.span.start)),
+        StringMember::Found,
+    )
 }

@@ -1,18 +1,20 @@
-//! From an envelope to records: `docs/events.md` is the contract.
+//! From an envelope to records; `docs/events.md` is the contract.
 //!
-//! The loop over the elements is the hot one: an event costs a hash, a few short texts on the stack and one copy of its
-//! bytes into the batch.
+//! The loop over the elements is the hot one: an event costs a hash, a few short strings on the stack and one copy of
+//! its bytes into the batch.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    MAX_KEY, Malformed, Request, Rules,
     elements::Element,
     envelope::{Envelope, Opened, Unexpected},
     id::Ids,
+    malformed::Malformed,
     mask::{is_key, mask, mask_form, mask_text, mask_whole},
+    request::{BodyEncoding, Request},
+    rules::{MAX_KEY, Rules},
     time::Clock,
 };
 use crate::{
@@ -24,39 +26,35 @@ use crate::{
 /// What an opened body becomes.
 #[derive(Debug, Default)]
 pub struct Split {
-    /// The events that go on; `None` when there are none.
+    /// The events; `None` if there are none.
     pub events: Option<(Stream, Batch, Tally)>,
-    /// The records for [`Stream::DeadLetters`]; `None` when there are none.
+    /// The records for [`Stream::DeadLetters`]; `None` if there are none.
     pub dead_letters: Option<(Batch, Tally)>,
-    /// One entry for each thing that was dead-lettered, however many parts it has.
+    /// One entry for each dead letter, however many parts it has.
     pub failures: Vec<Failure>,
 }
 
-/// Makes the records of an opened body, whatever it was found to be: a malformed one becomes a dead letter.
+/// Makes the records of an opened body. A malformed one becomes a dead letter.
 pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
     let envelope = match &opened.content {
         Ok(envelope) => envelope,
         Err(malformed) => {
             return Split {
                 events: None,
-                dead_letters: Some(dead_letter_body(malformed, Some(opened), rules, request)),
+                dead_letters: Some(dead_letter_body(malformed, opened, rules, request)),
                 failures: vec![Failure::whole(malformed.reason)],
             };
         }
     };
     let Some(stream) = envelope.stream else {
-        let unknown = Malformed::new(
-            Reason::UnknownEventType,
-            None,
-            "event_type names no enabled stream",
-        );
+        let unknown = Malformed::unknown_event_type();
         return Split {
             events: None,
-            dead_letters: Some(dead_letter_body(&unknown, Some(opened), rules, request)),
+            dead_letters: Some(dead_letter_body(&unknown, opened, rules, request)),
             failures: vec![Failure::whole(unknown.reason)],
         };
     };
-    let mut letters = Letters::new(Some(opened), rules, request);
+    let mut letters = DeadLetters::new(opened, rules, request);
     let events = split_events(stream, envelope, opened, rules, request, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
@@ -70,20 +68,20 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     }
 }
 
-/// Makes the dead letter of a whole body. `opened`: what could be found in it, if it was opened at all.
-pub fn dead_letter_body(
+/// Makes the dead letter of a whole body.
+pub(super) fn dead_letter_body(
     malformed: &Malformed,
-    opened: Option<&Opened<'_>>,
+    opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
 ) -> (Batch, Tally) {
-    let body = match opened.is_some_and(|opened| opened.is_form) {
-        true => mask_form(request.body, &rules.secrets),
-        false => mask(request.body, &rules.secrets),
+    let body = match opened.encoding {
+        Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
+        Some(BodyEncoding::Json) | None => mask(request.body, &rules.secrets),
     };
-    let mut letters = Letters::new(opened, rules, request);
+    let mut letters = DeadLetters::new(opened, rules, request);
     letters.offset = malformed.offset;
-    letters.add_masked(malformed.reason, None, &Member::default(), body);
+    letters.add_masked(malformed.reason, None, &MemberName::default(), body);
     let batch = letters.batch.finish();
     let tally = tally_dead_letters(&batch);
     (batch, tally)
@@ -95,7 +93,7 @@ fn split_events(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
-    letters: &mut Letters<'_>,
+    letters: &mut DeadLetters<'_>,
 ) -> Option<(Stream, Batch, Tally)> {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
@@ -103,11 +101,11 @@ fn split_events(
     let headers = common.headers();
     let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
-    let mut writer = Writer {
+    let mut writer = EventWriter {
         stream,
         text,
         prefix_len: prefix.len(),
-        limit: Limit {
+        limit: RecordLimit {
             max_record_bytes: rules.max_record_bytes,
             common: &headers,
             common_len: bytes_of(&headers),
@@ -127,7 +125,7 @@ fn split_events(
             continue;
         };
         let ours = name.as_deref() == Some(stream.name());
-        // Once for each list, however many elements fail: a name can be as long as the body.
+        // Once per list, however many elements fail: a name can be as long as the body.
         let name = letters.name(name.as_deref());
         let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
         for (index, element) in elements.iter().enumerate() {
@@ -146,7 +144,7 @@ fn split_events(
     (batch.events() > 0).then_some((stream, batch, writer.tally))
 }
 
-/// A guess of what an event adds to its own bytes in a batch: key, headers, lengths.
+/// An estimate of the bytes that an event adds to its own in a batch: key, headers, lengths.
 const EVENT_OVERHEAD: usize = 144;
 
 /// The headers that all events of a webhook share.
@@ -156,7 +154,7 @@ struct Common {
     received_at: String,
 }
 
-/// All but the characters that RFC 3986 calls unreserved.
+/// All characters except those that RFC 3986 calls unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -183,28 +181,28 @@ impl Common {
     }
 }
 
-/// What every value begins with, up to and without the comma before the element's own members.
+/// The beginning of every value, up to but without the comma before the element's own members.
 fn prefix(stream: Stream, composition: &str) -> String {
     let composition = serde_json::Value::from(composition);
     format!(r#"{{"event_type":"{stream}","server_composition":{composition}"#)
 }
 
 /// Writes events into a batch.
-struct Writer<'w> {
+struct EventWriter<'w> {
     stream: Stream,
     text: &'w str,
-    /// Bytes of what every value begins with.
+    /// Length of the common beginning of every value.
     prefix_len: usize,
-    limit: Limit<'w>,
+    limit: RecordLimit<'w>,
     ids: Ids,
     clock: Clock<'w>,
     batch: BatchBuilder,
     tally: Tally,
-    /// Holds a decoded text while an event is written.
+    /// Holds a decoded string while an event is written.
     scratch: String,
 }
 
-impl Writer<'_> {
+impl EventWriter<'_> {
     fn push(&mut self, element: &Element) -> Result<(), Reason> {
         let raw = &self.text[element.span.clone()];
         if !element.is_object {
@@ -261,7 +259,7 @@ impl Writer<'_> {
     }
 }
 
-/// Whether a text may be an attribute of a CloudEvent: it has neither control characters nor noncharacters.
+/// Whether a text may be a CloudEvents attribute: it contains neither control characters nor noncharacters.
 fn is_attribute(text: &str) -> bool {
     let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
     let is_noncharacter =
@@ -270,20 +268,20 @@ fn is_attribute(text: &str) -> bool {
     text.as_bytes().iter().all(is_plain) || text.chars().all(|c| !c.is_control() && !is_noncharacter(c))
 }
 
-/// The largest record that goes on.
-struct Limit<'w> {
+/// The limit on the size of a record.
+struct RecordLimit<'w> {
     max_record_bytes: usize,
-    /// The headers that all events share, and the bytes of their names and values.
+    /// The headers that all events share, and the length of their names and values.
     common: &'w [(&'w str, &'w [u8])],
     common_len: usize,
 }
 
-impl Limit<'_> {
+impl RecordLimit<'_> {
     fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
-        /// More than the lengths of eight headers and the batch around them can take.
+        /// An upper bound for the lengths of eight headers and the batch around them.
         const AROUND: usize = 256;
         let key_len = key.map_or(0, <[u8]>::len);
-        // Nearly all are far below the limit, and counting exactly takes its time.
+        // Nearly all are far below the limit, and an exact count takes time.
         self.common_len + bytes_of(headers) + key_len + value_len + AROUND > self.max_record_bytes && {
             let all = self.common.iter().chain(headers).copied();
             alone_in_batch(key, all, value_len) > self.max_record_bytes
@@ -297,15 +295,15 @@ fn bytes_of(headers: &[(&str, &[u8])]) -> usize {
 
 /// The name of a member of a webhook, for its dead letters.
 #[derive(Default)]
-struct Member<'n> {
+struct MemberName<'n> {
     /// Masked.
     name: Option<Cow<'n, str>>,
-    /// Whether the webhook's key is called so, and the value is to be overwritten as a whole.
+    /// Whether the webhook's key has this name, so that the whole value is masked.
     is_key: bool,
 }
 
 /// Collects the dead letters of one webhook.
-struct Letters<'a> {
+struct DeadLetters<'a> {
     rules: &'a Rules,
     batch: BatchBuilder,
     failures: Vec<Failure>,
@@ -315,27 +313,23 @@ struct Letters<'a> {
     server_composition: Option<Cow<'a, str>>,
     path: Cow<'a, str>,
     content_type: Option<Cow<'a, str>>,
-    /// Whether one of the texts here was masked.
+    /// Whether one of these texts was masked.
     masked: bool,
 }
 
-impl<'a> Letters<'a> {
-    fn new(opened: Option<&'a Opened<'_>>, rules: &'a Rules, request: &Request<'a>) -> Self {
+impl<'a> DeadLetters<'a> {
+    fn new(opened: &'a Opened<'_>, rules: &'a Rules, request: &Request<'a>) -> Self {
         let mut masked = false;
         let mut text = |text: &'a str| {
             let text = mask_text(text, &rules.secrets);
             masked |= matches!(text, Cow::Owned(_));
             text
         };
-        let event_type = opened
-            .and_then(|opened| opened.event_type.as_deref())
-            .map(&mut text);
-        let server_composition = opened
-            .and_then(|opened| opened.server_composition.as_deref())
-            .map(&mut text);
+        let event_type = opened.event_type.as_deref().map(&mut text);
+        let server_composition = opened.server_composition.as_deref().map(&mut text);
         let path = text(request.path);
         let content_type = request.content_type.map(&mut text);
-        Letters {
+        DeadLetters {
             rules,
             batch: BatchBuilder::new(request.received_at_micros, &[], b"", 0),
             failures: Vec::new(),
@@ -349,15 +343,15 @@ impl<'a> Letters<'a> {
         }
     }
 
-    /// The member that a piece was or stood in; `None` when its name is no text.
-    fn name<'n>(&self, name: Option<&'n str>) -> Member<'n> {
-        Member {
+    /// The member that a piece was or was part of; `None` if its name is not valid text.
+    fn name<'n>(&self, name: Option<&'n str>) -> MemberName<'n> {
+        MemberName {
             name: name.map(|name| mask_text(name, &self.rules.secrets)),
             is_key: name.is_some_and(is_key),
         }
     }
 
-    fn add(&mut self, reason: Reason, index: Option<usize>, member: &Member<'_>, value: &[u8]) {
+    fn add(&mut self, reason: Reason, index: Option<usize>, member: &MemberName<'_>, value: &[u8]) {
         let value = match member.is_key {
             true => Cow::Owned(mask_whole(value)),
             false => mask(value, &self.rules.secrets),
@@ -369,7 +363,7 @@ impl<'a> Letters<'a> {
         &mut self,
         reason: Reason,
         index: Option<usize>,
-        member: &Member<'_>,
+        member: &MemberName<'_>,
         value: Cow<'_, [u8]>,
     ) {
         let member = &member.name;
@@ -399,7 +393,7 @@ impl<'a> Letters<'a> {
     }
 }
 
-/// Every part counts: it is a record of its own.
+/// Every part counts, since it is a record of its own.
 fn tally_dead_letters(batch: &Batch) -> Tally {
     let mut tally = Tally::default();
     for _ in 0..batch.events() {

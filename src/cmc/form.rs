@@ -1,26 +1,29 @@
-//! Bodies of `application/x-www-form-urlencoded`, the sender's default.
+//! `application/x-www-form-urlencoded` bodies, the sender's default.
 //!
-//! Fields are joined by `&`, a name and its value by `=`; `+` is a space, `%XX` a byte, and the bytes must make UTF-8.
-//! Decoding is strict, for a guess would change an event: a `%` without two hexadecimal digits or a field that is no UTF-8
-//! makes the form malformed. `event` is the JSON text of the object that a JSON body has in that place.
+//! Fields are separated by `&`, name and value by `=`; `+` is a space, `%XX` a byte, and the bytes must form UTF-8.
+//! Decoding is strict, since a guess would change an event: a `%` without two hexadecimal digits, or a field that is
+//! not UTF-8, makes the form malformed. The `event` field holds the JSON text of the object that a JSON body has in
+//! its place.
 //!
-//! A form may have millions of fields, from a sender whom nobody knows yet. So a field of no meaning costs no allocation,
-//! and once the form is malformed, only what may be the `api_key` or names a dead letter is decoded.
+//! A form may have millions of fields, from a sender who is not known yet. So an insignificant field costs no
+//! allocation, and once the form is malformed, only fields that may be the `api_key` or identify a dead letter are
+//! decoded.
 
 use std::{borrow::Cow, str};
 
 use memchr::{memchr, memchr_iter, memchr2};
 
 use super::{
-    Malformed, Rules,
-    elements::{Event, read_event},
-    envelope::{Fields, Opened, Text},
+    elements::{EventObject, read_event},
+    envelope::{Fields, Opened, StringMember},
     json::{self, Cursor, first_of},
+    malformed::Malformed,
+    rules::Rules,
 };
 use crate::dead_letter::Reason;
 
 /// Opens a form.
-pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
+pub(super) fn open_form<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
     let mut fields = Fields::default();
     let mut text = None;
     let (mut name_scratch, mut value_scratch) = (Vec::new(), Vec::new());
@@ -60,12 +63,12 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             },
             "event_type" | "server_composition" | "api_key" => {
                 let (value, malformed) = match decode_text(value, value_at) {
-                    Ok(value) => (Text::Found(value), None),
-                    Err(malformed) => (Text::Unusable(at), Some(malformed)),
+                    Ok(value) => (StringMember::Found(value), None),
+                    Err(malformed) => (StringMember::Unusable(at), Some(malformed)),
                 };
                 match (found, &value) {
                     ("api_key", _) => fields.set_api_key(value, at),
-                    (_, Text::Unusable(_)) => {}
+                    (_, StringMember::Unusable(_)) => {}
                     ("event_type", _) => fields.set_event_type(value, at),
                     _ => fields.set_server_composition(value, at),
                 }
@@ -85,13 +88,10 @@ pub(super) fn open<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             },
         }
     }
-    Opened {
-        is_form: true,
-        ..fields.finish(text_of(text), rules)
-    }
+    fields.finish(text_of(text), rules)
 }
 
-/// The decoded `event` as text. Where it is no UTF-8 nothing was found in it, and the text is not needed.
+/// The decoded `event` as text. If it is not UTF-8, nothing was found in it and the text is not needed.
 fn text_of(event: Option<Cow<'_, [u8]>>) -> Cow<'_, str> {
     match event {
         Some(Cow::Borrowed(bytes)) => str::from_utf8(bytes).map_or_else(|_| Cow::default(), Cow::Borrowed),
@@ -100,14 +100,14 @@ fn text_of(event: Option<Cow<'_, [u8]>>) -> Cow<'_, str> {
     }
 }
 
-fn open_event(value: &[u8], rules: &Rules) -> Result<Event, Malformed> {
+fn open_event(value: &[u8], rules: &Rules) -> Result<EventObject, Malformed> {
     let text = json::validate(value)?;
     let mut cursor = Cursor::new(text);
     cursor.peek();
     read_event(&mut cursor, text, rules.max_events)
 }
 
-/// Whether the text is a JSON list or object. What can't be one is told from its ends.
+/// Whether the text is a JSON list or object. The ends of a text already show that it can't be one.
 fn is_container(text: &str) -> bool {
     let json = text.trim_matches([' ', '\t', '\n', '\r']).as_bytes();
     matches!(json, [b'{', .., b'}'] | [b'[', .., b']']) && json::is_valid(text)
@@ -135,7 +135,7 @@ fn broken_percent(offset: usize) -> Malformed {
     Malformed::new(Reason::InvalidForm, Some(offset), detail)
 }
 
-/// Decodes a name or a value, or says where it is broken.
+/// Decodes a name or a value; fails with the offset of a broken `%`.
 fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
     let Some(first) = memchr2(b'%', b'+', raw) else {
         return Ok(Cow::Borrowed(raw));
@@ -146,7 +146,7 @@ fn decode(raw: &[u8]) -> Result<Cow<'_, [u8]>, usize> {
     Ok(Cow::Owned(out))
 }
 
-/// [`decode`] into a vector that is used again and again.
+/// [`decode`] into a vector that is reused.
 fn read<'r>(raw: &'r [u8], scratch: &'r mut Vec<u8>) -> Result<&'r [u8], usize> {
     let Some(first) = memchr2(b'%', b'+', raw) else {
         return Ok(raw);
@@ -158,9 +158,9 @@ fn read<'r>(raw: &'r [u8], scratch: &'r mut Vec<u8>) -> Result<&'r [u8], usize> 
     Ok(&scratch[..length])
 }
 
-/// Decodes into `out`, which is as long as `raw` at least; up to `first` all is plain. How long it became, or where `raw` is
-/// broken. The sender encodes every quote and comma, so runs of plain bytes are short: a word is copied whatever of it
-/// counts, and only a long run is searched and copied as one.
+/// Decodes into `out`, which is at least as long as `raw`; everything before `first` is plain. Returns the decoded
+/// length, or where `raw` is broken. The sender encodes every quote and comma, so runs of plain bytes are short: a
+/// word is copied whole, however much of it counts, and only a long run is searched for and copied as one.
 fn decode_from(raw: &[u8], first: usize, out: &mut [u8]) -> Result<usize, usize> {
     out[..first].copy_from_slice(&raw[..first]);
     let mut length = first;
@@ -184,7 +184,7 @@ fn decode_from(raw: &[u8], first: usize, out: &mut [u8]) -> Result<usize, usize>
             }
             [b'%', ..] => return Err(raw.len() - rest.len()),
             _ => {
-                // What is decoded is never longer than what it came from, so the word fits.
+                // Decoded bytes are never longer than their source, so the word fits.
                 let mut run = 8;
                 if let Some(word) = rest.first_chunk::<8>() {
                     out[length..length + 8].copy_from_slice(word);
@@ -202,7 +202,7 @@ fn decode_from(raw: &[u8], first: usize, out: &mut [u8]) -> Result<usize, usize>
     Ok(length)
 }
 
-/// What [`HEX`] has for a byte that is no hexadecimal digit; every bit is set, so that it survives an `or`.
+/// The entry in [`HEX`] for a byte that is not a hexadecimal digit. All bits are set, so that it survives an `or`.
 const NO_DIGIT: u8 = 0xFF;
 
 /// The value of each hexadecimal digit.

@@ -1,7 +1,7 @@
-//! `ce_id`: the same event sent again has the same id.
+//! `ce_id`: an event that is sent again has the same id.
 //!
-//! A UUID of version 5 in [`NAMESPACE`] over `event_type`, NUL, `server_composition`, NUL, and the element's bytes as they
-//! came. Test vectors stand in `docs/events.md`.
+//! A version 5 UUID in [`NAMESPACE`] of `event_type`, NUL, `server_composition`, NUL, and the element's bytes as
+//! received. `docs/events.md` has test vectors.
 
 use sha1::{Digest, Sha1};
 use uuid::{Builder, Uuid, uuid};
@@ -9,7 +9,7 @@ use uuid::{Builder, Uuid, uuid};
 /// The namespace of every `ce_id`. It never changes.
 pub const NAMESPACE: Uuid = uuid!("eac0cf54-3957-4ef5-959d-a50a1c9d281d");
 
-/// Makes the ids of one webhook's events.
+/// Makes the ids of the events of one webhook.
 pub(super) struct Ids(Sha1);
 
 impl Ids {

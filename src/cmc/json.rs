@@ -1,29 +1,29 @@
 //! Reading JSON without changing it.
 //!
-//! [`validate`] lets serde_json judge a text once, from its first byte to its last. A [`Cursor`] then walks the text that
-//! is known to be valid and answers in [`Span`]s, so that what goes on verbatim is a slice of what came. Neither recurses:
-//! nesting costs a counter, not stack. A cursor never reads beyond the text, whatever the text is; on a text that was not
-//! validated its answers mean nothing.
+//! [`validate`] lets serde_json check a text once, from its first byte to its last. A [`Cursor`] then walks the valid
+//! text and answers in [`Span`]s, so that what is passed on verbatim is a slice of what was received. Neither
+//! recurses: nesting costs a counter, not stack. A cursor never reads beyond the text, whatever the text is; on a
+//! text that was not validated its answers are meaningless.
 
 use std::{borrow::Cow, ops::Range};
 
 use serde::de::IgnoredAny;
 
-use super::{BOM, Malformed};
+use super::{malformed::Malformed, request::BOM};
 use crate::dead_letter::Reason;
 
-/// A part of a text, in bytes.
+/// A range of a text, in bytes.
 pub(super) type Span = Range<usize>;
 
-/// The text of `bytes` when it is one valid JSON value in UTF-8.
+/// The text of `bytes`, which must be one valid JSON value in UTF-8.
 pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
-    // In UTF-16 or UTF-32 what every JSON text begins with has zeros beside it, and UTF-8 has them nowhere.
+    // In UTF-16 and UTF-32, zeros stand beside the first character of every JSON text; in UTF-8 there are none.
     if let [0, ..] | [_, 0, ..] | [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] = bytes {
-        let detail = "the JSON text is UTF-16 or UTF-32, and must be UTF-8";
+        let detail = "the JSON text is UTF-16 or UTF-32; it must be UTF-8";
         return Err(Malformed::new(Reason::InvalidUtf8, Some(0), detail));
     }
     if bytes.starts_with(BOM) {
-        let detail = "the JSON text begins with a byte order mark, and must begin without";
+        let detail = "the JSON text begins with a byte order mark, which JSON does not allow";
         return Err(Malformed::new(Reason::InvalidJson, Some(0), detail));
     }
     let text = std::str::from_utf8(bytes).map_err(|error| {
@@ -45,7 +45,7 @@ pub(super) fn is_valid(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-/// serde_json tells line and column (in bytes); this is the byte that it means.
+/// serde_json gives line and column (in bytes); this is the offset in bytes.
 fn offset_of(text: &str, error: &serde_json::Error) -> usize {
     if error.is_eof() {
         return text.len();
@@ -59,16 +59,16 @@ fn offset_of(text: &str, error: &serde_json::Error) -> usize {
     (line_start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// What stands between the quotes of a JSON string, still escaped.
+/// The contents of a JSON string, still escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Quoted {
     pub span: Span,
-    /// Whether there is a backslash in it.
+    /// Whether it contains a backslash.
     pub escaped: bool,
 }
 
 impl Quoted {
-    /// The decoded text; `None` when it holds a lone surrogate, which no UTF-8 text can.
+    /// The decoded text; `None` if it contains a lone surrogate, which no UTF-8 text can.
     pub fn decode<'t>(&self, text: &'t str) -> Option<Cow<'t, str>> {
         let raw = &text[self.span.clone()];
         if !self.escaped {
@@ -79,9 +79,9 @@ impl Quoted {
         Some(Cow::Owned(out))
     }
 
-    /// The decoded text when it has at most `most` bytes, without an allocation of its own.
+    /// The decoded text if it has at most `most` bytes, without an allocation of its own.
     pub fn decode_up_to<'t>(&self, most: usize, text: &'t str, scratch: &'t mut String) -> Option<&'t str> {
-        /// Bytes of the longest escape of one byte.
+        /// Length of the longest escape of one byte.
         const ESCAPE: usize = 6;
         let raw = &text[self.span.clone()];
         let decoded = if self.escaped {
@@ -100,7 +100,7 @@ impl Quoted {
 
 /// The kinds of JSON value that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum JsonKind {
     String(Quoted),
     Object,
     List,
@@ -110,17 +110,17 @@ pub(super) enum Kind {
 
 /// One JSON value.
 #[derive(Debug)]
-pub(super) struct Value {
+pub(super) struct JsonValue {
     pub span: Span,
-    pub kind: Kind,
-    /// Levels of objects and lists, the outermost counted as one; zero for the others.
+    pub kind: JsonKind,
+    /// Levels of objects and lists, counting the outermost as one; zero for other values.
     pub depth: usize,
 }
 
-/// A place in a valid JSON text.
+/// A position in a valid JSON text.
 pub(super) struct Cursor<'t> {
     bytes: &'t [u8],
-    /// The next byte to be read.
+    /// The next byte to read.
     pub at: usize,
 }
 
@@ -132,7 +132,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// The byte here; zero, which stands in no valid JSON text, at the end.
+    /// The byte here; at the end zero, which occurs in no valid JSON text.
     fn byte(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(0)
     }
@@ -145,13 +145,13 @@ impl<'t> Cursor<'t> {
         self.byte()
     }
 
-    /// Goes into the object or list that begins here.
+    /// Enters the object or list that begins here.
     pub fn enter(&mut self) {
         self.at += 1;
     }
 
-    /// The name of the next member of the object that the cursor is in, leaving the cursor at the member's value; `None`
-    /// after the last one, leaving the cursor behind the object.
+    /// The name of the next member of the object that the cursor is in; leaves the cursor at the member's value.
+    /// `None` after the last one; leaves the cursor behind the object.
     pub fn member(&mut self) -> Option<Quoted> {
         match self.peek() {
             b'}' => {
@@ -172,7 +172,7 @@ impl<'t> Cursor<'t> {
         Some(name)
     }
 
-    /// Whether the list that the cursor is in has a further element, leaving the cursor at it, or else behind the list.
+    /// Whether the list that the cursor is in has another element; leaves the cursor at it, or behind the list.
     pub fn element(&mut self) -> bool {
         match self.peek() {
             b']' => {
@@ -189,7 +189,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Reads over the string that begins here.
+    /// Skips the string that begins here.
     fn quoted(&mut self) -> Quoted {
         let start = self.at + 1;
         let mut escaped = false;
@@ -217,35 +217,35 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Reads over the value that begins here.
-    pub fn value(&mut self) -> Value {
+    /// Skips the value that begins here.
+    pub fn value(&mut self) -> JsonValue {
         let start = self.at;
         let mut depth = 0;
         let kind = match self.byte() {
-            b'"' => Kind::String(self.quoted()),
+            b'"' => JsonKind::String(self.quoted()),
             b'{' => {
                 depth = self.container();
-                Kind::Object
+                JsonKind::Object
             }
             b'[' => {
                 depth = self.container();
-                Kind::List
+                JsonKind::List
             }
             _ => {
                 while !matches!(self.byte(), b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t' | 0) {
                     self.at += 1;
                 }
-                Kind::Scalar
+                JsonKind::Scalar
             }
         };
-        Value {
+        JsonValue {
             span: start..self.at,
             kind,
             depth,
         }
     }
 
-    /// Reads over the object or list that begins here; its greatest depth.
+    /// Skips the object or list that begins here; returns its greatest depth.
     fn container(&mut self) -> usize {
         let mut depth = 0usize;
         let mut greatest = 0;
@@ -271,8 +271,8 @@ impl<'t> Cursor<'t> {
     }
 }
 
-/// How many bytes stand before the first `"` or backslash. Eight bytes are looked at together: this is where most of the
-/// time goes that reading a body takes.
+/// The number of bytes before the first `"` or backslash. Eight bytes are checked together: most of the time of
+/// reading a body goes here.
 fn plain_run(bytes: &[u8]) -> usize {
     let mut run = 0;
     let mut rest = bytes;
@@ -288,7 +288,7 @@ fn plain_run(bytes: &[u8]) -> usize {
     run + last.unwrap_or(rest.len())
 }
 
-/// Where the first of two bytes stands in a word; 8 when neither is there.
+/// The position of the first of two bytes in a word; 8 if it has neither.
 pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
     const LOW: u64 = u64::from_le_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
@@ -302,8 +302,7 @@ pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
     found.trailing_zeros() as usize / 8
 }
 
-/// Appends the decoded form of what stood between the quotes of a JSON string; `None` (and an unfinished `out`) when it
-/// holds a lone surrogate.
+/// Appends the decoded contents of a JSON string; `None` (and an unfinished `out`) if it contains a lone surrogate.
 pub(super) fn unescape(raw: &str, out: &mut String) -> Option<()> {
     let mut rest = raw;
     while let Some(at) = rest.find('\\') {
@@ -325,7 +324,7 @@ pub(super) fn unescape(raw: &str, out: &mut String) -> Option<()> {
     Some(())
 }
 
-/// The character of `uXXXX` or of a surrogate pair `uXXXX\uXXXX`, and how many bytes it takes.
+/// The character of `uXXXX` or of a surrogate pair `uXXXX\uXXXX`, and its length in bytes.
 fn code_point(escape: &str) -> Option<(char, usize)> {
     let unit = |at: usize| u32::from_str_radix(escape.get(at..at + 4)?, 16).ok();
     let high = unit(1)?;
@@ -409,10 +408,10 @@ mod tests {
     #[test]
     fn values_have_their_kind_span_and_depth() {
         for (text, kind, depth) in [
-            ("{ }", Kind::Object, 1),
-            ("[[],[[\"]\"]]]", Kind::List, 3),
-            ("-1.50e+3", Kind::Scalar, 0),
-            ("null", Kind::Scalar, 0),
+            ("{ }", JsonKind::Object, 1),
+            ("[[],[[\"]\"]]]", JsonKind::List, 3),
+            ("-1.50e+3", JsonKind::Scalar, 0),
+            ("null", JsonKind::Scalar, 0),
         ] {
             let framed = format!("{text}  ,");
             let mut cursor = Cursor::new(&framed);

@@ -1,28 +1,28 @@
-//! Overwriting credentials in what becomes a dead letter.
+//! Masking credentials in dead letters.
 //!
-//! Two things are overwritten with as many `*` as they have bytes, so that offsets stay true:
+//! Two things are overwritten with as many `*` as they have bytes, so that offsets stay correct:
 //!
-//! - every configured value, and its base64 forms (standard and URL-safe, with and without padding, alone or inside of
-//!   more, as Basic credentials are). Of a Basic credential, `user:password`, the password counts as well;
-//! - the value behind every name of the body's own key (`api_key`, also `api-key` and `apikey`, in any case), configured or
-//!   not: as a member of JSON, a field of a form, a part of a multipart body or an element of XML.
+//! - every configured value, and its base64 forms (standard and URL-safe, with and without padding, alone or as part
+//!   of a longer text, as in Basic credentials);
+//! - the value of every member or field with a name of the body's own key (`api_key`, also `api-key` and `apikey`, in
+//!   any case), configured or not: in JSON, a form, a multipart body or XML.
 //!
-//! Both are found however they are spelled: percent-encoded (also partly, and with `+` for a space), with JSON escapes, in
-//! up to [`spelling::DEPTH`] of these on top of each other, and all of that in UTF-16 of either byte order. A value that is
-//! no JSON string becomes a JSON string, so that valid JSON stays valid: a number of one digit becomes `0`.
+//! Both are found however they are spelled: percent-encoded (even partly, and with `+` for a space), with JSON
+//! escapes, in up to [`spelling::DEPTH`] layers of these, and all of that in UTF-16 of either byte order. A value
+//! that is not a JSON string becomes one, so that valid JSON stays valid: a one-digit number becomes `0`.
 //!
-//! Configured values shorter than [`SHORTEST`] bytes are no needles: they would tear innocent text apart. They are still
-//! overwritten as the value behind a name.
+//! Configured values shorter than [`SHORTEST`] bytes are not searched for: they would tear innocent text apart. They
+//! are still masked as the value of a key.
 //!
-//! One pass looks for everything ([`needles`]); its time grows with the text, and not with the number of credentials.
+//! One pass searches for everything ([`needles`]); its time grows with the text, not with the number of credentials.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`needles`] | what is looked for, in every encoding at once |
+//! | [`needles`] | the search, in every encoding at once |
 //! | [`spelling`] | how encodings spell bytes |
-//! | [`value`] | the value behind a name of the key |
+//! | [`value`] | the value of a member or field with a name of the key |
 
 mod needles;
 mod spelling;
@@ -30,41 +30,27 @@ mod value;
 
 use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
-use secrecy::ExposeSecret;
-
+pub use self::needles::SHORTEST;
 use self::{
-    needles::{Found, NAMES, Needles},
+    needles::{Hit, NAMES, Needles},
     value::{Fill, Values},
 };
-use crate::config::{Auth, CredentialKind};
 
-/// Shortest value, in bytes, that is looked for anywhere.
-pub const SHORTEST: usize = 4;
-
-/// What is to be overwritten: the configured values, and whatever a body gives as its key.
+/// What is to be masked: the configured values, and whatever a body gives as its key.
 #[derive(Clone)]
 pub struct Secrets {
-    /// `None` when there are more values than can be looked for; nothing is shown then.
+    /// `None` if there are more values than can be searched for; then everything is masked.
     needles: Option<Arc<Needles>>,
     values: usize,
 }
 
 impl Secrets {
-    /// With the values of the configured credentials.
-    pub fn new(auth: &Auth) -> Self {
-        let credentials = match auth {
-            Auth::Credentials(credentials) => credentials.as_slice(),
-            Auth::Anonymous => &[],
-        };
-        let values = credentials.iter().flat_map(|credential| {
-            let secret = credential.secret.expose_secret();
-            let password = secret
-                .split_once(':')
-                .filter(|_| credential.kind == CredentialKind::Basic);
-            [Some(secret), password.map(|(_, password)| password)]
-        });
-        let values = values.flatten().filter(|value| value.len() >= SHORTEST);
-        let values: Vec<&str> = values.collect();
+    /// Takes the configured values. Those shorter than [`SHORTEST`] are not searched for.
+    pub fn new<'v>(values: impl IntoIterator<Item = &'v str>) -> Self {
+        let values: Vec<&str> = values
+            .into_iter()
+            .filter(|value| value.len() >= SHORTEST)
+            .collect();
         Secrets {
             needles: Needles::new(values.iter().copied()).map(Arc::new),
             values: values.len(),
@@ -78,7 +64,7 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// Overwrites every credential; borrowed when there was none.
+/// Masks every credential; borrowed if there was none.
 pub fn mask<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]> {
     mask_as(bytes, secrets, false)
 }
@@ -96,14 +82,14 @@ pub(super) fn mask_text<'a>(text: &'a str, secrets: &Secrets) -> Cow<'a, str> {
     }
 }
 
-/// Overwrites the JSON value of a member that is called like the key.
+/// Masks the JSON value of a member with a name of the key.
 pub(super) fn mask_whole(value: &[u8]) -> Vec<u8> {
     let mut masked = value.to_vec();
     overwrite(&mut masked, Fill::String);
     masked
 }
 
-/// Whether a member is called like the key.
+/// Whether a member has a name of the key.
 pub(super) fn is_key(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     NAMES.iter().any(|key| name.ends_with(key))
@@ -118,9 +104,9 @@ fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> 
     find(bytes, needles, form, true, |place, fill| {
         overwrite(masked.to_mut().get_mut(place).unwrap_or_default(), fill);
     });
-    // Read in the wrong way, a text has names and values as well, but not all of its ends.
+    // A text that is decoded wrongly also has names and values, but not all of its ends.
     let mut named = false;
-    for wide in Wide::ALL.iter().filter(|_| bytes.contains(&0)) {
+    for wide in Utf16::ALL.iter().filter(|_| bytes.contains(&0)) {
         let (text, units) = wide.decode(bytes);
         named |= find(&text, needles, form, !named, |place, _| {
             for unit in units.get(place).unwrap_or_default() {
@@ -134,7 +120,8 @@ fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> 
     masked
 }
 
-/// Tells the place of everything that is to be overwritten. `names`: look for names, too. Whether one had a value.
+/// Reports the place of everything to be masked, and whether a name had a value. `names`: whether to search for
+/// names, too.
 fn find(
     text: &[u8],
     needles: &Needles,
@@ -145,8 +132,8 @@ fn find(
     let mut values = Values::new(text, form);
     let mut named = false;
     needles.find(text, &mut |what| match what {
-        Found::Value(place) => found(place, Fill::Stars),
-        Found::Name(name) => {
+        Hit::Value(place) => found(place, Fill::Stars),
+        Hit::Name(name) => {
             if names && let Some((place, fill)) = values.of(name) {
                 named = true;
                 found(place, fill);
@@ -165,19 +152,19 @@ fn overwrite(place: &mut [u8], fill: Fill) {
     }
 }
 
-/// A way to read UTF-16: byte order, and where it begins.
+/// A way to read UTF-16: byte order and starting offset.
 #[derive(Clone, Copy)]
-struct Wide {
+struct Utf16 {
     big: bool,
     begin: usize,
 }
 
-impl Wide {
-    const ALL: [Wide; 4] = [
-        Wide { big: false, begin: 0 },
-        Wide { big: true, begin: 0 },
-        Wide { big: false, begin: 1 },
-        Wide { big: true, begin: 1 },
+impl Utf16 {
+    const ALL: [Utf16; 4] = [
+        Utf16 { big: false, begin: 0 },
+        Utf16 { big: true, begin: 0 },
+        Utf16 { big: false, begin: 1 },
+        Utf16 { big: true, begin: 1 },
     ];
 
     fn star(self) -> [u8; 2] {
@@ -214,18 +201,10 @@ impl Wide {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
-
     use super::*;
-    use crate::config::Credential;
 
-    fn secrets(list: &[(CredentialKind, &str)]) -> Secrets {
-        let credential = |(kind, secret): &(CredentialKind, &str)| Credential {
-            name: "test".to_owned(),
-            kind: *kind,
-            secret: SecretString::from((*secret).to_owned()),
-        };
-        Secrets::new(&Auth::Credentials(list.iter().map(credential).collect()))
+    fn secrets(values: &[&str]) -> Secrets {
+        Secrets::new(values.iter().copied())
     }
 
     #[test]
@@ -268,7 +247,7 @@ mod tests {
             ("a+b+", "a+b+ a%2Bb%2B a%2bb+", "**** ******** ******"),
             ("100%", "100% 100%25 100%2", "**** ****** ****2"),
         ] {
-            let secrets = secrets(&[(CredentialKind::ApiKey, secret)]);
+            let secrets = secrets(&[secret]);
             let masked = mask_text(text, &secrets);
             assert_eq!(masked, expected, "{secret} in {text}");
         }
@@ -276,13 +255,13 @@ mod tests {
 
     #[test]
     fn basic_counts_in_its_three_forms() {
-        let secrets = secrets(&[(CredentialKind::Basic, "user:pass:word")]);
+        let secrets = secrets(&["user:pass:word", "pass:word"]);
         for (text, expected) in [
             ("user pass:word", "user *********"),
             ("user:pass:word", "**************"),
             ("dXNlcjpwYXNzOndvcmQ=", "********************"),
             ("dXNlcjpwYXNzOndvcmQ", "*******************"),
-            // Behind one and two other bytes, and in front of others.
+            // After one and two other bytes, and before others.
             ("eHVzZXI6cGFzczp3b3JkCg==", "eH******************Cg=="),
             ("eHh1c2VyOnBhc3M6d29yZAo=", "eHh******************Ao="),
             ("dXNlcjpwYXNzOndvcmQ%3D", "**********************"),
@@ -293,11 +272,7 @@ mod tests {
 
     #[test]
     fn short_values_are_no_needles_and_innocent_text_is_borrowed() {
-        let secrets = secrets(&[
-            (CredentialKind::Bearer, "abc"),
-            (CredentialKind::Basic, "u:pw"),
-            (CredentialKind::ApiKey, ""),
-        ]);
+        let secrets = secrets(&["abc", "u:pw", "pw", ""]);
         assert!(matches!(mask(b"abc pw u+pw%", &secrets), Cow::Borrowed(_)));
         assert_eq!(mask(b"u:pw", &secrets).as_ref(), b"****");
         assert_eq!(format!("{secrets:?}"), "Secrets(1 redacted)");

@@ -1,4 +1,4 @@
-//! What the tests of the sender's format share.
+//! Helpers for the tests of the sender's format.
 
 mod amplification;
 mod bound;
@@ -10,32 +10,29 @@ mod properties;
 mod samples;
 mod secrets;
 
+use std::collections::BTreeMap;
+
 use jiff::tz::TimeZone;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
-use secrecy::SecretString;
 
-use super::*;
+use super::{event::dead_letter_body, *};
 use crate::{
     batch::{Batch, BatchView},
-    config::{Auth, Credential, CredentialKind},
+    dead_letter::Reason,
+    stream::Stream,
 };
 
 const RECEIVED_AT: i64 = 1_790_813_702_123_456;
 const RECEIVED_AT_TEXT: &str = "2026-10-01T00:15:02.123456Z";
 
 pub(super) fn rules() -> Rules {
-    let secret = SecretString::from("configured-secret".to_owned());
     Rules {
         enabled: [true; 4],
         max_events: 10_000,
         max_record_bytes: 1_000_000,
         time_zone: TimeZone::get("Asia/Tokyo").unwrap(),
         time_zones: BTreeMap::from([("utc".to_owned(), TimeZone::UTC)]),
-        secrets: Secrets::new(&Auth::Credentials(vec![Credential {
-            name: "bearer-1".to_owned(),
-            kind: CredentialKind::Bearer,
-            secret,
-        }])),
+        secrets: Secrets::new(["configured-secret"]),
     }
 }
 
@@ -48,8 +45,8 @@ pub(super) fn request(body: &[u8]) -> Request<'_> {
     }
 }
 
-pub(super) fn split_with(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Split {
-    split(&open(body, encoding, rules), rules, &request(body))
+pub(super) fn split_with(body: &[u8], media: impl Into<Media>, rules: &Rules) -> Split {
+    split(&open(body, media, rules), rules, &request(body))
 }
 
 pub(super) fn reasons(split: &Split) -> Vec<Reason> {

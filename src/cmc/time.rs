@@ -1,9 +1,10 @@
-//! `ce_time`: the member `created` with the offset that its zone had then.
+//! `ce_time`: the member `created` with the offset that its zone had at the time.
 //!
-//! `created` is `YYYY-MM-DD HH:MM:SS` and names no zone; the digits go on as they came and the offset is added, always as
-//! digits (`+00:00`, never `Z`). Of a time that the zone's clocks showed twice the first is meant; of one that they skipped,
-//! the offset is that from before the gap. Anything else than a real date and time in exactly that form has no `ce_time`,
-//! nor has one for which the zone's offset was no whole minutes (local mean time, in the nineteenth century).
+//! `created` is `YYYY-MM-DD HH:MM:SS` and names no zone. Its digits are kept and the offset is added, always as
+//! digits (`+00:00`, never `Z`). If the clocks of the zone showed the time twice, the first one is meant; if they
+//! skipped it, the offset before the gap applies. Anything but a real date and time in exactly that form has no
+//! `ce_time`, nor does a time at which the zone's offset was not a whole number of minutes (local mean time, in the
+//! nineteenth century).
 
 use jiff::{
     civil::DateTime,
@@ -11,10 +12,11 @@ use jiff::{
 };
 
 const CREATED_LEN: usize = 19;
-/// Bytes of a `ce_time`.
+/// Length of a `ce_time`.
 const TIME_LEN: usize = CREATED_LEN + 6;
 
-/// Makes `ce_time`s in one zone, remembering the last one: neighbours in a webhook were mostly created in one second.
+/// Makes `ce_time`s in one zone, remembering the last one: most neighbours in a webhook were created in the same
+/// second.
 pub(super) struct Clock<'z> {
     zone: &'z TimeZone,
     created: [u8; CREATED_LEN],

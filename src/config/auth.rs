@@ -1,35 +1,28 @@
 //! Who may post webhooks: `[ingest.auth]`.
 //!
-//! Credentials come as lists (values or a file with one a line) and as named entries; all of them are valid at once.
-//! No credential at all is accepted here, so that `check` and `dev` can go on; `serve` refuses it by
-//! [`require_credentials`].
+//! Credentials come as lists (values, or a file with one a line) and as named entries; all of them are valid at once. Having none is
+//! accepted here, so that `check` and `dev` can go on; `serve` refuses it by [`require_credentials`].
 //!
-//! Credentials that come from a file are known by their [`CredentialFile`] too, by which ingest reads them again. What is
-//! refused at the start is refused then: a secret that no request could present, a name or a secret that is there twice,
-//! and more than [`MAX_CREDENTIALS`].
+//! For credentials that come from a file, ingest gets the [`CredentialFile`] too and reads it again. What is refused at the start
+//! is refused then as well: a secret that no request could present, a name or a secret that is there twice, and more than
+//! [`MAX_CREDENTIALS`](super::credentials::MAX_CREDENTIALS).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use ::config::{Value, ValueKind};
-use secrecy::{ExposeSecret, SecretString};
+use ::config::{Map, Value, ValueKind};
 
 use super::{
-    Auth, Config, Credential, CredentialKind, parse,
-    problem::{ConfigError, Origin, Problem},
-    raw::{Raw, key_and_variable},
-    show::shown_path,
-    source,
+    credentials::{Auth, Credential, CredentialFile, CredentialKind, clash, numbered},
+    files::read_secret,
+    keys::environment_name,
+    parse,
+    problem::{ConfigError, Fault, Origin, Problem, fault},
+    raw::Raw,
 };
 
 const ALLOW_ANONYMOUS: &str = "ingest.auth.allow_anonymous";
 const CREDENTIALS: &str = "ingest.auth.credentials";
 const ENTRY_KEYS: [&str; 4] = ["name", "kind", "value", "value_file"];
-
-/// Most credentials. A request is compared with each of its kind, and each name is a label value.
-pub const MAX_CREDENTIALS: usize = 64;
 
 /// A kind, its word in named entries, and the keys of its lists.
 const LISTS: [(CredentialKind, &str, &str, &str); 3] = [
@@ -60,97 +53,9 @@ struct Found {
     origin: Origin,
 }
 
-/// What is wrong with what a file holds, and what to do.
-type Refusal = (String, &'static str);
-
-/// A file that credentials come from.
-#[derive(Clone, Debug)]
-pub struct CredentialFile {
-    /// The names of the credentials that it held when the configuration was loaded.
-    pub names: Vec<String>,
-    path: PathBuf,
-    kind: CredentialKind,
-    holds: Holds,
-}
-
-#[derive(Clone, Debug)]
-enum Holds {
-    /// One secret a line; their names are made of the kind and a number.
-    Lines,
-    /// One secret of this name.
-    Named(String),
-}
-
-impl CredentialFile {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads it.
-    ///
-    /// # Errors
-    /// What is wrong and what to do, in one line: it can't be read, holds nothing, or a secret that can't be used.
-    pub fn read(&self) -> Result<Vec<Credential>, String> {
-        let refused = |(what, fix): Refusal| format!("{}: {what}; {fix}", self.path.display());
-        let secrets = self.secrets().map_err(refused)?;
-        let credentials = match &self.holds {
-            Holds::Lines => numbered(self.kind, secrets),
-            Holds::Named(name) => secrets
-                .into_iter()
-                .map(|secret| credential(name.clone(), self.kind, secret))
-                .collect(),
-        };
-        for (index, credential) in credentials.iter().enumerate() {
-            if let Some((what, fix)) = secret_problem(self.kind, credential.secret.expose_secret()) {
-                return Err(refused((format!("entry {} {what}", index + 1), fix)));
-            }
-        }
-        Ok(credentials)
-    }
-
-    /// The secrets that it holds, whatever they are.
-    fn secrets(&self) -> Result<Vec<String>, Refusal> {
-        if let Holds::Named(_) = self.holds {
-            return Ok(vec![read_secret(&self.path)?]);
-        }
-        let text = read(&self.path)?;
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let secrets: Vec<String> = lines.map(str::to_owned).collect();
-        if secrets.is_empty() {
-            return Err(("the file has no secret in it".to_owned(), "write one a line"));
-        }
-        Ok(secrets)
-    }
-}
-
-fn credential(name: String, kind: CredentialKind, secret: String) -> Credential {
-    Credential {
-        name,
-        kind,
-        secret: SecretString::from(secret),
-    }
-}
-
-/// The credentials of a list, which have no names of their own.
-fn numbered(kind: CredentialKind, secrets: Vec<String>) -> Vec<Credential> {
-    let named = |(index, secret)| credential(list_name(kind, index + 1), kind, secret);
-    secrets.into_iter().enumerate().map(named).collect()
-}
-
-fn list_name(kind: CredentialKind, number: usize) -> String {
-    let word = match kind {
-        CredentialKind::Bearer => "bearer",
-        CredentialKind::Basic => "basic",
-        CredentialKind::ApiKey => "api-key",
-    };
-    format!("{word}-{number}")
-}
-
 /// Who may post, and the files that this comes from.
 pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
-    let allow_anonymous = raw.boolean(ALLOW_ANONYMOUS)?;
+    let allow_anonymous = raw.get(ALLOW_ANONYMOUS, parse::boolean)?;
     let (mut found, mut files) = (Vec::new(), Vec::new());
     for (kind, _, key, file_key) in LISTS {
         listed(raw, kind, key, file_key, &mut found, &mut files);
@@ -171,76 +76,39 @@ pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
             "allows everybody, but {} ({}) asks for a credential",
             first.key, first.origin
         );
-        raw.problem(
-            ALLOW_ANONYMOUS,
-            what,
-            "set it to false, or take the credentials out",
-        );
+        let fix = "set it to false, or take the credentials out";
+        raw.problem(ALLOW_ANONYMOUS, what, fix);
     }
     Some((Auth::Anonymous, files))
-}
-
-/// Why these credentials can't be valid at once, in one line, and the place of the later one at fault.
-pub fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(usize, String)> {
-    let mut names = BTreeSet::new();
-    let mut secrets = BTreeMap::new();
-    for (at, this) in credentials.enumerate() {
-        if at == MAX_CREDENTIALS {
-            return Some((at, format!("there are more than {MAX_CREDENTIALS} credentials")));
-        }
-        if !names.insert(&this.name) {
-            return Some((at, format!("the name {} is there twice", this.name)));
-        }
-        // Two names of one secret would hide which of them is out of use.
-        if let Some(first) = secrets.insert((this.kind, this.secret.expose_secret()), &this.name) {
-            return Some((at, format!("{} is the same secret as {first}", this.name)));
-        }
-    }
-    None
 }
 
 /// Takes the credentials of one kind's list or file.
 fn listed(
     raw: &mut Raw,
     kind: CredentialKind,
-    key: &'static str,
-    file_key: &'static str,
+    key: &str,
+    file_key: &str,
     found: &mut Vec<Found>,
     files: &mut Vec<CredentialFile>,
 ) {
-    let values = raw.list(key).unwrap_or_default();
-    let file = raw.file(file_key);
-    let (key, secrets) = match file {
+    let values = raw.get(key, parse::list).unwrap_or_default();
+    let (key, credentials) = match raw.file(file_key) {
+        None => (key, numbered(kind, values)),
         Some(_) if !values.is_empty() => {
             let what = format!("{key} is given too ({})", raw.origin(key));
-            raw.problem(file_key, what, "keep the values or the file");
-            return;
+            return raw.problem(file_key, what, "keep the values or the file");
         }
-        Some(path) => {
-            let mut file = CredentialFile {
-                names: Vec::new(),
-                path,
-                kind,
-                holds: Holds::Lines,
-            };
-            let secrets = match file.secrets() {
-                Ok(secrets) => secrets,
-                Err((what, fix)) => {
-                    raw.problem(file_key, what, fix);
-                    return;
-                }
-            };
-            file.names = (1..=secrets.len())
-                .map(|number| list_name(kind, number))
-                .collect();
-            files.push(file);
-            (file_key, secrets)
-        }
-        None => (key, values),
+        Some(path) => match CredentialFile::of_lines(path, kind) {
+            Ok((file, credentials)) => {
+                files.push(file);
+                (file_key, credentials)
+            }
+            Err((what, fix)) => return raw.problem(file_key, what, fix),
+        },
     };
     let origin = raw.origin(key);
-    for (index, credential) in numbered(kind, secrets).into_iter().enumerate() {
-        if let Some((what, fix)) = secret_problem(kind, credential.secret.expose_secret()) {
+    for (index, credential) in credentials.into_iter().enumerate() {
+        if let Some((what, fix)) = credential.fault() {
             raw.problem(key, format!("entry {} {what}", index + 1), fix);
         }
         found.push(Found {
@@ -258,12 +126,8 @@ fn named(raw: &mut Raw, found: &mut Vec<Found>, files: &mut Vec<CredentialFile>)
     };
     let origin = Origin::of(&value);
     let ValueKind::Array(entries) = value.kind else {
-        raw.problem(
-            CREDENTIALS,
-            "is not a list of tables",
-            format!("write [[{CREDENTIALS}]]"),
-        );
-        return;
+        let fix = format!("write [[{CREDENTIALS}]]");
+        return raw.problem(CREDENTIALS, "is not a list of tables", fix);
     };
     for (index, entry) in entries.into_iter().enumerate() {
         let key = format!("{CREDENTIALS}[{index}]");
@@ -272,104 +136,94 @@ fn named(raw: &mut Raw, found: &mut Vec<Found>, files: &mut Vec<CredentialFile>)
             raw.problem_at(key, origin.clone(), "is not a table", fix);
             continue;
         };
-        let mut problems = Vec::new();
-        let credential = one_named(&entry.into_iter().collect(), &mut problems, files);
-        for (name, what, fix) in problems {
+        let mut faults = Vec::new();
+        let credential = one_named(&entry, &mut faults, files);
+        for (name, (what, fix)) in faults {
             raw.problem_at(format!("{key}.{name}"), origin.clone(), what, fix);
         }
-        if let Some(credential) = credential {
-            found.push(Found {
-                credential,
-                key,
-                origin: origin.clone(),
-            });
-        }
+        found.extend(credential.map(|credential| Found {
+            credential,
+            key,
+            origin: origin.clone(),
+        }));
     }
 }
 
-/// A key of a named entry, what is wrong, what to do.
-type EntryProblem = (String, String, String);
+/// What is wrong with an entry, by its key.
+type EntryFaults = Vec<(String, Fault)>;
 
 fn one_named(
-    entry: &BTreeMap<String, Value>,
-    problems: &mut Vec<EntryProblem>,
+    entry: &Map<String, Value>,
+    faults: &mut EntryFaults,
     files: &mut Vec<CredentialFile>,
 ) -> Option<Credential> {
-    let mut problem = |name: &str, what: &str, fix: &str| {
-        problems.push((name.to_owned(), what.to_owned(), fix.to_owned()));
-    };
-    for unknown in entry.keys().filter(|name| !ENTRY_KEYS.contains(&name.as_str())) {
-        problem(unknown, "there is no such key", &nearest_entry_key(unknown));
+    let mut unknown: Vec<&String> = entry
+        .keys()
+        .filter(|name| !ENTRY_KEYS.contains(&name.as_str()))
+        .collect();
+    unknown.sort();
+    for unknown in unknown {
+        let fault = fault("there is no such key", nearest_entry_key(unknown));
+        faults.push((unknown.clone(), fault));
     }
+    let name = noting(faults, "name", name(entry));
+    let kind = noting(faults, "kind", kind(entry));
+    let (key, secret) = secret(entry);
+    let (secret, path) = noting(faults, key, secret)?;
+    let credential = Credential::new(name.clone().unwrap_or_default(), kind?, secret);
+    faults.extend(credential.fault().map(|fault| (key.to_owned(), fault)));
+    files.extend(path.map(|path| CredentialFile::of_one(path, credential.name.clone(), credential.kind)));
+    name.map(|_| credential)
+}
+
+fn noting<T>(faults: &mut EntryFaults, key: &str, result: Result<T, Fault>) -> Option<T> {
+    let note = |fault| faults.push((key.to_owned(), fault));
+    result.map_err(note).ok()
+}
+
+fn name(entry: &Map<String, Value>) -> Result<String, Fault> {
+    let Some(value) = entry.get("name") else {
+        return Err(fault("is missing", "name the credential for metrics and logs"));
+    };
+    let is_name = |name: &&str| {
+        let mut bytes = name.bytes();
+        (1..=64).contains(&name.len())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    match parse::text(&value.kind).filter(is_name) {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(fault(
+            "is not a name for metrics",
+            "give 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'",
+        )),
+    }
+}
+
+fn kind(entry: &Map<String, Value>) -> Result<CredentialKind, Fault> {
+    let word = entry.get("kind").and_then(|value| parse::text(&value.kind));
+    let known = LISTS.iter().find(|(_, known, ..)| Some(*known) == word);
+    known
+        .map(|(kind, ..)| *kind)
+        .ok_or_else(|| fault("is missing or not a kind", "give bearer, basic or api_key"))
+}
+
+/// The secret of an entry, and the file that it comes from, if any; with the key that it, or what is wrong, belongs to.
+fn secret(entry: &Map<String, Value>) -> (&'static str, Result<(String, Option<PathBuf>), Fault>) {
     let text = |name: &str| entry.get(name).map(|value| parse::text(&value.kind));
-    let name = match text("name") {
-        Some(Some(name)) if is_name(name) => Some(name.to_owned()),
-        Some(_) => {
-            problem(
-                "name",
-                "is not a name for metrics",
-                "give 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'",
-            );
-            None
+    match (text("value"), text("value_file")) {
+        (Some(Some(value)), None) => ("value", Ok((value.to_owned(), None))),
+        (None, Some(Some(path))) => {
+            let path = PathBuf::from(path.trim());
+            let secret = read_secret(&path);
+            ("value_file", secret.map(|secret| (secret, Some(path))))
         }
-        None => {
-            problem(
-                "name",
-                "is missing",
-                "name the credential, as metrics and logs shall call it",
-            );
-            None
-        }
-    };
-    let word = text("kind").flatten();
-    let kind = LISTS
-        .iter()
-        .find(|(_, known, ..)| Some(*known) == word)
-        .map(|(kind, ..)| *kind);
-    if kind.is_none() {
-        problem(
-            "kind",
-            "is missing or not a kind",
-            "give bearer, basic or api_key",
-        );
-    }
-    let (secret_key, secret) = match (text("value"), text("value_file")) {
-        (Some(Some(value)), None) => ("value", value.to_owned()),
-        (None, Some(Some(path))) => match read_secret(path.trim().as_ref()) {
-            Ok(secret) => {
-                if let (Some(name), Some(kind)) = (&name, kind) {
-                    files.push(CredentialFile {
-                        names: vec![name.clone()],
-                        path: path.trim().into(),
-                        kind,
-                        holds: Holds::Named(name.clone()),
-                    });
-                }
-                ("value_file", secret)
-            }
-            Err((what, fix)) => {
-                problem("value_file", &what, fix);
-                return None;
-            }
-        },
         (Some(_), Some(_)) => {
-            problem("value_file", "value is given too", "keep the value or the file");
-            return None;
+            let fault = fault("value is given too", "keep the value or the file");
+            ("value_file", Err(fault))
         }
-        (None, None) => {
-            problem("value", "is missing", "give value or value_file");
-            return None;
-        }
-        _ => {
-            problem("value", "the secret is not text", "put it in quotes");
-            return None;
-        }
-    };
-    let kind = kind?;
-    if let Some((what, fix)) = secret_problem(kind, &secret) {
-        problem(secret_key, what, fix);
+        (None, None) => ("value", Err(fault("is missing", "give value or value_file"))),
+        _ => ("value", Err(fault("the secret is not text", "put it in quotes"))),
     }
-    Some(credential(name?, kind, secret))
 }
 
 fn nearest_entry_key(unknown: &str) -> String {
@@ -384,84 +238,21 @@ fn nearest_entry_key(unknown: &str) -> String {
         )
 }
 
-fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-}
-
-/// What makes a secret one that no request could ever present, or that anybody could.
-fn secret_problem(kind: CredentialKind, secret: &str) -> Option<(&'static str, &'static str)> {
-    if secret.trim().is_empty() {
-        return Some(("is an empty secret", "give the secret, or take the entry out"));
-    }
-    if secret.chars().any(char::is_control) {
-        return Some(("contains a control character", "take out line ends and the like"));
-    }
-    if secret.trim() != secret {
-        return Some((
-            "begins or ends with white space",
-            "take it out: CMC's console does not show it",
-        ));
-    }
-    match kind {
-        CredentialKind::Bearer if !secret.bytes().all(|byte| byte.is_ascii_graphic()) => Some((
-            "can't stand in a header",
-            "a bearer token is ASCII without white space",
-        )),
-        CredentialKind::Basic => match secret.split_once(':') {
-            None => Some(("has no colon", "give user:password")),
-            Some((_, "")) => Some(("has an empty password", "give user:password")),
-            Some(_) => None,
-        },
-        _ => None,
-    }
-}
-
-/// Reads a file that is one secret; the line end after it is not part of it.
-pub(super) fn read_secret(path: &Path) -> Result<String, Refusal> {
-    let text = read(path)?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
-    if secret.is_empty() {
-        return Err(("the file is empty".to_owned(), "write the secret into it"));
-    }
-    Ok(secret.to_owned())
-}
-
-/// A file's text, without the byte order mark that some editors put first.
-fn read(path: &Path) -> Result<String, Refusal> {
-    let text = source::read(path).map(|text| match text.strip_prefix('\u{FEFF}') {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    });
-    text.map_err(|what| {
-        // A secret that was put here by mistake is not repeated.
-        let shown = format!("the file {:?} {what}", shown_path(path));
-        (
-            shown,
-            "give the path of a readable text file, not the secret itself",
-        )
-    })
-}
-
 /// Refuses a configuration with which nobody could post: no credential, and anonymous posting not allowed.
-pub(super) fn require_credentials(config: &Config) -> Result<(), ConfigError> {
-    match &config.ingest.auth {
-        Auth::Credentials(credentials) if credentials.is_empty() => {
-            let lists = LISTS.map(|(_, _, key, _)| key_and_variable(key));
-            let fix = format!(
-                "set one of {} (or name a file that has it: the same names with _file or _FILE) or \
-                 [[{CREDENTIALS}]]; or, if the network admits only the sender, {} = true",
-                lists.join(", "),
-                key_and_variable(ALLOW_ANONYMOUS),
-            );
-            let what = "no credential is set, so nobody could post webhooks";
-            Err(ConfigError {
-                problems: vec![Problem::new("ingest.auth", Origin::Default, what, fix)],
-            })
-        }
-        Auth::Credentials(_) | Auth::Anonymous => Ok(()),
+pub(super) fn require_credentials(auth: &Auth) -> Result<(), ConfigError> {
+    if !matches!(auth, Auth::Credentials(credentials) if credentials.is_empty()) {
+        return Ok(());
     }
+    let key_and_variable = |key: &str| format!("{key} ({})", environment_name(key));
+    let lists = LISTS.map(|(_, _, key, _)| key_and_variable(key));
+    let fix = format!(
+        "set one of {} (or name a file that has it: the same names with _file or _FILE) or \
+         [[{CREDENTIALS}]]; or, if the network admits only the sender, {} = true",
+        lists.join(", "),
+        key_and_variable(ALLOW_ANONYMOUS),
+    );
+    let what = "no credential is set, so nobody could post webhooks";
+    Err(ConfigError {
+        problems: vec![Problem::new("ingest.auth", Origin::Default, what, fix)],
+    })
 }

@@ -1,54 +1,47 @@
-//! The one table of configuration keys and their built-in defaults.
+//! The one table of configuration keys: for each its kind, with the range or form of its values, and its built-in default.
 //!
-//! A key is in here or it does not exist: files, environment, `config show` and the test of `config/default.toml`
-//! all go by this table. Keys of one TOML table stand together, so that `config show` can print them in order.
+//! A key that is not in this table does not exist: files, environment, validation, `config show` and the test of `config/default.toml`
+//! all follow this table. Keys of one TOML table stand together, so that `config show` can print them in order.
+
+use std::time::Duration;
 
 use ::config::ValueKind;
+
+use super::{
+    forms,
+    kinds::Kind::{
+        self, Address, Boolean, Choice, Credentials, File, List, Number, OptionalText, Properties, Seconds,
+        Secrets, Size, Status, Text, TimeZone, TimeZones,
+    },
+};
 
 /// One key.
 pub(super) struct Key {
     /// The full name, with dots.
     pub(super) name: &'static str,
-    pub(super) shape: Shape,
-    pub(super) default: Default,
-}
-
-/// What a key holds, as far as merging and showing need to know; its type is checked where it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// A single value, or a list that has no secrets.
-    Plain,
-    /// The name of a file with secrets in it; a secret may stand here by mistake.
-    File,
-    /// A list of secrets.
-    Secrets,
-    /// An array of tables, one for each named credential; files only.
-    Credentials,
-    /// A table with names of the user's choice.
-    Members,
-    /// A table with librdkafka's names, dots included, some of them secret.
-    Properties,
+    pub(super) kind: Kind,
+    default: Default,
 }
 
 /// A built-in default, written as a file would write it.
-#[derive(Clone, Copy)]
-pub(super) enum Default {
-    Bool(bool),
+enum Default {
+    Flag(bool),
     Int(i64),
-    Text(&'static str),
+    Str(&'static str),
     /// An empty list or table.
     Empty,
 }
 
+use self::Default::{Empty, Flag, Int, Str};
+
 impl Key {
     /// The default as a value of the crate `config`.
-    pub(super) fn default_kind(&self) -> ValueKind {
-        match (self.default, self.shape) {
-            (Default::Bool(value), _) => ValueKind::Boolean(value),
-            (Default::Int(value), _) => ValueKind::I64(value),
-            (Default::Text(value), _) => ValueKind::String(value.to_owned()),
-            (Default::Empty, Shape::Members | Shape::Properties) => ValueKind::Table(::config::Map::new()),
-            (Default::Empty, _) => ValueKind::Array(Vec::new()),
+    pub(super) fn default(&self) -> ValueKind {
+        match self.default {
+            Flag(value) => ValueKind::Boolean(value),
+            Int(value) => ValueKind::I64(value),
+            Str(value) => ValueKind::String(value.to_owned()),
+            Empty => self.kind.empty(),
         }
     }
 }
@@ -69,7 +62,7 @@ fn tables() -> impl Iterator<Item = &'static str> {
         .flat_map(|key| key.name.match_indices('.').map(|(dot, _)| &key.name[..dot]))
 }
 
-/// The known name that an unknown one most likely means: the nearest with up to a third of the letters different, else
+/// The known name that an unknown one most likely means: the nearest one in which up to a third of the letters differ, otherwise
 /// the nearest of those with the same last part (`max_events` for `ingest.max_events`).
 pub(super) fn nearest(unknown: &str, with_tables: WithTables) -> Option<&'static str> {
     let limit = (unknown.chars().count() / 3).max(2);
@@ -88,102 +81,133 @@ fn last_part(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, last)| last)
 }
 
-/// Whether [`nearest`] may answer with a table's name.
+/// Whether [`nearest`] may give a table's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WithTables {
     Yes,
     No,
 }
 
+/// What every variable of the bridge begins with. A single underscore after the product's name is somebody else's: Kubernetes
+/// adds such ones (`CMC_BRIDGE_PORT`) for a service called `cmc-bridge`.
+pub(super) const PREFIX: &str = "CMC_BRIDGE__";
+
 /// The variable that sets this key.
 pub(super) fn environment_name(name: &str) -> String {
-    format!(
-        "{}{}",
-        super::source::PREFIX,
-        name.to_ascii_uppercase().replace('.', "__")
-    )
+    format!("{PREFIX}{}", name.to_ascii_uppercase().replace('.', "__"))
 }
 
-const fn plain(name: &'static str, default: Default) -> Key {
-    Key {
-        name,
-        shape: Shape::Plain,
-        default,
-    }
+/// A key's name with the name of an entry of its table.
+pub(super) fn entry_name(key: &str, entry: &str) -> String {
+    format!("{key}.{entry}")
 }
 
-const fn file(name: &'static str) -> Key {
-    Key {
-        name,
-        shape: Shape::File,
-        default: Text(""),
-    }
+const fn key(name: &'static str, kind: Kind, default: Default) -> Key {
+    Key { name, kind, default }
 }
 
-const fn empty(name: &'static str, shape: Shape) -> Key {
-    Key {
-        name,
-        shape,
-        default: Default::Empty,
-    }
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+const HOUR: Duration = Duration::from_secs(3600);
+const fn millis(least: u64, most: Duration) -> Kind {
+    Kind::Duration(Duration::from_millis(least)..=most)
 }
 
-use self::Default::{Bool, Int, Text};
+/// The time that a client or the disk may take.
+const WAIT: Kind = millis(100, HOUR);
 
 /// All keys.
-pub(super) const KEYS: &[Key] = &[
-    plain("ingest.listen", Text("0.0.0.0:8080")),
-    plain("ingest.path", Text("/webhooks/events")),
-    plain("ingest.health_path", Text("/healthz")),
-    plain("ingest.max_body_bytes", Text("8MiB")),
-    plain("ingest.max_events", Int(10_000)),
-    plain("ingest.max_connections", Int(4096)),
-    plain("ingest.max_bytes_in_flight", Text("256MiB")),
-    plain("ingest.header_timeout", Text("10s")),
-    plain("ingest.body_timeout", Text("30s")),
-    plain("ingest.idle_timeout", Text("75s")),
-    plain("ingest.append_timeout", Text("10s")),
-    plain("ingest.retry_after", Text("5s")),
-    plain("ingest.malformed_status", Int(400)),
-    plain("ingest.time_zone", Text("Asia/Tokyo")),
-    empty("ingest.time_zones", Shape::Members),
-    plain("ingest.auth.allow_anonymous", Bool(false)),
-    empty("ingest.auth.bearer_tokens", Shape::Secrets),
-    file("ingest.auth.bearer_tokens_file"),
-    empty("ingest.auth.basic", Shape::Secrets),
-    file("ingest.auth.basic_file"),
-    empty("ingest.auth.api_keys", Shape::Secrets),
-    file("ingest.auth.api_keys_file"),
-    empty("ingest.auth.credentials", Shape::Credentials),
-    file("ingest.tls.certificate"),
-    file("ingest.tls.key"),
-    plain("ingest.tls.reload", Text("30s")),
-    plain("admin.listen", Text("0.0.0.0:9464")),
-    plain("spool.dir", Text("/var/lib/cmc-bridge")),
-    plain("spool.max_bytes", Text("4GiB")),
-    plain("spool.segment_bytes", Text("16MiB")),
-    plain("spool.durability", Text("fsync")),
-    plain("kafka.bootstrap_servers", Text("localhost:9092")),
-    plain("kafka.delivery", Text("exactly-once")),
-    plain("kafka.create_topics", Bool(false)),
-    plain("kafka.topic_partitions", Int(0)),
-    plain("kafka.topic_replication", Int(0)),
-    plain("kafka.id_prefix", Text("cmc-bridge")),
-    plain("kafka.max_record_bytes", Int(1_000_000)),
-    plain("kafka.transaction_events", Int(40_000)),
-    plain("kafka.transaction_bytes", Text("32MiB")),
-    plain("kafka.transaction_timeout", Text("15s")),
-    empty("kafka.properties", Shape::Properties),
-    plain("streams.deliveries.enabled", Bool(true)),
-    plain("streams.deliveries.topic", Text("cmc.deliveries")),
-    plain("streams.bounces.enabled", Bool(true)),
-    plain("streams.bounces.topic", Text("cmc.bounces")),
-    plain("streams.blocks.enabled", Bool(false)),
-    plain("streams.blocks.topic", Text("cmc.blocks")),
-    plain("streams.dead_letters.enabled", Bool(true)),
-    plain("streams.dead_letters.topic", Text("cmc.dead-letters")),
-    plain("shutdown.lame_duck", Text("5s")),
-    plain("shutdown.grace", Text("25s")),
-    plain("log.format", Text("text")),
-    plain("log.level", Text("info")),
+pub(super) static KEYS: &[Key] = &[
+    key("ingest.listen", Address, Str("0.0.0.0:8080")),
+    key("ingest.path", Text(forms::webhook_path), Str("/webhooks/events")),
+    key(
+        "ingest.health_path",
+        OptionalText(forms::health_path),
+        Str("/healthz"),
+    ),
+    key("ingest.max_body_bytes", Size(KIB..=GIB), Str("8MiB")),
+    key("ingest.max_events", Number(1..=1_000_000), Int(10_000)),
+    key("ingest.max_connections", Number(1..=1_000_000), Int(4096)),
+    key("ingest.max_bytes_in_flight", Size(MIB..=TIB), Str("256MiB")),
+    key("ingest.header_timeout", WAIT, Str("10s")),
+    key("ingest.body_timeout", WAIT, Str("30s")),
+    key("ingest.idle_timeout", WAIT, Str("75s")),
+    key("ingest.append_timeout", WAIT, Str("10s")),
+    key(
+        "ingest.retry_after",
+        Seconds(Duration::from_secs(1)..=HOUR),
+        Str("5s"),
+    ),
+    key("ingest.malformed_status", Status, Int(400)),
+    key("ingest.time_zone", TimeZone, Str("Asia/Tokyo")),
+    key("ingest.time_zones", TimeZones, Empty),
+    key("ingest.auth.allow_anonymous", Boolean, Flag(false)),
+    key("ingest.auth.bearer_tokens", Secrets, Empty),
+    key("ingest.auth.bearer_tokens_file", File, Str("")),
+    key("ingest.auth.basic", Secrets, Empty),
+    key("ingest.auth.basic_file", File, Str("")),
+    key("ingest.auth.api_keys", Secrets, Empty),
+    key("ingest.auth.api_keys_file", File, Str("")),
+    key("ingest.auth.credentials", Credentials, Empty),
+    key("ingest.tls.certificate", File, Str("")),
+    key("ingest.tls.key", File, Str("")),
+    key(
+        "ingest.tls.reload",
+        millis(100, Duration::from_secs(24 * 3600)),
+        Str("30s"),
+    ),
+    key("admin.listen", Address, Str("0.0.0.0:9464")),
+    key("spool.dir", Text(forms::any), Str("/var/lib/cmc-bridge")),
+    key("spool.max_bytes", Size(256 * KIB..=1024 * TIB), Str("4GiB")),
+    key("spool.segment_bytes", Size(64 * KIB..=GIB), Str("16MiB")),
+    key("spool.durability", Choice(&["fsync", "page-cache"]), Str("fsync")),
+    key(
+        "kafka.bootstrap_servers",
+        List(forms::broker),
+        Str("localhost:9092"),
+    ),
+    key(
+        "kafka.delivery",
+        Choice(&["exactly-once", "at-least-once"]),
+        Str("exactly-once"),
+    ),
+    key("kafka.create_topics", Boolean, Flag(false)),
+    key("kafka.topic_partitions", Number(0..=1_000_000), Int(0)),
+    key("kafka.topic_replication", Number(0..=1000), Int(0)),
+    key("kafka.id_prefix", Text(forms::id_prefix), Str("cmc-bridge")),
+    key(
+        "kafka.max_record_bytes",
+        Size(KIB..=1_000_000_000),
+        Int(1_000_000),
+    ),
+    key("kafka.transaction_events", Number(1..=1_000_000), Int(40_000)),
+    key("kafka.transaction_bytes", Size(64 * KIB..=GIB), Str("32MiB")),
+    key(
+        "kafka.transaction_timeout",
+        millis(1000, Duration::from_secs(900)),
+        Str("15s"),
+    ),
+    key("kafka.properties", Properties, Empty),
+    key("streams.deliveries.enabled", Boolean, Flag(true)),
+    key(
+        "streams.deliveries.topic",
+        Text(forms::topic),
+        Str("cmc.deliveries"),
+    ),
+    key("streams.bounces.enabled", Boolean, Flag(true)),
+    key("streams.bounces.topic", Text(forms::topic), Str("cmc.bounces")),
+    key("streams.blocks.enabled", Boolean, Flag(false)),
+    key("streams.blocks.topic", Text(forms::topic), Str("cmc.blocks")),
+    key("streams.dead_letters.enabled", Boolean, Flag(true)),
+    key(
+        "streams.dead_letters.topic",
+        Text(forms::topic),
+        Str("cmc.dead-letters"),
+    ),
+    key("shutdown.lame_duck", millis(0, HOUR), Str("5s")),
+    key("shutdown.grace", millis(0, HOUR), Str("25s")),
+    key("log.format", Choice(&["text", "json"]), Str("text")),
+    key("log.level", Text(forms::log_filter), Str("info")),
 ];

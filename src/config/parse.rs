@@ -2,9 +2,10 @@
 //!
 //! Values from the environment are always text, so each parser accepts text as well as the file's own type.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use ::config::{Value, ValueKind};
+use jiff::tz::TimeZone;
 
 /// The longest value that a message quotes.
 const MAX_SHOWN: usize = 60;
@@ -81,6 +82,38 @@ pub(super) fn duration(kind: &ValueKind) -> Option<Duration> {
     }
 }
 
+/// The HTTP status of malformed webhooks: any success but 204 and its like, or the client's fault.
+pub(super) fn status(kind: &ValueKind) -> Option<u16> {
+    let status = number(kind)?;
+    let is_fitting = matches!(status, 200..=202 | 400..=499);
+    u16::try_from(status).ok().filter(|_| is_fitting)
+}
+
+/// An IP address and a port.
+pub(super) fn address(kind: &ValueKind) -> Option<SocketAddr> {
+    text(kind)?.trim().parse().ok()
+}
+
+/// A time zone by its IANA name.
+pub(super) fn time_zone(kind: &ValueKind) -> Option<TimeZone> {
+    TimeZone::get(text(kind)?.trim()).ok()
+}
+
+/// A list: an array of texts, or one text with commas.
+pub(super) fn list(kind: &ValueKind) -> Option<Vec<String>> {
+    match kind {
+        ValueKind::String(text) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(items.map(str::to_owned).collect())
+        }
+        ValueKind::Array(items) => items
+            .iter()
+            .map(|item| text(&item.kind).map(str::to_owned))
+            .collect(),
+        _ => None,
+    }
+}
+
 /// `"8 MiB"` → `("8", "MiB")`.
 fn split_unit(text: &str) -> Option<(&str, &str)> {
     let text = text.trim();
@@ -114,34 +147,6 @@ pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
-    }
-}
-
-/// Bytes for people: in the largest unit that divides them.
-pub fn human_size(bytes: u64) -> String {
-    let units = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-    ];
-    for (name, unit) in units {
-        if bytes >= unit && bytes.is_multiple_of(unit) {
-            return format!("{} {name}", bytes / unit);
-        }
-    }
-    format!("{bytes} bytes")
-}
-
-/// A time for people.
-pub fn human_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    match millis {
-        0 => "0 s".to_owned(),
-        _ if millis.is_multiple_of(3_600_000) => format!("{} h", millis / 3_600_000),
-        _ if millis.is_multiple_of(60_000) => format!("{} min", millis / 60_000),
-        _ if millis.is_multiple_of(1000) => format!("{} s", millis / 1000),
-        _ => format!("{millis} ms"),
     }
 }
 
@@ -229,11 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn for_people() {
-        assert_eq!(human_size(8 << 20), "8 MiB");
-        assert_eq!(human_size(1_000_000), "1000000 bytes");
-        assert_eq!(human_duration(Duration::from_secs(900)), "15 min");
-        assert_eq!(human_duration(Duration::from_millis(1500)), "1500 ms");
+    fn quotes_fit_on_a_line() {
         assert_eq!(quoted("a\nb"), r#""a\nb""#);
         assert!(quoted(&"é".repeat(100)).ends_with('…'));
     }

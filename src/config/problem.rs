@@ -19,7 +19,7 @@ const FILE: &str = "file:";
 const ENVIRONMENT: &str = "environment:";
 
 impl Origin {
-    /// What [`Value::origin`] carries through the merge.
+    /// The text that [`Value::origin`] carries through the merge.
     pub(super) fn encode(&self) -> Option<String> {
         match self {
             Origin::Default => None,
@@ -51,10 +51,17 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What is wrong with a value, and what to do about it. Never holds a secret's value.
+pub(super) type Fault = (String, String);
+
+pub(super) fn fault(what: impl Into<String>, fix: impl Into<String>) -> Fault {
+    (what.into(), fix.into())
+}
+
 /// One thing that is wrong, with what to do about it. Never holds a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key's full name; empty when it is the origin as a whole.
+    /// The key's full name; empty if the problem is the origin as a whole.
     pub key: String,
     pub origin: Origin,
     /// What is wrong.

@@ -1,7 +1,7 @@
 //! `[kafka.properties]`: librdkafka's own names go to librdkafka, except those that the bridge sets itself.
 //!
 //! In the environment `_` stands for `.`. A secret can be given as a file too, under its name with `_file`.
-//! Librdkafka is asked at once whether it takes each one: a misspelled name would block every lane later.
+//! Each is given to librdkafka at once to be checked: a misspelled name would block every lane later.
 
 use std::{collections::BTreeMap, fs::File, io::Read};
 
@@ -10,18 +10,18 @@ use rdkafka::{ClientConfig, error::KafkaError};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    Kafka, auth,
-    problem::Origin,
+    files::{read_secret, shown_path, text_fault},
+    keys::entry_name,
+    problem::{Fault, Origin, fault},
     raw::Raw,
-    show,
-    source::{full_name, text_fault},
+    types::Kafka,
 };
 
 const KEY: &str = "kafka.properties";
 const FILE_SUFFIX: &str = "_file";
 
 /// The secrets that may be given as a file.
-const SECRETS: &[&str] = &[
+pub(super) const SECRETS: &[&str] = &[
     "sasl.password",
     "ssl.key.password",
     "ssl.key.pem",
@@ -55,7 +55,7 @@ const OWNED: &[(&str, &str)] = &[
     ("log.level", "set log.level"),
     (
         "log.queue",
-        "leave it out: the bridge takes librdkafka's log lines itself",
+        "leave it out: the bridge logs librdkafka's lines itself",
     ),
     ("enable.idempotence", "leave it out: kafka.delivery needs it"),
     ("acks", "leave it out: kafka.delivery needs all"),
@@ -118,10 +118,13 @@ const OWNED: &[(&str, &str)] = &[
         "enable.auto.offset.store",
         "leave it out: positions move within transactions only",
     ),
-    ("auto.offset.reset", "leave it out: the bridge reads no records"),
+    (
+        "auto.offset.reset",
+        "leave it out: the bridge's readers choose where they begin",
+    ),
 ];
 
-/// The properties that name a file of PEM.
+/// The properties that name a PEM file.
 const PEM_FILES: &[&str] = &[
     "ssl.ca.location",
     "ssl.certificate.location",
@@ -129,8 +132,8 @@ const PEM_FILES: &[&str] = &[
     "ssl.crl.location",
 ];
 
-/// What is wrong with the files of PEM that these properties name, which librdkafka reads over or tells badly: one sentence
-/// each. A file that can't be read is told by librdkafka.
+/// Faults in the PEM files that these properties name which librdkafka ignores or reports unclearly: one sentence each. Librdkafka
+/// itself reports a file that can't be read.
 pub fn pem_faults(properties: &BTreeMap<String, SecretString>) -> Vec<String> {
     let faults = PEM_FILES.iter().filter_map(|name| {
         let path = properties.get(*name)?.expose_secret();
@@ -174,7 +177,7 @@ const OPEN: &[&str] = &[
     "topic.blacklist",
 ];
 
-/// How the names end of properties that are numbers, or true or false; such values may be shown.
+/// The endings of names whose values are numbers, true or false. Such values may be shown.
 const NUMBERS: &[&str] = &[
     ".bytes",
     ".close",
@@ -198,21 +201,21 @@ const NUMBERS: &[&str] = &[
     "enable.sasl.oauthbearer.unsecure.jwt",
 ];
 
-/// How the names end of properties that are files.
+/// The endings of names whose values are files.
 const FILES: &[&str] = &[".location", ".keytab", ".file", FILE_SUFFIX];
 
 /// How much of a property's value may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
-    All,
-    /// As the name of a file.
-    File,
-    Nothing,
+pub(super) enum Openness {
+    Open,
+    /// As far as it names a file that is there.
+    FileName,
+    Secret,
 }
 
-/// What may be shown of a property. Of a name that is in no list, nothing: librdkafka has secrets under many names, and later
+/// How much of a property may be shown. If its name is in no list, nothing: librdkafka has secrets under many names, and later
 /// versions may have more.
-fn openness(name: &str, value: &Value) -> Shown {
+pub(super) fn openness(name: &str, value: &Value) -> Openness {
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     let is_number = match &value.kind {
         ValueKind::String(text) => text.parse::<f64>().is_ok() || text.parse::<bool>().is_ok(),
@@ -225,11 +228,11 @@ fn openness(name: &str, value: &Value) -> Shown {
         || ends(NUMBERS) && is_number
         || name == "sasl.oauthbearer.token.endpoint.url" && is_bare_url
     {
-        Shown::All
+        Openness::Open
     } else if ends(FILES) {
-        Shown::File
+        Openness::FileName
     } else {
-        Shown::Nothing
+        Openness::Secret
     }
 }
 
@@ -239,9 +242,9 @@ impl Kafka {
         let is_unshown = |(name, value): &(&String, &SecretString)| {
             let text = value.expose_secret();
             match openness(name, &Value::new(None, text)) {
-                Shown::All => false,
-                Shown::File => show::shown_path(text.as_ref()) != text,
-                Shown::Nothing => true,
+                Openness::Open => false,
+                Openness::FileName => shown_path(text.as_ref()) != text,
+                Openness::Secret => true,
             }
         };
         let unshown = self.properties.iter().filter(is_unshown);
@@ -249,17 +252,7 @@ impl Kafka {
     }
 }
 
-/// A property's value as TOML, as far as it may be shown.
-pub(super) fn shown(name: &str, value: &Value) -> String {
-    match openness(name, value) {
-        Shown::All => show::literal(value),
-        Shown::File => show::file(value),
-        Shown::Nothing => show::redacted(),
-    }
-}
-
-/// Whether a property is a secret by its name. Such a one must be given as text: unquoted it may not be what it looks
-/// like.
+/// Whether a property is a secret by its name. A secret must be given as text: unquoted it may not be what it looks like.
 fn is_secret(name: &str) -> bool {
     let telling = ["password", "passphrase", "secret", ".pem", "token", "config"];
     SECRETS.contains(&name) || telling.iter().any(|part| name.contains(part))
@@ -276,91 +269,93 @@ pub(super) fn name_from_environment(name: &str) -> String {
 
 /// The properties for librdkafka, secrets read from their files.
 pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
-    let members = raw.members(KEY);
     let mut properties = BTreeMap::new();
-    for (name, value) in &members {
-        let key = full_name(KEY, Some(name));
-        let origin = Origin::of(value);
-        if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| owned == name) {
-            raw.problem_at(key, origin, "is set by the bridge itself", *instead);
-            continue;
-        }
-        let text = match property_text(name, value) {
-            Ok(text) => text,
-            Err((what, fix)) => {
-                raw.problem_at(key, origin, what, fix);
-                continue;
+    let mut faults = Vec::new();
+    for (name, value) in raw.entries(KEY) {
+        let other = |name: &str| raw.entries(KEY).find(|(other, _)| *other == name);
+        match property(name, value, |name| {
+            other(name).map(|(_, value)| Origin::of(value))
+        }) {
+            Ok((name, text)) => {
+                properties.insert(name.to_owned(), SecretString::from(text));
             }
-        };
-        let (name, text) = match name.strip_suffix(FILE_SUFFIX) {
-            Some(base) if SECRETS.contains(&base) => {
-                if let Some(other) = members.get(base) {
-                    let what = format!("{base} is given as a value too ({})", Origin::of(other));
-                    raw.problem_at(key, origin, what, "keep the value or the file");
-                    continue;
-                }
-                match auth::read_secret(text.trim().as_ref()) {
-                    Ok(secret) => (base, secret),
-                    Err((what, fix)) => {
-                        raw.problem_at(key, origin, what, fix);
-                        continue;
-                    }
-                }
-            }
-            Some(_) => {
-                let fix = format!("{FILE_SUFFIX} goes with {}", SECRETS.join(", "));
-                raw.problem_at(key, origin, "can't be given as a file", fix);
-                continue;
-            }
-            None => (name.as_str(), text),
-        };
-        if SECRETS.contains(&name) && text.is_empty() {
-            raw.problem_at(
-                key,
-                origin,
-                "is an empty secret",
-                "give the secret, or leave the key out",
-            );
-            continue;
+            Err(fault) => faults.push((entry_name(KEY, name), Origin::of(value), fault)),
         }
-        if let Some(what) = refusal(name, &text, openness(name, value)) {
-            let fix = "see the list of librdkafka's properties, CONFIGURATION.md";
-            raw.problem_at(key, origin, what, fix);
-            continue;
-        }
-        properties.insert(name.to_owned(), SecretString::from(text));
+    }
+    for (key, origin, (what, fix)) in faults {
+        raw.problem_at(key, origin, what, fix);
     }
     properties
 }
 
-/// What librdkafka has against a property, if it doesn't take it.
-fn refusal(name: &str, value: &str, shown: Shown) -> Option<String> {
-    // Its texts show the value, or the beginning of a long one.
+/// One property by its name and its text; `given` says where a property was given, if it was.
+fn property<'n>(
+    name: &'n str,
+    value: &Value,
+    given: impl Fn(&str) -> Option<Origin>,
+) -> Result<(&'n str, String), Fault> {
+    if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| *owned == name) {
+        return Err(fault("is set by the bridge itself", *instead));
+    }
+    let text = property_text(name, value)?;
+    let (name, text) = match name.strip_suffix(FILE_SUFFIX) {
+        Some(base) if SECRETS.contains(&base) => {
+            if let Some(origin) = given(base) {
+                let what = format!("{base} is given as a value too ({origin})");
+                return Err(fault(what, "keep the value or the file"));
+            }
+            (base, read_secret(text.trim().as_ref())?)
+        }
+        Some(_) => {
+            let fix = format!("{FILE_SUFFIX} goes with {}", SECRETS.join(", "));
+            return Err(fault("can't be given as a file", fix));
+        }
+        None => (name, text),
+    };
+    if SECRETS.contains(&name) && text.is_empty() {
+        return Err(fault(
+            "is an empty secret",
+            "give the secret, or leave the key out",
+        ));
+    }
+    match refusal(name, &text, openness(name, value)) {
+        Some(what) => Err(fault(
+            what,
+            "see the list of librdkafka's properties, CONFIGURATION.md",
+        )),
+        None => Ok((name, text)),
+    }
+}
+
+/// Why librdkafka refuses a property, if it does.
+fn refusal(name: &str, value: &str, openness: Openness) -> Option<String> {
+    // Librdkafka's messages quote the value, or the beginning of a long one.
     let beginning: String = value.chars().take(4).collect();
     let error = ClientConfig::new()
         .set(name, value)
         .create_native_config()
         .err()?;
     Some(match error {
-        KafkaError::ClientConfig(_, what, ..) if shown == Shown::All || !what.contains(&beginning) => {
+        KafkaError::ClientConfig(_, what, ..) if openness == Openness::Open || !what.contains(&beginning) => {
             format!("is refused by librdkafka: {}", what.trim_end())
         }
         _ => "is refused by librdkafka".to_owned(),
     })
 }
 
-/// A property's value as librdkafka takes it.
-fn property_text(name: &str, value: &Value) -> Result<String, (&'static str, &'static str)> {
+/// A property's value as text for librdkafka.
+fn property_text(name: &str, value: &Value) -> Result<String, Fault> {
     match &value.kind {
-        ValueKind::String(text) if text.contains('\0') => {
-            Err(("contains a NUL character", "librdkafka takes text without NUL"))
-        }
+        ValueKind::String(text) if text.contains('\0') => Err(fault(
+            "contains a NUL character",
+            "librdkafka takes text without NUL",
+        )),
         ValueKind::String(text) => Ok(text.clone()),
         // An unquoted secret may not be what it looks like: 0x10 is 16.
         ValueKind::Boolean(_) | ValueKind::I64(_) | ValueKind::Float(_) if !is_secret(name) => {
             Ok(value.kind.to_string())
         }
-        _ => Err(("is not text", "put the value in quotes")),
+        _ => Err(fault("is not text", "put the value in quotes")),
     }
 }
 
@@ -383,48 +378,5 @@ mod tests {
         for (variable, name) in names {
             assert_eq!(name_from_environment(variable), name);
         }
-    }
-
-    #[test]
-    fn only_what_is_known_to_be_no_secret_is_shown() {
-        let show = |name: &str, value: &str| shown(name, &Value::new(None, value));
-        let hidden = show::redacted();
-        for secret in SECRETS {
-            assert_eq!(show(secret, "12"), hidden, "{secret}");
-            assert_eq!(
-                show(&format!("{secret}_file"), "hunter2"),
-                "\"<not there>\"",
-                "{secret}"
-            );
-        }
-        for name in [
-            "SASL.Password",
-            "sasl.jaas.config",
-            "sasl.oauthbearer.config",
-            "sasl.kerberos.kinit.cmd",
-            "ssl.key",
-            "ssl_key",
-            "ssl.certificate.pem",
-            "some.future.name",
-            "linger.ms",
-            "log.thread.name",
-        ] {
-            assert_eq!(show(name, "hunter2"), hidden, "{name}");
-        }
-        for (name, value) in [
-            ("sasl.username", "cmc"),
-            ("security.protocol", "sasl_ssl"),
-            ("linger.ms", "5"),
-            ("socket.keepalive.enable", "true"),
-            ("client.id", "a b"),
-            ("sasl.oauthbearer.token.endpoint.url", "https://host/token"),
-            ("ssl.ca.location", "/"),
-        ] {
-            assert_eq!(show(name, value), format!("{value:?}"), "{name}");
-        }
-        let url = "https://user:hunter2@host/token";
-        assert_eq!(show("sasl.oauthbearer.token.endpoint.url", url), hidden);
-        assert_eq!(show("ssl.key.location", "/hunter2"), "\"/<not there>\"");
-        assert_eq!(shown("linger.ms", &Value::new(None, 5)), "5");
     }
 }

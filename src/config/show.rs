@@ -1,13 +1,20 @@
 //! The configuration as `config show` prints it: TOML, secrets redacted, each value with its origin.
 //!
-//! A secret is redacted by the key that it belongs to. One that was put where a file's name belongs is no name of a file
-//! that exists, and of such a name nothing is shown but the directories that do ([`shown_path`]).
+//! The key decides whether a value is a secret. A secret in the place of a file's name is not the name of a file that exists, and
+//! of such a name only the existing directories are shown ([`shown_path`]).
 
 use std::path::Path;
 
 use ::config::{Value, ValueKind};
 
-use super::{keys::Shape, problem::Origin};
+use super::{
+    files::{NOT_THERE, shown_path},
+    keys::{KEYS, entry_name},
+    kinds::Kind,
+    problem::Origin,
+    properties::{Openness, openness},
+    raw::Raw,
+};
 use crate::plain::steers;
 
 /// One key that has a value, as it was given.
@@ -24,27 +31,15 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// What stands for a secret.
+/// Replaces a secret.
 const REDACTED: &str = "\"<redacted>\"";
-/// What stands for the part of a path that is not there.
-const NOT_THERE: &str = "<not there>";
 
-pub(super) fn redacted() -> String {
+fn redacted() -> String {
     REDACTED.to_owned()
 }
 
-/// A path for people; of one that is not there, no more than the directories that are.
-pub fn shown_path(path: &Path) -> String {
-    let is_there = |path: &&Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_ok();
-    match path.ancestors().find(is_there) {
-        Some(found) if found == path => path.display().to_string(),
-        Some(found) => found.join(NOT_THERE).display().to_string(),
-        None => NOT_THERE.to_owned(),
-    }
-}
-
 /// The name of a file as TOML.
-pub(super) fn file(value: &Value) -> String {
+fn file(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(path) if path.trim().is_empty() => quoted(path),
         ValueKind::String(path) => quoted(&shown_path(Path::new(path.trim()))),
@@ -52,23 +47,64 @@ pub(super) fn file(value: &Value) -> String {
     }
 }
 
-/// A key's value as TOML. Of lists of secrets only the number of entries is shown.
-pub(super) fn setting_value(shape: Shape, value: &Value) -> String {
-    match (shape, &value.kind) {
-        (Shape::Secrets, ValueKind::Array(items)) => {
+/// Everything that is set, secrets redacted, in the order of [`KEYS`].
+pub(super) fn settings(raw: &Raw) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for key in KEYS {
+        let Some(value) = raw.value(key.name) else {
+            continue;
+        };
+        if key.kind.is_table() {
+            settings.extend(raw.entries(key.name).map(|(name, value)| Setting {
+                key: entry_name(key.name, name),
+                table: key.name.to_owned(),
+                name: quoted(name),
+                value: match key.kind {
+                    Kind::Properties => property(name, value),
+                    _ => literal(value),
+                },
+                origin: Origin::of(value),
+            }));
+            continue;
+        }
+        let (table, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+        settings.push(Setting {
+            key: key.name.to_owned(),
+            table: table.to_owned(),
+            name: name.to_owned(),
+            value: setting_value(&key.kind, value),
+            origin: Origin::of(value),
+        });
+    }
+    settings
+}
+
+/// The value of a property of librdkafka as TOML, as far as it may be shown.
+fn property(name: &str, value: &Value) -> String {
+    match openness(name, value) {
+        Openness::Open => literal(value),
+        Openness::FileName => file(value),
+        Openness::Secret => redacted(),
+    }
+}
+
+/// A key's value as TOML. Lists of secrets show only how many there are.
+fn setting_value(kind: &Kind, value: &Value) -> String {
+    match (kind, &value.kind) {
+        (Kind::Secrets, ValueKind::Array(items)) => {
             format!("[{}]", vec![redacted(); items.len()].join(", "))
         }
-        (Shape::Secrets, ValueKind::String(text)) => {
+        (Kind::Secrets, ValueKind::String(text)) => {
             let items = text.split(',').filter(|item| !item.trim().is_empty()).count();
             format!("[{}]", vec![redacted(); items].join(", "))
         }
-        (Shape::Secrets, _) => redacted(),
-        (Shape::Credentials, ValueKind::Array(items)) => {
+        (Kind::Secrets, _) => redacted(),
+        (Kind::Credentials, ValueKind::Array(items)) => {
             let items: Vec<String> = items.iter().map(credential).collect();
             format!("[{}]", items.join(", "))
         }
-        (Shape::Credentials, _) => redacted(),
-        (Shape::File, _) => file(value),
+        (Kind::Credentials, _) => redacted(),
+        (Kind::File, _) => file(value),
         _ => literal(value),
     }
 }
@@ -92,7 +128,7 @@ fn credential(value: &Value) -> String {
 }
 
 /// A TOML value on one line.
-pub(super) fn literal(value: &Value) -> String {
+fn literal(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) => quoted(text),
         ValueKind::Array(items) => {
@@ -132,8 +168,8 @@ fn quoted(text: &str) -> String {
 
 /// All settings as one TOML document, each line with its origin as a comment.
 ///
-/// Lines with secrets or without a whole path are comments: who uses the document as a file must not end up with a token
-/// that everybody can guess.
+/// Lines with secrets or with shortened paths are comments. Otherwise a reader who uses the document as a file would get a token that
+/// everybody can guess.
 pub fn to_toml(settings: &[Setting]) -> String {
     let mut text = String::new();
     let mut table = None;
@@ -158,4 +194,53 @@ pub fn to_toml(settings: &[Setting]) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::properties::SECRETS;
+
+    #[test]
+    fn only_what_is_known_to_be_no_secret_is_shown() {
+        let show = |name: &str, value: &str| property(name, &Value::new(None, value));
+        let hidden = redacted();
+        for secret in SECRETS {
+            assert_eq!(show(secret, "12"), hidden, "{secret}");
+            assert_eq!(
+                show(&format!("{secret}_file"), "hunter2"),
+                "\"<not there>\"",
+                "{secret}"
+            );
+        }
+        for name in [
+            "SASL.Password",
+            "sasl.jaas.config",
+            "sasl.oauthbearer.config",
+            "sasl.kerberos.kinit.cmd",
+            "ssl.key",
+            "ssl_key",
+            "ssl.certificate.pem",
+            "some.future.name",
+            "linger.ms",
+            "log.thread.name",
+        ] {
+            assert_eq!(show(name, "hunter2"), hidden, "{name}");
+        }
+        for (name, value) in [
+            ("sasl.username", "cmc"),
+            ("security.protocol", "sasl_ssl"),
+            ("linger.ms", "5"),
+            ("socket.keepalive.enable", "true"),
+            ("client.id", "a b"),
+            ("sasl.oauthbearer.token.endpoint.url", "https://host/token"),
+            ("ssl.ca.location", "/"),
+        ] {
+            assert_eq!(show(name, value), format!("{value:?}"), "{name}");
+        }
+        let url = "https://user:hunter2@host/token";
+        assert_eq!(show("sasl.oauthbearer.token.endpoint.url", url), hidden);
+        assert_eq!(show("ssl.key.location", "/hunter2"), "\"/<not there>\"");
+        assert_eq!(property("linger.ms", &Value::new(None, 5)), "5");
+    }
 }

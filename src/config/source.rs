@@ -1,32 +1,25 @@
-//! The layers of the configuration: defaults, files, environment; later ones win, key by key.
+//! The layers of the configuration: defaults, files, environment. Later ones win, key by key.
 //!
-//! Each layer is flattened to known keys before the crate `config` merges them. It treats dots as separators, and
-//! librdkafka's names have dots: flattened, `sasl.password` is one name wherever it comes from, so a variable really
-//! overrides a file. A list is replaced as a whole. Unknown names never get into a layer; they are problems.
+//! Each layer is flattened to known keys before the crate `config` merges them. That crate treats dots as separators, but
+//! librdkafka's names contain dots. Flattened, `sasl.password` is one name wherever it comes from, so a variable overrides a file.
+//! A list is replaced as a whole. Unknown names are problems and enter no layer.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     ffi::OsString,
-    fs::File,
-    io::Read,
     path::Path,
 };
 
 use ::config::{FileFormat, Map, Source, Value, ValueKind};
 
 use super::{
-    keys::{self, Shape, WithTables},
+    files,
+    keys::{self, PREFIX, WithTables, entry_name},
+    kinds::Kind,
     parse,
     problem::{ConfigError, Origin, Problem},
     properties,
 };
-
-/// What every variable of the bridge begins with. A single underscore after the product's name is somebody else's:
-/// Kubernetes adds such ones (`CMC_BRIDGE_PORT`) for a service called `cmc-bridge`.
-pub(super) const PREFIX: &str = "CMC_BRIDGE__";
-
-/// A file larger than this is not a configuration or a secret.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A key, and the name below it if it is a table with names of the user's choice.
 type KeyPath = (&'static str, Option<String>);
@@ -45,15 +38,6 @@ impl std::fmt::Debug for Layer {
 }
 
 impl Layer {
-    /// The built-in defaults.
-    pub(super) fn defaults() -> Layer {
-        let values = keys::KEYS
-            .iter()
-            .map(|key| ((key.name, None), Value::new(None, key.default_kind())))
-            .collect();
-        Layer { values }
-    }
-
     /// A TOML file.
     pub(super) fn file(path: &Path, problems: &mut Vec<Problem>) -> Layer {
         let origin = Origin::File(path.to_owned());
@@ -82,12 +66,10 @@ impl Layer {
                 keys::find(&full)
             };
             match (known, value.kind) {
-                (Some(key), ValueKind::Table(members))
-                    if matches!(key.shape, Shape::Members | Shape::Properties) =>
-                {
+                (Some(key), ValueKind::Table(members)) if key.kind.is_table() => {
                     self.members(key.name, "", members, origin, problems);
                 }
-                (Some(key), _) if matches!(key.shape, Shape::Members | Shape::Properties) => {
+                (Some(key), _) if key.kind.is_table() => {
                     problems.push(Problem::new(
                         &full,
                         origin.clone(),
@@ -157,7 +139,7 @@ impl Layer {
             let name = rest.to_ascii_lowercase().replace("__", ".");
             let origin = Origin::Environment(variable.clone());
             let upper = rest == rest.to_ascii_uppercase();
-            if upper && keys::find(&name).is_some_and(|key| key.shape == Shape::Members) {
+            if upper && keys::find(&name).is_some_and(|key| matches!(key.kind, Kind::TimeZones)) {
                 layer.listed_members(&name, &value, &origin, problems);
                 continue;
             }
@@ -198,7 +180,9 @@ impl Layer {
             Entry::Occupied(place) => {
                 let (key, member) = place.key();
                 problems.push(Problem::new(
-                    full_name(key, member.as_deref()),
+                    member
+                        .as_ref()
+                        .map_or((*key).to_owned(), |member| entry_name(key, member)),
                     origin.clone(),
                     "is given twice",
                     "keep one of the two",
@@ -210,36 +194,30 @@ impl Layer {
 
 /// The key that a variable's lower-case name with dots means.
 fn resolve(name: &str) -> Option<KeyPath> {
-    for key in keys::KEYS {
-        match key.shape {
-            Shape::Plain | Shape::File | Shape::Secrets if key.name == name => return Some((key.name, None)),
-            Shape::Members | Shape::Properties => {
-                let member = name
-                    .strip_prefix(key.name)
-                    .and_then(|rest| rest.strip_prefix('.'));
-                if let Some(member) = member.filter(|member| !member.is_empty()) {
-                    let member = match key.shape {
-                        Shape::Properties => properties::name_from_environment(member),
-                        _ => member.to_owned(),
-                    };
-                    return Some((key.name, Some(member)));
-                }
-            }
-            _ => {}
-        }
+    if let Some(key) = keys::find(name) {
+        let is_settable = !key.kind.is_table() && !matches!(key.kind, Kind::Credentials);
+        return is_settable.then_some((key.name, None));
     }
-    None
+    let mut tables = keys::KEYS.iter().filter(|key| key.kind.is_table());
+    tables.find_map(|key| {
+        let entry = name.strip_prefix(key.name)?.strip_prefix('.')?;
+        let entry = match key.kind {
+            Kind::Properties => properties::name_from_environment(entry),
+            _ => entry.to_owned(),
+        };
+        (!entry.is_empty()).then_some((key.name, Some(entry)))
+    })
 }
 
 fn unknown_variable(name: &str, origin: Origin) -> Problem {
-    match keys::find(name).map(|key| (key.name, key.shape)) {
-        Some((name, Shape::Credentials)) => Problem::new(
+    match keys::find(name).map(|key| (key.name, &key.kind)) {
+        Some((name, Kind::Credentials)) => Problem::new(
             name,
             origin,
             "can't be set by a variable",
             "use a file with [[ingest.auth.credentials]], or CMC_BRIDGE__INGEST__AUTH__BEARER_TOKENS, __BASIC, __API_KEYS",
         ),
-        Some((name, Shape::Properties)) => Problem::new(
+        Some((name, Kind::Properties)) => Problem::new(
             name,
             origin,
             "is a table",
@@ -257,14 +235,6 @@ fn unknown_variable(name: &str, origin: Origin) -> Problem {
                 None => "config/default.toml shows every key".to_owned(),
             },
         ),
-    }
-}
-
-/// A key's name with its member's.
-pub(super) fn full_name(key: &str, member: Option<&str>) -> String {
-    match member {
-        Some(member) => format!("{key}.{member}"),
-        None => key.to_owned(),
     }
 }
 
@@ -301,19 +271,24 @@ fn nest(table: &mut Map<String, Value>, path: &[&str], value: &Value) {
     }
 }
 
-/// Merges the layers, the last one strongest.
+/// Merges the layers over the built-in defaults, the last one strongest.
+///
+/// # Errors
+/// The crate `config` can't merge them.
 pub(super) fn merge(layers: Vec<Layer>) -> Result<Value, ::config::ConfigError> {
-    let builder = layers
-        .into_iter()
-        .fold(::config::Config::builder(), |builder, layer| {
-            builder.add_source(layer)
-        });
+    let mut builder = ::config::Config::builder();
+    for key in keys::KEYS {
+        builder = builder.set_default(key.name, key.default())?;
+    }
+    for layer in layers {
+        builder = builder.add_source(layer);
+    }
     Ok(builder.build()?.cache)
 }
 
 /// Parses a TOML file, or says what is wrong and what to do.
 fn parse_file(path: &Path) -> Result<Map<String, Value>, (String, &'static str)> {
-    let text = read(path).map_err(|what| (what, "--config names a TOML file that can be read"))?;
+    let text = files::read(path).map_err(|what| (what, "--config names a TOML file that can be read"))?;
     ::config::File::from_str(&text, FileFormat::Toml)
         .collect()
         .map_err(|error| {
@@ -329,31 +304,6 @@ fn parse_file(path: &Path) -> Result<Map<String, Value>, (String, &'static str)>
             };
             (what, "correct the file's syntax")
         })
-}
-
-/// Reads a small text file, or says why not.
-pub(super) fn read(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("can't be read: {error}"))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err("is larger than 1 MiB".to_owned());
-    }
-    String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
-}
-
-/// What makes a text file unreadable for those who read PEM, as a sentence about the file; `None` for plain text.
-pub fn text_fault(bytes: &[u8]) -> Option<&'static str> {
-    match bytes {
-        [0xEF, 0xBB, 0xBF, ..] => {
-            Some("it begins with a byte order mark, which hides its first line: save it without")
-        }
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, ..] | [_, 0, ..] => {
-            Some("it is UTF-16: save it as plain text")
-        }
-        _ => None,
-    }
 }
 
 /// The process's variables that are the bridge's, for [`super::load`].

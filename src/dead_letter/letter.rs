@@ -1,27 +1,32 @@
 //! Dead letters read back from their topic.
 //!
-//! [`Letters`] takes records one by one and gives a [`Letter`] with the record that completes it: at once, but for a letter
-//! in parts. What was sent can be made again from a letter alone. Its reason's [`Scope`](super::Scope) says what that is:
+//! [`LetterAssembler`] takes records one by one and returns a [`Letter`] with the record that completes it: at once,
+//! unless the letter is in parts. The letter alone suffices to restore what was sent. The [`Scope`](super::Scope) of
+//! its reason says what that is:
 //!
-//! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge had sniffed it);
-//! - a piece of a webhook: `value` is JSON text, with the webhook's event type and composition, the member of `event` that
-//!   it was or stood in, and its index there;
+//! - a body: [`Letter::value`], posted to the path with the content type (without one the bridge guessed it);
+//! - a piece of a webhook: `value` is JSON text, with the webhook's event type and composition, the member of `event`
+//!   that it was or was in, and its index there;
 //! - a refused record: topic, key, headers and `value`.
 //!
-//! Only overwritten credentials ([`Letter::masked`]) and what went beyond [`MAX_TEXT`](super::MAX_TEXT) of a text are lost.
+//! Only masked credentials ([`Letter::masked`]) and whatever exceeded [`MAX_TEXT`](super::MAX_TEXT) bytes of a text
+//! are lost.
 //!
-//! Headers of unknown names are ignored, as later versions may have more; an unknown reason is an error.
+//! Headers with unknown names are ignored, since later versions may have more; an unknown reason is an error.
 
 use std::{collections::BTreeMap, str::FromStr};
 
 use thiserror::Error;
 
 use super::{
-    CONTENT_TYPE, EVENT_TYPE, ID, INDEX, MASKED, MEMBER, OFFSET, PART, PARTS, PATH, REASON, RECEIVED_AT,
-    Reason, SERVER_COMPOSITION, TOPIC,
+    headers::{
+        CONTENT_TYPE, EVENT_TYPE, ID, INDEX, MASKED, MEMBER, OFFSET, PART, PARTS, PATH, REASON, RECEIVED_AT,
+        SERVER_COMPOSITION, TOPIC,
+    },
+    reason::Reason,
 };
 
-/// A whole dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).
+/// A complete dead letter; the fields are those of [`DeadLetter`](super::DeadLetter).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     pub reason: Reason,
@@ -44,12 +49,12 @@ pub struct Letter {
     pub value: Vec<u8>,
 }
 
-/// A record that is no dead letter, or none that this version can read.
+/// Why a record is no dead letter, or none that this version can read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ReadError {
+pub enum LetterError {
     #[error("the record has no header {REASON}")]
     NoReason,
-    #[error("the reason {0:?} is not known to this version")]
+    #[error("this version does not know the reason {0:?}")]
     UnknownReason(String),
     #[error("the header {0} can't be read")]
     Header(&'static str),
@@ -59,38 +64,43 @@ pub enum ReadError {
     Part { part: usize, parts: usize },
 }
 
-/// Puts letters together from the records of a dead-letter topic, in whatever order their parts come. A part that comes
-/// again is dropped; a letter whose records all come again is given again.
+/// Assembles letters from the records of a dead-letter topic, in whatever order their parts arrive. A part that comes
+/// again is dropped; a letter whose records all come again is returned again.
 #[derive(Debug, Default)]
-pub struct Letters {
-    /// Letters that lack parts, by id.
-    open: BTreeMap<String, Open>,
+pub struct LetterAssembler {
+    /// Letters with missing parts, by id.
+    open: BTreeMap<String, Incomplete>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct Incomplete {
     parts: usize,
     values: BTreeMap<usize, Vec<u8>>,
 }
 
-impl Letters {
-    /// Takes a record with its headers in their order. The letter, when that completes one.
+impl LetterAssembler {
+    /// Takes a record with its headers in their order. Returns the letter that it completes, if any.
+    ///
+    /// # Errors
+    /// The record is no dead letter, or none that this version can read.
     pub fn add(
         &mut self,
         key: Option<&[u8]>,
         headers: &[(&str, &[u8])],
         value: &[u8],
-    ) -> Result<Option<Letter>, ReadError> {
+    ) -> Result<Option<Letter>, LetterError> {
         let begin = headers
             .iter()
             .rposition(|(name, _)| *name == REASON)
-            .ok_or(ReadError::NoReason)?;
+            .ok_or(LetterError::NoReason)?;
         let (own, known) = headers.split_at(begin);
-        let known = Known(known);
-        let reason = known.text(REASON)?.ok_or(ReadError::NoReason)?;
-        let reason = Reason::from_name(reason).ok_or_else(|| ReadError::UnknownReason(reason.to_owned()))?;
-        let received_at: jiff::Timestamp =
-            known.parse(RECEIVED_AT)?.ok_or(ReadError::Missing(RECEIVED_AT))?;
+        let known = LetterHeaders(known);
+        let reason = known.text(REASON)?.ok_or(LetterError::NoReason)?;
+        let reason =
+            Reason::from_name(reason).ok_or_else(|| LetterError::UnknownReason(reason.to_owned()))?;
+        let received_at: jiff::Timestamp = known
+            .parse(RECEIVED_AT)?
+            .ok_or(LetterError::Missing(RECEIVED_AT))?;
         let owned = |name| known.text(name).map(|text| text.map(str::to_owned));
         let id = known.text(ID)?;
         let mut letter = Letter {
@@ -105,7 +115,7 @@ impl Letters {
             received_at_micros: received_at.as_microsecond(),
             masked: known.text(MASKED)?.is_some(),
             topic: owned(TOPIC)?,
-            // Parts without a key of their own have the id for one.
+            // Parts without a key of their own have the id as their key.
             key: key
                 .filter(|key| id.map(str::as_bytes) != Some(*key))
                 .map(<[u8]>::to_vec),
@@ -118,8 +128,8 @@ impl Letters {
         letter.value = match id {
             None => value.to_vec(),
             Some(id) => {
-                let part = known.parse(PART)?.ok_or(ReadError::Missing(PART))?;
-                let parts = known.parse(PARTS)?.ok_or(ReadError::Missing(PARTS))?;
+                let part = known.parse(PART)?.ok_or(LetterError::Missing(PART))?;
+                let parts = known.parse(PARTS)?.ok_or(LetterError::Missing(PARTS))?;
                 match self.add_part(id, part, parts, value)? {
                     Some(value) => value,
                     None => return Ok(None),
@@ -129,23 +139,23 @@ impl Letters {
         Ok(Some(letter))
     }
 
-    /// The whole value, when this part completes it.
+    /// The whole value, if this part completes it.
     fn add_part(
         &mut self,
         id: &str,
         part: usize,
         parts: usize,
         value: &[u8],
-    ) -> Result<Option<Vec<u8>>, ReadError> {
+    ) -> Result<Option<Vec<u8>>, LetterError> {
         if !(1..=parts).contains(&part) {
-            return Err(ReadError::Part { part, parts });
+            return Err(LetterError::Part { part, parts });
         }
-        let open = self.open.entry(id.to_owned()).or_insert_with(|| Open {
+        let open = self.open.entry(id.to_owned()).or_insert_with(|| Incomplete {
             parts,
             values: BTreeMap::new(),
         });
         if open.parts != parts || open.values.get(&part).is_some_and(|known| known != value) {
-            return Err(ReadError::Part { part, parts });
+            return Err(LetterError::Part { part, parts });
         }
         open.values.insert(part, value.to_vec());
         if open.values.len() < parts {
@@ -155,13 +165,13 @@ impl Letters {
         Ok(open.map(|open| open.values.into_values().collect::<Vec<_>>().concat()))
     }
 
-    /// Forgets the parts of a letter that lacks some.
+    /// Forgets the parts of an incomplete letter.
     pub fn forget(&mut self, id: &str) {
         self.open.remove(id);
     }
 
-    /// The letters that lack parts: id, how many parts are there, how many there should be. At the end of a topic these
-    /// are letters that retention has cut, or that are still being written.
+    /// The incomplete letters: id, number of parts present, number of parts. At the end of a topic these are letters
+    /// that retention has cut, or that are still being written.
     pub fn incomplete(&self) -> impl Iterator<Item = (&str, usize, usize)> {
         self.open
             .iter()
@@ -169,26 +179,26 @@ impl Letters {
     }
 }
 
-/// The id of the letter that a record with these headers is a part of; `None` of a whole letter, or of no letter.
+/// The id of the letter of which a record with these headers is a part; `None` for a whole letter, or no letter.
 pub fn part_of<'h>(headers: &'h [(&'h str, &'h [u8])]) -> Option<&'h str> {
     let begin = headers.iter().rposition(|(name, _)| *name == REASON)?;
-    Known(&headers[begin..]).text(ID).ok()?
+    LetterHeaders(&headers[begin..]).text(ID).ok()?
 }
 
-/// The headers that speak of the letter.
-struct Known<'h>(&'h [(&'h str, &'h [u8])]);
+/// The headers about the letter.
+struct LetterHeaders<'h>(&'h [(&'h str, &'h [u8])]);
 
-impl<'h> Known<'h> {
-    fn text(&self, name: &'static str) -> Result<Option<&'h str>, ReadError> {
+impl<'h> LetterHeaders<'h> {
+    fn text(&self, name: &'static str) -> Result<Option<&'h str>, LetterError> {
         let header = self.0.iter().find(|(known, _)| *known == name);
         header
-            .map(|(_, value)| std::str::from_utf8(value).map_err(|_| ReadError::Header(name)))
+            .map(|(_, value)| std::str::from_utf8(value).map_err(|_| LetterError::Header(name)))
             .transpose()
     }
 
-    fn parse<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, ReadError> {
+    fn parse<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, LetterError> {
         self.text(name)?
-            .map(|text| text.parse().map_err(|_| ReadError::Header(name)))
+            .map(|text| text.parse().map_err(|_| LetterError::Header(name)))
             .transpose()
     }
 }

@@ -1,8 +1,8 @@
-//! Why there are dead letters.
+//! The reasons for dead letters.
 
 use std::fmt;
 
-/// Why something became a dead letter: the closed list behind the header and the metric label.
+/// Why something became a dead letter: the closed list of values of the header and the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     /// The content type is neither JSON nor a form.
@@ -15,27 +15,27 @@ pub enum Reason {
     InvalidUtf8,
     /// The JSON text is not JSON.
     InvalidJson,
-    /// The body is JSON, but no object.
+    /// The body is JSON, but not an object.
     BodyNotObject,
-    /// `event_type`, `server_composition`, `event`, `api_key` or the list of the events is there more than once.
+    /// `event_type`, `server_composition`, `event`, `api_key` or the list of events occurs more than once.
     DuplicateMember,
     /// More members than any webhook has, each of which would be a dead letter.
     TooManyMembers,
-    /// There is no `event_type`.
+    /// `event_type` is missing.
     MissingEventType,
-    /// `event_type` is no string.
+    /// `event_type` is not a string.
     InvalidEventType,
-    /// There is no `server_composition`.
+    /// `server_composition` is missing.
     MissingServerComposition,
-    /// `server_composition` is no string, or too long a one.
+    /// `server_composition` is not a string, or too long.
     InvalidServerComposition,
-    /// There is no `event`.
+    /// `event` is missing.
     MissingEvent,
-    /// `event` is no object.
+    /// `event` is not an object.
     EventNotObject,
-    /// `event` has no member of the name that `event_type` says.
+    /// `event` has no member with the name that `event_type` gives.
     MissingList,
-    /// The member of the name that `event_type` says is no list.
+    /// The member with the name that `event_type` gives is not a list.
     ListNotArray,
     /// More elements than `ingest.max_events`.
     TooManyEvents,
@@ -45,45 +45,45 @@ pub enum Reason {
     UnknownEventType,
     /// A list or object beside `event` in the webhook.
     UnexpectedMember,
-    /// An element of another list than `event_type` says.
+    /// An element of a list other than the one that `event_type` names.
     UnexpectedList,
-    /// A member of `event` that is no list.
+    /// A member of `event` that is not a list.
     UnexpectedValue,
-    /// The element is no object.
+    /// The element is not an object.
     ElementNotObject,
     /// The element has a member `event_type` or `server_composition` of its own.
     ReservedMember,
-    /// The element makes a record over `kafka.max_record_bytes`.
+    /// The record of the element would exceed `kafka.max_record_bytes`.
     RecordTooLarge,
-    /// The broker refused the record alone as too large.
+    /// The broker refused the record, sent alone, as too large.
     RefusedTooLarge,
-    /// The broker refused the record alone as invalid.
+    /// The broker refused the record, sent alone, as invalid.
     RefusedInvalid,
 }
 
-/// A dead letter, without anything of what it holds.
+/// A dead letter without any of its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub reason: Reason,
-    /// The element's place in its list, or the record's in its batch, from 0; `None` for what has no such place.
+    /// The element's position in its list, or the record's in its batch, from 0; `None` if it has no such position.
     pub index: Option<usize>,
 }
 
 impl Failure {
-    /// Of something that stands in no list.
+    /// For something that is not in a list.
     pub fn whole(reason: Reason) -> Failure {
         Failure { reason, index: None }
     }
 }
 
-/// What a [`Reason`] speaks of.
+/// What a [`Reason`] applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// A whole body.
     Body,
     /// A piece of a webhook whose other events went on.
     Element,
-    /// A record that the broker refused; not a parse failure.
+    /// A record that the broker refused, which is not a parse failure.
     Broker,
 }
 
@@ -163,12 +163,12 @@ impl Reason {
         }
     }
 
-    /// The reason of this name.
+    /// The reason with this name.
     pub fn from_name(name: &str) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| reason.name() == name)
     }
 
-    /// What the reason speaks of.
+    /// What the reason applies to.
     pub fn scope(self) -> Scope {
         match self {
             Reason::UnexpectedMember

@@ -1,7 +1,11 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::batch::BatchView;
+use super::{
+    headers::{ID, INDEX, MEMBER, OFFSET, PART, PARTS, REASON, RECEIVED_AT},
+    record::{LetterRecord, LetterRecords, MIN_PART, cut},
+    *,
+};
+use crate::batch::{BatchBuilder, BatchView, alone_in_batch};
 
 fn text<'a>(headers: &'a [(&str, &[u8])], name: &str) -> Option<&'a str> {
     headers
@@ -155,10 +159,10 @@ fn headers_that_leave_no_room_still_end() {
     );
 }
 
-/// What [`Letters`] makes of all records, in any order that `order` gives.
-fn read(records: &Records<'_>, order: impl Iterator<Item = usize>) -> Letter {
-    let records: Vec<Record<'_>> = records.iter().collect();
-    let mut letters = Letters::default();
+/// What [`LetterAssembler`] makes of all records, in the given order.
+fn read(records: &LetterRecords<'_>, order: impl Iterator<Item = usize>) -> Letter {
+    let records: Vec<LetterRecord<'_>> = records.iter().collect();
+    let mut letters = LetterAssembler::default();
     let mut found = Vec::new();
     for index in order {
         let record = &records[index];
@@ -169,7 +173,7 @@ fn read(records: &Records<'_>, order: impl Iterator<Item = usize>) -> Letter {
     found.remove(0)
 }
 
-/// What must be read back of a letter.
+/// What must be read back from a letter.
 fn whole(letter: &DeadLetter<'_>) -> Letter {
     let short = |text: Option<&str>| text.map(|text| cut(text).to_owned());
     Letter {
@@ -255,8 +259,9 @@ fn limits_and_boundaries_of_parts_are_exact() {
     let value = vec![b'x'; 100_000];
     let limit = 5_000;
     let letter = |length: usize| DeadLetter::new(Reason::InvalidJson, 0, &value[..length]);
-    let size =
-        |record: &Record<'_>| alone_in_batch(record.key, record.headers().into_iter(), record.value.len());
+    let size = |record: &LetterRecord<'_>| {
+        alone_in_batch(record.key, record.headers().into_iter(), record.value.len())
+    };
     let largest = (0..limit)
         .rev()
         .find(|length| letter(*length).records(limit).count() == 1)
@@ -274,7 +279,7 @@ fn limits_and_boundaries_of_parts_are_exact() {
         assert!(records.iter().all(|record| !record.value.is_empty()));
         assert_eq!(read(&records, 0..count), whole(&letter));
     }
-    // Nothing is a letter, too, even where its headers alone are too large.
+    // An empty value is a letter, too, even if its headers alone are too large.
     for limit in [1, limit] {
         let letter = letter(0);
         assert_eq!(read(&letter.records(limit), 0..1), whole(&letter));
@@ -308,7 +313,7 @@ fn parts_that_come_twice_or_never() {
     assert_eq!(records.count(), 3);
     assert_eq!(read(&records, [0, 1, 0, 1, 2].into_iter()), whole(&letter));
 
-    let mut letters = Letters::default();
+    let mut letters = LetterAssembler::default();
     for record in records.iter().skip(1) {
         assert_eq!(letters.add(record.key, &record.headers(), record.value), Ok(None));
     }
@@ -322,13 +327,13 @@ fn parts_that_come_twice_or_never() {
 fn what_is_no_letter_is_refused() {
     const REASON_OF: (&str, &[u8]) = (REASON, b"invalid_json");
     const TIME: (&str, &[u8]) = (RECEIVED_AT, b"2026-10-01T00:15:02.123456Z");
-    let refused = |headers: &[(&str, &[u8])]| Letters::default().add(None, headers, b"").unwrap_err();
-    assert_eq!(refused(&[]), ReadError::NoReason);
-    assert_eq!(refused(&[TIME]), ReadError::NoReason);
-    assert_eq!(refused(&[REASON_OF]), ReadError::Missing(RECEIVED_AT));
+    let refused = |headers: &[(&str, &[u8])]| LetterAssembler::default().add(None, headers, b"").unwrap_err();
+    assert_eq!(refused(&[]), LetterError::NoReason);
+    assert_eq!(refused(&[TIME]), LetterError::NoReason);
+    assert_eq!(refused(&[REASON_OF]), LetterError::Missing(RECEIVED_AT));
     assert_eq!(
         refused(&[(REASON, b"later"), TIME]),
-        ReadError::UnknownReason("later".to_owned())
+        LetterError::UnknownReason("later".to_owned())
     );
     for (name, value) in [
         (REASON, &b"\xFF"[..]),
@@ -337,27 +342,36 @@ fn what_is_no_letter_is_refused() {
         (INDEX, b""),
         (MEMBER, b"\xFF"),
     ] {
-        // The time stands last, so that a broken one comes before it.
+        // The time comes last, so that a broken header precedes it.
         let headers = if name == REASON {
             vec![(name, value), TIME]
         } else {
             vec![REASON_OF, (name, value), TIME]
         };
-        assert_eq!(refused(&headers), ReadError::Header(name));
+        assert_eq!(refused(&headers), LetterError::Header(name));
     }
     let part = |part, parts| [REASON_OF, TIME, (ID, &b"id"[..]), (PART, part), (PARTS, parts)];
-    assert_eq!(refused(&[REASON_OF, TIME, (ID, b"id")]), ReadError::Missing(PART));
-    assert_eq!(refused(&part(b"0", b"2")), ReadError::Part { part: 0, parts: 2 });
-    assert_eq!(refused(&part(b"3", b"2")), ReadError::Part { part: 3, parts: 2 });
-    let mut letters = Letters::default();
+    assert_eq!(
+        refused(&[REASON_OF, TIME, (ID, b"id")]),
+        LetterError::Missing(PART)
+    );
+    assert_eq!(
+        refused(&part(b"0", b"2")),
+        LetterError::Part { part: 0, parts: 2 }
+    );
+    assert_eq!(
+        refused(&part(b"3", b"2")),
+        LetterError::Part { part: 3, parts: 2 }
+    );
+    let mut letters = LetterAssembler::default();
     assert_eq!(letters.add(None, &part(b"1", b"9"), b"a"), Ok(None));
     for (number, parts, value) in [(b"1", b"9", b"b"), (b"2", b"3", b"a")] {
         assert!(matches!(
             letters.add(None, &part(number, parts), value),
-            Err(ReadError::Part { .. })
+            Err(LetterError::Part { .. })
         ));
     }
-    // A header of a later version is no obstacle.
+    // A header of a later version is ignored.
     let later: [(&str, &[u8]); 3] = [REASON_OF, TIME, ("cmc-dead-letter-later", b"\xFF")];
     assert!(matches!(letters.add(None, &later, b""), Ok(Some(_))));
 }

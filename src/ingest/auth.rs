@@ -1,31 +1,31 @@
 //! Who may post webhooks.
 //!
-//! One valid credential suffices, wherever it stands: the header `Authorization` (Basic, Bearer) is looked at first,
-//! before a byte of the body is read; the body's `api_key` is asked for only when no such header decided it.
+//! One valid credential is enough, wherever it is. The `Authorization` header (Basic, Bearer) is checked first,
+//! before a byte of the body is read; the `api_key` of the body counts only if that header decided nothing.
 //!
-//! Time tells nothing about a secret. What was presented is compared with every configured credential of its kind, and
-//! with every byte of each, by `subtle`, with no early exit: the time depends on the number and lengths of the
-//! configured secrets and on nothing in what was presented. (Lengths are compared too, but only after the bytes.)
-//! Basic is compared in its base64 form without padding, so that nothing needs to be decoded: in that of UTF-8, as the challenge
-//! says (RFC 7617, 2.1).
+//! Timing reveals nothing about a secret. `subtle` compares what was presented with every configured credential of
+//! its kind, and with every byte of each, with no early exit: the time depends on the number and lengths of the
+//! configured secrets and on nothing that was presented. (Lengths are compared too, but only after the bytes.) Basic
+//! credentials are compared in base64 without padding, so that nothing needs to be decoded; the base64 encodes UTF-8,
+//! as the challenge says (RFC 7617, 2.1).
 //!
-//! Which credentials are valid may change while requests are judged ([`Guard::accept`], called by [`super::rotation`]):
-//! each request is judged by all of the old ones or by all of the new ones.
+//! The valid credentials may change while requests are being judged ([`Guard::accept`], called by
+//! [`super::credential_reload`]). Each request is judged either by all of the old ones or by all of the new ones.
 //!
-//! A 401 to a wrong credential is a refusal. One to a request without any is a challenge, for many clients ask first without
-//! (`curl --anyauth`, Apache HttpClient): it is counted apart, and the connection stays open for the next request.
+//! A 401 for an invalid credential is a refusal. A 401 for a request without one is a challenge, since many clients
+//! first ask without (`curl --anyauth`, Apache HttpClient): it is counted separately, and the connection stays open
+//! for the next request.
 //!
-//! A 401 names what is accepted in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, and a 401 must
-//! have a challenge: with API keys alone it says `ApiKey`, which no client mistakes for something that it could send
-//! in a header.
-
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+//! A 401 names the accepted schemes in `WWW-Authenticate`. HTTP has no scheme for a key inside the body, but a 401
+//! must have a challenge: if there are only API keys it says `ApiKey`, which no client mistakes for something that it
+//! could send in a header.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use hyper::{
     HeaderMap,
     header::{AUTHORIZATION, HeaderValue},
 };
+use parking_lot::{RwLock, RwLockReadGuard};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -34,24 +34,24 @@ use crate::{
     metrics::{CredentialUses, Metrics},
 };
 
-/// Decides whom a request comes from.
+/// Decides whether a request comes from an admitted sender.
 pub(super) struct Guard {
     anonymous: bool,
     valid: RwLock<Valid>,
-    /// The kinds stay what they are: a file has one kind and is never empty.
+    /// Never changes: a reload keeps the kinds, since a file has one kind and is never empty.
     challenge: HeaderValue,
 }
 
 /// The credentials that are valid now.
 #[derive(Default)]
 struct Valid {
-    bearer: Vec<Known>,
-    basic: Vec<Known>,
-    api_keys: Vec<Known>,
+    bearer: Vec<ConfiguredCredential>,
+    basic: Vec<ConfiguredCredential>,
+    api_keys: Vec<ConfiguredCredential>,
 }
 
-/// One configured credential in the form in which it is presented.
-struct Known {
+/// A configured credential in the form in which clients present it.
+struct ConfiguredCredential {
     presented_as: SecretString,
     uses: CredentialUses,
 }
@@ -66,7 +66,7 @@ impl Valid {
                 CredentialKind::Basic => (&mut valid.basic, STANDARD_NO_PAD.encode(secret)),
                 CredentialKind::ApiKey => (&mut valid.api_keys, secret.to_owned()),
             };
-            list.push(Known {
+            list.push(ConfiguredCredential {
                 presented_as: presented_as.into(),
                 uses: metrics.credential(&credential.name),
             });
@@ -93,14 +93,14 @@ impl Valid {
 
 /// What a request's header says about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// A valid credential, or none is needed.
+pub(super) enum Admission {
+    /// A valid credential, or none is required.
     Admitted,
-    /// A credential that is not valid.
+    /// An invalid credential.
     Refused,
     /// No credential, where only a header could carry one.
     Missing,
-    /// No credential so far; the body may hold an API key.
+    /// No credential in the header; the body may hold an API key.
     AskBody,
 }
 
@@ -123,14 +123,14 @@ impl Guard {
         }
     }
 
-    /// Makes these the valid credentials, and no others. Their kinds must be those that there were.
+    /// Makes these the valid credentials, and no others. They must be of the same kinds as before.
     pub(super) fn accept(&self, credentials: &[Credential], metrics: &Metrics) {
         let valid = Valid::new(credentials, metrics);
-        *self.valid.write().unwrap_or_else(PoisonError::into_inner) = valid;
+        *self.valid.write() = valid;
     }
 
     fn valid(&self) -> RwLockReadGuard<'_, Valid> {
-        self.valid.read().unwrap_or_else(PoisonError::into_inner)
+        self.valid.read()
     }
 
     /// The value of `WWW-Authenticate`.
@@ -138,27 +138,27 @@ impl Guard {
         self.challenge.clone()
     }
 
-    /// Judges a request by its header alone. A header `Authorization` is ignored where no credential could stand in
-    /// it: a proxy may have put it there for itself.
-    pub(super) fn judge(&self, headers: &HeaderMap) -> Verdict {
+    /// Judges a request by its header alone. The `Authorization` header is ignored if no credential is of a kind that
+    /// it carries: a proxy may have added it for its own use.
+    pub(super) fn judge(&self, headers: &HeaderMap) -> Admission {
         if self.anonymous {
-            return Verdict::Admitted;
+            return Admission::Admitted;
         }
         let valid = self.valid();
         if !valid.basic.is_empty() || !valid.bearer.is_empty() {
             let mut presented = headers.get_all(AUTHORIZATION).iter().peekable();
             if presented.peek().is_some() {
                 return if presented.any(|value| valid.admits_header(value.as_bytes())) {
-                    Verdict::Admitted
+                    Admission::Admitted
                 } else {
-                    Verdict::Refused
+                    Admission::Refused
                 };
             }
         }
         if valid.api_keys.is_empty() {
-            Verdict::Missing
+            Admission::Missing
         } else {
-            Verdict::AskBody
+            Admission::AskBody
         }
     }
 
@@ -168,8 +168,8 @@ impl Guard {
     }
 }
 
-/// Compares with all of the list, and counts the use of the one that is the same.
-fn admit(list: &[Known], presented: &[u8]) -> bool {
+/// Compares with every credential in the list, and counts the use of the one that matches.
+fn admit(list: &[ConfiguredCredential], presented: &[u8]) -> bool {
     let mut admitted = Choice::from(0);
     let mut which = 0u64;
     for (index, known) in list.iter().enumerate() {
@@ -184,7 +184,7 @@ fn admit(list: &[Known], presented: &[u8]) -> bool {
     admitted
 }
 
-/// Constant-time equality of byte strings of any lengths: takes as long as the secret is long.
+/// Constant-time equality of byte strings of any length: the time depends on the length of the secret alone.
 fn same(secret: &[u8], presented: &[u8]) -> Choice {
     let mut same = Choice::from(1);
     for (index, byte) in secret.iter().enumerate() {
@@ -235,8 +235,8 @@ mod tests {
 
     #[test]
     fn header_table() {
-        use Verdict::{Admitted, AskBody, Refused};
-        let table: &[(&[&str], Verdict)] = &[
+        use Admission::{Admitted, AskBody, Refused};
+        let table: &[(&[&str], Admission)] = &[
             (&["Bearer token-1"], Admitted),
             (&["bearer  token-two "], Admitted),
             (&["Basic dXNlcjpwYXNz"], Admitted),
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn basic_in_every_spelling() {
-        use Verdict::{Admitted, Refused};
+        use Admission::{Admitted, Refused};
         let guard = guard(&[
             (CredentialKind::Basic, "user:pass:word"),
             (CredentialKind::Basic, "cmc:鍵"),
@@ -278,7 +278,7 @@ mod tests {
             ("basic   dXNlcjpwYXNzOndvcmQ=  ", Admitted),
             ("Basic Y21jOumNtQ==", Admitted),
             ("Basic dTox", Admitted),
-            // user:pass alone, the bits behind the text not zero, another alphabet, padding in between.
+            // user:pass unencoded, nonzero bits after the text, another alphabet, padding in between.
             ("Basic dXNlcjpwYXNz", Refused),
             ("Basic Y21jOumNtR==", Refused),
             ("Basic Y21jOum-tQ==", Refused),
@@ -299,26 +299,26 @@ mod tests {
         let both = credentials(&ALL[..2]);
         guard.accept(&both, &metrics);
         for token in ["Bearer token-1", "Bearer token-two"] {
-            assert_eq!(guard.judge(&headers(&[token])), Verdict::Admitted);
+            assert_eq!(guard.judge(&headers(&[token])), Admission::Admitted);
         }
         guard.accept(&both[1..], &metrics);
-        assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Verdict::Refused);
-        assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Verdict::Admitted);
-        // The counts go on by name, also of the one that is gone.
+        assert_eq!(guard.judge(&headers(&["Bearer token-1"])), Admission::Refused);
+        assert_eq!(guard.judge(&headers(&["Bearer token-two"])), Admission::Admitted);
+        // Counts continue by name, even for a credential that is gone.
         assert_eq!(metrics.credential("c0").count(), 1);
         assert_eq!(metrics.credential("c1").count(), 2);
     }
 
     #[test]
     fn without_api_keys_a_missing_header_is_refused() {
-        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Verdict::Missing);
+        assert_eq!(guard(&ALL[..3]).judge(&headers(&[])), Admission::Missing);
     }
 
     #[test]
     fn with_api_keys_alone_a_foreign_header_is_ignored() {
         assert_eq!(
             guard(&ALL[3..]).judge(&headers(&["Basic eDp5"])),
-            Verdict::AskBody
+            Admission::AskBody
         );
     }
 
@@ -361,6 +361,6 @@ mod tests {
     #[test]
     fn anonymous_admits_everybody() {
         let guard = Guard::new(&Auth::Anonymous, &metrics());
-        assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Verdict::Admitted);
+        assert_eq!(guard.judge(&headers(&["Bearer wrong"])), Admission::Admitted);
     }
 }

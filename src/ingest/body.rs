@@ -1,9 +1,9 @@
-//! The body of a request: what it is written in, and how it is read.
+//! The body of a request: its encoding according to the header, and how it is read.
 //!
-//! A body is read into memory within three bounds: `ingest.max_body_bytes`, the budget of bytes in flight, and the
-//! connection's body deadline. What is taken out of the budget is what is allocated: of a client that is known the whole
-//! Content-Length at once, of any other one, and without a Content-Length, a buffer that grows with what comes. A body
-//! that came as one frame is used as it is.
+//! A body is read into memory within three limits: `ingest.max_body_bytes`, the budget of bytes in flight, and the
+//! deadline of the body. The budget is charged for what is allocated: for a known client the whole `Content-Length`
+//! at once; for a stranger, or without a `Content-Length`, a buffer that grows as data arrives. A body that arrives
+//! as a single frame is used without a copy.
 
 use std::{
     error::Error,
@@ -24,131 +24,85 @@ use tokio::time::timeout;
 
 use super::{
     limits::{Budget, Exhausted, Share, Whose},
-    progress::Progress,
+    phase::PhaseTracker,
 };
-use crate::{
-    cmc::{BOM, BodyEncoding},
-    dead_letter::Reason,
-};
+use crate::{cmc::Media, dead_letter::Reason};
 
-/// After an early answer so much of the body is still read, so that the client comes to read the answer.
+/// After an early answer this much of the body is still read, so that the client gets to read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
-/// The same for a client that is admitted, in bodies of `ingest.max_body_bytes`.
+/// The same for an admitted client, in bodies of `ingest.max_body_bytes`.
 pub(super) const DRAIN_BODIES: usize = 8;
 
-/// A body up to this size is asked for (`100 Continue`) although it will be thrown away.
+/// A body up to this size is requested (`100 Continue`) although it will be discarded.
 pub(super) const SMALL_BYTES: usize = 64 * 1024;
 
-/// What a request's header says about its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Media {
-    Known(BodyEncoding),
-    /// No content type: the first byte decides; see [`sniff`].
-    Unnamed,
-    Unsupported(Reason),
-}
-
-impl Media {
-    /// The media type alone decides; its parameters are read over, whatever they are. RFC 8259 gives `charset` no meaning
-    /// for JSON, and a form is ASCII: both are UTF-8 or malformed, as their bytes tell. Of several fields, all name one type.
-    pub(super) fn of(headers: &HeaderMap) -> Media {
-        // hyper takes the chunks off and leaves what is below them.
-        for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
-            for encoding in headers.get_all(name) {
-                let encoding = encoding.as_bytes().trim_ascii();
-                if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(plain.as_bytes()) {
-                    return Media::Unsupported(Reason::UnsupportedEncoding);
-                }
+/// What a request's header says about the encoding of its body.
+pub(super) fn media(headers: &HeaderMap) -> Media {
+    // hyper removes the chunks and leaves what is below them.
+    for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
+        for encoding in headers.get_all(name) {
+            let encoding = encoding.as_bytes().trim_ascii();
+            if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(plain.as_bytes()) {
+                return Media::Unsupported(Reason::UnsupportedEncoding);
             }
         }
-        let mut named = Media::Unnamed;
-        for value in headers.get_all(CONTENT_TYPE) {
-            let one = match essence(value.as_bytes()) {
-                b"" => continue,
-                name if name.eq_ignore_ascii_case(b"application/json") => Media::Known(BodyEncoding::Json),
-                name if name.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") => {
-                    Media::Known(BodyEncoding::Form)
-                }
-                _ => return Media::Unsupported(Reason::UnsupportedMediaType),
-            };
-            if named != Media::Unnamed && named != one {
-                return Media::Unsupported(Reason::UnsupportedMediaType);
-            }
-            named = one;
-        }
-        named
     }
+    Media::of(headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes))
 }
 
-/// The media type without its parameters.
-fn essence(value: &[u8]) -> &[u8] {
-    let end = value.iter().position(|byte| *byte == b';');
-    value[..end.unwrap_or(value.len())].trim_ascii()
-}
-
-/// The value without the buffer that its header came in.
+/// A copy of the value that does not keep alive the buffer of its header.
 pub(super) fn own(content_type: &HeaderValue) -> HeaderValue {
     match content_type.as_bytes() {
         b"application/json" => HeaderValue::from_static("application/json"),
         b"application/x-www-form-urlencoded" => HeaderValue::from_static("application/x-www-form-urlencoded"),
-        // What was a value is one.
+        // What was a valid value still is.
         other => HeaderValue::from_bytes(other).unwrap_or_else(|_| content_type.clone()),
     }
 }
 
-/// The encoding of a body without a content type: JSON when it begins like an object or a list, be it behind a byte order
-/// mark.
-pub fn sniff(body: &[u8]) -> BodyEncoding {
-    let body = body.strip_prefix(BOM).unwrap_or(body);
-    match body.trim_ascii_start().first() {
-        Some(b'{' | b'[') => BodyEncoding::Json,
-        _ => BodyEncoding::Form,
-    }
-}
-
-/// The length that a body announces.
+/// The announced length of a body.
 pub(super) fn announced(body: &Incoming) -> Option<u64> {
     body.size_hint().exact()
 }
 
 /// Why a body could not be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ReadError {
-    /// It is over the limit; this much of it is known.
+pub(super) enum BodyError {
+    /// It exceeds the limit; this many bytes of it are known.
     TooLarge(u64),
-    /// The budget of bytes in flight is used up.
+    /// The budget of bytes in flight is exhausted.
     Overloaded,
     /// The deadline passed.
     TimedOut,
-    /// Its chunks are not what they should be.
+    /// Its chunks are invalid.
     Invalid,
     /// The client went away.
     Disconnected,
 }
 
-impl ReadError {
-    /// hyper tells a wrong chunk from an end in the middle only by the kind of the error beneath.
-    fn of(error: &hyper::Error) -> ReadError {
+impl BodyError {
+    /// hyper tells an invalid chunk from a premature end only by the kind of the underlying error.
+    fn of(error: &hyper::Error) -> BodyError {
         let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         match cause.map(io::Error::kind) {
-            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => ReadError::Invalid,
-            _ => ReadError::Disconnected,
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Invalid,
+            _ => BodyError::Disconnected,
         }
     }
 }
 
-impl From<Exhausted> for ReadError {
-    fn from(_: Exhausted) -> ReadError {
-        ReadError::Overloaded
+impl From<Exhausted> for BodyError {
+    fn from(_: Exhausted) -> BodyError {
+        BodyError::Overloaded
     }
 }
 
-/// Least bytes that a buffer begins with.
+/// The initial capacity of a buffer, in bytes.
 const FIRST_BYTES: usize = 4 * 1024;
 
-/// Makes room for `needed` bytes of a body of `most` at most, once the budget has it: half as much again, so that a byte is
-/// copied some three times and a third is empty at most.
+/// Grows the buffer to `needed` bytes of a body of at most `most`, once the budget allows it. It grows by half, so
+/// that each byte is copied about three times and at most a third of the buffer is empty.
 fn make_room(
     buffer: &mut Vec<u8>,
     needed: usize,
@@ -166,21 +120,22 @@ fn make_room(
     Ok(())
 }
 
-/// Reads a whole body. The share covers its buffer, so that an empty promise of a stranger takes no room from others.
+/// Reads a whole body. The share covers its buffer, so that the empty promise of a stranger takes no room from
+/// others.
 ///
-/// `begun` is set when the client is let send it.
+/// `begun` is set once the client has been allowed to send the body.
 pub(super) async fn read(
     body: &mut Incoming,
     begun: &mut bool,
     max: usize,
     budget: &Budget,
     whose: Whose,
-    progress: &Progress,
-) -> Result<(Bytes, Share), ReadError> {
+    phase: &PhaseTracker,
+) -> Result<(Bytes, Share), BodyError> {
     let announced = match announced(body) {
         Some(length) => match usize::try_from(length) {
             Ok(length) if length <= max => Some(length),
-            _ => return Err(ReadError::TooLarge(length)),
+            _ => return Err(BodyError::TooLarge(length)),
         },
         None => None,
     };
@@ -189,15 +144,15 @@ pub(super) async fn read(
     let mut share = budget.reserve(promised, whose)?;
     *begun = true;
     let mut collected = Vec::new();
-    // With an announced length the last frame is known without asking for another one.
+    // With an announced length, the last frame is known without asking for another one.
     while announced.is_none_or(|length| collected.len() < length) {
-        let data = match poll_fn(|cx| poll_data(body, progress, cx)).await? {
+        let data = match poll_fn(|cx| poll_data(body, phase, cx)).await? {
             Some(data) => data,
             None => break,
         };
         let length = collected.len() + data.len();
         if length > max {
-            return Err(ReadError::TooLarge(length as u64));
+            return Err(BodyError::TooLarge(length as u64));
         }
         if announced == Some(data.len()) {
             budget.grow(&mut share, length)?;
@@ -209,23 +164,23 @@ pub(super) async fn read(
     Ok((collected.into(), share))
 }
 
-/// The next bytes of a body. The deadline is the connection's: no timer is set for a body that comes at once.
+/// The next bytes of a body. The deadline is the connection's: no timer is set for a body that arrives at once.
 fn poll_data(
     body: &mut Incoming,
-    progress: &Progress,
+    phase: &PhaseTracker,
     cx: &mut Context<'_>,
-) -> Poll<Result<Option<Bytes>, ReadError>> {
+) -> Poll<Result<Option<Bytes>, BodyError>> {
     loop {
-        if progress.body_expired() {
-            return Poll::Ready(Err(ReadError::TimedOut));
+        if phase.body_expired() {
+            return Poll::Ready(Err(BodyError::TimedOut));
         }
         let result = match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => Ok(None),
-            Poll::Ready(Some(Err(error))) => Err(ReadError::of(&error)),
+            Poll::Ready(Some(Err(error))) => Err(BodyError::of(&error)),
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => Ok(Some(data)),
-                // Trailers say nothing that is asked for.
+                // Trailers carry nothing of interest.
                 Err(_) => continue,
             },
         };
@@ -233,9 +188,9 @@ fn poll_data(
     }
 }
 
-/// Reads a body of up to `most` bytes and throws it away. Whether it came to its end, in [`DRAIN_TIME`]: a stranger who sends
-/// slowly, or not all, is not waited for. `begun` is set when the client is let send it.
-pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, progress: &Progress) -> bool {
+/// Reads a body of up to `most` bytes and discards it. Returns whether it ended within [`DRAIN_TIME`]: a stranger who
+/// sends slowly, or not all, is not waited for. `begun` is set once the client has been allowed to send the body.
+pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, phase: &PhaseTracker) -> bool {
     if announced(body).is_some_and(|length| length > most as u64) {
         return false;
     }
@@ -243,7 +198,7 @@ pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, pro
     let mut left = most;
     let reading = async {
         loop {
-            match poll_fn(|cx| poll_data(body, progress, cx)).await {
+            match poll_fn(|cx| poll_data(body, phase, cx)).await {
                 Ok(None) => return true,
                 Ok(Some(data)) if data.len() <= left => left -= data.len(),
                 _ => return false,
@@ -253,7 +208,7 @@ pub(super) async fn skip(body: &mut Incoming, begun: &mut bool, most: usize, pro
     timeout(DRAIN_TIME, reading).await.unwrap_or(false)
 }
 
-/// Reads on and throws away, within these bounds. The answer is on its way meanwhile.
+/// Reads on and discards, within these limits, while the answer is on its way.
 pub(super) async fn drain(mut body: Incoming, bytes: usize, time: Duration) {
     let reading = async {
         let mut drained = 0;
@@ -263,15 +218,14 @@ pub(super) async fn drain(mut body: Incoming, bytes: usize, time: Duration) {
             drained += frame.data_ref().map_or(0, Bytes::len);
         }
     };
-    // Out of time is one of the ways to end.
+    // Running out of time is one way to end.
     let _ = timeout(time, reading).await;
 }
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
+    use crate::cmc::BodyEncoding;
 
     #[test]
     fn the_budget_covers_what_is_allocated() {
@@ -300,119 +254,25 @@ mod tests {
         }
     }
 
-    fn headers(content_type: Option<&str>, encoding: Option<&str>) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = content_type {
-            headers.insert(CONTENT_TYPE, value.parse().unwrap());
-        }
-        if let Some(value) = encoding {
-            headers.insert(CONTENT_ENCODING, value.parse().unwrap());
-        }
-        headers
-    }
-
-    #[test]
-    fn content_types() {
-        const JSON: Media = Media::Known(BodyEncoding::Json);
-        const FORM: Media = Media::Known(BodyEncoding::Form);
-        const TYPE: Media = Media::Unsupported(Reason::UnsupportedMediaType);
-        let table = [
-            (None, Media::Unnamed),
-            (Some(""), Media::Unnamed),
-            (Some("application/json"), JSON),
-            (Some("Application/JSON"), JSON),
-            (Some("application/json; charset=utf-8"), JSON),
-            (Some("application/json;charset=\"UTF-8\""), JSON),
-            (Some("application/json ; Charset = utf8; x=y"), JSON),
-            (Some("application/json; boundary"), JSON),
-            (Some("application/json; charset=us-ascii"), JSON),
-            (Some("application/json; charset='utf-8'"), JSON),
-            (Some("application/json; charset=ISO-8859-1"), JSON),
-            (Some("application/json; charset="), JSON),
-            (Some("application/json; charset"), JSON),
-            (Some("application/json; charset=utf-8; charset=utf-16"), JSON),
-            (Some("application/json;;=; \"; charset=\"Shift_JIS"), JSON),
-            (Some("application/json; x=\",\""), JSON),
-            (Some(";charset=utf-8"), Media::Unnamed),
-            (Some("application/x-www-form-urlencoded"), FORM),
-            (
-                Some("application/x-www-form-urlencoded; charset=ISO-8859-1"),
-                FORM,
-            ),
-            (Some("Application/X-WWW-Form-Urlencoded;charset"), FORM),
-            (Some("text/json"), TYPE),
-            (Some("application/json charset=utf-8"), TYPE),
-            (Some("application / json"), TYPE),
-            (Some("application/jsonp"), TYPE),
-            (Some("application/vnd.api+json"), TYPE),
-            (Some("multipart/form-data; boundary=x"), TYPE),
-            (Some("text/plain"), TYPE),
-            (Some("application/json, text/plain"), TYPE),
-        ];
-        for (content_type, expected) in table {
-            assert_eq!(
-                Media::of(&headers(content_type, None)),
-                expected,
-                "{content_type:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn several_content_types_must_agree_and_other_bytes_are_no_matter_behind_one() {
-        const JSON: Media = Media::Known(BodyEncoding::Json);
-        const TYPE: Media = Media::Unsupported(Reason::UnsupportedMediaType);
-        let table: [(&[&[u8]], Media); 6] = [
-            (&[b"application/json", b"application/json; charset=x"], JSON),
-            (&[b"", b"application/json"], JSON),
-            (&[b"application/json", b"application/x-www-form-urlencoded"], TYPE),
-            (&[b"application/json", b"text/plain"], TYPE),
-            (&[b"application/json; charset=\xE5\x8D\x81"], JSON),
-            (&[b"application/json\xE5"], TYPE),
-        ];
-        for (values, expected) in table {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(CONTENT_TYPE, HeaderValue::from_bytes(value).unwrap());
-            }
-            assert_eq!(Media::of(&headers), expected, "{headers:?}");
-        }
-    }
-
     #[test]
     fn content_encodings() {
         const JSON: Media = Media::Known(BodyEncoding::Json);
         const ENCODING: Media = Media::Unsupported(Reason::UnsupportedEncoding);
-        for (encoding, expected) in [
-            ("identity", JSON),
-            ("Identity ", JSON),
-            ("", JSON),
-            ("gzip", ENCODING),
-            ("identity, gzip", ENCODING),
-            ("br", ENCODING),
+        for (name, value, expected) in [
+            (CONTENT_ENCODING, "identity", JSON),
+            (CONTENT_ENCODING, "Identity ", JSON),
+            (CONTENT_ENCODING, "", JSON),
+            (CONTENT_ENCODING, "gzip", ENCODING),
+            (CONTENT_ENCODING, "identity, gzip", ENCODING),
+            (CONTENT_ENCODING, "br", ENCODING),
+            (TRANSFER_ENCODING, "chunked", JSON),
+            (TRANSFER_ENCODING, "gzip, chunked", ENCODING),
         ] {
-            let headers = headers(Some("application/json"), Some(encoding));
-            assert_eq!(Media::of(&headers), expected, "{encoding:?}");
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(name, HeaderValue::from_static(value));
+            assert_eq!(media(&headers), expected, "{headers:?}");
         }
-        for (coding, expected) in [("chunked", JSON), ("gzip, chunked", ENCODING)] {
-            let mut headers = headers(Some("application/json"), None);
-            headers.insert(TRANSFER_ENCODING, coding.parse().unwrap());
-            assert_eq!(Media::of(&headers), expected, "{coding:?}");
-        }
-    }
-
-    #[test]
-    fn sniffing() {
-        for (body, expected) in [
-            ("{}", BodyEncoding::Json),
-            (" \r\n\t[1]", BodyEncoding::Json),
-            ("\u{FEFF}{}", BodyEncoding::Json),
-            ("\u{FEFF}a=b", BodyEncoding::Form),
-            ("event_type=deliveries", BodyEncoding::Form),
-            ("", BodyEncoding::Form),
-            ("\"text\"", BodyEncoding::Form),
-        ] {
-            assert_eq!(sniff(body.as_bytes()), expected, "{body:?}");
-        }
+        assert_eq!(media(&HeaderMap::new()), Media::Unnamed);
     }
 }

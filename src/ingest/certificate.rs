@@ -1,11 +1,11 @@
-//! The certificate and key of the webhooks' port, from two PEM files to what rustls serves with.
+//! The certificate and key of the webhooks' port: from two PEM files to a rustls configuration.
 //!
-//! A pair is taken as a whole or refused as a whole: every certificate of the chain can be parsed, there is a private
-//! key without a passphrase, and the *first* certificate is that key's. An expired certificate is taken, since a client
-//! that checks it says so and one that does not goes on; whoever loads it warns ([`Pair::warning`]).
+//! A pair is accepted or refused as a whole. Every certificate of the chain must parse, the private key must have no
+//! passphrase, and the *first* certificate must belong to that key. An expired certificate is accepted, since a
+//! client that checks it reports it and one that does not goes on; whoever loads it warns ([`Pair::warning`]).
 //!
-//! The files are two and are replaced one after the other, or both at once by a symlink (Kubernetes). So the first file is
-//! read again after the second, and when it has changed meanwhile both are read anew.
+//! The two files are replaced one after the other, or both at once by a symlink (Kubernetes). So the first file is
+//! read again after the second, and if it has changed in between, both are read again.
 
 use std::{
     fs::File,
@@ -32,11 +32,11 @@ use x509_cert::{
     der::Decode,
 };
 
-use crate::config;
+use crate::{config, human};
 
-/// A file larger than this is no certificate.
+/// A larger file is no certificate.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Readings of files that change while they are read.
+/// Attempts to read files that keep changing.
 const MAX_READINGS: usize = 5;
 const CERTIFICATE: &str = "ingest.tls.certificate";
 const KEY: &str = "ingest.tls.key";
@@ -49,16 +49,16 @@ pub struct Pair {
     expires: i64,
 }
 
-/// Tells whether the files have changed.
+/// Shows whether the files have changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint([u8; 20]);
 
-/// Why a pair is refused: the key of the configuration, its file, the cause and what to do.
+/// Why a pair is refused: the configuration key, its file, the cause and the cure.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{key}: {file}: {what}; {fix}")]
 pub struct PairError {
     key: &'static str,
-    /// As it may be shown.
+    /// In a form that may be shown.
     file: String,
     what: String,
     fix: &'static str,
@@ -69,13 +69,13 @@ impl Pair {
     ///
     /// # Errors
     /// A file can't be read or holds something else, or the two don't belong together.
-    pub fn load(tls: &config::Tls) -> Result<Pair, PairError> {
+    pub fn load(tls: &config::TlsConfig) -> Result<Pair, PairError> {
         let files = Files::read(tls)?;
         Pair::new(tls, &files)
     }
 
-    /// Like [`Pair::load`]; `None` when the files are those of this fingerprint.
-    pub(super) fn load_other(tls: &config::Tls, than: Fingerprint) -> Result<Option<Pair>, PairError> {
+    /// Like [`Pair::load`]; `None` if the files have this fingerprint.
+    pub(super) fn load_other(tls: &config::TlsConfig, than: Fingerprint) -> Result<Option<Pair>, PairError> {
         let files = Files::read(tls)?;
         if files.fingerprint() == than {
             return Ok(None);
@@ -83,9 +83,9 @@ impl Pair {
         Pair::new(tls, &files).map(Some)
     }
 
-    fn new(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
+    fn new(tls: &config::TlsConfig, files: &Files) -> Result<Pair, PairError> {
         Pair::of(tls, files).map_err(|error| {
-            // Not every fault that comes of it names the file that has it.
+            // Not every error names the file at fault.
             let both = [(&tls.certificate, &files.certificate), (&tls.key, &files.key)];
             let mut faults = both
                 .iter()
@@ -100,7 +100,7 @@ impl Pair {
         })
     }
 
-    fn of(tls: &config::Tls, files: &Files) -> Result<Pair, PairError> {
+    fn of(tls: &config::TlsConfig, files: &Files) -> Result<Pair, PairError> {
         let of_certificate = |what, fix| PairError::new(CERTIFICATE, &tls.certificate, what, fix);
         let of_key = |what, fix| PairError::new(KEY, &tls.key, what, fix);
         let unreadable = |error: &dyn std::fmt::Display| {
@@ -169,15 +169,22 @@ impl Pair {
 
     /// [`Pair::expires`] for people.
     pub fn expires_at(&self) -> String {
-        time(self.expires)
+        human::time(self.expires * 1_000_000)
     }
 
-    /// Why clients will refuse the certificate at this time (seconds since the Unix epoch), as far as its own dates go.
-    pub fn warning(&self, now: i64) -> Option<String> {
+    /// Why clients will refuse the certificate now, as far as its own dates go.
+    pub fn warning(&self) -> Option<String> {
+        self.warning_at(Timestamp::now().as_second())
+    }
+
+    fn warning_at(&self, now: i64) -> Option<String> {
         if now >= self.expires {
-            Some(format!("expired at {}", time(self.expires)))
+            Some(format!("expired at {}", human::time(self.expires * 1_000_000)))
         } else if now < self.starts {
-            Some(format!("is not valid before {}", time(self.starts)))
+            Some(format!(
+                "is not valid before {}",
+                human::time(self.starts * 1_000_000)
+            ))
         } else {
             None
         }
@@ -203,14 +210,14 @@ impl PairError {
     }
 }
 
-/// What both files hold.
+/// The contents of both files.
 struct Files {
     certificate: Vec<u8>,
     key: Vec<u8>,
 }
 
 impl Files {
-    fn read(tls: &config::Tls) -> Result<Files, PairError> {
+    fn read(tls: &config::TlsConfig) -> Result<Files, PairError> {
         let certificate = || read(CERTIFICATE, &tls.certificate);
         let mut files = Files {
             certificate: certificate()?,
@@ -251,18 +258,13 @@ fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, PairError> {
     Ok(bytes)
 }
 
-/// From when until when, in seconds since the Unix epoch.
+/// Start and end, in seconds since the Unix epoch.
 fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), x509_cert::der::Error> {
-    // `Raw` takes what the rules forbid and the world uses, such as long serial numbers.
+    // `Raw` accepts what the rules forbid but the world uses, such as long serial numbers.
     let certificate = CertificateInner::<Raw>::from_der(certificate)?;
     let validity = certificate.tbs_certificate().validity();
     let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs() as i64;
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
-}
-
-/// Seconds since the Unix epoch for people.
-fn time(seconds: i64) -> String {
-    Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
 #[cfg(test)]
@@ -275,13 +277,13 @@ mod tests {
 
     struct Made {
         _dir: tempfile::TempDir,
-        tls: config::Tls,
+        tls: config::TlsConfig,
     }
 
     /// Files with these contents.
     fn made(certificate: &str, key: &str) -> Made {
         let dir = tempfile::tempdir().unwrap();
-        let tls = config::Tls {
+        let tls = config::TlsConfig {
             certificate: dir.path().join("tls.crt"),
             key: dir.path().join("tls.key"),
             reload: Duration::from_secs(1),
@@ -303,13 +305,13 @@ mod tests {
     #[test]
     fn a_good_pair() {
         let (certificate, key) = issue(2100);
-        // Text around the blocks is no matter, and one file may hold both.
+        // Text around the blocks does not matter, and one file may hold both.
         let both = format!("# from the issuer\n{key}{certificate}");
         for made in [made(&certificate, &key), made(&both, &both)] {
             let pair = Pair::load(&made.tls).unwrap();
             assert_eq!(pair.expires(), 4_102_444_800);
             assert_eq!(pair.expires_at(), "2100-01-01T00:00:00Z");
-            assert_eq!(pair.warning(1_800_000_000), None);
+            assert_eq!(pair.warning_at(1_800_000_000), None);
             assert_eq!(pair.server.alpn_protocols, [b"http/1.1".to_vec()]);
         }
     }
@@ -318,9 +320,9 @@ mod tests {
     fn dates_are_a_warning() {
         let (certificate, key) = issue(2021);
         let pair = Pair::load(&made(&certificate, &key).tls).unwrap();
-        let warning = |now| pair.warning(now).unwrap();
+        let warning = |now| pair.warning_at(now).unwrap();
         assert_eq!(warning(1_609_459_200), "expired at 2021-01-01T00:00:00Z");
-        assert_eq!(pair.warning(1_609_459_199), None);
+        assert_eq!(pair.warning_at(1_609_459_199), None);
         assert_eq!(warning(1_500_000_000), "is not valid before 2020-01-01T00:00:00Z");
     }
 
@@ -363,7 +365,7 @@ mod tests {
         for (certificate, key, file) in [
             (marked(&certificate), key.clone(), "tls.crt"),
             (certificate.clone(), marked(&key), "tls.key"),
-            // Its second certificate is read, which the key is not of.
+            // Its second certificate is read, to which the key does not belong.
             (marked(&two), key.clone(), "tls.crt"),
         ] {
             let made = made(&certificate, &key);

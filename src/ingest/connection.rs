@@ -1,518 +1,153 @@
-//! One client connection: hyper on the socket, and a watch over its time limits.
+//! A connection as its requests see it: what it is doing, whether it may be closed for another, and which answer it
+//! still owes.
 //!
-//! hyper's own header timer closes without an answer, counts a quiet kept-alive connection as a slow header, and sets a
-//! timer for each request. Here every connection has one timer for its whole life. It looks now and then at what the
-//! connection is doing ([`Phase`]) and for how long, and acts when that is too long:
-//!
-//! ```text
-//! Handshake  TLS is being agreed on      header_timeout   closed without a word; at the next look when stopping
-//! Fresh      no byte came yet            header_timeout   closed without a word; at the next look when stopping
-//! Idle       between two requests        header_timeout   looked inside: 408 when a request has begun, else Quiet
-//! Quiet      … and none has begun        idle_timeout     closed without a word; at the next look when stopping
-//! Head       a request has begun         header_timeout   408, closed
-//! Body       its body is read            body_timeout     Expired; the handler sees that and answers 408
-//! Expired    … and it must answer        LINGER           closed
-//! Answer     it waits for the disk       none             the spool has its own limit
-//! Writing    the answer is being sent    header_timeout   closed
-//! Draining   … and the rest is read      body_timeout     closed; after LINGER when stopping
-//! Closing    the last answer was given   LINGER           closed
-//! ```
-//!
-//! Over TLS everything after the handshake is the same; bytes are then those of requests, not those of the wire.
-//!
-//! So a limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second at
-//! most. A request whose first bytes came together with the end of the request before can't be seen from outside hyper.
-//! That is why an idle connection is taken apart once and put together again: hyper then shows what it holds.
-//!
-//! A client may close its side after its request and still gets its answer (`half_close`). One that is gone looks the same
-//! until the answer reaches it and comes back as a reset. So a request is counted when its answer has been written, and
-//! when the client's side was closed by then, only after [`DOUBT`] or that reset: as its own outcome, or as
-//! `disconnected`. Its events are durable and counted either way.
+//! A client may close its side after its request and still gets its answer. A client that is gone looks the same
+//! until the answer reaches it and comes back as a reset. So a request is counted when its answer has been written.
+//! If the client's side was closed by then, the request is counted after [`HALF_CLOSED_GRACE`], by its own outcome,
+//! or at that reset, as `disconnected`. Its events are durable and counted either way.
 
 use std::{
-    future::poll_fn,
-    io,
-    pin::{Pin, pin},
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
     time::{Duration, Instant},
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
-use tokio_rustls::server::TlsStream;
-use tracing::debug;
+use parking_lot::Mutex;
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use super::{
-    Intake,
-    body::{DRAIN_BYTES, DRAIN_TIME},
-    handler,
-    problem::Answer,
-    progress::{Phase, Progress},
-    tls::Tls,
-    watched::{Socket, Watched},
+    intake::Intake,
+    phase::{Phase, PhaseTracker},
 };
 use crate::metrics::Outcome;
 
-/// Time to give, and to take, the last answer.
-const LINGER: Duration = Duration::from_secs(5);
-/// How long a client that closed its side has to turn an answer down.
-const DOUBT: Duration = Duration::from_secs(1);
-/// Most time between two looks.
-const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of a request's header; more is answered 431, and so are more than hyper's 100 fields.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not taken out of the budget
-/// of bytes in flight, but stand in the 64 KiB that docs/operations.md tells to reckon for each connection.
-const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
+/// How long a client that closed its side may take to reject an answer.
+const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 
-/// What is said to a PROXY protocol header.
-const PROXY_HEADER: &str =
-    "The connection begins with a PROXY protocol header: switch that protocol off in the load balancer.";
+/// An answer on its way; it is counted once written.
+#[derive(Clone, Copy)]
+struct OwedAnswer {
+    outcome: Outcome,
+    /// Whether it was written, though perhaps to a client that is gone.
+    is_written: bool,
+}
 
-/// The answer was written, but perhaps to a client that is gone.
-const WRITTEN: u8 = 1 << 7;
-
-/// No request of the connection has been admitted yet.
-const STRANGER: u8 = 0;
-/// One has.
-const KNOWN: u8 = 1;
-/// Another connection has its place.
-const RECYCLED: u8 = 2;
+/// What a connection becomes, only once; until then it is a stranger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// One of its requests has been admitted.
+    Known,
+    /// Another connection has its place.
+    Recycled,
+}
 
 /// A connection, as its requests see it.
 pub(super) struct Connection {
     pub(super) intake: Arc<Intake>,
-    pub(super) progress: Progress,
-    id: u64,
+    pub(super) phase: PhaseTracker,
+    pub(super) id: u64,
     requests: AtomicU64,
-    /// One more than the index of the outcome whose answer is on its way, and [`WRITTEN`]; 0 without one.
-    owed: AtomicU8,
-    standing: AtomicU8,
+    owed: Mutex<Option<OwedAnswer>>,
+    standing: OnceLock<Standing>,
 }
 
 impl Connection {
     pub(super) fn new(intake: Arc<Intake>, id: u64) -> Connection {
         Connection {
             intake,
-            progress: Progress::new(),
+            phase: PhaseTracker::new(),
             id,
             requests: AtomicU64::new(0),
-            owed: AtomicU8::new(0),
-            standing: AtomicU8::new(STRANGER),
+            owed: Mutex::new(None),
+            standing: OnceLock::new(),
         }
     }
 
-    /// A request of it is admitted: from now on nobody takes its place. False when somebody has already.
+    /// Marks the connection as known, since one of its requests is admitted: from now on no other takes its place.
+    /// False if another already has.
     pub(super) fn admit(&self) -> bool {
-        self.move_on(KNOWN) != RECYCLED
+        *self.standing.get_or_init(|| Standing::Known) == Standing::Known
     }
 
-    /// Takes its place, which only a stranger gives up. The connection's task must be ended then.
+    /// Takes its place, which only a stranger gives up. The connection's task must then be ended.
     pub(super) fn recycle(&self) -> bool {
-        self.move_on(RECYCLED) == STRANGER
+        self.standing.set(Standing::Recycled).is_ok()
     }
 
     pub(super) fn is_stranger(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) == STRANGER
+        self.standing.get().is_none()
     }
 
     pub(super) fn is_recycled(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) == RECYCLED
+        self.standing.get() == Some(&Standing::Recycled)
     }
 
-    /// What a stranger becomes, once; what it was before.
-    fn move_on(&self, to: u8) -> u8 {
-        self.standing
-            .compare_exchange(STRANGER, to, Ordering::Relaxed, Ordering::Relaxed)
-            .unwrap_or_else(|other| other)
-    }
-
-    /// An id for the log, unique in this process: the connection's number and the request's number on it.
+    /// An id for the log, unique within this process: the number of the connection, and of the request on it.
     pub(super) fn next_request(&self) -> (u64, u64) {
         (self.id, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// An answer is on its way; it is counted when it was written.
+    /// Notes an answer on its way, to be counted once written.
     pub(super) fn owes(&self, outcome: Outcome) {
-        let former = self.owed.swap(outcome.index() as u8 + 1, Ordering::Relaxed);
-        // The client went on, so it is there, whatever its side of the connection looked like.
-        self.count(former);
+        let answer = OwedAnswer {
+            outcome,
+            is_written: false,
+        };
+        if let Some(former) = self.owed.lock().replace(answer) {
+            // The client sent another request, so it was there, whatever its side of the connection looked like.
+            self.count(former.outcome);
+        }
     }
 
-    /// All that was to be written is written.
+    /// Notes that everything has been written. The answer is counted now, unless the client's side has ended.
     pub(super) fn flushed(&self, has_ended: impl FnOnce() -> bool) {
-        if self.progress.phase() == Phase::Writing {
-            self.progress.enter(Phase::Idle, Instant::now());
+        if self.phase.current() == Phase::Writing {
+            self.phase.enter(Phase::Idle, Instant::now());
         }
-        let owed = self.owed.load(Ordering::Relaxed);
-        if owed == 0 {
-            return;
-        }
-        if has_ended() {
-            self.owed.store(owed | WRITTEN, Ordering::Relaxed);
-        } else {
-            self.owed.store(0, Ordering::Relaxed);
-            self.count(owed);
+        let settled = self.owed.lock().take_if(|answer| {
+            answer.is_written = has_ended();
+            !answer.is_written
+        });
+        if let Some(answer) = settled {
+            self.count(answer.outcome);
         }
     }
 
-    /// Counts what is still owed at the end of the connection.
-    async fn settle(&self, tcp: &TcpStream) {
-        let owed = self.owed.swap(0, Ordering::Relaxed);
-        if owed == 0 {
+    /// Counts the answer that is still owed at the end of the connection.
+    pub(super) async fn settle(&self, tcp: &TcpStream) {
+        let Some(answer) = self.take_owed() else {
             return;
-        }
-        let is_written = owed & WRITTEN != 0;
-        if is_written && timeout(DOUBT, tcp.ready(Interest::ERROR)).await.is_err() {
-            self.count(owed);
+        };
+        let reset = tcp.ready(Interest::ERROR);
+        if answer.is_written && timeout(HALF_CLOSED_GRACE, reset).await.is_err() {
+            self.count(answer.outcome);
         } else {
-            self.intake.metrics.webhook(Outcome::Disconnected);
+            self.count(Outcome::Disconnected);
         }
     }
 
-    fn count(&self, owed: u8) {
-        if let Some(outcome) = Outcome::ALL.get(usize::from(owed & !WRITTEN).wrapping_sub(1)) {
-            self.intake.metrics.webhook(*outcome);
-        }
+    fn take_owed(&self) -> Option<OwedAnswer> {
+        self.owed.lock().take()
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.intake.metrics.webhook(outcome);
     }
 }
 
-/// A connection whose task may be ended at any moment, to give its place to another one.
-struct Served<'c>(&'c Connection);
+/// Counts the last request of a connection whose task may be ended at any moment, to give its place to another.
+pub(super) struct CountOnDrop<'c>(pub(super) &'c Connection);
 
-impl Drop for Served<'_> {
+impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
-        let Served(connection) = self;
-        // A request that was being handled counts itself.
-        if connection.owed.swap(0, Ordering::Relaxed) != 0 {
-            connection.intake.metrics.webhook(Outcome::Disconnected);
-        } else if connection.is_recycled() && connection.progress.phase() == Phase::Head {
-            connection.intake.metrics.webhook(Outcome::Overloaded);
+        let CountOnDrop(connection) = self;
+        // A request that is being handled counts itself.
+        if connection.take_owed().is_some() {
+            connection.count(Outcome::Disconnected);
+        } else if connection.is_recycled() && connection.phase.current() == Phase::Head {
+            connection.count(Outcome::Overloaded);
         }
-    }
-}
-
-/// The settings of hyper, the same for each connection.
-pub(super) fn http() -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.header_read_timeout(None)
-        .half_close(true)
-        .max_buf_size(MAX_BUFFER_BYTES)
-        .max_header_size(MAX_HEADER_BYTES);
-    http
-}
-
-/// Why hyper is not asked any more.
-enum End {
-    /// It is done with the connection.
-    Served(hyper::Result<()>),
-    /// A request may have begun, and took too long.
-    HeaderTimeout,
-    /// Nothing came for a while, unless hyper holds it.
-    LookInside,
-    TooLong,
-}
-
-/// Agrees on TLS, then serves the connection to its end.
-pub(super) async fn serve_tls(
-    stream: TcpStream,
-    tls: Arc<Tls>,
-    connection: Arc<Connection>,
-    http: http1::Builder,
-) {
-    if let Some(stream) = handshake(stream, &tls, &connection).await {
-        drop(tls);
-        connection.progress.enter(Phase::Fresh, Instant::now());
-        serve(stream, connection, http).await;
-    }
-}
-
-/// The stream over TLS; `None` when it did not come about in time or at all.
-async fn handshake(stream: TcpStream, tls: &Tls, connection: &Connection) -> Option<TlsStream<TcpStream>> {
-    let intake = &connection.intake;
-    let limits = Limits::of(intake);
-    connection.progress.enter(Phase::Handshake, Instant::now());
-    let mut agreed = pin!(async {
-        let hint = other_than_tls(&stream).await;
-        let agreed = tls.acceptor().accept(stream).await;
-        agreed.map_err(|error| (error, hint))
-    });
-    let mut next = limits.between_looks();
-    loop {
-        match timeout(next, &mut agreed).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err((error, hint))) => {
-                tls.handshake_failed(&error, hint);
-                return None;
-            }
-            Err(_) => {
-                let (phase, since) = connection.progress.look(Instant::now());
-                let stopping = intake.control.is_stopping();
-                match limits.judge(phase, since, stopping) {
-                    Judgement::LookAgain(soon) => next = soon,
-                    _ if stopping => return None,
-                    _ => {
-                        tls.handshake_failed(&io::ErrorKind::TimedOut.into(), None);
-                        return None;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// What a client's first bytes are, when they are known to be no TLS. They are left for the handshake, which fails.
-async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
-    let mut first = [0; 16];
-    let count = stream.peek(&mut first).await.ok()?;
-    let first = first.get(..count)?;
-    if is_proxy_header(first) {
-        return Some(PROXY_HEADER);
-    }
-    let is_http = [&b"POST "[..], b"GET ", b"HEAD ", b"PUT ", b"OPTIONS "]
-        .iter()
-        .any(|method| first.starts_with(method));
-    is_http.then_some("It is plain HTTP: the client should use https.")
-}
-
-/// Serves a connection to its end.
-pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, http: http1::Builder) {
-    let _served = Served(&connection);
-    let intake = &connection.intake;
-    let progress = &connection.progress;
-    let limits = Limits::of(intake);
-    let mut alarm = pin!(sleep(limits.between_looks()));
-    let mut io = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
-    let (mut stream, last_answer) = loop {
-        let mut served = http.serve_connection(
-            io,
-            service_fn(|request| handler::serve(Arc::clone(&connection), request)),
-        );
-        let end = poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(result) = Pin::new(&mut served).poll(cx) {
-                    return Poll::Ready(End::Served(result));
-                }
-                if alarm.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                let now = Instant::now();
-                let (phase, since) = progress.look(now);
-                let next = match limits.judge(phase, since, intake.control.is_stopping()) {
-                    Judgement::LookAgain(next) => next,
-                    Judgement::ExpireBody => {
-                        progress.enter(Phase::Expired, now);
-                        limits.between_looks()
-                    }
-                    Judgement::AnswerHeaderTimeout => return Poll::Ready(End::HeaderTimeout),
-                    Judgement::LookInside => return Poll::Ready(End::LookInside),
-                    Judgement::Close => return Poll::Ready(End::TooLong),
-                };
-                alarm.as_mut().reset((now + next).into());
-            }
-        })
-        .await;
-        let parts = served.into_parts();
-        // Empty lines before a request are no part of it.
-        let has_begun = parts.read_buf.iter().any(|byte| !b"\r\n".contains(byte));
-        let answer = match end {
-            End::Served(Err(error)) => refusal(intake, progress.phase(), &error, &parts.read_buf),
-            End::LookInside if has_begun && intake.control.is_stopping() => {
-                Some(Answer::stopping(&intake.retry_after))
-            }
-            End::HeaderTimeout | End::LookInside if has_begun => Some(Answer::header_timeout()),
-            End::LookInside if limits.idle > limits.header && !intake.control.is_stopping() => {
-                progress.enter(Phase::Quiet, Instant::now());
-                alarm
-                    .as_mut()
-                    .reset((Instant::now() + limits.between_looks()).into());
-                io = parts.io;
-                continue;
-            }
-            _ => None,
-        };
-        break (parts.io.into_inner().stream, answer);
-    };
-    progress.enter(Phase::Closing, Instant::now());
-    match last_answer {
-        Some(answer) => {
-            intake.metrics.webhook(answer.outcome);
-            answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
-            // Best effort: the socket takes so few bytes at once, or its client isn't reading.
-            let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
-        }
-        // Over TLS an end has to be said; once, for this client may not be reading.
-        None => {
-            poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx).is_ready())).await;
-        }
-    }
-    connection.settle(stream.tcp()).await;
-}
-
-/// The answer to what hyper refused. Also counts a client that went away in the middle of a header.
-fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
-    debug!(%error, "a connection ended with an error");
-    if error.is_parse_too_large() {
-        return Some(Answer::header_too_large());
-    }
-    if error.is_parse() {
-        let detail = match is_proxy_header(unread) {
-            true => PROXY_HEADER,
-            false => "The request is not valid HTTP/1.1.",
-        };
-        return Some(Answer::invalid_http(detail));
-    }
-    if phase == Phase::Head {
-        intake.metrics.webhook(Outcome::Disconnected);
-    }
-    None
-}
-
-/// Whether bytes begin with the PROXY protocol's header, version 1 or 2. hyper may have read over the empty lines that the
-/// second one begins with.
-fn is_proxy_header(bytes: &[u8]) -> bool {
-    let begin = bytes.iter().position(|byte| !b"\r\n".contains(byte));
-    let bytes = &bytes[begin.unwrap_or(bytes.len())..];
-    [&b"PROXY "[..], b"\0\r\nQUIT\n"]
-        .iter()
-        .any(|header| bytes.starts_with(header))
-}
-
-/// Answers and closes; then takes a bounded part of what still comes, for a socket that is closed with unread bytes is
-/// reset, and the answer with it.
-async fn last_words<S: Socket>(stream: &mut S, answer: Answer) -> io::Result<()> {
-    stream.write_all(&answer.into_wire()).await?;
-    stream.shutdown().await?;
-    let mut rest = stream.take(DRAIN_BYTES as u64);
-    let mut nowhere = tokio::io::sink();
-    timeout(DRAIN_TIME, tokio::io::copy(&mut rest, &mut nowhere)).await??;
-    Ok(())
-}
-
-struct Limits {
-    header: Duration,
-    body: Duration,
-    idle: Duration,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Judgement {
-    LookAgain(Duration),
-    LookInside,
-    ExpireBody,
-    AnswerHeaderTimeout,
-    Close,
-}
-
-impl Limits {
-    fn of(intake: &Intake) -> Limits {
-        Limits {
-            header: intake.header_timeout,
-            body: intake.body_timeout,
-            idle: intake.idle_timeout,
-        }
-    }
-
-    fn between_looks(&self) -> Duration {
-        (self.header.min(self.body).min(self.idle) / 4).clamp(Duration::from_millis(1), LOOK)
-    }
-
-    fn judge(&self, phase: Phase, since: Duration, stopping: bool) -> Judgement {
-        let (limit, then) = match phase {
-            Phase::Handshake | Phase::Fresh | Phase::Quiet if stopping => return Judgement::Close,
-            Phase::Idle if stopping => return Judgement::LookInside,
-            Phase::Handshake | Phase::Fresh => (self.header, Judgement::Close),
-            Phase::Idle => (self.idle.min(self.header), Judgement::LookInside),
-            Phase::Quiet => (self.idle.saturating_sub(self.header), Judgement::Close),
-            Phase::Head => (self.header, Judgement::AnswerHeaderTimeout),
-            Phase::Body => (self.body, Judgement::ExpireBody),
-            Phase::Writing => (self.header, Judgement::Close),
-            Phase::Draining if !stopping => (self.body.max(LINGER), Judgement::Close),
-            Phase::Draining | Phase::Expired | Phase::Closing => (LINGER, Judgement::Close),
-            Phase::Answer => return Judgement::LookAgain(self.between_looks()),
-        };
-        if since >= limit {
-            then
-        } else {
-            Judgement::LookAgain(self.between_looks().min(limit - since))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn proxy_headers() {
-        for (bytes, expected) in [
-            (
-                &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nPOST / HTTP/1.1\r\n"[..],
-                true,
-            ),
-            (b"PROXY UNKNOWN\r\n", true),
-            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", true),
-            (b"\0\r\nQUIT\n", true),
-            (b"PROXYX / HTTP/1.1\r\n", false),
-            (b"\r\n\r\n", false),
-            (b"", false),
-        ] {
-            assert_eq!(is_proxy_header(bytes), expected, "{}", bytes.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn judgements() {
-        use Judgement::{AnswerHeaderTimeout, Close, ExpireBody, LookAgain, LookInside};
-        let limits = Limits {
-            header: Duration::from_secs(10),
-            body: Duration::from_secs(30),
-            idle: Duration::from_secs(75),
-        };
-        let seconds = Duration::from_secs;
-        for (phase, since, stopping, expected) in [
-            (Phase::Handshake, seconds(9), false, LookAgain(LOOK)),
-            (Phase::Handshake, seconds(10), false, Close),
-            (Phase::Handshake, seconds(0), true, Close),
-            (Phase::Fresh, seconds(1), false, LookAgain(LOOK)),
-            (Phase::Fresh, seconds(10), false, Close),
-            (Phase::Fresh, seconds(0), true, Close),
-            (Phase::Idle, seconds(9), false, LookAgain(LOOK)),
-            (Phase::Idle, seconds(10), false, LookInside),
-            (Phase::Idle, seconds(0), true, LookInside),
-            (Phase::Quiet, seconds(64), false, LookAgain(LOOK)),
-            (Phase::Quiet, seconds(65), false, Close),
-            (Phase::Quiet, seconds(0), true, Close),
-            (Phase::Head, seconds(9), true, LookAgain(LOOK)),
-            (Phase::Head, seconds(10), false, AnswerHeaderTimeout),
-            (Phase::Body, seconds(29), true, LookAgain(LOOK)),
-            (Phase::Body, seconds(30), false, ExpireBody),
-            (Phase::Expired, seconds(5), false, Close),
-            (Phase::Answer, seconds(1000), true, LookAgain(LOOK)),
-            (Phase::Writing, seconds(9), true, LookAgain(LOOK)),
-            (Phase::Writing, seconds(10), false, Close),
-            (Phase::Draining, seconds(29), false, LookAgain(LOOK)),
-            (Phase::Draining, seconds(30), false, Close),
-            (Phase::Draining, seconds(5), true, Close),
-            (Phase::Closing, seconds(5), false, Close),
-        ] {
-            assert_eq!(
-                limits.judge(phase, since, stopping),
-                expected,
-                "{phase:?} {since:?}"
-            );
-        }
-        let nearly = Duration::from_millis(9_990);
-        let soon = LookAgain(Duration::from_millis(10));
-        assert_eq!(limits.judge(Phase::Head, nearly, false), soon);
     }
 }

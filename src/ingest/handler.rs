@@ -1,23 +1,25 @@
 //! One request, from the end of its header to its answer.
 //!
-//! The checks, cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the header,
-//! content type and encoding, announced size; then the body is read, and [`super::webhook`] has it. So nothing is read
-//! from whoever can't be let in, and nothing is parsed that can't be understood.
+//! The checks run cheapest first, each with an answer of its own: stopping, Host, path, method, credential in the
+//! header, content type and encoding, announced size. Then the body is read and handed to [`super::webhook`]. So
+//! nothing is read from a client that can't be admitted, and nothing is parsed that can't be understood.
 //!
-//! A challenge (401 to a request without a credential) is answered when its body has been read and thrown away, so that the
-//! request comes again on the same connection. The exceptions are a body of more than [`body::DRAIN_BYTES`], and one of more
-//! than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice would cost more than a connection.
+//! A challenge (401 for a request without a credential) is sent once the body has been read and discarded, so that
+//! the client can repeat the request on the same connection. The exceptions are a body of more than
+//! [`body::DRAIN_BYTES`], and one of more than [`body::SMALL_BYTES`] that waits for `100 Continue`: sending it twice
+//! would cost more than a new connection.
 //!
-//! While a body is read nothing is kept of the header but its few facts: the header would hold the buffer that it came in.
+//! While a body is read, only a few facts of the header are kept: the header itself would keep the buffer alive in
+//! which it arrived.
 //!
-//! An answer that leaves a part of the body unread closes the connection, after a bounded part of the rest has been read:
-//! a client that still writes would else be cut off before it reads the answer. Of a client that is admitted, that part is
-//! as large as [`body::DRAIN_BODIES`] bodies may be, and it has the time that a body has.
+//! An answer that leaves part of the body unread closes the connection, after a bounded part of the rest has been
+//! read. Otherwise a client that is still writing would be cut off before it reads the answer. For an admitted
+//! client, that part may be as large as [`body::DRAIN_BODIES`] bodies, and has the time limit of a body.
 //!
-//! An answer on a connection that is kept says for how long (`Keep-Alive`), so that no webhook is posted into one that is
-//! about to be closed.
+//! An answer on a connection that is kept says for how long (`Keep-Alive`), so that no webhook is posted into a
+//! connection that is about to close.
 //!
-//! The health path is served before all else and is no webhook: it is neither counted nor logged, and needs no credential.
+//! The health path is served first and is no webhook: it is neither counted nor logged, and needs no credential.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -31,29 +33,29 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    Intake,
-    auth::Verdict,
-    body::{self, Media, ReadError},
+    answer::{Answer, Ending, HealthAnswer, HttpResponse, Shortage},
+    auth::Admission,
+    body::{self, BodyError},
     connection::Connection,
+    intake::Intake,
     limits::Whose,
-    problem::{Answer, Ending, Health, HttpResponse, Shortage},
-    progress::Phase,
+    phase::Phase,
     webhook::Webhook,
 };
-use crate::metrics::Outcome;
+use crate::{cmc::Media, metrics::Outcome};
 
-/// The client is gone, and nobody is left to be answered.
+/// The client is gone, so there is nobody to answer.
 #[derive(Debug, Error)]
 #[error("the client went away before its answer")]
 pub(super) struct Gone;
 
-/// Answers one request and logs it; the connection counts it when the answer is written.
+/// Answers one request and logs it; the connection counts it once the answer is written.
 pub(super) async fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<HttpResponse, Gone> {
     let began = Instant::now();
-    connection.progress.enter(Phase::Body, began);
+    connection.phase.enter(Phase::Body, began);
     let intake = &connection.intake;
     let (mut head, body) = request.into_parts();
     let awaits_continue = head.headers.contains_key(EXPECT);
@@ -62,7 +64,7 @@ pub(super) async fn serve(
         .as_ref()
         .filter(|_| asks_to_keep(&head))
         .cloned();
-    let mut reading = Reading {
+    let mut request_body = RequestBody {
         unread: !body.is_end_stream(),
         begun: false,
         admitted: false,
@@ -70,40 +72,40 @@ pub(super) async fn serve(
         body,
     };
     if intake.health_path.as_deref() == Some(without_slash(head.uri.path())) {
-        let ending = intake.ending(reading.unread, keep_alive);
-        connection.progress.enter(ending.phase(), Instant::now());
-        let health = Health::of(&head.method, intake.health.readiness().is_ready());
+        let ending = intake.ending(request_body.unread, keep_alive);
+        connection.phase.enter(ending.phase(), Instant::now());
+        let health = HealthAnswer::of(&head.method, (intake.is_ready)());
         return Ok(health.into_response(ending));
     }
     let unanswered = Unanswered(&connection);
     let (number, on_connection) = connection.next_request();
 
-    let answer = decide(&connection, &mut head, &mut reading).await?;
+    let answer = decide(&connection, &mut head, &mut request_body).await?;
 
-    let ending = intake.ending(reading.unread, keep_alive);
+    let ending = intake.ending(request_body.unread, keep_alive);
     let outcome = answer.outcome;
     let status = answer.status().as_u16();
-    // A challenge is no refusal, and as frequent as webhooks where clients ask first.
+    // A challenge is no refusal, and is as frequent as webhooks if clients first ask without a credential.
     if matches!(outcome, Outcome::Accepted | Outcome::Challenged) {
-        debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = reading.bytes, "answered");
+        debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = request_body.bytes, "answered");
     } else {
         let request = format_args!("{number:x}-{on_connection}");
-        answer.log(&intake.refusal_lines, &request, reading.bytes);
+        answer.log(&intake.refusal_lines, &request, request_body.bytes);
     }
     let mut phase = ending.phase();
-    // A client that waits for `100 Continue` sends no body that would have to be drained.
-    if reading.unread && outcome != Outcome::Timeout && (reading.begun || !awaits_continue) {
-        let (bytes, time) = match reading.admitted {
+    // A client that waits for `100 Continue` sends no body to drain.
+    if request_body.unread && outcome != Outcome::Timeout && (request_body.begun || !awaits_continue) {
+        let (bytes, time) = match request_body.admitted {
             true => (
                 intake.max_body_bytes.saturating_mul(body::DRAIN_BODIES),
                 intake.body_timeout,
             ),
             false => (body::DRAIN_BYTES, body::DRAIN_TIME),
         };
-        if reading.admitted {
+        if request_body.admitted {
             phase = Phase::Draining;
         }
-        tokio::spawn(body::drain(reading.body, bytes, time));
+        tokio::spawn(body::drain(request_body.body, bytes, time));
     }
     release(&mut head);
     let response = answer.into_response(head.headers, ending);
@@ -112,20 +114,20 @@ pub(super) async fn serve(
     mem::forget(unanswered);
     connection.owes(outcome);
     intake.metrics.acknowledged((now - began).as_secs_f64());
-    connection.progress.enter(phase, now);
+    connection.phase.enter(phase, now);
     Ok(response)
 }
 
 impl Intake {
     fn ending(&self, unread: bool, keep_alive: Option<HeaderValue>) -> Ending {
-        match unread || !self.control.is_serving() {
+        match unread || !self.stop.is_serving() {
             true => Ending::Close,
             false => Ending::KeepAlive(keep_alive),
         }
     }
 }
 
-/// Whether hyper will keep the connection, as far as the client is concerned.
+/// Whether the client lets hyper keep the connection.
 fn asks_to_keep(head: &Parts) -> bool {
     let says = |token: &[u8]| {
         let values = head.headers.get_all(CONNECTION).iter();
@@ -139,27 +141,27 @@ fn asks_to_keep(head: &Parts) -> bool {
     }
 }
 
-/// The path without a slash at its end.
+/// The path without a trailing slash.
 fn without_slash(path: &str) -> &str {
     path.strip_suffix('/').unwrap_or(path)
 }
 
-/// A body and what is known of it.
-struct Reading {
+/// A body and what is known about it.
+struct RequestBody {
     body: Incoming,
     /// Whether some of it has not been read.
     unread: bool,
-    /// Whether the client has been let send it.
+    /// Whether the client has been allowed to send it.
     begun: bool,
     /// Whether its sender is known.
     admitted: bool,
-    /// Its size as far as known.
+    /// Its size, as far as known.
     bytes: u64,
 }
 
-/// Lets go of all that holds the buffer which the header came in, and of a large map.
+/// Drops everything that keeps the header's buffer alive, and a large header map.
 fn release(head: &mut Parts) {
-    /// More than any proxy in front adds.
+    /// More than any proxy in front of the bridge adds.
     const FIELDS: usize = 48;
     head.uri = Uri::default();
     head.headers.clear();
@@ -171,17 +173,19 @@ fn release(head: &mut Parts) {
 async fn decide(
     connection: &Arc<Connection>,
     head: &mut Parts,
-    reading: &mut Reading,
+    request_body: &mut RequestBody,
 ) -> Result<Answer, Gone> {
     let intake = &connection.intake;
-    reading.bytes = body::announced(&reading.body).unwrap_or(0);
-    if intake.control.is_stopping() {
+    request_body.bytes = body::announced(&request_body.body).unwrap_or(0);
+    if intake.stop.is_stopping() {
         return Ok(Answer::stopping(&intake.retry_after));
     }
-    // RFC 9112, 3.2; hyper leaves it to us.
+    // RFC 9112, 3.2; hyper does not check it.
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 || hosts == 0 && head.version == Version::HTTP_11 {
-        return Ok(Answer::invalid_http("A request has exactly one Host."));
+        return Ok(Answer::invalid_http(
+            "A request must have exactly one Host header.",
+        ));
     }
     let path = head.uri.path();
     let trimmed = without_slash(path);
@@ -192,51 +196,56 @@ async fn decide(
     if head.method != Method::POST {
         return Ok(Answer::method_not_allowed());
     }
-    let verdict = intake.guard.judge(&head.headers);
-    match verdict {
-        Verdict::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
-        Verdict::Missing => {
+    let admission = intake.guard.judge(&head.headers);
+    match admission {
+        Admission::Refused => return Ok(Answer::unauthorized(intake.guard.challenge())),
+        Admission::Missing => {
             let most = match head.headers.contains_key(EXPECT) {
                 true => body::SMALL_BYTES,
                 false => body::DRAIN_BYTES,
             };
             release(head);
-            let skipped = body::skip(&mut reading.body, &mut reading.begun, most, &connection.progress);
-            reading.unread = !skipped.await;
+            let skipped = body::skip(
+                &mut request_body.body,
+                &mut request_body.begun,
+                most,
+                &connection.phase,
+            );
+            request_body.unread = !skipped.await;
             return Ok(Answer::challenged(intake.guard.challenge()));
         }
-        Verdict::Admitted | Verdict::AskBody => {}
+        Admission::Admitted | Admission::AskBody => {}
     }
-    reading.admitted = verdict == Verdict::Admitted;
-    if reading.admitted && !connection.admit() {
+    request_body.admitted = admission == Admission::Admitted;
+    if request_body.admitted && !connection.admit() {
         return Err(Gone);
     }
-    let media = Media::of(&head.headers);
-    if matches!(media, Media::Unsupported(_)) && verdict == Verdict::AskBody {
+    let media = body::media(&head.headers);
+    if matches!(media, Media::Unsupported(_)) && admission == Admission::AskBody {
         return Ok(Answer::unsupported());
     }
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     let authorization = head.headers.contains_key(AUTHORIZATION);
     release(head);
-    let whose = match reading.admitted {
+    let whose = match request_body.admitted {
         true => Whose::Known,
         false => Whose::Stranger,
     };
     let read = body::read(
-        &mut reading.body,
-        &mut reading.begun,
+        &mut request_body.body,
+        &mut request_body.begun,
         intake.max_body_bytes,
         &intake.budget,
         whose,
-        &connection.progress,
+        &connection.phase,
     );
     let (body, share) = match read.await {
         Ok(read) => read,
-        Err(ReadError::TooLarge(bytes)) => {
-            reading.bytes = bytes;
+        Err(BodyError::TooLarge(bytes)) => {
+            request_body.bytes = bytes;
             return Ok(Answer::too_large(intake.max_body_bytes));
         }
-        Err(ReadError::Overloaded) => {
+        Err(BodyError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
             return Ok(Answer::short_of(
                 Shortage::Flight,
@@ -245,15 +254,15 @@ async fn decide(
                 &intake.retry_after,
             ));
         }
-        Err(ReadError::TimedOut) => return Ok(Answer::body_timeout()),
-        Err(ReadError::Invalid) => return Ok(Answer::invalid_http("The body is not chunked correctly.")),
-        Err(ReadError::Disconnected) => return Err(Gone),
+        Err(BodyError::TimedOut) => return Ok(Answer::body_timeout()),
+        Err(BodyError::Invalid) => return Ok(Answer::invalid_http("The chunks of the body are invalid.")),
+        Err(BodyError::Disconnected) => return Err(Gone),
     };
-    reading.unread = false;
-    reading.bytes = body.len() as u64;
-    connection.progress.enter(Phase::Answer, Instant::now());
+    request_body.unread = false;
+    request_body.bytes = body.len() as u64;
+    connection.phase.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
-        verdict,
+        admission,
         authorization,
         media,
         trailing_slash,
@@ -264,7 +273,7 @@ async fn decide(
     Ok(webhook.take(connection).await)
 }
 
-/// Counts a request that comes to no answer: its future is dropped when the connection breaks, or is recycled.
+/// Counts a request that gets no answer: its future is dropped when the connection breaks or is recycled.
 struct Unanswered<'c>(&'c Connection);
 
 impl Drop for Unanswered<'_> {

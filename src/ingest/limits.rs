@@ -1,4 +1,4 @@
-//! What ingest bounds besides time: bytes in flight, and log lines about refusals.
+//! Limits other than time: bytes in flight, and log lines about refusals.
 
 use std::{
     sync::{
@@ -10,17 +10,18 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The memory of bodies being read and of batches waiting for the disk, all together, by what is allocated.
+/// The memory of all bodies being read and all batches waiting for the disk, as allocated.
 ///
-/// Clients that have shown no credential yet ("strangers") get at most half of it, so that they can't shut out those that
-/// have. Nobody waits for bytes: used up means 503, for a sender that waits holds its own bytes and a connection meanwhile.
+/// Clients that have not shown a credential yet ("strangers") get at most half of it, so that they can't shut out the
+/// others. Nobody waits for bytes: if they are used up, the answer is 503, since a waiting sender would meanwhile
+/// hold its own bytes and a connection.
 #[derive(Clone)]
 pub(super) struct Budget {
     all: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
 }
 
-/// Whom bytes are taken for.
+/// For whom bytes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
     /// A client that has shown a credential, or needs none.
@@ -28,14 +29,14 @@ pub(super) enum Whose {
     Stranger,
 }
 
-/// Bytes taken out of the budget, until it is dropped.
+/// Bytes taken from the budget until this is dropped.
 pub(super) struct Share {
     all: OwnedSemaphorePermit,
-    /// As many, while they belong to a stranger.
+    /// The same number, while they belong to a stranger.
     stranger: Option<OwnedSemaphorePermit>,
 }
 
-/// The budget is used up.
+/// The budget is exhausted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Exhausted;
 
@@ -48,7 +49,7 @@ impl Budget {
         }
     }
 
-    /// Takes so many bytes.
+    /// Takes this many bytes.
     pub(super) fn reserve(&self, bytes: usize, whose: Whose) -> Result<Share, Exhausted> {
         let stranger = match whose {
             Whose::Known => None,
@@ -60,11 +61,11 @@ impl Budget {
         })
     }
 
-    /// Makes the share cover at least so many bytes.
+    /// Grows the share to at least this many bytes.
     pub(super) fn grow(&self, share: &mut Share, bytes: usize) -> Result<(), Exhausted> {
         let missing = bytes.saturating_sub(share.all.num_permits());
         if missing > 0 {
-            // Nothing stays taken when the second one fails.
+            // If the second one fails, nothing stays taken.
             let stranger = match &share.stranger {
                 Some(_) => Some(take(&self.strangers, missing)?),
                 None => None,
@@ -86,37 +87,37 @@ fn take(from: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Exh
 }
 
 impl Share {
-    /// Its client is none of the strangers any more.
+    /// Its client is no longer a stranger.
     pub(super) fn admit(&mut self) {
         self.stranger = None;
     }
 
-    /// How many it covers.
+    /// How many bytes it covers.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.all.num_permits()
     }
 
-    /// Splits off so many bytes; `None` when there are fewer.
+    /// Splits off this many bytes; `None` if it covers fewer.
     pub(super) fn split(&mut self, bytes: usize) -> Option<Share> {
         let all = self.all.split(bytes)?;
         let stranger = self.stranger.as_mut().and_then(|stranger| stranger.split(bytes));
         Some(Share { all, stranger })
     }
 
-    /// As the spool takes it, which knows no strangers.
+    /// The permit alone, for the spool, which knows no strangers.
     pub(super) fn into_permit(self) -> OwnedSemaphorePermit {
         self.all
     }
 }
 
-/// Lets one line a second pass, or one in a longer time, and counts the rest, so that a flood of refused requests is no
-/// flood of log lines.
+/// Lets one line pass per second, or per longer period, and counts the rest, so that a flood of refused requests does
+/// not become a flood of log lines.
 pub(super) struct LogLimiter {
     start: Instant,
-    /// Seconds between two lines.
+    /// Least seconds between two lines.
     every: u64,
-    /// The second, counted from `start`, in which the next line may pass.
+    /// The second after `start` from which the next line may pass.
     next: AtomicU64,
     suppressed: AtomicU64,
 }
@@ -135,7 +136,7 @@ impl LogLimiter {
         }
     }
 
-    /// Whether a line may be written, and how many were suppressed since the last one.
+    /// The number of lines suppressed since the last one, if a line may be written now.
     pub(super) fn pass(&self) -> Option<u64> {
         self.pass_at(self.start.elapsed().as_secs())
     }
@@ -186,11 +187,11 @@ mod tests {
         let known = budget.reserve(50, Whose::Known).unwrap();
         assert!(budget.reserve(1, Whose::Known).is_err());
         drop(known);
-        // Once admitted it takes the place of a known one, and other strangers its own.
+        // Once admitted it counts as known, and leaves its place to other strangers.
         stranger.admit();
         assert!(budget.reserve(50, Whose::Stranger).is_ok());
         budget.grow(&mut stranger, 100).unwrap();
-        // What failed in the middle has taken nothing.
+        // A reservation that failed halfway has taken nothing.
         assert!(budget.reserve(50, Whose::Stranger).is_err());
         drop(stranger);
         let mut stranger = budget.reserve(50, Whose::Stranger).unwrap();

@@ -1,115 +1,75 @@
-//! Accepting connections, up to a limit, until told to stop.
+//! Accepting connections, up to a limit, until the server stops.
 //!
-//! A connection over the limit takes the place of a stranger: of the oldest one on which no request has been admitted yet,
-//! whatever it is doing (a handshake, a slow header, a body, or resting after a 401, 404 or 405). That one is closed
-//! without a word; a request that has begun on it is counted as overloaded. So who has no credential can't keep out those
-//! who have, and one who shows its credential in time is never closed for another. A place is taken as fast as a
-//! connection is accepted, so a client that has just come has as long as it takes to fill the whole table anew.
+//! A connection over the limit takes the place of the oldest stranger: a connection on which no request has been
+//! admitted yet, whatever it is doing (a handshake, a slow header, a body, or resting after a 401, 404 or 405). That
+//! one is closed silently; a request that has begun on it is counted as overloaded. So clients without a credential
+//! can't keep out those that have one, and a client that shows its credential in time is never closed for another.
+//! Places are taken no faster than connections are accepted, so a new client has as long as it takes to fill the
+//! whole table anew.
 //!
-//! When all are known, a further one gets a 503 that was made beforehand, written at once or not at all. It has no task;
-//! for a moment its socket is kept half open in a short list, since closing it with the client's request unread would take
-//! the answer back. Over TLS it would have to be agreed on first, so there it is closed.
+//! If all are known, a further one gets a 503 that was made beforehand, written at once or not at all. It has no
+//! task. Its socket is kept half open in a short list for a moment, since closing it with the client's request unread
+//! would take the answer back. Over TLS there would have to be a handshake first, so it is simply closed.
 
 use std::{
     collections::{HashSet, VecDeque},
     future::ready,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use hyper::server::conn::http1;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Notify,
     task::{self, AbortHandle, JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use super::{
-    Intake,
-    connection::{self, Connection},
-    limits::LogLimiter,
-    problem::Answer,
-    rotation,
-    tls::Tls,
-    zones,
+    answer::Answer, connection::Connection, credential_reload, intake::Intake, limits::LogLimiter, serve,
+    stop::StopHandle, tls::TlsContext,
 };
 use crate::metrics::Outcome;
 
-/// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). One that finds it full waits
-/// a second or more, so it should hold a burst.
+/// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). A connection that
+/// finds it full waits a second or more, so it should hold a burst.
 const QUEUE: u32 = 4096;
-/// Wait after a failed accept, which fails again at once while file descriptors are missing.
+/// Wait after a failed accept, which would fail again at once while file descriptors are missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Most connections that have lost their place and whose tasks have not ended yet; meanwhile others wait in the queue.
+/// Most connections that have lost their place while their tasks have not ended yet; beyond that, others wait in the
+/// queue.
 const LEAVING: usize = 64;
 /// Refused connections kept half open.
 const REFUSED_KEPT: usize = 64;
-/// … for so long.
+/// How long each is kept.
 const REFUSED_TIME: Duration = Duration::from_secs(1);
 
-const SERVING: u8 = 0;
-const LAME_DUCK: u8 = 1;
-const STOPPING: u8 = 2;
-
-/// Tells a server to stop, in two steps. Clones speak to the same server.
-#[derive(Clone)]
-pub struct Control(Arc<Stage>);
-
-struct Stage {
-    stage: AtomicU8,
-    stopping: Notify,
-}
-
-impl Control {
-    pub(super) fn new() -> Control {
-        Control(Arc::new(Stage {
-            stage: AtomicU8::new(SERVING),
-            stopping: Notify::new(),
-        }))
-    }
-
-    /// Serve on, and close each connection with its next answer.
-    pub fn lame_duck(&self) {
-        self.0.stage.fetch_max(LAME_DUCK, Ordering::Relaxed);
-    }
-
-    /// Accept no more connections, finish the requests that have begun, and end.
-    pub fn stop(&self) {
-        self.0.stage.store(STOPPING, Ordering::Relaxed);
-        self.0.stopping.notify_one();
-    }
-
-    pub(super) fn is_serving(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) == SERVING
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.0.stage.load(Ordering::Relaxed) == STOPPING
-    }
-}
-
-/// The webhooks' port, bound and not yet served.
-pub struct Server {
+/// The webhooks' port, bound but not yet served.
+pub struct WebhookServer {
     listener: TcpListener,
     address: SocketAddr,
     acceptor: Acceptor,
 }
 
-impl Server {
-    /// Binds the port. Connections wait in the kernel's queue until [`Server::run`]. Without `tls` it is plain HTTP.
-    pub async fn bind(listen: SocketAddr, intake: Intake, tls: Option<Tls>) -> io::Result<Server> {
+impl WebhookServer {
+    /// Binds the port. Connections wait in the kernel's queue until [`WebhookServer::run`]. Without `tls` it serves
+    /// plain HTTP.
+    ///
+    /// # Errors
+    /// The address can't be bound.
+    pub async fn bind(
+        listen: SocketAddr,
+        intake: Intake,
+        tls: Option<TlsContext>,
+    ) -> io::Result<WebhookServer> {
         let socket = match listen {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // As tokio and the standard library do: a restart must not wait for the old connections' last minute.
+        // As tokio and the standard library do: a restart must not wait for the TIME_WAIT of old connections.
         socket.set_reuseaddr(true)?;
         socket.bind(listen)?;
         let listener = socket.listen(QUEUE)?;
@@ -119,38 +79,38 @@ impl Server {
         let acceptor = Acceptor {
             intake: Arc::new(intake),
             tls: tls.map(Arc::new),
-            http: connection::http(),
+            http: serve::http(),
             connections: JoinSet::new(),
             strangers: VecDeque::new(),
             leaving: HashSet::new(),
             accepted: 0,
             recycled_lines: LogLimiter::new(),
-            refused: Refused {
+            overflow: Overflow {
                 answer,
                 kept: VecDeque::new(),
                 lines: LogLimiter::new(),
             },
         };
-        Ok(Server {
+        Ok(WebhookServer {
             listener,
             address,
             acceptor,
         })
     }
 
-    /// The address that it listens on, with the port that was given for port 0.
+    /// The address that it listens on, with the actual port if port 0 was given.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// How to stop it.
-    pub fn control(&self) -> Control {
-        self.acceptor.intake.control.clone()
+    /// A handle that stops it.
+    pub fn stop_handle(&self) -> StopHandle {
+        self.acceptor.intake.stop.clone()
     }
 
-    /// Serves until it has been stopped and the last connection has ended. Dropping the future cuts all connections.
+    /// Serves until it is stopped and the last connection has ended. Dropping the future cuts all connections.
     pub async fn run(self) {
-        let Server {
+        let WebhookServer {
             listener,
             address,
             mut acceptor,
@@ -161,15 +121,15 @@ impl Server {
         if let Some(tls) = &acceptor.tls {
             reloading.spawn(Arc::clone(tls).keep_fresh());
         }
-        reloading.spawn(rotation::keep_fresh(Arc::clone(&acceptor.intake)));
-        reloading.spawn(zones::tell_unseen(Arc::clone(&acceptor.intake)));
-        let control = acceptor.intake.control.clone();
+        reloading.spawn(credential_reload::keep_fresh(Arc::clone(&acceptor.intake)));
+        reloading.spawn(Arc::clone(&acceptor.intake.zones).report_unseen());
+        let stop = acceptor.intake.stop.clone();
         let errors = LogLimiter::new();
-        while !control.is_stopping() {
+        while !stop.is_stopping() {
             tokio::select! {
-                () = control.0.stopping.notified() => {}
+                () = stop.stopping() => {}
                 Some(end) = acceptor.connections.join_next_with_id() => acceptor.ended(end),
-                () = acceptor.refused.oldest_is_due() => acceptor.refused.close_oldest(),
+                () = acceptor.overflow.oldest_is_due() => acceptor.overflow.close_oldest(),
                 accepted = listener.accept(), if acceptor.may_take() => match accepted {
                     Ok((stream, _)) => acceptor.take(stream),
                     Err(error) => {
@@ -181,7 +141,7 @@ impl Server {
                 },
             }
         }
-        // Those that still wait in the queue are told so.
+        // Connections that still wait in the queue are answered.
         for _ in 0..QUEUE {
             tokio::select! {
                 biased;
@@ -198,16 +158,16 @@ impl Server {
 
 struct Acceptor {
     intake: Arc<Intake>,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<TlsContext>>,
     http: http1::Builder,
     connections: JoinSet<()>,
-    /// The oldest first. Those that are known or gone by now are taken out when they are met.
+    /// The oldest first. Those that are known or gone by now are removed when they are met.
     strangers: VecDeque<(Arc<Connection>, AbortHandle)>,
-    /// Those of `connections` that have lost their place.
+    /// Members of `connections` that have lost their place.
     leaving: HashSet<task::Id>,
     accepted: u64,
     recycled_lines: LogLimiter,
-    refused: Refused,
+    overflow: Overflow,
 }
 
 impl Acceptor {
@@ -215,8 +175,8 @@ impl Acceptor {
         self.leaving.len() < LEAVING
     }
 
-    /// Takes note of a connection's end. Only here does a task go out of `leaving`, together with `connections`: one that
-    /// were counted as leaving when it has left would make room for a connection over the limit.
+    /// Notes the end of a connection. Only here does a task leave `leaving`, together with `connections`: a task
+    /// counted as leaving after its end would make room for a connection over the limit.
     fn ended(&mut self, end: Result<(task::Id, ()), JoinError>) {
         let id = match end {
             Ok((id, ())) => id,
@@ -238,24 +198,24 @@ impl Acceptor {
         let places_taken = self.connections.len() - self.leaving.len();
         if places_taken >= limit && !self.recycle() {
             self.intake.metrics.webhook(Outcome::Overloaded);
-            self.refused.note(limit);
+            self.overflow.note(limit);
             if self.tls.is_none() {
-                self.refused.take(stream);
+                self.overflow.take(stream);
             }
             return;
         }
-        // Without it an answer may wait for the client's delayed acknowledgement; that it fails is no reason to refuse.
+        // Without it an answer may wait for the client's delayed acknowledgement; its failure is no reason to refuse.
         let _ = stream.set_nodelay(true);
         self.accepted += 1;
         let connection = Arc::new(Connection::new(Arc::clone(&self.intake), self.accepted));
         let http = self.http.clone();
         let served = Arc::clone(&connection);
         let task = match &self.tls {
-            None => self.connections.spawn(connection::serve(stream, served, http)),
+            None => self.connections.spawn(serve::serve(stream, served, http)),
             Some(tls) => {
                 let tls = Arc::clone(tls);
                 self.connections
-                    .spawn(connection::serve_tls(stream, tls, served, http))
+                    .spawn(serve::serve_tls(stream, tls, served, http))
             }
         };
         if self.strangers.len() > 2 * limit {
@@ -265,7 +225,7 @@ impl Acceptor {
         self.strangers.push_back((connection, task));
     }
 
-    /// Makes room by closing the oldest stranger's connection; false when there is none.
+    /// Makes room by closing the oldest stranger's connection; false if there is none.
     fn recycle(&mut self) -> bool {
         while let Some((connection, task)) = self.strangers.pop_front() {
             if !task.is_finished() && connection.recycle() {
@@ -288,14 +248,14 @@ impl Acceptor {
 }
 
 /// Connections over the limit.
-struct Refused {
+struct Overflow {
     answer: Vec<u8>,
     /// The oldest first, and when each is closed.
     kept: VecDeque<(std::net::TcpStream, Instant)>,
     lines: LogLimiter,
 }
 
-impl Refused {
+impl Overflow {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
             let cause = "too many connections";
@@ -307,7 +267,7 @@ impl Refused {
     }
 
     fn take(&mut self, stream: TcpStream) {
-        // The standard library's socket writes at once, tokio's would first wait to be told that it can.
+        // The standard library's socket writes at once; tokio's would first wait until it is writable.
         if let Ok(mut stream) = stream.into_std()
             && stream.write(&self.answer).is_ok()
             && stream.shutdown(Shutdown::Write).is_ok()
@@ -319,7 +279,7 @@ impl Refused {
         }
     }
 
-    /// Ends when the oldest one is to be closed; never without one.
+    /// Ends when the oldest one is due to be closed; never without one.
     async fn oldest_is_due(&self) {
         match self.kept.front() {
             Some((_, end)) => sleep_until(*end).await,
@@ -329,7 +289,7 @@ impl Refused {
 
     fn close_oldest(&mut self) {
         if let Some((mut stream, _)) = self.kept.pop_front() {
-            // What the client sent is taken, for a socket that is closed with unread bytes is reset. The result says
+            // Reads what the client sent, since a socket that is closed with unread bytes is reset. The result shows
             // only whether there was something.
             let _ = stream.read(&mut [0; 16 * 1024]);
         }

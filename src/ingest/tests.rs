@@ -1,9 +1,11 @@
-//! The server over loopback sockets, without a spool: everything up to the append. What becomes durable is the matter of
-//! the integration tests.
+//! The server over loopback sockets, without a spool: everything up to the append. The integration tests cover what
+//! becomes durable.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
+    sync::Arc,
+    time::Duration,
 };
 
 use prometheus::{Registry, TextEncoder};
@@ -16,12 +18,13 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Auth, Credential, CredentialKind, Delivery, Kafka, StreamConfig},
-    metrics::Outcome,
+    cmc::Rules,
+    config::{self, Auth, Credential, CredentialKind},
+    metrics::{Metrics, Outcome},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Understood, and nothing to be made durable.
+/// Understood, with nothing to make durable.
 const EMPTY: &str = r#"{"event_type":"deliveries","server_composition":"pro","event":{"deliveries":[]}}"#;
 
 fn config() -> config::Ingest {
@@ -57,7 +60,7 @@ fn config() -> config::Ingest {
 
 struct Running {
     address: SocketAddr,
-    control: Control,
+    stop: StopHandle,
     task: JoinHandle<()>,
     registry: Registry,
 }
@@ -65,30 +68,19 @@ struct Running {
 async fn start(config: config::Ingest) -> Running {
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry, &[], []).unwrap());
-    let kafka = Kafka {
-        bootstrap_servers: String::new(),
-        delivery: Delivery::ExactlyOnce,
-        create_topics: false,
-        topic_partitions: None,
-        topic_replication: None,
-        id_prefix: String::new(),
+    let rules = Rules {
+        enabled: [true; 4],
+        max_events: config.max_events,
         max_record_bytes: 1_000_000,
-        transaction_events: 1,
-        transaction_bytes: 1,
-        transaction_timeout: Duration::from_secs(1),
-        properties: BTreeMap::new(),
+        time_zone: config.time_zone.clone(),
+        time_zones: BTreeMap::new(),
+        secrets: config::secrets(config.auth.credentials()),
     };
-    let streams = std::array::from_fn(|_| StreamConfig {
-        enabled: true,
-        topic: String::new(),
-    });
-    let rules = Rules::new(&config, &kafka, &streams);
-    let health = Arc::new(Health::new(Vec::new()));
-    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, health);
-    let server = Server::bind(config.listen, intake, None).await.unwrap();
+    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, || false);
+    let server = WebhookServer::bind(config.listen, intake, None).await.unwrap();
     Running {
         address: server.local_addr(),
-        control: server.control(),
+        stop: server.stop_handle(),
         task: tokio::spawn(server.run()),
         registry,
     }
@@ -135,7 +127,7 @@ struct Answered {
 }
 
 impl Client {
-    /// A server that has closed its side doesn't matter: its answer tells.
+    /// It does not matter if the server has closed its side: its answer shows.
     async fn send(&mut self, bytes: &str) {
         let _ = self.0.write_all(bytes.as_bytes()).await;
     }
@@ -289,7 +281,7 @@ async fn refusals() {
     server.wait_for_count(Outcome::NotFound, 2).await;
 }
 
-/// A server that knows no key in a body, so that it asks before it has read one.
+/// A server without API keys, which therefore asks before it has read a body.
 async fn with_header_credentials() -> Running {
     let mut config = config();
     if let Auth::Credentials(credentials) = &mut config.auth {
@@ -320,7 +312,7 @@ async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
         client.send(&post(AUTHORIZED, EMPTY)).await;
         assert_eq!(client.answer().await.status, 200);
     }
-    // One that waits to go on is asked for a body that is small, so that it can be read past.
+    // A client that waits for 100 Continue is asked for a small body, so that it can be skipped.
     let length = EMPTY.len();
     client
         .send(&format!(
@@ -351,7 +343,7 @@ async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past
         body::DRAIN_BYTES + 1,
         "x".repeat(body::DRAIN_BYTES + 1)
     );
-    // Far sooner than the body's time is over, which is longer than this test may take.
+    // Far sooner than the body timeout, which is longer than this test may take.
     let begun = "Content-Length: 1000\r\n\r\n{".to_owned();
     for rest in [large, waits, endless, begun] {
         let mut client = server.connect().await;
@@ -366,7 +358,7 @@ async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past
         assert!(answer.head.contains("\r\nconnection: close"), "{answer:?}");
     }
     server.wait_for_count(Outcome::Challenged, 4).await;
-    // A credential that is wrong is no question: its body is not waited for, and its connection ends.
+    // A wrong credential is no question: its body is not awaited, and its connection ends.
     let wrong = "Authorization: Bearer wrong\r\n";
     let mut client = server.connect().await;
     client
@@ -432,10 +424,10 @@ async fn a_client_that_still_writes_sees_the_413() {
     }
 }
 
-/// A client that is admitted may send up to 8 of them and read only then; another one is cut.
+/// An admitted client may send up to 8 bodies before it reads an answer; another one is cut off.
 #[tokio::test]
 async fn an_admitted_client_that_writes_all_before_it_reads_sees_the_413() {
-    // Several are more than the buffers between the two hold.
+    // Several exceed the buffers between the two ends.
     let limit = 2_000_000;
     let server = start(config::Ingest {
         max_body_bytes: limit,
@@ -450,7 +442,7 @@ async fn an_admitted_client_that_writes_all_before_it_reads_sees_the_413() {
         );
         let mut client = server.connect().await;
         client.send(&head).await;
-        // Refused by its announcement, long before the end.
+        // Refused because of its announced length, long before the end.
         let body = vec![b'x'; length];
         let written = timeout(DEADLINE, client.0.write_all(&body)).await.unwrap();
         assert_eq!(
@@ -505,7 +497,7 @@ async fn kept_connections_say_for_how_long_and_closing_ones_nothing() {
 #[tokio::test]
 async fn the_health_path_tells_balancers_and_counts_nothing() {
     let server = start(config()).await;
-    // There is no log in which a webhook could be made durable.
+    // No log is there to make a webhook durable.
     for (request, status) in [
         ("GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n", 503),
         ("GET /healthz/?x=y HTTP/1.1\r\nHost: b\r\n\r\n", 503),
@@ -639,7 +631,7 @@ async fn a_connection_over_the_limit_is_answered_503() {
     timeout(DEADLINE, again).await.unwrap();
 }
 
-/// What a connection may be doing without a credential.
+/// What a connection without a credential may be doing.
 const STRANGERS: [&str; 7] = [
     "",
     "POST /web",
@@ -671,7 +663,7 @@ async fn strangers_give_their_places_up_to_those_who_come_after_them() {
             }
             let answer = server.ask(&post(AUTHORIZED, EMPTY)).await;
             assert_eq!(answer.status, 200, "{stranger:?}");
-            // The one that is known keeps its own.
+            // The known one keeps its place.
             good.send(&post(AUTHORIZED, EMPTY)).await;
             assert_eq!(good.answer().await.status, 200, "{stranger:?}");
         }
@@ -733,7 +725,7 @@ async fn a_lame_duck_serves_and_closes() {
     let request = post(AUTHORIZED, EMPTY);
     client.send(&request).await;
     assert_eq!(client.answer().await.status, 200);
-    server.control.lame_duck();
+    server.stop.lame_duck();
     client.send(&request).await;
     let answer = client.answer().await;
     assert_eq!(answer.status, 200);
@@ -761,7 +753,7 @@ async fn a_stopping_server_finishes_what_has_begun() {
         .await;
     assert_eq!(begun.answer().await.status, 100);
 
-    server.control.stop();
+    server.stop.stop();
     kept.send(&request).await;
     let answer = kept.answer().await;
     assert_eq!(answer.status, 503);

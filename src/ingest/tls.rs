@@ -1,20 +1,21 @@
 //! TLS on the webhooks' port: the pair in use, handshakes, and a new pair without a restart.
 //!
-//! A connection takes the pair that is in use when it begins and keeps it. Every `ingest.tls.reload` the files are read,
-//! by their contents: neither times nor names tell whether a symlink was changed. A new pair holds for new connections (and
-//! ends the resumption of older sessions); one that is refused changes nothing, is counted at each look, and is logged when
-//! its cause changes and once an hour.
+//! A connection takes the pair in use when it begins and keeps it. Every `ingest.tls.reload` the files are read and
+//! their contents compared: neither times nor names show whether a symlink was changed. A new pair applies to new
+//! connections (and ends the resumption of older sessions). A refused pair changes nothing; it is counted at each
+//! look, and logged when its cause changes and once an hour.
 //!
-//! TLS 1.2 and 1.3, HTTP/1.1 alone by ALPN, no client certificates: credentials are those of [`super::auth`]. The suites are
-//! those of rustls with ring; docs/operations.md has them. A sender too old for them is served by something in front of the
-//! bridge that ends TLS, and the log says so.
+//! TLS 1.2 and 1.3, HTTP/1.1 alone by ALPN, no client certificates: the credentials are those of [`super::auth`]. The
+//! cipher suites are those of rustls with ring; docs/operations.md lists them. A sender too old for them needs a
+//! proxy that ends TLS in front of the bridge, and the log says so.
 
 use std::{
     io,
-    sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use tokio::time::sleep;
 use tokio_rustls::{
     TlsAcceptor,
@@ -31,28 +32,28 @@ use crate::{
     metrics::{HandshakeFailure, TlsMetrics},
 };
 
-/// How often a cause is logged that stays the same.
+/// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
 
 /// What the connections of a port with TLS share.
-pub struct Tls {
-    files: config::Tls,
+pub struct TlsContext {
+    files: config::TlsConfig,
     in_use: RwLock<Arc<Pair>>,
     metrics: TlsMetrics,
     failures: LogLimiter,
-    /// For clients that are too old.
+    /// About clients that are too old.
     incompatible: LogLimiter,
 }
 
-impl Tls {
+impl TlsContext {
     /// Loads the pair.
     ///
     /// # Errors
     /// The pair is refused.
-    pub fn open(files: config::Tls, metrics: TlsMetrics) -> Result<Tls, PairError> {
+    pub fn open(files: config::TlsConfig, metrics: TlsMetrics) -> Result<TlsContext, PairError> {
         let pair = Pair::load(&files)?;
         announce(&files, &pair, &metrics);
-        Ok(Tls {
+        Ok(TlsContext {
             files,
             in_use: RwLock::new(Arc::new(pair)),
             metrics,
@@ -66,8 +67,8 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&self.pair().server))
     }
 
-    /// Counts and logs a handshake that failed; `hint` says what came instead of TLS, where that is known. A client that
-    /// only came and went is none: probes do that.
+    /// Counts and logs a failed handshake; `hint` says what arrived instead of TLS, if known. A client that merely
+    /// connects and leaves does not count: probes do that.
     pub(super) fn handshake_failed(&self, error: &io::Error, hint: Option<&str>) {
         if matches!(
             error.kind(),
@@ -91,34 +92,34 @@ impl Tls {
         }
     }
 
-    /// Looks for a new pair again and again; never ends by itself.
-    pub(super) async fn keep_fresh(self: Arc<Tls>) {
-        let mut told: Option<(PairError, Instant)> = None;
+    /// Looks for a new pair forever.
+    pub(super) async fn keep_fresh(self: Arc<TlsContext>) {
+        let mut logged: Option<(PairError, Instant)> = None;
         loop {
             sleep(self.files.reload).await;
             let in_use = self.pair().fingerprint();
             let files = self.files.clone();
-            // A task that failed is one that panicked, which has been reported; the next look may do better.
+            // A failed task has panicked, which has been reported; the next look may succeed.
             let looked = tokio::task::spawn_blocking(move || Pair::load_other(&files, in_use)).await;
             match looked {
                 Ok(Ok(None)) => {
-                    if told.take().is_some() {
+                    if logged.take().is_some() {
                         info!("the TLS files hold the certificate in use again");
                     }
                 }
                 Ok(Ok(Some(pair))) => {
-                    told = None;
+                    logged = None;
                     announce(&self.files, &pair, &self.metrics);
-                    *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pair);
+                    *self.in_use.write() = Arc::new(pair);
                 }
                 Ok(Err(cause)) => {
                     self.metrics.reload_failed();
-                    let is_known = told
+                    let is_known = logged
                         .as_ref()
                         .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
                     if !is_known {
-                        error!(%cause, "the new TLS certificate is refused, the old one stays in use");
-                        told = Some((cause, Instant::now()));
+                        error!(%cause, "the new TLS certificate is refused; the old one stays in use");
+                        logged = Some((cause, Instant::now()));
                     }
                 }
                 Err(failed) => {
@@ -130,7 +131,7 @@ impl Tls {
     }
 
     fn pair(&self) -> Arc<Pair> {
-        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.in_use.read())
     }
 }
 
@@ -153,19 +154,12 @@ fn reason_of(error: &io::Error) -> HandshakeFailure {
     }
 }
 
-/// Says which pair is used from now on.
-fn announce(files: &config::Tls, pair: &Pair, metrics: &TlsMetrics) {
+/// Logs which pair is used from now on.
+fn announce(files: &config::TlsConfig, pair: &Pair, metrics: &TlsMetrics) {
     metrics.certificate_expires(pair.expires());
     let file = files.certificate.display();
     info!(%file, expires = pair.expires_at(), "the TLS certificate is loaded");
-    if let Some(warning) = pair.warning(now_seconds()) {
+    if let Some(warning) = pair.warning() {
         warn!(%file, "the TLS certificate {warning}");
     }
-}
-
-/// Now, in seconds since the Unix epoch.
-pub fn now_seconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
 }

@@ -1,58 +1,50 @@
-//! A webhook whose body has been read: understood, made durable, answered.
+//! A webhook whose body has been read: it is understood, made durable and answered.
 //!
-//! This is the only place where ingest meets the sender's formats ([`cmc`]) and the spool. The body is gone before the
-//! wait for the disk begins; its share of the bytes in flight then covers the batches.
+//! This is the only place where the sender's formats ([`cmc`]) meet the spool. The body is dropped before the wait
+//! for the disk begins; its share of the bytes in flight then covers the batches.
 //!
-//! To understand a body takes time in proportion to it. A small one is understood at once; one of more than [`SMALL`] bytes
-//! away from the threads that serve connections, so many at once as there are processors, so that neither other webhooks
-//! wait for it nor the memory of that work is without a limit.
+//! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
+//! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
+//! are processors, so that other webhooks don't wait for it and the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
-//! nothing is dead-lettered in silence. A client that goes away meanwhile changes nothing: a batch that was handed over
-//! is written, and a webhook with dead letters is seen through by a task of its own.
+//! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
+//! over is written, and a webhook with dead letters is completed by a task of its own.
 
-use std::{
-    borrow::Cow,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use hyper::{
-    StatusCode,
-    header::{CONTENT_TYPE, HeaderValue},
-};
-use memchr::memmem;
+use hyper::header::HeaderValue;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
-    Intake,
-    auth::Verdict,
-    body::{Media, sniff},
+    answer::{Answer, Shortage},
+    auth::Admission,
     connection::Connection,
+    intake::Intake,
     limits::{Exhausted, Share},
-    problem::{Answer, Shortage},
 };
 use crate::{
     batch::Batch,
-    cmc::{self, BodyEncoding, Envelope, Malformed, Opened, Rules, Split},
-    dead_letter::{Failure, Reason},
+    clock,
+    cmc::{self, Envelope, Media, Split},
+    dead_letter::Failure,
     metrics::Outcome,
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };
 
-/// Most bytes of a body that is understood by the thread that serves its connection: some hundred microseconds.
+/// Largest body, in bytes, that the thread of its connection understands: this takes some hundred microseconds.
 const SMALL: usize = 64 * 1024;
 
 /// A request that has not been answered yet.
 pub(super) struct Webhook {
-    pub(super) verdict: Verdict,
-    /// Whether it has a header `Authorization`, of whatever worth.
+    pub(super) admission: Admission,
+    /// Whether it has an `Authorization` header, valid or not.
     pub(super) authorization: bool,
     pub(super) media: Media,
-    /// Whether the path ended with one.
+    /// Whether the path ended with a slash.
     pub(super) trailing_slash: bool,
     pub(super) content_type: Option<HeaderValue>,
     pub(super) body: Bytes,
@@ -60,10 +52,10 @@ pub(super) struct Webhook {
     pub(super) share: Share,
 }
 
-/// What a webhook comes to.
-enum Outlook {
+/// What is to be done with a webhook.
+enum Decision {
     Answer(Answer),
-    /// To be stored, and the answer for when it is.
+    /// Store it, then give this answer.
     Store(Box<Split>, Option<Stream>, Answer, Share),
 }
 
@@ -71,18 +63,18 @@ impl Webhook {
     /// Takes the webhook to its answer.
     pub(super) async fn take(self, connection: &Arc<Connection>) -> Answer {
         if self.body.len() <= SMALL {
-            let outlook = self.understand(connection);
-            return connection.intake.see_through(outlook).await;
+            let decision = self.understand(connection);
+            return connection.intake.see_through(decision).await;
         }
         let intake = Arc::clone(&connection.intake);
         let connection = Arc::clone(connection);
-        // In a task of its own: a client that goes away meanwhile changes nothing.
+        // A task of its own: a client that disappears meanwhile changes nothing.
         let taken = tokio::spawn(async move {
             let place = connection.intake.understanding.acquire().await;
             let by = Arc::clone(&connection);
-            let outlook = spawn_blocking(move || self.understand(&by)).await;
+            let decision = spawn_blocking(move || self.understand(&by)).await;
             drop(place);
-            Ok(connection.intake.see_through(outlook?).await)
+            Ok(connection.intake.see_through(decision?).await)
         });
         match taken.await.unwrap_or_else(Err::<Answer, JoinError>) {
             Ok(answer) => answer,
@@ -93,8 +85,8 @@ impl Webhook {
         }
     }
 
-    /// Ends the life of the body.
-    fn understand(mut self, connection: &Connection) -> Outlook {
+    /// Decides what to do with the webhook, and drops its body.
+    fn understand(mut self, connection: &Connection) -> Decision {
         let intake = &connection.intake;
         let content_type = self
             .content_type
@@ -105,193 +97,93 @@ impl Webhook {
             true => Cow::Owned(format!("{}/", intake.path)),
         };
         let request = cmc::Request {
-            received_at_micros: now_micros(),
+            received_at_micros: clock::unix_micros(),
             path: &path,
             content_type: content_type.as_deref(),
             body: &self.body,
         };
         let rules = intake.rules();
-        let opened = open(self.media, request.body, &rules);
-        let known = opened.as_ref().ok().map(|(_, opened)| opened);
-        let api_key = known.and_then(|opened| opened.api_key.as_deref());
-        if self.verdict != Verdict::Admitted && !intake.guard.admits_api_key(api_key) {
+        let opened = cmc::open(request.body, self.media, &rules);
+        let api_key = opened.api_key.as_deref();
+        if self.admission != Admission::Admitted && !intake.guard.admits_api_key(api_key) {
             let answer = match self.authorization || api_key.is_some() {
                 true => Answer::unauthorized,
                 false => Answer::challenged,
             };
-            return Outlook::Answer(answer(intake.guard.challenge()));
+            return Decision::Answer(answer(intake.guard.challenge()));
         }
         if !connection.admit() {
-            // Nobody is there to read it.
+            // Nobody will read this answer.
             let detail = "There are too many connections.";
-            return Outlook::Answer(Answer::unavailable(
+            return Decision::Answer(Answer::unavailable(
                 Outcome::Overloaded,
                 detail,
                 &intake.retry_after,
             ));
         }
         self.share.admit();
-        // Those of now: what was admitted may be a credential that came meanwhile, and must be masked.
+        // The current rules: the admitted credential may be a new one that must be masked.
         let rules = intake.rules();
-        let stream = known
-            .and_then(|opened| opened.content.as_ref().ok())
-            .and_then(Envelope::stream);
-        if let (Some(_), Some(composition)) = (stream, known.and_then(|o| o.server_composition.as_deref())) {
+        let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
+        if let (Some(_), Some(composition)) = (stream, opened.server_composition.as_deref()) {
             intake.zones.note(composition);
         }
-        let understood = understand(opened, &request, &rules);
-        let answer = understood.answer(intake.malformed_status);
-        Outlook::Store(Box::new(understood.split), stream, answer, self.share)
-    }
-}
-
-/// What a body was found to be, and what it becomes.
-#[derive(Debug)]
-pub struct Understood {
-    /// What it was read as; `None` when its content type or encoding is none of ours.
-    pub encoding: Option<BodyEncoding>,
-    /// The records.
-    pub split: Split,
-    /// Why it could not be understood as a whole.
-    pub malformed: Option<Malformed>,
-}
-
-impl Understood {
-    fn answer(&self, malformed_status: StatusCode) -> Answer {
-        match &self.malformed {
+        let understood = cmc::understand(opened, &request, &rules);
+        let answer = match understood.malformed {
             None => Answer::accepted(),
-            Some(_) if self.encoding.is_none() => Answer::unsupported(),
-            Some(malformed) => Answer::malformed(malformed_status, malformed.clone()),
-        }
+            Some(_) if understood.encoding.is_none() => Answer::unsupported(),
+            Some(malformed) => Answer::malformed(intake.malformed_status, malformed),
+        };
+        Decision::Store(Box::new(understood.split), stream, answer, self.share)
     }
-
-    /// The status of the answer, once the records are durable.
-    pub fn status(&self, malformed_status: StatusCode) -> StatusCode {
-        self.answer(malformed_status).status()
-    }
-}
-
-/// Opens a body, or says why it can't be one of ours.
-fn open<'b>(media: Media, body: &'b [u8], rules: &Rules) -> Result<(BodyEncoding, Opened<'b>), Reason> {
-    let encoding = match media {
-        Media::Known(encoding) => encoding,
-        Media::Unnamed => sniff(body),
-        Media::Unsupported(reason) => return Err(reason),
-    };
-    Ok((encoding, cmc::open(body, encoding, rules)))
-}
-
-/// Makes the records of what [`open`] gave, once its sender is admitted.
-fn understand(
-    opened: Result<(BodyEncoding, Opened<'_>), Reason>,
-    request: &cmc::Request<'_>,
-    rules: &Rules,
-) -> Understood {
-    match opened {
-        Ok((encoding, opened)) => Understood {
-            encoding: Some(encoding),
-            split: cmc::split(&opened, rules, request),
-            malformed: opened
-                .content
-                .err()
-                .map(|malformed| with_hint(malformed, Some(encoding), request.body)),
-        },
-        Err(reason) => {
-            let detail = match reason {
-                Reason::UnsupportedEncoding => "the body has a content encoding or a transfer coding",
-                _ => "the content type is neither JSON nor a form",
-            };
-            let malformed = with_hint(Malformed::new(reason, None, detail), None, request.body);
-            let split = Split {
-                events: None,
-                dead_letters: Some(cmc::dead_letter_body(&malformed, None, rules, request)),
-                failures: vec![Failure::whole(reason)],
-            };
-            Understood {
-                encoding: None,
-                split,
-                malformed: Some(malformed),
-            }
-        }
-    }
-}
-
-/// Says what a body looks like that was read as something else, or not at all.
-fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -> Malformed {
-    let hint = match (read_as, sniff(body)) {
-        _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
-        (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(cmc::BOM) => {
-            "this looks like JSON behind a byte order mark: see what puts that in front"
-        }
-        (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
-            "this looks like JSON: the content type should be application/json"
-        }
-        (Some(BodyEncoding::Json) | None, BodyEncoding::Form)
-            if memmem::find(body, b"event_type=").is_some() =>
-        {
-            "this looks like a form: the content type should be application/x-www-form-urlencoded"
-        }
-        _ => return malformed,
-    };
-    Malformed {
-        detail: format!("{}; {hint}", malformed.detail).into(),
-        ..malformed
-    }
-}
-
-/// What the body of a request would become, from a sender who is admitted.
-pub fn explain(request: &cmc::Request<'_>, content_type: Option<&HeaderValue>, rules: &Rules) -> Understood {
-    let headers = content_type.map(|value| (CONTENT_TYPE, value.clone()));
-    let media = Media::of(&headers.into_iter().collect());
-    understand(open(media, request.body, rules), request, rules)
 }
 
 /// Why a webhook could not be made durable.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum StoreError {
     Budget,
     Spool(Stream, AppendError),
 }
 
-impl From<Exhausted> for Refusal {
-    fn from(_: Exhausted) -> Refusal {
-        Refusal::Budget
+impl From<Exhausted> for StoreError {
+    fn from(_: Exhausted) -> StoreError {
+        StoreError::Budget
     }
 }
 
-impl Refusal {
+impl StoreError {
     fn answer(self, intake: &Intake) -> Answer {
         let short =
             |shortage, stream, detail| Answer::short_of(shortage, stream, detail, &intake.retry_after);
         match self {
-            Refusal::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
-            Refusal::Spool(stream, AppendError::Full) => {
+            StoreError::Budget => short(Shortage::Flight, None, "Too many webhooks are waiting."),
+            StoreError::Spool(stream, AppendError::Full) => {
                 let detail = "The store of waiting events is full.";
                 short(Shortage::Spool, Some(stream), detail)
             }
-            Refusal::Spool(stream, AppendError::TooSlow) => {
+            StoreError::Spool(stream, AppendError::TooSlow) => {
                 short(Shortage::Disk, Some(stream), "The disk is too slow.")
             }
-            Refusal::Spool(stream, AppendError::NotOpen) => {
+            StoreError::Spool(stream, AppendError::NotOpen) => {
                 let detail = "The store of this event type can't be opened now.";
                 short(Shortage::Log, Some(stream), detail)
             }
-            Refusal::Spool(_, AppendError::Failed) => {
+            StoreError::Spool(_, AppendError::Failed) => {
                 let detail = "The disk can't be written.";
                 Answer::unavailable(Outcome::Failed, detail, &intake.retry_after)
             }
-            Refusal::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
+            StoreError::Spool(_, AppendError::Closed) => Answer::stopping(&intake.retry_after),
         }
     }
 }
 
 impl Intake {
-    /// Stores what there is to be stored; its answer. Failures are counted once they are durable, and by a task of its own:
-    /// a client that goes away meanwhile changes neither.
-    async fn see_through(self: &Arc<Self>, outlook: Outlook) -> Answer {
-        let (split, stream, answer, share) = match outlook {
-            Outlook::Answer(answer) => return answer,
-            Outlook::Store(split, stream, answer, share) => (split, stream, answer, share),
+    /// Stores what is to be stored, and returns the answer. Failures are counted once they are durable, by a task of
+    /// its own: a client that disappears meanwhile changes neither.
+    async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
+        let (split, stream, answer, share) = match decision {
+            Decision::Answer(answer) => return answer,
+            Decision::Store(split, stream, answer, share) => (split, stream, answer, share),
         };
         let Split {
             events,
@@ -311,7 +203,7 @@ impl Intake {
                 }
                 Ok(())
             });
-            let failed = Refusal::Spool(Stream::DeadLetters, AppendError::Failed);
+            let failed = StoreError::Spool(Stream::DeadLetters, AppendError::Failed);
             task.await.unwrap_or(Err(failed))
         };
         match stored {
@@ -320,13 +212,13 @@ impl Intake {
         }
     }
 
-    /// Makes all of a webhook durable, dead letters first.
+    /// Makes everything in a webhook durable, dead letters first.
     async fn store(
         &self,
         events: Option<(Stream, Batch, Tally)>,
         dead_letters: Option<(Batch, Tally)>,
         mut share: Share,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), StoreError> {
         let dead_letters = dead_letters.filter(|_| self.keeps_dead_letters());
         let letters_size = dead_letters.as_ref().map_or(0, |(batch, _)| batch.allocated());
         let events_size = events.as_ref().map_or(0, |(_, batch, _)| batch.allocated());
@@ -336,16 +228,16 @@ impl Intake {
             (None, Some((stream, batch, tally))) => self.append(stream, batch, tally, share)?.await,
             (Some((batch, tally)), None) => self.append(Stream::DeadLetters, batch, tally, share)?.await,
             (Some((letters, letters_tally)), Some((stream, batch, tally))) => {
-                // A webhook whose events are refused will come again, and its dead letters with it.
+                // A webhook whose events are refused will be sent again, and its dead letters with it.
                 let refused = match self.logs[stream.index()].as_ref().map(Appender::state) {
                     Some(LogState::Full) => Some(AppendError::Full),
                     Some(LogState::NotOpen) => Some(AppendError::NotOpen),
                     _ => None,
                 };
                 if let Some(error) = refused {
-                    return Err(Refusal::Spool(stream, error));
+                    return Err(StoreError::Spool(stream, error));
                 }
-                let letters_share = share.split(letters_size).ok_or(Refusal::Budget)?;
+                let letters_share = share.split(letters_size).ok_or(StoreError::Budget)?;
                 let first = self.append(Stream::DeadLetters, letters, letters_tally, letters_share)?;
                 let second = self.append(stream, batch, tally, share)?;
                 first.await?;
@@ -354,14 +246,14 @@ impl Intake {
         }
     }
 
-    /// Takes a JSON body to its answer, as the handler does with one that it has read.
+    /// Takes a JSON body to its answer, like the handler with a body that it has read.
     #[cfg(test)]
     pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
         let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
-            verdict: Verdict::Admitted,
+            admission: Admission::Admitted,
             authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),
             trailing_slash: false,
@@ -373,19 +265,19 @@ impl Intake {
         webhook.take(&connection).await.outcome
     }
 
-    /// The append to a stream's log, to be awaited. A stream without a log is closed.
+    /// The append to a stream's log, to be awaited. A stream without a log counts as closed.
     fn append(
         &self,
         stream: Stream,
         batch: Batch,
         tally: Tally,
         share: Share,
-    ) -> Result<impl Future<Output = Result<(), Refusal>> + Send + use<>, Refusal> {
-        let refused = move |error| Refusal::Spool(stream, error);
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
+        let refused = move |error| StoreError::Spool(stream, error);
         let log = self.logs[stream.index()]
             .clone()
             .ok_or(refused(AppendError::Closed))?;
-        // Of a webhook with two appends, both share the time.
+        // The two appends of a webhook share the time.
         let deadline = Instant::now() + self.append_timeout;
         Ok(async move {
             let limit = deadline.saturating_duration_since(Instant::now());
@@ -395,7 +287,7 @@ impl Intake {
         })
     }
 
-    /// Whether there is a log for dead letters. Without one they are counted, logged and gone, as configured.
+    /// Whether there is a log for dead letters. Without one they are counted, logged and dropped, as configured.
     fn keeps_dead_letters(&self) -> bool {
         self.logs[Stream::DeadLetters.index()].is_some()
     }
@@ -412,11 +304,4 @@ impl Intake {
             );
         }
     }
-}
-
-/// Now, in microseconds since the Unix epoch.
-fn now_micros() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as i64)
 }

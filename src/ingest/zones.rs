@@ -1,8 +1,8 @@
-//! Whether the names under `ingest.time_zones` are those that webhooks have.
+//! Whether the names under `ingest.time_zones` match those in webhooks.
 //!
-//! A name that is spelled otherwise than `server_composition` does nothing, and the times of its events are wrong by hours.
-//! So the log names it: when a webhook's composition is the same but for case, `-` and `_`, and when no webhook had the
-//! name for a day. Each is told once.
+//! A name that is not spelled like `server_composition` has no effect, and the times of its events are wrong by
+//! hours. So the log reports it once in two cases: a webhook's composition differs only in case, `-` and `_`; or no
+//! webhook had the name for a day.
 
 use std::{
     sync::{
@@ -15,22 +15,20 @@ use std::{
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::Intake;
-
 /// How long webhooks have to show a name.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The names, and what webhooks have shown of them.
+/// The names, and which of them webhooks have shown.
 pub(super) struct ZoneNames {
     names: Vec<Name>,
-    /// Some webhook was understood: else none could have a name.
+    /// Whether any webhook was understood: otherwise none could have a name.
     any: AtomicBool,
 }
 
 struct Name {
     name: String,
     seen: AtomicBool,
-    told_alike: AtomicBool,
+    reported_alike: AtomicBool,
 }
 
 impl ZoneNames {
@@ -38,7 +36,7 @@ impl ZoneNames {
         let name = |name: &String| Name {
             name: name.clone(),
             seen: AtomicBool::new(false),
-            told_alike: AtomicBool::new(false),
+            reported_alike: AtomicBool::new(false),
         };
         ZoneNames {
             names: names.map(name).collect(),
@@ -58,13 +56,13 @@ impl ZoneNames {
             warn!(
                 configured = name,
                 webhook = composition,
-                "ingest.time_zones has a name that no webhook has; the webhook's is almost the same and gets \
+                "ingest.time_zones has a name that no webhook has; the webhook's name is almost the same and gets \
                  ingest.time_zone: write it as the webhook does"
             );
         }
     }
 
-    /// The name that is almost this composition, unless it was told.
+    /// The name that is almost this composition, unless it was reported.
     fn alike(&self, composition: &str) -> Option<&str> {
         let letters = |text: &str| -> Vec<u8> {
             let kept = text.bytes().filter(|byte| !b"-_".contains(byte));
@@ -72,7 +70,27 @@ impl ZoneNames {
         };
         let wanted = letters(composition);
         let name = self.names.iter().find(|name| letters(&name.name) == wanted)?;
-        (!name.told_alike.swap(true, Ordering::Relaxed)).then_some(&name.name)
+        (!name.reported_alike.swap(true, Ordering::Relaxed)).then_some(&name.name)
+    }
+
+    /// Logs the names that no webhook had; ends after that, or at once if there are no names.
+    pub(super) async fn report_unseen(self: Arc<Self>) {
+        if self.names.is_empty() {
+            return;
+        }
+        loop {
+            sleep(DAY).await;
+            if self.any.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        for name in self.unseen() {
+            warn!(
+                name,
+                "ingest.time_zones has a name that no webhook had for a day: compare it with the webhooks' \
+                 server_composition, in case and hyphens, too"
+            );
+        }
     }
 
     /// The names that no webhook had.
@@ -85,27 +103,6 @@ impl ZoneNames {
     }
 }
 
-/// Tells of the names that no webhook had; ends when that is told, or at once without names.
-pub(super) async fn tell_unseen(intake: Arc<Intake>) {
-    let zones = &intake.zones;
-    if zones.names.is_empty() {
-        return;
-    }
-    loop {
-        sleep(DAY).await;
-        if zones.any.load(Ordering::Relaxed) {
-            break;
-        }
-    }
-    for name in zones.unseen() {
-        warn!(
-            name,
-            "ingest.time_zones has a name that no webhook had for a day: compare it with the webhooks' \
-             server_composition, in case and hyphens, too"
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,11 +111,11 @@ mod tests {
     fn names_that_webhooks_do_not_have_are_known() {
         let names = ["transactional_email", "pro", "Sandbox"].map(str::to_owned);
         let zones = ZoneNames::new(names.iter());
-        assert!(zones.unseen().is_empty(), "nothing came yet");
+        assert!(zones.unseen().is_empty(), "nothing has arrived yet");
         zones.note("pro");
         assert_eq!(zones.unseen(), ["transactional_email", "Sandbox"]);
         assert_eq!(zones.alike("transactional-email"), Some("transactional_email"));
-        assert_eq!(zones.alike("transactional-email"), None, "told once");
+        assert_eq!(zones.alike("transactional-email"), None, "reported once");
         assert_eq!(zones.alike("sandbox"), Some("Sandbox"));
         assert_eq!(zones.alike("other"), None);
         zones.note("Sandbox");

@@ -1,10 +1,8 @@
 //! Counts the delivery reports of a producer.
 
-use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
 /// The reports of one request arrive together, within this time.
@@ -22,6 +20,7 @@ pub struct UndeliveredRecord {
 }
 
 impl UndeliveredRecord {
+    /// The code of its error.
     pub fn code(&self) -> Option<Code> {
         self.error.rdkafka_error_code()
     }
@@ -67,7 +66,7 @@ pub enum Waited {
 
 impl Deliveries {
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Begins a new count.
@@ -187,11 +186,7 @@ impl Deliveries {
             if left.is_zero() {
                 return Waited::TimedOut;
             }
-            counts = self
-                .changed
-                .wait_timeout(counts, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.changed.wait_for(&mut counts, left);
         }
     }
 

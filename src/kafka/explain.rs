@@ -1,10 +1,8 @@
 //! Explains librdkafka's errors to the operator: the reason for the metric, the cause, and the cure.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaErrorCode as Code};
 use secrecy::ExposeSecret;
 
@@ -28,9 +26,10 @@ const RECENT: Duration = Duration::from_secs(60);
 pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 
 impl LastError {
+    /// Takes a report of the client.
     pub fn set(&self, code: Code, text: &str) {
         // "All brokers down" follows each failure of a broker and says less.
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let recent = last.as_ref().is_some_and(|(when, ..)| when.elapsed() < RECENT);
         if code != Code::AllBrokersDown || !recent {
             *last = Some((Instant::now(), code, text.to_owned()));
@@ -38,14 +37,14 @@ impl LastError {
     }
 
     fn get(&self) -> Option<(Code, String)> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         let (when, code, text) = last.as_ref()?;
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))
     }
 
     /// Whether the last report has this code and is no older than `age`.
     pub fn is(&self, code: Code, age: Duration) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref()
             .is_some_and(|(when, last, _)| *last == code && when.elapsed() <= age)
     }

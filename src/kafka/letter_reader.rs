@@ -85,6 +85,9 @@ impl LetterReader {
     }
 
     /// Whether the cluster has this topic.
+    ///
+    /// # Errors
+    /// The cluster gives no answer.
     pub(super) fn exists(&self, topic: &str) -> Result<bool, BrokerError> {
         topics::exists(&self.session, &self.consumer, topic)
     }

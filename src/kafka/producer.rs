@@ -143,6 +143,9 @@ impl KafkaConnect {
 impl KafkaBroker {
     /// Starts a producer, which can't read a position yet. `group` is the group whose position it commits; without one, it
     /// has no transactions.
+    ///
+    /// # Errors
+    /// librdkafka refuses the properties, or the cluster gives the producer no transactions.
     pub(super) fn start(
         session: Session,
         rules: RulesByTopic,
@@ -198,6 +201,9 @@ impl KafkaBroker {
     }
 
     /// Commits the transaction, and with it these offsets of the group.
+    ///
+    /// # Errors
+    /// The transaction may be committed or not.
     pub(super) fn commit_offsets(
         &mut self,
         offsets: TopicPartitionList,

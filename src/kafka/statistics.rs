@@ -1,10 +1,8 @@
 //! librdkafka's statistics, which it reports every few seconds, added up over all producers that a lane has had.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tracing::debug;
 
@@ -64,7 +62,7 @@ impl Statistics {
                 .map(|broker| broker.txerrs + broker.txretries + broker.req_timeouts)
                 .sum(),
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let before = std::mem::replace(&mut *seen, now);
         // A broker that leaves the cluster takes its totals with it.
         self.sums

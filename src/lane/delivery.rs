@@ -129,7 +129,8 @@ impl<C: Connect> Lane<C> {
     /// A lane that begins at the log's checkpoint and connects in its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
         // A damaged batch does not tell when it was received. It counts as waiting from now on.
-        let oldest = oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(now_micros));
+        let oldest =
+            oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(clock::unix_micros));
         backlog.books().found_delivered(backlog.position().events, oldest);
         Lane {
             wait: options.timing.first_wait,
@@ -478,7 +479,7 @@ impl<C: Connect> Lane<C> {
             oldest,
         );
         self.metrics.diverted(&sent.diverted);
-        let now = now_micros();
+        let now = clock::unix_micros();
         for (received, events) in &sent.received {
             let seconds = (now - received).max(0) as f64 / 1e6;
             for _ in 0..*events {
@@ -539,10 +540,6 @@ impl<C: Connect> Lane<C> {
 fn oldest(backlog: &mut Backlog) -> Option<i64> {
     let next = backlog.peek().ok()??;
     batch::received_at_micros(&next.payload)
-}
-
-fn now_micros() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
 }
 
 #[cfg(test)]

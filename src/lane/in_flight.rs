@@ -48,6 +48,7 @@ impl InFlight {
         }
     }
 
+    /// Whether no batch was sent.
     pub fn is_empty(&self) -> bool {
         self.received.is_empty()
     }

@@ -1,6 +1,6 @@
 //! The closed label sets of the metrics.
 
-/// What became of a request on the ingest port.
+/// The outcome of a request on the ingest port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// 200: durable.
@@ -89,9 +89,9 @@ pub enum HandshakeFailure {
     NoCommonVersion,
     /// It offers no cipher suite, key exchange or signature that the port has.
     NoCommonSuite,
-    /// By ALPN it asks for another protocol than HTTP/1.1.
+    /// With ALPN it asks for a protocol other than HTTP/1.1.
     NoCommonProtocol,
-    /// What came is no TLS, such as plain HTTP.
+    /// The bytes are not TLS; plain HTTP, for example.
     NotTls,
     /// The client broke it off: most often it doesn't trust the certificate.
     RefusedByClient,
@@ -170,7 +170,7 @@ impl BlockReason {
         BlockReason::Other,
     ];
 
-    /// Whether the spool does not give the lane's next batch: what was taken from it before can still be delivered.
+    /// Whether the lane's next batch can't be read from the spool. What was read before can still be delivered.
     pub fn is_of_the_spool(self) -> bool {
         matches!(self, BlockReason::Damage | BlockReason::DiskError)
     }

@@ -1,23 +1,22 @@
-//! What an operator asks next and no number answers: the text behind a blocked lane, and the reasons of the last dead
-//! letters.
+//! What an operator asks next and no number tells: why a lane is blocked, and the reasons of the last dead letters.
 //!
-//! Both are bounded. A text is the one that stands in the log: it names topics, groups, brokers, files and settings, and no
-//! credential. Of a dead letter only its reason and place are kept, never a byte of what it holds.
+//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential. Of a dead
+//! letter, only the reason and the place are kept, never a byte of its contents.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
 
 use super::labels::BlockReason;
 use crate::{
+    clock,
     dead_letter::{Failure, Reason},
     stream::Stream,
 };
 
 /// The dead letters that are remembered.
 const MOST_LETTERS: usize = 20;
-/// A longer text is cut; it stands in the log.
+/// A longer text is cut; the log has all of it.
 const MOST_TEXT: usize = 2000;
 
 /// Why a lane is blocked.
@@ -26,7 +25,7 @@ pub struct Blocked {
     pub reason: BlockReason,
     /// Cause and cure.
     pub message: String,
-    /// When something was last delivered, or found to be nothing to deliver; times are microseconds since the Unix epoch.
+    /// When it was blocked; times are microseconds since the Unix epoch.
     pub since_micros: i64,
     /// When it failed last.
     pub last_micros: i64,
@@ -37,10 +36,10 @@ pub struct Blocked {
 pub struct Blockade(Mutex<Option<Blocked>>);
 
 impl Blockade {
-    /// The lane failed: once more, when it was blocked already.
+    /// The lane failed, perhaps once more while it was blocked.
     pub fn blocked(&self, reason: BlockReason, message: &str) {
-        let now = now_micros();
-        let mut blocked = lock(&self.0);
+        let now = clock::unix_micros();
+        let mut blocked = self.0.lock();
         let since_micros = blocked.as_ref().map_or(now, |before| before.since_micros);
         *blocked = Some(Blocked {
             reason,
@@ -52,44 +51,44 @@ impl Blockade {
 
     /// The lane goes on.
     pub fn free(&self) {
-        *lock(&self.0) = None;
+        *self.0.lock() = None;
     }
 
     /// Why it is blocked now, if it is.
     pub fn get(&self) -> Option<Blocked> {
-        lock(&self.0).clone()
+        self.0.lock().clone()
     }
 }
 
 /// Dead letters of one webhook or transaction for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Letter {
+pub struct RecentLetter {
     /// Microseconds since the Unix epoch.
     pub at_micros: i64,
     pub reason: Reason,
     /// The stream of the events beside it, where there is one.
     pub stream: Option<Stream>,
-    /// The first one's.
+    /// The index of the first one.
     pub index: Option<usize>,
     pub count: usize,
 }
 
 /// The last dead letters.
 #[derive(Debug, Default)]
-pub struct Letters(Mutex<VecDeque<Letter>>);
+pub struct RecentLetters(Mutex<VecDeque<RecentLetter>>);
 
-impl Letters {
+impl RecentLetters {
     /// Notes the failures of one webhook or transaction, a line for each reason.
     pub fn note(&self, stream: Option<Stream>, failures: &[Failure]) {
         if failures.is_empty() {
             return;
         }
-        let at_micros = now_micros();
-        let mut lines: Vec<Letter> = Vec::new();
+        let at_micros = clock::unix_micros();
+        let mut lines: Vec<RecentLetter> = Vec::new();
         for Failure { reason, index } in failures {
             match lines.iter_mut().find(|line| line.reason == *reason) {
                 Some(line) => line.count += 1,
-                None => lines.push(Letter {
+                None => lines.push(RecentLetter {
                     at_micros,
                     reason: *reason,
                     stream,
@@ -98,25 +97,16 @@ impl Letters {
                 }),
             }
         }
-        let mut letters = lock(&self.0);
+        let mut letters = self.0.lock();
         letters.extend(lines);
         let surplus = letters.len().saturating_sub(MOST_LETTERS);
         letters.drain(..surplus);
     }
 
     /// The remembered ones, the newest first.
-    pub fn get(&self) -> Vec<Letter> {
-        lock(&self.0).iter().rev().copied().collect()
+    pub fn get(&self) -> Vec<RecentLetter> {
+        self.0.lock().iter().rev().copied().collect()
     }
-}
-
-/// A panic while one of these is locked is impossible, and would leave it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn now_micros() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
 }
 
 #[cfg(test)]
@@ -142,7 +132,7 @@ mod tests {
 
     #[test]
     fn one_bad_webhook_does_not_push_out_all_others() {
-        let letters = Letters::default();
+        let letters = RecentLetters::default();
         letters.note(None, &[Failure::whole(Reason::InvalidJson)]);
         let failure = |reason, index| Failure {
             reason,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::{Message, message::Headers};
 
-use crate::dead_letter::{Letter, Letters, ReadError, part_of};
+use crate::dead_letter::{Letter, LetterAssembler, LetterError, part_of};
 
 /// The most bytes of incomplete letters that are held. Beyond it the oldest is given up.
 const MOST_HELD: usize = 256 << 20;
@@ -31,7 +31,7 @@ impl RecordPlace {
 
 /// Puts letters together.
 pub struct Assembly {
-    letters: Letters,
+    letters: LetterAssembler,
     open: BTreeMap<String, OpenLetter>,
     /// The bytes of the parts of all open letters, and the limit of it.
     held: usize,
@@ -41,7 +41,7 @@ pub struct Assembly {
 impl Default for Assembly {
     fn default() -> Assembly {
         Assembly {
-            letters: Letters::default(),
+            letters: LetterAssembler::default(),
             open: BTreeMap::new(),
             held: 0,
             most: MOST_HELD,
@@ -69,11 +69,11 @@ pub enum Assembled {
 #[derive(Debug)]
 pub struct ReadLetter {
     pub places: Vec<RecordPlace>,
-    pub letter: Box<Result<Letter, ReadError>>,
+    pub letter: Box<Result<Letter, LetterError>>,
 }
 
 impl Assembled {
-    fn letter(places: Vec<RecordPlace>, letter: Result<Letter, ReadError>) -> Assembled {
+    fn letter(places: Vec<RecordPlace>, letter: Result<Letter, LetterError>) -> Assembled {
         let letter = Box::new(letter);
         Assembled::Letter(ReadLetter { places, letter })
     }
@@ -101,7 +101,7 @@ impl Assembly {
     ) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let id = part_of(headers);
         let letter = match self.letters.add(key, headers, value) {
-            Err(ReadError::NoReason) => return (Assembled::Foreign, Vec::new()),
+            Err(LetterError::NoReason) => return (Assembled::Foreign, Vec::new()),
             Err(error) => return (Assembled::letter(vec![place], Err(error)), Vec::new()),
             Ok(letter) => letter,
         };

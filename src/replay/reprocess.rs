@@ -9,14 +9,12 @@
 
 use std::borrow::Cow;
 
-use hyper::header::HeaderValue;
 use serde_json::json;
 
 use crate::{
     batch::{Batch, BatchView},
     cmc::{self, Rules, SHORTEST},
     dead_letter::{Letter, MAX_TEXT, Reason, Scope},
-    ingest,
     stream::Stream,
 };
 
@@ -45,6 +43,7 @@ pub struct Dead {
 }
 
 impl Dead {
+    /// A reason with a detail for a human.
     pub fn new(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Dead {
         Dead {
             reason,
@@ -117,12 +116,7 @@ fn understand(
         content_type,
         body,
     };
-    // The letter has U+FFFD for bytes that are no text. No content type that is accepted contains it.
-    let header = content_type.map(|text| HeaderValue::from_bytes(text.as_bytes()));
-    let header = header
-        .transpose()
-        .map_err(|_| Dead::new(Reason::UnsupportedMediaType.name(), ""))?;
-    let understood = ingest::explain(&request, header.as_ref(), rules);
+    let understood = cmc::explain(&request, rules);
     let split = understood.split;
     let events = split.events.map(|(stream, batch, _)| (stream, batch));
     if let (None, Some(first)) = (&events, split.failures.first()) {
@@ -174,13 +168,13 @@ fn lacks(what: &str) -> Dead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, dead_letter::DeadLetter, dead_letter::Letters};
+    use crate::{config, dead_letter::DeadLetter, dead_letter::LetterAssembler};
 
     fn rules(settings: &[(&str, &str)]) -> Rules {
         let all = [("INGEST__AUTH__API_KEYS", "0123456789")].iter().chain(settings);
         let variables = all.map(|(name, value)| (format!("CMC_BRIDGE__{name}"), (*value).to_owned()));
         let config = config::load(&[], variables).unwrap().config;
-        Rules::new(&config.ingest, &config.kafka, &config.streams)
+        config.rules()
     }
 
     /// The letters that a server with these rules makes of a body.
@@ -191,11 +185,10 @@ mod tests {
             content_type,
             body: body.as_bytes(),
         };
-        let header = content_type.map(|text| HeaderValue::from_str(text).unwrap());
-        let split = ingest::explain(&request, header.as_ref(), rules).split;
+        let split = cmc::explain(&request, rules).split;
         let (batch, _) = split.dead_letters.unwrap();
         let view = BatchView::decode(batch.bytes()).unwrap();
-        let mut letters = Letters::default();
+        let mut letters = LetterAssembler::default();
         view.records
             .iter()
             .filter_map(|record| {
@@ -316,7 +309,7 @@ mod tests {
     fn read(letter: &DeadLetter<'_>) -> Letter {
         let records = letter.records(1_000_000);
         let record = records.iter().next().unwrap();
-        let mut letters = Letters::default();
+        let mut letters = LetterAssembler::default();
         letters
             .add(record.key, &record.headers(), record.value)
             .unwrap()

@@ -21,10 +21,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::disk::Pause;
@@ -245,7 +246,7 @@ impl Cluster {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Puts a fault in line.

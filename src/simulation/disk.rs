@@ -13,10 +13,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::random::Random;
 use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
@@ -117,7 +119,7 @@ impl SimDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, DiskState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The disk for a new process.
@@ -499,7 +501,7 @@ impl Mount {
     }
 
     fn lock_now(&self) -> io::Result<MutexGuard<'_, DiskState>> {
-        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = self.disk.lock();
         if disk.life != self.life || disk.halt_in == Some(0) {
             return Err(eio());
         }

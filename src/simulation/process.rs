@@ -10,12 +10,11 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::plan::{LETTERS, Plan};
+use super::plan::Plan;
 use crate::{
-    admin::health::Health,
     books::Books,
-    cmc::Rules,
-    config::{self, Auth, StreamConfig},
+    cmc::{Rules, Secrets},
+    config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
     metrics::{Metrics, Outcome},
@@ -136,7 +135,7 @@ impl Process {
             shared.rules.clone(),
             logs,
             Arc::clone(&shared.metrics),
-            Arc::new(Health::new(Vec::new())),
+            || true,
         );
         Ok(Process {
             intake: Arc::new(intake),
@@ -205,11 +204,13 @@ fn configuration() -> (config::Ingest, Rules) {
         retry_after: LONG,
         tls: None,
     };
-    let kafka = config::Kafka::for_tests();
-    let streams = Stream::ALL.map(|stream| StreamConfig {
-        enabled: stream != Stream::Blocks,
-        topic: LETTERS.to_owned(),
-    });
-    let rules = Rules::new(&ingest, &kafka, &streams);
+    let rules = Rules {
+        enabled: Stream::ALL.map(|stream| stream != Stream::Blocks),
+        max_events: ingest.max_events,
+        max_record_bytes: config::Kafka::for_tests().max_record_bytes,
+        time_zone: ingest.time_zone.clone(),
+        time_zones: ingest.time_zones.clone(),
+        secrets: Secrets::new([]),
+    };
     (ingest, rules)
 }

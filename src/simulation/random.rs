@@ -1,4 +1,4 @@
-//! A random number generator (splitmix64): small, and the same on every platform.
+//! The random numbers of all tests in this crate (splitmix64): a seed gives the same sequence everywhere.
 
 #[derive(Clone, Default)]
 pub struct Random(u64);
@@ -25,7 +25,12 @@ impl Random {
         self.below(n) == 0
     }
 
+    /// An index below `n`.
+    pub fn index(&mut self, n: usize) -> usize {
+        self.below(n as u64) as usize
+    }
+
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
+        of[self.index(of.len())]
     }
 }

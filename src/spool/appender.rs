@@ -3,12 +3,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -106,7 +107,7 @@ impl Queue {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until a batch is waiting or the queue is closed, for at most `limit`.
@@ -114,15 +115,12 @@ impl Queue {
         let mut state = self.lock();
         if state.waiting.is_empty() && !state.closed {
             state.writer_sleeps = true;
-            state = match limit {
+            match limit {
                 Some(limit) => {
-                    self.changed
-                        .wait_timeout(state, limit)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.changed.wait_for(&mut state, limit);
                 }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+                None => self.changed.wait(&mut state),
+            }
             state.writer_sleeps = false;
         }
         state

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use prometheus::Histogram;
@@ -441,7 +441,7 @@ impl LogWriter {
     }
 
     fn roll(&mut self, spare: Spare) -> Result<(), SpoolError> {
-        let NewSegment { id, first_seq, left } = self.writer.roll(spare, now_micros())?;
+        let NewSegment { id, first_seq, left } = self.writer.roll(spare, clock::unix_micros())?;
         self.tail.roll(id, first_seq, self.writer.offset());
         self.rolled = clock::now();
         // A backlog must not fill the page cache with what nobody reads soon: allocating new pages costs more time than the
@@ -474,11 +474,4 @@ fn keep_obsolete(found: &mut Inspection) {
             bytes: 0,
         });
     found.segments.splice(0..0, kept);
-}
-
-/// Microseconds since the Unix epoch.
-fn now_micros() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as i64)
 }

@@ -15,10 +15,12 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock;
 
@@ -52,7 +54,7 @@ impl Trimmed {
     /// Keeps a segment's file, which must lie below the stored checkpoint. If there are enough already, returns the oldest one,
     /// which the caller must remove.
     pub fn keep(&self, path: PathBuf) -> Option<PathBuf> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.push_back(path);
         if kept.len() > self.most {
             kept.pop_front()
@@ -63,10 +65,7 @@ impl Trimmed {
 
     /// Hands over the oldest one.
     pub fn take(&self) -> Option<PathBuf> {
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.kept.lock().pop_front()
     }
 }
 
@@ -197,7 +196,7 @@ impl Preparer {
             let run = || run(&*storage, &dir, &trimmed, &thread_shared);
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 let bug = io::Error::other("the preparer panicked; its message stands above");
-                *lock(&thread_shared.0) =
+                *thread_shared.0.lock() =
                     Preparing::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
                 thread_shared.1.notify_all();
             }
@@ -218,7 +217,7 @@ impl Preparer {
             shared,
             thread: None,
             by_hand: Some(Arc::new(move || {
-                let due = lock(&by_hand_shared.0).due();
+                let due = by_hand_shared.0.lock().due();
                 if let Due::Prepare(wanted) = due {
                     prepare(&*storage, &dir, &trimmed, wanted, &by_hand_shared);
                 }
@@ -233,7 +232,7 @@ impl Preparer {
 
     /// Asks for a segment, unless one is ready or being prepared.
     pub fn want(&self, wanted: Wanted) {
-        let mut state = lock(&self.shared.0);
+        let mut state = self.shared.0.lock();
         if matches!(*state, Preparing::Idle) {
             *state = Preparing::Wanted(wanted);
             self.shared.1.notify_all();
@@ -243,7 +242,7 @@ impl Preparer {
     /// Takes a segment of at least this length. Waits while it is being prepared, but not for room on the disk.
     pub fn take(&self, len: u64) -> Taken {
         let (mutex, changed) = &*self.shared;
-        let mut state = lock(mutex);
+        let mut state = mutex.lock();
         // The writer waits for it.
         let wanted = Wanted {
             len,
@@ -273,14 +272,10 @@ impl Preparer {
                 }
                 under_way @ Preparing::Wanted(_) => {
                     *state = under_way;
-                    state = match &self.by_hand {
-                        None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                        Some(by_hand) => {
-                            drop(state);
-                            by_hand();
-                            lock(mutex)
-                        }
-                    };
+                    match &self.by_hand {
+                        None => changed.wait(&mut state),
+                        Some(by_hand) => MutexGuard::unlocked(&mut state, || by_hand()),
+                    }
                 }
             }
         }
@@ -289,17 +284,13 @@ impl Preparer {
 
 impl Drop for Preparer {
     fn drop(&mut self) {
-        *lock(&self.shared.0) = Preparing::Stopped;
+        *self.shared.0.lock() = Preparing::Stopped;
         self.shared.1.notify_all();
         // A later open of the same log must not compete with this thread for the spare segment.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
-}
-
-fn lock(mutex: &Mutex<Preparing>) -> MutexGuard<'_, Preparing> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is to be done now.
@@ -325,23 +316,18 @@ impl Preparing {
 
 fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Preparation) {
     let (mutex, changed) = shared;
-    let mut state = lock(mutex);
+    let mut state = mutex.lock();
     loop {
-        state = match state.due() {
+        match state.due() {
             Due::End => return,
-            Due::Wait(None) => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Due::Wait(None) => changed.wait(&mut state),
             Due::Wait(Some(wait)) => {
-                changed
-                    .wait_timeout(state, wait)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+                changed.wait_for(&mut state, wait);
             }
-            Due::Prepare(wanted) => {
-                drop(state);
+            Due::Prepare(wanted) => MutexGuard::unlocked(&mut state, || {
                 prepare(storage, dir, trimmed, wanted, shared);
-                lock(mutex)
-            }
-        };
+            }),
+        }
     }
 }
 
@@ -353,7 +339,7 @@ fn prepare(
     (mutex, changed): &Preparation,
 ) {
     let result = Spare::prepare(storage, dir, trimmed, wanted);
-    let mut state = lock(mutex);
+    let mut state = mutex.lock();
     if matches!(*state, Preparing::Stopped) {
         return;
     }

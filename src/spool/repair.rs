@@ -17,6 +17,8 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use crate::clock;
+
 use super::{
     checkpoint::Checkpoint,
     damage::Damage,
@@ -251,7 +253,7 @@ impl Rewriting {
             blocks: Blocks::Reserved,
         };
         let spare = Spare::prepare(&*self.storage, &self.dir, &none, wanted)?;
-        let now = jiff::Timestamp::now().as_microsecond();
+        let now = clock::unix_micros();
         self.writer.roll(spare, now).map(|_| ())
     }
 

@@ -8,9 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{
@@ -47,7 +48,7 @@ impl Salvage {
 
     /// The bytes of a file that could not be read, of those that were asked for so far: ranges in order, with room between.
     pub fn refused(&self, path: &Path) -> Vec<(u64, u64)> {
-        let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = self.noted.lock();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for sector in noted.get(path).into_iter().flatten() {
             match ranges.last_mut() {
@@ -83,7 +84,7 @@ impl ReadStorage for Salvage {
 impl ReadFile for SalvageFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let file = &self.file;
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted.lock();
         if !noted.contains_key(&self.path) {
             match file.read_at(buf, offset) {
                 Err(error) if self.read_around && is_refused(&error) => {}

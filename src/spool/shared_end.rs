@@ -1,10 +1,8 @@
 //! The state that a log's writer and reader share: the segments, the durable end, and the reader's place; and trimming.
 
-use std::{
-    path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
     appender::Queue,
@@ -53,15 +51,14 @@ impl SharedEnd {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, SharedEndState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until the durable end lies beyond `seq` or [`SharedEnd::wake`] was called since the last wait, for at most `limit`.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
-        let (mut state, _) = self
-            .grown
-            .wait_timeout_while(self.lock(), limit, |state| state.end.seq <= seq && !state.woken)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.grown
+            .wait_while_for(&mut state, |state| state.end.seq <= seq && !state.woken, limit);
         state.woken = false;
     }
 

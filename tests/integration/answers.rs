@@ -1,5 +1,5 @@
-//! The webhook contract: each case and its answer. No Kafka is needed, and none is there, but where the answer's other
-//! half stands in Kafka.
+//! The webhook contract: each case and its answer. It needs no Kafka, and there is none unless half of the answer is
+//! in Kafka.
 
 use std::time::Duration;
 
@@ -31,14 +31,14 @@ fn events(bridge: &Bridge, stream: &str) -> f64 {
     bridge.scrape().stream("cmc_bridge_events_total", stream)
 }
 
-/// The requests with this outcome. A count may follow its answer, so wait for it.
+/// The number of requests with this outcome. The count may follow the answer, so wait for it.
 fn expect_outcome(bridge: &Bridge, outcome: &str, count: f64) {
     bridge.wait_for(LIMIT, &format!("{count} × {outcome}"), |scrape| {
         scrape.sum("cmc_bridge_webhooks_total", &[("outcome", outcome)]) == count
     });
 }
 
-/// Waits for a line of the log that has all of these parts.
+/// Waits for a log line that contains all of these parts.
 fn expect_logged(bridge: &Bridge, parts: &[&str]) {
     crate::wait::until(LIMIT, &format!("a log line with {parts:?}"), || {
         let log = bridge.running.stderr();
@@ -86,7 +86,7 @@ fn understood() {
             .status,
         200
     );
-    // A missing type is told from the body.
+    // Without a content type the body decides.
     assert_eq!(client.post_with(&[], delivery("b")).status, 200);
     assert_eq!(client.post_with(&[], sample("deliveries-form.txt")).status, 200);
     let slash = client
@@ -150,7 +150,7 @@ fn not_parseable() {
         );
     }
     expect_problem(&client.post_with(&[FORM], "event_type=deliveries&event=%7B"), 400);
-    // An empty body leaves nothing to keep, but is answered all the same.
+    // An empty body leaves nothing to keep, but is answered nevertheless.
     expect_problem(&client.post(""), 400);
     let kept = events(&bridge, "dead_letters");
     assert!(kept >= bodies.len() as f64 + 1.0, "{kept} dead letters");
@@ -197,7 +197,7 @@ fn a_record_over_the_limit_is_a_dead_letter() {
         200
     );
     assert_eq!(events(&bridge, "deliveries"), 2.0);
-    // Perhaps in parts, for the dead letter may be over the limit as well.
+    // Perhaps in parts, since the dead letter may exceed the limit as well.
     let letters = events(&bridge, "dead_letters");
     assert!(letters >= 1.0, "{letters}");
 }

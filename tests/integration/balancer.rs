@@ -1,5 +1,5 @@
-//! A small TCP balancer before several bridges, as Kubernetes' services are one: it looks at `/readyz` now and then and
-//! gives each new connection to the next of those that were ready. A connection stays where it is.
+//! A small TCP balancer for several bridges, like a Kubernetes service: it polls `/readyz` and gives each new connection to
+//! the next replica that was ready. A connection stays with its replica.
 
 use std::{
     collections::HashMap,
@@ -15,15 +15,15 @@ use std::{
 
 use crate::{bridge::Bridge, http::Client, wait};
 
-/// Time between two looks at a backend.
+/// Time between two polls of a backend.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Which replica a connection was given to, by the client's address.
+/// The replica of each connection, by the client's address.
 #[derive(Clone, Default)]
 pub struct Routes(Arc<Mutex<HashMap<SocketAddr, usize>>>);
 
 impl Routes {
-    /// The replica that has the connection from this address.
+    /// The replica of the connection from this address.
     pub fn of(&self, client: SocketAddr) -> Option<usize> {
         self.0.lock().unwrap().get(&client).copied()
     }
@@ -37,7 +37,7 @@ struct Backend {
 
 #[derive(Default)]
 struct Shared {
-    /// By the replica's number.
+    /// By replica number.
     backends: Mutex<HashMap<usize, Backend>>,
     routes: Routes,
     next: AtomicU64,
@@ -45,7 +45,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A running balancer; it stops on drop.
+/// A running balancer. Dropping it stops it.
 pub struct Balancer {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -53,7 +53,7 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Starts one that has no backend yet.
+    /// Starts a balancer without backends.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -90,12 +90,12 @@ impl Balancer {
         }
     }
 
-    /// What it gives to whom.
+    /// The replica of each connection.
     pub fn routes(&self) -> Routes {
         self.shared.routes.clone()
     }
 
-    /// From now on this bridge is the replica of this number; gives connections to it once it is seen ready.
+    /// Makes this bridge the replica with this number; it gets connections once it is ready.
     pub fn set(&self, replica: usize, bridge: &Bridge) {
         let backend = Backend {
             ingest: bridge.ingest,
@@ -105,7 +105,7 @@ impl Balancer {
         self.shared.backends.lock().unwrap().insert(replica, backend);
     }
 
-    /// Waits until exactly these replicas are given connections.
+    /// Waits until exactly these replicas get connections.
     pub fn wait_ready(&self, replicas: &[usize], limit: Duration) {
         wait::until(limit, &format!("the replicas {replicas:?} to be ready"), || {
             let backends = self.shared.backends.lock().unwrap();
@@ -118,7 +118,7 @@ impl Balancer {
         });
     }
 
-    /// Connections for which there was no replica, or only one that was gone.
+    /// How many connections found no replica, or one that was gone.
     pub fn turned_away(&self) -> u64 {
         self.shared.turned_away.load(Ordering::Relaxed)
     }
@@ -127,7 +127,7 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the one that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -152,7 +152,7 @@ impl Shared {
         }
     }
 
-    /// Passes bytes on, both ways, until both sides have ended; an error when no replica took the connection.
+    /// Forwards bytes both ways until both sides have ended; fails if no replica took the connection.
     fn serve(&self, client: &TcpStream) -> io::Result<()> {
         let (replica, ingest) = self.choose().ok_or(io::ErrorKind::NotConnected)?;
         let backend = TcpStream::connect(ingest)?;
@@ -179,7 +179,7 @@ impl Shared {
     }
 }
 
-/// One way; what ends it is passed on as well.
+/// Forwards one way, including the end.
 fn pass(mut from: &TcpStream, mut to: &TcpStream) {
     let end = match io::copy(&mut from, &mut to) {
         Ok(_) => Shutdown::Write,

@@ -14,7 +14,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Every counted event of these streams, in the ledger's eyes.
+/// The number of events of these streams by the ledger.
 fn acknowledged(posted: &[Posted], stream: &str) -> f64 {
     let acknowledged = |p: &&Posted| p.stream == stream && matches!(p.outcome, Outcome::Acknowledged(_));
     posted
@@ -24,7 +24,7 @@ fn acknowledged(posted: &[Posted], stream: &str) -> f64 {
         .sum()
 }
 
-/// Scrapes (and so checks) for a while; gives the number of scrapes.
+/// Scrapes, and so checks the books, for a while; returns the number of scrapes.
 fn scrape_under_load(bridge: &Bridge, target: &Target) -> (u32, Vec<Posted>) {
     target.set(bridge.ingest);
     let load = Load::start(target, Shape::default());
@@ -59,7 +59,7 @@ fn the_accounts_agree_at_every_scrape() {
     let target = Target::default();
     let mut totals = [0.0; 2];
 
-    // First without Kafka, so that the second life recovers what the first one left.
+    // First without Kafka, so that the second life recovers what the first left.
     let lives = [setup.clone().set("kafka.bootstrap_servers", NO_KAFKA), setup];
     for (life, setup) in lives.iter().enumerate() {
         let bridge = setup.start();
@@ -67,7 +67,7 @@ fn the_accounts_agree_at_every_scrape() {
         println!("life {life}: {scrapes} scrapes");
         let scrape = bridge.scrape();
         let counted = |name, stream| scrape.stream(name, stream);
-        // Each webhook of `bad` has one element for the dead letters, each second one a good one as well.
+        // Each webhook of `bad` has one element for the dead letters, and every other one also a good element.
         assert_eq!(
             counted("cmc_bridge_events_total", "deliveries"),
             acknowledged(&posted, "deliveries") + 100.0
@@ -81,7 +81,7 @@ fn the_accounts_agree_at_every_scrape() {
             assert_eq!(
                 counted("cmc_bridge_recovered_events", stream),
                 *total,
-                "{stream} of the former life"
+                "{stream} of the previous life"
             );
             *total += counted("cmc_bridge_events_total", stream);
         }

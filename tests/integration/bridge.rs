@@ -1,4 +1,4 @@
-//! The real binary, set up by its environment alone.
+//! Runs the real binary, configured only by environment variables.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,15 @@ use crate::{
     http::{Client, Wire},
     kafka::new_dir,
     metrics::{STREAMS, Scrape},
-    process::{Process, watched},
+    process::{Ended, Process, watched},
     topics, wait,
 };
 
-/// Bootstrap servers where nobody listens.
+/// Bootstrap servers that nothing listens on.
 pub const NO_KAFKA: &str = "127.0.0.1:1";
 
 const START_LIMIT: Duration = Duration::from_secs(90);
+const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 /// A topic for each stream.
 pub struct Topics {
@@ -37,7 +38,7 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// Unique ones, created with three partitions each.
+    /// Creates topics with unique names and three partitions each.
     pub fn create(kafka: &str) -> Self {
         let topic = |what| topics::create(kafka, what, 3, &[]);
         Topics {
@@ -49,7 +50,7 @@ impl Topics {
     }
 }
 
-/// How to start a bridge: the same setup starts it again on the same spool.
+/// How to start a bridge. The same setup can start it again on the same spool.
 #[derive(Clone)]
 pub struct Setup {
     spool: PathBuf,
@@ -58,7 +59,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A new spool directory, free ports, anybody may post, no lame duck.
+    /// A new spool directory, free ports, anonymous posts allowed, no lame-duck period.
     pub fn new(bootstrap: &str) -> Self {
         let setup = Setup {
             spool: PathBuf::new(),
@@ -69,7 +70,7 @@ impl Setup {
             .spool(&new_dir("spool"))
             .set("kafka.bootstrap_servers", bootstrap)
             .set("ingest.listen", "127.0.0.1:0")
-            // No test waits for them, and a busy machine may be slow.
+            // Longer than a busy machine needs; no test waits for these time-outs.
             .set("ingest.append_timeout", "60s")
             .set("ingest.header_timeout", "60s")
             .set("admin.listen", "127.0.0.1:0")
@@ -85,18 +86,18 @@ impl Setup {
         self
     }
 
-    /// Takes a setting away, so that the default holds.
+    /// Removes a setting, so that the default applies.
     pub fn unset(mut self, key: &str) -> Self {
         self.environment.remove(&variable(key));
         self
     }
 
-    /// A setting that was made.
+    /// The value of a setting.
     pub fn value(&self, key: &str) -> &str {
         &self.environment[&variable(key)]
     }
 
-    /// A program that starts the bridge, such as `prlimit`, and its arguments before the bridge's.
+    /// Starts the bridge through a program such as `prlimit`, given with its arguments.
     pub fn through(mut self, program: &[&str]) -> Self {
         self.through = program.iter().map(|word| (*word).to_owned()).collect();
         self
@@ -108,12 +109,12 @@ impl Setup {
         self.set("spool.dir", dir.to_str().unwrap())
     }
 
-    /// Where the spool is.
+    /// The spool's directory.
     pub fn spool_dir(&self) -> &Path {
         &self.spool
     }
 
-    /// These topics for the default streams.
+    /// Sets the topics of the streams.
     pub fn topics(self, topics: &Topics) -> Self {
         self.set("streams.deliveries.topic", &topics.deliveries)
             .set("streams.bounces.topic", &topics.bounces)
@@ -126,22 +127,7 @@ impl Setup {
         self.set(&format!("kafka.properties.{}", name.replace('.', "_")), value)
     }
 
-    /// Runs another command with these settings and gives all that it wrote.
-    pub fn run(&self, args: &[&str]) -> String {
-        let log = new_dir("command").join("output");
-        let file = File::create(&log).unwrap();
-        let mut command = self.command(args);
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        let status = Process::spawn(&mut command).unwrap().wait(START_LIMIT);
-        let output = fs::read_to_string(log).unwrap();
-        assert!(
-            status.is_some_and(|status| status.success()),
-            "{args:?} ended with {status:?}:\n{output}"
-        );
-        output
-    }
-
-    /// A command of the binary with this environment, and no other of the bridge's.
+    /// A command of the binary with these settings and no other CMC_BRIDGE variables.
     pub fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_cmc-bridge");
         let through = self.through.iter().map(String::as_str);
@@ -155,7 +141,7 @@ impl Setup {
         command
     }
 
-    /// Starts the process and no more.
+    /// Starts the bridge without waiting.
     pub fn spawn(&self) -> Running {
         let mut command = self.command(&["serve"]);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -198,11 +184,66 @@ impl Setup {
     }
 }
 
+/// A running command of the binary, with its output in files.
+pub struct Started {
+    pub process: Process,
+    name: String,
+    dir: PathBuf,
+}
+
+impl Started {
+    /// Starts a command with these settings and environment variables.
+    pub fn new(setup: &Setup, args: &[&str], variables: &[(&str, &str)]) -> Started {
+        let dir = new_dir("command");
+        let file = |name: &str| File::create(dir.join(name)).unwrap();
+        let mut command = setup.command(args);
+        command.envs(variables.iter().copied());
+        command.stdout(file("stdout")).stderr(file("stderr"));
+        let process = Process::spawn(&mut command).unwrap();
+        let name = args.join(" ");
+        Started { process, name, dir }
+    }
+
+    /// What it has written so far to `stdout` or `stderr`.
+    pub fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(name)).unwrap()
+    }
+
+    /// Waits until it has written this to standard error.
+    pub fn says(&mut self, text: &str) {
+        wait::until(COMMAND_LIMIT, &format!("{text:?} on standard error"), || {
+            let stderr = self.text("stderr");
+            if let Some(status) = self.process.exited() {
+                panic!("{} ended with {status}: {stderr}", self.name);
+            }
+            stderr.contains(text).then_some(())
+        });
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        let status = self.process.wait(COMMAND_LIMIT);
+        let (stdout, stderr) = (self.text("stdout"), self.text("stderr"));
+        println!("$ cmc-bridge {}\n{stdout}{stderr}", self.name);
+        let status = status.unwrap_or_else(|| panic!("{} still ran after {COMMAND_LIMIT:?}", self.name));
+        Ended {
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// Runs a command with these settings to its end.
+pub fn run(setup: &Setup, args: &[&str]) -> Ended {
+    Started::new(setup, args, &[]).end()
+}
+
 fn variable(key: &str) -> String {
     format!("CMC_BRIDGE__{}", key.to_uppercase().replace('.', "__"))
 }
 
-/// A bridge process; killed on drop, and its log printed when the test fails.
+/// A bridge process. Dropping it kills it, and prints its last log lines if the test fails.
 pub struct Running {
     process: Process,
     lines: Arc<Mutex<Vec<String>>>,
@@ -210,12 +251,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// All that it wrote to standard error so far.
+    /// Its standard error so far.
     pub fn stderr(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// Waits for the end, and all of its output; gives the exit code.
+    /// Waits for its end and all of its output; returns the exit code.
     pub fn wait_exit(&mut self, limit: Duration) -> i32 {
         let status = self.process.wait(limit);
         let Some(status) = status else {
@@ -226,7 +267,7 @@ impl Running {
         }
         status
             .code()
-            .unwrap_or_else(|| panic!("the bridge ended by {status}"))
+            .unwrap_or_else(|| panic!("the bridge ended with {status}"))
     }
 
     fn logged_address(&self, message: &str) -> Option<SocketAddr> {
@@ -251,17 +292,17 @@ impl Drop for Running {
     }
 }
 
-/// A bridge that serves.
+/// A bridge that takes webhooks.
 pub struct Bridge {
-    /// Where webhooks go.
+    /// The webhook port.
     pub ingest: SocketAddr,
-    /// Metrics and probes.
+    /// The port for metrics and probes.
     pub admin: SocketAddr,
     pub running: Running,
 }
 
 impl Bridge {
-    /// A raw connection to the webhook side.
+    /// A raw connection to the webhook port.
     pub fn wire(&self) -> Wire {
         Wire::connect(self.ingest)
     }
@@ -276,14 +317,14 @@ impl Bridge {
         self.memory("VmRSS:")
     }
 
-    /// A line of `/proc/<pid>/status` about memory, in bytes.
+    /// The value of a memory line in `/proc/<pid>/status`, in bytes.
     pub fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// A new client of the webhook side.
+    /// A new client of the webhook port.
     pub fn client(&self) -> Client {
         Client::new(self.ingest)
     }
@@ -293,7 +334,7 @@ impl Bridge {
         Client::new(self.admin).get(path).status
     }
 
-    /// A scrape; the books must agree in every one.
+    /// A scrape. The books must balance in every one.
     pub fn scrape(&self) -> Scrape {
         let response = Client::new(self.admin).get("/metrics");
         assert_eq!(response.status, 200);
@@ -315,7 +356,7 @@ impl Bridge {
         })
     }
 
-    /// Waits until no stream has an undelivered event: of those that are on by default each, of others those that there are.
+    /// Waits until no stream has an undelivered event. Every stream that is enabled by default must have a backlog figure.
     pub fn wait_drained(&self, limit: Duration) -> Scrape {
         const BACKLOG: &str = "cmc_bridge_backlog_events";
         self.wait_for(limit, "an empty backlog", |scrape| {
@@ -335,7 +376,7 @@ impl Bridge {
         self.running.process.signal(Signal::TERM);
     }
 
-    /// SIGTERM, and the orderly end.
+    /// SIGTERM; waits for the orderly end.
     pub fn stop(mut self) {
         self.terminate();
         assert_eq!(self.running.wait_exit(Duration::from_secs(60)), 0);

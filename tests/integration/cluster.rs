@@ -1,8 +1,8 @@
-//! A Kafka of three brokers and a controller, each a process of its own: three replicas of everything, two of which must be
-//! in sync, so that a broker may go while leaders and coordinators move.
+//! A Kafka cluster of three brokers and a controller, each in its own process. Everything has three replicas, two of which
+//! must be in sync, so that one broker may fail while leaders and coordinators move.
 //!
-//! Positions and transactions each have one coordinator for all (one partition), so that a test knows whom to kill.
-//! Kafka's own settings hold for how often the coordinator looks for transactions that have timed out.
+//! Positions and transactions have one coordinator each (one partition), so that a test knows which broker to kill.
+//! Kafka's defaults determine how often the coordinator looks for transactions that have timed out.
 
 use std::{
     fs,
@@ -25,31 +25,31 @@ use crate::{
     wait::{self, Random},
 };
 
-/// The topics whose partition 0 is led by the coordinator of transactions, and of groups (positions).
+/// The topics whose leader of partition 0 is the coordinator: of transactions, and of groups (positions).
 pub const COORDINATORS: [&str; 2] = ["__transaction_state", "__consumer_offsets"];
 
 const BROKERS: usize = 3;
 const START_LIMIT: Duration = Duration::from_secs(180);
-/// Long enough for a cluster that is paused as a whole: nobody is fenced.
+/// Long enough that no broker is fenced while the whole cluster is paused.
 const PAUSES: Duration = Duration::from_secs(120);
 
-/// A cluster whose brokers are never killed. Hold it for reading while it must run, for writing to pause it.
+/// A cluster whose brokers are never killed. Lock it for reading while it must run, for writing to pause it.
 pub fn shared() -> &'static RwLock<Cluster> {
     static SHARED: OnceLock<RwLock<Cluster>> = OnceLock::new();
     SHARED.get_or_init(|| RwLock::new(Cluster::start(PAUSES)))
 }
 
-/// A running cluster; killed on drop.
+/// A running cluster. Dropping it kills it.
 pub struct Cluster {
     dir: PathBuf,
     bootstrap: String,
-    /// The brokers, the killed ones too, and last the controller.
+    /// The brokers, including killed ones, then the controller.
     nodes: Vec<Process>,
     probe: BaseConsumer,
 }
 
 impl Cluster {
-    /// Starts one that fences a broker after so long without a heartbeat.
+    /// Starts a cluster that fences a broker after this time without a heartbeat.
     pub fn start(session_timeout: Duration) -> Self {
         let mut random = Random::new("cluster ports");
         for _ in 0..5 {
@@ -72,7 +72,7 @@ impl Cluster {
     }
 
     fn run(dir: PathBuf, ports: &[u16]) -> Self {
-        // Side by side, for the controller is formatted first.
+        // In parallel, because the controller formats its storage first.
         let nodes = thread::scope(|scope| {
             let start = |node| {
                 let dir = &dir;
@@ -91,7 +91,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until topics with all replicas can be made; false when a process ended by itself.
+    /// Waits until topics with all replicas can be created; false if a process ended.
     fn wait_started(&mut self) -> bool {
         wait::until(START_LIMIT, "three brokers", || {
             if self.nodes.iter_mut().any(|node| node.exited().is_some()) {
@@ -107,12 +107,12 @@ impl Cluster {
         self.bootstrap.clone()
     }
 
-    /// What a broker that runs says of the cluster.
+    /// The metadata of the cluster from any running broker.
     fn metadata(&self) -> Option<Metadata> {
         self.probe.fetch_metadata(None, Duration::from_secs(2)).ok()
     }
 
-    /// The broker that leads the topic's partition 0. Waits until one does that is not `but`.
+    /// The leader of the topic's partition 0. Waits until there is one other than `but`.
     pub fn leader(&self, topic: &str, but: Option<i32>) -> i32 {
         wait::until(START_LIMIT, &format!("a leader of {topic}"), || {
             let metadata = self.metadata()?;
@@ -122,13 +122,13 @@ impl Cluster {
         })
     }
 
-    /// SIGKILL for the broker with this id.
+    /// SIGKILL to the broker with this id.
     pub fn kill(&mut self, id: i32) {
         self.nodes[id as usize - 1].kill();
     }
 
-    /// Starts a killed broker again, once the cluster knows that it was gone, and waits until every replica of every
-    /// partition is in sync.
+    /// Restarts a killed broker once the cluster has noticed that it is gone, and waits until all replicas of all
+    /// partitions are in sync.
     pub fn start_again(&mut self, id: i32) {
         wait::until(START_LIMIT, "the controller to fence the broker", || {
             let metadata = self.metadata()?;
@@ -147,12 +147,12 @@ impl Cluster {
         });
     }
 
-    /// SIGSTOP for all brokers: connections stay open, nobody answers.
+    /// SIGSTOP to all brokers: connections stay open, but nothing answers.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT for all brokers.
+    /// SIGCONT to all brokers.
     pub fn resume(&mut self) {
         self.signal(Signal::CONT);
     }
@@ -175,7 +175,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Nodes are counted from 0, the brokers first; the last one is the controller.
+/// The name of a node, counted from 0: the brokers first, then the controller.
 fn name(node: usize) -> String {
     match node {
         BROKERS => "controller".to_owned(),
@@ -195,7 +195,7 @@ fn write_files(dir: &Path, ports: &[u16], session_timeout: Duration) {
         };
         let data = dir.join(format!("{}-data", name(node)));
         if role == "broker" {
-            // All that formatting gives a broker; it takes a second, and a JVM.
+            // What formatting would write; that takes a second and a JVM.
             let meta = format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={}\n", node + 1);
             fs::create_dir(&data).unwrap();
             fs::write(data.join("meta.properties"), meta).unwrap();

@@ -1,4 +1,4 @@
-//! The sender's bodies, and the records that they must become: computed here without the bridge's code.
+//! The sender's bodies and the records that they must become, computed without the bridge's code.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,7 +7,7 @@ use sha1::{Digest, Sha1};
 
 use crate::topics::Record;
 
-/// A file of tests/samples.
+/// The text of a file in tests/samples.
 pub fn sample(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/samples")
@@ -23,19 +23,19 @@ pub fn webhook(event_type: &str, composition: &str, elements: &[&str]) -> String
     )
 }
 
-/// A deliveries message with this id and subject.
+/// A delivery event with this id and subject.
 pub fn message(id: &str, subject: &str) -> String {
     format!(
         r#"{{"reason":"","created":"2026-10-01 09:15:02","subject":"{subject}","messageId":"\u003C{id}\u003E","status":"queued"}}"#
     )
 }
 
-/// A webhook of one deliveries message with this id.
+/// A webhook with one delivery event with this id.
 pub fn delivery(id: &str) -> String {
     webhook("deliveries", "pro", &[&message(id, "s")])
 }
 
-/// The raw texts of the elements of `"<list>":[…]` in a JSON body: cut by brackets, not parsed.
+/// The raw texts of the elements of `"<list>":[…]` in a JSON body, cut at the brackets without parsing.
 pub fn elements(body: &str, list: &str) -> Vec<String> {
     let opening = format!("\"{list}\":[");
     let start = body.rfind(&opening).unwrap() + opening.len();
@@ -64,21 +64,21 @@ pub fn elements(body: &str, list: &str) -> Vec<String> {
     panic!("no end of the list {list}");
 }
 
-/// The key that an element's record must have: its messageId, decoded.
+/// The expected key of an element's record: its decoded messageId.
 pub fn key_of(element: &str) -> Option<String> {
     let element: Value = serde_json::from_str(element).unwrap();
     let id = element["messageId"].as_str()?;
     (!id.is_empty() && id.len() <= 512).then(|| id.to_owned())
 }
 
-/// The value that an element's record must have.
+/// The expected value of an element's record.
 pub fn value_of(event_type: &str, composition: &str, element: &str) -> String {
     let members = element.strip_prefix('{').unwrap();
     let comma = if members.trim_start() == "}" { "" } else { "," };
     format!(r#"{{"event_type":"{event_type}","server_composition":"{composition}"{comma}{members}"#)
 }
 
-/// Checks a record of an event, whole: key, value, each header, and the time.
+/// Checks the whole record of an event: key, value, each header and the time.
 pub fn check(record: &Record, event_type: &str, composition: &str, element: &str) {
     let key = key_of(element);
     assert_eq!(record.key_text(), key.as_deref());
@@ -90,7 +90,7 @@ pub fn check(record: &Record, event_type: &str, composition: &str, element: &str
         ("ce_source", format!("/cmc/{}", percent_encoded(composition))),
         ("content-type", "application/json".to_owned()),
     ]);
-    // CloudEvents has no control characters in attributes.
+    // CloudEvents allows no control characters in attributes.
     if let Some(key) = key.filter(|key| !key.contains(char::is_control)) {
         want.insert("ce_subject", key);
     }
@@ -109,7 +109,7 @@ pub fn check(record: &Record, event_type: &str, composition: &str, element: &str
     assert_eq!(have, want);
 }
 
-/// RFC 3339 with microseconds, lately, and before the record was sent.
+/// Checks for an RFC 3339 time with microseconds, recent and before the record was sent.
 fn check_received_at(text: &str, record: &Record) {
     let fraction = text.split_once('.').expect("a fraction of a second").1;
     let digits = fraction.chars().take_while(char::is_ascii_digit).count();
@@ -126,7 +126,7 @@ fn check_received_at(text: &str, record: &Record) {
 fn check_event_id(id: &str, event_type: &str, composition: &str, element: &str) {
     let id = uuid::Uuid::parse_str(id).unwrap();
     assert_eq!(id.get_version_num(), 5, "{id}");
-    // The namespace is published in the contract's document; before that is written only the form can be checked.
+    // The contract's document publishes the namespace.
     if let Some(namespace) = published_namespace() {
         assert_eq!(id, event_id(&namespace, event_type, composition, element));
     }
@@ -163,7 +163,7 @@ fn published_namespace() -> Option<uuid::Uuid> {
     Some(namespace.expect("docs/events.md gives the namespace as a UUID"))
 }
 
-/// All but the unreserved characters of RFC 3986.
+/// All except the unreserved characters of RFC 3986.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {

@@ -1,10 +1,9 @@
-//! The commands beside `serve`, as a user meets them: output, exit codes, wrong input.
+//! The commands other than `serve` as a user sees them: output, exit codes, wrong input.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{BufRead, BufReader},
-    path::PathBuf,
     process::Command,
     process::Stdio,
     time::{Duration, Instant},
@@ -14,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Topics},
+    bridge::{NO_KAFKA, Setup, Started, Topics, run},
     http::EVENTS,
     kafka::{new_dir, shared},
     process::{Ended, Process},
@@ -23,57 +22,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// A command under way, its output in files.
-pub struct Started {
-    pub process: Process,
-    dir: PathBuf,
-}
-
-impl Started {
-    pub fn new(setup: &Setup, args: &[&str], variables: &[(&str, &str)]) -> Started {
-        let dir = new_dir("command");
-        let file = |name: &str| File::create(dir.join(name)).unwrap();
-        let mut command = setup.command(args);
-        command.envs(variables.iter().copied());
-        command.stdout(file("stdout")).stderr(file("stderr"));
-        let process = Process::spawn(&mut command).unwrap();
-        Started { process, dir }
-    }
-
-    pub fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.dir.join(name)).unwrap()
-    }
-
-    /// Waits until it has written this to standard error.
-    pub fn says(&mut self, text: &str) {
-        wait::until(LIMIT, &format!("{text:?} on standard error"), || {
-            let stderr = self.text("stderr");
-            if let Some(status) = self.process.exited() {
-                panic!("it ended with {status}: {stderr}");
-            }
-            stderr.contains(text).then_some(())
-        });
-    }
-
-    pub fn end(mut self) -> Ended {
-        let status = self.process.wait(LIMIT);
-        let (stdout, stderr) = (self.text("stdout"), self.text("stderr"));
-        let Some(status) = status else {
-            panic!("it still ran after {LIMIT:?}:\n{stdout}\n{stderr}");
-        };
-        Ended {
-            code: status.code().unwrap_or(-1),
-            stdout,
-            stderr,
-        }
-    }
-}
-
-fn run(setup: &Setup, args: &[&str]) -> Ended {
-    Started::new(setup, args, &[]).end()
-}
-
-/// `check --live` against Kafka, again while that is too busy to answer in the time that the command gives it.
+/// Runs `check --live`, again while Kafka is too busy to answer in time.
 pub fn check_live(setup: &Setup, code: i32, parts: &[&str]) -> Ended {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -87,7 +36,7 @@ pub fn check_live(setup: &Setup, code: i32, parts: &[&str]) -> Ended {
 }
 
 impl Ended {
-    /// The lines of `check --live` with this verdict.
+    /// The lines of `check --live` with this level.
     pub fn verdicts(&self, word: &str) -> Vec<&str> {
         let lines = self.stdout.lines();
         lines
@@ -114,7 +63,7 @@ fn check_live_finds_everything_in_order() {
         "not asked: WRITE on topics",
     ];
     let ended = check_live(&setup, 0, &parts);
-    // On a busy disk a warning says the last one.
+    // On a busy disk the last one is a warning.
     ended.has(
         0,
         &["the configuration is valid", "ready to serve", "fdatasync p50"],
@@ -147,10 +96,10 @@ fn check_live_without_a_topic() {
     let ended = check_live(&setup, 69, &["kafka.create_topics = true"]);
     let failures = ended.verdicts("FAIL");
     assert!(
-        failures.len() == 1 && failures[0].starts_with(&format!("topic {missing} (bounces): is not there")),
+        failures.len() == 1 && failures[0].starts_with(&format!("topic {missing} (bounces): does not exist")),
         "{failures:?}"
     );
-    // Asking has not made it.
+    // Asking did not create it.
     check_live(&setup, 69, &["kafka.create_topics = true"]);
 }
 
@@ -202,7 +151,7 @@ fn samples_go_through_the_bridge_and_out_of_the_tap() {
     let mut tap = Started::new(&setup, &["tap", "--json", "--count", "30"], &[]);
     tap.says("from now on");
 
-    // By a form with an api_key, and as JSON with a token from the environment.
+    // As a form with an api_key, and as JSON with a token from the environment.
     let form = [
         "send-sample",
         &url,
@@ -246,7 +195,7 @@ fn samples_go_through_the_bridge_and_out_of_the_tap() {
     }
     assert_eq!(keys.len(), 30);
 
-    // Filters: the bounces of the one mixed webhook, and the record with one key.
+    // Filters: the bounces of the mixed webhooks, and the record with a given key.
     let bounce = [
         "tap",
         "--stream",
@@ -268,7 +217,7 @@ fn samples_go_through_the_bridge_and_out_of_the_tap() {
     let found: Value = serde_json::from_str(&found.stdout).unwrap();
     assert_eq!(found, records[7]);
 
-    // What is refused, and why.
+    // Refusals and their reasons.
     run(&setup, &["send-sample", &url]).has(69, &["answer 401   1", "--bearer-file"]);
     let malformed = [
         "send-sample",
@@ -345,7 +294,7 @@ fn a_tap_ends_when_it_is_asked_to_or_nobody_listens() {
     stdout.read_line(&mut line).unwrap();
     assert!(line.starts_with(&format!("→ {topic}")), "{line}");
     drop(stdout);
-    // A pipe is found to be closed by writing to it.
+    // Only writing to a pipe shows that it is closed.
     run(&setup, &["send-sample", &url, "--events", "20"]).has(0, &[]);
     let status = tap.wait(LIMIT).expect("the tap ends");
     assert_eq!(status.code(), Some(0));
@@ -388,7 +337,7 @@ fn wrong_input_is_answered_with_help() {
             "possible values: deliveries",
         ),
         (&["send-sample", "--events", "0"], "--events"),
-        (&["send-sample", "--rate", "fast"], "webhooks a second"),
+        (&["send-sample", "--rate", "fast"], "webhooks per second"),
         (&["send-sample", "--basic", "nocolon"], "user:password"),
         (
             &["send-sample", "--bearer-file", "/s3cr3t"],
@@ -421,7 +370,7 @@ fn check_tells_what_would_block_every_lane() {
         check.has(0, &warning);
         let live = run(&setup, &["check", "--live"]);
         live.has(69, &["FAIL  kafka: ", part]);
-        // A key may have been put where its file belongs.
+        // A user may have put a key where its file's name belongs.
         let told = check.stdout + &check.stderr + &live.stdout + &live.stderr;
         assert!(!told.contains("s3cr3t"), "{told}");
     }

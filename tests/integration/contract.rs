@@ -1,4 +1,4 @@
-//! The contract for consumers: docs/events.md, docs/schemas and what really stands in the topics are the same.
+//! The contract for consumers: docs/events.md, docs/schemas and the actual contents of the topics agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,7 +70,7 @@ impl Schemas {
     }
 }
 
-/// The headers as the schemas see them.
+/// The headers in the form that the schemas describe.
 fn headers(record: &Record) -> Value {
     let headers = record.headers.iter().map(|(name, _)| {
         let value = record.header(name).unwrap();
@@ -89,7 +89,7 @@ fn properties(schema: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// What stands in backticks in the first cells of the tables between two headings; `-part` continues the name before.
+/// The names in backticks in the first cells of the tables between two headings; `-part` continues the previous name.
 fn documented(from: &str, to: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join("docs/events.md")).unwrap();
     let section = text.split_once(&format!("\n{from}\n")).unwrap().1;
@@ -151,12 +151,12 @@ fn documents_schemas_and_code_name_the_same_headers_and_reasons() {
     );
 }
 
-/// All that the bridge can write: each sample, odd events, and a way to each reason for a dead letter.
+/// Everything that the bridge can write: each sample, odd events, and a cause of each reason for a dead letter.
 #[test]
 fn what_the_topics_hold_is_what_the_schemas_say() {
     let kafka = kafka::shared();
     let mut topics = Topics::create(kafka);
-    // The ways to the two refusals: a topic with a small limit, and a compacted one, which wants keys.
+    // The causes of the two refusals: a topic with a small limit, and a compacted one, which requires keys.
     topics.blocks = topics::create(kafka, "small", 3, &[("max.message.bytes", "5000")]);
     topics.bounces = topics::create(kafka, "compacted", 3, &[("cleanup.policy", "compact")]);
     let setup = Setup::new(kafka)
@@ -175,7 +175,7 @@ fn what_the_topics_hold_is_what_the_schemas_say() {
     assert_eq!(client.post(webhook("deliveries", "本番 a/b", &odd)).status, 200);
     post_bad_ones(&mut client);
 
-    // With blocks off their event type is unknown.
+    // With blocks disabled, their event type is unknown.
     bridge.wait_drained(LIMIT);
     bridge.stop();
     let bridge = setup.unset("streams.blocks.enabled").start();
@@ -216,7 +216,7 @@ fn what_the_topics_hold_is_what_the_schemas_say() {
         reasons.insert(reason.to_owned());
         letter_names.extend(letter.headers.iter().map(|(name, _)| name.clone()));
     }
-    // Nothing that is documented is never written, and nothing is written that isn't documented.
+    // Everything documented is written, and everything written is documented.
     let all = Reason::ALL.iter().map(|reason| reason.name().to_owned());
     assert_eq!(reasons, all.collect());
     letter_names.retain(|name| !names.contains(name));
@@ -227,7 +227,7 @@ fn what_the_topics_hold_is_what_the_schemas_say() {
 }
 
 fn check_event(schemas: &Schemas, stream: &str, record: &Record) {
-    // Members of odd events are not as the sender documents them; what the bridge promises holds all the same.
+    // Members of odd events are not as the sender documents them, but the promises of the bridge still hold.
     let value: Value = serde_json::from_str(&record.text().replace("1e400", "1e40")).unwrap();
     let odd = record.header("ce_source") != Some("/cmc/pro");
     schemas.check(if odd { "event" } else { stream }, &value);
@@ -247,10 +247,10 @@ fn post_samples(client: &mut Client) {
     }
 }
 
-/// Events that go on from webhooks of [`post_bad_ones`].
+/// Number of events in the webhooks of [`post_bad_ones`].
 const GOOD_BESIDE_BAD: usize = 1;
 
-/// Bodies and elements for each reason but an unknown event type.
+/// Bodies and elements for each reason except an unknown event type.
 fn post_bad_ones(client: &mut Client) {
     let good = message("good@test", "beside bad ones");
     let list = |elements: &str| {
@@ -265,7 +265,7 @@ fn post_bad_ones(client: &mut Client) {
         "not JSON".to_owned(),
         // Too large for one record: parts.
         format!("{{{}", " ".repeat(50_000)),
-        // A credential, overwritten.
+        // A masked credential.
         r#"{"api_key":"0123456789","event_type":"deliveries"}"#.to_owned(),
         "[]".to_owned(),
         format!(r#"{{{head},"event_type":"bounces","event":{{"deliveries":[]}}}}"#),
@@ -316,7 +316,7 @@ fn post_bad_ones(client: &mut Client) {
     }
 }
 
-/// One run of the example to the end of the topic; gives the table's rows.
+/// Runs the example to the end of the topic; returns the rows of the table.
 fn run_delivery_state(kafka: &str, topic: &str, db: &Path, counts: (u64, u64)) -> Vec<[String; 4]> {
     let args = delivery_state::Args {
         brokers: kafka.to_owned(),
@@ -384,7 +384,7 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     ];
     assert_eq!(run((7, 2)), first);
 
-    // It goes on where it ended, without what it has: rows taken away by hand don't come back.
+    // It resumes where it ended and does not read again: rows deleted by hand do not come back.
     Connection::open(&db)
         .unwrap()
         .execute("DELETE FROM mail WHERE message_id = '<v1@test>'", [])
@@ -394,12 +394,12 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
         &[&event("going", 9, "succeeded"), &event("going", 9, "succeeded")],
     );
     bridge.wait_drained(LIMIT);
-    // Readers see them only once Kafka has written the transaction's end.
+    // Readers see them only once Kafka has written the end of the transaction.
     reader.read_count(11, LIMIT);
     let going = row("going", "a@test", "succeeded", 9);
     assert_eq!(run((2, 0)), [going.clone(), late.clone()]);
 
-    // All from the beginning, into a new table.
+    // Everything from the beginning, into a new table.
     let again = run_delivery_state(kafka, &topics.deliveries, &db.with_extension("2"), (9, 2));
     assert_eq!(again, [going, late, version_1]);
 }

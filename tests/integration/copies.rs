@@ -1,4 +1,4 @@
-//! Two lives of one spool directory: both at once, and an older one that begins while Kafka is away.
+//! A spool directory and its copy: both in use at once, and an old copy started while Kafka is away.
 
 use std::{collections::HashSet, fs, time::Duration};
 
@@ -17,7 +17,7 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let first = Setup::new(kafka).topics(&topics);
-    // What both have: some of it delivered, some not.
+    // Common to both: some events delivered, some not.
     let bridge = first.start();
     let mut posted = post(&bridge, 100);
     bridge.wait_drained(LIMIT);
@@ -39,11 +39,11 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
             Load::start(&target, Shape::default())
         })
         .collect();
-    // They fence each other until one of them takes another name, and then both deliver.
+    // They fence each other until one takes another name; then both deliver.
     for (bridge, load) in bridges.iter().zip(&loads) {
         load.wait_acknowledged(300, LIMIT);
         let goal = bridge.scrape().sum("cmc_bridge_delivered_events_total", &[]) + 500.0;
-        bridge.wait_for(LIMIT, "deliveries beside the other one", |scrape| {
+        bridge.wait_for(LIMIT, "deliveries of both", |scrape| {
             scrape.sum("cmc_bridge_delivered_events_total", &[]) >= goal
         });
     }
@@ -56,10 +56,10 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
     assert_ne!(
         manifest(&first),
         manifest(&second),
-        "one has another name in Kafka"
+        "one of them has another name in Kafka"
     );
     let again = oracle::check_at_least_once(kafka, &topics, &posted);
-    println!("{} events came twice", again.len());
+    println!("{} events arrived twice", again.len());
     for record in again {
         assert!(shared.contains(&event_id(&record).0), "{}", record.text());
     }
@@ -85,7 +85,7 @@ fn an_older_copy_with_events_that_the_original_delivered_later() {
     bridge.wait_drained(LIMIT);
     bridge.stop();
 
-    // It takes more than the original took since, so that its numbers run past the position in Kafka, in two lives.
+    // The copy takes more webhooks than the original took since, in two lives, so that its sequences pass the position in Kafka.
     let (setup, away) = (setup.spool(&copy), away.spool(&copy));
     for _ in 0..2 {
         let bridge = away.start();
@@ -96,6 +96,6 @@ fn an_older_copy_with_events_that_the_original_delivered_later() {
     posted.extend(post(&bridge, 50));
     bridge.wait_drained(LIMIT);
     bridge.stop();
-    // Once, those included that were undelivered in the copy and delivered by the original.
+    // Once each, including those that the copy had not delivered but the original had.
     oracle::check(kafka, &topics, &posted);
 }

@@ -1,4 +1,4 @@
-//! The bridge is killed and stopped under load, again and again: nothing is lost, nothing doubled.
+//! The bridge is killed and stopped under load, again and again: nothing is lost or duplicated.
 
 use std::{thread, time::Duration};
 
@@ -27,7 +27,7 @@ fn killed_under_load_again_and_again() {
         let bridge = setup.start();
         target.set(bridge.ingest);
         load.wait_acknowledged(1, LIMIT);
-        // A random instant is the point here: during init_transactions, in a transaction, between two.
+        // Random on purpose: during init_transactions, within a transaction, or between two.
         thread::sleep(Duration::from_millis(random.below(2000)));
         bridge.scrape();
         bridge.kill();
@@ -52,7 +52,7 @@ fn a_second_bridge_on_the_same_directory_is_refused() {
     let log = second.stderr();
     assert!(log.to_lowercase().contains("lock"), "{log}");
     assert!(log.contains(setup.spool_dir().to_str().unwrap()), "{log}");
-    // The first one is not disturbed.
+    // The first bridge is not disturbed.
     assert_eq!(bridge.client().post(crate::cmc::delivery("a@test")).status, 200);
     bridge.wait_drained(LIMIT);
 }
@@ -71,10 +71,10 @@ fn stopped_under_load() {
     assert_eq!(
         bridge.running.wait_exit(Duration::from_secs(65)),
         0,
-        "within the grace"
+        "within the grace period"
     );
     let posted = load.stop();
-    // Kafka is there, so the grace was enough to deliver all.
+    // Kafka is up, so the grace period was enough to deliver everything.
     oracle::check(kafka, &topics, &posted);
     let bridge = setup.start();
     assert_eq!(

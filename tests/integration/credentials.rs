@@ -1,4 +1,4 @@
-//! Credentials that are changed while webhooks come in, and requests that have none.
+//! Credentials that change while webhooks arrive, and requests that have none.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ const USES: &str = "cmc_bridge_credential_uses_total";
 const LAST_USE: &str = "cmc_bridge_credential_last_use_timestamp_seconds";
 const RELOAD_FAILURES: &str = "cmc_bridge_credential_reload_failures_total";
 
-/// A file as Kubernetes mounts it: a symlink through `..data`, which is changed at once.
+/// A file as Kubernetes mounts it: a symlink through `..data`, which is swapped at once.
 struct Secret {
     dir: PathBuf,
     writes: u32,
@@ -57,7 +57,7 @@ impl Secret {
         fs::rename(&next, self.dir.join("..data")).unwrap();
     }
 
-    /// A bridge that takes its credentials from here.
+    /// A bridge that reads its credentials from here.
     fn setup(&self, bootstrap: &str, key: &str) -> Setup {
         Setup::new(bootstrap)
             .unset("ingest.auth.allow_anonymous")
@@ -77,7 +77,7 @@ fn wait_for_status(bridge: &Bridge, authorization: &str, wanted: u16) {
     });
 }
 
-/// Posts without a pause until told to stop; gives how often each status came.
+/// Posts without a pause until stopped; returns the count of each status.
 fn sender(bridge: &Bridge, authorization: &'static str) -> (Arc<AtomicBool>, thread::JoinHandle<(u64, u64)>) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut client = bridge.client();
@@ -111,7 +111,7 @@ fn a_token_is_changed_without_a_gap() {
     });
     assert_eq!(bridge.scrape().label_values(USES, "credential"), ["bearer-1"]);
 
-    // Both are valid, the series of the new one is there before it is used.
+    // Both are valid, and the new one has its series before it is used.
     secret.write("old-token\nnew-token\n");
     let scrape = bridge.wait_for(LIMIT, "the new token's series", |scrape| {
         scrape.label_values(USES, "credential").len() == 2
@@ -152,7 +152,7 @@ fn a_token_is_changed_without_a_gap() {
         accepted > 5 && refused == 0,
         "{accepted} accepted, {refused} refused"
     );
-    // What is gone keeps its series.
+    // A replaced one keeps its series.
     assert_eq!(bridge.scrape().label_values(USES, "credential").len(), 2);
     assert_eq!(bridge.scrape().get(RELOAD_FAILURES, &[]), 0.0);
     let taken = "\"credentials\":\"bearer-1,bearer-2\"";
@@ -189,7 +189,7 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
         };
         secret.write(contents);
         wait::until(LIMIT, cause, || (lines() > 0).then_some(()));
-        // Each look counts, and there is one line for all of them.
+        // Each look counts, and one line covers them all.
         let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
         bridge.wait_for(LIMIT, "a further look", |scrape| {
             scrape.get(RELOAD_FAILURES, &[]) > before
@@ -209,7 +209,7 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
         "{accepted} accepted, {refused} refused"
     );
 
-    // A good one ends it; it has a byte order mark and blanks, as some editors leave them.
+    // A good one ends the refusals; it has a byte order mark and blanks, as some editors leave them.
     secret.write("\u{FEFF}\r\n cmc:new-word \r\n");
     symlink("..data/secret", secret.path()).unwrap();
     wait_for_status(&bridge, NEW, 200);

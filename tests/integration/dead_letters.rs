@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cmc_bridge::dead_letter::{Letter, Letters, Reason};
+use cmc_bridge::dead_letter::{Letter, LetterAssembler, Reason};
 
 use crate::{
     bridge::{Bridge, Setup, Topics},
@@ -29,7 +29,7 @@ fn letters(bridge: &Bridge, kafka: &str, topic: &str) -> (Vec<Letter>, usize) {
     bridge.wait_drained(LIMIT);
     let mut reader = Reader::new(kafka, topic);
     let records = reader.read_to_end(LIMIT);
-    let mut letters = Letters::default();
+    let mut letters = LetterAssembler::default();
     let mut whole = Vec::new();
     for record in records {
         let headers: Vec<(&str, &[u8])> = record

@@ -1,4 +1,4 @@
-//! `dev` with credentials: its samples and the command that it prints present them.
+//! `dev` with credentials: its samples and the printed curl command present them.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Runs `dev --sample` with these settings until it has posted the last sample; gives its output, and what the printed
-/// command's answer began with.
+/// Runs `dev --sample` with these settings until it prints `last`. Returns its output and the first line of the printed
+/// command's answer, if there is curl.
 fn dev(setup: &Setup, last: &str) -> (String, Option<String>) {
     let out = new_dir("dev").join("stdout");
     let mut command = setup.command(&[
@@ -51,7 +51,7 @@ fn dev(setup: &Setup, last: &str) -> (String, Option<String>) {
     });
     process.signal(Signal::INT);
     assert!(process.wait(LIMIT).is_some_and(|status| status.success()));
-    // What the command reads goes with the rest.
+    // The file that the command reads is removed with the rest.
     if let Some((_, file)) = line.split_once("'@") {
         assert!(!Path::new(file.split('\'').next().unwrap()).exists(), "{line}");
     }
@@ -69,16 +69,16 @@ fn samples_and_the_printed_command_present_the_credentials() {
         (
             "ingest.auth.bearer_tokens",
             "s3cr3t-token",
-            "posted a body that breaks off",
+            "posted a truncated body",
         ),
-        ("ingest.auth.basic", "cmc:s3cr3t", "posted a body that breaks off"),
+        ("ingest.auth.basic", "cmc:s3cr3t", "posted a truncated body"),
         ("ingest.auth.api_keys", "s3cr3t-key", "posted the bounce"),
     ] {
         let (text, answer) = dev(&setup.clone().set(key, value), last);
         let posted: Vec<&str> = text.lines().filter(|line| line.starts_with("posted ")).collect();
         assert!(posted.len() >= 3, "{text}");
         for line in posted {
-            let wanted = if line.contains("breaks off") {
+            let wanted = if line.contains("truncated") {
                 ": 400"
             } else {
                 ": 200"

@@ -1,17 +1,16 @@
-//! Streams that are switched off while events of theirs wait: nothing of that is out of sight, and Kafka gets them.
+//! Streams that are switched off while their events wait: the events stay visible and reach Kafka.
 
 use std::{fs, path::Path, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
-    bridge::{Bridge, NO_KAFKA, Setup, Topics},
+    bridge::{Bridge, NO_KAFKA, Setup, Topics, run},
     cmc::webhook,
     html,
     http::Client,
     kafka,
     metrics::Scrape,
-    spool_tools::run,
     topics::Reader,
     wait,
 };
@@ -37,9 +36,9 @@ fn has_blocks(scrape: &Scrape) -> bool {
     streams.contains(&"blocks")
 }
 
-/// A spool in which so many events of blocks wait, and the setup that knows blocks no more.
+/// A spool in which this many events of blocks wait, with the setup in which blocks is disabled.
 fn left_behind(topics: &Topics, events: usize) -> Setup {
-    // A stop that can't deliver need not be waited for.
+    // No waiting for a stop that can't deliver.
     let away = Setup::new(NO_KAFKA).topics(topics).set("shutdown.grace", "1s");
     let bridge = away.clone().set("streams.blocks.enabled", "true").start();
     let mut client = bridge.client();
@@ -84,7 +83,7 @@ fn events_of_a_disabled_stream_are_shown_everywhere_and_delivered() {
         (&blocks["log"], &blocks["backlog"]),
         (&"disabled".into(), &2.into())
     );
-    // It takes no webhooks: they are dead letters, as without a log.
+    // The stream takes no webhooks: they become dead letters, as without a log.
     assert_eq!(
         bridge.client().post(webhook("blocks", "pro", &["{}"])).status,
         200
@@ -114,7 +113,7 @@ fn events_of_a_disabled_stream_are_shown_everywhere_and_delivered() {
     assert_eq!(bridge.probe("/readyz"), 200);
     bridge.stop();
 
-    // What is empty is not opened again, and nobody is troubled by it.
+    // An empty log is not opened again and causes no warning.
     let bridge = there.start();
     assert!(!has_blocks(&bridge.scrape()));
     assert!(of_blocks(&status(&bridge)).is_none());
@@ -145,7 +144,7 @@ fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_s
     let scrape = bridge.wait_drained(LIMIT);
     let damage = [("stream", "blocks"), ("reason", "damage")];
     assert_eq!(scrape.get("cmc_bridge_lane_blocked", &damage), 1.0);
-    // Nobody knows how many: no number is better than a wrong one.
+    // The number is unknown, and no number is better than a wrong one.
     assert!(!has_blocks(&scrape));
     let shown = page(&bridge);
     for text in [
@@ -159,7 +158,7 @@ fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_s
     assert_eq!(of_blocks(&status(&bridge)).unwrap()["log"], "unreadable");
     assert_eq!(bridge.probe("/readyz"), 200);
 
-    // It is tried again by itself.
+    // The bridge tries again without a restart.
     for (file, bytes) in files.iter().zip(whole) {
         fs::write(file, bytes).unwrap();
     }
@@ -206,6 +205,6 @@ fn the_log_of_a_newer_versions_stream_is_told_by_all_who_look() {
     });
     assert_eq!(status(&bridge)["unknown_logs"], serde_json::json!(["openings"]));
     bridge.stop();
-    // All that can be delivered is; to delete the volume would still lose something.
+    // Everything deliverable is delivered, but deleting the volume would still lose something.
     run(&setup, &["spool", "drain"]).has(65, &["0 left", "openings is", "with 1 event:"]);
 }

@@ -1,4 +1,4 @@
-//! `explain` beside the server: it must foretell what the server does, and cope with any input.
+//! `explain` compared with the server: it must predict what the server does, and cope with any input.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ impl Ended {
         self.stdout.lines().map(parse).collect()
     }
 
-    /// The last line, and that the others are records.
+    /// The last line; checks that the others are records.
     fn answer(&self) -> Value {
         let mut lines = self.lines();
         let answer = lines.pop().unwrap();
@@ -64,7 +64,7 @@ fn explain_by(mut command: Command, stdin: &[u8]) -> Ended {
     }
 }
 
-/// What it says of this body, with no configuration at all.
+/// Its output for this body, without any configuration.
 fn explain(args: &[&str], body: impl AsRef<[u8]>) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"));
     command.arg("explain").args(args).env_clear();
@@ -81,7 +81,7 @@ fn samples() -> Vec<PathBuf> {
     files
 }
 
-/// A record from Kafka as `explain` would print it, without the time of its receipt.
+/// A record from Kafka as `explain` would print it, without the time of receipt.
 fn expected(topic: &str, record: &Record) -> String {
     let text = record.text();
     let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
@@ -201,7 +201,7 @@ fn it_foretells_what_the_server_does() {
 
 #[test]
 fn places_are_those_of_the_text_that_is_wrong() {
-    // In a form the offset counts in the decoded field, in front of what is missing.
+    // For a form, the offset counts within the decoded field, before what is missing.
     let event = r#"{"deliveries":[{"subject":"十月" "x":1}]}"#;
     let at = event.find("\"x\"").unwrap();
     let percent: String = event.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -221,7 +221,7 @@ fn places_are_those_of_the_text_that_is_wrong() {
         ],
     );
 
-    // When the form itself is at fault, in the body.
+    // If the form itself is at fault, it counts within the body.
     let broken = "api_key=abcdef&event_type=deliveries&server_composition=%zz";
     let answer = explain(&["--json"], broken).answer();
     assert_eq!(answer["problem"]["reason"], "invalid_form");

@@ -1,4 +1,4 @@
-//! A disk without room, a real one: a small file system of its own (tmpfs), filled by the bridge and by others.
+//! A full disk: a small file system of its own (tmpfs), filled by the bridge and by others.
 
 use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(180);
 const DISK: u64 = 12 << 20;
 
-/// A mounted tmpfs; unmounted on drop.
+/// A mounted tmpfs. Dropping it unmounts it.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -35,7 +35,7 @@ impl Disk {
         Disk(dir)
     }
 
-    /// Somebody else's file, which takes all the room that is left.
+    /// Creates a file that takes all remaining space.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("not-ours");
         let file = fs::File::create(&path).unwrap();
@@ -53,7 +53,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily, for a bridge of a test that failed may still have files open.
+        // Lazily, because the bridge of a failed test may still have files open.
         let status = Command::new("umount").arg("-l").arg(&self.0).status();
         if !std::thread::panicking() {
             assert!(status.unwrap().success(), "umount {}", self.0.display());
@@ -67,13 +67,13 @@ fn refused(bridge: &Bridge) -> f64 {
     scrape.sum("cmc_bridge_webhooks_total", &[("outcome", "overloaded")])
 }
 
-/// Waits until webhooks of every stream are refused, as they should be.
+/// Waits until webhooks of every stream are refused with 503.
 fn wait_full(bridge: &Bridge) {
     wait::until(LIMIT, "/readyz 503", || {
         (bridge.probe("/readyz") == 503).then_some(())
     });
     assert_eq!(bridge.probe("/livez"), 200);
-    // Larger than what may be left of the segments in use.
+    // Larger than the space that may be left in the segments in use.
     let body = webhook("deliveries", "pro", &[&message("large", &"x".repeat(500_000))]);
     let response = bridge.client().post(body);
     assert_eq!(response.status, 503);
@@ -93,7 +93,7 @@ fn wait_ready(bridge: &Bridge, load: &Load) {
     load.wait_acknowledged(20, LIMIT);
 }
 
-/// Bytes that a process has given to `write` and the like.
+/// Bytes that a process has written with `write` and similar calls.
 fn written(bridge: &Bridge) -> u64 {
     let io = fs::read_to_string(format!("/proc/{}/io", bridge.id())).unwrap();
     let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
@@ -123,7 +123,7 @@ fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
     });
     proxy.set_down(true);
 
-    // Others take the room, and give it back.
+    // Others take the space and release it.
     let others = disk.fill();
     wait_full(&bridge);
     fs::remove_file(&others).unwrap();
@@ -136,19 +136,19 @@ fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
     let (before, second) = (written(&bridge), Duration::from_secs(1));
     thread::sleep(3 * second);
     let growth = written(&bridge) - before;
-    println!("written in three seconds of waiting for room: {growth} bytes");
+    println!("written in three seconds without space: {growth} bytes");
     assert!(
         growth < 128 << 10,
-        "looking for room writes {growth} bytes in 3 s"
+        "waiting for space writes {growth} bytes in 3 s"
     );
 
-    // A restart is no way out, and no harm.
+    // A restart does not help, and does no harm.
     bridge.kill();
     let bridge = setup.start();
     target.set(bridge.ingest);
     let load = Load::start(&target, shape);
     wait_full(&bridge);
-    // Not a byte is left when what is delivered must be noted and makes the room.
+    // Not a byte is free when the bridge must store the position whose delivery frees space.
     let others = disk.fill();
     wait_full(&bridge);
     proxy.set_down(false);

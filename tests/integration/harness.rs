@@ -1,4 +1,4 @@
-//! The harness proves itself, without the bridge.
+//! Tests of the harness itself, without the bridge.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use rdkafka::producer::{BaseRecord, Producer};
 use crate::{
     kafka::{self, Broker},
     topics::{self, Reader, transactional_producer},
+    wait::Random,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -35,12 +36,18 @@ fn a_reader_sees_committed_records_only_and_waits_for_open_transactions() {
     assert_eq!(reader.read_count(1, LIMIT)[0].text(), "committed");
     assert_eq!(reader.read_to_end(LIMIT).len(), 1);
 
-    // Left open: the broker ends it after its time-out, and only then is there an end to be read.
+    // Left open: the broker ends it after its time-out, and only then can the end be read.
     let producer = transactional_producer(kafka, &topic, 3000);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, "abandoned");
     producer.flush(LIMIT).unwrap();
     assert_eq!(reader.read_to_end(LIMIT).len(), 1);
+}
+
+#[test]
+fn no_port_is_given_twice() {
+    let ports = [7, 7].map(|seed| kafka::free_port(&mut Random::from_seed(seed)));
+    assert_ne!(ports[0], ports[1]);
 }
 
 #[test]

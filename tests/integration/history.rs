@@ -1,5 +1,5 @@
-//! An old copy of a spool directory is started: the position in Kafka is of another history, and new events must not
-//! be skipped as delivered.
+//! An old copy of a spool directory is started: the position in Kafka belongs to another history, so new events must not be
+//! skipped as delivered.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Posts about so many webhooks, all acknowledged.
+/// Posts about this many webhooks, all acknowledged.
 pub fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {
     let target = Target::default();
     target.set(bridge.ingest);
@@ -27,7 +27,7 @@ pub fn post(bridge: &Bridge, webhooks: u64) -> Vec<Posted> {
     posted
 }
 
-/// Copies a directory with all that is in it.
+/// Copies a directory and its contents.
 pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -41,7 +41,7 @@ pub fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// The original delivers `original` webhooks after the copy was made; the copy then takes `copied` new ones.
+/// The original delivers `original` webhooks after the copy is made; the copy then takes `copied` new ones.
 fn an_old_copy_comes_back(original: u64, copied: u64) {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
@@ -58,7 +58,7 @@ fn an_old_copy_comes_back(original: u64, copied: u64) {
     bridge.wait_drained(LIMIT);
     bridge.stop();
 
-    // Kafka can't be asked, so the copy can't know yet that its history is old.
+    // Without Kafka the copy can't know yet that its history is old.
     let setup = setup.spool(&copy);
     let bridge = setup.clone().set("kafka.bootstrap_servers", NO_KAFKA).start();
     posted.extend(post(&bridge, copied));
@@ -68,7 +68,7 @@ fn an_old_copy_comes_back(original: u64, copied: u64) {
     bridge.wait_drained(LIMIT);
     oracle::check(kafka, &topics, &posted);
 
-    // And it stays so: the next start goes on with the copy's new history.
+    // The next start continues with the copy's new history.
     bridge.stop();
     let bridge = setup.start();
     posted.extend(post(&bridge, 50));

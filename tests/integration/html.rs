@@ -1,7 +1,7 @@
-//! A strict reader of pages: HTML that is well-formed XML as well.
+//! A strict reader of pages: HTML that is also well-formed XML.
 
-/// The text of a page, without its style, with a line for each tag. Panics where the page is not well-formed: tags that
-/// don't match, attributes without quotes or twice, `<` or `&` in a text.
+/// The text of a page without its style, one line for each tag. Panics if the page is not well-formed: tags that don't match,
+/// unquoted or repeated attributes, `<` or `&` in text.
 pub fn text(page: &str) -> String {
     let mut rest = page
         .strip_prefix("<!DOCTYPE html>")
@@ -20,7 +20,7 @@ pub fn text(page: &str) -> String {
             text.push('\n');
         }
         let Some((tag, behind)) = after.split_once('>') else {
-            assert!(after.is_empty(), "a tag does not end: {after:?}");
+            assert!(after.is_empty(), "a tag without an end: {after:?}");
             break;
         };
         if let Some(name) = tag.strip_prefix('/') {

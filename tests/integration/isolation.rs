@@ -1,4 +1,4 @@
-//! A stream that may not be written fills its own log up to its budget: its webhooks are refused, and no others.
+//! A stream without the right to write fills its own log up to its budget: only its webhooks are refused.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
     };
     delivered("bounces", 100.0);
 
-    // The right is taken away under load.
+    // The right is removed under load.
     let mut removal = on_bounces.clone();
     "--remove".clone_into(&mut removal[0]);
     removal.push("--force".to_owned());
@@ -91,7 +91,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
         .parse()
         .unwrap();
     assert!((1..600).contains(&seconds));
-    // The others are taken and delivered as before.
+    // The other streams are taken and delivered as before.
     delivered("deliveries", 1000.0);
     let scrape = bridge.wait_for(LIMIT, "the other lanes not to be blocked", |scrape| {
         let mut others = STREAMS.into_iter().filter(|other| *other != "bounces");
@@ -99,7 +99,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
     });
     let limit = scrape.stream("cmc_bridge_spool_limit_bytes", "bounces");
     let used = scrape.stream("cmc_bridge_spool_bytes", "bounces");
-    // The budget is asked about what webhooks bring; what the log adds to the last of them comes on top.
+    // The budget covers the batches; what the log adds to the last one comes on top.
     assert!(used <= limit + 16_384.0, "{used} bytes of {limit}");
     let granted = Instant::now();
 

@@ -1,4 +1,4 @@
-//! Where Apache Kafka comes from: `KAFKA_HOME`, else Maven Central, kept under `target/`.
+//! Finds Apache Kafka: in `KAFKA_HOME`, else from Maven Central, cached under `target/`.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub struct Java {
     pub class_path: String,
 }
 
-/// Java and Kafka's jars. Panics, in each test that asks, with what to install.
+/// Java and Kafka's jars. Panics with what to install, in each test that needs them.
 pub fn java() -> &'static Java {
     static JAVA: OnceLock<Result<Java, String>> = OnceLock::new();
     match JAVA.get_or_init(find) {
@@ -31,7 +31,7 @@ pub fn java() -> &'static Java {
     }
 }
 
-/// The folder under `target/` for all that the tests write.
+/// The directory under `target/` for all test files.
 pub fn work_dir() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -76,7 +76,7 @@ fn check_java(program: &Path) -> Result<(), String> {
     }
 }
 
-/// Gets the jars once. Safe beside another test process: a lock for the one that fetches, and a rename at the end.
+/// Fetches the jars once. Safe with other test processes: one of them fetches under a lock and renames at the end.
 fn from_maven() -> Result<PathBuf, String> {
     let base = work_dir();
     fs::create_dir_all(base).map_err(|error| format!("{}: {error}", base.display()))?;
@@ -130,7 +130,7 @@ fn pom_text() -> String {
          <dependencies>\n{}{}{}  </dependencies>\n</project>\n",
         dependency("org.apache.kafka", "kafka_2.13", KAFKA),
         dependency("org.apache.kafka", "kafka-tools", KAFKA),
-        // Kafka logs through slf4j; without this its last words before an exit are lost.
+        // Kafka logs through slf4j; without this its last messages before an exit are lost.
         dependency("org.apache.logging.log4j", "log4j-slf4j-impl", LOG4J),
     )
 }

@@ -1,12 +1,13 @@
-//! Real Kafka brokers: one shared by most tests, and own ones for tests that kill theirs.
+//! Real Kafka brokers: one that most tests share, and own ones for tests that kill theirs.
 //!
-//! An own broker has its controller in another process, and after a kill it is started again only when the controller
-//! has fenced it. Otherwise Kafka (seen with 4.3.1) can hang a transaction for ever: the broker comes back as the leader
-//! that it was, takes up a prepared commit, is then fenced and registered anew, and in that moment without a leader its
-//! coordinator takes the partitions for deleted and completes the transaction without writing its markers. A cluster
-//! with replicas moves the leaders instead.
+//! The controller of an own broker runs in another process, and a killed broker restarts only after the controller has
+//! fenced it. Otherwise Kafka (seen with 4.3.1) can hang a transaction for ever: the broker returns as the leader it was,
+//! resumes a prepared commit, and is then fenced and registered again. While there is no leader, its coordinator takes the
+//! partitions for deleted and completes the transaction without writing its markers. A cluster with replicas moves the
+//! leaders instead.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, OpenOptions},
     net::TcpListener,
@@ -29,30 +30,30 @@ use crate::{
     wait::{self, Permit, Random, Semaphore},
 };
 
-/// A broker takes about 600 MB and, while it starts, a core.
+/// A broker takes about 600 MB, and a core while it starts.
 static OWN_BROKERS: Semaphore = Semaphore::new(2);
 
-/// After so long without a heartbeat the controller fences a broker.
+/// The controller fences a broker after this time without a heartbeat.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
-/// The same for one that nobody kills, or that is paused: a busy machine is no reason to fence it.
+/// The same for brokers that are never killed or that are paused: a busy machine must not fence them.
 const LONG_SESSION: Duration = Duration::from_secs(15);
 
 /// The id of all clusters; they never meet.
 pub const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qg";
 
-/// What the controller logs when it takes the leaderships away, and when it gives them.
+/// What the controller logs when it takes leaderships from a broker, and when it gives them.
 const TAKEN: [&str; 2] = [" fenced=1,", " inControlledShutdown=1,"];
 const GIVEN: &str = " fenced=-1,";
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 
-/// Listeners of the shared broker that advertise a proxy's address: one for each test with a proxy.
+/// How many listeners of the shared broker advertise a proxy's address: one for each test with a proxy.
 const PROXIED: usize = 8;
 
 /// The broker that tests share.
 struct Shared {
     broker: Broker,
-    /// For each proxied listener: where the proxy listens, and the broker's port behind it.
+    /// For each proxied listener: the proxy's listener and the broker's port behind it.
     proxied: Mutex<Vec<(TcpListener, u16)>>,
 }
 
@@ -93,7 +94,7 @@ fn proxied_listeners(listeners: &str, proxied: &[(TcpListener, u16)]) -> String 
     )
 }
 
-/// The bootstrap servers of the cluster that tests share: topics are unique, and nobody stops it.
+/// The bootstrap servers of the cluster that tests share. Topics are unique, and nothing stops it.
 pub fn shared() -> &'static str {
     static BOOTSTRAP: OnceLock<String> = OnceLock::new();
     BOOTSTRAP.get_or_init(|| {
@@ -101,8 +102,8 @@ pub fn shared() -> &'static str {
     })
 }
 
-/// A way to a broker of our own, also shared, that leads through a proxy: the broker's plain bootstrap servers, where the
-/// proxy listens, and the broker's port behind it.
+/// A proxied listener of the shared broker: the broker's plain bootstrap servers, the proxy's listener, and the broker's
+/// port behind it.
 pub fn proxied() -> (String, TcpListener, u16) {
     let shared = own_shared();
     let (listener, port) = shared
@@ -114,33 +115,33 @@ pub fn proxied() -> (String, TcpListener, u16) {
     (shared.broker.bootstrap(), listener, port)
 }
 
-/// What a broker has beyond its plain listener.
+/// What a broker has besides its plain listener.
 #[derive(Default)]
 pub struct Extra {
-    /// Lines of its properties; they win over those above them.
+    /// Lines of its properties; they override earlier ones.
     pub properties: String,
     /// Arguments of `StorageTool format`.
     pub format: Vec<String>,
 }
 
-/// A single-broker cluster of our own.
+/// A cluster of one broker.
 pub struct Broker {
     dir: PathBuf,
     port: u16,
     format: Vec<String>,
-    /// Of an own broker; the shared one is its own controller.
+    /// Only for an own broker; the shared one is its own controller.
     controller: Option<Process>,
     process: Option<Process>,
     _permit: Option<Permit>,
 }
 
 impl Broker {
-    /// Starts one that the caller may kill, pause and restart. Waits while too many run.
+    /// Starts a broker that the caller may kill, pause and restart. Waits while too many run.
     pub fn own() -> Self {
         Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra::default())
     }
 
-    /// One that may be paused for longer than an own one; its restart takes so much longer.
+    /// Like [`Broker::own`], but it may be paused for longer, and its restart takes that much longer.
     pub fn own_that_may_hang() -> Self {
         Broker::own_with(&format!(
             "broker.session.timeout.ms={}\n",
@@ -148,7 +149,7 @@ impl Broker {
         ))
     }
 
-    /// One with these lines in its properties.
+    /// Like [`Broker::own`], with these lines in its properties.
     pub fn own_with(properties: &str) -> Self {
         Broker::start(Some(OWN_BROKERS.acquire()), |_, _| Extra {
             properties: properties.to_owned(),
@@ -156,8 +157,8 @@ impl Broker {
         })
     }
 
-    /// Starts one; with a permit its controller is a process of its own. `extra` is told the listeners that it has anyway,
-    /// and may take further free ports.
+    /// Starts a broker; with a permit, its controller runs in another process. `extra` receives the broker's listeners and
+    /// a function that returns further free ports.
     pub fn start(
         permit: Option<Permit>,
         mut extra: impl FnMut(&str, &mut dyn FnMut() -> u16) -> Extra,
@@ -203,12 +204,12 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What the broker printed.
+    /// The broker's output.
     pub fn log_file(&self) -> PathBuf {
         self.dir.join("broker.log")
     }
@@ -220,7 +221,7 @@ impl Broker {
         }
     }
 
-    /// SIGTERM, and waits for the orderly end.
+    /// SIGTERM; waits for the orderly end.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.signal(Signal::TERM);
@@ -232,7 +233,7 @@ impl Broker {
         }
     }
 
-    /// SIGSTOP: connections stay open, nobody answers. For less than its session's time, or the controller fences it.
+    /// SIGSTOP: connections stay open, but nothing answers. After its session time-out the controller fences it.
     pub fn pause(&mut self) {
         self.process.as_mut().unwrap().signal(Signal::STOP);
     }
@@ -242,7 +243,7 @@ impl Broker {
         self.process.as_mut().unwrap().signal(Signal::CONT);
     }
 
-    /// Starts it again on the same data and port, once the controller knows that it was gone.
+    /// Restarts it with the same data and port, once the controller has noticed that it is gone.
     pub fn start_again(&mut self) {
         self.kill();
         wait::until(START_LIMIT, "the controller to fence the broker", || {
@@ -255,7 +256,7 @@ impl Broker {
         });
     }
 
-    /// Starts the process and waits until topics can be made; false when it (or its controller) ended by itself.
+    /// Starts the process and waits until topics can be created; false if it or its controller ended.
     fn try_start(&mut self) -> bool {
         let process = self
             .process
@@ -272,14 +273,14 @@ impl Broker {
                 return Some(false);
             }
             let metadata = probe.fetch_metadata(None, Duration::from_millis(500)).ok()?;
-            // Metadata comes from the listener at once; only a created topic shows that the controller works.
+            // The listener answers metadata requests at once; only a created topic shows that the controller works.
             (metadata.brokers().len() == 1 && try_create_topic(&bootstrap, "harness-probe", 1, &[]).is_ok())
                 .then_some(true)
         })
     }
 }
 
-/// Runs Kafka with `<node>.properties`, formatting its data directory first if that is new.
+/// Runs Kafka with `<node>.properties`; formats its data directory first if it is new.
 pub fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Process {
     let properties = dir.join(format!("{node}.properties"));
     let log = OpenOptions::new()
@@ -314,8 +315,8 @@ pub fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Proce
     Process::spawn(&mut command).unwrap()
 }
 
-/// Options for a Java program with Kafka's classes that logs by the broker's `log4j2.xml`. Quick to start and modest: the
-/// tests share the machine with the bridge.
+/// Options for a Java program with Kafka's classes that logs according to the broker's `log4j2.xml`. It starts quickly and
+/// uses little, because the tests share the machine with the bridge.
 pub fn java_options(dir: &Path, heap: &str) -> Vec<OsString> {
     [
         format!("-Xmx{heap}"),
@@ -340,7 +341,7 @@ impl Drop for Broker {
     }
 }
 
-/// A new directory for this run. Directories of former runs are removed first, unless their process still runs.
+/// A new directory for this run. Removes those of earlier runs whose process has ended.
 pub fn new_dir(what: &str) -> PathBuf {
     static CLEAN: Once = Once::new();
     static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -362,12 +363,13 @@ pub fn new_dir(what: &str) -> PathBuf {
     dir
 }
 
-/// A free port below the ephemeral range: a client's outgoing connection must not take a stopped broker's port (or,
-/// connecting to it, end up connected to itself).
+/// A free port that this process has not been given before. It is below the ephemeral range, so that a client's outgoing
+/// connection can't take a stopped broker's port (or connect to itself).
 pub fn free_port(random: &mut Random) -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = 15_000 + random.below(17_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
             return port;
         }
     }
@@ -422,7 +424,7 @@ fn write_files(dir: &Path, listeners: &str, port: u16, controller: u16, separate
     write_log_settings(dir);
 }
 
-/// `log4j2.xml`: quiet, but for what the controller does to brokers.
+/// `log4j2.xml`: quiet, except for what the controller does to brokers.
 pub fn write_log_settings(dir: &Path) {
     let log4j = r#"<Configuration status="ERROR">
   <Appenders><Console name="out"><PatternLayout pattern="%d %p %c %m%n%throwable"/></Console></Appenders>

@@ -1,4 +1,4 @@
-//! Clients that post webhooks and keep a ledger of what they were told.
+//! Clients that post webhooks and keep a ledger of the answers.
 
 use std::{
     net::SocketAddr,
@@ -16,17 +16,17 @@ use crate::{
     wait::{self, Random},
 };
 
-/// What identifies an event of the load: run, client, webhook, index in the webhook.
+/// Identifies an event of the load: run, client, webhook, index in the webhook.
 pub type EventId = (u64, u64, u64, u32);
 
-/// What the sender was told about a webhook.
+/// What the sender knows about a webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// 200 at this instant: each of its events must arrive exactly once.
+    /// Answered 200 at this instant: each of its events must arrive exactly once.
     Acknowledged(Instant),
-    /// Another status: its events may be there (a 503 can't always be withdrawn).
+    /// Another status: its events may have arrived (a 503 does not always undo the append).
     Refused(u16),
-    /// The connection broke: its events may be there.
+    /// The connection broke: its events may have arrived.
     Unanswered,
 }
 
@@ -40,7 +40,7 @@ pub struct Posted {
     pub events: u32,
     pub sent: Instant,
     pub outcome: Outcome,
-    /// Which replica took it, when they are behind a balancer.
+    /// The replica that took it, if there is a balancer.
     pub replica: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl Posted {
     }
 }
 
-/// The key of an event: one of four hot ones, which all clients use, for a third of them; else one of its own.
+/// The key of an event. A third of the events share four hot keys, the others have unique ones.
 pub fn key_of(id: EventId) -> String {
     let (run, client, n, index) = id;
     let mut random = Random::from_seed(run ^ (client << 48) ^ (n << 8) ^ (u64::from(index) + 1));
@@ -87,7 +87,7 @@ pub fn key_of(id: EventId) -> String {
     }
 }
 
-/// Where the load goes: it changes when a bridge is restarted.
+/// Where the load goes; it changes when a bridge restarts.
 #[derive(Clone, Default)]
 pub struct Target {
     address: Arc<Mutex<Option<SocketAddr>>>,
@@ -95,7 +95,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A balancer, which knows what it gave to whom.
+    /// A balancer, which knows the replica of each connection.
     pub fn balanced(address: SocketAddr, routes: Routes) -> Self {
         Target {
             address: Arc::new(Mutex::new(Some(address))),
@@ -103,7 +103,7 @@ impl Target {
         }
     }
 
-    /// From now on there.
+    /// Changes the address.
     pub fn set(&self, address: SocketAddr) {
         *self.address.lock().unwrap() = Some(address);
     }
@@ -113,7 +113,7 @@ impl Target {
     }
 }
 
-/// How much load.
+/// The amount of load.
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub clients: u64,
@@ -138,7 +138,7 @@ struct Control {
     acknowledged: AtomicU64,
 }
 
-/// Running clients; each posts, waits for the answer, posts the next, and never repeats one.
+/// Running clients. Each posts a webhook, waits for the answer, posts the next, and never repeats one.
 pub struct Load {
     control: Arc<Control>,
     threads: Vec<JoinHandle<Vec<Posted>>>,
@@ -163,12 +163,12 @@ impl Load {
         Load { control, threads }
     }
 
-    /// Webhooks that got a 200 so far.
+    /// The number of webhooks answered 200 so far.
     pub fn acknowledged(&self) -> u64 {
         self.control.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more webhooks got a 200.
+    /// Waits until this many more webhooks are answered 200.
     pub fn wait_acknowledged(&self, more: u64, limit: Duration) {
         let goal = self.acknowledged() + more;
         wait::until(limit, &format!("{goal} acknowledged webhooks"), || {
@@ -176,7 +176,7 @@ impl Load {
         });
     }
 
-    /// Ends the clients and gives all that they sent.
+    /// Stops the clients and returns everything they sent.
     pub fn stop(mut self) -> Vec<Posted> {
         self.control.stop.store(true, Ordering::Relaxed);
         self.threads
@@ -246,7 +246,7 @@ fn client_loop(control: &Control, target: &Target, shape: Shape, run: u64, clien
     ledger
 }
 
-/// The median time of a 200.
+/// The median latency of the answers 200.
 pub fn median_latency(posted: &[Posted]) -> Duration {
     let mut all: Vec<Duration> = posted.iter().filter_map(Posted::latency).collect();
     assert!(!all.is_empty(), "no acknowledged webhook");

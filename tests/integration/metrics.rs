@@ -1,8 +1,8 @@
-//! A scrape of `/metrics`, and the identity of the books in it.
+//! A scrape of `/metrics`, and a check of its books.
 
 use std::collections::BTreeMap;
 
-/// The streams that are on by default.
+/// The streams that are enabled by default.
 pub const STREAMS: [&str; 3] = ["deliveries", "bounces", "dead_letters"];
 
 type Labels = BTreeMap<String, String>;
@@ -38,7 +38,7 @@ impl Scrape {
             .map(|(_, value)| *value)
     }
 
-    /// The sum over the series that have these labels (others may be there too).
+    /// The sum of the series that have these labels, perhaps with others.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).sum()
     }
@@ -53,7 +53,7 @@ impl Scrape {
         self.sum(name, labels)
     }
 
-    /// The values of one label over all series of a name.
+    /// The values of one label in all series of a name.
     pub fn label_values(&self, name: &str, label: &str) -> Vec<&str> {
         let series = self.0.get(name).into_iter().flatten();
         series
@@ -61,12 +61,12 @@ impl Scrape {
             .collect()
     }
 
-    /// A gauge or counter of a stream.
+    /// The value of a gauge or counter of a stream.
     pub fn stream(&self, name: &str, stream: &str) -> f64 {
         self.get(name, &[("stream", stream)])
     }
 
-    /// Undelivered events over all streams.
+    /// The number of undelivered events of all streams.
     pub fn backlog(&self) -> f64 {
         self.get("cmc_bridge_backlog_events", &[])
     }
@@ -113,7 +113,7 @@ fn parse_line(line: &str) -> Option<(String, Labels, f64)> {
     }
 }
 
-/// The text up to the closing quote, unescaped, and where the text behind that quote begins.
+/// The text up to the closing quote, unescaped, and the offset behind that quote.
 fn quoted(text: &str) -> Option<(String, usize)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

@@ -1,4 +1,4 @@
-//! Connections to Kafka that break, hang and fall silent at chosen requests and at random: each event arrives once.
+//! Connections to Kafka break, hang or fall silent, at chosen requests or at random: each event arrives once.
 
 use std::{
     iter, thread,
@@ -19,14 +19,14 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Little, for what counts is that there is always a transaction.
+/// A small load, just enough that there is always a transaction.
 const SHAPE: Shape = Shape {
     clients: 4,
     events: 5,
     pause: Duration::from_millis(10),
 };
 
-/// A bridge under load whose way to Kafka is a proxy.
+/// A bridge under load that reaches Kafka through a proxy.
 struct Faulty {
     proxy: Proxy,
     topics: Topics,
@@ -69,7 +69,7 @@ impl Faulty {
         });
     }
 
-    /// Transactions that did not come to a good end, as far as the bridge knows.
+    /// How many transactions failed, as far as the bridge knows.
     fn given_up(&self) -> f64 {
         let scrape = self.bridge.scrape();
         ["failed", "aborted"]
@@ -78,7 +78,7 @@ impl Faulty {
             .sum()
     }
 
-    /// Waits until these faults have struck and a transaction is given up.
+    /// Waits until these faults have happened and a transaction has been given up.
     fn give_up_by(&self, faults: impl IntoIterator<Item = (Api, Fault)>) {
         let before = self.given_up();
         for (api, fault) in faults {
@@ -92,20 +92,20 @@ impl Faulty {
     fn cut_at_random(&self, random: &mut Random, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
-            // A random instant is the point: in a handshake, in a request, in a reply.
+            // Random on purpose: in a handshake, a request or a reply.
             thread::sleep(Duration::from_millis(random.below(300)));
             self.proxy.cut();
         }
     }
 
-    /// Ends the load, waits for all to be delivered, and gives what was posted.
+    /// Stops the load, waits until everything is delivered, and returns what was posted.
     fn finish(self) -> (String, Topics, Vec<Posted>) {
         self.load.wait_acknowledged(50, LIMIT);
         let posted = self.load.stop();
         let acknowledged = |posted: &Posted| matches!(posted.outcome, Outcome::Acknowledged(_));
         assert!(
             posted.iter().all(acknowledged),
-            "Kafka is no business of the sender"
+            "trouble with Kafka must not reach the sender"
         );
         self.bridge.wait_drained(LIMIT);
         self.bridge.stop();
@@ -139,9 +139,9 @@ fn requests_that_arrive_after_their_transaction_was_given_up() {
         (TXN_OFFSET_COMMIT, None),
         (END_TXN, None),
     ] {
-        // The producer that takes the place of the one that was given up has its own troubles.
+        // The producer that replaces the given-up one meets faults too.
         faulty.give_up_by(iter::once((api, Hold)).chain(next));
-        // The new producer is at work when the old one's request comes.
+        // The old producer's request arrives after the new one has begun.
         faulty.wait_delivered(100.0);
         faulty.proxy.release();
         faulty.wait_delivered(20.0);
@@ -176,7 +176,7 @@ fn without_transactions_cut_connections_cost_no_event_and_no_double() {
     faulty.wait_delivered(100.0);
     faulty.cut_at_random(&mut random, Duration::from_secs(4));
     let (kafka, topics, posted) = faulty.finish();
-    // Not at least once but once: the producer's own retries make no doubles.
+    // Exactly once even in this mode: the producer's retries make no duplicates.
     let again = oracle::check_at_least_once(&kafka, &topics, &posted);
     assert_eq!(again.len(), 0);
 }
@@ -196,13 +196,13 @@ fn killed_and_stopped_with_a_commit_on_its_way() {
         bridge.wait_for(LIMIT, "deliveries", |scrape| {
             scrape.sum("cmc_bridge_delivered_events_total", &[]) >= 50.0
         });
-        // A commit of the process before comes now, when this one is at work.
+        // A commit of the previous process arrives while this one is at work.
         proxy.release();
         bridge
     };
     let ends: [fn(Bridge); 2] = [Bridge::kill, Bridge::stop];
     for end in ends {
-        // One that will be refused, and one that is done without anybody's knowledge.
+        // One that is refused, and one that succeeds unnoticed.
         for fault in [Hold, Mute] {
             let bridge = start();
             proxy.arm(END_TXN, fault);

@@ -11,7 +11,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Name and text of each alert, from the line of its name to that of the next one's.
+/// The name and text of each alert; the text ends at the name of the next one.
 fn alerts() -> Vec<(String, String)> {
     let text = read("deploy/prometheus/rules.yaml");
     let blocks = text.split("- alert: ").skip(1);

@@ -1,4 +1,4 @@
-//! The judge: what the sender was told against what a `read_committed` consumer sees.
+//! The judge: compares what the sender knows with what a `read_committed` consumer sees.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +13,7 @@ use crate::{
     topics::{Reader, Record},
 };
 
-/// Reads both topics to their present ends and judges. Call it when the backlog is empty.
+/// Reads both topics to their current ends and judges. Call it when the backlog is empty.
 pub fn check(kafka: &str, topics: &Topics, posted: &[Posted]) {
     let streams = [("deliveries", &topics.deliveries), ("bounces", &topics.bounces)];
     let mut problems = Vec::new();
@@ -31,7 +31,7 @@ pub fn check(kafka: &str, topics: &Topics, posted: &[Posted]) {
     );
 }
 
-/// As [`check`], but events may be there more than once: their first appearances are judged. Gives those that come again.
+/// Like [`check`], but events may be repeated: judges their first records, and returns the repeats.
 pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> Vec<Record> {
     let streams = [("deliveries", &topics.deliveries), ("bounces", &topics.bounces)];
     let (mut problems, mut again) = (Vec::new(), Vec::new());
@@ -56,8 +56,8 @@ pub fn check_at_least_once(kafka: &str, topics: &Topics, posted: &[Posted]) -> V
     again
 }
 
-/// What is wrong with a stream; empty when every acknowledged event is there once, every other at most once, each
-/// webhook whole or not at all, and the order per key and replica agrees with the order of acknowledgement.
+/// The problems of a stream. None if every acknowledged event arrived once, every other at most once, each webhook whole or
+/// not at all, and the order per key and replica agrees with the order of acknowledgement.
 pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String> {
     let mut problems = Vec::new();
     let webhooks: HashMap<(u64, u64, u64), &Posted> =
@@ -84,8 +84,8 @@ pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String
                 .unwrap_or(0)
         };
         let counts: Vec<u32> = (0..webhook.events).map(count).collect();
-        let told = webhook.outcome;
-        let is_acknowledged = matches!(told, Outcome::Acknowledged(_));
+        let known = webhook.outcome;
+        let is_acknowledged = matches!(known, Outcome::Acknowledged(_));
         acknowledged += usize::from(is_acknowledged);
         let whole = counts.iter().all(|n| *n == 1);
         let absent = counts.iter().all(|n| *n == 0);
@@ -93,7 +93,7 @@ pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String
         if !(whole || absent && !is_acknowledged) {
             let name = (webhook.run, webhook.client, webhook.n);
             problems.push(format!(
-                "{stream}: {name:?}, {told:?}: its events are there {counts:?} times"
+                "{stream}: {name:?}, {known:?}: its events arrived {counts:?} times"
             ));
         }
     }
@@ -105,13 +105,12 @@ pub fn judge(stream: &str, posted: &[&Posted], records: &[Record]) -> Vec<String
     problems
 }
 
-/// Order per key and replica: an event whose 200 came before another was sent must not stand behind that other.
+/// Order per key and replica: an event that was acknowledged before another was sent must come before it.
 #[derive(Default)]
 struct Order {
-    /// For each key, and each replica that took some of its events: its partition, the latest sending time so far, and the
-    /// last index of each webhook.
+    /// By key and replica: the partition, the latest sending time so far, and the last index of each webhook.
     keys: HashMap<(Vec<u8>, Option<usize>), KeyOrder>,
-    told: HashSet<Vec<u8>>,
+    reported: HashSet<Vec<u8>>,
 }
 
 struct KeyOrder {
@@ -140,11 +139,11 @@ impl Order {
             ))
         } else if last.is_some_and(|last| last > id.3) {
             Some(format!(
-                "{stream}: {id:?} stands behind a later event of its webhook"
+                "{stream}: {id:?} comes after a later event of its webhook"
             ))
         } else if matches!(webhook.outcome, Outcome::Acknowledged(at) if at < entry.latest_sent) {
             Some(format!(
-                "{stream}: {id:?} was acknowledged before {:?} was sent, and stands behind it",
+                "{stream}: {id:?} was acknowledged before {:?} was sent, but comes after it",
                 entry.latest
             ))
         } else {
@@ -153,12 +152,12 @@ impl Order {
         if webhook.sent > entry.latest_sent {
             (entry.latest_sent, entry.latest) = (webhook.sent, id);
         }
-        // One report a key says enough.
-        problem.filter(|_| self.told.insert(key))
+        // One report per key is enough.
+        problem.filter(|_| self.reported.insert(key))
     }
 }
 
-/// Which event of the load a record is.
+/// The event of the load that a record holds.
 pub fn event_id(record: &Record) -> EventId {
     let value: Value = serde_json::from_slice(&record.value).unwrap();
     let id = value["apiData"]
@@ -214,7 +213,7 @@ mod tests {
     fn it_finds_a_broken_order_of_a_key() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        // Two webhooks with an event of the same hot key, each once.
+        // Two webhooks, each with one event with the same hot key.
         let hot: Vec<(u64, u32)> = (1..400)
             .flat_map(|n| [(n, 0), (n, 1)])
             .filter(|(n, index)| {

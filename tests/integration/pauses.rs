@@ -1,5 +1,5 @@
-//! The bridge stands still (SIGSTOP) for longer than `kafka.transaction_timeout`, with a transaction that is surely open: the
-//! broker ends it, and the bridge must not take it for committed.
+//! The bridge is paused (SIGSTOP) for longer than `kafka.transaction_timeout` while a transaction is open: the broker aborts
+//! it, and the bridge must not take it for committed.
 
 use std::time::Duration;
 
@@ -31,11 +31,11 @@ fn paused_for_longer_than_the_transaction_time_out() {
             scrape.sum("cmc_bridge_transactions_total", &[("outcome", "failed")])
         };
         let before = failed(&bridge);
-        // Its events are in the topic, and its commit is on the way.
+        // Its events are on the topic, and its commit is held by the proxy.
         proxy.arm(api, Hold);
         proxy.wait_struck(LIMIT);
         bridge.pause();
-        // Nobody but the broker ends what is open: a reader comes to the end when that is done.
+        // Only the broker can end the transaction; a reader reaches the end when it has.
         for topic in [&topics.deliveries, &topics.bounces] {
             Reader::new(&proxy.kafka, topic).read_to_end(LIMIT);
         }

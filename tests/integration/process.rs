@@ -1,8 +1,8 @@
-//! Child processes that never outlive the tests, however these end.
+//! Child processes that never outlive the tests, however those end.
 //!
-//! A child is started as `sh`, which leaves a watcher behind and becomes (`exec`) the program, so that the child's id
-//! is the program's. The watcher waits on a pipe whose other end only the test process holds: the pipe's end of file
-//! means that the tests are gone, and it kills the program. A line on the pipe means that the program is reaped.
+//! A child starts as `sh`, which forks a watcher and then becomes the program (`exec`), so that the child's id is the
+//! program's. The watcher reads from a pipe whose other end only the test process holds. At the end of file the tests are
+//! gone, and it kills the program. A line on the pipe means that the program has been reaped.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,13 +17,13 @@ const WATCHED: &str = r#"exec 3<&0
 (read -r _ <&3 || kill -9 $$) >/dev/null 2>&1 &
 exec "$@" 3<&- </dev/null"#;
 
-/// A running (or ended) program; killed on drop.
+/// A program, running or ended. Dropping it kills it.
 pub struct Process {
     child: Child,
     alive: Option<ChildStdin>,
 }
 
-/// What a program that ended had said.
+/// The exit code and output of a program that ended.
 pub struct Ended {
     pub code: i32,
     pub stdout: String,
@@ -31,7 +31,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Asserts that it ended with this code and said all of this.
+    /// Asserts that it ended with this code and that its output contains all the parts.
     #[track_caller]
     pub fn has(&self, code: i32, parts: &[&str]) {
         let all = format!("{}\n--\n{}", self.stdout, self.stderr);
@@ -42,7 +42,7 @@ impl Ended {
     }
 }
 
-/// The command for a program that [`Process::spawn`] can start; set its environment and outputs as usual.
+/// A command for [`Process::spawn`]; set its environment and output as usual.
 pub fn watched<S: AsRef<OsStr>>(program: S, args: &[OsString]) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", WATCHED, "sh"]).arg(program).args(args);
@@ -50,20 +50,20 @@ pub fn watched<S: AsRef<OsStr>>(program: S, args: &[OsString]) -> Command {
 }
 
 impl Process {
-    /// Starts what [`watched`] made.
+    /// Starts a command made by [`watched`].
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).spawn()?;
-        // Taken out, for `Child::wait` would close it.
+        // Taken out, because `Child::wait` would close it.
         let alive = child.stdin.take();
         Ok(Process { child, alive })
     }
 
-    /// The standard error, when it was piped and not yet taken.
+    /// The standard error, if it was piped and not yet taken.
     pub fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
         self.child.stderr.take()
     }
 
-    /// The standard output, when it was piped and not yet taken.
+    /// The standard output, if it was piped and not yet taken.
     pub fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
     }
@@ -81,7 +81,7 @@ impl Process {
         }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// SIGKILL; waits for the end.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
@@ -90,7 +90,7 @@ impl Process {
 
     /// The exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        // Once reaped, `Child` remembers the status and never asks for the id again.
+        // Once reaped, `Child` remembers the status and never uses the id again.
         let status = self.child.try_wait().unwrap();
         if status.is_some() {
             self.release();
@@ -98,7 +98,7 @@ impl Process {
         status
     }
 
-    /// Waits for the end, at most so long.
+    /// Waits for the end, at most for `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;
         loop {

@@ -1,7 +1,7 @@
-//! A TCP proxy between bridge and broker that knows enough of Kafka's protocol to strike at a certain request.
+//! A TCP proxy between bridge and broker that understands enough of Kafka's protocol to fail a chosen request.
 //!
-//! A request begins with its length (4 bytes), its kind (2), a version (2) and a correlation id (4), which stands behind
-//! the length of its reply. Nothing else is looked at.
+//! A request begins with its length (4 bytes), kind (2), version (2) and correlation id (4). Its reply begins with a
+//! length and the same correlation id. The proxy reads nothing else.
 
 use std::{
     io::{self, Read, Write},
@@ -16,7 +16,7 @@ use std::{
 
 use crate::{kafka, wait};
 
-/// A request's kind, by its number in the protocol.
+/// A kind of request, by its number in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Api(i16);
 
@@ -31,17 +31,17 @@ pub const TXN_OFFSET_COMMIT: Api = Api(28);
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection is cut in its place.
+    /// The connection is cut, and the request is not sent.
     CutBefore,
-    /// The broker answers it; the connection is cut in place of the reply.
+    /// The broker answers it, but the connection is cut and the reply not sent.
     CutReply,
-    /// It goes on, and nothing comes back any more on a connection that stays open.
+    /// It is sent, but nothing comes back any more on the connection, which stays open.
     Mute,
-    /// It and all behind it on its connection wait for [`Proxy::release`], even when the client is gone by then.
+    /// It and all later requests on its connection wait for [`Proxy::release`], even if the client is gone by then.
     Hold,
 }
 
-/// A running proxy, with a listener of the shared broker for itself.
+/// A running proxy with its own listener of the shared broker.
 pub struct Proxy {
     /// The broker's plain listener, for the harness.
     pub kafka: String,
@@ -91,24 +91,24 @@ impl Proxy {
         }
     }
 
-    /// The `bootstrap.servers` that lead through it.
+    /// The `bootstrap.servers` that lead through the proxy.
     pub fn bootstrap(&self) -> String {
         self.address.to_string()
     }
 
-    /// The next request of this kind has this fault.
+    /// Applies a fault to the next request of this kind.
     pub fn arm(&self, api: Api, fault: Fault) {
         self.state.lock().armed.push((api, fault));
     }
 
-    /// Waits until all that was armed has happened.
+    /// Waits until every armed fault has happened.
     pub fn wait_struck(&self, limit: Duration) {
         wait::until(limit, "the armed faults", || {
             self.state.lock().armed.is_empty().then_some(())
         });
     }
 
-    /// Lets held requests go on to the broker.
+    /// Sends the held requests to the broker.
     pub fn release(&self) {
         self.state.lock().holding = false;
         self.state.changed.notify_all();
@@ -121,7 +121,7 @@ impl Proxy {
         }
     }
 
-    /// While it is down, connections are cut, and closed as soon as they are made.
+    /// Takes the proxy down or up. Going down cuts all connections; while down, new ones are closed at once.
     pub fn set_down(&self, down: bool) {
         self.state.lock().down = down;
         if down {
@@ -145,7 +145,7 @@ impl State {
         self.plan.lock().unwrap()
     }
 
-    /// The fault that a request of this kind meets.
+    /// The fault for a request of this kind, if one is armed.
     fn strike(&self, api: Api) -> Option<Fault> {
         let mut plan = self.lock();
         let at = plan.armed.iter().position(|(armed, _)| *armed == api)?;
@@ -163,7 +163,7 @@ impl State {
 
 impl Connection {
     fn cut(&self) {
-        // One that the other side has closed is cut already.
+        // Fails if the other side has already closed it.
         let _ = self.client.shutdown(Shutdown::Both);
         let _ = self.broker.shutdown(Shutdown::Both);
     }
@@ -195,7 +195,7 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
         let (state, requesting) = (Arc::clone(state), Arc::clone(&connection));
         thread::spawn(move || {
             let _ = requests(&requesting, &state);
-            // The broker sees the end, behind all that it was sent.
+            // The broker sees the end after everything that was sent.
             let _ = requesting.broker.shutdown(Shutdown::Write);
         });
         thread::spawn(move || {
@@ -239,7 +239,7 @@ fn replies(connection: &Connection) -> io::Result<()> {
     }
 }
 
-/// A request or reply, its length included; an error at the connection's end.
+/// Reads a request or reply, including its length; fails at the end of the connection.
 fn frame(mut stream: &TcpStream) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;

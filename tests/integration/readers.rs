@@ -18,13 +18,12 @@ use rdkafka::{
 use rustix::process::Signal;
 
 use crate::{
-    bridge::{Setup, Topics},
+    bridge::{Setup, Started, Topics, run},
     cluster::Cluster,
     cmc::{message, webhook},
-    commands::{Started, check_live},
+    commands::check_live,
     kafka::{self, Broker},
     process::Ended,
-    spool_tools::run,
     topics::{self, client_config},
     wait::{self, unique},
 };
@@ -248,7 +247,7 @@ fn a_tap_says_that_the_broker_is_away_and_goes_on_when_it_is_back() {
     let mut tap = Started::new(&setup, &["tap", "--stream", "dead-letters", "-n", "1"], &[]);
     tap.says("Ctrl-C ends it");
     broker.kill();
-    tap.says("Reading goes on");
+    tap.says("Reading continues");
     assert!(
         tap.text("stderr").contains("Connection refused"),
         "{}",

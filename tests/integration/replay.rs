@@ -18,12 +18,11 @@ use rdkafka::{
 use serde_json::Value;
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Topics},
+    bridge::{NO_KAFKA, Setup, Topics, run},
     cmc::{self, message, webhook},
     http::FORM,
     kafka,
     process::{Ended, Process},
-    spool_tools::run,
     topics::{self, Reader, Record},
     wait::{self, Random, unique},
 };

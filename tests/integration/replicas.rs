@@ -1,5 +1,5 @@
-//! Replicas behind a balancer, as Kubernetes runs them: scaled down, upgraded one at a time, their volumes drained. No
-//! request fails, and each event arrives once.
+//! Replicas behind a balancer, as in Kubernetes: scaled down, upgraded one at a time, their volumes drained. No request
+//! fails, and each event arrives once.
 
 use std::time::Duration;
 
@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use crate::{
     balancer::Balancer,
-    bridge::{Bridge, Setup, Topics},
+    bridge::{Bridge, Setup, Topics, run},
     cluster,
     load::{Load, Outcome, Shape, Target, median_latency},
     oracle,
-    spool_tools::run,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -29,14 +28,14 @@ impl Replicas {
         self.bridges[replica] = Some(bridge);
     }
 
-    /// SIGTERM, and the orderly end.
+    /// SIGTERM; waits for the orderly end.
     fn stop(&mut self, replica: usize) {
         let bridge = self.bridges[replica].take().unwrap();
         bridge.scrape();
         bridge.stop();
     }
 
-    /// Waits until the balancer uses all that run, and no other.
+    /// Waits until the balancer uses exactly the running replicas.
     fn wait_ready(&self) {
         let running: Vec<usize> = (0..self.bridges.len())
             .filter(|replica| self.bridges[*replica].is_some())
@@ -44,15 +43,15 @@ impl Replicas {
         self.balancer.wait_ready(&running, LIMIT);
     }
 
-    /// `spool drain` on the replica's volume, and its exit code.
+    /// Runs `spool drain` on the replica's volume; returns the exit code.
     fn drain(&self, replica: usize, more: &[&str]) -> i32 {
-        // The command's own settings are those of another place.
+        // The command's configuration names another spool.
         let setup = self.setups[replica].clone().unset("spool.dir");
         let dir = self.setups[replica].spool_dir().to_str().unwrap();
         run(&setup, &[&["spool", "drain", "--dir", dir], more].concat()).code
     }
 
-    /// How many events wait in the replica's volume.
+    /// How many events wait on the replica's volume.
     fn left(&self, replica: usize) -> u64 {
         let listing = run(&self.setups[replica], &["spool", "ls", "--json"]).stdout;
         let listing: Value = serde_json::from_str(&listing).unwrap();
@@ -98,7 +97,7 @@ fn replicas_are_scaled_down_and_upgraded_without_a_failed_request() {
     assert_eq!(replicas.left(2), 0);
     load.wait_acknowledged(100, LIMIT);
 
-    // Upgraded, the last one first, as a StatefulSet is.
+    // Upgraded, the last one first, like a StatefulSet.
     for replica in [1, 0] {
         replicas.stop(replica);
         replicas.start(replica);
@@ -106,7 +105,7 @@ fn replicas_are_scaled_down_and_upgraded_without_a_failed_request() {
         load.wait_acknowledged(100, LIMIT);
     }
 
-    // Scaled to one while Kafka is away. The other tests must be done with the cluster.
+    // Scaled to one while Kafka is away. No other test may use the cluster now.
     drop(running);
     let mut cluster = cluster::shared().write().unwrap();
     cluster.pause();

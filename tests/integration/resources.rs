@@ -1,6 +1,5 @@
-//! File descriptors and memory have limits set from outside: the bridge stays within them or waits, and lives. A limit of
-//! what may be written to a file is a disk that breaks. The spool may be taken away while the bridge runs, and the reader
-//! of its log may hang.
+//! Limits on file descriptors and memory: the bridge stays within them, or waits, and survives. A limit on file sizes stands
+//! for a failing disk. The spool may be removed while the bridge runs, and the reader of its log may hang.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +30,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Sets a limit of the running process, by an option of `prlimit`.
+/// Sets a limit of the running process with an option of `prlimit`.
 fn limit(bridge: &Bridge, option: &str) {
     let mut command = Command::new("prlimit");
     let status = command.args(["--pid", &bridge.id().to_string(), option]).status();
@@ -47,7 +46,7 @@ fn open_files(bridge: &Bridge) -> usize {
 fn few_descriptors_at_the_start_make_fewer_connections() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
-    // 256 are kept for the bridge itself.
+    // 256 are reserved for the bridge itself.
     let setup = Setup::new(kafka).topics(&topics);
     let bridge = setup.through(&["prlimit", "--nofile=300"]).start();
     let mut client = bridge.client();
@@ -55,14 +54,14 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
     let idle: Vec<TcpStream> = (0..400)
         .map(|_| TcpStream::connect(bridge.ingest).unwrap())
         .collect();
-    bridge.wait_for(LIMIT, "connections that gave their places up", |scrape| {
+    bridge.wait_for(LIMIT, "recycled connections", |scrape| {
         scrape.get("cmc_bridge_connections_recycled_total", &[]) >= 350.0
     });
     assert_eq!(client.post(delivery("second@test")).status, 200);
     bridge.wait_drained(LIMIT);
     assert!(bridge.running.stderr().contains("ulimit -n"));
     drop(idle);
-    wait::until(LIMIT, "a place for another connection", || {
+    wait::until(LIMIT, "room for another connection", || {
         (bridge.client().post(delivery("third@test")).status == 200).then_some(())
     });
     bridge.stop();
@@ -92,14 +91,14 @@ fn descriptors_used_up_by_idle_connections_hold_up_and_break_nothing() {
         let log = bridge.running.stderr();
         log.contains("could not be accepted").then_some(())
     });
-    // A segment needs a descriptor, so webhooks may wait; none may be answered with anything but 200 or 503.
+    // A segment needs a descriptor, so webhooks may wait, but every answer must be 200 or 503.
     thread::sleep(Duration::from_secs(3));
     drop(idle);
     load.wait_acknowledged(300, LIMIT);
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     let posted = load.stop();
-    let told = |outcome| matches!(outcome, Outcome::Acknowledged(_) | Outcome::Refused(503));
-    assert!(posted.iter().all(|webhook| told(webhook.outcome)));
+    let expected = |outcome| matches!(outcome, Outcome::Acknowledged(_) | Outcome::Refused(503));
+    assert!(posted.iter().all(|webhook| expected(webhook.outcome)));
     bridge.wait_drained(LIMIT);
     oracle::check(kafka, &topics, &posted);
     bridge.stop();
@@ -118,7 +117,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
         .start();
     assert_eq!(bridge.client().post(delivery("a@test")).status, 200);
     bridge.wait_drained(LIMIT);
-    // All bodies together would be far beyond it.
+    // All bodies together would be far larger.
     let most = bridge.memory("VmSize:") + (256 << 20);
     limit(&bridge, &format!("--as={most}"));
 
@@ -155,7 +154,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
         assert_eq!(with(200) + with(503), CLIENTS, "{statuses:?}");
         assert!((1..=FIT).contains(&with(200)), "{statuses:?}");
         accepted += with(200) * count;
-        // What was in flight is given back.
+        // The memory of requests in flight is released.
         assert_eq!(bridge.client().post(&body).status, 200);
         accepted += count;
     }
@@ -169,15 +168,15 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
     bridge.stop();
 }
 
-/// The most memory that docs/operations.md tells to reckon with at default limits, without Kafka: a budget of 256 MiB for
-/// bodies and batches, 64 KiB for each of 4,096 connections, and 80 MiB for the rest.
+/// The memory that docs/operations.md says to allow for with default limits, without Kafka: a budget of 256 MiB for bodies
+/// and batches, 64 KiB for each of 4,096 connections, and 80 MiB for the rest.
 const MOST_RESIDENT: u64 = (256 << 20) + 4096 * (64 << 10) + (80 << 20);
 
-/// Holds as many connections as there may be, each with these parts sent one after the other, and gives the most memory
-/// that the bridge had until then.
+/// Holds as many connections as the bridge allows and sends these parts on each in turn. Returns the peak memory of the
+/// bridge.
 fn flood(with: &[(&str, &str)], parts: &[String]) -> u64 {
     const CONNECTIONS: usize = 4080;
-    // The tests' own descriptors, and those of the bridge that they start.
+    // For the test process and for the bridge that it starts.
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -197,11 +196,11 @@ fn flood(with: &[(&str, &str)], parts: &[String]) -> u64 {
         .collect();
     for part in parts {
         for client in &mut clients {
-            // It may have been refused by now.
+            // The bridge may have refused it by now.
             let _ = client.write_all(part.as_bytes());
         }
     }
-    // All of it is read when the memory grows no more.
+    // Once the memory stops growing, everything has been read.
     let mut most = 0;
     loop {
         thread::sleep(Duration::from_secs(1));
@@ -228,12 +227,15 @@ fn floods_of_held_connections_stay_within_the_documented_memory() {
         .map(|n| format!("x-field-{n}: {}\r\n", "y".repeat(140)))
         .collect();
     let floods = [
-        ("bodies of strangers", vec![format!("{head}{long}"), more.clone()]),
+        (
+            "bodies without a credential",
+            vec![format!("{head}{long}"), more.clone()],
+        ),
         (
             "bodies with a credential",
             vec![format!("{head}{good}{fields}{long}"), more.clone()],
         ),
-        ("headers that do not end", vec![format!("{head}{fields}")]),
+        ("headers without an end", vec![format!("{head}{fields}")]),
         (
             "single bytes",
             vec![
@@ -253,7 +255,7 @@ fn floods_of_held_connections_stay_within_the_documented_memory() {
     let keys = [
         ("ingest.auth.api_keys", "a-good-key"),
         ("ingest.auth.bearer_tokens", "a-good-token"),
-        // Long enough for all of them to be held at the same time.
+        // Long enough to hold all connections at the same time.
         ("ingest.header_timeout", "600s"),
         ("ingest.body_timeout", "600s"),
         ("ingest.idle_timeout", "600s"),
@@ -276,7 +278,7 @@ fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowled
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
-    // A write beyond the limit is EFBIG then, an error as good as any, and not the end by a signal.
+    // A write beyond the limit then fails with EFBIG instead of ending the process with a signal.
     let breaking = setup.clone().through(&["env", "--ignore-signal=XFSZ"]);
     let mut bridge = breaking.start();
     let target = Target::default();
@@ -315,7 +317,7 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
         let mut client = bridge.client();
         assert_eq!(client.post(delivery("kept@test")).status, 200);
         take_away(setup.spool_dir());
-        // Without an answer when the log noticed by itself and the process ended first.
+        // No answer if the process noticed by itself and ended first.
         let refused = delivery("refused@test");
         if let Ok(answer) = client.request("POST", EVENTS, &[JSON], refused.as_bytes()) {
             assert_eq!(answer.status, 503);
@@ -324,7 +326,7 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
         let said = bridge.running.stderr();
         assert!(said.contains("somebody deleted or moved it"), "{said}");
 
-        // Without a webhook the stop tells.
+        // Without a webhook, the bridge notices when it stops.
         let setup = Setup::new(NO_KAFKA);
         let mut bridge = setup.start();
         take_away(setup.spool_dir());
@@ -346,14 +348,14 @@ fn a_log_that_nobody_reads_holds_up_no_failure() {
     });
 }
 
-/// Nobody reads the log of this bridge until `end` ends it with this code.
+/// Runs a bridge whose log nobody reads until `end` makes it end with this code.
 fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut Process)) {
     let setup = Setup::new(NO_KAFKA)
         .set("log.level", "debug")
         .set("spool.durability", "page-cache")
         .set("shutdown.grace", grace);
     let mut command = setup.command(&["serve"]);
-    // The same pipe for both, as a shell's `2>&1 |` makes it.
+    // The same pipe for both, as with `2>&1 |` in a shell.
     let (unread, pipe) = std::io::pipe().unwrap();
     command.stdout(pipe.try_clone().unwrap()).stderr(pipe);
     let mut process = Process::spawn(&mut command).unwrap();
@@ -370,7 +372,7 @@ fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut
     let [admin, ingest] =
         ["admin", "ingest"].map(|part| addresses[&format!("\"cmc_bridge::{part}::server\"")]);
 
-    // Each logs a line; they are more than a pipe and the queue hold.
+    // Each logs a line, more than the pipe and the queue can hold.
     let mut client = Client::new(ingest);
     wait::until(LIMIT, "dropped lines", || {
         for _ in 0..50 {

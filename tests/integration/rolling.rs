@@ -1,4 +1,4 @@
-//! Three brokers with replicas, killed one after another under load: nothing is lost, nothing doubled.
+//! Three brokers with replicas are killed in turn under load: nothing is lost or duplicated.
 
 use std::{
     thread,
@@ -15,7 +15,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// After so long without a heartbeat a broker is taken for dead.
+/// A broker is taken for dead after this time without a heartbeat.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[test]
@@ -27,7 +27,7 @@ fn brokers_killed_one_after_another_cost_no_event() {
     let mut cluster = Cluster::start(SESSION_TIMEOUT);
     let kafka = cluster.bootstrap();
     let topics = Topics::create(&kafka);
-    // Of a transaction that met a kill, no more than this is waited for.
+    // The longest wait for a transaction that a kill has hit.
     let setup = Setup::new(&kafka)
         .topics(&topics)
         .set("kafka.transaction_timeout", "6s");
@@ -52,16 +52,16 @@ fn brokers_killed_one_after_another_cost_no_event() {
     for kill in 0..kills {
         let led = [transactions, &topics.deliveries, positions][kill % 3];
         let victim = cluster.leader(led, None);
-        // A random instant is the point here: in a transaction, or between two.
+        // Random on purpose: within a transaction or between two.
         thread::sleep(Duration::from_millis(random.below(500)));
         cluster.kill(victim);
         let killed = Instant::now();
         let successor = cluster.leader(led, Some(victim));
-        // More than could have been under way when it was killed.
+        // More than could have been in flight at the kill.
         delivered("deliveries", 200.0);
         delivered("bounces", 100.0);
         println!(
-            "broker {victim}, which led {led}, was killed; then {successor} did, and deliveries went on after {:.1?}",
+            "broker {victim}, the leader of {led}, was killed; {successor} took over, and deliveries continued after {:.1?}",
             killed.elapsed()
         );
         cluster.start_again(victim);

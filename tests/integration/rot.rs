@@ -5,23 +5,22 @@ use std::{fs, path::PathBuf, thread, time::Duration};
 use serde_json::Value;
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Topics},
+    bridge::{NO_KAFKA, Setup, Topics, run},
     cmc,
     http::Client,
     kafka,
     load::{Load, Shape, Target},
     oracle,
-    spool_tools::run,
     topics::Reader,
     wait::Random,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
 const HEADER: u64 = 4096;
-/// Where the copies of the checkpoint's two slots begin.
+/// The offsets of the copies in the checkpoint's two slots.
 const COPIES: [u64; 2] = [0, 4096];
 
-/// One stream's log of a bridge that is gone.
+/// One stream's log, left behind by a bridge.
 struct Log(PathBuf);
 
 impl Log {
@@ -42,7 +41,7 @@ impl Log {
         names
     }
 
-    /// Where the newest position stands in the checkpoint.
+    /// The offset of the newest position in the checkpoint.
     fn newest_slot(&self) -> u64 {
         let bytes = fs::read(self.0.join("checkpoint")).unwrap();
         let generation = |at: u64| u64::from_le_bytes(bytes[at as usize + 16..][..8].try_into().unwrap());
@@ -62,7 +61,7 @@ impl Log {
     }
 }
 
-/// After a kill Kafka is further than the checkpoint, and who wrote what decides what is delivered again.
+/// After a kill Kafka is ahead of the checkpoint, and the history decides what is delivered again.
 #[test]
 fn rotten_headers_positions_and_manifests_cost_nothing() {
     type Harm = fn(&Log, &mut Random);
@@ -106,7 +105,7 @@ fn rotten_headers_positions_and_manifests_cost_nothing() {
             bridge.wait_for(LIMIT, "deliveries", |scrape| {
                 scrape.sum("cmc_bridge_delivered_events_total", &[]) > 0.0
             });
-            // Between two stores of the checkpoint, as chance will have it.
+            // At a random time between two stores of the checkpoint.
             thread::sleep(Duration::from_millis(random.below(1000)));
             bridge.kill();
             for stream in ["deliveries", "bounces"] {
@@ -124,7 +123,7 @@ fn rotten_headers_positions_and_manifests_cost_nothing() {
             if repaired {
                 let repaired = run(&setup, &["spool", "repair", "--accept-loss"]);
                 assert_eq!(repaired.code, 0);
-                for word in ["lost:", "may be lost"] {
+                for word in ["lost:", "possibly lost"] {
                     assert!(!repaired.stdout.contains(word), "{what}");
                 }
             }
@@ -188,7 +187,7 @@ fn a_log_that_cannot_be_opened_stops_no_other_stream() {
     let said = bridge.running.stderr();
     assert!(said.contains("the log can't be opened"), "{said}");
 
-    // An operator puts it back, and it goes on by itself.
+    // Once an operator has put it back, delivery goes on without a restart.
     fs::write(&manifests[0], &whole).unwrap();
     bridge.wait_for(LIMIT, "the bounces", |scrape| {
         scrape.get("cmc_bridge_lane_blocked", &blocked) == 0.0

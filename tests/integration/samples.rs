@@ -1,4 +1,4 @@
-//! The sender's bodies, and each record that they must become on the real topics.
+//! The sender's bodies, and the records that they must become on the real topics.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,7 +34,7 @@ fn scene(settings: &[(&str, &str)]) -> Scene {
 }
 
 impl Scene {
-    /// Everything on a topic, once all is delivered and there are so many records.
+    /// Everything on a topic, once all is delivered and this many records are there.
     fn records(&self, topic: &str, count: usize) -> Vec<Record> {
         self.bridge.wait_drained(LIMIT);
         let mut reader = Reader::new(self.kafka, topic);
@@ -44,7 +44,7 @@ impl Scene {
         reader.records
     }
 
-    /// Exactly these elements stand on the topic, in this order per key.
+    /// Checks that exactly these elements are on the topic, in this order per key.
     fn expect(&self, topic: &str, event_type: &str, composition: &str, raw: &[String]) {
         let mut records = by_key(self.records(topic, raw.len()));
         for element in raw {
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-/// Records of each key in their order; a key must keep to one partition.
+/// Records of each key in order; a key must stay on one partition.
 fn by_key(records: Vec<Record>) -> BTreeMap<Option<Vec<u8>>, Vec<Record>> {
     let mut keys: BTreeMap<Option<Vec<u8>>, Vec<Record>> = BTreeMap::new();
     for record in records {
@@ -93,7 +93,7 @@ fn every_deliveries_sample_arrives_verbatim() {
         assert_eq!((response.status, response.text()), (200, "ok"), "{name}");
         sent.extend(elements(&body, "deliveries"));
     }
-    // The key in the body authorises these two, and is cut out.
+    // The key in the body authorises these two, and is removed.
     let body = sample("deliveries-api-key.json");
     assert_eq!(client.post(&body).status, 200);
     sent.extend(elements(&body, "deliveries"));
@@ -178,7 +178,7 @@ fn odd_ids_times_and_compositions() {
 }
 
 fn check_odd(record: &Record, composition: &str, element: &str) {
-    // The checker knows times that parse; those that don't must leave no ce_time.
+    // The checker handles times that parse; the others must yield no ce_time.
     if element.contains("yesterday") || element.contains(r#""created":"""#) {
         assert_eq!(record.header("ce_time"), None);
         assert_eq!(record.key_text(), Some("same"));
@@ -267,7 +267,7 @@ fn what_belongs_to_no_enabled_stream_is_a_dead_letter() {
     let letters = scene.records(&scene.topics.dead_letters, 2);
     for letter in &letters {
         check_letter(letter);
-        // As a whole or element by element: the contract leaves it open, the bytes must be there.
+        // As a whole or element by element: the contract leaves this open, but the bytes must be there.
         assert!(
             sent.iter().any(|body| body.contains(letter.text())),
             "{}",

@@ -1,18 +1,17 @@
-//! TLS, SASL and ACLs: with them all is delivered once; each thing that is wrong or missing blocks the lanes that need it,
-//! with an error that names cause and cure, and nothing else.
+//! TLS, SASL and ACLs: everything is delivered once, and each wrong or missing thing blocks just the lanes that need it, with
+//! an error that names cause and cure.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
-    bridge::{Bridge, Setup, Topics},
+    bridge::{Bridge, Setup, Topics, run},
     cmc::{self, message, webhook},
     load::{Load, Outcome, Shape, Target},
     metrics::STREAMS,
     oracle,
     secured::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
-    spool_tools::run,
     topics::{self, Reader},
     wait::{self, unique},
 };
@@ -22,7 +21,7 @@ mod rights;
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// docs/kafka-security.md: its blocks of settings, and its commands for ACLs without the tool's own options.
+/// docs/kafka-security.md: its blocks of settings, and its ACL commands without the tool's own options.
 struct Documented {
     settings: Vec<BTreeMap<String, String>>,
     acls: Vec<Vec<String>>,
@@ -53,7 +52,7 @@ impl Documented {
         }
     }
 
-    /// The settings with this value among them, with the test's files.
+    /// The block of settings that has this value, with the test's files.
     fn with(&self, value: &str, broker: &Secured) -> BTreeMap<String, String> {
         let mut found = self
             .settings
@@ -83,7 +82,7 @@ fn with_properties(setup: Setup, properties: &BTreeMap<String, String>) -> Setup
         .fold(setup, |setup, (name, value)| setup.property(name, value))
 }
 
-/// What a user with SCRAM needs to say.
+/// The settings of a user with SCRAM.
 pub fn scram(broker: &Secured, user: &str) -> Setup {
     Setup::new(&broker.sasl_ssl())
         .property("security.protocol", "SASL_SSL")
@@ -99,17 +98,19 @@ fn assert_no_secret(what: &str, text: &str) {
     assert!(!text.contains("PRIVATE KEY"), "{what} shows a key:\n{text}");
 }
 
-/// Searches all that a bridge shows.
+/// Searches everything that a bridge shows.
 fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
     assert_no_secret("the log", &bridge.running.stderr());
     let metrics = crate::http::Client::new(bridge.admin).get("/metrics");
     assert_no_secret("/metrics", metrics.text());
     for command in [&["config", "show"][..], &["check"]] {
-        assert_no_secret(&command.join(" "), &setup.run(command));
+        let ended = run(setup, command);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert_no_secret(&command.join(" "), &(ended.stdout + &ended.stderr));
     }
 }
 
-/// A warning of a stream's lane with this reason and all these words.
+/// The warning of a stream's lane that has this reason and all these words.
 fn warning(bridge: &Bridge, stream: &str, reason: &str, words: &[&str]) -> Option<String> {
     bridge.running.stderr().lines().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
@@ -127,7 +128,7 @@ fn wait_blocked(case: &str, bridge: &Bridge, stream: &str, reason: &str, words: 
         &format!("{case}: {stream} to be blocked by {reason}"),
         |scrape| scrape.get("cmc_bridge_lane_blocked", &labels) == 1.0,
     );
-    // The first one may have met a broker that was too busy to say anything.
+    // The broker may have been too busy to answer at the first one.
     let message = wait::until(LIMIT, &format!("{case}: a warning with {words:?}"), || {
         warning(bridge, stream, reason, words)
     });
@@ -204,7 +205,7 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         properties
             .entry("sasl.username".into())
             .and_modify(|name| *name = user.to_owned());
-        // All that librdkafka would tell, too.
+        // With everything that librdkafka logs.
         let setup = with_properties(Setup::new(&bootstrap), &properties)
             .property("debug", "conf,security,broker,eos")
             .set("log.level", "trace");
@@ -219,11 +220,11 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         target.set(bridge.ingest);
         load.wait_acknowledged(100, LIMIT);
         posted.extend(load.stop());
-        // A dead letter, for that lane's rights.
+        // A dead letter, to use the rights of its lane.
         assert_eq!(bridge.client().post("{").status, 400);
         bridge.wait_drained(LIMIT);
         let replayed = run(&setup, &["dead-letters", "replay"]);
-        // With a missing right it were 69.
+        // A missing right would make it 69.
         assert_eq!(replayed.code, 65, "{value}: {}", replayed.stderr);
         assert_no_secrets(&setup, &bridge);
         bridge.stop();

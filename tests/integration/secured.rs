@@ -1,7 +1,6 @@
-//! A broker that asks who is there: TLS, SASL, client certificates and ACLs. One for all tests; each has topics and users of
-//! its own.
+//! A broker with TLS, SASL, client certificates and ACLs. Tests share it; each has its own topics and users.
 //!
-//! The plain listener stays, for the harness alone: its anonymous user is the super user.
+//! Only the harness uses the plain listener, whose anonymous user is the super user.
 
 use std::{
     ffi::OsString,
@@ -22,10 +21,10 @@ use crate::{
     process::{Process, watched},
 };
 
-/// Of every user. Whatever the bridge writes is searched for it.
+/// Every user's password. Tests search all output of the bridge for it.
 pub const PASSWORD: &str = "pw-Zq8 x=1;7#wU";
 
-/// Users with a SCRAM-SHA-512 credential and no right that their test does not give.
+/// Users with a SCRAM-SHA-512 credential; they have only the rights that their test grants.
 const USERS: &[&str] = &[
     "cmc-bridge",
     "no-write",
@@ -40,13 +39,13 @@ const USERS: &[&str] = &[
     "is-refused",
 ];
 
-/// A user that comes by PLAIN.
+/// A user that authenticates with PLAIN.
 pub const PLAIN_USER: &str = "cmc-bridge-plain";
 
 /// The subject of the client certificate.
 pub const CERTIFIED_USER: &str = "cmc-bridge-certified";
 
-/// A running broker and the files to reach it.
+/// The running broker and the files needed to reach it.
 pub struct Secured {
     broker: Broker,
     sasl_ssl: u16,
@@ -54,7 +53,7 @@ pub struct Secured {
     dir: PathBuf,
 }
 
-/// The one that tests share.
+/// The broker that tests share.
 pub fn secured() -> &'static Secured {
     static SECURED: OnceLock<Secured> = OnceLock::new();
     SECURED.get_or_init(Secured::start)
@@ -100,19 +99,19 @@ impl Secured {
         format!("127.0.0.1:{}", self.sasl_ssl)
     }
 
-    /// The listener that wants a client certificate.
+    /// The listener that requires a client certificate.
     pub fn ssl(&self) -> String {
         format!("127.0.0.1:{}", self.ssl)
     }
 
-    /// A file: `ca.pem`, `other-ca.pem`, `client.pem`, `client.key`, `password`, `wrong-password`.
+    /// The path of a file: `ca.pem`, `other-ca.pem`, `client.pem`, `client.key`, `password`, `wrong-password`.
     pub fn file(&self, name: &str) -> String {
         let path = self.dir.join(name);
         assert!(path.exists(), "{}", path.display());
         path.to_str().unwrap().to_owned()
     }
 
-    /// Runs Kafka's tool for ACLs (`kafka-acls.sh`) as the super user, all these commands at once.
+    /// Runs Kafka's ACL tool (`kafka-acls.sh`) as the super user, with all these commands in parallel.
     pub fn acls<S: AsRef<str>>(&self, commands: &[Vec<S>]) {
         let runs: Vec<(Process, PathBuf)> = commands
             .iter()
@@ -158,7 +157,7 @@ fn properties(dir: &Path, listeners: &str, plain: &str, own: &str) -> String {
          listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required \
          user_{PLAIN_USER}=\"{PASSWORD}\";\n\
          connection.failed.authentication.delay.ms=100\n\
-         # Less than the bridge wants for one record a request.\n\
+         # Less than the bridge asks for with one record per request.\n\
          transaction.max.timeout.ms=20000\n\
          authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
          super.users=User:ANONYMOUS\n",
@@ -167,8 +166,8 @@ fn properties(dir: &Path, listeners: &str, plain: &str, own: &str) -> String {
     )
 }
 
-/// A CA with a certificate for the broker (for its address, not for `localhost`) and one for a client; and a CA that has
-/// nothing to do with them.
+/// Writes a CA with certificates for the broker (for its address, not for `localhost`) and for a client, and an unrelated
+/// CA.
 fn write_certificates(dir: &Path) {
     let write = |name: &str, text: String| fs::write(dir.join(name), text).unwrap();
     let ca = authority("cmc-bridge test CA");

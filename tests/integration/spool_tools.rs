@@ -1,50 +1,19 @@
-//! `spool ls`, `verify`, `export`, `drain` and `repair` on spools that the real bridge left behind.
+//! `spool ls`, `verify`, `export`, `drain` and `repair` on spools that a real bridge left behind.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Topics},
+    bridge::{NO_KAFKA, Setup, Topics, run},
     cmc,
     kafka::{self, new_dir},
     load::{Load, Shape, Target},
     oracle,
-    process::{Ended, Process},
     topics::Reader,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
-
-/// Runs a command of the binary with these settings to its end.
-pub fn run(setup: &Setup, args: &[&str]) -> Ended {
-    let dir = new_dir("command");
-    let file = |name: &str| File::create(dir.join(name)).unwrap();
-    let mut command = setup.command(args);
-    command.stdout(file("stdout")).stderr(file("stderr"));
-    let status = Process::spawn(&mut command).unwrap().wait(LIMIT);
-    let text = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-    let ended = Ended {
-        code: status
-            .unwrap_or_else(|| panic!("{args:?} still runs"))
-            .code()
-            .unwrap(),
-        stdout: text("stdout"),
-        stderr: text("stderr"),
-    };
-    println!(
-        "$ cmc-bridge {}\n{}{}",
-        args.join(" "),
-        ended.stdout,
-        ended.stderr
-    );
-    ended
-}
 
 fn lines(text: &str) -> Vec<Value> {
     text.lines()
@@ -65,7 +34,7 @@ fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
     let posted = load.stop();
     assert_eq!(bridge.client().post("not JSON").status, 400);
     let events: u64 = posted.iter().map(|webhook| u64::from(webhook.events)).sum();
-    // While it runs: ls tells what it can, the others keep away.
+    // While the bridge runs, ls shows what it can and the others refuse.
     let ls = run(&away, &["spool", "ls", "--json"]);
     let listing: Value = serde_json::from_str(&ls.stdout).unwrap();
     assert_eq!((ls.code, &listing["open"]), (0, &Value::Bool(true)));
@@ -120,12 +89,12 @@ fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
         "invalid_json"
     );
 
-    // Kafka is still away: it says so and ends, and nothing is lost.
+    // Kafka is still away: drain says so and ends, and nothing is lost.
     let ended = run(&away, &["spool", "drain", "--patience", "2"]);
     assert_eq!(ended.code, 69, "{}", ended.stderr);
-    assert!(ended.stderr.contains("are not delivered"));
+    assert!(ended.stderr.contains("were not delivered"));
 
-    // The configuration of another place, the spool by its name.
+    // With another configuration and --dir.
     let elsewhere = Setup::new(kafka).topics(&topics);
     let dir = away.spool_dir().to_str().unwrap();
     let drained = run(&elsewhere, &["spool", "drain", "--dir", dir]);
@@ -184,7 +153,7 @@ fn damage_is_named_exported_around_and_repaired() {
         .collect();
     assert_eq!(keys.len(), 29);
 
-    // The bridge delivers what is before it, and the other streams; it says what to do.
+    // Drain delivers the batches before the damage and the other streams, and says what to do.
     let drained = run(&setup, &["spool", "drain"]);
     assert_eq!(drained.code, 65, "{}", drained.stderr);
     assert!(drained.stderr.contains("spool repair"), "{}", drained.stderr);
@@ -205,7 +174,7 @@ fn damage_is_named_exported_around_and_repaired() {
     let listing = run(&setup, &["spool", "ls"]).stdout;
     assert!(listing.contains("beside it: deliveries.damaged-"), "{listing}");
 
-    // New webhooks and old ones, each once, without the lost one.
+    // New and old webhooks arrive once each, except the lost one.
     let bridge = setup.start();
     assert_eq!(bridge.client().post(cmc::delivery("new@test")).status, 200);
     bridge.wait_drained(LIMIT);
@@ -216,7 +185,7 @@ fn damage_is_named_exported_around_and_repaired() {
     assert_eq!(delivered(kafka, &topics), wanted);
 }
 
-/// The keys on the deliveries' topic, in the order of their numbers.
+/// The sorted keys on the topic of deliveries.
 fn delivered(kafka: &str, topics: &Topics) -> Vec<String> {
     let mut reader = Reader::new(kafka, &topics.deliveries);
     let records = reader.read_to_end(LIMIT);
@@ -232,7 +201,7 @@ fn first_segment(setup: &Setup) -> PathBuf {
     setup.spool_dir().join("deliveries/00000000000000000001.segment")
 }
 
-/// Such a batch is whole: it is no damage, and no repair gives it up.
+/// Such a batch is intact: it is not damage, and a repair keeps it.
 #[test]
 fn a_batch_of_a_later_version_is_exported_as_it_is_and_kept_by_a_repair() {
     let setup = Setup::new(NO_KAFKA);
@@ -289,14 +258,14 @@ fn a_batch_of_a_later_version_is_exported_as_it_is_and_kept_by_a_repair() {
     assert_eq!(exported[1]["records"][0]["key"], "<2@test>");
 }
 
-/// Gives one batch of a segment another number of its layout, and right checksums. Where each batch's record begins.
+/// Changes the layout number of one batch in a segment, with valid checksums. Returns where the batches' records begin.
 fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
     let mut places = Vec::new();
     let payload_len = |bytes: &[u8], at: usize| {
         let len = bytes[at + 12..at + 16].try_into().unwrap();
         u32::from_le_bytes(len) as usize
     };
-    // The first record is the copy of the header.
+    // The first record is a copy of the header.
     let mut at = 4096 + (48 + payload_len(bytes, 4096)).next_multiple_of(16);
     while bytes[at..].starts_with(b"CMCb") {
         places.push(at);
@@ -305,7 +274,7 @@ fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
             bytes[at + 48] = layout;
             let crc = crc32c::crc32c(&bytes[at + 48..at + 48 + len]);
             bytes[at + 8..at + 12].copy_from_slice(&crc.to_le_bytes());
-            // The log's and the segment's ids are in the segment's header.
+            // The ids of the log and the segment are in the segment's header.
             let covered = [&bytes[16..40], &bytes[at..at + 4], &bytes[at + 8..at + 48]].concat();
             let crc = crc32c::crc32c(&covered);
             bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
@@ -328,7 +297,7 @@ fn what_is_no_spool_is_said_to_be_none() {
         );
     }
     let empty = new_dir("empty");
-    // Least of all a drain that says nothing is left.
+    // In particular, drain must not say that nothing is left.
     for command in ["ls", "verify", "export", "drain", "repair"] {
         let ended = run(&setup, &["spool", command, "--dir", empty.to_str().unwrap()]);
         assert_eq!(ended.code, 64, "{command}");

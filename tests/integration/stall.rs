@@ -1,4 +1,4 @@
-//! What a `read_committed` consumer waits for when a replica is lost in the middle of a transaction, and what ends it.
+//! How long a `read_committed` consumer stalls when a replica is lost within a transaction, and what ends the stall.
 
 use std::{
     thread,
@@ -8,11 +8,10 @@ use std::{
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::{
-    bridge::{Bridge, Setup, Topics},
+    bridge::{Bridge, Setup, Topics, run},
     cluster, cmc,
     load::{Load, Posted, Shape, Target},
     oracle,
-    spool_tools::run,
     topics::{self, Reader, Record, client_config},
     wait,
 };
@@ -23,13 +22,13 @@ const LIMIT: Duration = Duration::from_secs(180);
 const DEFAULT: Duration = Duration::from_secs(15);
 /// Kafka's default of `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
 const LOOKS_FOR_TIMED_OUT: Duration = Duration::from_secs(10);
-/// For Kafka to end the transaction, and for a busy machine.
+/// Allowance for Kafka to end the transaction on a busy machine.
 const MARGIN: Duration = Duration::from_secs(30);
-/// A transaction that only the spool's return ends in the time of this test, and most time for that.
+/// A time-out so long that only the return of the spool can end the transaction, and the limit for that.
 const LONG: Duration = Duration::from_secs(120);
 const BACK: Duration = Duration::from_secs(60);
 
-/// What becomes of the lost replica.
+/// What happens to the lost replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     StaysAway,
@@ -51,7 +50,7 @@ fn a_lost_replica_stalls_consumers_until_its_transaction_times_out_or_its_spool_
 
 fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     let topics = Topics {
-        // One partition: that which stalls.
+        // One partition, which stalls.
         deliveries: topics::create(kafka, "deliveries", 1, &[]),
         ..Topics::create(kafka)
     };
@@ -83,7 +82,7 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     post(&other, "behind@test");
     assert!(
         ends.is_open(),
-        "behind it the other replica's event is committed and can't be read"
+        "the other replica's event behind it is committed but can't be read"
     );
     let since = Instant::now();
     let back = match then {
@@ -123,7 +122,7 @@ fn post(bridge: &Bridge, id: &str) {
     bridge.wait_drained(LIMIT);
 }
 
-/// Where a topic's partition 0 ends: for consumers that wait for open transactions, and in truth.
+/// The ends of a topic's partition 0: for `read_committed` consumers, and of the log.
 struct Ends<'a> {
     topic: &'a str,
     stable: BaseConsumer,
@@ -143,13 +142,13 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// Whether a transaction is open that has delivered records.
+    /// Whether an open transaction has delivered records.
     fn is_open(&self) -> bool {
         let end = |consumer: &BaseConsumer| consumer.fetch_watermarks(self.topic, 0, LIMIT).unwrap().1;
         end(&self.stable) < end(&self.last)
     }
 
-    /// Whether it is, and stays so: a commit that was on its way would end it.
+    /// Whether one is open and stays open: a commit in flight would end it.
     fn stay_open(&self) -> bool {
         let until = Instant::now() + Duration::from_secs(3);
         while self.is_open() {

@@ -1,4 +1,4 @@
-//! The status page of the real process, from a fresh start to its end.
+//! The status page of the real process, from its start to its end.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The page as it is read, in one line. It must be well-formed, and need nothing from elsewhere.
+/// The text of the page on one line. The page must be well-formed and load nothing from elsewhere.
 fn page(bridge: &Bridge) -> String {
     let response = Client::new(bridge.admin).get("/status");
     assert_eq!((response.status, response.media_type()), (200, "text/html"));
@@ -53,7 +53,7 @@ fn json(bridge: &Bridge) -> serde_json::Value {
     json
 }
 
-/// Loads the page until it has all of these texts.
+/// Loads the page until it contains all these texts.
 fn wait_for(bridge: &Bridge, texts: &[&str]) {
     wait::until(LIMIT, &format!("a page with {texts:?}"), || {
         let page = page(bridge);
@@ -110,7 +110,7 @@ fn the_page_tells_how_the_bridge_is() {
         ],
     );
 
-    // Dead letters: their reasons and places, and nothing of what they hold.
+    // Dead letters: their reasons and places, but nothing of their contents.
     let bad = [&good, "\"hanako@customer.example\"", "7"];
     assert_eq!(client.post(webhook("deliveries", "pro", &bad)).status, 200);
     assert_eq!(client.post(format!("{{{good}")).status, 400);
@@ -128,7 +128,7 @@ fn the_page_tells_how_the_bridge_is() {
         ],
     );
     wait_for(&bridge, &["All events are in Kafka."]);
-    // A sample follows each five seconds, so the first rate with these webhooks in it is not far.
+    // A sample is taken every five seconds, so the first rate with these webhooks comes soon.
     wait::until(LIMIT, "the rates", || {
         let json = json(&bridge);
         let rates = json["rates"].as_array()?;

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 use cmc_bridge::{
     batch::Batch,
     books::Books,
-    cmc::{BodyEncoding, Request, Rules, open, split},
+    cmc::{BodyEncoding, Request, open, split},
     config::{self, Config},
     spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
     stream::{Stream, Tally},
@@ -41,7 +41,7 @@ fn config() -> Config {
 /// Puts webhooks into a spool, like a bridge that receives them at this time.
 fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
     let config = config();
-    let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
+    let rules = config.rules();
     let mut batches: Vec<(Stream, Batch, Tally)> = Vec::new();
     for body in bodies {
         let request = Request {

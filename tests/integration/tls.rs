@@ -1,4 +1,4 @@
-//! TLS on the webhooks' port: handshakes, limits, and certificates that change while it serves. No Kafka is needed.
+//! TLS on the webhooks' port: handshakes, limits, and certificates that change while it serves. It needs no Kafka.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ struct Authority {
     intermediate: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A server's certificate as the bridge is given it.
+/// A server certificate in the form that the bridge gets.
 struct Issued {
     /// The certificate and the intermediate one.
     chain: String,
@@ -65,7 +65,7 @@ impl Authority {
         }
     }
 
-    /// A certificate for the loopback address that is valid until the begin of this year.
+    /// A certificate for the loopback address that is valid until the beginning of this year.
     fn issue(&self, until: i32) -> Issued {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -89,7 +89,7 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// A connection over TLS, its handshake done.
+    /// Opens a connection over TLS and completes its handshake.
     fn connect(&self, address: SocketAddr) -> io::Result<Client> {
         connect(address, self.client_config(&[&TLS13, &TLS12]))
     }
@@ -144,13 +144,13 @@ impl Client {
         self.0.get_ref().conn.protocol_version().unwrap()
     }
 
-    /// Reads to the end, which must be an orderly one and come without another byte.
+    /// Reads to the end, which must be orderly and come without another byte.
     fn expect_end(&mut self) {
         assert_eq!(self.0.read(&mut [0; 16]).unwrap(), 0);
     }
 }
 
-/// The two files, as the kubelet lays out a secret: links to a directory that is itself behind a link.
+/// The two files, as the kubelet lays out a secret: links into a directory that is itself behind a link.
 struct Secret {
     dir: PathBuf,
     writes: u32,
@@ -191,7 +191,7 @@ impl Secret {
     }
 }
 
-/// An authority, a certificate of its, and a bridge that serves with it.
+/// An authority, a certificate that it issued, and a bridge that serves with it.
 fn served(adapt: impl FnOnce(Setup) -> Setup) -> (Authority, Secret, Issued, Bridge) {
     let authority = Authority::new();
     let issued = authority.issue(2100);
@@ -200,7 +200,7 @@ fn served(adapt: impl FnOnce(Setup) -> Setup) -> (Authority, Secret, Issued, Bri
     (authority, secret, issued, bridge)
 }
 
-/// Sends bytes and reads all that comes back; a reset is an end too.
+/// Sends bytes and reads everything that comes back; a reset is an end, too.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = tcp(address);
     stream.write_all(bytes).unwrap();
@@ -236,7 +236,7 @@ fn understood_over_tls_1_2_and_1_3() {
         for _ in 0..3 {
             assert!(client.is_accepted());
         }
-        // Larger than a TLS record, a frame of the body and all buffers.
+        // Larger than a TLS record, than a frame of the body and than all buffers.
         let large = webhook("deliveries", "pro", &[&message("a", &"x".repeat(500_000))]);
         assert_eq!(client.post(&large).unwrap().status, 200);
     }
@@ -267,7 +267,7 @@ fn older_versions_and_plain_http_are_refused() {
         record.extend(hello);
         record
     };
-    // TLS 1.1 and 1.0, and else what 1.2 would do with; several, but one line.
+    // TLS 1.1 and 1.0, otherwise acceptable to TLS 1.2; several clients, but one line.
     for version in [2, 1, 2] {
         let back = exchange(bridge.ingest, &hello(version, [0xc0, 0x2b]));
         assert!(is_alert(&back, 70), "no protocol_version in {back:?}");
@@ -312,7 +312,7 @@ fn what_comes_instead_of_tls_is_named() {
         (v2, "PROXY protocol"),
         (plain.as_bytes(), "plain HTTP"),
     ] {
-        // A bridge each: the log has a line a second at most.
+        // One bridge each: the log has at most one line per second.
         let (_authority, _secret, _issued, bridge) = served(|setup| setup);
         exchange(bridge.ingest, bytes);
         crate::wait::until(LIMIT, hint, || {
@@ -372,13 +372,13 @@ fn a_bad_new_pair_is_refused_and_the_old_one_kept() {
             scrape.get(RELOAD_FAILURES, &[]) >= before + 3.0
         });
         assert_eq!(scrape.get(EXPIRY, &[]), YEAR_2100);
-        // One line for all of the looks.
+        // One line for all looks.
         wait::until(LIMIT, cause, || (lines(cause) == 1).then_some(()));
         let mut client = authority.connect(bridge.ingest).unwrap();
         assert!(client.is_accepted());
         assert_eq!(*client.leaf(), first.leaf);
     }
-    // A file that is gone is no reason to stop either.
+    // A missing file is no reason to stop, either.
     let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
     fs::remove_file(secret.dir.join("tls.key")).unwrap();
     bridge.wait_for(LIMIT, "a look without the file", |scrape| {
@@ -386,7 +386,7 @@ fn a_bad_new_pair_is_refused_and_the_old_one_kept() {
     });
     assert!(authority.connect(bridge.ingest).unwrap().is_accepted());
     symlink("..data/tls.key", secret.dir.join("tls.key")).unwrap();
-    // And a good one ends it.
+    // A good one ends the refusals.
     secret.write(&second.chain, &second.key);
     bridge.wait_for(LIMIT, "the second certificate", |scrape| {
         scrape.get(EXPIRY, &[]) == YEAR_2101
@@ -409,7 +409,7 @@ fn an_expired_certificate_is_a_warning() {
         log.contains("the TLS certificate expired at 2021-01-01T00:00:00Z"),
         "{log}"
     );
-    // This client does check, and says so.
+    // This client does check, and reports it.
     assert!(authority.connect(bridge.ingest).is_err());
     bridge.wait_for(LIMIT, "a failed handshake", |scrape| {
         scrape.get(HANDSHAKE_FAILURES, &[("reason", "refused_by_client")]) == 1.0
@@ -451,7 +451,7 @@ fn a_slow_handshake_is_cut() {
     });
     let began = Instant::now();
     let mut slow = tcp(bridge.ingest);
-    // The begin of a record of 256 bytes.
+    // The beginning of a record of 256 bytes.
     slow.write_all(&[0x16, 3, 1, 1, 0]).unwrap();
     let mut silent = tcp(bridge.ingest);
     for stream in [&mut slow, &mut silent] {
@@ -513,7 +513,7 @@ fn slow_requests_get_408() {
     assert!(client.is_accepted());
     client.send(b"POST").unwrap();
     slow.push(client);
-    // One that says nothing is closed without a word.
+    // A silent one is closed silently.
     let mut silent = authority.connect(bridge.ingest).unwrap();
     for mut client in slow {
         let answer = client.answer().unwrap();
@@ -543,7 +543,7 @@ fn it_stops_in_order() {
     let mut active = authority.connect(bridge.ingest).unwrap();
     let mut idle = authority.connect(bridge.ingest).unwrap();
     assert!(active.is_accepted() && idle.is_accepted());
-    // Neither a handshake that goes nowhere nor an idle connection holds it up.
+    // Neither a stuck handshake nor an idle connection holds it up.
     let mut stuck = tcp(bridge.ingest);
     stuck.write_all(&[0x16, 3, 1]).unwrap();
     bridge.terminate();

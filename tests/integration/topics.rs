@@ -1,4 +1,4 @@
-//! Topics, and what a `read_committed` consumer sees in them.
+//! Creates topics and reads them with a `read_committed` consumer.
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +17,13 @@ use rdkafka::{
 
 use crate::wait::{self, unique};
 
-/// The header that marks a harness's own record at the end of a partition.
+/// The header of a sentinel, the harness's own record at the end of a partition.
 const SENTINEL: &str = "cmc-test-sentinel";
 
-/// How long anything about topics may take.
+/// How long any operation on topics may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The settings that every client of the harness has.
+/// The settings of every client of the harness.
 pub fn client_config(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -31,12 +31,12 @@ pub fn client_config(bootstrap: &str) -> ClientConfig {
         .set("reconnect.backoff.ms", "20")
         .set("reconnect.backoff.max.ms", "200")
         .set("allow.auto.create.topics", "false")
-        // Killed brokers are part of the tests: no chatter about them.
+        // Tests kill brokers; nobody needs to read about it.
         .set("log_level", "0");
     config
 }
 
-/// Creates a topic of this name, once; `Ok` as well when it exists.
+/// Tries once to create a topic of this name; `Ok` if it already exists.
 pub fn try_create_topic(
     bootstrap: &str,
     name: &str,
@@ -44,7 +44,7 @@ pub fn try_create_topic(
     config: &[(&str, &str)],
 ) -> Result<(), String> {
     let admin: AdminClient<DefaultClientContext> = client_config(bootstrap).create().unwrap();
-    // As many replicas as the cluster's default.
+    // The cluster's default number of replicas.
     let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
     for (key, value) in config {
         topic = topic.set(key, value);
@@ -65,7 +65,7 @@ pub fn try_create_topic(
     Ok(())
 }
 
-/// Creates a topic of exactly this name and waits until its partitions have leaders.
+/// Creates a topic of this name and waits until its partitions have leaders.
 pub fn create_named(bootstrap: &str, name: &str, partitions: i32, config: &[(&str, &str)]) {
     let mut last = String::new();
     wait::until(LIMIT, &format!("topic {name}"), || {
@@ -107,13 +107,13 @@ pub fn create(bootstrap: &str, what: &str, partitions: i32, config: &[(&str, &st
     name
 }
 
-/// A record as a consumer gets it.
+/// A record as a consumer reads it.
 #[derive(Clone, Debug)]
 pub struct Record {
     pub partition: i32,
     pub timestamp_ms: i64,
     pub key: Option<Vec<u8>>,
-    /// In the record's order.
+    /// In their order in the record.
     pub headers: Vec<(String, Vec<u8>)>,
     pub value: Vec<u8>,
 }
@@ -125,7 +125,7 @@ impl Record {
         let first = all.next();
         assert!(
             all.next().is_none(),
-            "header {name} stands twice: {:?}",
+            "header {name} is repeated: {:?}",
             self.headers
         );
         first.map(|(_, value)| std::str::from_utf8(value).unwrap())
@@ -142,21 +142,21 @@ impl Record {
     }
 }
 
-/// A `read_committed` consumer of all partitions of a topic, from the beginning on.
+/// A `read_committed` consumer of all partitions of a topic, from the beginning.
 pub struct Reader {
     bootstrap: String,
     topic: String,
     partitions: Vec<i32>,
     consumer: BaseConsumer,
-    /// Everything read so far, in the order of reading; sentinels left out.
+    /// Everything read so far, in reading order, without the sentinels.
     pub records: Vec<Record>,
-    /// Partition to offset: the last record and the last sentinel.
+    /// By partition, the offsets of the last record and of the last sentinel.
     last: BTreeMap<i32, i64>,
     sentinels: BTreeMap<i32, i64>,
 }
 
 impl Reader {
-    /// Opens a topic that exists.
+    /// Opens an existing topic.
     pub fn new(bootstrap: &str, topic: &str) -> Self {
         let consumer: BaseConsumer = client_config(bootstrap)
             .set("group.id", unique("reader"))
@@ -190,7 +190,7 @@ impl Reader {
         }
     }
 
-    /// Reads until `condition` holds; panics with what was seen when the deadline passes first.
+    /// Reads until `condition` holds; panics if the deadline passes first.
     pub fn read_until(&mut self, limit: Duration, what: &str, mut condition: impl FnMut(&[Record]) -> bool) {
         let deadline = Instant::now() + limit;
         while !condition(&self.records) {
@@ -205,7 +205,7 @@ impl Reader {
         }
     }
 
-    /// Reads until there are so many records.
+    /// Reads until there are this many records.
     pub fn read_count(&mut self, count: usize, limit: Duration) -> &[Record] {
         self.read_until(limit, &format!("{count} records"), |records| {
             records.len() >= count
@@ -213,8 +213,8 @@ impl Reader {
         &self.records
     }
 
-    /// Reads all that stands in the topic now, and nothing more: a record of our own at the end of each partition says
-    /// where that is. A transaction open at this instant holds the reader until it ends, as it does any consumer.
+    /// Reads exactly what the topic holds now: sentinels mark the end of each partition. A transaction that is open now
+    /// holds the reader until it ends, as it holds any consumer.
     pub fn read_to_end(&mut self, limit: Duration) -> &[Record] {
         let ends = append_sentinels(&self.bootstrap, &self.topic, &self.partitions);
         let deadline = Instant::now() + limit;
@@ -260,7 +260,7 @@ impl Reader {
                     value: message.payload().unwrap_or_default().to_vec(),
                 });
             }
-            // A broker that is down comes back or the deadline passes.
+            // A broker that is down comes back, or the deadline passes.
             Some(Err(KafkaError::MessageConsumption(_))) => {}
             Some(Err(error)) => panic!("reading {}: {error}", self.topic),
         }
@@ -300,9 +300,9 @@ fn append_sentinels(bootstrap: &str, topic: &str, partitions: &[i32]) -> BTreeMa
             .send(
                 BaseRecord::to(topic)
                     .partition(*partition)
-                    // With a key, for compacted topics want one.
+                    // With a key, because compacted topics require one.
                     .key(SENTINEL)
-                    // Without a timestamp, for some topics refuse those of today.
+                    // Without a timestamp, because some topics refuse today's.
                     .timestamp(-1)
                     .payload("end")
                     .headers(headers),
@@ -316,7 +316,7 @@ fn append_sentinels(bootstrap: &str, topic: &str, partitions: &[i32]) -> BTreeMa
     })
 }
 
-/// A transactional producer, for the harness's own tests.
+/// A transactional producer for the tests of the harness.
 pub fn transactional_producer(bootstrap: &str, id: &str, timeout_ms: u32) -> BaseProducer {
     let producer: BaseProducer = client_config(bootstrap)
         .set("transactional.id", id)

@@ -1,15 +1,14 @@
-//! Waiting for conditions: nothing here sleeps and hopes.
+//! Waits on conditions, never for a fixed time.
 
 use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// Asks `condition` again and again until it gives a value; panics with `what` when the deadline passes.
+use parking_lot::{Condvar, Mutex};
+
+/// Polls `condition` until it returns a value; panics with `what` when the deadline passes.
 pub fn until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -21,7 +20,7 @@ pub fn until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Opti
     }
 }
 
-/// A name that no other test and no other run uses, fit for topics and ids.
+/// A name that no other test or run uses, valid for topics and ids.
 pub fn unique(what: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
@@ -29,11 +28,11 @@ pub fn unique(what: &str) -> String {
     format!("{what}.{:x}.{:x}.{n}", std::process::id(), nanos / 1000)
 }
 
-/// A small generator of random numbers (xorshift64*), for kill times and batch sizes. Its seed is printed.
+/// Random numbers for kill times and batch sizes (xorshift64*). The seed is printed.
 pub struct Random(u64);
 
 impl Random {
-    /// Seeded by `CMC_BRIDGE_TEST_SEED` or the clock.
+    /// Seeded with `CMC_BRIDGE_TEST_SEED` or else the clock.
     pub fn new(what: &str) -> Self {
         let seed = std::env::var("CMC_BRIDGE_TEST_SEED")
             .ok()
@@ -43,7 +42,7 @@ impl Random {
         Random(seed | 1)
     }
 
-    /// A generator for a part (a client), fixed by this seed and the part's number.
+    /// Seeded with this value; prints nothing.
     pub fn from_seed(seed: u64) -> Self {
         Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
@@ -57,17 +56,17 @@ impl Random {
     }
 }
 
-/// So many of something at once, process-wide.
+/// Limits how many of something exist at once in this process.
 pub struct Semaphore {
     free: Mutex<usize>,
     changed: Condvar,
 }
 
-/// One place of a [`Semaphore`], given back on drop.
+/// One place of a [`Semaphore`], released on drop.
 pub struct Permit(&'static Semaphore);
 
 impl Semaphore {
-    /// With this many places.
+    /// A semaphore with this many places.
     pub const fn new(places: usize) -> Self {
         Semaphore {
             free: Mutex::new(places),
@@ -77,11 +76,8 @@ impl Semaphore {
 
     /// Waits for a place.
     pub fn acquire(&'static self) -> Permit {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self
-            .changed
-            .wait_while(free, |free| *free == 0)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
+        self.changed.wait_while(&mut free, |free| *free == 0);
         *free -= 1;
         Permit(self)
     }
@@ -89,7 +85,7 @@ impl Semaphore {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.0.free.lock() += 1;
         self.0.changed.notify_one();
     }
 }

@@ -2,8 +2,11 @@
 
 use std::fmt::{self, Write};
 
-use super::text::{Escaped, rate};
-use crate::admin::history::{EVERY, MOST_SAMPLES};
+use super::escaped::Escaped;
+use crate::{
+    admin::rates::{EVERY, MOST_SAMPLES},
+    human,
+};
 
 /// Where the curve is, in the units of the view box; left of it and below it stand the axes' labels.
 const LEFT: f64 = 38.0;
@@ -21,8 +24,8 @@ pub fn write(out: &mut String, what: &str, points: &[(f64, f64)]) -> fmt::Result
         out,
         r#"<svg class="chart" role="img" viewBox="0 0 340 92"><title>{}: {} a second now, {} at most in the last 15 minutes</title>"#,
         Escaped(what),
-        rate(now),
-        rate(most)
+        human::rate(now),
+        human::rate(most)
     )?;
     let middle = (TOP + BOTTOM) / 2.0;
     write!(

@@ -1,5 +1,5 @@
-//! The page itself: HTML that is well-formed XML too, with everything it needs inside. No script, no image, no font from
-//! elsewhere; every text that is not written here goes through [`Escaped`].
+//! The status page: HTML that is also well-formed XML, and self-contained: no scripts, no images, no external fonts. Every text that
+//! is not written here goes through [`Escaped`].
 
 use std::{
     fmt::{self, Write},
@@ -10,9 +10,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio_rustls::rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 
 use super::{
-    Intake, LaneState, LetterReport, Rates, Report, State, StreamReport, Time, chart,
-    text::{Escaped, bytes, duration, grouped, rate, roughly},
+    BridgeState, LaneState, LetterReport, LogIntake, Rates, StatusReport, StreamReport, Time, chart,
+    escaped::Escaped,
 };
+use crate::human;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -26,7 +27,7 @@ pub enum Refresh {
 /// The header `Content-Security-Policy` of the page: its own style, by its hash, and nothing else.
 pub fn content_security_policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
-        // SHA-256 as the TLS library has it; a crate for one hash of a constant is too much.
+        // SHA-256 of the TLS library: a crate for one hash of a constant is too much.
         let hash = TLS13_AES_128_GCM_SHA256
             .tls13()
             .map(|suite| STANDARD.encode(suite.common.hash_provider.hash(STYLE.as_bytes())))
@@ -39,19 +40,19 @@ pub fn content_security_policy() -> &'static str {
 }
 
 /// The page of this report.
-pub fn html(report: &Report, refresh: Refresh) -> String {
+pub fn html(report: &StatusReport, refresh: Refresh) -> String {
     let mut out = String::with_capacity(32 * 1024);
     // Writing into a string does not fail.
     let _ = write(&mut out, report, refresh);
     out
 }
 
-fn write(out: &mut String, report: &Report, refresh: Refresh) -> fmt::Result {
+fn write(out: &mut String, report: &StatusReport, refresh: Refresh) -> fmt::Result {
     let (tone, word) = match report.state {
-        State::Ready => ("good", "Ready"),
-        State::Impaired => ("warn", "Ready, with trouble"),
-        State::Draining => ("warn", "Draining"),
-        State::NotReady => ("bad", "Not ready"),
+        BridgeState::Ready => ("good", "Ready"),
+        BridgeState::Impaired => ("warn", "Ready, with trouble"),
+        BridgeState::Draining => ("warn", "Draining"),
+        BridgeState::NotReady => ("bad", "Not ready"),
     };
     out.push_str(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
@@ -69,7 +70,7 @@ fn write(out: &mut String, report: &Report, refresh: Refresh) -> fmt::Result {
         out,
         "<header><h1>cmc-bridge</h1><p>version {} · up {} · as of {} UTC</p></header>\n<main>",
         Escaped(report.version),
-        duration(report.uptime_seconds),
+        human::age(report.uptime_seconds),
         clock(report.at, report.at)
     )?;
     writeln!(
@@ -91,7 +92,7 @@ fn write(out: &mut String, report: &Report, refresh: Refresh) -> fmt::Result {
     )
 }
 
-fn streams(out: &mut String, report: &Report) -> fmt::Result {
+fn streams(out: &mut String, report: &StatusReport) -> fmt::Result {
     out.push_str(
         "<section><h2>Streams</h2>\n<table role=\"table\" class=\"streams\"><caption>Each stream from its spool to its \
          Kafka topic. Delivered and diverted count since the start.</caption>\n\
@@ -109,13 +110,13 @@ fn streams(out: &mut String, report: &Report) -> fmt::Result {
     out.push_str("</table>\n");
     if let Some(disk) = report.disk {
         let used = disk.total_bytes.saturating_sub(disk.free_bytes);
-        out.push_str("<p class=\"disk\"><span>Disk of the spool</span> ");
+        out.push_str("<p class=\"disk\"><span>DiskRoom of the spool</span> ");
         bar(out, "disk of the spool", used, disk.total_bytes)?;
         writeln!(
             out,
             " <span class=\"number\">{} free of {}</span></p>",
-            bytes(disk.free_bytes),
-            bytes(disk.total_bytes)
+            human::size(disk.free_bytes),
+            human::size(disk.total_bytes)
         )?;
     }
     out.push_str("</section>\n");
@@ -125,10 +126,10 @@ fn streams(out: &mut String, report: &Report) -> fmt::Result {
 /// Writes a stream; `above` are those written before.
 fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport], now: Time) -> fmt::Result {
     let (tone, word) = match (stream.log, &stream.lane) {
-        (Intake::Failed, _) => ("bad", "failed"),
-        (Intake::NotOpen | Intake::Unreadable, _) => ("bad", "not open"),
+        (LogIntake::Failed, _) => ("bad", "failed"),
+        (LogIntake::NotOpen | LogIntake::Unreadable, _) => ("bad", "not open"),
         (_, LaneState::Blocked { .. }) => ("bad", "blocked"),
-        (Intake::Full, _) => ("bad", "full"),
+        (LogIntake::Full, _) => ("bad", "full"),
         (_, LaneState::Running) => ("good", "running"),
         (_, LaneState::Idle) => ("calm", "idle"),
     };
@@ -141,12 +142,12 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     )?;
     let oldest = stream
         .oldest
-        .map_or("–".to_owned(), |oldest| duration(seconds(oldest, now)));
+        .map_or("–".to_owned(), |oldest| human::age(seconds(oldest, now)));
     for (label, value) in [
-        ("Backlog", grouped(stream.backlog)),
+        ("Backlog", human::count(stream.backlog)),
         ("Oldest event", oldest),
-        ("Delivered", grouped(stream.delivered)),
-        ("Diverted", grouped(stream.diverted)),
+        ("Delivered", human::count(stream.delivered)),
+        ("Diverted", human::count(stream.diverted)),
     ] {
         write!(
             out,
@@ -163,8 +164,8 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
     writeln!(
         out,
         "<span class=\"number\">{} of {}</span></td></tr>",
-        bytes(stream.spool_bytes),
-        bytes(stream.spool_limit_bytes)
+        human::size(stream.spool_bytes),
+        human::size(stream.spool_limit_bytes)
     )?;
     if let LaneState::Blocked {
         reason,
@@ -185,27 +186,27 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
             "<tr role=\"row\" class=\"trouble\"><td role=\"cell\" colspan=\"7\"><p><strong>Blocked: {}</strong> for {}, \
              since {} UTC; failed last {} ago.</p><p>{}</p></td></tr>",
             Escaped(reason),
-            duration(seconds(*since, now)),
+            human::age(seconds(*since, now)),
             clock(*since, now),
-            duration(seconds(*last_failure, now)),
+            human::age(seconds(*last_failure, now)),
             Escaped(&text)
         )?;
     }
     let refusal = match stream.log {
-        Intake::Accepting => None,
-        Intake::Disabled => {
+        LogIntake::Accepting => None,
+        LogIntake::Disabled => {
             Some("<strong>Disabled:</strong> it takes no webhooks; what its log still holds is delivered.")
         }
-        Intake::Unreadable => Some(
+        LogIntake::Unreadable => Some(
             "<strong>Disabled,</strong> and its log is not open: how many events wait in it is not known.",
         ),
-        Intake::Full => Some(
+        LogIntake::Full => Some(
             "<strong>Full:</strong> its webhooks get 503 until Kafka has taken some of the backlog, or the disk has room.",
         ),
-        Intake::NotOpen => Some(
+        LogIntake::NotOpen => Some(
             "<strong>Not open:</strong> its webhooks get 503 until its log is open, which is tried again and again.",
         ),
-        Intake::Failed => Some(
+        LogIntake::Failed => Some(
             "<strong>Failed:</strong> its log can't be written, and the process ends. The log of the process says why.",
         ),
     };
@@ -255,8 +256,8 @@ fn rates(out: &mut String, rates: &[Rates]) -> fmt::Result {
             out,
             "<div class=\"card {tone}\"><h3>{title}</h3><p class=\"small\">{means}</p>\
              <p class=\"big\">{}<span>/s</span></p><p class=\"small most\">at most {}/s</p>",
-            rate(now),
-            rate(most)
+            human::rate(now),
+            human::rate(most)
         )?;
         let points: Vec<_> = rates.iter().map(|r| (r.seconds_ago, value(r))).collect();
         chart::write(out, title, &points)?;
@@ -266,7 +267,7 @@ fn rates(out: &mut String, rates: &[Rates]) -> fmt::Result {
     Ok(())
 }
 
-fn dead_letters(out: &mut String, report: &Report) -> fmt::Result {
+fn dead_letters(out: &mut String, report: &StatusReport) -> fmt::Result {
     out.push_str("<section><h2>Last dead letters</h2>\n");
     if report.dead_letters.is_empty() {
         out.push_str("<p class=\"none\">None since the start.</p></section>\n");
@@ -283,11 +284,11 @@ fn dead_letters(out: &mut String, report: &Report) -> fmt::Result {
             out,
             "<tr><td>{}<small>{} ago</small></td><td>{}</td><td>{}</td><td class=\"number\">{}</td></tr>",
             clock(letter.at, report.at),
-            roughly(seconds(letter.at, report.at)),
+            human::rough_age(seconds(letter.at, report.at)),
             // A long name may break where its words do.
             Escaped(letter.reason).to_string().replace('_', "_<wbr/>"),
             place(letter),
-            grouped(letter.count as u64)
+            human::count(letter.count as u64)
         )?;
     }
     out.push_str("</tbody></table></section>\n");
@@ -310,7 +311,7 @@ fn place(letter: &LetterReport) -> String {
     text
 }
 
-/// The time of day, and the day when it is another than now's.
+/// The time of day, with the date unless it is today's.
 fn clock(time: Time, now: Time) -> String {
     let time = jiff::Timestamp::from_microsecond(time.0).unwrap_or_default();
     let now = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();

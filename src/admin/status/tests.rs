@@ -35,13 +35,13 @@ fn status(topic: &str) -> Status {
 }
 
 /// The report as the page shows it, in one line.
-fn shown(report: &Report) -> String {
+fn shown(report: &StatusReport) -> String {
     let text = reader::text(&html(report, Refresh::On));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The report of a status, as if every log accepted webhooks.
-fn ready(status: &Status) -> Report {
+fn ready(status: &Status) -> StatusReport {
     let mut report = status.report();
     (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams, &report.unknown_logs);
     report
@@ -93,7 +93,7 @@ fn a_blocked_lane_shows_cause_and_cure_and_the_state_names_it() {
         metrics.lane_blocked(BlockReason::Connect, "cannot connect: refused. Start the broker");
     }
     let report = ready(&status);
-    assert_eq!(report.state, State::Impaired);
+    assert_eq!(report.state, BridgeState::Impaired);
     let page = shown(&report);
     for text in [
         "Ready, with trouble Webhooks are taken. Not being delivered: deliveries, bounces. 1,200 events are not in Kafka yet.",
@@ -110,14 +110,14 @@ fn a_blocked_lane_shows_cause_and_cure_and_the_state_names_it() {
         status.metrics.for_stream(stream).lane_free();
     }
     let report = ready(&status);
-    assert_eq!(report.state, State::Ready);
+    assert_eq!(report.state, BridgeState::Ready);
     assert!(shown(&report).contains("deliveries t running 1,200"));
 }
 
 #[test]
 fn the_state_says_why_no_webhook_is_taken() {
     let mut report = status("t").report();
-    report.streams[1].log = Intake::Full;
+    report.streams[1].log = LogIntake::Full;
     let cases = [
         (Readiness::Draining, "Draining The bridge is stopping. All events"),
         (
@@ -139,7 +139,7 @@ fn the_state_says_why_no_webhook_is_taken() {
         assert!(page.contains(text), "{text}: {page}");
         assert!(page.contains("bounces t full 0"), "{page}");
     }
-    report.streams[1].log = Intake::NotOpen;
+    report.streams[1].log = LogIntake::NotOpen;
     for (readiness, text) in [
         (
             Readiness::LogsNotOpen,
@@ -156,7 +156,7 @@ fn the_state_says_why_no_webhook_is_taken() {
         assert!(page.contains(text), "{text}: {page}");
         assert!(page.contains("bounces t not open 0"), "{page}");
     }
-    report.streams[1].log = Intake::Failed;
+    report.streams[1].log = LogIntake::Failed;
     let page = shown(&report);
     assert!(page.contains("bounces t failed 0") && page.contains("its log can't be written"));
 }
@@ -171,33 +171,33 @@ fn events_without_a_stream_that_takes_webhooks_are_shown() {
         (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams, &report.unknown_logs);
         (report.state, shown(&report))
     };
-    let (state, page) = summary(Intake::Disabled, 2, &[]);
-    assert_eq!(state, State::Ready);
+    let (state, page) = summary(LogIntake::Disabled, 2, &[]);
+    assert_eq!(state, BridgeState::Ready);
     for text in ["2 events are not in Kafka yet.", "Disabled: it takes no webhooks"] {
         assert!(page.contains(text), "{text}: {page}");
     }
     for (log, backlog, unknown, text) in [
         (
-            Intake::Unreadable,
+            LogIntake::Unreadable,
             0,
             &[][..],
             "All events are in Kafka, except for what the log of bounces holds.",
         ),
         (
-            Intake::Unreadable,
+            LogIntake::Unreadable,
             1,
             &["openings"],
             "1 event is not in Kafka yet, and neither is what the log of bounces, openings (unknown to this version) holds.",
         ),
         (
-            Intake::Accepting,
+            LogIntake::Accepting,
             0,
             &["<openings>"],
             "except for what the log of <openings> (unknown to this version) holds.",
         ),
     ] {
         let (state, page) = summary(log, backlog, unknown);
-        assert_eq!(state, State::Impaired);
+        assert_eq!(state, BridgeState::Impaired);
         assert!(page.contains(text), "{text}: {page}");
     }
     let json = serde_json::to_value(&report).unwrap();
@@ -238,7 +238,7 @@ fn rates_become_charts() {
     let status = status("t");
     let now = Instant::now();
     for (ago, count) in [(10, 0), (5, 50), (0, 61)] {
-        status.history.push(Sample {
+        status.history.push(CounterSample {
             at: now - Duration::from_secs(ago),
             accepted: count,
             refused: 0,
@@ -263,7 +263,7 @@ async fn samples_are_taken() {
     tokio::select! {
         () = status.watch() => {}
         () = async {
-            while status.disk.lock().unwrap().is_none() {
+            while status.disk.lock().is_none() {
                 tokio::task::yield_now().await;
             }
         } => {}

@@ -1,20 +1,23 @@
-//! What there is at `spool.dir`, by looking only.
+//! The spool's directory, looked at without changing it.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-/// What there is at `spool.dir`.
+use crate::human;
+
+/// The state of `spool.dir`.
 pub enum Directory {
-    /// It is there and can be written; this many bytes are free.
+    /// It exists and is writable; `free` is in bytes.
     Ready { free: Option<u64> },
-    /// It is missing and can be made.
+    /// It is missing and can be created.
     Creatable,
-    /// Why it can't be used from here.
+    /// Why it can't be used.
     Unusable(String),
 }
 
 impl Directory {
+    /// Looks at the directory, or at the parent in which it would be created.
     pub fn look(dir: &Path) -> Directory {
         let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
         match std::fs::metadata(dir) {
@@ -26,26 +29,27 @@ impl Directory {
                         free: free.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
                     }
                 }
-                Err(error) => Directory::Unusable(format!("can't be written by this user: {error}")),
+                Err(error) => Directory::Unusable(format!("this user can't write to it: {error}")),
             },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let parent = existing_parent(dir);
                 match writable(&parent) {
                     Ok(()) => Directory::Creatable,
                     Err(error) => Directory::Unusable(format!(
-                        "is missing and can't be made in {} by this user: {error}",
+                        "is missing and this user can't create it in {}: {error}",
                         parent.display()
                     )),
                 }
             }
-            Err(error) => Directory::Unusable(format!("can't be looked at: {error}")),
+            Err(error) => Directory::Unusable(format!("can't be examined: {error}")),
         }
     }
 
+    /// The state in words.
     pub fn describe(&self) -> String {
         match self {
             Directory::Ready { free: Some(free) } => {
-                format!("writable, {} MiB free", free / (1 << 20))
+                format!("writable, {} free", human::size(*free))
             }
             Directory::Ready { free: None } => "writable".to_owned(),
             Directory::Creatable => "will be created".to_owned(),
@@ -54,7 +58,7 @@ impl Directory {
     }
 }
 
-/// The nearest directory above that is there.
+/// The nearest existing directory above.
 pub fn existing_parent(dir: &Path) -> PathBuf {
     let parents = dir
         .ancestors()

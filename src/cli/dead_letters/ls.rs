@@ -1,15 +1,17 @@
-//! `dead-letters ls`: reads the whole topic, as a consumer of its own that commits nothing.
+//! `dead-letters ls`: reads the whole topic with a consumer that commits nothing.
 
 use std::{collections::BTreeMap, io::Write, sync::atomic::Ordering};
 
 use clap::Args;
 use serde_json::json;
 
-use super::{FilterArgs, line, unreadable};
+use super::{
+    filter::FilterArgs,
+    line::{line, unreadable},
+};
 use crate::{
-    cli::{ConfigArgs, output::Output, records::push_value, tap::stop_flag},
+    cli::{config_args::ConfigArgs, exit::Exit, output::Output, records::push_value, signals::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
-    exit::Exit,
     kafka::{broker::BrokerError, letter_reader::LetterReader},
     plain::visible,
     replay::{
@@ -25,21 +27,21 @@ Examples:
   cmc-bridge dead-letters ls --since 24h --reason too_many_events --show
   cmc-bridge dead-letters ls --json | jq -r 'select(.kind == \"letter\") | .reason' | sort | uniq -c
 
-A line has: partition/offset, when it was received, the reason, what it is of, its bytes. What the letters hold is shown with
---show only: it has addresses and subjects. Letters that were replayed are listed, too, for they stay on the topic. With ACLs
+A line has partition/offset, the time of receipt, the reason, what the letter is, and its size. Contents, which include
+addresses and subjects, are printed only with --show. Replayed letters stay on the topic, so they are listed too. With ACLs
 it needs READ on the dead-letter topic.";
 
 /// The arguments of `dead-letters ls`.
 #[derive(Args, Clone, Debug)]
-pub struct LsArgs {
+pub struct LetterLsArgs {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Print what the letters hold, too
+    /// Also print the contents of the letters
     #[arg(long)]
     show: bool,
-    /// One JSON object a line: each letter, and at last the sums
+    /// Print one JSON object per line: each letter, then the totals
     #[arg(long)]
     json: bool,
 }
@@ -47,8 +49,8 @@ pub struct LsArgs {
 /// Lists the letters.
 ///
 /// # Errors
-/// 69: Kafka can't be read.
-pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
+/// 69: Kafka can't be read. 78: the configuration is refused.
+pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let topic = &config.stream(Stream::DeadLetters).topic;
     let filter = args.filter.filter();
@@ -110,7 +112,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     Ok(out.flush()?)
 }
 
-fn print(args: &LsArgs, place: RecordPlace, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
+fn print(args: &LetterLsArgs, place: RecordPlace, letter: &Letter, out: &mut Output) -> Result<(), Exit> {
     if !args.json {
         writeln!(out, "{}", line(place, letter))?;
         if args.show {
@@ -118,7 +120,7 @@ fn print(args: &LsArgs, place: RecordPlace, letter: &Letter, out: &mut Output) -
         }
         return Ok(());
     }
-    let told = json!({
+    let fields = json!({
         "kind": "letter",
         "partition": place.partition,
         "offset": place.offset,
@@ -136,9 +138,9 @@ fn print(args: &LsArgs, place: RecordPlace, letter: &Letter, out: &mut Output) -
         "masked": letter.masked,
         "bytes": letter.value.len(),
     });
-    let mut text = told.to_string().into_bytes();
+    let mut text = fields.to_string().into_bytes();
     if args.show {
-        // Before the closing brace, for a value that is JSON stays as it is.
+        // Inserted before the closing brace as it is: a JSON value must not be parsed and written again.
         text.pop();
         text.extend_from_slice(b",\"value\":");
         push_value(Some(&letter.value), &mut text);

@@ -1,15 +1,19 @@
-//! `dead-letters replay`: see [`crate::replay`] for what it does and promises.
+//! `dead-letters replay`: [`crate::replay`] explains what it does and guarantees.
 
-use std::{cell::RefCell, io::Write};
+use std::io::Write;
 
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::{FilterArgs, line, unreadable};
+use super::{
+    filter::FilterArgs,
+    line::{line, unreadable},
+};
 use crate::{
-    cli::{ConfigArgs, output::Output, progress::Progress, tap::stop_flag},
+    cli::{
+        config_args::ConfigArgs, exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_flag,
+    },
     config::Delivery,
-    exit::Exit,
     replay::{Fate, Replay, ReplayError, ReplayOptions, Summary, Update, reprocess::Dead},
 };
 
@@ -19,16 +23,16 @@ Examples:
   cmc-bridge dead-letters replay
   cmc-bridge dead-letters replay --reason unknown_event_type --since 2026-10-01
 
-Letters are read by the configuration of this command (--config, environment), as the bridge would read them today. What is
-understood is delivered once, however often this is run, killed or run twice at a time: the position of the consumer group
-stands in the same Kafka transaction as the events. What is still dead is listed and left for the next time, and so are letters
-that the options leave out. Letters that appear meanwhile are the next replay's.
+Each letter is read with this command's configuration (--config, environment), as the bridge would read it today. What is
+understood is delivered exactly once, however often the command is run, killed or run twice at a time: the position of the
+consumer group is committed in the same Kafka transaction as the events. Letters that are still dead are listed and left for
+the next replay, as are letters that the options exclude. Letters that arrive during a replay also wait for the next one.
 
-The position belongs to --group: another group begins anew, and delivers again what this one has delivered. A dry run tells
-nothing of what Kafka would refuse. With ACLs the user needs what the bridge needs, for --group and the transactional id
-<kafka.id_prefix>.replay.<group> as well.
+The position belongs to --group: another group begins anew and delivers again what this one has delivered. A dry run can't
+tell what Kafka would refuse. With ACLs the user needs the bridge's rights, also for --group and for the transactional id
+<kafka.id_prefix>.replay.<group>.
 
-Exit codes: 0 nothing (that was tried) is dead any more, 64 a choice is needed, 65 something is still dead, 69 Kafka is
+Exit codes: 0 none of the letters tried is dead any more, 64 a choice is needed, 65 something is still dead, 69 Kafka is
 unavailable or another replay has begun.";
 
 /// The arguments of `dead-letters replay`.
@@ -38,22 +42,22 @@ pub struct ReplayArgs {
     config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Try no more than so many letters
+    /// Try at most this many letters
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Say what would become of each letter; deliver nothing and move no position
+    /// Show what would become of each letter; deliver nothing and move no position
     #[arg(long)]
     dry_run: bool,
-    /// The consumer group that has the position [default: <kafka.id_prefix>.replay]
+    /// Consumer group that holds the position [default: <kafka.id_prefix>.replay]
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
-    /// Nothing was replayed before, as far as letters are left: begin at the oldest
+    /// Begin at the oldest letter if the position is lost; none of these letters may have been replayed before
     #[arg(long)]
     from_beginning: bool,
-    /// Never try again what is still dead now
+    /// Never try again the letters that are still dead now
     #[arg(long, conflicts_with = "dry_run")]
     give_up: bool,
-    /// Most letters in a transaction
+    /// Most letters per transaction
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 }
@@ -61,12 +65,12 @@ pub struct ReplayArgs {
 /// Replays.
 ///
 /// # Errors
-/// 64, 65, 69: as the help says.
+/// 64, 65, 69: as the help says. 78: the configuration is refused.
 pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     if config.kafka.delivery == Delivery::AtLeastOnce && !args.dry_run {
         return Err(Exit::Usage(
-            "replay needs transactions, and kafka.delivery is at-least-once. If the brokers have them, set \
+            "replay needs transactions, but kafka.delivery is at-least-once. If the brokers support them, set \
              CMC_BRIDGE__KAFKA__DELIVERY=exactly-once for this command"
                 .to_owned(),
         ));
@@ -84,19 +88,17 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
     let stop = stop_flag()?;
     let runtime = Runtime::new()?;
     let replay = Replay::begin(&config, &options, runtime.handle())?;
-    // Drawn only with the first update, when the sum is known.
-    let progress: RefCell<Option<Progress>> = RefCell::default();
+    let progress = ProgressBar::start();
     let summary = replay.run(&stop, &mut |update| match update {
         Update::Progress { done, total } => {
-            let mut progress = progress.borrow_mut();
-            progress.get_or_insert_with(|| Progress::new(total)).draw(done);
+            progress.draw(done, total);
             Ok(())
         }
         Update::Tried { place, letter, fate } => {
             let fate = match fate {
                 Fate::Dead(Dead { reason, detail }) if detail.is_empty() => format!("still dead: {reason}"),
                 Fate::Dead(Dead { reason, detail }) => format!("still dead: {reason}: {detail}"),
-                // Those that went well are many.
+                // Successes are many.
                 Fate::Replayed { .. } if !args.dry_run => return Ok(()),
                 Fate::Replayed {
                     topic,
@@ -113,16 +115,12 @@ pub fn run(args: &ReplayArgs, out: &mut Output) -> Result<(), Exit> {
                     }
                 }
             };
-            if let Some(progress) = &*progress.borrow() {
-                progress.clear();
-            }
+            progress.clear();
             let letter = letter.map_or_else(|| unreadable(place), |letter| line(place, letter));
             writeln!(out, "{letter}\n  {fate}")
         }
     });
-    if let Some(progress) = &*progress.borrow() {
-        progress.clear();
-    }
+    drop(progress);
     runtime.shutdown_background();
     let summary = summary?;
     sum_up(&summary, args.dry_run, out)?;
@@ -162,7 +160,7 @@ fn sum_up(summary: &Summary, dry_run: bool, out: &mut Output) -> std::io::Result
     if *ended_early {
         writeln!(
             out,
-            "it ended before the end of the topic; the next replay goes on there"
+            "stopped before the end of the topic; the next replay continues there"
         )?;
     }
     out.flush()

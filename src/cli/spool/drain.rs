@@ -1,46 +1,42 @@
-//! `spool drain`: delivers what a bridge that is gone has left.
+//! `spool drain`: delivers the backlog that a bridge has left behind.
 
-use std::{io::Write, path::PathBuf, time::Duration};
+use std::{io::Write, time::Duration};
 
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::UNKNOWN_LOG;
+use super::selection::{SpoolArgs, UNKNOWN_LOG};
 use crate::{
     bridge::{Drained, drain},
-    cli::{ConfigArgs, output::Output, progress::Progress, serve::stop_signals},
+    cli::{exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_signals},
     config::Config,
-    exit::Exit,
     leftover::Leftovers,
     logging,
     metrics::BlockReason,
 };
 
+pub const AFTER_HELP: &str = "\
+Takes no webhooks. Use the configuration of the bridge that wrote the spool, so that each event is delivered exactly once.
+
+Example:
+  cmc-bridge spool drain --config /etc/cmc-bridge/cmc-bridge.toml --dir /mnt/old-volume";
+
 /// The arguments of `spool drain`.
 #[derive(Args, Clone, Debug)]
 pub struct DrainArgs {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// The spool's directory [default: spool.dir of the configuration]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Give up when nothing could be delivered for so many seconds [default: never]
+    spool: SpoolArgs,
+    /// Give up if nothing is delivered for this many seconds [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     patience: Option<u64>,
 }
 
 /// Drains the spool.
+///
+/// # Errors
+/// 64: there is no spool. 65: part of it can't be read. 69: events are left. 78: the configuration is refused.
 pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
-    let mut config = args.config.load()?.config;
-    if let Some(dir) = &args.dir {
-        config.spool.dir = dir.clone();
-    }
-    if !config.spool.dir.is_dir() {
-        return Err(Exit::Usage(format!(
-            "{} is no directory: name the spool's directory with --dir or spool.dir",
-            config.spool.dir.display()
-        )));
-    }
+    let config = args.spool.config()?;
     let _logging = logging::init(&config.log)?;
     let runtime = Runtime::new()?;
     let result = runtime.block_on(deliver(&config, args.patience.map(Duration::from_secs)));
@@ -63,18 +59,14 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
 
 async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drained>, Exit> {
     let stop = stop_signals()?;
-    let mut progress: Option<Progress> = None;
-    let result = drain(config, patience, stop, |streams| {
+    let progress = ProgressBar::start();
+    let drained = drain(config, patience, stop, |streams| {
         let sum = |figure: fn(&Drained) -> u64| streams.iter().map(figure).sum::<u64>();
         let done = sum(|d| d.books.delivered + d.books.diverted);
         let total = done + sum(|d| d.books.backlog());
-        progress.get_or_insert_with(|| Progress::new(total)).draw(done);
-    })
-    .await;
-    if let Some(progress) = progress {
-        progress.clear();
-    }
-    result
+        progress.draw(done, total);
+    });
+    Ok(drained.await?)
 }
 
 fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
@@ -82,7 +74,7 @@ fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
     let damaged = |d: &&Drained| d.blocked.is_some_and(BlockReason::is_of_the_spool);
     if let Some(stream) = drained.iter().find(damaged) {
         return Err(Exit::Data(format!(
-            "{} is damaged or can't be read: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets that aside",
+            "{} is damaged or can't be read: `cmc-bridge spool verify` says where, `cmc-bridge spool repair` sets the damage aside",
             config.spool.dir.join(stream.stream.name()).display()
         )));
     }
@@ -96,7 +88,7 @@ fn verdict(config: &Config, drained: &[Drained]) -> Result<(), Exit> {
             ))),
         },
         Some(stream) => Err(Exit::Unavailable(format!(
-            "{} events of {} are not delivered ({}); they stay in the spool, so drain it again",
+            "{} events of {} were not delivered ({}); they are still in the spool: drain it again",
             stream.books.backlog(),
             stream.stream,
             stream.blocked.map_or("stopped", |reason| reason.label()),

@@ -1,51 +1,58 @@
-//! `spool export`: what waits, as JSON lines.
+//! `spool export`: prints the batches that wait as JSON lines.
 
 use std::io::Write;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, advice, verify::damage_json};
+use super::{
+    selection::LogArgs,
+    verify::{advice, damage_json},
+};
 use crate::{
     batch::BatchView,
     cli::{
+        exit::Exit,
         output::{Output, say},
         records,
     },
-    exit::Exit,
     spool::{Damage, StoredBatch},
     stream::Stream,
 };
 
 pub const AFTER_HELP: &str = "\
-A line is a batch, the events of one webhook on one stream:
+Each line is a batch, the records of one webhook for one stream:
   {\"stream\":…,\"batch\":…,\"received_at\":…,\"records\":[{\"key\":…,\"headers\":{…},\"value\":…}]}
-with the value as a string, or as {\"base64\":…} when it is no text. What can't be read has a line in its place:
+where the value is a string, or {\"base64\":…} if it is not text. A line takes the place of what can't be read:
   {\"stream\":…,\"missing\":{\"what\":…,\"from_batch\":…,\"to_batch\":…,…}}
 
+Examples:
   cmc-bridge spool export --dir /mnt/old-volume > batches.jsonl
-  jq -r '.records[]?.value' batches.jsonl        the events alone";
+  jq -r '.records[]?.value' batches.jsonl   # only the events";
 
 /// The arguments of `spool export`.
 #[derive(Args, Clone, Debug)]
 pub struct ExportArgs {
     #[command(flatten)]
-    place: Place,
+    logs: LogArgs,
 }
 
 /// Prints the batches that wait.
+///
+/// # Errors
+/// 64: there is no spool. 65: something can't be read. 69: a bridge has the spool open. 74: a file can't be read.
 pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
-    let spool = args.place.at_rest()?;
+    let spool = args.logs.at_rest()?;
     let (mut missing, mut refused) = (0, false);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
-        let (mut told, mut undecodable) = (0, 0);
+        let (mut reported, mut undecodable) = (0, 0);
         loop {
             let batch = survey.next_batch()?;
-            for damage in &survey.damage()[told..] {
+            for damage in &survey.damage()[reported..] {
                 writeln!(out, "{}", missing_line(stream, damage))?;
                 say(format_args!("{stream}: {damage}"));
-                told += 1;
+                reported += 1;
             }
             let Some(batch) = batch else {
                 break;
@@ -69,14 +76,14 @@ pub fn run(args: &ExportArgs, out: &mut Output) -> Result<(), Exit> {
                 return Ok(());
             }
         }
-        missing += told + undecodable;
+        missing += reported + undecodable;
         refused |= survey.damage().iter().any(Damage::is_refused);
     }
     out.flush()?;
     match missing {
         0 => Ok(()),
         _ => Err(Exit::Data(format!(
-            "{missing} places of the spool can't be read{}",
+            "{missing} parts of the spool can't be read{}",
             advice(refused)
         ))),
     }

@@ -1,16 +1,15 @@
-//! `spool ls`: segments, sequences, streams, ages.
+//! `spool ls`: lists segments and the batches that wait.
 
 use std::{io::Write, path::Path};
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Place, UNKNOWN_LOG, time};
+use super::selection::{LogArgs, UNKNOWN_LOG};
 use crate::{
     batch::received_at_micros,
-    cli::output::Output,
-    config::human_size,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
+    human,
     leftover::unknown_logs,
     spool::{
         SpoolError, SpoolLock,
@@ -21,21 +20,21 @@ use crate::{
 
 /// The arguments of `spool ls`.
 #[derive(Args, Clone, Debug)]
-pub struct LsArgs {
+pub struct SpoolLsArgs {
     #[command(flatten)]
-    place: Place,
-    /// One JSON document
+    logs: LogArgs,
+    /// Print one JSON document
     #[arg(long)]
     json: bool,
 }
 
-/// What one stream's log holds.
+/// The contents of one stream's log.
 struct Listing {
     stream: Stream,
     segments: Vec<SegmentFile>,
-    /// Unless a bridge is writing it.
+    /// `None` while a bridge has the spool open.
     waiting: Option<Waiting>,
-    /// Damaged logs that a repair has set aside.
+    /// Damaged logs that repairs have set aside.
     aside: Vec<String>,
 }
 
@@ -48,9 +47,12 @@ struct Waiting {
 }
 
 /// Lists the spool.
-pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
-    let dir = args.place.dir()?;
-    // Not held: a bridge that starts meanwhile must find it free.
+///
+/// # Errors
+/// 64: there is no spool. 74: a file can't be read.
+pub fn run(args: &SpoolLsArgs, out: &mut Output) -> Result<(), Exit> {
+    let dir = args.logs.spool.dir()?;
+    // Released at once: a bridge that starts now must find it free.
     let open = match SpoolLock::of_existing(&dir) {
         Err(SpoolError::Locked { .. }) => true,
         lock => {
@@ -59,7 +61,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
         }
     };
     let mut listings = Vec::new();
-    for stream in args.place.streams(&dir)? {
+    for stream in args.logs.streams(&dir)? {
         let log = dir.join(stream.name());
         listings.push(Listing {
             stream,
@@ -80,7 +82,7 @@ pub fn run(args: &LsArgs, out: &mut Output) -> Result<(), Exit> {
     } else {
         let note = match open {
             false => "",
-            true => "  (a bridge has it open: its /metrics tell what waits)",
+            true => "  (a bridge has it open: its /metrics show what waits)",
         };
         writeln!(out, "{}{note}", dir.display())?;
         for listing in &listings {
@@ -127,7 +129,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
         out,
         "\n{}  {} in {} segments",
         listing.stream,
-        human_size(bytes),
+        human::exact_size(bytes),
         listing.segments.len()
     )?;
     if let Some(waiting) = &listing.waiting {
@@ -138,7 +140,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 "  {} events wait in {batches} batches from {} on, the oldest received {}",
                 waiting.events,
                 waiting.from,
-                oldest.map_or_else(|| "?".to_owned(), time),
+                oldest.map_or_else(|| "?".to_owned(), human::time),
             )?,
         }
         for damage in &waiting.damage {
@@ -160,8 +162,8 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 segment.id.0,
                 header.first_seq.0,
                 header.events_before,
-                human_size(segment.bytes),
-                time(header.created_micros),
+                human::exact_size(segment.bytes),
+                human::time(header.created_micros),
                 if header.after_loss {
                     "  batches before it are lost"
                 } else {
@@ -172,7 +174,7 @@ fn as_text(listing: &Listing, out: &mut impl Write) -> Result<(), Exit> {
                 out,
                 "  {:>8}  its header can't be read ({})",
                 segment.id.0,
-                human_size(segment.bytes)
+                human::exact_size(segment.bytes)
             )?,
         }
     }
@@ -194,7 +196,7 @@ fn as_json(listing: &Listing) -> Value {
                 "readable": header.is_some(),
                 "first_batch": header.map(|h| h.first_seq.0),
                 "events_before": header.map(|h| h.events_before),
-                "began": header.map(|h| time(h.created_micros)),
+                "began": header.map(|h| human::time(h.created_micros)),
                 "after_loss": header.map(|h| h.after_loss),
             })
         })
@@ -204,7 +206,7 @@ fn as_json(listing: &Listing) -> Value {
             "from_batch": waiting.from,
             "to_batch": waiting.to,
             "events": waiting.events,
-            "oldest_received": waiting.oldest_micros.map(time),
+            "oldest_received": waiting.oldest_micros.map(human::time),
             "damage": waiting.damage,
         })
     });

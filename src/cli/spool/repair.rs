@@ -1,13 +1,15 @@
-//! `spool repair`: sets damaged parts aside.
+//! `spool repair`: replaces a damaged log by one with the batches that can be read.
 
 use std::io::Write;
 
 use clap::Args;
 
-use super::{Place, advice, verify};
+use super::{
+    selection::LogArgs,
+    verify::{self, advice},
+};
 use crate::{
-    cli::output::Output,
-    exit::Exit,
+    cli::{exit::Exit, output::Output},
     spool::{
         Damage,
         repair::{Lost, repair},
@@ -16,42 +18,50 @@ use crate::{
 };
 
 pub const AFTER_HELP: &str = "\
-The batches that can be read are written into a new log in the old one's place; they keep their numbers, so that nothing
-is delivered twice. The damaged log is kept beside it, as <stream>.damaged-<time>. Without --accept-loss nothing is
-changed: what would be lost is printed.";
+A new log with the batches that can be read takes the old one's place. The batches keep their numbers, so nothing is
+delivered twice. The damaged log is kept beside it as <stream>.damaged-<time>. Without --accept-loss nothing is changed, and
+what would be lost is printed.
+
+Examples:
+  cmc-bridge spool repair --dir /mnt/volume
+  cmc-bridge spool repair --dir /mnt/volume --accept-loss";
 
 /// The arguments of `spool repair`.
 #[derive(Args, Clone, Debug)]
 pub struct RepairArgs {
     #[command(flatten)]
-    place: Place,
-    /// Go on without the batches that can't be read
+    logs: LogArgs,
+    /// Repair, and give up the batches that can't be read
     #[arg(long)]
     accept_loss: bool,
 }
 
-/// Repairs what is damaged.
+/// Repairs the damaged logs.
+///
+/// # Errors
+/// 64: there is no spool. 65: the loss is not accepted, or a batch has an unknown layout. 69: a bridge has the spool open.
+/// 74: a file can't be read or written.
 pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
-    let spool = args.place.locked()?;
+    let spool = args.logs.locked()?;
     let mut damaged: Vec<Stream> = Vec::new();
     let (mut undecodable, mut refused, mut lossless) = (0, false, true);
     for survey in spool.surveys() {
         let (stream, mut survey) = survey?;
-        let verdict = verify::verify(stream, &mut survey)?;
-        if !verdict.damage.is_empty() {
+        let findings = verify::verify(stream, &mut survey)?;
+        if !findings.damage.is_empty() {
             damaged.push(stream);
         }
-        undecodable += verdict.undecodable;
-        lossless &= verdict.is_lossless();
-        refused |= verdict.damage.iter().any(Damage::is_refused);
-        verify::as_text(&verdict, out)?;
+        undecodable += findings.undecodable;
+        lossless &= findings.is_lossless();
+        refused |= findings.damage.iter().any(Damage::is_refused);
+        verify::as_text(&findings, out)?;
     }
     out.flush()?;
     let newer = || match undecodable {
         0 => Ok(()),
         _ => Err(Exit::Data(format!(
-            "{undecodable} batches are whole and of a layout that this version doesn't know: nothing to repair, start the \
-             version that wrote them"
+            "{undecodable} batches are intact but have a layout that this version doesn't know: nothing to repair, start \
+             the version that wrote them"
         ))),
     };
     if damaged.is_empty() {
@@ -59,18 +69,18 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
     }
     if !args.accept_loss && lossless {
         return Err(Exit::Data(format!(
-            "nothing was changed. No batch is lost by the damage above; with --accept-loss the logs are written anew from what \
-             is whole{}",
+            "nothing was changed. The damage above loses no batch; with --accept-loss the logs are rewritten from what is \
+             intact{}",
             advice(refused)
         )));
     }
     if !args.accept_loss {
         return Err(Exit::Data(format!(
-            "nothing was changed. With --accept-loss the batches above are given up, and delivery goes on without them{}",
+            "nothing was changed. With --accept-loss the batches above are given up and delivery goes on without them{}",
             advice(refused)
         )));
     }
-    let config = args.place.config.load()?.config;
+    let config = args.logs.spool.config()?;
     let now = jiff::Timestamp::now()
         .strftime("damaged-%Y%m%dT%H%M%SZ")
         .to_string();
@@ -88,7 +98,7 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
             repaired.aside.display()
         )?;
         for unknown in &repaired.unknown {
-            writeln!(out, "         may be lost, and how much can't be told: {unknown}")?;
+            writeln!(out, "         possibly lost, extent unknown: {unknown}")?;
         }
         if repaired.lost.is_empty() && repaired.unknown.is_empty() {
             writeln!(out, "         no batch is lost")?;
@@ -96,9 +106,8 @@ pub fn run(args: &RepairArgs, out: &mut Output) -> Result<(), Exit> {
         if let Some(from) = repaired.position_unknown {
             writeln!(
                 out,
-                "         how far delivery had come was unreadable here: it goes on at the position in Kafka. Without one (with \
-                 at-least-once delivery, or when Kafka has forgotten it) it goes on from batch {from}, and events may be \
-                 delivered again"
+                "         the checkpoint was unreadable: delivery continues at the position in Kafka. Without one (with at-least-once \
+                 delivery, or if Kafka has forgotten it) it continues from batch {from}, and events may be delivered again"
             )?;
         }
         for lost in &repaired.lost {
@@ -116,6 +125,6 @@ fn describe(lost: &Lost) -> String {
     };
     match lost.events {
         Some(events) => format!("{range}, {events} events"),
-        None => format!("{range}, or as many of them as there were"),
+        None => format!("{range}, or as many of them as existed"),
     }
 }

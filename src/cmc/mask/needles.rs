@@ -1,9 +1,9 @@
-//! What is looked for, all at once: an Aho-Corasick automaton that walks over every way to read a text.
+//! The search for everything at once: an Aho-Corasick automaton that walks every way to read a text.
 //!
-//! A text in unknown encodings is a graph: from each place one edge for each way to read what begins there
-//! ([`Readings`]), labelled with the bytes that it reads. A needle is there when some path spells it. The automaton goes
-//! along all paths at once: places are visited in order, each with the set of states in which some path comes there. Away
-//! from percent signs, plus signs and backslashes that set has one state, and a step costs one look-up.
+//! A text in unknown encodings is a graph: from each position, one edge for each way to read what begins there
+//! ([`Readings`]), labelled with the bytes that it yields. A needle is present if some path spells it. The automaton
+//! follows all paths at once: positions are visited in order, each with the set of states in which some path arrives.
+//! Away from percent signs, plus signs and backslashes that set has one state, and a step costs one look-up.
 //!
 //! The needles are the configured values, their base64 forms, and the names of the body's own key.
 
@@ -19,35 +19,35 @@ use base64::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
-use super::{
-    SHORTEST,
-    spelling::{Readings, is_lead},
-};
+use super::spelling::{Readings, is_lead};
 
-/// The names under which a body gives its key, in lower case. The parser takes the first one alone; who means another
-/// means a secret as well.
+/// Shortest value, in bytes, that is searched for.
+pub const SHORTEST: usize = 4;
+
+/// The names of a body's key, in lower case. The parser accepts only the first, but whoever uses another means a
+/// secret as well.
 pub(super) const NAMES: [&str; 3] = ["api_key", "api-key", "apikey"];
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// A configured value, in some form.
+pub(super) enum Hit {
+    /// A configured value, in one of its forms.
     Value(Range<usize>),
     /// A name of the key.
     Name(Range<usize>),
 }
 
-/// All that is looked for.
+/// Everything that is searched for.
 pub(super) struct Needles {
     automaton: NFA,
     start: StateID,
     needles: Vec<Vec<u8>>,
-    /// How many of them are names; these come first.
+    /// How many of them are names, which come first.
     names: usize,
 }
 
 impl Needles {
-    /// Needles for the names of the key and for these values; `None` when they are more than an automaton can hold.
+    /// Needles for the names of the key and for these values; `None` if they are more than an automaton can hold.
     pub fn new<'v>(values: impl Iterator<Item = &'v str>) -> Option<Needles> {
         let mut needles: Vec<Vec<u8>> = NAMES.iter().flat_map(|name| in_every_case(name)).collect();
         let names = needles.len();
@@ -66,11 +66,11 @@ impl Needles {
         })
     }
 
-    /// Reports everything that some reading of the text spells, in the order of the ends.
-    pub fn find(&self, text: &[u8], found: &mut impl FnMut(Found)) {
+    /// Reports everything that some reading of the text spells, ordered by end.
+    pub fn find(&self, text: &[u8], found: &mut impl FnMut(Hit)) {
         let mut readings = Readings::new(text);
         let mut plain = self.start;
-        // Where paths of longer characters go on, and in which states.
+        // Where paths through longer characters continue, and in which states.
         let mut ahead: BTreeSet<(usize, StateID)> = BTreeSet::new();
         let mut here = Vec::new();
         for (at, byte) in text.iter().enumerate() {
@@ -97,7 +97,7 @@ impl Needles {
                         .iter()
                         .fold(*state, |state, byte| self.step(state, *byte));
                     self.report(&mut readings, reached, spelled.next, found);
-                    // The plain path is nowhere less than at the start.
+                    // The plain path is never behind the start state.
                     if reached != self.start && (spelled.next, reached) != (at + 1, next) {
                         ahead.insert((spelled.next, reached));
                     }
@@ -111,7 +111,7 @@ impl Needles {
         self.automaton.next_state(Anchored::No, state, byte)
     }
 
-    fn report(&self, readings: &mut Readings<'_>, state: StateID, end: usize, found: &mut impl FnMut(Found)) {
+    fn report(&self, readings: &mut Readings<'_>, state: StateID, end: usize, found: &mut impl FnMut(Hit)) {
         if !self.automaton.is_special(state) || !self.automaton.is_match(state) {
             return;
         }
@@ -122,17 +122,17 @@ impl Needles {
             };
             let place = start_of(readings, needle, end)..end;
             found(match number < self.names {
-                true => Found::Name(place),
-                false => Found::Value(place),
+                true => Hit::Name(place),
+                false => Hit::Value(place),
             });
         }
     }
 }
 
-/// Where a needle begins that some reading of the text spells up to `end`. Of several places the first counts when the
-/// needle begins like an escape: what is left of one would break what stands before.
+/// Where a needle begins that some reading of the text spells up to `end`. If there are several positions and the
+/// needle begins like an escape, the first one counts: the rest of a cut escape would corrupt the text before it.
 fn start_of(readings: &mut Readings<'_>, needle: &[u8], end: usize) -> usize {
-    /// No escape of an escape is longer.
+    /// No escaped escape is longer.
     const FURTHER: usize = 64;
     let latest = end.saturating_sub(needle.len());
     let lead = needle.first().is_some_and(|byte| is_lead(*byte));
@@ -151,9 +151,9 @@ fn start_of(readings: &mut Readings<'_>, needle: &[u8], end: usize) -> usize {
     found.unwrap_or(latest)
 }
 
-/// Whether some reading of the text between the two places spells the needle.
+/// Whether some reading of the text between the two positions spells the needle.
 fn spells(readings: &mut Readings<'_>, start: usize, needle: &[u8], end: usize) -> bool {
-    // Where paths have come, and how much of the needle they have read. Nearly always there is one.
+    // Where paths have arrived, and how much of the needle they have read. Nearly always there is one.
     let mut ahead = BTreeSet::new();
     let mut next = Some((start, 0));
     while let Some((at, read)) = next {
@@ -190,8 +190,8 @@ fn in_every_case(word: &str) -> Vec<Vec<u8>> {
     })
 }
 
-/// The value and its base64 forms. What is percent-encoded or escaped around them, [`Needles::find`] reads by itself; what
-/// is so inside of base64 must be a form of its own.
+/// The value and its base64 forms. [`Needles::find`] sees through percent-encoding and escapes around them; those
+/// inside base64 must be forms of their own.
 fn forms(value: &str) -> Vec<Vec<u8>> {
     const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
@@ -199,7 +199,7 @@ fn forms(value: &str) -> Vec<Vec<u8>> {
         .remove(b'_')
         .remove(b'~');
     let mut inner = vec![value.as_bytes().to_vec()];
-    // What a client makes of a password that is no ASCII when it does not use UTF-8.
+    // What some clients encode if the password is not ASCII: not UTF-8, but Latin-1.
     let latin = value.chars().map(|c| u8::try_from(u32::from(c)).ok());
     inner.extend(latin.collect::<Option<Vec<u8>>>());
     let mut forms = inner.clone();
@@ -225,7 +225,7 @@ fn forms(value: &str) -> Vec<Vec<u8>> {
     forms
 }
 
-/// The letters of base64 that depend on these bytes alone when so many others stand before them, and any behind.
+/// The base64 letters that depend on these bytes alone if `before` other bytes precede them and any follow.
 fn inside_base64(engine: &impl base64::Engine, bytes: &[u8], before: usize) -> Vec<u8> {
     let all = [&[0; 3][..before], bytes].concat();
     let letters = engine.encode(&all).into_bytes();

@@ -1,9 +1,9 @@
-//! How encodings spell bytes: percent signs, JSON escapes, and both on top of each other.
+//! How encodings spell bytes: percent-encoding, JSON escapes, and layers of both.
 //!
-//! A [`Layer`] is one encoding; a stack of layers is read from the bottom up: the last one decodes what those below it
-//! have decoded. Nothing is copied: [`read`] decodes one character where it stands and tells where the next one begins.
+//! A [`Layer`] is one encoding. A stack of layers is read from the bottom up: the last one decodes what those below
+//! it have decoded. Nothing is copied: [`read`] decodes one character in place and returns where the next one begins.
 
-/// The deepest stack that is looked through: JSON in a form in JSON, with escapes in its names, has three layers.
+/// The deepest stack that is examined: JSON in a form in JSON, with escapes in its names, has three layers.
 pub(super) const DEPTH: usize = 4;
 
 /// One encoding.
@@ -13,11 +13,11 @@ pub(super) enum Layer {
     Percent,
     /// The inside of a JSON string: a backslash begins an escape. It ends at `"`.
     Escapes,
-    /// Either of the two, without an end.
+    /// Either of the two; it never ends.
     Either,
 }
 
-/// A character and where the next one begins. A percent sign spells one byte, which may be a part of a character.
+/// A character and where the next one begins. A percent escape spells one byte, which may be part of a character.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spelled {
     bytes: [u8; 4],
@@ -44,13 +44,13 @@ impl Spelled {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
-    /// The character if it is ASCII; otherwise a byte that stands in no ASCII text.
+    /// The character if it is ASCII; otherwise a byte that is not ASCII.
     pub fn ascii(&self) -> u8 {
         if self.len == 1 { self.bytes[0] } else { 0xFF }
     }
 }
 
-/// Whether the byte may begin a character that is longer than itself.
+/// Whether the byte may begin a character that is longer than one byte.
 pub(super) fn is_lead(byte: u8) -> bool {
     matches!(byte, b'%' | b'+' | b'\\')
 }
@@ -64,27 +64,28 @@ pub(super) fn read(text: &[u8], layers: &[Layer], at: usize) -> Option<Spelled> 
     decode(*layer, lead, &mut |at| read(text, below, at))
 }
 
-/// A text read in every way at once: through any stack of up to [`DEPTH`] layers, another one at each place.
+/// A text read in every way at once: through any stack of up to [`DEPTH`] layers, which may differ at each position.
 pub(super) struct Readings<'t> {
     pub text: &'t [u8],
-    /// What was read lately, each place at its remainder: a deep stack reads the same places again and again.
-    known: Vec<Known>,
+    /// Recent readings, each stored at its position modulo the length: a deep stack reads the same positions again
+    /// and again.
+    known: Vec<CachedReading>,
 }
 
 #[derive(Clone)]
-struct Known {
+struct CachedReading {
     at: usize,
-    /// Through how many layers it was read, and what was there.
+    /// Through how many layers it was read, and the results.
     depths: usize,
     spelled: [Spelled; DEPTH + 1],
 }
 
-/// How many places are known. No character of real encodings is longer.
+/// How many positions are remembered. No character of a real encoding is longer.
 const PLACES: usize = 256;
 
 impl<'t> Readings<'t> {
     pub fn new(text: &'t [u8]) -> Self {
-        let nowhere = Known {
+        let nowhere = CachedReading {
             at: usize::MAX,
             depths: 0,
             spelled: [Spelled::byte_at(0, 0); DEPTH + 1],
@@ -95,7 +96,7 @@ impl<'t> Readings<'t> {
         }
     }
 
-    /// The different ways to read what begins at `at`, the byte itself first. Behind them the place repeats the last one.
+    /// The different ways to read what begins at `at`, the byte itself first.
     pub fn at(&mut self, at: usize) -> impl Iterator<Item = Spelled> + use<> {
         let mut all = [None; DEPTH + 1];
         let mut last = None;
@@ -106,7 +107,7 @@ impl<'t> Readings<'t> {
                 *place = spelled;
                 last = same;
             }
-            // What is no lead stays what it is, however deep it is read.
+            // A byte that leads no escape stays what it is at any depth.
             if !spelled.is_some_and(|spelled| is_lead(spelled.ascii())) {
                 break;
             }
@@ -126,7 +127,7 @@ impl<'t> Readings<'t> {
         let lead = self.read(at, depth - 1)?;
         let spelled = decode(Layer::Either, lead, &mut |at| self.read(at, depth - 1))?;
         let known = &mut self.known[at % PLACES];
-        // Depths come one after the other, but in between the place may have been taken for another.
+        // Depths follow one another, but another position may have taken the slot in between.
         if known.at != at {
             (known.at, known.depths) = (at, 0);
         }
@@ -138,7 +139,7 @@ impl<'t> Readings<'t> {
     }
 }
 
-/// What a layer makes of a character that may begin a longer one; `below` reads what it is made of.
+/// What a layer makes of a character that may begin a longer one; `below` reads its parts.
 fn decode(layer: Layer, lead: Spelled, below: &mut dyn FnMut(usize) -> Option<Spelled>) -> Option<Spelled> {
     match (lead.ascii(), layer) {
         (b'&', Layer::Percent) | (b'"', Layer::Escapes) => None,
@@ -152,7 +153,7 @@ fn decode(layer: Layer, lead: Spelled, below: &mut dyn FnMut(usize) -> Option<Sp
     }
 }
 
-/// What stands behind a backslash.
+/// The character that follows a backslash.
 fn escape(below: &mut dyn FnMut(usize) -> Option<Spelled>, at: usize) -> Option<Spelled> {
     let escaped = below(at)?;
     let meant = match escaped.ascii() {
@@ -162,7 +163,7 @@ fn escape(below: &mut dyn FnMut(usize) -> Option<Spelled>, at: usize) -> Option<
         b'n' => '\n',
         b'r' => '\r',
         b't' => '\t',
-        // No escape, but the beginning of a character of another layer.
+        // Not an escape, but the beginning of a character of another layer.
         b'%' | b'+' => return None,
         other if other.is_ascii() => char::from(other),
         _ => return None,

@@ -1,12 +1,12 @@
-//! The value that belongs to a name of the key, wherever the two stand.
+//! The value that belongs to a name of the key, wherever both are.
 //!
-//! What follows a name tells what it is the name of: `"` and `:` of a JSON member, `=` of a form's field, `>` of an
-//! element of XML; of a part of a multipart body, `name=` before it does. The first character that follows also tells in
-//! how many encodings all of this is wrapped: `%5C%22` is a quote in a JSON string in a form. The value is then read through
-//! the same layers to its end. In what begins like JSON, the layer at the bottom is a JSON string.
+//! What follows a name shows what kind of name it is: `"` and `:` a JSON member, `=` a form field, `>` an XML
+//! element; a part of a multipart body has `name=` before it. The first character after the name also shows how many
+//! encodings wrap all this: `%5C%22` is a quote in a JSON string in a form. The value is then read through the same
+//! layers to its end. If the text begins like JSON, the bottom layer is a JSON string.
 //!
-//! In a text that is valid JSON a value ends where JSON says. Elsewhere nothing is certain, and too much is better than
-//! too little.
+//! In valid JSON a value ends where JSON says. Elsewhere nothing is certain, and masking too much is better than too
+//! little.
 
 use std::ops::Range;
 
@@ -14,34 +14,35 @@ use memchr::memmem;
 
 use super::spelling::{DEPTH, Layer, is_lead, read};
 
-/// How a value is overwritten.
+/// How a value is masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
     /// With `*`.
     Stars,
-    /// With a JSON string of `*`: it is no string, and the text around it shall stay JSON.
+    /// With a JSON string of `*`: the value is not a string, and the text around it must stay JSON.
     String,
 }
 
-/// A text in which names are looked at from its beginning to its end.
+/// A text whose names are examined from beginning to end.
 pub(super) struct Values<'t> {
     text: &'t [u8],
     /// Whether the text begins like JSON.
     json: bool,
-    /// Whether it is read as a form all the same.
+    /// Whether it is read as a form nevertheless.
     form: bool,
-    /// Whether it is valid JSON; looked at with the first name.
+    /// Whether it is valid JSON; determined at the first name.
     valid: Option<bool>,
-    /// How far values have been found.
+    /// The end of the values found so far.
     done: usize,
-    /// The end of the first blank line behind where it was looked for last; the text's length when there is none.
+    /// The end of the first blank line after the last position searched from; the length of the text if there is
+    /// none.
     blank: usize,
 }
 
 impl<'t> Values<'t> {
     /// `form`: the text is read as a form, whatever it looks like.
     pub fn new(text: &'t [u8], form: bool) -> Self {
-        // A byte order mark may stand before it, or what is one in UTF-16.
+        // A byte order mark may precede it, in UTF-8 or UTF-16.
         let first = text.iter().find(|byte| byte.is_ascii_graphic());
         Values {
             text,
@@ -53,7 +54,8 @@ impl<'t> Values<'t> {
         }
     }
 
-    /// The value that belongs to the name at this place; `None` when there is none, or when it is part of another one.
+    /// The value that belongs to the name at this position; `None` if there is none, or if the name is part of
+    /// another value.
     pub fn of(&mut self, name: Range<usize>) -> Option<(Range<usize>, Fill)> {
         if name.end <= self.done {
             return None;
@@ -86,8 +88,8 @@ impl<'t> Values<'t> {
         }
     }
 
-    /// What follows a name, read through the fewest layers that make sense of its first character; `None` at the end, or
-    /// when they are too many.
+    /// What follows a name, read through the fewest layers in which its first character makes sense; `None` at the
+    /// end, or if there are too many layers.
     fn behind(&self, at: usize) -> Option<Chars<'t>> {
         let chars = |layers| Chars {
             text: self.text,
@@ -147,8 +149,8 @@ impl<'t> Values<'t> {
         Some((start..chars.at, fill))
     }
 
-    /// The value of a form's field, with `chars` at the `=`. Below another layer, and in what looks like JSON, the form may
-    /// stand in a JSON string; not where the body itself is read as a form and the name begins a field.
+    /// The value of a form field, with `chars` at the `=`. Below another layer, and in what looks like JSON, the form
+    /// may be inside a JSON string; but not if the body itself is read as a form and the name begins a field.
     fn field(&self, name: usize, mut chars: Chars<'_>) -> Range<usize> {
         let begins = self.form && matches!(self.text.get(..name), Some([] | [.., b'&']));
         let plain = self.text.get(chars.at) == Some(&b'=') && (begins || !self.json);
@@ -164,7 +166,7 @@ impl<'t> Values<'t> {
             chars.pass_until(|byte| byte == b'&');
             let ended = chars.peek().is_some();
             chars.layers.pop();
-            // A quote is the end of the string if JSON goes on behind it, and else a part of the value.
+            // A quote ends the string if JSON continues after it; otherwise it is part of the value.
             let quote = chars.at;
             chars.pass();
             let goes_on = chars.ahead().is_none_or(|byte| b",}]:".contains(&byte));
@@ -204,7 +206,7 @@ impl<'t> Values<'t> {
     }
 }
 
-/// The characters behind a name, read through layers.
+/// The characters after a name, read through layers.
 struct Chars<'t> {
     text: &'t [u8],
     layers: Vec<Layer>,
@@ -222,7 +224,7 @@ impl Chars<'_> {
         }
     }
 
-    /// The next character that is no white space.
+    /// The next character that is not white space.
     fn ahead(&self) -> Option<u8> {
         let mut chars = Chars {
             layers: self.layers.clone(),
@@ -232,12 +234,12 @@ impl Chars<'_> {
         chars.peek()
     }
 
-    /// `plus`: it stands for a space.
+    /// `plus`: whether `+` stands for a space.
     fn pass_space(&mut self, plus: bool) {
         self.pass_until(|byte| !(byte.is_ascii_whitespace() || plus && byte == b'+'));
     }
 
-    /// Passes what stands before the character, or before the end; what was passed.
+    /// Skips everything before such a character, or before the end; returns what was skipped.
     fn pass_until(&mut self, ends: impl Fn(u8) -> bool) -> Range<usize> {
         let start = self.at;
         while let Some(read) = read(self.text, &self.layers, self.at) {
@@ -249,7 +251,7 @@ impl Chars<'_> {
         start..self.at
     }
 
-    /// Passes a string behind its opening quote; what it holds.
+    /// Skips a string after its opening quote; returns its contents.
     fn pass_string(&mut self, quote: u8) -> Range<usize> {
         let start = self.at;
         while let Some(byte) = self.peek() {

@@ -1,10 +1,10 @@
-//! What a webhook takes in the spool is bounded by its body, whatever its shape: the bound of `docs/operations.md`.
+//! The space of a webhook in the spool is bounded by its body, whatever its shape: the bound in `docs/operations.md`.
 
 use super::*;
 
-/// At most so many times the body …
+/// At most this many times the body …
 const TIMES: usize = 16;
-/// … and so much, for what the records of a webhook share and is stored once.
+/// … plus this much, for what the records of a webhook share, which is stored once.
 const ONCE: usize = 4 * 1024;
 
 fn webhook(event: &str) -> String {

@@ -1,10 +1,10 @@
-//! What a webhook becomes never takes more than the settings are checked by: `batch::most_bytes`. Else a webhook within all
-//! limits could be refused for ever.
+//! A webhook never becomes larger than the bound by which the settings are checked: `batch::most_bytes`. Otherwise a
+//! webhook within all limits could be refused forever.
 
 use super::*;
 use crate::batch::{most_allocated, most_bytes};
 
-/// A webhook whose list has this element as often as the limits let it.
+/// A webhook whose list repeats this element as often as the limits allow.
 fn filled(element: &str, max_body: usize, max_events: usize) -> String {
     let frame = r#"{"event_type":"deliveries","server_composition":"pro","event":{"deliveries":[]}}"#;
     let count = ((max_body - frame.len()) / (element.len() + 1)).min(max_events);
@@ -36,7 +36,7 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
     ];
     let shapes: [&dyn Fn(String) -> String; 4] = [
         &|body| body,
-        // Another list, and no JSON: all of it dead letters.
+        // Another list, and no JSON: only dead letters.
         &|body| body.replace(r#""deliveries":["#, r#""deliveries":[],"other":["#),
         &|body| body.replace("{\"event_type", "{\"event_type\":0,\"event_type"),
         &|body| body.replace("\"pro\"", &format!("\"{}\"", "\\u0001".repeat(256))),
@@ -69,7 +69,7 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
             }
         }
     }
-    // A bound far from what there can be would refuse good settings.
+    // A bound far above what can occur would refuse good settings.
     println!("{fullest:.2}");
     assert!(fullest > 0.7, "{fullest}");
 }

@@ -1,6 +1,6 @@
-//! What a body costs to read depends on its size and on nothing else that its sender chooses: no shape costs more than a
-//! few times what the same bytes cost in a plain one. Measured is the processor time of this thread, which other tests and a
-//! busy machine do not add to.
+//! The cost of reading a body depends on its size and on nothing else that its sender chooses: no shape costs more
+//! than a few times as much as a plain one of the same size. The measure is the processor time of this thread, to
+//! which other tests and a busy machine add nothing.
 
 use std::{fs, hint::black_box, thread, time::Duration};
 
@@ -17,13 +17,13 @@ fn filled(begin: &str, piece: &str, end: &str) -> String {
 }
 
 pub(super) fn processor_time() -> Duration {
-    // The kernel brings its account up to date when a thread gives way.
+    // The kernel updates its account when a thread yields.
     thread::sleep(Duration::from_micros(1));
     let account = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(account.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// The least that it took to open this body: all that is done for a sender who is not known.
+/// The least time taken to open this body: all the work for an unknown sender.
 fn cost(body: &str, encoding: BodyEncoding, rules: &Rules) -> Duration {
     let once = || {
         let begin = processor_time();
@@ -91,7 +91,7 @@ fn no_form_costs_more_than_a_few_plain_ones() {
     check(&plain, &shapes, BodyEncoding::Form, TIMES);
 }
 
-/// Closer than the other bound, in which a build without optimisation would hide much.
+/// Tighter than the other bound, in which an unoptimised build would hide much.
 #[test]
 fn no_field_costs_more_for_looking_like_json() {
     let rules = rules();
@@ -164,5 +164,5 @@ fn no_json_costs_more_than_a_few_plain_ones() {
     check(&plain, &shapes, BodyEncoding::Json, TIMES);
 }
 
-/// What the acceptance of a form of brackets allows.
+/// The bound for a form full of brackets.
 const TIMES: u32 = 4;

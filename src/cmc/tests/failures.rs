@@ -8,7 +8,7 @@ const HEAD: &str = r#""api_key":"key","event_type":"deliveries","server_composit
 /// JSON bodies, the reason, the offset.
 fn malformed_json() -> Vec<(String, Reason, Option<usize>)> {
     let with = |rest: &str| format!("{{{HEAD},{rest}}}");
-    // With the opening brace and the comma behind it.
+    // With the opening brace and the comma after it.
     let head = HEAD.len() + 2;
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     let too_deep = with(&format!(
@@ -359,7 +359,7 @@ fn the_event_of_no_enabled_stream_is_not_judged() {
         assert_eq!(reasons(&split), [Reason::UnknownEventType], "{body:.100}");
         assert!(split.events.is_none());
         assert_eq!(letters(&split)[0].value, body);
-        // The same of an enabled stream is malformed.
+        // The same body for an enabled stream is malformed.
         let known = body.replace("opens", "bounces");
         let opened = open(known.as_bytes(), encoding, &rules());
         assert!(opened.content.is_err(), "{known:.100}");
@@ -535,8 +535,9 @@ fn the_record_limit_is_exact() {
 fn a_body_that_was_never_opened_is_a_dead_letter_too() {
     let body = b"\x1F\x8B configured-secret";
     for reason in [Reason::UnsupportedMediaType, Reason::UnsupportedEncoding] {
-        let (batch, tally) =
-            dead_letter_body(&Malformed::new(reason, None, ""), None, &rules(), &request(body));
+        let split = split_with(body, Media::Unsupported(reason), &rules());
+        assert_eq!(reasons(&split), [reason]);
+        let (batch, tally) = split.dead_letters.unwrap();
         assert_eq!(tally.total(), 1);
         let view = BatchView::decode(batch.bytes()).unwrap();
         assert_eq!(*view.records[0].value(), *b"\x1F\x8B *****************");
@@ -560,7 +561,7 @@ fn every_reason_has_its_row() {
 
 #[test]
 fn a_long_name_is_masked_once_for_all_of_its_elements() {
-    // Once for each element it would be 10,000 × 4 MB: minutes.
+    // Once per element this would be 10,000 × 4 MB: minutes.
     let name = "%+".repeat(2 << 20);
     let zeros = "0,".repeat(9_999) + "0";
     let body = format!(

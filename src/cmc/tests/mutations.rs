@@ -1,8 +1,8 @@
-//! Bodies changed at random, each judged by the oracle: what goes on is what came, and all else is a dead letter with its
-//! bytes.
+//! Randomly mutated bodies, each judged by the oracle: events are passed on as received, and everything else is a
+//! dead letter with its bytes.
 //!
-//! `CMC_BRIDGE_TEST_MUTATIONS` says how many bodies (20,000), `CMC_BRIDGE_TEST_SEED` where to begin. A body that fails is
-//! printed; it then belongs into [`FOUND`].
+//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
+//! printed; it then belongs in [`FOUND`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,33 +11,16 @@ use super::{
     samples::{BATCH, SAMPLES, sample},
     *,
 };
-use crate::dead_letter::{Letter, Letters, MAX_TEXT};
+use crate::{
+    dead_letter::{Letter, LetterAssembler, MAX_TEXT},
+    simulation::random::Random,
+};
 
-/// Bodies that were once handled wrongly, or came close: each is judged as JSON and as a form.
+/// Bodies that were once handled wrongly, or nearly; each is judged as JSON and as a form.
 const FOUND: [&[u8]; 1] = [
-    // The member's name was given as it was written, although it is no text.
+    // The name of the member was passed on as written, although it is not valid text.
     br#"{"event_type":"blocks","\ud83d":[1],"server_composition":"pro","event":{"blocks":[{}]}}"#,
 ];
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % limit
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-
-    fn of<'t, T: ?Sized>(&mut self, list: &[&'t T]) -> &'t T {
-        list[self.below(list.len())]
-    }
-}
 
 /// What JSON and forms are made of, and what breaks them.
 const TOKENS: [&[u8]; 34] = [
@@ -77,7 +60,7 @@ const TOKENS: [&[u8]; 34] = [
     b"configured-secret",
 ];
 
-/// Members, elements and fields that a body may hold besides.
+/// Additional members, elements and fields of a body.
 const PIECES: [&str; 30] = [
     "{},",
     "7,",
@@ -111,13 +94,13 @@ const PIECES: [&str; 30] = [
     "&event=%7B%22deliveries%22:[]}",
 ];
 
-/// A piece of a size that matters.
+/// A piece whose size matters.
 fn large(random: &mut Random) -> String {
-    let near = |random: &mut Random, limit: usize| limit - 2 + random.below(5);
+    let near = |random: &mut Random, limit: usize| limit - 2 + random.index(5);
     match random.below(8) {
         0 => format!("{},", "9".repeat(4000)),
         1 => {
-            let levels = [near(random, MAX_DEPTH), 3000][random.below(2)];
+            let levels = [near(random, MAX_DEPTH), 3000][random.index(2)];
             format!("{}{},", "[".repeat(levels), "]".repeat(levels))
         }
         2 => format!(r#""messageId":"{}","#, "i".repeat(near(random, MAX_KEY))),
@@ -127,23 +110,23 @@ fn large(random: &mut Random) -> String {
         6 => (0..near(random, MAX_MEMBERS))
             .map(|n| format!(r#""m{n}":[],"#))
             .collect(),
-        _ => format!(r#""x":"{}","#, "x".repeat(random.below(2000))),
+        _ => format!(r#""x":"{}","#, "x".repeat(random.index(2000))),
     }
 }
 
 fn mutate(body: &mut Vec<u8>, random: &mut Random) {
-    let at = random.below(body.len() + 1);
-    // Where a member or an element may begin, more often than not.
+    let at = random.index(body.len() + 1);
+    // Mostly where a member or an element may begin.
     let place = body[at..]
         .iter()
         .position(|byte| b"{[,".contains(byte))
         .map_or(at, |next| at + next + 1);
-    let length = random.below(40).min(body.len() - at);
+    let length = random.index(40).min(body.len() - at);
     match random.below(8) {
         0 if at < body.len() => body[at] = random.below(256) as u8,
         1 => drop(body.drain(at..at + length)),
         2 => {
-            let token = random.of(&TOKENS);
+            let token = random.pick(&TOKENS);
             body.splice(at..at, token.iter().copied());
         }
         3 => {
@@ -153,14 +136,14 @@ fn mutate(body: &mut Vec<u8>, random: &mut Random) {
         4 => drop(body.splice(place..place, large(random).into_bytes())),
         5 => {
             let end = body.len();
-            let piece = random.of(&PIECES);
+            let piece = random.pick(&PIECES);
             body.splice(end..end, piece.bytes());
         }
-        _ => drop(body.splice(place..place, random.of(&PIECES).bytes())),
+        _ => drop(body.splice(place..place, random.pick(&PIECES).bytes())),
     }
 }
 
-/// Percent-encodes as clients do: all, or only what must be.
+/// Percent-encodes as clients do: everything, or only what must be.
 fn encode(text: &[u8], random: &mut Random) -> Vec<u8> {
     let (all, lower, plus) = (random.one_in(2), random.one_in(2), random.one_in(2));
     let mut out = Vec::new();
@@ -182,7 +165,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
     let few = deliveries(r#"{"messageId":"<a@b>","n":1.0}, {} ,{"created":"2026-10-01 09:15:02"}"#);
     let form_sample = sample!("deliveries-form.txt");
     bodies.extend([&*few, &*batch, form_sample]);
-    let chosen = random.of(&bodies);
+    let chosen = random.pick(&bodies);
     let mut body = chosen.as_bytes().to_vec();
     let change = |body: &mut Vec<u8>, random: &mut Random| {
         for _ in 0..random.below(4) {
@@ -197,7 +180,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
         change(&mut body, random);
         return (body, BodyEncoding::Json);
     }
-    // As a form: changed before it is written as one, or after.
+    // As a form: mutated before it is encoded, or after.
     let event = chosen
         .find(r#""event":"#)
         .map_or("{}", |at| &chosen[at + 8..chosen.len() - 1]);
@@ -221,7 +204,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
 
 /// What became of a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Checked {
     Malformed,
     Unknown,
     Whole,
@@ -229,7 +212,7 @@ pub(super) enum Outcome {
 }
 
 /// Judges a body by the oracle.
-pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outcome {
+pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Checked {
     let (expected, api_key) = expected(body, encoding, rules);
     let opened = open(body, encoding, rules);
     assert_eq!(opened.api_key.as_deref(), api_key.as_deref());
@@ -263,12 +246,12 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
                         letter.reason
                     );
                     assert_eq!(malformed.unwrap().reason, letter.reason);
-                    Outcome::Malformed
+                    Checked::Malformed
                 }
                 _ => {
                     assert_eq!(malformed, None);
                     assert_eq!(letter.reason, Reason::UnknownEventType);
-                    Outcome::Unknown
+                    Checked::Unknown
                 }
             };
         }
@@ -293,13 +276,13 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Outco
         check_piece(letter, piece);
     }
     if pieces.is_empty() {
-        Outcome::Whole
+        Checked::Whole
     } else {
-        Outcome::InParts
+        Checked::InParts
     }
 }
 
-/// The oracle knows JSON as serde_json does, which refuses some of it when it makes values.
+/// The oracle accepts the JSON that serde_json does, which rejects some of it when it builds values.
 fn agrees_with_serde_json(body: &[u8]) {
     const REFUSED: [&str; 4] = [
         "number out of range",
@@ -339,7 +322,7 @@ fn check_piece(letter: &Letter, piece: &Piece) {
     assert_bytes(letter, piece.value.as_bytes());
 }
 
-/// Equal bytes; where something was overwritten, equal but for what overwrote it: `*`, and quotes around what was no string.
+/// Equal bytes, except what was overwritten: by `*`, and by quotes around what was not a string.
 fn assert_bytes(letter: &Letter, sent: &[u8]) {
     assert_eq!(letter.value.len(), sent.len());
     for (at, (have, want)) in letter.value.iter().zip(sent).enumerate() {
@@ -352,7 +335,7 @@ fn assert_bytes(letter: &Letter, sent: &[u8]) {
 
 /// The dead letters of a body, read back from their records.
 fn read_letters(split: &Split) -> Vec<Letter> {
-    let mut letters = Letters::default();
+    let mut letters = LetterAssembler::default();
     let mut whole = Vec::new();
     if let Some((batch, _)) = &split.dead_letters {
         let view = BatchView::decode(batch.bytes()).unwrap();
@@ -374,12 +357,12 @@ fn mutated_bodies_become_what_the_contract_says() {
     let count = number("CMC_BRIDGE_TEST_MUTATIONS", 20_000);
     let seed = number("CMC_BRIDGE_TEST_SEED", 1);
     println!("CMC_BRIDGE_TEST_SEED={seed} CMC_BRIDGE_TEST_MUTATIONS={count}");
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut random = Random::new(seed);
     let mut outcomes = [0u64; 4];
     let mut rules = rules();
     for round in 0..count {
-        rules.max_record_bytes = *random.of(&[&900, &1500, &1_000_000, &1_000_000]);
-        rules.max_events = *random.of(&[&2, &10_000, &10_000]);
+        rules.max_record_bytes = random.pick(&[900, 1500, 1_000_000, 1_000_000]);
+        rules.max_events = random.pick(&[2, 10_000, 10_000]);
         rules.enabled[Stream::Bounces.index()] = !random.one_in(8);
         let (body, encoding) = body(&mut random);
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&body, encoding, &rules)));

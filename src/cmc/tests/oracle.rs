@@ -1,5 +1,5 @@
-//! What a body must become, worked out again from the contract: slowly, and with nothing of what is tested but the limits,
-//! the list of reasons and the size of a record alone in its batch (which has tests of its own).
+//! What a body must become, derived independently from the contract: slowly, and with nothing of the tested code but
+//! the limits, the list of reasons and the size of a record alone in its batch (which has tests of its own).
 
 use std::collections::BTreeSet;
 
@@ -12,13 +12,13 @@ use crate::batch::alone_in_batch;
 pub(super) enum Expected {
     /// Malformed for one of these reasons: the body is one dead letter.
     Malformed(BTreeSet<Reason>),
-    /// Of no enabled stream: the body is one dead letter, too.
+    /// For no enabled stream: the body is one dead letter, too.
     Unknown,
     /// Every piece in its place.
     Split { events: Vec<Event>, letters: Vec<Piece> },
 }
 
-/// A record, but for `ce_time`.
+/// A record without `ce_time`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub key: Option<String>,
@@ -35,16 +35,16 @@ pub(super) struct Piece {
     pub value: String,
 }
 
-/// The members that matter, by whichever way they came.
+/// The members that matter, from either encoding.
 #[derive(Default)]
 struct Members {
-    /// `None` in a list: it is no string.
+    /// `None` in a list: not a string.
     event_type: Vec<Option<String>>,
     composition: Vec<Option<String>>,
     keys: Vec<Option<String>>,
     /// JSON texts, the whole value each.
     event: Vec<String>,
-    /// What is wrong with fields of that name, which matters to enabled streams alone.
+    /// The fault of fields with that name, which matters to enabled streams only.
     wrong_event: BTreeSet<Reason>,
     /// Lists and objects beside `event`.
     others: Vec<(Option<String>, String)>,
@@ -88,7 +88,7 @@ fn of_json(body: &[u8]) -> Result<Members, Reason> {
     Ok(found)
 }
 
-/// Zeros where UTF-16 has them are no UTF-8.
+/// Zeros where UTF-16 has them are not UTF-8.
 fn no_json(text: &str) -> Reason {
     match text.bytes().take(2).any(|byte| byte == 0) {
         true => Reason::InvalidUtf8,
@@ -246,7 +246,7 @@ fn judge(found: Members, rules: &Rules) -> Expected {
     Expected::Split { events, letters }
 }
 
-/// What is wrong with the object `event` of an enabled stream.
+/// The fault of the object `event` of an enabled stream.
 fn judge_event(members: &[(&str, &str)], event_type: &str, rules: &Rules, wrong: &mut BTreeSet<Reason>) {
     if members.len() > MAX_MEMBERS {
         wrong.insert(Reason::TooManyMembers);
@@ -334,7 +334,7 @@ fn event_of(element: &str, event_type: &str, composition: &str, rules: &Rules) -
     let zone = if composition == "utc" { "+00:00" } else { "+09:00" };
     let is_time = |text: &String| {
         let shape = text.replace(|c: char| c.is_ascii_digit(), "0");
-        // jiff takes a leap second, and the contract doesn't.
+        // jiff accepts a leap second, the contract does not.
         shape == "0000-00-00 00:00:00"
             && !text.ends_with("60")
             && text.parse::<jiff::civil::DateTime>().is_ok()
@@ -360,7 +360,7 @@ fn decoded(json: &str) -> Option<String> {
 
 const SPACE: [char; 4] = [' ', '\n', '\r', '\t'];
 
-/// The JSON value that a text is, without the white space around it; `None` when it is none by RFC 8259.
+/// The JSON value in a text, without the white space around it; `None` if it is not one by RFC 8259.
 pub(super) fn whole(text: &str) -> Option<&str> {
     let text = text.trim_matches(SPACE);
     (value_end(text.as_bytes(), 0)?.0 == text.len()).then_some(text)
@@ -370,7 +370,7 @@ fn depth(value: &str) -> usize {
     value_end(value.as_bytes(), 0).unwrap().1
 }
 
-/// Names and values of an object, as they stand there.
+/// Names and values of an object, as written.
 fn members(object: &str) -> Vec<(&str, &str)> {
     let inner = object[1..object.len() - 1].trim_matches(SPACE);
     let mut at = 0;
@@ -386,7 +386,7 @@ fn members(object: &str) -> Vec<(&str, &str)> {
     found
 }
 
-/// The elements of a list, as they stand there.
+/// The elements of a list, as written.
 fn elements(list: &str) -> Vec<&str> {
     let inner = list[1..list.len() - 1].trim_matches(SPACE);
     let mut at = 0;
@@ -437,7 +437,7 @@ fn value_end(text: &[u8], mut at: usize) -> Option<(usize, usize)> {
             }
             _ => at = number_end(text, at)?,
         }
-        // Behind a value: further ones, or the ends of what holds it.
+        // After a value: more values, or the ends of what contains it.
         loop {
             let Some(start) = open.last() else {
                 return Some((at, deepest));
@@ -461,7 +461,7 @@ fn value_end(text: &[u8], mut at: usize) -> Option<(usize, usize)> {
     }
 }
 
-/// Where the value of the member begins whose name begins at `at`.
+/// The start of the value of the member whose name begins at `at`.
 fn name_end(text: &[u8], at: usize) -> Option<usize> {
     let at = space_end(text, string_end(text, at)?);
     (text.get(at) == Some(&b':')).then(|| space_end(text, at + 1))

@@ -1,4 +1,4 @@
-//! Well-formed webhooks, and the records that they become byte for byte.
+//! Well-formed webhooks and the records that they become, byte for byte.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,7 +14,7 @@ pub(super) use sample;
 
 pub(super) const BATCH: &str = sample!("deliveries-batch-100.json");
 
-/// Body, stream, `ce_id`, time of `created` (of 2026-10-01, in Tokyo), whether there is a key. The ids were computed by
+/// Body, stream, `ce_id`, time of `created` (of 2026-10-01, in Tokyo), whether it has a key. The ids were computed by
 /// another implementation (Python's `uuid.uuid5`).
 #[rustfmt::skip]
 pub(super) const SAMPLES: [(&str, Stream, &str, &str, bool); 9] = [
@@ -57,7 +57,7 @@ fn expected(stream: Stream, id: &str, time: &str, key: Option<&str>, element: &s
     }
 }
 
-/// What stands between the brackets of the list in these bodies.
+/// The text between the brackets of the list in these bodies.
 fn inside_list(body: &str, stream: Stream) -> &str {
     let marker = format!("\"{stream}\":[");
     let start = body.find(&marker).unwrap() + marker.len();
@@ -239,7 +239,7 @@ fn keys() {
         (r#""a\ufdd0b""#, Some("a\u{fdd0}b")),
         (r#""a\ufffd\u2028b""#, Some("a\u{fffd}\u{2028}b")),
         (r#""a\ude00""#, None),
-        // Of repeated ones the last counts, whatever it is.
+        // Of repeated members the last one counts, whatever it is.
         (r#""a","messageId":"b""#, Some("b")),
         (r#""a","message\u0049d":7"#, None),
         (r#"7,"messageId":"b""#, Some("b")),
@@ -247,7 +247,7 @@ fn keys() {
         let element = format!(r#"{{"messageId":{message_id}}}"#);
         let record = &events(&split_json(&deliveries(&element)))[0];
         assert_eq!(record.key.as_deref(), key, "{message_id}");
-        // CloudEvents has no such characters in attributes; a key may have any.
+        // CloudEvents allows no such characters in attributes; a key may hold any.
         let may_be_subject = |key: &&str| !key.contains(['\0', '\n', '\u{85}', '\u{fffe}', '\u{fdd0}']);
         assert_eq!(
             record.header("ce_subject"),

@@ -1,6 +1,7 @@
 //! Credentials never reach a dead letter.
 
 use super::{cost::processor_time, *};
+use crate::config::{Credential, CredentialKind, secrets};
 
 #[test]
 fn the_api_key_of_a_dead_lettered_body_is_masked_where_it_stands() {
@@ -92,7 +93,7 @@ fn no_error_text_has_the_body() {
     }
 }
 
-/// The list, and its like: `KEY` is what must be overwritten, and nothing else.
+/// Bodies with credentials in many spellings: `KEY` is what must be overwritten, and nothing else.
 #[test]
 fn the_key_is_found_wherever_a_body_has_it() {
     let multipart = |headers: &str| {
@@ -178,20 +179,24 @@ fn a_piece_that_is_called_like_the_key_is_overwritten_as_a_whole() {
     }
 }
 
-/// The dead letters that a body becomes as a whole: read as JSON, as a form, and not read at all.
+/// The dead letters of a whole body: read as JSON, as a form, and not read at all.
 fn whole_letters(body: &[u8]) -> Vec<Vec<u8>> {
     whole_letters_with(body, &rules())
 }
 
 fn whole_letters_with(body: &[u8], rules: &Rules) -> Vec<Vec<u8>> {
     let unread = Malformed::new(Reason::UnsupportedMediaType, None, "");
-    let letter = |opened: Option<&Opened<'_>>| {
-        let (batch, _) = dead_letter_body(&unread, opened, rules, &request(body));
+    let letter = |opened: Opened<'_>| {
+        let (batch, _) = dead_letter_body(&unread, &opened, rules, &request(body));
         let view = BatchView::decode(batch.bytes()).unwrap();
         view.records[0].value().into_owned()
     };
-    let read = |encoding| letter(Some(&open(body, encoding, rules)));
-    vec![letter(None), read(BodyEncoding::Json), read(BodyEncoding::Form)]
+    let read = |encoding| letter(open(body, encoding, rules));
+    vec![
+        letter(Opened::closed(unread.clone())),
+        read(BodyEncoding::Json),
+        read(BodyEncoding::Form),
+    ]
 }
 
 fn utf_16(text: &str, little: bool) -> Vec<u8> {
@@ -205,7 +210,7 @@ fn utf_16(text: &str, little: bool) -> Vec<u8> {
     text.encode_utf16().flat_map(bytes).collect()
 }
 
-/// A text in three parts, the middle one secret. Encodings change each by itself.
+/// A text in three parts, the middle one secret. Encodings change each part separately.
 #[derive(Clone, Debug)]
 struct Parts([String; 3]);
 
@@ -220,7 +225,7 @@ impl Parts {
     }
 }
 
-/// Chooses what is encoded without need.
+/// Chooses what is encoded unnecessarily.
 struct Dice(u64);
 
 impl Dice {
@@ -351,7 +356,7 @@ proptest::proptest! {
         cases: 400, failure_persistence: None, ..Default::default()
     })]
 
-    /// What is behind the name goes, exactly, however deep it is wrapped.
+    /// Exactly the value of the name is masked, however deep it is wrapped.
     #[test]
     fn the_value_of_the_key_and_nothing_else_is_overwritten(
         key in SECRET,
@@ -390,7 +395,7 @@ proptest::proptest! {
         }));
         let encoded = |text: &str| wide.map_or_else(|| text.as_bytes().to_vec(), |little| utf_16(text, little));
         let (sent, expected) = (encoded(&sent), encoded(&expected));
-        // What looks like JSON and is read as a form has fields where nobody meant them.
+        // Text that looks like JSON but is read as a form has unintended fields.
         let letters = whole_letters(&sent);
         let readings = if before.starts_with(['{', '[']) { &letters[..2] } else { &letters };
         for letter in readings {
@@ -401,7 +406,7 @@ proptest::proptest! {
         }
     }
 
-    /// A configured value is found in no decoding of any letter.
+    /// No decoding of any letter contains a configured value.
     #[test]
     fn no_configured_value_survives_in_any_encoding(
         secret in SECRET,
@@ -420,11 +425,11 @@ proptest::proptest! {
             _ => (CredentialKind::Basic, format!("user:{secret}")),
         };
         let rules = Rules {
-            secrets: Secrets::new(&Auth::Credentials(vec![Credential {
+            secrets: secrets(&[Credential {
                 name: "one".to_owned(),
                 kind,
                 secret: configured.clone().into(),
-            }])),
+            }]),
             ..rules()
         };
         let presented = if dice.roll(2) { &configured } else { &secret };
@@ -462,7 +467,7 @@ proptest::proptest! {
     }
 }
 
-/// The time to mask a text: of this thread alone, whatever else the machine does.
+/// The processor time of this thread to mask a text, whatever else the machine does.
 fn masking_time(text: &[u8], secrets: &Secrets) -> std::time::Duration {
     let once = || {
         let begin = processor_time();
@@ -484,7 +489,7 @@ fn masking_takes_time_for_the_text_and_not_for_the_credentials() {
             )
             .into(),
         };
-        Secrets::new(&Auth::Credentials((0..count).map(credential).collect()))
+        secrets(&(0..count).map(credential).collect::<Vec<_>>())
     };
     let (one, all) = (credentials(1), credentials(64));
     let filled = |piece: &str| piece.repeat((128 << 10) / piece.len());

@@ -6,75 +6,9 @@ use secrecy::ExposeSecret;
 
 use super::{Given, file, setting, variable};
 use crate::{
-    config::{Auth, LogFormat, Origin},
-    spool::Durability,
+    config::{Auth, Origin},
     stream::Stream,
 };
-
-#[test]
-fn defaults_are_the_documented_ones() {
-    let loaded = Given::default().loaded();
-    let config = &loaded.config;
-    assert_eq!(config.ingest.listen.to_string(), "0.0.0.0:8080");
-    assert_eq!(config.ingest.path, "/webhooks/events");
-    assert_eq!(config.ingest.max_body_bytes, 8 << 20);
-    assert_eq!(config.ingest.max_events, 10_000);
-    assert_eq!(config.ingest.max_connections, 4096);
-    assert_eq!(config.ingest.max_bytes_in_flight, 256 << 20);
-    assert_eq!(config.ingest.header_timeout, Duration::from_secs(10));
-    assert_eq!(config.ingest.body_timeout, Duration::from_secs(30));
-    assert_eq!(config.ingest.append_timeout, Duration::from_secs(10));
-    assert_eq!(config.ingest.retry_after, Duration::from_secs(5));
-    assert_eq!(config.ingest.malformed_status, 400);
-    assert!(config.ingest.tls.is_none());
-    assert_eq!(config.ingest.time_zone.iana_name(), Some("Asia/Tokyo"));
-    assert!(config.ingest.time_zones.is_empty());
-    assert!(matches!(&config.ingest.auth, Auth::Credentials(none) if none.is_empty()));
-    assert_eq!(config.admin.listen.to_string(), "0.0.0.0:9464");
-    assert_eq!(config.spool.dir.to_str(), Some("/var/lib/cmc-bridge"));
-    assert_eq!(config.spool.max_bytes, 4 << 30);
-    assert_eq!(config.spool.segment_bytes, 16 << 20);
-    assert_eq!(config.spool.durability, Durability::Fsync);
-    assert_eq!(config.kafka.bootstrap_servers, "localhost:9092");
-    assert!(!config.kafka.create_topics);
-    assert_eq!(
-        (config.kafka.topic_partitions, config.kafka.topic_replication),
-        (None, None)
-    );
-    assert_eq!(config.kafka.id_prefix, "cmc-bridge");
-    assert_eq!(config.kafka.max_record_bytes, 1_000_000);
-    assert_eq!(config.kafka.transaction_events, 40_000);
-    assert_eq!(config.kafka.transaction_bytes, 32 << 20);
-    assert_eq!(config.kafka.transaction_timeout, Duration::from_secs(15));
-    assert!(config.kafka.properties.is_empty());
-    let streams = Stream::ALL.map(|stream| {
-        (
-            config.stream(stream).enabled,
-            config.stream(stream).topic.as_str(),
-        )
-    });
-    assert_eq!(
-        streams,
-        [
-            (true, "cmc.deliveries"),
-            (true, "cmc.bounces"),
-            (false, "cmc.blocks"),
-            (true, "cmc.dead-letters")
-        ]
-    );
-    assert_eq!(config.shutdown.lame_duck, Duration::from_secs(5));
-    assert_eq!(config.shutdown.grace, Duration::from_secs(25));
-    assert_eq!(
-        (config.log.format, config.log.level.as_str()),
-        (LogFormat::Text, "info")
-    );
-    assert!(
-        loaded
-            .settings
-            .iter()
-            .all(|setting| setting.origin == Origin::Default)
-    );
-}
 
 #[test]
 fn later_files_win_over_earlier_ones_and_variables_over_all() {
@@ -222,11 +156,14 @@ fn paths_that_every_client_sends_as_they_are_written() {
     }
 }
 
+/// In a file each has a line; in the environment one has a variable, or all are a list, which may hold any name.
 #[test]
-fn time_zones_of_names_that_no_variable_can_have() {
-    let given = file("[ingest.time_zones]\npro = \"UTC\"");
+fn time_zones_by_server_composition() {
     let list = " transactional-email=UTC, Pro = Asia/Seoul ,,pro=Europe/Paris,a=b=Asia/Tokyo";
-    let loaded = given.variable("INGEST__TIME_ZONES", list).loaded();
+    let given = file("[ingest.time_zones]\npro = \"UTC\"\nTest = \"Asia/Seoul\"")
+        .variable("INGEST__TIME_ZONES", list)
+        .variable("INGEST__TIME_ZONES__SANDBOX", "Europe/Paris");
+    let loaded = given.loaded();
     let zones: Vec<_> = loaded
         .config
         .ingest
@@ -238,8 +175,10 @@ fn time_zones_of_names_that_no_variable_can_have() {
         zones,
         [
             ("Pro", "Asia/Seoul"),
+            ("Test", "Asia/Seoul"),
             ("a=b", "Asia/Tokyo"),
             ("pro", "Europe/Paris"),
+            ("sandbox", "Europe/Paris"),
             ("transactional-email", "UTC")
         ]
     );
@@ -247,28 +186,6 @@ fn time_zones_of_names_that_no_variable_can_have() {
     assert_eq!(
         *origin,
         Origin::Environment("CMC_BRIDGE__INGEST__TIME_ZONES".to_owned())
-    );
-}
-
-#[test]
-fn time_zones_by_server_composition() {
-    let loaded = file("[ingest.time_zones]\ntransactional-email = \"UTC\"\nPro = \"Asia/Seoul\"")
-        .variable("INGEST__TIME_ZONES__SANDBOX", "Europe/Paris")
-        .loaded();
-    let zones: Vec<_> = loaded
-        .config
-        .ingest
-        .time_zones
-        .iter()
-        .map(|(name, zone)| (name.as_str(), zone.iana_name().unwrap_or_default()))
-        .collect();
-    assert_eq!(
-        zones,
-        [
-            ("Pro", "Asia/Seoul"),
-            ("sandbox", "Europe/Paris"),
-            ("transactional-email", "UTC")
-        ]
     );
 }
 
@@ -294,4 +211,16 @@ fn values_are_tidied() {
     assert_eq!(loaded.config.ingest.path, "/hooks");
     assert_eq!(loaded.config.ingest.retry_after, Duration::from_secs(2));
     assert_eq!(loaded.config.ingest.body_timeout, Duration::from_millis(500));
+}
+
+#[test]
+fn an_empty_health_path_is_none() {
+    assert_eq!(
+        variable("INGEST__HEALTH_PATH", "")
+            .loaded()
+            .config
+            .ingest
+            .health_path,
+        None
+    );
 }

@@ -40,6 +40,9 @@ enum RefusedBy {
 
 impl<C: Connect> Lane<C> {
     /// Sends the next whole batches: one, and more while they stay within `most_events`.
+    ///
+    /// # Errors
+    /// Why the turn must end early.
     pub(super) fn send(
         &mut self,
         sent: &mut InFlight,

@@ -1,4 +1,5 @@
-//! Clients that close one side, or go away: what was whole is kept, whoever is there to be answered.
+//! Clients that close one side or disappear: complete webhooks are kept, whether or not anybody is there for the
+//! answer.
 
 use super::{LIMIT, bridge, events, expect_outcome};
 use crate::{
@@ -20,7 +21,7 @@ fn post(body: &str) -> String {
 fn a_client_that_closes_its_side_after_the_request_gets_its_answer() {
     let mut bridge = bridge(&[]);
     let request = post(&delivery("a"));
-    // Stopped, so that the end is there before the answer.
+    // Stopped, so that the end arrives before the answer.
     bridge.pause();
     let mut at_once = bridge.wire();
     at_once.send(&request).end();
@@ -55,7 +56,7 @@ fn a_request_that_ends_in_the_middle_is_counted_and_nothing_else() {
         wire.send(&request[..end]).end().expect_closed();
         expect_outcome(&bridge, "disconnected", index as f64 + 1.0);
     }
-    // A connection without a request is none.
+    // A connection without a request is not counted.
     bridge.wire().end().expect_closed();
     bridge.wire().send("\r\n\r\n").end().expect_closed();
     assert_eq!(bridge.client().post(delivery("b")).status, 200);
@@ -82,7 +83,7 @@ fn the_events_of_a_client_that_went_away_are_kept_and_delivered() {
         .map(|element| post(&webhook("deliveries", "pro", &[element])))
         .collect();
     let mut reset = bridge.wire();
-    // Its answer stays unread, which makes the end a reset.
+    // Its answer stays unread, which turns the end into a reset.
     reset.send(&requests[0]).leave_unread();
     bridge.pause();
     reset.send(&requests[1]);
@@ -106,7 +107,7 @@ fn the_events_of_a_client_that_went_away_are_kept_and_delivered() {
     }
 }
 
-/// What curl says of its connections and answers, a word for each; `None` where there is no curl.
+/// What curl reports of its connections and answers, one word each; `None` if there is no curl.
 fn curl(url: &str, arguments: &[&str]) -> Option<String> {
     let report = "%{num_connects} %{http_code}\\n";
     let output = std::process::Command::new("curl")

@@ -1,4 +1,4 @@
-//! Bodies made to be expensive cost about as much as good ones of their size.
+//! Bodies designed to be expensive cost about as much as good ones of their size.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::{
     http::Client,
 };
 
-/// How long this request takes.
+/// The duration of this request.
 fn time(client: &mut Client, body: &str, status: u16) -> Duration {
     let start = Instant::now();
     let response = client.post(body);
@@ -42,7 +42,7 @@ fn many_elements_and_deep_nesting_are_cheap_and_one_dead_letter_each() {
             "pro",
             &vec![element.as_str(); body.len() / element.len()],
         );
-        // In turn, and the quickest of each: other tests share the processor.
+        // In turn, taking the fastest of each: other tests share the processor.
         let mut quickest = [Duration::MAX; 2];
         for _ in 0..ROUNDS {
             quickest[0] = quickest[0].min(time(&mut client, &good, 200));
@@ -50,7 +50,7 @@ fn many_elements_and_deep_nesting_are_cheap_and_one_dead_letter_each() {
         }
         let [good, time] = quickest;
         println!("{index}: {} bytes: {time:?}; good: {good:?}", body.len());
-        // Dead letters take an unoptimised build some ten times as long; more than linear work would take it seconds.
+        // Dead letters take an unoptimised build about ten times as long; more than linear work would take seconds.
         assert!(
             time < good * 20 + Duration::from_millis(50),
             "body {index} took {time:?}, a good one of its size {good:?}"

@@ -1,4 +1,4 @@
-//! Sizes, times, connections, bytes in flight and on disk: beyond each limit stands an answer.
+//! Sizes, times, connections, bytes in flight and on disk: each limit has its answer.
 
 use super::{LIMIT, bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{
@@ -16,12 +16,12 @@ fn too_large() {
     let bridge = bridge(&[("ingest.max_body_bytes", "100000")]);
     let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(100_000))]);
     expect_problem(&bridge.client().post(&body), 413);
-    // Without a length the limit holds for what is read.
+    // Without a length, the limit applies to what is read.
     let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
     let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
     chunked.extend(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes());
     expect_problem(&bridge.client().raw(&chunked).unwrap(), 413);
-    // One that announces a lot and waits is refused by the announcement.
+    // A client that announces a lot and waits is refused because of the announcement.
     let announced = format!("{head}content-length: 100001\r\n\r\n");
     expect_problem(&bridge.client().raw(announced.as_bytes()).unwrap(), 413);
     let just_fits = webhook("deliveries", "pro", &[&message("a", &"x".repeat(99_000))]);
@@ -77,7 +77,7 @@ fn a_full_spool_refuses_its_own_stream_and_no_other() {
         "nothing refused is stored"
     );
     assert_eq!(client.post(sample("bounces-unknown-user.json")).status, 200);
-    // Bounces can still be made durable: taking the replica out would break the isolation of the streams.
+    // Bounces can still be made durable: taking the replica out of service would break the isolation of the streams.
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     expect_outcome(&bridge, "overloaded", 1.0);
     let line = ["a request was refused", "\"cause\":\"spool full\""];
@@ -102,7 +102,7 @@ fn too_many_connections() {
     crate::wait::until(LIMIT, "a place for another connection", || {
         (bridge.client().post(delivery("c")).status == 200).then_some(())
     });
-    // Those that were there first are served on.
+    // The first ones are still served.
     assert_eq!(held[0].post(delivery("d")).status, 200);
 }
 
@@ -152,7 +152,7 @@ fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
         (bridge.probe("/readyz") == 503).then_some(())
     });
     assert_eq!(bridge.client().post(delivery("b")).status, 200);
-    // The backlog can't be delivered: that is no error.
+    // The backlog can't be delivered, which is no error.
     assert_eq!(bridge.running.wait_exit(LIMIT), 0);
 }
 
@@ -184,7 +184,7 @@ fn bytes_in_flight() {
     assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
 }
 
-/// Who has shown no credential yet takes no room with an announcement, only with bytes.
+/// A client without a credential takes no room with an announcement, only with bytes.
 #[test]
 fn promises_of_strangers_take_no_room() {
     let bridge = bridge(&[
@@ -206,8 +206,8 @@ fn promises_of_strangers_take_no_room() {
     drop(strangers);
 }
 
-/// Under the least settings that are accepted each webhook within the limits is taken, good or not, and counted once it is
-/// stored.
+/// With the smallest accepted settings every webhook within the limits is accepted, good or not, and counted once it
+/// is stored.
 #[test]
 fn within_the_limits_means_taken() {
     let bridge = bridge(&[
@@ -246,7 +246,7 @@ fn within_the_limits_means_taken() {
     expect_outcome(&bridge, "overloaded", 0.0);
 }
 
-/// What is refused for want of room is stored nowhere, and so not counted as a failure to understand.
+/// A webhook refused for lack of room is stored nowhere, and so not counted as a parse failure.
 #[test]
 fn failures_that_were_not_stored_are_not_counted() {
     let bridge = bridge(&[
@@ -275,9 +275,9 @@ fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
     let request = format!("{}content-length: {}\r\n\r\n{body}", head(), body.len());
     let mut wire = bridge.wire();
     assert_eq!(wire.send(&request).answer().status, 200);
-    // Quiet for longer than a header may take, then used again; an empty line behind a body is no request.
+    // Quiet for longer than a header may take, then used again; an empty line after a body is no request.
     std::thread::sleep(std::time::Duration::from_secs(3));
-    // From before the answer on, for it may be read late.
+    // Counted from before the answer, which may be read late.
     let quiet = std::time::Instant::now();
     assert_eq!(wire.send(format!("{request}\r\n")).answer().status, 200);
     wire.expect_closed();
@@ -286,7 +286,7 @@ fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
         "{:?}",
         quiet.elapsed()
     );
-    // Without any request it may not take longer than a header.
+    // Without any request it has only the time of a header.
     bridge.wire().expect_closed();
     expect_outcome(&bridge, "accepted", 2.0);
     expect_outcome(&bridge, "timeout", 0.0);
@@ -311,7 +311,7 @@ fn a_client_that_does_not_read_its_answers_is_closed() {
     let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
     let mut wire = bridge.wire();
     wire.send(&request);
-    // Until its answers fill the buffers of both sides, and the server stops to read.
+    // Until its answers fill the buffers of both sides, and the server stops reading.
     let sender = std::thread::spawn(move || {
         for _ in 0..2000 {
             wire.send(&request);

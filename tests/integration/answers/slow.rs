@@ -1,4 +1,4 @@
-//! A crowd of slow clients costs little memory and takes little from the others.
+//! A crowd of slow clients costs little memory and slows the others down little.
 
 use std::{
     io::{ErrorKind, Write},
@@ -16,19 +16,21 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::{LIMIT, bridge};
 use crate::{bridge::Bridge, cmc::delivery, http::EVENTS, wait};
 
-/// As many slow clients as this, if open files allow.
+/// The number of slow clients, if the limit of open files allows.
 const CROWD: usize = 10_000;
-/// Open files of this process that are left to the other tests.
+/// Open files of this process reserved for the other tests.
 const OTHERS: usize = 2_000;
-/// Bytes that the crowd sends in a second, all together.
+/// Bytes per second that the whole crowd sends.
 const DRIBBLE: usize = 5_000;
 const ROUND: Duration = Duration::from_millis(1500);
 const FEWEST_ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 11;
-/// hyper's first buffer of 8 KiB, the connection's task, its timer; and as much for what the allocator keeps of former ones.
+/// hyper's first buffer of 8 KiB, the connection's task, its timer; and as much again for what the allocator keeps of
+/// earlier ones.
 const BYTES_EACH: u64 = 40 * 1024;
 
-/// How many slow clients there can be: the limit of open files is raised, and each costs one here and one there.
+/// How many slow clients are possible: the limit of open files is raised, and each client costs one file on either
+/// side.
 fn crowd() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -40,7 +42,7 @@ fn crowd() -> usize {
     CROWD.min(files.saturating_sub(OTHERS))
 }
 
-/// Connections that each send a header a byte at a time, until dropped.
+/// Connections that send a header one byte at a time, until dropped.
 struct Crowd {
     ended: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -91,7 +93,7 @@ impl Crowd {
     }
 }
 
-/// Good requests one after another for a while; how many a second.
+/// Sends good requests one after another for a while; returns how many per second.
 fn good_requests(bridge: &Bridge) -> f64 {
     let mut client = bridge.client();
     let body = delivery("good");
@@ -108,7 +110,7 @@ fn good_requests(bridge: &Bridge) -> f64 {
 fn ten_thousand_slow_clients() {
     let clients = crowd();
     let places = clients + 4;
-    // With so few places to spare, a place that is not given back would be missed in the next round.
+    // With so few places to spare, the next round would miss a place that is not given back.
     let bridge = bridge(&[
         ("ingest.max_connections", &places.to_string()),
         ("ingest.header_timeout", "10m"),
@@ -134,7 +136,7 @@ fn ten_thousand_slow_clients() {
         bridge.wait_for(LIMIT, "the slow clients' ends", |scrape| {
             scrape.sum("cmc_bridge_webhooks_total", &[("outcome", "disconnected")]) == gone
         });
-        // Other tests run at the same time: one bad round proves nothing, but most of many do.
+        // Other tests run at the same time: one bad round proves nothing, but most rounds of many do.
         ratios.sort_by(f64::total_cmp);
         assert!(
             ratios.len() < MOST_ROUNDS || ratios[ratios.len() / 2] > 0.5,
@@ -157,7 +159,7 @@ fn slow_clients_get_408_all_at_once_and_their_places_back() {
             wire
         })
         .collect();
-    // A further one takes the place of the oldest.
+    // One more takes the place of the oldest.
     let mut further = bridge.client();
     assert_eq!(further.post(delivery("over")).status, 200);
     wires.remove(0).expect_closed();

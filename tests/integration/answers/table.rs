@@ -1,4 +1,4 @@
-//! The contract in one table, against one bridge: what each request is answered, and what stands in Kafka afterwards.
+//! The contract in one table, against one bridge: the answer to each request, and what is in Kafka afterwards.
 
 use base64::Engine;
 
@@ -18,7 +18,7 @@ const UNKNOWN: &str = "table-unknown-0123456789";
 
 type Field = (&'static str, String);
 
-/// A request, and what must become of it.
+/// A request and its expected result.
 struct Row {
     method: &'static str,
     path: &'static str,
@@ -27,7 +27,7 @@ struct Row {
     status: u16,
     /// Of the problem; `None` for `ok`.
     title: Option<&'static str>,
-    /// A header that the answer must have, and how its value begins.
+    /// A header that the answer must have, and the beginning of its value.
     header: Option<(&'static str, &'static str)>,
     outcome: &'static str,
     events: usize,
@@ -35,7 +35,7 @@ struct Row {
     letters: Vec<Vec<u8>>,
 }
 
-/// An authenticated post of JSON that is understood.
+/// An authenticated POST of JSON that is understood.
 fn post(body: impl Into<Vec<u8>>) -> Row {
     Row {
         method: "POST",

@@ -67,7 +67,8 @@ fn pipelined_requests_are_answered_in_their_order() {
     expect_outcome(&bridge, "not_found", 20.0);
 }
 
-/// Sends these bytes on a connection of their own and expects an answer with a problem body, after which it is closed.
+/// Sends these bytes on a connection of their own; expects an answer with a problem body, after which the connection
+/// is closed.
 fn expect_refusal(bridge: &Bridge, bytes: &str, status: u16) {
     println!("{status}: {:?}", &bytes[..bytes.len().min(300)]);
     let mut wire = bridge.wire();
@@ -83,7 +84,7 @@ fn what_is_not_http_is_told_so() {
     let line = |line: &str| format!("{line}\r\nhost: x\r\n\r\n");
     let field = |field: &str| format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\n{field}\r\n\r\n");
     let refused = [
-        // A TLS client, HTTP/2, and other things that are sent to ports.
+        // A TLS client, HTTP/2, and other things that arrive at ports.
         "\x16\x03\x01\x02\x00\x01\r\n\r\n".to_owned(),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
         "EHLO mail\r\n\r\n".to_owned(),
@@ -145,7 +146,7 @@ fn a_request_has_one_host() {
         expect_refusal(&bridge, &format!("POST {EVENTS} HTTP/1.1\r\n{hosts}{rest}"), 400);
     }
     expect_outcome(&bridge, "invalid_http", 3.0);
-    // HTTP/1.0 has none, and an absolute target is as good as a path.
+    // HTTP/1.0 needs none, and an absolute target is as good as a path.
     for start in [
         format!("POST {EVENTS} HTTP/1.0\r\n"),
         format!("POST http://a{EVENTS} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"),
@@ -197,7 +198,7 @@ fn a_body_has_one_length() {
     expect_outcome(&bridge, "invalid_http", lengths.len() as f64 + 1.0);
     expect_refusal(&bridge, &request("content-length: 18446744073709551614", ""), 431);
     expect_refusal(&bridge, &request("content-length: 18446744073709551613", ""), 413);
-    // What is below the chunks is an encoding like any other.
+    // The coding below the chunks is an encoding like any other.
     let zipped = request("transfer-encoding: gzip, chunked", &chunks);
     expect_problem(&bridge.wire().send(zipped).answer(), 415);
     expect_outcome(&bridge, "unsupported", 1.0);
@@ -218,7 +219,7 @@ fn wrong_chunks_are_told_so_and_nothing_is_stored() {
         format!("\r\n{body}\r\n0\r\n\r\n"),
         format!("{length:x}\n{body}\n0\n\n"),
         format!("11111111111111111\r\n{body}\r\n0\r\n\r\n"),
-        // A chunk that is longer, then one that is shorter than it says.
+        // A chunk that is longer than announced, then one that is shorter.
         format!("{:x}\r\n{body}\r\n0\r\n\r\n", length - 1),
         format!("{:x}\r\n{body}\r\n0\r\n\r\n", length + 1),
         format!("{length:x}\r\n{body}\r\n"),
@@ -231,7 +232,7 @@ fn wrong_chunks_are_told_so_and_nothing_is_stored() {
     for (index, chunks) in bodies.iter().enumerate() {
         let request = request("transfer-encoding: chunked", chunks);
         if index == unfinished {
-            // What ends too early may still go on; only its end says that it won't.
+            // A body that ends too early may still continue; only the end of the connection shows that it won't.
             let mut wire = bridge.wire();
             wire.send(request).end().expect_closed();
         } else {

@@ -1,4 +1,4 @@
-//! What is wrong with the way to the broker: certificates, passwords, mechanisms, protocols, names of properties.
+//! Wrong ways to log in: certificates, passwords, mechanisms, protocols, names of properties.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
             &["certificate", "ssl.ca.location"],
         ),
         (
-            "a CA file that is not there",
+            "a missing CA file",
             set("ssl.ca.location", "/no/such/ca.pem".into()),
             "other",
             &["ssl.ca.location"],
@@ -93,19 +93,19 @@ fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
                     .unset("kafka.properties.sasl_mechanism")
             }),
             "connect",
-            &["does this port want TLS?", "that security.protocol is"],
+            &["does this port want TLS?", "that security.protocol matches"],
         ),
         (
             "SASL without TLS on the TLS port",
             set("security.protocol", "SASL_PLAINTEXT".into()),
             "connect",
-            &["does this port want TLS?", "that security.protocol is"],
+            &["does this port want TLS?", "that security.protocol matches"],
         ),
         (
             "TLS on a plain port",
             Box::new(|setup| setup.set("kafka.bootstrap_servers", &broker.bootstrap())),
             "connect",
-            &["SSL connection closed by peer", "that security.protocol is"],
+            &["SSL connection closed by peer", "that security.protocol matches"],
         ),
         (
             "no client certificate",

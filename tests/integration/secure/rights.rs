@@ -1,19 +1,19 @@
-//! What the broker does not allow: one right is missing, for one stream.
+//! One right is missing, for one stream.
 
 use super::*;
-use crate::commands::Started;
+use crate::bridge::Started;
 
 const PREFIXED: [&str; 2] = ["--resource-pattern-type", "prefixed"];
 
-/// On what a user misses a right. Of everything else it has the whole.
+/// The resource on which a user lacks a right. It has all other rights.
 #[derive(Clone, Copy, PartialEq)]
 enum On {
-    /// The topic of the bounces.
+    /// The topic of bounces.
     Topic,
-    /// The same, and it does not exist: the bridge shall create it.
+    /// The topic of bounces, which does not exist: the bridge should create it.
     NewTopic,
     DeadLetterTopic,
-    /// The groups of the bounces' lane.
+    /// The groups of the lane of bounces.
     Group,
     /// Its transactional ids.
     TransactionalId,
@@ -24,7 +24,7 @@ struct Case {
     on: On,
     has: &'static [&'static str],
     lacks: &'static [&'static str],
-    /// Words of the warning, with the topic's name for `TOPIC`.
+    /// Words of the warning; `TOPIC` stands for the topic's name.
     words: &'static [&'static str],
 }
 
@@ -43,7 +43,7 @@ const CASES: [Case; 8] = [
         lacks: &["Read"],
         words: &["WRITE and READ on topic TOPIC"],
     },
-    // Each of the two includes DESCRIBE.
+    // Either of the two includes DESCRIBE.
     Case {
         user: "no-describe",
         on: On::Topic,
@@ -89,7 +89,7 @@ const CASES: [Case; 8] = [
 ];
 
 impl Case {
-    /// The stream whose lane misses the right.
+    /// The stream whose lane lacks the right.
     fn stream(&self) -> &'static str {
         match self.on {
             On::DeadLetterTopic => "dead_letters",
@@ -97,7 +97,7 @@ impl Case {
         }
     }
 
-    /// Its topics: one of its own for that stream, and those for which it has all rights.
+    /// Its topics: its own one for that stream, and those on which it has all rights.
     fn topics(&self, own: &str, whole: &str) -> Topics {
         let dead_letters = self.on == On::DeadLetterTopic;
         let (bounces, dead_letters) = if dead_letters { (whole, own) } else { (own, whole) };
@@ -109,7 +109,7 @@ impl Case {
         }
     }
 
-    /// The command that grants these operations on what the case is about.
+    /// The command that grants these operations on the case's resource.
     fn grant(&self, operations: &[&str], topic: &str) -> Vec<String> {
         let prefixed = |kind| [&[kind, "cmc-bridge.bounces"][..], &PREFIXED].concat();
         let resource = match self.on {
@@ -120,7 +120,7 @@ impl Case {
         grant(&[self.user], operations, &resource)
     }
 
-    /// What it has of the rights that are not the same for all.
+    /// The rights that differ between users.
     fn grants(&self, topic: &str) -> Vec<Vec<String>> {
         let mut grants = Vec::new();
         if !self.has.is_empty() {
@@ -133,7 +133,7 @@ impl Case {
     }
 }
 
-/// What all have, and what all have but those that miss just this.
+/// The rights that all users have, and those that all have except the users who lack just them.
 fn common_grants() -> [Vec<String>; 5] {
     let users = |but: Option<On>| -> Vec<&str> {
         let cases = CASES.iter().filter(|case| Some(case.on) != but);

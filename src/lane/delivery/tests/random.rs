@@ -1,27 +1,7 @@
 //! Random lives of one spool directory: appends, faults, crashes, restarts, reopened logs.
 
 use super::*;
-
-/// splitmix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
+use crate::simulation::random::Random;
 
 const FAULTS: [BrokerFault; 9] = [
     BrokerFault::Connect(BlockReason::Connect),
@@ -47,7 +27,7 @@ struct Life {
 
 impl Life {
     fn new(seed: u64) -> Life {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut options = options();
         options.transaction_events = 1 + random.below(12) as usize;
         options.timing.recommit_every = match random.one_in(4) {
@@ -122,7 +102,7 @@ impl Life {
             0..7 => self.append(),
             7..19 => self.turn(),
             19 | 20 => {
-                let fault = FAULTS[self.random.below(FAULTS.len() as u64) as usize];
+                let fault = self.random.pick(&FAULTS);
                 self.bench.cluster.fault(fault);
             }
             21 => {

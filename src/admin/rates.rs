@@ -1,11 +1,11 @@
-//! The last minutes: a ring of samples of the counters, and the rates between them.
+//! The rates of the last minutes: a ring of samples of the counters, and the rates between them.
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 /// How often a sample is taken.
@@ -15,7 +15,7 @@ pub const MOST_SAMPLES: usize = 180;
 
 /// Counters of the process at one instant. None of them ever falls.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub struct CounterSample {
     pub at: Instant,
     /// Webhooks answered with 200.
     pub accepted: u64,
@@ -25,7 +25,7 @@ pub struct Sample {
     pub delivered: u64,
 }
 
-/// What happened in each second between two samples, on average.
+/// What happened per second between two samples, on average.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rates {
     /// How long ago the time between the two ended.
@@ -37,12 +37,12 @@ pub struct Rates {
 
 /// The samples, oldest first.
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<Sample>>);
+pub struct RateHistory(Mutex<VecDeque<CounterSample>>);
 
-impl History {
+impl RateHistory {
     /// Adds a sample; the oldest goes when there are too many.
-    pub fn push(&self, sample: Sample) {
-        let mut samples = self.lock();
+    pub fn push(&self, sample: CounterSample) {
+        let mut samples = self.0.lock();
         if samples.len() == MOST_SAMPLES {
             samples.pop_front();
         }
@@ -51,7 +51,7 @@ impl History {
 
     /// The rates between each two samples, oldest first.
     pub fn rates(&self, now: Instant) -> Vec<Rates> {
-        let samples = self.lock();
+        let samples = self.0.lock();
         samples
             .iter()
             .zip(samples.iter().skip(1))
@@ -67,10 +67,6 @@ impl History {
             })
             .collect()
     }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Sample>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]
@@ -79,9 +75,9 @@ mod tests {
 
     #[test]
     fn rates_count_by_the_time_that_passed() {
-        let history = History::default();
+        let history = RateHistory::default();
         let start = Instant::now();
-        let sample = |seconds, accepted| Sample {
+        let sample = |seconds, accepted| CounterSample {
             at: start + Duration::from_secs(seconds),
             accepted,
             refused: 0,

@@ -1,19 +1,20 @@
 //! A stream of this process: its log and its lane, opened by a thread of its own.
 //!
-//! Streams don't wait for each other: a log whose disk hangs, or that can't be opened, refuses its own webhooks alone. A log
-//! that can't be opened is tried again, with growing waits, for as long as the bridge runs: each try begins as the next
-//! process would, so nothing that a try before has left is trusted. Meanwhile its lane counts as blocked, with the reason.
+//! Streams don't wait for each other: if a disk hangs under a log, or the log can't be opened, only its own webhooks are refused.
+//! Opening is tried again, with growing waits, for as long as the bridge runs. Each try starts like a new process, so it trusts
+//! nothing that an earlier try left. Meanwhile the lane counts as blocked, with the reason.
 //!
-//! A stream that takes no webhooks (disabled, or all of them while a spool is drained) has a pipe of the same kind. As soon as its
-//! log is open it is closed to batches, and its lane ends when it has delivered what is left.
+//! A stream that takes no webhooks (a disabled one, or any while a spool is drained) has the same pipeline. As soon as its log is
+//! open, it is closed to batches, and the lane ends when it has delivered what is left.
 
 use std::{
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::{error, info, warn};
 
@@ -31,12 +32,12 @@ use crate::{
     stream::Stream,
 };
 
-/// Waits between two tries to open a log.
+/// The wait between two tries to open a log, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What the streams of a process share.
-pub(super) struct Context {
+pub(super) struct PipelineContext {
     pub config: Config,
     pub metrics: Arc<Metrics>,
     pub failed: mpsc::UnboundedSender<SpoolError>,
@@ -44,95 +45,93 @@ pub(super) struct Context {
     pub purpose: Purpose,
 }
 
-impl Context {
+impl PipelineContext {
     fn takes_webhooks(&self, stream: Stream) -> bool {
         self.purpose == Purpose::Serve && self.config.stream(stream).enabled
     }
 }
 
-/// What streams are opened for.
+/// Why streams are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To take the webhooks of those that are enabled, and to deliver: a log that can't be opened is tried again.
+    /// To take the webhooks of enabled streams and to deliver. A log that can't be opened is tried again.
     Serve,
     /// To deliver what is there, and nothing else.
     Drain,
 }
 
 /// One stream.
-pub(super) struct Pipe {
+pub(super) struct Pipeline {
     pub stream: Stream,
     pub takes_webhooks: bool,
     pub books: Arc<Books>,
     pub appender: Appender,
-    shared: Arc<Shared>,
+    slot: Arc<Slot>,
 }
 
 /// An open log and its lane.
-pub(super) struct Running {
+pub(super) struct OpenPipeline {
     pub log: Log,
     pub lane: LaneThread,
 }
 
-struct Shared {
-    state: Mutex<State>,
+/// Where the opening thread leaves the open log and its lane.
+struct Slot {
+    phase: Mutex<Phase>,
     changed: Condvar,
 }
 
-enum State {
+enum Phase {
     Opening,
     /// The last try has failed.
     Failed(SpoolError),
-    Open(Running),
-    /// Taken away: whatever comes is not wanted any more.
+    Open(OpenPipeline),
+    /// Taken: whatever is opened now is not wanted any more.
     Over,
 }
 
-impl Pipe {
+impl Pipeline {
     /// Begins to open a stream's log.
-    pub fn start(context: &Arc<Context>, stream: Stream) -> io::Result<Pipe> {
-        let pipe = Pipe {
+    pub fn start(context: &Arc<PipelineContext>, stream: Stream) -> io::Result<Pipeline> {
+        let pipeline = Pipeline {
             stream,
             takes_webhooks: context.takes_webhooks(stream),
             books: Arc::default(),
             appender: Appender::of_closed_log(context.config.spool.max_bytes),
-            shared: Arc::new(Shared {
-                state: Mutex::new(State::Opening),
+            slot: Arc::new(Slot {
+                phase: Mutex::new(Phase::Opening),
                 changed: Condvar::new(),
             }),
         };
         let opening = Opening {
             context: Arc::clone(context),
             stream,
-            books: Arc::clone(&pipe.books),
-            appender: pipe.appender.clone(),
+            books: Arc::clone(&pipeline.books),
+            appender: pipeline.appender.clone(),
         };
-        let shared = Arc::clone(&pipe.shared);
+        let slot = Arc::clone(&pipeline.slot);
         thread::Builder::new()
             .name(format!("open-{stream}"))
-            .spawn(move || shared.run(&opening))?;
-        Ok(pipe)
+            .spawn(move || slot.run(&opening))?;
+        Ok(pipeline)
     }
 
-    /// Waits until the first try has come to an end, at most until this time. Whether it has.
+    /// Waits until the first try has ended, at most until this time. Returns whether it has.
     pub fn wait(&self, until: Instant) -> bool {
         let limit = until.saturating_duration_since(Instant::now());
-        let opening = |state: &mut State| matches!(state, State::Opening);
-        let (state, _) = self
-            .shared
-            .changed
-            .wait_timeout_while(self.shared.lock(), limit, opening)
-            .unwrap_or_else(PoisonError::into_inner);
-        !matches!(*state, State::Opening)
+        let opening = |phase: &mut Phase| matches!(phase, Phase::Opening);
+        let mut phase = self.slot.lock();
+        self.slot.changed.wait_while_for(&mut phase, opening, limit);
+        !matches!(*phase, Phase::Opening)
     }
 
-    /// Why the log could not be opened; that error is the caller's then.
+    /// Takes the error of the last try to open the log, if it failed.
     pub fn take_error(&self) -> Option<SpoolError> {
-        let mut state = self.shared.lock();
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Failed(error) => Some(error),
+        let mut phase = self.slot.lock();
+        match std::mem::replace(&mut *phase, Phase::Over) {
+            Phase::Failed(error) => Some(error),
             other => {
-                *state = other;
+                *phase = other;
                 None
             }
         }
@@ -140,62 +139,59 @@ impl Pipe {
 
     /// Whether the last try to open the log has failed.
     pub fn has_failed(&self) -> bool {
-        matches!(*self.shared.lock(), State::Failed(_))
+        matches!(*self.slot.lock(), Phase::Failed(_))
     }
 
     /// Looks at the open log and its lane, if they are there.
-    pub fn look<T>(&self, look: impl FnOnce(&Running) -> T) -> Option<T> {
-        match &*self.shared.lock() {
-            State::Open(running) => Some(look(running)),
+    pub fn look<T>(&self, look: impl FnOnce(&OpenPipeline) -> T) -> Option<T> {
+        match &*self.slot.lock() {
+            Phase::Open(open) => Some(look(open)),
             _ => None,
         }
     }
 
-    /// Takes log and lane; a log that is not open is not opened any more.
-    pub fn take(&self) -> Option<Running> {
-        let mut state = self.shared.lock();
-        let before = std::mem::replace(&mut *state, State::Over);
-        self.shared.changed.notify_all();
+    /// Takes log and lane. A log that is not open yet is no longer opened.
+    pub fn take(&self) -> Option<OpenPipeline> {
+        let mut phase = self.slot.lock();
+        let before = std::mem::replace(&mut *phase, Phase::Over);
+        self.slot.changed.notify_all();
         match before {
-            State::Open(running) => Some(running),
+            Phase::Open(open) => Some(open),
             _ => None,
         }
     }
 }
 
-impl Drop for Pipe {
+impl Drop for Pipeline {
     fn drop(&mut self) {
         self.take();
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock()
     }
 
-    /// Opens the log, again and again if need be.
+    /// Opens the log, repeatedly if necessary.
     fn run(&self, opening: &Opening) {
         let mut wait = FIRST_WAIT;
         loop {
             let opened = opening.try_once();
             let is_open = opened.is_ok();
             {
-                let mut state = self.lock();
-                if matches!(*state, State::Over) {
+                let mut phase = self.lock();
+                if matches!(*phase, Phase::Over) {
                     return;
                 }
-                *state = opened.map_or_else(State::Failed, State::Open);
+                *phase = opened.map_or_else(Phase::Failed, Phase::Open);
                 self.changed.notify_all();
                 if is_open || opening.context.purpose == Purpose::Drain {
                     return;
                 }
-                let failed = |state: &mut State| matches!(state, State::Failed(_));
-                let (state, _) = self
-                    .changed
-                    .wait_timeout_while(state, wait, failed)
-                    .unwrap_or_else(PoisonError::into_inner);
-                if matches!(*state, State::Over) {
+                let failed = |phase: &mut Phase| matches!(phase, Phase::Failed(_));
+                self.changed.wait_while_for(&mut phase, failed, wait);
+                if matches!(*phase, Phase::Over) {
                     return;
                 }
             }
@@ -206,14 +202,14 @@ impl Shared {
 
 /// What a stream's thread needs to open its log.
 struct Opening {
-    context: Arc<Context>,
+    context: Arc<PipelineContext>,
     stream: Stream,
     books: Arc<Books>,
     appender: Appender,
 }
 
 impl Opening {
-    fn try_once(&self) -> Result<Running, SpoolError> {
+    fn try_once(&self) -> Result<OpenPipeline, SpoolError> {
         let stream = self.stream;
         let metrics = self.context.metrics.for_stream(stream);
         let mut opened = self.open_log().and_then(|(log, backlog)| {
@@ -223,12 +219,12 @@ impl Opening {
                 path: self.options().dir,
                 source,
             })?;
-            Ok(Running { log, lane })
+            Ok(OpenPipeline { log, lane })
         });
         if let Ok(running) = &mut opened
             && !self.context.takes_webhooks(stream)
         {
-            // Here, where a disk that hangs keeps no other stream waiting.
+            // On this thread, where a disk that hangs holds up no other stream.
             running.log.close();
             running.lane.drain();
             if self.context.purpose == Purpose::Serve {
@@ -267,7 +263,7 @@ impl Opening {
         };
         let failed = self.context.failed.clone();
         let on_failure = move |error| {
-            // Nobody receives any more when the process is ending already.
+            // Nobody receives it if the process is already ending.
             let _ = failed.send(error);
         };
         let (log, backlog) = Log::open_for(
@@ -322,7 +318,7 @@ impl Opening {
     }
 }
 
-/// Why a stream stands still whose log can't be opened.
+/// The reason and the message for a stream whose log can't be opened.
 fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String) {
     let reason = match error {
         SpoolError::Unusable { .. } => BlockReason::Damage,

@@ -1,6 +1,6 @@
-//! A progress bar: one line on a terminal, redrawn by whoever knows the numbers.
+//! A progress bar: one line on a terminal, redrawn by the caller.
 //!
-//! Own code, for it is less than the configuration of a crate for it would be.
+//! No crate for it: configuring one would take more code than this.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -9,44 +9,48 @@ use std::{
 
 const WIDTH: u64 = 30;
 
-/// The bar on standard error; on anything but a terminal there is none.
-pub struct Progress {
-    total: u64,
+/// The bar on standard error, if that is a terminal; dropping it clears the line.
+pub struct ProgressBar {
     start: Instant,
     shown: bool,
 }
 
-impl Progress {
-    pub fn new(total: u64) -> Progress {
-        Progress {
-            total,
+impl ProgressBar {
+    pub fn start() -> ProgressBar {
+        ProgressBar {
             start: Instant::now(),
             shown: io::stderr().is_terminal(),
         }
     }
 
-    /// Whether there is somebody to draw for.
+    /// Whether it is drawn at all.
     pub fn shown(&self) -> bool {
         self.shown
     }
 
-    /// Draws it again.
-    pub fn draw(&self, done: u64) {
+    /// Draws it, over what it showed before.
+    pub fn draw(&self, done: u64, total: u64) {
         if self.shown {
-            // A terminal that can't be written is no reason to stop.
+            // A terminal that can't be written to is no reason to stop.
             let _ = write!(
                 io::stderr().lock(),
                 "\r{}\x1b[K",
-                line(done, self.total, self.start.elapsed())
+                line(done, total, self.start.elapsed())
             );
         }
     }
 
-    /// Takes it away.
+    /// Clears its line.
     pub fn clear(&self) {
         if self.shown {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
+    }
+}
+
+impl Drop for ProgressBar {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

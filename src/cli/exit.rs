@@ -1,8 +1,10 @@
-//! How the process ends: the codes of sysexits, which scripts and Kubernetes can tell apart.
+//! How each error ends the process: the codes of sysexits, which scripts and Kubernetes can tell apart.
 
 use std::process::ExitCode;
 
-use crate::{config::ConfigError, ingest::PairError, logging::LoggingError, spool::SpoolError};
+use crate::{
+    bridge::BridgeError, config::ConfigError, ingest::PairError, logging::LoggingError, spool::SpoolError,
+};
 
 const USAGE: u8 = 64;
 
@@ -57,6 +59,20 @@ impl From<SpoolError> for Exit {
     }
 }
 
+impl From<BridgeError> for Exit {
+    fn from(error: BridgeError) -> Exit {
+        match error {
+            BridgeError::Spool(error) => error.into(),
+            BridgeError::Thread(error) => error.into(),
+            BridgeError::Certificate(error) => error.into(),
+            BridgeError::NoLogs(_) => Exit::Usage(error.to_string()),
+            BridgeError::Listen { .. } | BridgeError::PortLost(_) | BridgeError::Metrics(_) => {
+                Exit::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
 impl From<LoggingError> for Exit {
     fn from(error: LoggingError) -> Exit {
         Exit::Unavailable(error.to_string())
@@ -69,9 +85,9 @@ impl From<&Exit> for ExitCode {
     }
 }
 
-/// Prints what clap has to say (help, the version, or an error) and how to end after it.
+/// Prints clap's help, version or error, and returns the exit code.
 pub fn command_line(error: &clap::Error) -> ExitCode {
-    // Nobody is left to hear of a closed terminal.
+    // If the terminal is closed, nobody can be told.
     let _ = error.print();
     match error.exit_code() {
         0 => ExitCode::SUCCESS,
@@ -93,6 +109,9 @@ mod tests {
             (Exit::Io(String::new()), 74),
             (Exit::from(std::io::Error::other("full")), 74),
             (Exit::from(refused), 78),
+            (Exit::from(BridgeError::NoLogs("x".into())), 64),
+            (Exit::from(BridgeError::PortLost("the port")), 69),
+            (Exit::from(BridgeError::Thread(std::io::Error::other("full"))), 74),
         ];
         for (exit, code) in codes {
             assert_eq!(exit.code(), code, "{exit:?}");

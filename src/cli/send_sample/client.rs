@@ -1,4 +1,4 @@
-//! Posts webhooks, as the sender would: HTTP/1.1 on a connection that is kept.
+//! An HTTP/1.1 client that posts webhooks as the sender does, on a connection that is kept open.
 
 use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -26,26 +26,27 @@ use tokio_rustls::{
 
 use crate::config::text_fault;
 
-/// The path that is meant when a URL has none: the bridge's default.
+/// The path for a URL without one: the bridge's default.
 const PATH: &str = "/webhooks/events";
 
-/// No webhook's answer is longer.
+/// Most bytes of an answer; the bridge's are shorter.
 const ANSWER: usize = 64 << 10;
 
-/// Where webhooks go.
+/// A webhook endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Host and port, as they are connected to.
+    /// Host and port to connect to.
     pub address: String,
-    /// The same as the URL has it.
+    /// Host and port as the URL has them.
     authority: String,
-    /// With the query.
+    /// Includes the query.
     pub path: String,
-    /// `https`: the name that the certificate must have.
+    /// For `https`: the name that the certificate must have.
     tls: Option<ServerName<'static>>,
 }
 
 impl Target {
+    /// An `http` endpoint.
     pub fn new(address: SocketAddr, path: &str) -> Target {
         Target {
             address: address.to_string(),
@@ -60,7 +61,7 @@ impl Target {
         self.tls.is_some()
     }
 
-    /// As the URL that it came from.
+    /// The endpoint as a URL.
     pub fn url(&self) -> String {
         let scheme = if self.is_https() { "https" } else { "http" };
         format!("{scheme}://{}{}", self.authority, self.path)
@@ -78,7 +79,7 @@ impl FromStr for Target {
             Some("https") => true,
             _ => {
                 return Err(format!(
-                    "the URL does not begin with http:// or https://; {example}"
+                    "the URL doesn't begin with http:// or https://; {example}"
                 ));
             }
         };
@@ -87,7 +88,7 @@ impl FromStr for Target {
         };
         if authority.as_str().contains('@') {
             return Err(
-                "credentials don't belong into the URL: see --bearer, --basic and --api-key".to_owned(),
+                "credentials don't belong in the URL: see --bearer, --basic and --api-key".to_owned(),
             );
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -107,26 +108,27 @@ impl FromStr for Target {
     }
 }
 
-/// What came back.
+/// The answer to a webhook.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Reply {
     pub status: StatusCode,
-    /// Its body, as text.
+    /// The body as text.
     pub text: String,
 }
 
-/// One connection's worth of client.
-pub struct Poster {
+/// A client with one connection.
+pub struct Client {
     target: Target,
     authorization: Option<HeaderValue>,
-    /// What verifies the other side; needed for https only.
+    /// Verifies the server; needed for https only.
     trust: Option<TlsConnector>,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
-impl Poster {
-    pub fn new(target: Target, authorization: Option<HeaderValue>) -> Poster {
-        Poster {
+impl Client {
+    /// A client that presents this value of the header Authorization, if any.
+    pub fn new(target: Target, authorization: Option<HeaderValue>) -> Client {
+        Client {
             target,
             authorization,
             trust: None,
@@ -134,17 +136,17 @@ impl Poster {
         }
     }
 
-    /// With the authorities to trust for https.
-    pub fn with_trust(mut self, trust: Option<TlsConnector>) -> Poster {
+    /// Sets the authorities to trust for https.
+    pub fn with_trust(mut self, trust: Option<TlsConnector>) -> Client {
         self.trust = trust;
         self
     }
 
-    /// Posts a body and gives the answer.
+    /// Posts a body and returns the answer.
     ///
     /// # Errors
-    /// There was no answer within the limit: the webhook may have been taken or not.
-    pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Answer> {
+    /// No answer within the limit: the webhook may or may not have been taken.
+    pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
         let answer = timeout(limit, self.exchange(content_type, body)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
@@ -153,13 +155,13 @@ impl Poster {
         answer
     }
 
-    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Answer> {
+    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
             let request = self.request(content_type, body.clone())?;
             let answer = match self.sender().await?.send_request(request).await {
                 Ok(answer) => answer,
-                // The other side had closed the kept connection, and nothing was sent.
+                // The server had closed the kept connection, and nothing was sent.
                 Err(error) if kept && error.is_canceled() => {
                     self.sender = None;
                     continue;
@@ -170,7 +172,7 @@ impl Poster {
             let body = Limited::new(answer.into_body(), ANSWER);
             let body = body.collect().await.map_err(io::Error::other)?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-            return Ok(Answer { status, text });
+            return Ok(Reply { status, text });
         }
     }
 
@@ -184,7 +186,7 @@ impl Poster {
         request.body(Full::new(body)).map_err(io::Error::other)
     }
 
-    /// The connection, made anew when there is none or the other side has closed it.
+    /// The connection, opened again if there is none or the server has closed it.
     async fn sender(&mut self) -> io::Result<&mut SendRequest<Full<Bytes>>> {
         let open = match &mut self.sender {
             Some(sender) => sender.ready().await.is_ok(),
@@ -211,12 +213,12 @@ async fn speak(
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
-    // The connection's own error reaches the request too.
+    // An error of the connection also reaches the request.
     tokio::spawn(connection);
     Ok(sender)
 }
 
-/// Where systems keep the authorities that they trust.
+/// Where systems keep their trusted authorities.
 const SYSTEM: [&str; 3] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -231,8 +233,8 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
     let found = || SYSTEM.iter().map(Path::new).find(|file| file.exists());
     let file = file
         .or_else(found)
-        .ok_or("this system keeps no authorities in a known place: give --ca-file")?;
-    let refused = |error: String| format!("{}: {error}; it should hold certificates as PEM", file.display());
+        .ok_or("this system's trusted authorities were not found: give --ca-file")?;
+    let refused = |error: String| format!("{}: {error}; it must hold certificates as PEM", file.display());
     let bytes = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
     if let Some(fault) = text_fault(&bytes) {
         return Err(refused(fault.to_owned()));
@@ -240,7 +242,7 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
         let certificate = certificate.map_err(|error| refused(error.to_string()))?;
-        // Old authorities that rustls can't read are no loss.
+        // Old authorities that rustls can't read are skipped.
         let _ = roots.add(certificate);
     }
     if roots.is_empty() {

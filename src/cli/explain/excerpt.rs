@@ -1,11 +1,11 @@
-//! A place in a text, for people: its line and column, and the text around it with a caret below.
+//! A position in a text, for people: its line and column, and the text around it with a caret below.
 
 use crate::plain::visible;
 
-/// Most columns that are shown before the place, and behind it.
+/// Most columns shown before the position, and after it.
 const AROUND: usize = 40;
 
-/// A place in a text.
+/// A position in a text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Excerpt {
     /// From 1.
@@ -14,12 +14,12 @@ pub struct Excerpt {
     pub column: usize,
     /// The text around it, on one line.
     pub text: String,
-    /// How many columns of a terminal stand before it in `text`.
+    /// Number of terminal columns before the position in `text`.
     pub caret: usize,
 }
 
 impl Excerpt {
-    /// The place at this offset, in bytes; at the end when the offset lies behind it.
+    /// The position at this offset, in bytes; the end of the text if the offset lies beyond it.
     pub fn new(bytes: &[u8], offset: usize) -> Excerpt {
         let (before, behind) = bytes.split_at(offset.min(bytes.len()));
         let line_start = before
@@ -31,7 +31,7 @@ impl Excerpt {
             .position(|byte| *byte == b'\n')
             .unwrap_or(behind.len());
         let before_text = String::from_utf8_lossy(&before[line_start..]);
-        // A place inside a character does not happen in UTF-8, and elsewhere there is no better one.
+        // A position inside a character does not occur in UTF-8, and elsewhere there is no better one.
         let behind_text = String::from_utf8_lossy(&behind[..line_end]);
         let reversed: String = before_text.chars().rev().collect();
         let shown_before: String = cut(&visible(&reversed), AROUND).chars().rev().collect();
@@ -45,7 +45,7 @@ impl Excerpt {
     }
 }
 
-/// The beginning of a text that fits into so many columns, the last one for an ellipsis if something is left out.
+/// The beginning of a text that fits into this many columns, the last one an ellipsis if something is left out.
 pub fn cut(text: &str, columns: usize) -> String {
     let mut used = 0;
     let mut fits = 0;
@@ -65,7 +65,7 @@ fn width(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// Columns that a character takes on a terminal: two for those of East Asian scripts and for pictures.
+/// Terminal columns of a character: two for East Asian scripts and pictographs.
 fn columns_of(c: char) -> usize {
     match u32::from(c) {
         0x1100..=0x115F

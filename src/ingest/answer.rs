@@ -1,11 +1,11 @@
 //! Answers: `ok`, and errors as RFC 9457 problem details.
 //!
-//! The log says of a refusal why ([`Answer::log`]), at most a line a second for each outcome and, where a 503 has several
-//! causes, for each of those.
+//! The log gives the cause of each refusal ([`Answer::log`]): at most one line a second for each outcome and, where a
+//! 503 has several causes, for each cause.
 //!
-//! An answer says what its sender can change and never repeats a credential, an address or a part of the body. The
-//! `type` of a problem is `urn:cmc-bridge:problem:` and the outcome's label; `reason` and `offset` are there when a body
-//! was not understood.
+//! An answer says what the sender can change. It never repeats a credential, an address or a part of the body. The
+//! `type` of a problem is `urn:cmc-bridge:problem:` followed by the outcome's label; `reason` and `offset` are
+//! present if a body was not understood.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -22,10 +22,10 @@ use jiff::{Timestamp, fmt::rfc2822};
 use serde::Serialize;
 use tracing::warn;
 
-use super::{limits::LogLimiter, progress::Phase};
+use super::{limits::LogLimiter, phase::Phase};
 use crate::{cmc::Malformed, metrics::Outcome, stream::Stream};
 
-/// Limits the log's lines of refusals, those of each cause apart.
+/// Rate limits for the log lines about refusals, one for each cause.
 pub(super) struct RefusalLines {
     outcomes: [LogLimiter; Outcome::ALL.len()],
     shortages: [LogLimiter; 4],
@@ -40,7 +40,7 @@ impl RefusalLines {
     }
 }
 
-/// What hyper sends.
+/// The response type that hyper sends.
 pub(super) type HttpResponse = Response<Full<Bytes>>;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -48,7 +48,7 @@ const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 
-/// What there is too little of when a webhook is answered 503 while the bridge serves.
+/// What ran short when a webhook is answered 503 although the bridge is serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shortage {
     Flight,
@@ -66,7 +66,7 @@ impl Shortage {
         }
     }
 
-    /// The cause in the log, in the words of the runbook.
+    /// The cause as the log and the runbook name it.
     fn cause(self) -> &'static str {
         match self {
             Shortage::Flight => "too many bytes in flight",
@@ -77,11 +77,11 @@ impl Shortage {
     }
 }
 
-/// What becomes of a request.
+/// The answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) outcome: Outcome,
-    /// With the stream that it is of, where there is one.
+    /// With the stream concerned, if there is one.
     shortage: Option<(Shortage, Option<Stream>)>,
     content: Content,
     header: Option<(HeaderName, HeaderValue)>,
@@ -90,11 +90,11 @@ pub(super) struct Answer {
 #[derive(Debug)]
 enum Content {
     Ok,
-    Problem(Problem),
+    Problem(ProblemDetails),
 }
 
 #[derive(Debug)]
-struct Problem {
+struct ProblemDetails {
     status: StatusCode,
     title: &'static str,
     detail: Cow<'static, str>,
@@ -113,10 +113,10 @@ impl Answer {
         }
     }
 
-    /// The body was not understood and stands in the dead letters. The status is `ingest.malformed_status`;
-    /// with one that means success the sender is told `ok`.
+    /// The body was not understood and is stored as a dead letter. The status is `ingest.malformed_status`; if that
+    /// means success, the sender gets `ok`.
     pub(super) fn malformed(status: StatusCode, malformed: Malformed) -> Answer {
-        let content = Content::Problem(Problem {
+        let content = Content::Problem(ProblemDetails {
             status,
             title: "Invalid request",
             detail: malformed.detail,
@@ -136,12 +136,12 @@ impl Answer {
             Outcome::Unauthorized,
             StatusCode::UNAUTHORIZED,
             "Unauthorized",
-            "The request's credential is not valid.",
+            "The credential of the request is invalid.",
         )
         .with(WWW_AUTHENTICATE, challenge)
     }
 
-    /// 401 to a request without a credential.
+    /// 401 for a request without a credential.
     pub(super) fn challenged(challenge: HeaderValue) -> Answer {
         Answer::problem(
             Outcome::Challenged,
@@ -157,7 +157,7 @@ impl Answer {
             Outcome::NotFound,
             StatusCode::NOT_FOUND,
             "Not found",
-            "Webhooks are taken on another path.",
+            "Webhooks are accepted on another path.",
         )
     }
 
@@ -166,7 +166,7 @@ impl Answer {
             Outcome::MethodNotAllowed,
             StatusCode::METHOD_NOT_ALLOWED,
             "Method not allowed",
-            "Webhooks are posted.",
+            "Webhooks must be sent with POST.",
         )
         .with(ALLOW, HeaderValue::from_static("POST"))
     }
@@ -189,7 +189,7 @@ impl Answer {
         )
     }
 
-    /// More header than is taken, in bytes or fields.
+    /// The header exceeds a limit, in bytes or fields.
     pub(super) fn header_too_large() -> Answer {
         Answer::problem(
             Outcome::HeaderTooLarge,
@@ -223,7 +223,7 @@ impl Answer {
             Outcome::Unsupported,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
-            "The content type is neither JSON nor an urlencoded form, or the body has a content encoding.",
+            "The content type is neither JSON nor a URL-encoded form, or the body has a content encoding.",
         )
         .with(
             ACCEPT_POST,
@@ -235,7 +235,7 @@ impl Answer {
         Answer::unavailable(Outcome::Draining, "The bridge is stopping.", retry_after)
     }
 
-    /// 503 for want of something, of this stream if it is a stream's.
+    /// 503 for a shortage, of this stream if it concerns one.
     pub(super) fn short_of(
         shortage: Shortage,
         stream: Option<Stream>,
@@ -265,7 +265,7 @@ impl Answer {
         title: &'static str,
         detail: impl Into<Cow<'static, str>>,
     ) -> Answer {
-        let problem = Problem {
+        let problem = ProblemDetails {
             status,
             title,
             detail: detail.into(),
@@ -301,7 +301,7 @@ impl Answer {
         }
     }
 
-    /// Writes why the request was refused, unless there were too many such lines lately.
+    /// Logs why the request was refused, unless this cause was logged a moment ago.
     pub(super) fn log(&self, lines: &RefusalLines, request: &dyn fmt::Display, bytes: u64) {
         let (limiter, cause, stream) = match (self.shortage, &self.content) {
             (Some((shortage, stream)), _) => (&lines.shortages[shortage as usize], shortage.cause(), stream),
@@ -331,7 +331,7 @@ impl Answer {
         );
     }
 
-    /// The HTTP answer. `headers` is an empty map to be filled: the request's own, for the sake of its allocation.
+    /// The HTTP response. `headers` is an empty map to fill: the request's own, to reuse its allocation.
     pub(super) fn into_response(self, mut headers: HeaderMap, ending: Ending) -> HttpResponse {
         let status = self.status();
         let (content_type, body) = self.render();
@@ -339,14 +339,15 @@ impl Answer {
         if let Some((name, value)) = self.header {
             headers.insert(name, value);
         }
-        ending.tell(&mut headers);
+        ending.announce(&mut headers);
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
     }
 
-    /// The answer as it goes over the wire, for a connection that hyper does not serve (any more). It closes.
+    /// The answer as bytes on the wire, for a connection that hyper does not serve (any more). It closes the
+    /// connection.
     pub(super) fn into_wire(self) -> Vec<u8> {
         let status = self.status();
         let (content_type, body) = self.render();
@@ -356,7 +357,7 @@ impl Answer {
             (CONNECTION, HeaderValue::from_static("close")),
         ];
         if status.is_client_error() {
-            // RFC 9110, 6.6.1. A refused connection's 503 needs none, and was made long before.
+            // RFC 9110, 6.6.1. The 503 for a refused connection needs no date, and was made long before.
             wire.extend_from_slice(format!("date: {}\r\n", http_date()).as_bytes());
         }
         for (name, value) in fixed.into_iter().chain(self.header) {
@@ -371,15 +372,15 @@ impl Answer {
     }
 }
 
-/// Now, as HTTP writes it.
+/// The current time in HTTP's format.
 fn http_date() -> String {
-    // Fails for years that have no four digits.
+    // Fails only for years without four digits.
     rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&Timestamp::now())
         .unwrap_or_default()
 }
 
-impl Problem {
+impl ProblemDetails {
     fn body(&self, outcome: Outcome) -> Bytes {
         #[derive(Serialize)]
         struct Body<'p> {
@@ -410,7 +411,7 @@ impl Problem {
 /// What happens to the connection after an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// It is kept, and the client is told for how long.
+    /// It is kept, and the client learns for how long.
     KeepAlive(Option<HeaderValue>),
     Close,
 }
@@ -424,7 +425,7 @@ impl Ending {
         }
     }
 
-    fn tell(self, headers: &mut HeaderMap) {
+    fn announce(self, headers: &mut HeaderMap) {
         match self {
             Ending::KeepAlive(None) => None,
             Ending::KeepAlive(Some(time)) => headers.insert(KEEP_ALIVE, time),
@@ -433,37 +434,38 @@ impl Ending {
     }
 }
 
-/// The value of `Keep-Alive` for a server that closes a connection after this time without a request: some less, for the
-/// client counts from the answer's arrival, and its next request is under way for a while. `None` when no whole second is left.
+/// The value of `Keep-Alive` for a server that closes a connection after `idle_timeout` without a request. It
+/// promises a little less: the client counts from the arrival of the answer, and its next request takes a while to
+/// arrive. `None` if less than a second is left.
 pub(super) fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
     let margin = (idle_timeout / 10).clamp(Duration::from_secs(1), Duration::from_secs(5));
     let seconds = idle_timeout.saturating_sub(margin).as_secs();
-    // A time of 0 means for ever to some clients.
+    // Some clients take 0 for "forever".
     let value = (seconds > 0).then(|| format!("timeout={seconds}"))?;
     HeaderValue::try_from(value).ok()
 }
 
-/// What a load balancer is told on the health path: whether webhooks should be sent here, and nothing else.
-pub(super) enum Health {
+/// The answer on the health path: whether a load balancer should send webhooks here, and nothing else.
+pub(super) enum HealthAnswer {
     Ready,
     NotReady,
     MethodNotAllowed,
 }
 
-impl Health {
-    pub(super) fn of(method: &Method, ready: bool) -> Health {
+impl HealthAnswer {
+    pub(super) fn of(method: &Method, ready: bool) -> HealthAnswer {
         match (method, ready) {
-            (&Method::GET | &Method::HEAD, true) => Health::Ready,
-            (&Method::GET | &Method::HEAD, false) => Health::NotReady,
-            _ => Health::MethodNotAllowed,
+            (&Method::GET | &Method::HEAD, true) => HealthAnswer::Ready,
+            (&Method::GET | &Method::HEAD, false) => HealthAnswer::NotReady,
+            _ => HealthAnswer::MethodNotAllowed,
         }
     }
 
     pub(super) fn into_response(self, ending: Ending) -> HttpResponse {
         let (status, text) = match self {
-            Health::Ready => (StatusCode::OK, "ready\n"),
-            Health::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-            Health::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+            HealthAnswer::Ready => (StatusCode::OK, "ready\n"),
+            HealthAnswer::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            HealthAnswer::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
         };
         let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
         *response.status_mut() = status;
@@ -473,7 +475,7 @@ impl Health {
         if status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
-        ending.tell(headers);
+        ending.announce(headers);
         response
     }
 }

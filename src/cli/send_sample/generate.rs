@@ -1,4 +1,4 @@
-//! Webhooks made to order, as many as wanted, each event with a messageId of its own.
+//! Generates webhooks, each event with its own messageId.
 
 use std::fmt::Write;
 
@@ -6,50 +6,66 @@ use clap::ValueEnum;
 use jiff::{Timestamp, tz::TimeZone};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::samples::{FORM, JSON};
-
-/// What kind of webhook is made.
+/// Kind of webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    /// What became of mails: queued, succeeded, deferred, failed in turn
+pub enum WebhookKind {
+    /// Delivery events: queued, succeeded, deferred and failed in turn
     Deliveries,
-    /// Mails that came back, with each code in turn
+    /// Bounces, with each code in turn
     Bounces,
-    /// Mails that were not sent (a stream that is off by default: they become dead letters then)
+    /// Mails that were not sent; dead letters unless the stream is enabled, which it is not by default
     Blocks,
-    /// Bodies that break off: answered 400, and kept as dead letters
+    /// Truncated bodies: answered 400, and kept as dead letters
     Malformed,
     /// Three webhooks of deliveries, then one of bounces
     Mixed,
 }
 
-/// How a webhook is written.
+/// Format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum BodyFormat {
+    /// application/json
     Json,
     /// application/x-www-form-urlencoded, the sender's default
     Form,
 }
 
-impl Format {
+impl BodyFormat {
+    /// The value of the header Content-Type.
     pub fn content_type(self) -> &'static str {
         match self {
-            Format::Json => JSON,
-            Format::Form => FORM,
+            BodyFormat::Json => "application/json",
+            BodyFormat::Form => "application/x-www-form-urlencoded",
+        }
+    }
+
+    /// A body of this format with an `api_key` added.
+    pub fn with_api_key(self, body: &str, key: &str) -> String {
+        match self {
+            BodyFormat::Json => body.replacen('{', &format!("{{\"api_key\":{},", text(key)), 1),
+            BodyFormat::Form => format!("api_key={}&{body}", field(key)),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn encoding(self) -> crate::cmc::BodyEncoding {
+        match self {
+            BodyFormat::Json => crate::cmc::BodyEncoding::Json,
+            BodyFormat::Form => crate::cmc::BodyEncoding::Form,
         }
     }
 }
 
-/// What every webhook of a run has in common.
+/// Generates the webhooks of one run of `send-sample`.
 #[derive(Clone, Debug)]
-pub struct Recipe {
-    pub kind: Kind,
-    pub format: Format,
+pub struct Generator {
+    pub kind: WebhookKind,
+    pub format: BodyFormat,
     /// Events in each webhook.
     pub events: u64,
     pub server_composition: String,
     pub api_key: Option<String>,
-    /// Part of each messageId, so that no other run has the same ones.
+    /// Part of each messageId, so that no two runs share one.
     pub run: String,
 }
 
@@ -83,7 +99,7 @@ const CODES: [(&str, &str); 12] = [
     ("99", "Other"),
 ];
 
-/// A space is a `+` in a form: [`field`].
+/// All but the characters that forms leave as they are; [`field`] turns a space into `+`.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b'-')
@@ -91,14 +107,14 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b' ');
 
-impl Recipe {
-    /// The body of webhook number `number`; its events carry the time `now`.
+impl Generator {
+    /// The body of webhook number `number`; its events were created at `now`.
     pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
         let event_type = match self.kind {
-            Kind::Bounces => "bounces",
-            Kind::Blocks => "blocks",
-            Kind::Mixed if number % 4 == 3 => "bounces",
-            Kind::Deliveries | Kind::Malformed | Kind::Mixed => "deliveries",
+            WebhookKind::Bounces => "bounces",
+            WebhookKind::Blocks => "blocks",
+            WebhookKind::Mixed if number % 4 == 3 => "bounces",
+            WebhookKind::Deliveries | WebhookKind::Malformed | WebhookKind::Mixed => "deliveries",
         };
         let zone = TimeZone::get("Asia/Tokyo").unwrap_or(TimeZone::UTC);
         let created = zone.to_datetime(now).strftime("%Y-%m-%d %H:%M:%S").to_string();
@@ -110,31 +126,26 @@ impl Recipe {
             self.event(event_type, number * self.events + index, &created, &mut event);
         }
         event.push_str("]}");
-        if self.kind == Kind::Malformed {
-            // It breaks off, as a form's field too.
+        if self.kind == WebhookKind::Malformed {
+            // Truncated here, so that both formats have a truncated event.
             event.truncate(event.len() - 3);
         }
-        let (key, composition) = (&self.api_key, &self.server_composition);
+        let composition = &self.server_composition;
         let body = match self.format {
-            Format::Json => {
-                let key = key.as_ref().map(|key| format!(r#""api_key":{},"#, text(key)));
-                format!(
-                    r#"{{{}"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
-                    key.unwrap_or_default(),
-                    text(composition)
-                )
-            }
-            Format::Form => {
-                let key = key.as_ref().map(|key| format!("api_key={}&", field(key)));
-                format!(
-                    "{}server_composition={}&event_type={event_type}&event={}",
-                    key.unwrap_or_default(),
-                    field(composition),
-                    field(&event)
-                )
-            }
+            BodyFormat::Json => format!(
+                r#"{{"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
+                text(composition)
+            ),
+            BodyFormat::Form => format!(
+                "server_composition={}&event_type={event_type}&event={}",
+                field(composition),
+                field(&event)
+            ),
         };
-        body.into_bytes()
+        match &self.api_key {
+            None => body.into_bytes(),
+            Some(key) => self.format.with_api_key(&body, key).into_bytes(),
+        }
     }
 
     fn event(&self, event_type: &str, number: u64, created: &str, out: &mut String) {
@@ -149,7 +160,7 @@ impl Recipe {
             _ => "",
         };
         let (subject, run) = (SUBJECTS[turn(SUBJECTS.len())], &self.run);
-        // Angle brackets as the sender writes them in places. Writing into a string can't fail.
+        // The sender escapes angle brackets in this way. Writing into a String can't fail.
         let _ = write!(
             out,
             r#"{{"reason":"{reason}",{ips}"returnPath":"bounce@mail.example.co.jp","created":"{created}","subject":"{subject}","apiData":"","messageId":"\u003C{run}.{number}@mail.example.co.jp\u003E","from":"news@example.co.jp","to":"user{number}@example.net","status":"{status}"}}"#,
@@ -157,12 +168,12 @@ impl Recipe {
     }
 }
 
-/// A JSON string.
+/// A string as JSON.
 fn text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A form's value.
+/// A value in a form.
 fn field(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string().replace(' ', "+")
 }
@@ -172,15 +183,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{
-        cmc::{self, BodyEncoding, Rules},
-        config,
-    };
+    use crate::{cmc, config};
 
     const KEY: &str = "k+ &\"\\秘";
 
-    fn recipe(kind: Kind, format: Format) -> Recipe {
-        Recipe {
+    fn generator(kind: WebhookKind, format: BodyFormat) -> Generator {
+        Generator {
             kind,
             format,
             events: 3,
@@ -194,17 +202,21 @@ mod tests {
     fn bodies_are_what_they_say() {
         let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
         let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
-        let rules = Rules::new(&config.ingest, &config.kafka, &config.streams);
-        for kind in Kind::value_variants() {
-            for (format, encoding) in [
-                (Format::Json, BodyEncoding::Json),
-                (Format::Form, BodyEncoding::Form),
-            ] {
+        let rules = config.rules();
+        for kind in WebhookKind::value_variants() {
+            for format in BodyFormat::value_variants() {
                 for number in 0..5 {
-                    let body = recipe(*kind, format).body(number, Timestamp::UNIX_EPOCH);
-                    let opened = cmc::open(&body, encoding, &rules);
+                    let body = generator(*kind, *format).body(number, Timestamp::UNIX_EPOCH);
+                    let opened = cmc::open(&body, format.encoding(), &rules);
                     let shown = String::from_utf8_lossy(&body);
-                    assert_eq!(opened.content.is_err(), *kind == Kind::Malformed, "{shown}");
+                    assert_eq!(
+                        opened.content.is_err(),
+                        *kind == WebhookKind::Malformed,
+                        "{shown}"
+                    );
+                    if *format == BodyFormat::Form {
+                        assert_eq!(opened.api_key.as_deref(), Some(KEY));
+                    }
                 }
             }
         }
@@ -213,9 +225,14 @@ mod tests {
     #[test]
     fn every_event_has_its_own_id() {
         let mut ids = BTreeSet::new();
-        for kind in [Kind::Deliveries, Kind::Bounces, Kind::Blocks, Kind::Mixed] {
+        for kind in [
+            WebhookKind::Deliveries,
+            WebhookKind::Bounces,
+            WebhookKind::Blocks,
+            WebhookKind::Mixed,
+        ] {
             for number in 0..5 {
-                let body = recipe(kind, Format::Json).body(number, Timestamp::UNIX_EPOCH);
+                let body = generator(kind, BodyFormat::Json).body(number, Timestamp::UNIX_EPOCH);
                 let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
                 assert_eq!(body["api_key"], KEY);
                 let list = body["event"][body["event_type"].as_str().unwrap()].as_array();

@@ -1,7 +1,7 @@
-//! The socket under hyper: tells the connection when bytes came in and when an answer went out.
+//! The socket under hyper, watched: the connection learns when bytes arrived and when an answer was sent.
 //!
-//! What hyper answers by itself, to what is not HTTP, has no body. It is the only thing that hyper writes while no request
-//! is being handled; it is thrown away here, and the connection gives an answer of its own when hyper has ended.
+//! hyper answers what is not HTTP on its own, without a body. That is all it writes while no request is being
+//! handled. It is discarded here, and the connection sends an answer of its own when hyper has ended.
 
 use std::{
     io::{self, IoSlice},
@@ -16,9 +16,9 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{connection::Connection, progress::Phase};
+use super::{connection::Connection, phase::Phase};
 
-/// What a client is served on.
+/// The stream on which a client is served.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// The TCP connection itself.
     fn tcp(&self) -> &TcpStream;
@@ -36,34 +36,34 @@ impl Socket for TlsStream<TcpStream> {
     }
 }
 
-/// A socket that is watched.
-pub(super) struct Watched<S> {
+/// A watched socket.
+pub(super) struct WatchedSocket<S> {
     pub(super) stream: S,
     connection: Arc<Connection>,
-    /// hyper has given an answer of its own, so nothing that it does to the socket counts any more.
+    /// hyper has written an answer of its own, so nothing that it does to the socket counts any more.
     muted: bool,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Watched<S> {
-        Watched {
+impl<S> WatchedSocket<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> WatchedSocket<S> {
+        WatchedSocket {
             stream,
             connection,
             muted: false,
         }
     }
 
-    /// Whether what is about to be written is to be thrown away.
+    /// Whether to discard what is about to be written.
     fn mutes(&mut self) -> bool {
         self.muted |= matches!(
-            self.connection.progress.phase(),
+            self.connection.phase.current(),
             Phase::Fresh | Phase::Idle | Phase::Quiet | Phase::Head
         );
         self.muted
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WatchedSocket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -72,13 +72,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.connection.progress.received();
+            self.connection.phase.received();
         }
         result
     }
 }
 
-impl<S: Socket> AsyncWrite for Watched<S> {
+impl<S: Socket> AsyncWrite for WatchedSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.mutes() {
             return Poll::Ready(Ok(buf.len()));
@@ -88,7 +88,7 @@ impl<S: Socket> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        let Watched {
+        let WatchedSocket {
             stream, connection, ..
         } = &*self;
         connection.flushed(|| has_ended(stream.tcp(), cx));
@@ -118,7 +118,7 @@ impl<S: Socket> AsyncWrite for Watched<S> {
     }
 }
 
-/// Whether the client will send no more. While it hasn't sent anything this costs no system call.
+/// Whether the client will send no more. As long as it hasn't sent anything, this costs no system call.
 fn has_ended(tcp: &TcpStream, cx: &mut Context<'_>) -> bool {
     let mut byte = [0];
     matches!(

@@ -1,4 +1,4 @@
-//! What `check --live` asks of the disk under the spool: may it be written, how long does a sync take, is there room?
+//! Measures the spool's disk: time of a sync, kind of file system, bytes used.
 
 use std::{
     fs::File,
@@ -8,12 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What one webhook or so costs on disk.
+use crate::cli::percentile::percentile;
+
+/// About one webhook's worth.
 const WRITE: usize = 4096;
-/// The file is filled first, as the spool's segments are, so that a sync has no file metadata to write.
+/// Filled first, like the spool's segments, so that a sync writes no file metadata.
 const FILE: usize = 1 << 20;
 const SYNCS: usize = 100;
-/// A slow disk is known to be slow before all of them are done.
+/// Enough time to see that a disk is slow.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long `fdatasync` took after small writes.
@@ -24,7 +26,10 @@ pub struct SyncTimes {
     pub p99: Duration,
 }
 
-/// Writes and syncs in a directory, in a file without a name: it is gone with this process, however that ends.
+/// Writes and syncs a file without a name, which disappears with this process however it ends.
+///
+/// # Errors
+/// The directory can't be written, or a sync fails.
 pub fn sync_times(dir: &Path) -> io::Result<SyncTimes> {
     let file = tempfile::tempfile_in(dir)?;
     file.write_all_at(&vec![0; FILE], 0)?;
@@ -50,13 +55,7 @@ fn write_and_sync(file: &File, number: usize) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The value that so many of a hundred don't exceed; the list is sorted.
-pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
-}
-
-/// Why a file system is no place for a spool, by its kind.
+/// Why this kind of file system is no place for a spool, if it is none.
 pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
@@ -65,17 +64,19 @@ pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
     let kind = rustix::fs::statfs(dir).ok()?.f_type as u64;
     match kind & 0xffff_ffff {
         TMPFS | RAMFS => {
-            Some("is in memory: what is acknowledged is gone when this machine stops. Put it on a disk")
+            Some("is in memory: acknowledged events are lost when this machine stops. Put it on a disk")
         }
         OVERLAYFS => {
-            Some("is the container's own layer: it is gone with the container. Mount a volume there")
+            Some("is in the container's own layer, which is lost with the container. Mount a volume there")
         }
-        NFS => Some("is on NFS: durability and locks are the server's. Use a local disk or a block volume"),
+        NFS => {
+            Some("is on NFS: durability and locks depend on the server. Use a local disk or a block volume")
+        }
         _ => None,
     }
 }
 
-/// Bytes that the files below a directory take up.
+/// The total size of the files below a directory, in bytes.
 pub fn used(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -90,16 +91,6 @@ pub fn used(dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles() {
-        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
-        for (percent, millis) in [(50, 100), (99, 198), (100, 200), (0, 1)] {
-            assert_eq!(percentile(&times, percent), Duration::from_millis(millis));
-        }
-        assert_eq!(percentile(&times[..1], 99), Duration::from_millis(1));
-        assert_eq!(percentile(&[], 99), Duration::ZERO);
-    }
 
     #[test]
     fn a_sync_leaves_nothing() {

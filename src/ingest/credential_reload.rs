@@ -1,19 +1,20 @@
-//! Credentials that change while webhooks come in: the files that they were read from, read again and again.
+//! Credentials that change while the server runs: the files that they came from are read again and again.
 //!
-//! Every [`LOOK`] the files are read, by their contents: neither times nor names tell whether a symlink was changed
-//! (Kubernetes swaps one when a Secret changes). A file that is being written may be read half; so what differs from what
-//! is in use counts only when a second reading, [`SETTLE`] later, finds the same.
+//! Every [`LOOK`] the files are read and their contents compared: neither times nor names show whether a symlink was
+//! changed (Kubernetes swaps one when a Secret changes). A file may be read while it is being written; so contents
+//! that differ from those in use count only if a second reading, [`SETTLE`] later, finds the same.
 //!
-//! Each file is taken or refused as a whole. What all of them hold is judged together, so two may exchange their secrets. One that can't be used (gone, empty, a secret that no request
-//! could present, a name or secret that is there already) changes nothing: what it held stays valid. That is counted at
-//! each look and logged when its cause changes and once an hour. So there is never a moment without credentials.
+//! Each file is accepted or refused as a whole. The contents of all files are judged together, so two may exchange
+//! their secrets. A file that can't be used (missing, empty, a secret that no request could present, a duplicate name
+//! or secret) changes nothing: its previous credentials stay valid. Each look counts such a file; the log names it
+//! when the cause changes and once an hour. So the server is never without credentials.
 //!
-//! A credential is overwritten in dead letters before it is valid, and still when it is not valid any more: the last
-//! [`REPLACED_KEPT`] of those are remembered, until the process ends.
+//! A credential is masked in dead letters before it becomes valid, and even after it is no longer valid: the last
+//! [`REPLACED_KEPT`] replaced ones are remembered until the process ends.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,33 +22,36 @@ use secrecy::ExposeSecret;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{error, info};
 
-use super::Intake;
-use crate::config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash};
+use super::intake::Intake;
+use crate::{
+    cmc::Rules,
+    config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash, secrets},
+};
 
 /// How often the files are read.
 const LOOK: Duration = Duration::from_secs(3);
-/// How long a file must stay the same to count.
+/// How long new contents must stay the same to count.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How often a cause is logged that stays the same.
+/// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
-/// Credentials that are overwritten in dead letters although they are not valid any more.
+/// Most replaced credentials that are still masked in dead letters.
 const REPLACED_KEPT: usize = MAX_CREDENTIALS;
 
-/// What a file holds, or why that can't be used.
-type Reading = Result<Vec<Credential>, String>;
+/// The contents of a file, or why they can't be used.
+type Contents = Result<Vec<Credential>, String>;
 
-/// Looks for new credentials again and again; ends at once when none come from files.
+/// Looks for new credentials forever; ends at once if none come from files.
 pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     let Auth::Credentials(in_use) = &intake.auth else {
         return;
     };
-    let mut rotation = Rotation::new(in_use.clone(), &intake.credential_files);
+    let mut rotation = CredentialFiles::new(in_use.clone(), &intake.credential_files);
     if rotation.files.is_empty() {
         return;
     }
     loop {
         sleep(LOOK).await;
-        // A task that failed is one that panicked, which has been reported; the next look may do better.
+        // A failed task has panicked, which has been reported; the next look may succeed.
         let Ok(mut readings) = spawn_blocking(rotation.reader()).await else {
             continue;
         };
@@ -61,16 +65,16 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
         let (changed, failures) = rotation.take(readings);
         (0..failures).for_each(|_| intake.metrics.credential_reload_failed());
         if changed {
-            let masked = Auth::Credentials(rotation.masked());
-            let rules = Arc::new(intake.rules().masking(&masked));
-            *intake.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+            let mut rules = Rules::clone(&intake.rules());
+            rules.secrets = secrets(rotation.masked());
+            *intake.rules.write() = Arc::new(rules);
             intake.guard.accept(&rotation.in_use, &intake.metrics);
         }
     }
 }
 
-/// What two readings agree on, file by file; nothing is known of a file that they don't agree on.
-fn settled(first: Vec<Option<Reading>>, second: Vec<Option<Reading>>) -> Vec<Option<Reading>> {
+/// What two readings agree on, file by file; `None` for a file on which they disagree.
+fn settled(first: Vec<Option<Contents>>, second: Vec<Option<Contents>>) -> Vec<Option<Contents>> {
     let both = first.into_iter().zip(second);
     both.map(|(first, second)| match (&first, &second) {
         (Some(Ok(a)), Some(Ok(b))) if are_same(a, b) => second,
@@ -88,36 +92,36 @@ fn are_same(left: &[Credential], right: &[Credential]) -> bool {
     left.iter().map(parts).eq(right.iter().map(parts))
 }
 
-/// The files, and what is in use of them.
-struct Rotation {
-    files: Vec<Watched>,
-    /// All valid credentials, also those from elsewhere.
+/// The files, and which of their credentials are in use.
+struct CredentialFiles {
+    files: Vec<WatchedFile>,
+    /// All valid credentials, including those from elsewhere.
     in_use: Vec<Credential>,
     replaced: VecDeque<Credential>,
 }
 
-/// A file under watch; its names are those of its credentials in use.
-struct Watched {
+/// A watched file; its names are those of its credentials in use.
+struct WatchedFile {
     file: CredentialFile,
-    /// Why its contents are refused, and since when that is in the log.
+    /// Why its contents are refused, and when that was last logged.
     refused: Option<(String, Instant)>,
 }
 
-impl Rotation {
-    fn new(in_use: Vec<Credential>, files: &[CredentialFile]) -> Rotation {
-        let watched = |file: &CredentialFile| Watched {
+impl CredentialFiles {
+    fn new(in_use: Vec<Credential>, files: &[CredentialFile]) -> CredentialFiles {
+        let watched = |file: &CredentialFile| WatchedFile {
             file: file.clone(),
             refused: None,
         };
-        Rotation {
+        CredentialFiles {
             files: files.iter().map(watched).collect(),
             in_use,
             replaced: VecDeque::new(),
         }
     }
 
-    /// Reads all files, wherever it is called.
-    fn reader(&self) -> impl FnOnce() -> Vec<Option<Reading>> + Send + 'static {
+    /// A function that reads all files, for another thread.
+    fn reader(&self) -> impl FnOnce() -> Vec<Option<Contents>> + Send + 'static {
         let files: Vec<_> = self.files.iter().map(|watched| watched.file.clone()).collect();
         move || files.iter().map(|file| Some(file.read())).collect()
     }
@@ -127,15 +131,15 @@ impl Rotation {
         of_file.cloned().collect()
     }
 
-    /// Whether the files hold what is in use.
-    fn is_in_use(&self, readings: &[Option<Reading>]) -> bool {
+    /// Whether the files hold the credentials in use.
+    fn is_in_use(&self, readings: &[Option<Contents>]) -> bool {
         self.files.iter().zip(readings).all(|(watched, reading)| {
             matches!(reading, Some(Ok(held)) if are_same(&self.in_use_of(&watched.file), held))
         })
     }
 
-    /// Takes what can be used. Whether something changed, and how many files are refused.
-    fn take(&mut self, readings: Vec<Option<Reading>>) -> (bool, usize) {
+    /// Accepts what can be used. Returns whether something changed, and how many files are refused.
+    fn take(&mut self, readings: Vec<Option<Contents>>) -> (bool, usize) {
         let (mut news, mut refused) = (Vec::new(), Vec::new());
         for (at, reading) in readings.into_iter().enumerate() {
             let (Some(reading), Some(watched)) = (reading, self.files.get(at)) else {
@@ -193,20 +197,20 @@ impl Rotation {
             .as_ref()
             .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);
         if !is_known {
-            error!(cause, "new credentials are refused, the old ones stay valid");
+            error!(cause, "new credentials are refused; the old ones stay valid");
             watched.refused = Some((cause, Instant::now()));
         }
     }
 
-    /// All credentials with the new ones in place of the old. They are judged together, for two files may have exchanged
-    /// their secrets; of new ones that can't be valid so the file is refused, which may let others be valid.
+    /// All credentials, with the new ones in place of the old. They are judged together, for two files may have
+    /// exchanged their secrets. A file whose new credentials can't be valid is refused, which may make others valid.
     fn settle(
         &self,
         news: &mut Vec<(usize, Vec<Credential>)>,
         refused: &mut Vec<(usize, String)>,
     ) -> Vec<Credential> {
         loop {
-            let changed: Vec<&Watched> = news.iter().filter_map(|(at, _)| self.files.get(*at)).collect();
+            let changed: Vec<&WatchedFile> = news.iter().filter_map(|(at, _)| self.files.get(*at)).collect();
             let is_kept = |one: &&Credential| {
                 !changed
                     .iter()
@@ -218,7 +222,7 @@ impl Rotation {
                 .flat_map(|(at, held)| held.iter().map(|one| (Some(*at), one)));
             let all: Vec<(Option<usize>, &Credential)> = kept.chain(of_news).collect();
             let clash = clash(all.iter().map(|(_, one)| *one));
-            // What is kept was valid before: the one at fault is new.
+            // The kept ones were valid before, so the one at fault is new.
             let Some((Some(at), what)) = clash.map(|(index, what)| (all[index].0, what)) else {
                 return all.into_iter().map(|(_, one)| one.clone()).collect();
             };
@@ -231,7 +235,7 @@ impl Rotation {
         }
     }
 
-    /// Keeps what is not valid any more.
+    /// Remembers credentials that are no longer valid.
     fn remember(&mut self, before: Vec<Credential>) {
         let is = |left: &Credential, right: &Credential| {
             left.kind == right.kind && left.secret.expose_secret() == right.secret.expose_secret()
@@ -247,9 +251,9 @@ impl Rotation {
         }
     }
 
-    /// What dead letters must not have.
-    fn masked(&self) -> Vec<Credential> {
-        self.in_use.iter().chain(&self.replaced).cloned().collect()
+    /// What dead letters must not hold.
+    fn masked(&self) -> impl Iterator<Item = &Credential> {
+        self.in_use.iter().chain(&self.replaced)
     }
 }
 
@@ -260,10 +264,10 @@ mod tests {
     use super::*;
     use crate::config;
 
-    /// A rotation of two files, tokens and a named Basic credential, and a key that comes from elsewhere.
+    /// Two files, tokens and a named Basic credential, and a key that comes from elsewhere.
     struct Given {
         dir: tempfile::TempDir,
-        rotation: Rotation,
+        rotation: CredentialFiles,
     }
 
     impl Given {
@@ -285,11 +289,12 @@ mod tests {
             let Auth::Credentials(in_use) = ingest.auth else {
                 panic!("anonymous")
             };
-            let rotation = Rotation::new(in_use, &ingest.credential_files);
+            let rotation = CredentialFiles::new(in_use, &ingest.credential_files);
             Given { dir, rotation }
         }
 
-        /// What a look gives when the files hold this: whether something changed, and how many files are refused.
+        /// The result of a look at files with this contents: whether something changed, and how many files are
+        /// refused.
         fn look(&mut self, tokens: &str, basic: &str) -> (bool, usize) {
             fs::write(self.dir.path().join("tokens"), tokens).unwrap();
             fs::write(self.dir.path().join("basic"), basic).unwrap();
@@ -327,11 +332,11 @@ mod tests {
         );
         assert_eq!(given.look("t-new\n", "cmc:new"), (true, 0));
         assert_eq!(given.in_use(), "api-key-1=k-1 bearer-1=t-new console=cmc:new");
-        // What was only given another name was not replaced.
+        // A credential that only got another name was not replaced.
         assert_eq!(given.replaced(), "bearer-1=t-old console=cmc:old");
-        let masked = shown(&given.rotation.masked());
+        let masked = shown(given.rotation.masked());
         assert_eq!(masked.split(' ').count(), 5, "{masked}");
-        // One that comes back is remembered once when it goes again.
+        // One that comes back is remembered once when it is replaced again.
         given.look("t-old", "cmc:new");
         given.look("t-new", "cmc:new");
         assert_eq!(given.replaced(), "bearer-1=t-new bearer-1=t-old console=cmc:old");
@@ -364,7 +369,8 @@ mod tests {
         );
     }
 
-    /// Two named tokens, each in a file of its own, and what a look at the files with these secrets leaves in use.
+    /// Two named tokens, each in a file of its own, and the credentials in use after a look at files with these
+    /// secrets.
     fn look_at_two(a: &str, b: &str) -> impl FnMut(&str, &str) -> ((bool, usize), String) + use<> {
         let dir = tempfile::tempdir().unwrap();
         let mut text = String::new();
@@ -380,7 +386,7 @@ mod tests {
         let Auth::Credentials(in_use) = ingest.auth else {
             panic!("anonymous")
         };
-        let mut rotation = Rotation::new(in_use, &ingest.credential_files);
+        let mut rotation = CredentialFiles::new(in_use, &ingest.credential_files);
         move |a, b| {
             fs::write(dir.path().join("a"), a).unwrap();
             fs::write(dir.path().join("b"), b).unwrap();
@@ -392,12 +398,12 @@ mod tests {
     fn two_files_may_exchange_their_secrets() {
         let mut look = look_at_two("one", "two");
         assert_eq!(look("two", "one"), ((true, 0), "a=two b=one".to_owned()));
-        // One takes what the other gives up, whichever comes first.
+        // One takes the secret that the other gives up, whichever comes first.
         assert_eq!(look("one", "three"), ((true, 0), "a=one b=three".to_owned()));
         assert_eq!(look("four", "one"), ((true, 0), "a=four b=one".to_owned()));
-        // Half of an exchange is none.
+        // Half an exchange is none.
         assert_eq!(look("one", "one"), ((false, 1), "a=four b=one".to_owned()));
-        // What the other one keeps, since its new secret is refused, is not free.
+        // A secret that the other keeps, since its new one is refused, is not free.
         assert_eq!(look("one", "no token"), ((false, 2), "a=four b=one".to_owned()));
         assert_eq!(look("five", "five"), ((true, 1), "a=five b=one".to_owned()));
     }

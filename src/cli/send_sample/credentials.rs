@@ -1,4 +1,4 @@
-//! What `send-sample` presents: from the command line, files, or the environment.
+//! The credential that `send-sample` presents, from the command line, a file or the environment.
 
 use std::{
     ffi::OsString,
@@ -9,31 +9,31 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use hyper::header::HeaderValue;
 
-use crate::{config::shown_path, exit::Exit};
+use crate::{cli::exit::Exit, config::shown_path};
 
 const BEARER: &str = "CMC_BRIDGE_SEND_BEARER";
 const BASIC: &str = "CMC_BRIDGE_SEND_BASIC";
 const API_KEY: &str = "CMC_BRIDGE_SEND_API_KEY";
 
-/// The options. Their Debug says nothing: these are secrets.
+/// The options. They hold secrets, so Debug shows nothing.
 #[derive(Args, Clone)]
 pub struct CredentialArgs {
-    /// Present this Bearer token
+    /// Authenticate with this Bearer token
     #[arg(long, value_name = "TOKEN", group = "authorization")]
     bearer: Option<String>,
-    /// Present the Bearer token in this file
+    /// Authenticate with the Bearer token in this file
     #[arg(long, alias = "bearer_file", value_name = "FILE", group = "authorization")]
     bearer_file: Option<PathBuf>,
-    /// Present this user and password
+    /// Authenticate with this user and password
     #[arg(long, value_name = "USER:PASSWORD", group = "authorization")]
     basic: Option<String>,
-    /// Present the user:password in this file
+    /// Authenticate with the user:password in this file
     #[arg(long, alias = "basic_file", value_name = "FILE", group = "authorization")]
     basic_file: Option<PathBuf>,
-    /// Put this api_key into each body
+    /// Add this api_key to each body
     #[arg(long, value_name = "KEY", conflicts_with = "api_key_file")]
     api_key: Option<String>,
-    /// Put the api_key in this file into each body
+    /// Add the api_key in this file to each body
     #[arg(long, alias = "api_key_file", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ impl std::fmt::Debug for CredentialArgs {
     }
 }
 
-/// What a webhook carries.
+/// What each webhook carries.
 #[derive(Debug)]
 pub struct Credentials {
     pub authorization: Option<HeaderValue>,
@@ -52,10 +52,10 @@ pub struct Credentials {
 }
 
 impl CredentialArgs {
-    /// What is on the command line goes before the environment.
+    /// The credential. The command line takes precedence over the environment.
     ///
     /// # Errors
-    /// 64: a file can't be read, or a credential can't be presented.
+    /// 64: a file can't be read, or a credential can't be sent.
     pub fn resolve(&self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Credentials, Exit> {
         let from_environment = |name: &str| match variable(name).filter(|value| !value.is_empty()) {
             None => Ok(None),
@@ -73,13 +73,13 @@ impl CredentialArgs {
         }
         let authorization = match (bearer, basic) {
             (Some(_), Some(_)) => {
-                let text = format!("{BEARER} and {BASIC} are both set; a webhook presents one of them");
+                let text = format!("{BEARER} and {BASIC} are both set; set only one of them");
                 return Err(Exit::Usage(text));
             }
             (Some(token), None) => Some(format!("Bearer {token}")),
             (None, Some(pair)) if !pair.contains(':') => {
                 return Err(Exit::Usage(
-                    "a Basic credential is user:password, and this one has no colon".to_owned(),
+                    "a Basic credential has the form user:password, but this one has no colon".to_owned(),
                 ));
             }
             (None, Some(pair)) => Some(format!("Basic {}", STANDARD.encode(pair))),
@@ -87,7 +87,7 @@ impl CredentialArgs {
         };
         let authorization = authorization.map(|text| {
             let mut value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
-                Exit::Usage("the Bearer token has characters that a header can't carry".to_owned())
+                Exit::Usage("the Bearer token has characters that a header can't contain".to_owned())
             })?;
             value.set_sensitive(true);
             Ok::<_, Exit>(value)
@@ -118,17 +118,19 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        credentials: CredentialArgs,
+    }
 
     type Variables<'a> = &'a [(&'a str, &'a str)];
     type Found = (Option<String>, Option<String>);
 
     fn resolve(args: &[&str], variables: Variables<'_>) -> Result<Found, String> {
-        let line = ["cmc-bridge", "send-sample"].iter().chain(args);
-        let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
-        let Command::SendSample(args) = cli.command else {
-            panic!("{cli:?}")
-        };
+        let line = ["send-sample"].iter().chain(args);
+        let args = CommandLine::try_parse_from(line).map_err(|error| error.to_string())?;
         assert!(!format!("{args:?}").contains("s3cr3t"));
         let variable = |name: &str| {
             let found = variables.iter().find(|(key, _)| *key == name);
@@ -181,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn credentials_that_can_not_be_used() {
+    fn unusable_credentials() {
         let cases: [(&[&str], Variables<'_>, &str); 6] = [
             (&["--bearer", "a", "--basic", "b:c"], &[], "cannot be used with"),
             (&["--basic", "nocolon"], &[], "user:password"),
-            (&["--bearer", "a\nb"], &[], "header can't carry"),
+            (&["--bearer", "a\nb"], &[], "header can't contain"),
             (
                 &["--bearer-file", "/no/such/file"],
                 &[],

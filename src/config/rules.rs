@@ -1,0 +1,72 @@
+//! The configuration as [`crate::cmc`] needs it, which knows no configuration.
+
+use std::iter::once;
+
+use secrecy::ExposeSecret;
+
+use super::{
+    credentials::{Auth, Credential, CredentialKind},
+    types::Config,
+};
+use crate::cmc::{Rules, Secrets};
+
+impl Config {
+    /// The rules by which bodies become records.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            enabled: [0, 1, 2, 3].map(|index| self.streams[index].enabled),
+            max_events: self.ingest.max_events,
+            max_record_bytes: self.kafka.max_record_bytes,
+            time_zone: self.ingest.time_zone.clone(),
+            time_zones: self.ingest.time_zones.clone(),
+            secrets: secrets(self.ingest.auth.credentials()),
+        }
+    }
+}
+
+impl Auth {
+    /// The credentials, of which there are none where anybody may post.
+    pub fn credentials(&self) -> &[Credential] {
+        match self {
+            Auth::Credentials(credentials) => credentials,
+            Auth::Anonymous => &[],
+        }
+    }
+}
+
+/// What dead letters must not hold of these credentials: each secret, and the password of a Basic credential by itself.
+pub fn secrets<'c>(credentials: impl IntoIterator<Item = &'c Credential>) -> Secrets {
+    let values = credentials.into_iter().flat_map(|credential| {
+        let secret = credential.secret.expose_secret();
+        let password = secret
+            .split_once(':')
+            .filter(|_| credential.kind == CredentialKind::Basic)
+            .map(|(_, password)| password);
+        once(secret).chain(password)
+    });
+    Secrets::new(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmc::mask;
+
+    #[test]
+    fn the_password_of_a_basic_credential_counts_by_itself() {
+        for (kind, masked) in [
+            (CredentialKind::Basic, "user pass:word".len() - "user ".len()),
+            (CredentialKind::ApiKey, 0),
+        ] {
+            let credential = Credential {
+                name: "one".to_owned(),
+                kind,
+                secret: "user:pass:word".into(),
+            };
+            let secrets = secrets([&credential]);
+            let count = |text: &[u8]| mask(text, &secrets).iter().filter(|byte| **byte == b'*').count();
+            assert_eq!(count(b"user:pass:word"), "user:pass:word".len());
+            assert_eq!(count(b"user pass:word"), masked, "{kind:?}");
+        }
+    }
+}

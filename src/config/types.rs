@@ -1,0 +1,200 @@
+//! The validated configuration, section by section.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{
+    credentials::{Auth, CredentialFile},
+    files::shown_path,
+};
+use crate::{spool::Durability, stream::Stream};
+
+/// All settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub ingest: Ingest,
+    pub admin: Admin,
+    pub spool: SpoolConfig,
+    pub kafka: Kafka,
+    /// One entry for each stream, at [`Stream::index`]; read through [`Config::stream`].
+    pub streams: [StreamConfig; 4],
+    pub shutdown: Shutdown,
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// The settings of one stream.
+    pub fn stream(&self, stream: Stream) -> &StreamConfig {
+        &self.streams[stream.index()]
+    }
+}
+
+/// The webhook side.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    /// `ingest.listen`
+    pub listen: SocketAddr,
+    /// `ingest.path`: the path of the webhook endpoint, without a trailing slash.
+    pub path: String,
+    /// `ingest.health_path`: answered for load balancers, without a trailing slash; `None` if there is none.
+    pub health_path: Option<String>,
+    pub auth: Auth,
+    /// The files that `auth` was read from, to be read again while the bridge runs.
+    pub credential_files: Vec<CredentialFile>,
+    /// `ingest.max_body_bytes`: a larger body is answered 413.
+    pub max_body_bytes: usize,
+    /// `ingest.max_events`: a webhook with more elements is malformed.
+    pub max_events: usize,
+    /// `ingest.time_zone`: the time zone of the member `created`.
+    pub time_zone: jiff::tz::TimeZone,
+    /// `ingest.time_zones.<server_composition>`: exceptions to `time_zone`.
+    pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
+    /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
+    pub malformed_status: u16,
+    /// `ingest.max_connections`: a further connection replaces one without a credential, or is answered 503.
+    pub max_connections: usize,
+    /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.
+    pub max_bytes_in_flight: usize,
+    /// `ingest.header_timeout`: from waiting for the first byte to the end of the header.
+    pub header_timeout: Duration,
+    /// `ingest.body_timeout`: from the end of the header to the end of the body.
+    pub body_timeout: Duration,
+    /// `ingest.idle_timeout`: how long a connection may be quiet between two requests.
+    pub idle_timeout: Duration,
+    /// `ingest.append_timeout`: how long a webhook may wait for the disk before it is answered 503.
+    pub append_timeout: Duration,
+    /// `ingest.retry_after`: the `Retry-After` of every 503, whole seconds.
+    pub retry_after: Duration,
+    /// `ingest.tls`; plain HTTP without it.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS on the webhooks' port. The files are read by the bridge and again while it runs, not by [`load`].
+#[derive(Clone)]
+pub struct TlsConfig {
+    /// `ingest.tls.certificate`: PEM, the server's certificate first, then the intermediate ones.
+    pub certificate: PathBuf,
+    /// `ingest.tls.key`: PEM, without a passphrase.
+    pub key: PathBuf,
+    /// `ingest.tls.reload`: how often the files are checked for changes.
+    pub reload: Duration,
+}
+
+impl fmt::Debug for TlsConfig {
+    /// The file's name may be the key itself, put there by mistake.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [certificate, key] = [&self.certificate, &self.key].map(|path| shown_path(path));
+        write!(f, "Tls({certificate:?}, {key:?}, {:?})", self.reload)
+    }
+}
+
+/// The operators' side: metrics and probes.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// `admin.listen`
+    pub listen: SocketAddr,
+}
+
+/// The spool on local disk.
+#[derive(Clone, Debug)]
+pub struct SpoolConfig {
+    /// `spool.dir`
+    pub dir: PathBuf,
+    /// `spool.max_bytes`: written and not yet trimmed bytes, per stream; beyond it the stream's webhooks get 503.
+    pub max_bytes: u64,
+    /// `spool.segment_bytes`: size of a segment file. Trimming works in whole segments.
+    pub segment_bytes: u64,
+    /// `spool.durability`
+    pub durability: Durability,
+}
+
+/// The Kafka side.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `kafka.bootstrap_servers`
+    pub bootstrap_servers: String,
+    /// `kafka.delivery`
+    pub delivery: Delivery,
+    /// `kafka.create_topics`: create missing topics at start.
+    pub create_topics: bool,
+    /// `kafka.topic_partitions` of created topics; `None` is the broker's default.
+    pub topic_partitions: Option<u32>,
+    /// `kafka.topic_replication` of created topics; `None` is the broker's default.
+    pub topic_replication: Option<u16>,
+    /// `kafka.id_prefix` of transactional ids and groups.
+    pub id_prefix: String,
+    /// `kafka.max_record_bytes`: a record larger than this (alone in a record batch) is dead-lettered in parts.
+    pub max_record_bytes: usize,
+    /// `kafka.transaction_events`: most events in one transaction (a larger batch still goes whole).
+    pub transaction_events: usize,
+    /// `kafka.transaction_bytes`: most bytes of batches in one transaction (a larger batch still goes whole).
+    pub transaction_bytes: usize,
+    /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
+    pub transaction_timeout: Duration,
+    /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
+    pub properties: BTreeMap<String, SecretString>,
+}
+
+#[cfg(test)]
+impl Kafka {
+    /// Settings without a cluster.
+    pub fn for_tests() -> Kafka {
+        Kafka {
+            bootstrap_servers: String::new(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: false,
+            topic_partitions: None,
+            topic_replication: None,
+            id_prefix: String::new(),
+            max_record_bytes: 100_000,
+            transaction_events: 1,
+            transaction_bytes: 1,
+            transaction_timeout: Duration::from_secs(15),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// How events go into Kafka.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// `exactly-once`: transactions; the position moves with the events.
+    ExactlyOnce,
+    /// `at-least-once`: an idempotent producer and no transactions; the position is the checkpoint's.
+    AtLeastOnce,
+}
+
+/// One stream.
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// `streams.<name>.enabled`
+    pub enabled: bool,
+    /// `streams.<name>.topic`
+    pub topic: String,
+}
+
+/// What happens after SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub struct Shutdown {
+    /// `shutdown.lame_duck`: no longer ready, but still serving.
+    pub lame_duck: Duration,
+    /// `shutdown.grace`: after that, time to finish requests and deliver the backlog.
+    pub grace: Duration,
+}
+
+/// Logging.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// `log.format`
+    pub format: LogFormat,
+    /// `log.level`: a `tracing` filter such as `info` or `info,cmc_bridge::lane=debug`.
+    pub level: String,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}

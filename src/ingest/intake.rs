@@ -1,0 +1,95 @@
+//! What all connections share: settings, credentials, logs, budgets, metrics.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::{StatusCode, header::HeaderValue};
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+
+use super::{
+    answer::{RefusalLines, RetryAfter, keep_alive},
+    auth::Guard,
+    limits::{Budget, LogLimiter},
+    stop::StopHandle,
+    zones::ZoneNames,
+};
+use crate::{cmc::Rules, config, metrics::Metrics, spool::Appender};
+
+type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What all connections share.
+pub struct Intake {
+    pub(super) path: String,
+    pub(super) health_path: Option<String>,
+    /// Whether webhooks can be made durable: the answer of the health path.
+    pub(super) is_ready: ReadyCheck,
+    pub(super) guard: Guard,
+    /// Replaced when credentials change, since they say what to mask in dead letters.
+    pub(super) rules: RwLock<Arc<Rules>>,
+    /// The credentials at the start, and the files to watch for new ones.
+    pub(super) auth: config::Auth,
+    pub(super) credential_files: Vec<config::CredentialFile>,
+    /// The log of each enabled stream, at [`crate::stream::Stream::index`].
+    pub(super) logs: [Option<Appender>; 4],
+    pub(super) budget: Budget,
+    /// A permit for each large body that is being understood.
+    pub(super) understanding: Semaphore,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) stop: StopHandle,
+    pub(super) malformed_status: StatusCode,
+    pub(super) max_body_bytes: usize,
+    pub(super) max_connections: usize,
+    pub(super) header_timeout: Duration,
+    pub(super) body_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) keep_alive: Option<HeaderValue>,
+    pub(super) append_timeout: Duration,
+    pub(super) retry_after: RetryAfter,
+    pub(super) zones: Arc<ZoneNames>,
+    pub(super) refusal_lines: RefusalLines,
+    pub(super) dead_letter_lines: LogLimiter,
+}
+
+impl Intake {
+    /// Puts together what requests need. `logs` holds the appender of each enabled stream at its index; `is_ready`
+    /// says whether webhooks can be made durable, which is the answer of the health path.
+    pub fn new(
+        config: &config::Ingest,
+        rules: Rules,
+        logs: [Option<Appender>; 4],
+        metrics: Arc<Metrics>,
+        is_ready: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Intake {
+        Intake {
+            path: config.path.trim_end_matches('/').to_owned(),
+            health_path: config.health_path.clone(),
+            is_ready: Box::new(is_ready),
+            guard: Guard::new(&config.auth, &metrics),
+            rules: RwLock::new(Arc::new(rules)),
+            auth: config.auth.clone(),
+            credential_files: config.credential_files.clone(),
+            logs,
+            budget: Budget::new(config.max_bytes_in_flight),
+            understanding: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            metrics,
+            stop: StopHandle::new(),
+            malformed_status: StatusCode::from_u16(config.malformed_status)
+                .unwrap_or(StatusCode::BAD_REQUEST),
+            max_body_bytes: config.max_body_bytes,
+            max_connections: config.max_connections,
+            header_timeout: config.header_timeout,
+            body_timeout: config.body_timeout,
+            idle_timeout: config.idle_timeout,
+            keep_alive: keep_alive(config.idle_timeout),
+            append_timeout: config.append_timeout,
+            retry_after: RetryAfter::new(config.retry_after),
+            zones: Arc::new(ZoneNames::new(config.time_zones.keys())),
+            refusal_lines: RefusalLines::new(),
+            dead_letter_lines: LogLimiter::new(),
+        }
+    }
+
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read())
+    }
+}
