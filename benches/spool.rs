@@ -23,8 +23,7 @@ use std::{
 use cmc_bridge::{
     batch::{Batch, BatchBuilder},
     books::Books,
-    config::Durability,
-    spool::{Backlog, Log, LogMetrics, LogOptions, storage::FileSystem},
+    spool::{Backlog, Durability, Log, LogMetrics, LogOptions, storage::FileSystem},
     stream::{Stream, Tally},
 };
 use prometheus::{Histogram, HistogramOpts};

@@ -1,4 +1,4 @@
-//! Batches of outbound records: what ingest makes, the spool keeps, and a lane sends.
+//! Batches of outbound records: ingest makes them, the spool stores them, a lane sends them.
 //!
 //! A batch holds the records of one webhook for one stream. The spool treats it as opaque bytes; only this module knows
 //! the layout. Fixed numbers are little-endian, `varint` is LEB128 of at most 32 bits, and `bytes` is a varint length
@@ -9,23 +9,24 @@
 //! i64    received at, microseconds since the Unix epoch
 //! u32    number of records
 //! varint number of common headers, then for each: name (bytes), value (bytes)
-//! bytes  beginning: what the value of every record begins with
+//! bytes  beginning: the common prefix of all records' values
 //! record × number of records:
-//!   varint 0 for the null key, else 1 more than the length of the key, which follows
+//!   varint 0 for the null key, otherwise the key's length plus 1; the key follows
 //!   varint number of own headers, then for each:
-//!     varint even: twice the number of the name in the order of first use in this batch; a new one follows (bytes)
-//!            then varint 0 when the value is the record's key, else 1 more than the length of the value, which follows
+//!     varint even: twice the number of the name, in the order of first use in this batch; a new name follows (bytes),
+//!            then varint 0 if the value is the record's key, otherwise the value's length plus 1; the value follows
 //!            odd: twice the number of a repeated header, plus 1; a new one follows, as above
-//!   bytes  the value behind the beginning
+//!   bytes  the value after the beginning
 //! ```
 //!
-//! Common headers stand once for the whole batch and come before a record's own headers. Of a record's own, those that
-//! others are likely to have as well are *repeated* headers: name and value are stored with the first record that has them.
-//! What the records of a webhook share is stored once, for each byte of a batch is copied, checksummed, written and synced
-//! before the answer: a quarter of the events of an ordinary webhook, and nearly all of the dead letters of a list of
-//! numbers, which would else be hundreds of times as large as the list.
+//! Common headers are stored once per batch and come before a record's own headers. A record's own headers that others are
+//! likely to have as well are *repeated* headers: name and value are stored with the first record that has them.
 //!
-//! Layout 2 had no repeated headers, and the numbers of names were not doubled. It is still read.
+//! What the records of a webhook share is stored once, because each byte of a batch is copied, checksummed, written and
+//! synced before the answer. The shared part is a quarter of an ordinary webhook's events, and nearly all of the dead letters
+//! of a list of numbers, which would otherwise be hundreds of times as large as the list.
+//!
+//! Layout 2 had no repeated headers and didn't double the numbers of names. It is still read.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -34,7 +35,7 @@ use thiserror::Error;
 const LAYOUT: u8 = 3;
 /// The layout before repeated headers.
 const WITHOUT_REPEATED: u8 = 2;
-/// Where the number of records stands, so that it can be filled in at the end.
+/// Offset of the number of records, which is filled in at the end.
 const COUNT_AT: usize = 9;
 
 /// An encoded batch and how many records it holds.
@@ -50,12 +51,12 @@ impl Batch {
         &self.bytes
     }
 
-    /// Bytes of memory that the encoded form takes.
+    /// Memory that the encoded form takes, in bytes.
     pub fn allocated(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// A batch of any bytes, for tests of what can't be decoded.
+    /// A batch of arbitrary bytes, for tests of what can't be decoded.
     #[cfg(test)]
     pub fn of_bytes(bytes: Vec<u8>, events: u32) -> Batch {
         Batch { bytes, events }
@@ -77,20 +78,20 @@ pub fn received_at_micros(encoded: &[u8]) -> Option<i64> {
     encoded.get(1..9)?.try_into().ok().map(i64::from_le_bytes)
 }
 
-/// Encodes a batch record by record.
+/// Encodes a batch, record by record.
 pub struct BatchBuilder {
     bytes: Vec<u8>,
     events: u32,
-    /// The names of own headers so far, one after the other, and where each ends.
+    /// The names of own headers so far, concatenated, and where each ends.
     names: Vec<u8>,
     name_ends: Vec<usize>,
-    /// The repeated headers so far: number of the name, and where in `bytes` the value stands.
+    /// The repeated headers so far: number of the name, and the value's place in `bytes`.
     repeated: Vec<(usize, Range<usize>)>,
 }
 
 impl BatchBuilder {
     /// Begins a batch that was received at this time (microseconds since the Unix epoch) and whose records share these
-    /// headers and this beginning of the value. `capacity` is a guess of its encoded size in bytes.
+    /// headers and this beginning of their values. `capacity` is a guess of its encoded size in bytes.
     pub fn new(received_at_micros: i64, common: &[(&str, &[u8])], beginning: &[u8], capacity: usize) -> Self {
         let mut bytes = Vec::with_capacity(capacity);
         bytes.push(LAYOUT);
@@ -111,13 +112,12 @@ impl BatchBuilder {
         }
     }
 
-    /// Adds a record. Its value is the batch's beginning and then the concatenation of `rest`, so that nothing needs to be
-    /// joined before.
+    /// Adds a record. Its value is the batch's beginning followed by the parts of `rest`, so callers needn't join them.
     pub fn push(&mut self, key: Option<&[u8]>, headers: &[(&str, &[u8])], rest: &[&[u8]]) {
         self.push_repeating(key, &[], headers, rest);
     }
 
-    /// [`push`](Self::push), with headers before the others that further records of the batch are likely to have, too.
+    /// Like [`push`](Self::push), with headers before the others that further records of the batch are likely to have as well.
     pub fn push_repeating(
         &mut self,
         key: Option<&[u8]>,
@@ -150,7 +150,7 @@ impl BatchBuilder {
 
     fn put_repeated(&mut self, name: &str, value: &[u8]) {
         let number = self.name_number(name);
-        // The last ones are the likeliest.
+        // The latest ones are the most likely.
         let known = self
             .repeated
             .iter()
@@ -188,7 +188,7 @@ impl BatchBuilder {
         self.events
     }
 
-    /// The finished batch. It gives back the room that it does not need, when that is worth a copy.
+    /// The finished batch. It releases memory that it doesn't need, if that is worth a copy.
     pub fn finish(mut self) -> Batch {
         let spare = self.bytes.capacity() - self.bytes.len();
         if spare > SMALL && spare > self.bytes.len() / SPARE_PART {
@@ -202,12 +202,12 @@ impl BatchBuilder {
     }
 }
 
-/// Most bytes that the batches of one webhook have, in the spool: `body` is the most bytes of its body, `records` of its
-/// elements, `record` of a record in Kafka.
+/// The maximum size in the spool, in bytes, of the batches of one webhook, given the maximum size of its body, the maximum
+/// number of its elements (`records`) and the maximum size of a record in Kafka (`record`).
 ///
-/// Each element stands in one record. Besides its own bytes that costs `RECORD` at most, and a second time what becomes its
-/// key or time, which is in an element of `KEYED` bytes or more. What records share is stored once. A dead letter larger
-/// than a record may be comes in parts.
+/// Each element becomes one record. Besides the element's own bytes, that takes at most `RECORD` bytes, and once more what
+/// becomes its key or time, which only an element of at least `KEYED` bytes has. What records share is stored once. A dead
+/// letter that is larger than a Kafka record may be is split into parts.
 pub fn most_bytes(body: usize, records: usize, record: usize) -> usize {
     /// Lengths, the numbers of headers, an id or an index.
     const RECORD: usize = 48;
@@ -225,17 +225,17 @@ pub fn most_bytes(body: usize, records: usize, record: usize) -> usize {
     body + copies + records * RECORD + parts * PART + ONCE
 }
 
-/// Most memory of batches that have so many bytes: see [`BatchBuilder::finish`].
+/// The maximum memory, in bytes, of batches of this many bytes: see [`BatchBuilder::finish`].
 pub fn most_allocated(bytes: usize) -> usize {
     bytes + bytes / SPARE_PART + 2 * SMALL
 }
 
-/// Spare room up to this size is not worth a copy, …
+/// Unused memory up to this size is not worth a copy, …
 const SMALL: usize = 64 * 1024;
 /// … nor is this part of a batch.
 const SPARE_PART: usize = 8;
 
-/// No text here is longer than 32 bits can say: a webhook is at most as long as its body may be.
+/// No length here exceeds 32 bits: a webhook's body is limited.
 fn put_varint(out: &mut Vec<u8>, number: usize) {
     let mut rest = number as u32;
     while rest >= 0x80 {
@@ -263,9 +263,9 @@ pub struct BatchView<'a> {
     pub received_at_micros: i64,
     /// The records, in the order of the webhook's list.
     pub records: Vec<RecordView<'a>>,
-    /// The headers that every record of the batch has, and behind them each record's own.
+    /// The common headers, followed by each record's own.
     headers: Vec<(&'a str, &'a [u8])>,
-    /// How many of the headers are common.
+    /// The number of common headers.
     common: usize,
 }
 
@@ -290,7 +290,7 @@ impl<'a> RecordView<'a> {
         }
     }
 
-    /// The Kafka value, joined in `scratch` if need be: for many records, one after the other.
+    /// The Kafka value, joined in `scratch` if need be. This saves allocations when many records are read.
     pub fn value_in<'s>(&self, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
         'a: 's,
@@ -312,8 +312,11 @@ impl<'a> RecordView<'a> {
 
 impl<'a> BatchView<'a> {
     /// Decodes what [`BatchBuilder`] made.
+    ///
+    /// # Errors
+    /// The bytes are not a batch of a known layout.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        /// A record without key, headers and value has so many bytes.
+        /// Bytes of a record without key, headers and value.
         const SMALLEST: usize = 3;
         let mut input = Input(bytes);
         let [layout] = input.array()?;
@@ -358,7 +361,7 @@ impl<'a> BatchView<'a> {
         })
     }
 
-    /// The headers of one of this batch's records in the order in which they go to Kafka.
+    /// The headers of one of this batch's records, in the order in which they go to Kafka.
     pub fn headers<'r>(&'r self, record: &RecordView<'a>) -> impl Iterator<Item = (&'a str, &'a [u8])> + 'r {
         let common = self.headers.iter().take(self.common);
         let own = self.headers.get(record.own.clone()).unwrap_or_default();
@@ -368,7 +371,7 @@ impl<'a> BatchView<'a> {
 
 type HeaderView<'a> = (&'a str, &'a [u8]);
 
-/// What has been read of records' own headers.
+/// The own headers that have been read so far.
 struct OwnHeaders<'a> {
     layout: u8,
     names: Vec<&'a str>,

@@ -1,15 +1,15 @@
 //! The books of one stream: `recovered + accepted = delivered + diverted + backlog`, true at every instant.
 //!
-//! The two sides come from different places, so that the identity is a check and not a definition: accepted is counted
-//! when the spool's writer has made a batch durable, delivered and diverted when Kafka has committed a transaction,
-//! and the backlog is the difference of two running totals that the spool's records carry. Writer and lane each make
-//! one change under the lock for each commit; a scrape copies all of it at once.
+//! The two sides come from different sources, so the identity is a check and not a definition: `accepted` is counted when the
+//! spool's writer has made a batch durable, `delivered` and `diverted` when Kafka has committed a transaction, and the
+//! backlog is the difference of two running totals in the spool's records. Writer and lane each make one change under the
+//! lock per commit; a scrape copies everything at once.
 
 use parking_lot::Mutex;
 
 use crate::stream::Tally;
 
-/// The books of one stream. Totals count the events of the log's whole life; the others those of this process.
+/// The books of one stream. Totals count the events of the log's whole life, the other counts those of this process.
 #[derive(Debug, Default)]
 pub struct Books(Mutex<Balance>);
 
@@ -22,9 +22,9 @@ pub struct Balance {
     pub accepted: [u64; 13],
     /// Events that Kafka has committed since.
     pub delivered: u64,
-    /// Events that Kafka refused one by one and that stand in the dead-letter topic instead.
+    /// Events that Kafka refused individually and that went to the dead-letter topic instead.
     pub diverted: u64,
-    /// All events that were ever made durable in this log.
+    /// All events ever made durable in this log.
     pub durable_total: u64,
     /// All events of this log before the lane's position.
     pub position_total: u64,
@@ -55,7 +55,8 @@ impl Books {
         self.0.lock().clone()
     }
 
-    /// The log was opened: it holds `durable_total` events, those before `position_total` are known to be in Kafka.
+    /// The log was opened: `durable_total` events were ever made durable in it, and those before `position_total` are known to
+    /// be in Kafka.
     pub fn opened(&self, durable_total: u64, position_total: u64, oldest_micros: Option<i64>) {
         *self.0.lock() = Balance {
             recovered: durable_total.saturating_sub(position_total),
@@ -66,7 +67,7 @@ impl Books {
         };
     }
 
-    /// A commit of the log is durable: it held the events of `tally`, the first of them received at this time.
+    /// A commit with the events of `tally` is durable; the first of them was received at this time.
     pub fn accepted(&self, tally: &Tally, received_micros: i64) {
         let mut books = self.0.lock();
         for (sum, n) in books.accepted.iter_mut().zip(tally.counts()) {
@@ -78,7 +79,7 @@ impl Books {
         books.durable_total += tally.total();
     }
 
-    /// The lane learnt that a former process had delivered everything before `position_total`.
+    /// The lane learnt that a previous process had delivered everything before `position_total`.
     pub fn found_delivered(&self, position_total: u64, oldest_micros: Option<i64>) {
         let mut books = self.0.lock();
         let step = position_total.saturating_sub(books.position_total);
@@ -101,7 +102,7 @@ impl Books {
 impl Balance {
     fn move_to(&mut self, position_total: u64, oldest_micros: Option<i64>) {
         self.position_total = position_total;
-        // Without a look at the next batch the old time stays: too old is the safe direction for an alert.
+        // If the next batch was not looked at, the old time stays: for an alert, too old is the safe direction.
         self.oldest_micros = match (self.backlog(), oldest_micros) {
             (0, _) => None,
             (_, Some(oldest)) => Some(oldest),

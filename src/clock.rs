@@ -1,4 +1,4 @@
-//! The monotonic time that behaviour depends on. In the simulation it is simulated.
+//! The monotonic clock, which the simulation replaces.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// How much time has passed since then.
+/// The time that has passed since `then`.
 pub fn since(then: Instant) -> Duration {
     now().saturating_duration_since(then)
 }
@@ -27,13 +27,13 @@ thread_local! {
     static SIMULATED: std::cell::Cell<Option<Instant>> = const { std::cell::Cell::new(None) };
 }
 
-/// What this thread takes for the time from now on; `None` is the real one.
+/// Sets the time of this thread; `None` is the real one.
 #[cfg(test)]
 pub fn simulate(now: Option<Instant>) {
     SIMULATED.set(now);
 }
 
-/// A wait until then: where time is simulated, it is then.
+/// Moves simulated time forward to `until`.
 #[cfg(test)]
 pub fn simulate_wait(until: Instant) {
     if let Some(now) = SIMULATED.get() {

@@ -175,9 +175,8 @@ mod tests {
     use crate::{
         batch::BatchBuilder,
         books::Books,
-        config::Durability,
         metrics::Metrics,
-        spool::{Log, LogMetrics, LogOptions, storage::FileSystem},
+        spool::{Durability, Log, LogMetrics, LogOptions, storage::FileSystem},
         stream::Tally,
     };
 

@@ -1,33 +1,32 @@
-//! The whole core in one simulation: webhooks, spool and lanes on a simulated disk, a simulated cluster and a simulated
-//! clock, with faults and deaths between any two calls; and an oracle for the guarantees of the README.
+//! A simulation of the whole core: webhooks, spool and lanes run on a simulated disk, cluster and clock, with faults and
+//! deaths between any two calls. An oracle checks the README's guarantees.
 //!
-//! A run is made by its seed alone. It has one process in one directory (later perhaps a second one, in a copy of it),
-//! whose parts are the production code: `Intake` from a body on, the spool's writer, preparer and recovery, `Lane::turn`.
-//! Each part takes whole steps; at every call to disk or broker, steps of other parts may run inside it, and the process
-//! may die there ([`world`]). What happens between the steps is in [`schedule`], what must be true in [`oracle`], what a
-//! run is like in [`plan`].
+//! A run depends on its seed alone. One process works in one directory; a second one may later work in a copy of it. Their
+//! parts are the production code: `Intake` from a body on, the spool's writer, preparer and recovery, `Lane::turn`. Each part
+//! takes whole steps. At every call to disk or broker, steps of other parts may run, or the process may die ([`world`]).
+//! [`schedule`] decides what happens between the steps, [`plan`] what the run is like, and [`oracle`] what must be true.
 //!
-//! Not covered: HTTP, librdkafka (`kafka/producer.rs`), the threads' waits and wake-ups, a webhook that gives up waiting for the
-//! disk, two steps that overlap without one lying inside a call of the other, a writer that writes while its preparer is at
-//! it, and more than one damage to a log.
+//! Not covered: HTTP, librdkafka (`kafka/producer.rs`), waits and wake-ups of threads, a webhook that gives up waiting for
+//! the disk, two steps that overlap other than one inside a call of the other, a writer that writes while its preparer works,
+//! and more than one damaged place in a log.
 //!
-//! `CMC_BRIDGE_TEST_SEED=<seed>` runs one seed and prints its trace; `CMC_BRIDGE_TEST_SCHEDULES=<n>` sets how many run,
-//! `CMC_BRIDGE_TEST_FIRST=<seed>` from which on, `CMC_BRIDGE_TEST_THREADS=<n>` on how many threads.
+//! `CMC_BRIDGE_TEST_SEED=<seed>` runs one seed and prints its trace. `CMC_BRIDGE_TEST_SCHEDULES=<n>` sets how many schedules
+//! run, `CMC_BRIDGE_TEST_FIRST=<seed>` the first seed, `CMC_BRIDGE_TEST_THREADS=<n>` the number of threads.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`broker`] | A simulated Kafka cluster, with librdkafka before it, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing, |
-//! | [`disk`] | A simulated disk, deterministic by seed. |
-//! | [`oracle`] | What must be true, whatever happened: what the readers see against what was posted and acknowledged. |
-//! | [`plan`] | What a run is like, chosen by its seed: the constants, and what can go wrong in it. |
-//! | [`process`] | One process: the intake, and for each stream its log, its preparer and its lane, as steps. |
-//! | [`random`] | splitmix64: small, and the same everywhere. |
-//! | [`rot`] | Bit rot: where it can be told from a torn write, and so must be; and `spool repair` after it. |
-//! | [`schedule`] | The schedule of a run: what happens between the steps of the processes. |
-//! | [`webhook`] | Webhooks made to order, and the records that each must become. |
-//! | [`world`] | The world of one run: directories with their processes, the cluster, the time; and what happens at each call. |
+//! | [`broker`] | a simulated Kafka cluster, with librdkafka in front of it |
+//! | [`disk`] | a simulated disk |
+//! | [`oracle`] | compares what readers see with what was posted and acknowledged |
+//! | [`plan`] | settings of a run, and what can go wrong in it |
+//! | [`process`] | one process of the bridge, as steps without threads |
+//! | [`random`] | random numbers, the same on every platform |
+//! | [`rot`] | bit rot, and `spool repair` after it |
+//! | [`schedule`] | what happens between the steps of the processes |
+//! | [`webhook`] | generates webhooks and the records expected from them |
+//! | [`world`] | directories, processes, cluster and time of one run; what happens at each call |
 
 pub(crate) mod broker;
 pub(crate) mod disk;
@@ -45,25 +44,32 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use self::{process::Shared, world::World};
+use mimalloc::MiMalloc;
 
-/// Longer than any run.
-const LONG: Duration = Duration::from_secs(3600);
+use self::{process::PerThread, world::World};
+
+/// The program's allocator, which is also faster.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 type Counts = BTreeMap<&'static str, u64>;
 
-/// What a run came to.
+/// The result of a run.
 struct Ended {
     result: Result<(), String>,
     counts: Counts,
     trace: Vec<String>,
 }
 
-fn run(seed: u64, shared: &Rc<Shared>, traced: bool) -> Ended {
+fn run(seed: u64, shared: &Rc<PerThread>, traced: bool) -> Ended {
     let world = World::new(seed, Rc::clone(shared), traced);
     let lived = catch_unwind(AssertUnwindSafe(|| schedule::live(&world)));
     World::end();
@@ -85,9 +91,41 @@ fn text(panic: &(dyn Any + Send)) -> String {
         .to_owned()
 }
 
-/// Runs these seeds; stops at the first that shows something, with its trace.
-fn run_all(seeds: impl Iterator<Item = u64>) -> Result<Counts, String> {
-    let shared = Rc::new(Shared::new());
+/// Counts the schedules of all threads, and prints the rate from time to time: a long run may be stopped before its end.
+struct Progress {
+    begun: Instant,
+    done: AtomicU64,
+}
+
+impl Progress {
+    const STEP: u64 = 100_000;
+
+    fn new() -> Progress {
+        Progress {
+            begun: Instant::now(),
+            done: AtomicU64::new(0),
+        }
+    }
+
+    fn count(&self) {
+        if (self.done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(Progress::STEP) {
+            self.print();
+        }
+    }
+
+    fn print(&self) {
+        let (done, seconds) = (
+            self.done.load(Ordering::Relaxed),
+            self.begun.elapsed().as_secs_f64(),
+        );
+        let rate = done as f64 / seconds;
+        println!("{done} schedules in {seconds:.1} s, {rate:.0} a second");
+    }
+}
+
+/// Runs these seeds; stops at the first one that fails, with its trace.
+fn run_all(seeds: impl Iterator<Item = u64>, progress: &Progress) -> Result<Counts, String> {
+    let shared = Rc::new(PerThread::new());
     let mut counts = Counts::new();
     for (schedules, seed) in seeds.enumerate() {
         let ended = run(seed, &shared, false);
@@ -103,6 +141,7 @@ fn run_all(seeds: impl Iterator<Item = u64>) -> Result<Counts, String> {
                 schedules + 1
             ));
         }
+        progress.count();
     }
     Ok(counts)
 }
@@ -114,7 +153,7 @@ fn variable(name: &str) -> Option<u64> {
 #[test]
 fn schedules() {
     if let Some(seed) = variable("CMC_BRIDGE_TEST_SEED") {
-        let ended = run(seed, &Rc::new(Shared::new()), true);
+        let ended = run(seed, &Rc::new(PerThread::new()), true);
         println!("{}", ended.trace.join("\n"));
         ended.result.unwrap();
         return;
@@ -122,11 +161,12 @@ fn schedules() {
     let schedules = variable("CMC_BRIDGE_TEST_SCHEDULES").unwrap_or(20_000);
     let first = variable("CMC_BRIDGE_TEST_FIRST").unwrap_or(0);
     let threads = variable("CMC_BRIDGE_TEST_THREADS").unwrap_or(1);
-    let begun = Instant::now();
+    let progress = Arc::new(Progress::new());
     let running: Vec<_> = (0..threads)
         .map(|thread| {
             let seeds = (first + thread..first + schedules).step_by(threads as usize);
-            thread::spawn(move || run_all(seeds))
+            let progress = Arc::clone(&progress);
+            thread::spawn(move || run_all(seeds, &progress))
         })
         .collect();
     let mut counts = Counts::new();
@@ -140,20 +180,16 @@ fn schedules() {
             Err(what) => panic!("{what}"),
         }
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    println!(
-        "{schedules} schedules in {seconds:.1} s, {:.0} a second",
-        schedules as f64 / seconds
-    );
+    progress.print();
     for (what, n) in counts {
         println!("{n:>12} {what}");
     }
 }
 
-/// A seed makes the same run again.
+/// The same seed makes the same run.
 #[test]
 fn a_seed_is_a_run() {
-    let shared = Rc::new(Shared::new());
+    let shared = Rc::new(PerThread::new());
     for seed in 0..20 {
         let (first, second) = (run(seed, &shared, true), run(seed, &shared, true));
         assert!(first.trace.len() > 10);
@@ -162,10 +198,10 @@ fn a_seed_is_a_run() {
     }
 }
 
-/// Guards the test above against doing nothing.
+/// Guards `schedules` against doing nothing.
 #[test]
 fn the_schedules_get_around() {
-    let counts = run_all(1_000_000..1_001_000).unwrap();
+    let counts = run_all(1_000_000..1_001_000, &Progress::new()).unwrap();
     for what in [
         "acknowledged",
         "broker faults",

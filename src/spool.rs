@@ -1,86 +1,98 @@
-//! The spool: one append-only log for each stream, durable before a webhook is answered.
+//! The spool: one append-only log per stream, durable before a webhook is answered.
 //!
-//! The spool keeps batches of opaque bytes ([`crate::batch`]) in the order of acknowledgement, gives each a *sequence*
+//! The spool stores batches of opaque bytes ([`crate::batch`]) in the order of acknowledgement, gives each a *sequence*
 //! (0, 1, 2 …), and hands them to the stream's lane. It knows neither HTTP nor Kafka.
 //!
-//! # Files
+//! # On disk
 //!
 //! ```text
-//! <spool.dir>/lock                                flock: one process for each spool
-//! <spool.dir>/<stream>/manifest, manifest.copy    format, log id, group id               (manifest.rs)
-//! <spool.dir>/<stream>/checkpoint                 the lane's position, two slots, twice  (checkpoint.rs)
-//! <spool.dir>/<stream>/<20 digits>.segment        header, its copy, records              (segment.rs, record.rs)
-//! <spool.dir>/<stream>/next.spare                 a prepared segment not yet in use       (prepare.rs)
-//! <spool.dir>/<stream>/damage                     text: damage that no reader would meet  (recovery.rs)
+//! <spool.dir>/lock                                flock: one process per spool              (lock.rs)
+//! <spool.dir>/<stream>/manifest, manifest.copy    format, log id, group id                  (manifest.rs)
+//! <spool.dir>/<stream>/checkpoint                 the lane's position: two slots, two copies (checkpoint.rs)
+//! <spool.dir>/<stream>/<20 digits>.segment        header, its copy, records                 (segment.rs, record.rs)
+//! <spool.dir>/<stream>/next.spare                 a prepared segment, not yet in use        (next_segment.rs)
+//! <spool.dir>/<stream>/damage                     damage that no reader would meet, as text (recovery/settle.rs)
 //! ```
 //!
-//! All numbers in these files are little-endian; all checksums are CRC-32C.
+//! All numbers are little-endian; all checksums are CRC-32C.
 //!
 //! # Writing
 //!
-//! A *commit* is a group of records that one `pwrite` wrote and one `fdatasync` made durable; a webhook's batch is one
-//! record, so it is durable whole or not at all. The rules that recovery relies on:
+//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`. A webhook's batch is one
+//! record, so it is durable as a whole or not at all. Recovery relies on these rules:
 //!
-//! 1. Commit n+1 is written only after the `fdatasync` of commit n returned. So a valid record of a *later* commit
-//!    proves that everything before it was durable once.
-//! 2. A commit never spans segments. A segment's header is durable under the segment's name before its first record is
-//!    written; it names the exact end of the segment before it, whose last commit is durable by then.
-//! 3. A segment is written in one process life only. Every open begins a fresh one, under a new random *incarnation*.
-//! 4. A record's checksum covers the log id and the segment id, so no bytes of another log, of another segment or of a
-//!    payload pass for a record.
-//! 5. When the log falls idle and at a clean stop an empty *seal* commit follows, so that the last commit with data has
-//!    a later one behind it and bit rot in it can be told from a torn tail.
-//! 6. After an error of `pwrite` or `fdatasync` nothing more is written: the log has failed, the process must end.
+//! 1. Commit n+1 is written only after the `fdatasync` of commit n has returned. A valid record of a *later* commit
+//!    therefore proves that everything before it was once durable.
+//! 2. A commit never spans segments. Before a segment's first record is written, its header is durable under the segment's
+//!    name. The header states the exact end of the previous segment, whose last commit is durable by then.
+//! 3. A segment is written by one process only. Every open begins a new segment under a new random *incarnation*.
+//! 4. A record's checksum covers the log id and the segment id. Bytes of another log, another segment or a payload never
+//!    pass for a record.
+//! 5. When the log becomes idle, and at a clean stop, an empty commit follows: the *seal*. The last commit with data then
+//!    has a later one behind it, so bit rot in it can be told from a torn tail.
+//! 6. After an error of `pwrite` or `fdatasync` nothing more is written. The log has failed and the process must end.
 //!
 //! # Opening
 //!
-//! Headers are read and chained from the checkpoint on; only the last segment's records are scanned. In it, an invalid
-//! record with no valid record of a later commit behind it, and with the checkpoint at or before it, is a *torn tail*
-//! and is cut; else it is *damage*, which is reported and blocks the lane when it gets there, while new batches go on
-//! into the fresh segment. What was read may
-//! stand in the page cache only, so the last valid commit is written again and synced before anything is served. With
-//! `durability = "page-cache"` a segment says so in its header, and there the first invalid record is the end.
+//! An open reads the segment headers from the checkpoint on, links them into a chain, and scans the records of the last
+//! segment only. An invalid record there is a *torn tail*, and is cut off, if no valid record of a later commit follows and
+//! the checkpoint does not lie beyond it. Otherwise it is *damage*: it is reported, and it blocks the lane when the lane
+//! gets there, while new batches go into the new segment.
+//!
+//! What was read may exist only in the page cache. So the position and the last valid commit are written again and synced
+//! before anything is served.
+//!
+//! With `durability = "page-cache"` commits are not synced. The segment's header says so, and in such a segment the first
+//! invalid record is the end.
 //!
 //! # Reading and trimming
 //!
-//! A reader never passes the durable end. The checkpoint is durable before the segments wholly below it are unlinked, or
-//! prepared to be used again under a new id.
+//! A reader never passes the durable end. Segments that lie wholly below the checkpoint are deleted, or reused under a new
+//! id, once the checkpoint is durable.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`appender`] | the queue between webhooks and writer |
-//! | [`backlog`] | the lane's side of a log |
+//! | [`backlog`] | a lane's view of its log: what is not yet in Kafka |
 //! | [`checkpoint`] | the lane's position on disk |
-//! | [`lock`] | one process for each spool |
-//! | [`log`] | an open log: the writer's thread |
+//! | [`damage`] | what is wrong, and what it costs |
+//! | [`error`] | why the spool can't go on |
+//! | [`lock`] | one process per spool |
+//! | [`log`] | an open log and its writer thread |
 //! | [`manifest`] | which log a directory holds |
-//! | [`prepare`] | the next segment, in the background |
-//! | [`read_only`] | a disk without writes, around what it can't read |
-//! | [`reader`] | batches in order, up to the durable end |
-//! | [`record`] | records and their checksums |
-//! | [`recovery`] | opening: what is there and where it ends |
-//! | [`repair`] | a damaged log rewritten without the damage |
-//! | [`scan`] | a segment's records: torn tail or damage |
-//! | [`segment`] | segment headers, history |
-//! | [`shared_end`] | what writer and reader share: durable end, trimming |
+//! | [`next_segment`] | prepares the next segment in the background |
+//! | [`numbers`] | little-endian numbers in files |
+//! | [`position`] | numbers of batches, commits and segments; positions |
+//! | [`reader`] | reads batches in order, up to the durable end |
+//! | [`record`] | format and checksums of records |
+//! | [`recovery`] | opening: what is there, and where it ends |
+//! | [`repair`] | rewrites a damaged log without the damage |
+//! | [`salvage`] | reads around what the disk can't read |
+//! | [`scan`] | scans a segment's records: torn tail or damage |
+//! | [`segment`] | format of segment headers; history |
+//! | [`shared_end`] | the durable end that writer and reader share; trimming |
 //! | [`storage`] | the disk behind a trait |
-//! | [`survey`] | a log looked at, nothing changed |
-//! | [`writer`] | commits, seals, rolls; without threads |
+//! | [`survey`] | inspects a log without changing it |
+//! | [`writer`] | commits, seals and rolls, without threads |
 
 mod appender;
 mod backlog;
 mod checkpoint;
+mod damage;
+mod error;
 mod lock;
 mod log;
 mod manifest;
-mod prepare;
-mod read_only;
+mod next_segment;
+mod numbers;
+mod position;
 mod reader;
 mod record;
 mod recovery;
 pub mod repair;
+mod salvage;
 mod scan;
 mod segment;
 mod shared_end;
@@ -93,168 +105,11 @@ pub(crate) mod tests;
 
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
+pub use damage::{Damage, DamageKind};
+pub use error::SpoolError;
 pub use lock::SpoolLock;
 pub use log::{Log, LogMetrics, LogOptions};
 pub use manifest::Manifest;
+pub use position::{CommitNo, Position, SegmentId, Seq};
 pub use reader::{ReadError, StoredBatch};
-pub use segment::{History, Incarnation};
-
-use std::{fmt, io, path::Path, path::PathBuf};
-
-use thiserror::Error;
-
-/// The number of a batch in its log: 0, 1, 2 …
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seq(pub u64);
-
-/// The number of a commit in its log; 0 stands before the first one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CommitNo(pub u64);
-
-/// The number of a segment in its log, from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentId(pub u64);
-
-impl fmt::Display for Seq {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Display for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A place between two batches: everything before it is in Kafka.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// The next batch.
-    pub seq: Seq,
-    /// How many events the log's batches before `seq` hold, over the log's whole life.
-    pub events: u64,
-}
-
-/// Bytes of the spool that should be there and are not, or are wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment with the wrong bytes, or the missing one. 0 when they are in another file, which `what` names.
-    pub segment: SegmentId,
-    /// Byte range in the segment's file; `None` when it is the whole file.
-    pub bytes: Option<(u64, u64)>,
-    /// The first batch that can't be read.
-    pub from: Seq,
-    /// The first readable batch after it, when known.
-    pub to: Option<Seq>,
-    /// What was found.
-    pub what: &'static str,
-}
-
-impl Damage {
-    /// What was found where the disk refuses to read.
-    const REFUSED: &str = "can't be read: Input/output error (os error 5)";
-    const HEADER: &str = "a segment header is unreadable";
-    const HEADER_COPIED: &str = "a segment header is damaged and its copy is used";
-    const NO_POSITION: &str = "the checkpoint is unreadable: the position is unknown";
-    const POSITION_COPIED: &str = "a copy of the checkpoint's position is damaged and the other one is used";
-    const POSITION_OLDER: &str = "the checkpoint's newest position is damaged and the one before it is used: with \
-        at-least-once delivery what was delivered in between comes again, with exactly-once delivery Kafka's own position \
-        prevents that";
-    const MANIFEST_COPIED: &str = "the manifest is damaged and its copy is used";
-    const TAIL: &str = "the checkpoint lies beyond the log's end: the tail is lost";
-    const TAIL_DELIVERED: &str =
-        "the log ends before the checkpoint, as page-cache durability allows: what is gone was delivered";
-
-    /// Damage of another file than a segment, which costs no batch.
-    fn beside_the_segments(what: &'static str, position: Position) -> Damage {
-        Damage {
-            segment: SegmentId(0),
-            bytes: None,
-            from: position.seq,
-            to: Some(position.seq),
-            what,
-        }
-    }
-
-    /// Whether no batch is lost by it, and no lane is held up.
-    pub fn is_harmless(&self) -> bool {
-        self.to.is_some_and(|to| to <= self.from)
-    }
-
-    /// Whether the checkpoint tells no position, so that only Kafka knows how far delivery has come.
-    pub fn is_of_position(&self) -> bool {
-        self.what == Damage::NO_POSITION
-    }
-
-    /// Whether all that was acknowledged is there in spite of it.
-    pub fn costs_nothing(&self) -> bool {
-        self.is_harmless() || self.is_of_position()
-    }
-
-    /// Names nothing as damaged that lies before `position`: it is delivered, whatever became of its bytes.
-    fn behind(mut self, position: Seq) -> Damage {
-        self.from = self.from.max(position);
-        self.to = self.to.map(|to| to.max(self.from));
-        self
-    }
-
-    /// Whether the disk refuses to read the bytes: a copy of the disk may hold more.
-    pub fn is_refused(&self) -> bool {
-        self.what == Damage::REFUSED
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        if self.segment != SegmentId(0) {
-            write!(f, " in segment {}", self.segment)?;
-        }
-        if let Some((from, to)) = self.bytes {
-            write!(f, ", bytes {from} to {to}")?;
-        }
-        if self.costs_nothing() {
-            return f.write_str("; no batch is lost by that");
-        }
-        write!(f, ", batches from {}", self.from)?;
-        self.to.map_or(Ok(()), |to| write!(f, " to before {to}"))
-    }
-}
-
-/// The spool can't go on. The process should end with 74, or with 69 when another one holds the lock.
-#[derive(Debug, Error)]
-pub enum SpoolError {
-    /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// The directory's manifest or format can't be used.
-    #[error("{} can't be used as a spool: {what}", path.display())]
-    Unusable { path: PathBuf, what: String },
-    /// Another process has the spool open.
-    #[error(
-        "{} is locked: another cmc-bridge has this spool open. Stop it first, or give each its own spool.dir",
-        path.display()
-    )]
-    Locked { path: PathBuf },
-}
-
-impl SpoolError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
-        move |source| SpoolError::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
-    }
-
-    /// Whether the disk has no room: it may have again later.
-    pub fn is_no_space(&self) -> bool {
-        matches!(self, SpoolError::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
-}
+pub use segment::{Durability, History, Incarnation, SegmentHeader};

@@ -1,8 +1,8 @@
-//! The four streams, each a pipe of its own from spool to topic.
+//! The four streams. Each has its own spool log, lane and topic.
 
 use std::fmt;
 
-/// One pipe: own spool log, own lane, own topic, own byte budget.
+/// A kind of event, with its own log, lane, topic and byte budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
     /// What became of each mail that was sent.
@@ -11,7 +11,7 @@ pub enum Stream {
     Bounces,
     /// Mails that the sender's service refused to send (Pro plan).
     Blocks,
-    /// What was authenticated and could not be understood.
+    /// Authenticated webhooks, or parts of them, that could not be understood.
     DeadLetters,
 }
 
@@ -27,7 +27,7 @@ impl Stream {
     /// The streams that a webhook can name in `event_type`.
     pub const EVENTS: [Stream; 3] = [Stream::Deliveries, Stream::Bounces, Stream::Blocks];
 
-    /// The name used in configuration, metrics, directories and Kafka ids.
+    /// The name in configuration, metrics, directories and Kafka ids.
     pub fn name(self) -> &'static str {
         match self {
             Stream::Deliveries => "deliveries",
@@ -42,12 +42,12 @@ impl Stream {
         Stream::EVENTS.into_iter().find(|s| s.name() == event_type)
     }
 
-    /// A dense index, for arrays with one place for each stream.
+    /// A dense index, for arrays with one entry per stream.
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// The values of the metric label `status` on this stream; the last one stands for every value not listed.
+    /// The values of the metric label `status` on this stream; the last one is for every value not listed.
     ///
     /// Deliveries: the sender's documented statuses. Bounces: its documented codes (1 unknown host … 99 others).
     /// Blocks have no documented status, dead letters have none.
@@ -82,12 +82,12 @@ impl Tally {
         self.0[index] += 1;
     }
 
-    /// The counts, in the order of [`Stream::statuses`]; places beyond the stream's list are zero.
+    /// The counts, in the order of [`Stream::statuses`]; entries beyond the stream's list are zero.
     pub fn counts(&self) -> &[u32] {
         &self.0
     }
 
-    /// Counts what another tally counted.
+    /// Adds another tally's counts.
     pub fn add(&mut self, other: &Tally) {
         for (sum, n) in self.0.iter_mut().zip(other.0) {
             *sum += n;

@@ -20,11 +20,12 @@ use self::directory::Directory;
 use super::config_args::ConfigArgs;
 use crate::{
     cli::exit::Exit,
-    config::{Auth, Config, CredentialKind, Delivery, Durability, Loaded, Origin, pem_faults, shown_path},
+    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, pem_faults, shown_path},
     human,
     ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
+    spool::Durability,
     stream::Stream,
 };
 

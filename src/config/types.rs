@@ -8,7 +8,7 @@ use super::{
     credentials::{Auth, CredentialFile},
     files::shown_path,
 };
-use crate::stream::Stream;
+use crate::{spool::Durability, stream::Stream};
 
 /// All settings.
 #[derive(Clone, Debug)]
@@ -107,15 +107,6 @@ pub struct SpoolConfig {
     pub segment_bytes: u64,
     /// `spool.durability`
     pub durability: Durability,
-}
-
-/// What must have happened to a batch before its webhook is answered 200.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// `fsync`: it is on the device (`fdatasync` returned).
-    Fsync,
-    /// `page-cache`: the kernel has it; it survives the process, not the machine.
-    PageCache,
 }
 
 /// The Kafka side.

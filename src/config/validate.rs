@@ -6,11 +6,11 @@ use super::{
     auth, parse, properties,
     raw::Raw,
     types::{
-        Admin, Config, Delivery, Durability, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig,
-        StreamConfig, TlsConfig,
+        Admin, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig, StreamConfig,
+        TlsConfig,
     },
 };
-use crate::{batch, human, stream::Stream};
+use crate::{batch, human, spool::Durability, stream::Stream};
 
 const MIB: u64 = 1 << 20;
 

@@ -47,7 +47,7 @@ use crate::{
 
 /// What goes wrong. Each waits for the first call that it can happen to, and happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum BrokerFault {
     /// No connection, for this reason.
     Connect(BlockReason),
     /// The coordinator gives no position.
@@ -84,14 +84,14 @@ pub struct Crashed;
 
 /// A record as a topic holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct StoredRecord {
     pub key: Option<Vec<u8>>,
     pub headers: Vec<(String, Vec<u8>)>,
     pub value: Vec<u8>,
-    state: State,
+    state: TransactionState,
 }
 
-impl Record {
+impl StoredRecord {
     /// The number that `max.message.bytes` limits.
     fn size(&self) -> usize {
         let headers = self
@@ -109,7 +109,7 @@ impl Record {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum TransactionState {
     Open(u64),
     Committed,
     Aborted,
@@ -132,7 +132,7 @@ pub struct Topic {
     pub forbidden: bool,
     /// The clocks of bridge and broker differ: timestamps are refused.
     pub clock_differs: bool,
-    partitions: BTreeMap<usize, Vec<Record>>,
+    partitions: BTreeMap<usize, Vec<StoredRecord>>,
 }
 
 impl Topic {
@@ -146,7 +146,7 @@ impl Topic {
         }
     }
 
-    fn refusal(&self, record: &Record) -> Option<Refusal> {
+    fn refusal(&self, record: &StoredRecord) -> Option<Refusal> {
         let rules = TopicRules {
             max_bytes: self.limit,
             compacted: self.compacted,
@@ -185,7 +185,7 @@ pub struct Inner {
     pub topics: BTreeMap<String, Topic>,
     groups: BTreeMap<Uuid, Group>,
     /// Faults to come.
-    pub faults: VecDeque<Fault>,
+    pub faults: VecDeque<BrokerFault>,
     pub crash: Option<Crash>,
     /// There are no transactions: a delivered record is there.
     pub plain: bool,
@@ -250,12 +250,12 @@ impl Cluster {
     }
 
     /// Puts a fault in line.
-    pub fn fault(&self, fault: Fault) {
+    pub fn fault(&self, fault: BrokerFault) {
         self.lock().faults.push_back(fault);
     }
 
     /// What a read_committed consumer sees: nothing behind the first open transaction.
-    pub fn read(&self, topic: &str) -> Vec<Record> {
+    pub fn read(&self, topic: &str) -> Vec<StoredRecord> {
         let mut seen = Vec::new();
         self.follow(topic, &mut BTreeMap::new(), |_, record| seen.push(record.clone()));
         seen
@@ -263,7 +263,7 @@ impl Cluster {
 
     /// The values that it sees, as text.
     pub fn values(&self, topic: &str) -> Vec<String> {
-        let text = |r: Record| String::from_utf8(r.value).unwrap();
+        let text = |r: StoredRecord| String::from_utf8(r.value).unwrap();
         self.read(topic).into_iter().map(text).collect()
     }
 
@@ -319,7 +319,7 @@ impl Cluster {
         for id in ids {
             let late = inner.groups.get_mut(&id).and_then(|group| group.under_way.take());
             if let Some(committed) = late {
-                inner.end(id, State::Committed);
+                inner.end(id, TransactionState::Committed);
                 inner.groups.entry(id).or_default().committed = Some(committed);
             }
         }
@@ -337,7 +337,7 @@ impl Cluster {
         &self,
         topic: &str,
         from: &mut BTreeMap<usize, usize>,
-        mut seen: impl FnMut(usize, &Record),
+        mut seen: impl FnMut(usize, &StoredRecord),
     ) {
         let inner = self.lock();
         for (partition, records) in inner
@@ -350,9 +350,9 @@ impl Cluster {
             let place = from.entry(*partition).or_default();
             for record in records.iter().skip(*place) {
                 match record.state {
-                    State::Open(_) => break,
-                    State::Committed => seen(*partition, record),
-                    State::Aborted => {}
+                    TransactionState::Open(_) => break,
+                    TransactionState::Committed => seen(*partition, record),
+                    TransactionState::Aborted => {}
                 }
                 *place += 1;
             }
@@ -378,12 +378,12 @@ impl Inner {
     }
 
     /// The next fault, when it is one of these.
-    fn take(&mut self, of: impl Fn(Fault) -> bool) -> Option<Fault> {
+    fn take(&mut self, of: impl Fn(BrokerFault) -> bool) -> Option<BrokerFault> {
         let next = *self.faults.front()?;
         of(next).then(|| self.faults.pop_front()).flatten()
     }
 
-    fn end(&mut self, group: Uuid, state: State) -> usize {
+    fn end(&mut self, group: Uuid, state: TransactionState) -> usize {
         let group = self.groups.entry(group).or_default();
         group.under_way = None;
         let Some(open) = group.open.take() else {
@@ -395,7 +395,7 @@ impl Inner {
             .values_mut()
             .flat_map(|topic| topic.partitions.values_mut());
         for record in partitions.flatten() {
-            if record.state == State::Open(open.number) {
+            if record.state == TransactionState::Open(open.number) {
                 record.state = state;
                 ended += 1;
             }
@@ -407,7 +407,7 @@ impl Inner {
     fn fence(&mut self, group: Uuid) -> u64 {
         let was_open = self.groups.get(&group).is_some_and(|group| group.open.is_some());
         let unstable = was_open && self.unstable_positions && self.choose(2) == 0;
-        self.end(group, State::Aborted);
+        self.end(group, TransactionState::Aborted);
         let group = self.groups.entry(group).or_default();
         group.unstable |= unstable;
         group.epoch += 1;
@@ -443,7 +443,7 @@ impl Connect for Cluster {
         let mut inner = self.lock();
         inner.call();
         inner.connects.push(mode);
-        if let Some(Fault::Connect(reason)) = inner.take(|f| matches!(f, Fault::Connect(_))) {
+        if let Some(BrokerFault::Connect(reason)) = inner.take(|f| matches!(f, BrokerFault::Connect(_))) {
             return Err(error(reason, "no connection"));
         }
         match inner.topics.get(&self.topic) {
@@ -521,7 +521,7 @@ pub struct Producer {
 struct Queued {
     topic: String,
     partition: usize,
-    record: Record,
+    record: StoredRecord,
     delivered: bool,
 }
 
@@ -663,14 +663,14 @@ impl Producer {
 
     fn append(&mut self, inner: &mut Inner, request: &[usize]) {
         let state = match inner.plain {
-            true => State::Committed,
-            false => State::Open(inner.groups[&self.group].open.as_ref().unwrap().number),
+            true => TransactionState::Committed,
+            false => TransactionState::Open(inner.groups[&self.group].open.as_ref().unwrap().number),
         };
         for number in request {
             let queued = &mut self.queued[*number];
             queued.delivered = true;
             self.waiting -= 1;
-            let record = Record {
+            let record = StoredRecord {
                 state,
                 ..queued.record.clone()
             };
@@ -687,7 +687,7 @@ impl Broker for Producer {
             if std::mem::take(&mut group.unstable) {
                 return Err(error(BlockReason::Transaction, "the position is not stable"));
             }
-            if inner.take(|f| f == Fault::NoCoordinator).is_some() {
+            if inner.take(|f| f == BrokerFault::NoCoordinator).is_some() {
                 return Err(error(BlockReason::Connect, "the coordinator is not available"));
             }
             Ok(inner.groups[&producer.group].committed.clone())
@@ -708,7 +708,7 @@ impl Broker for Producer {
 
     fn begin(&mut self) -> Result<(), BrokerError> {
         self.with(|producer, inner| {
-            if inner.take(|f| f == Fault::Begin).is_some() {
+            if inner.take(|f| f == BrokerFault::Begin).is_some() {
                 return Err(error(BlockReason::Transaction, "cannot begin"));
             }
             producer.queued.clear();
@@ -728,18 +728,18 @@ impl Broker for Producer {
 
     fn send(&mut self, record: Outgoing<'_>, _: Instant) -> Result<(), DeliveryError> {
         let own = |(name, value): &(&str, &[u8])| ((*name).to_owned(), value.to_vec());
-        let copy = Record {
+        let copy = StoredRecord {
             key: record.key.map(<[u8]>::to_vec),
             headers: record.headers.iter().map(own).collect(),
             value: record.value.to_vec(),
-            state: State::Aborted,
+            state: TransactionState::Aborted,
         };
         let limit = self.cluster.lock().client_limit;
         if limit.is_some_and(|limit| record.value.len() > limit) {
             return Err(DeliveryError::TooLarge);
         }
         self.with(|producer, inner| {
-            if inner.take(|f| f == Fault::Send).is_some() {
+            if inner.take(|f| f == BrokerFault::Send).is_some() {
                 return Err(error(BlockReason::Connect, "cannot send").into());
             }
             let full = inner.queue.is_some_and(|queue| producer.waiting >= queue);
@@ -772,8 +772,8 @@ impl Broker for Producer {
 
     fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError> {
         let result = self.with(|producer, inner| {
-            match inner.take(|f| matches!(f, Fault::Delivery | Fault::Slow)) {
-                Some(Fault::Slow) => {
+            match inner.take(|f| matches!(f, BrokerFault::Delivery | BrokerFault::Slow)) {
+                Some(BrokerFault::Slow) => {
                     clock::simulate_wait(deadline);
                     return Err(DeliveryError::Late(error(BlockReason::Connect, "too slow")));
                 }
@@ -811,22 +811,25 @@ impl Broker for Producer {
             let fault = inner.take(|f| {
                 matches!(
                     f,
-                    Fault::ReplyLost | Fault::CommitFails | Fault::CommitLate | Fault::Fence
+                    BrokerFault::ReplyLost
+                        | BrokerFault::CommitFails
+                        | BrokerFault::CommitLate
+                        | BrokerFault::Fence
                 )
             });
             match fault {
-                Some(Fault::CommitLate) => return Err(error(BlockReason::Transaction, "no answer")),
-                Some(Fault::CommitFails) => {
+                Some(BrokerFault::CommitLate) => return Err(error(BlockReason::Transaction, "no answer")),
+                Some(BrokerFault::CommitFails) => {
                     inner.groups.entry(producer.group).or_default().under_way = None;
                     return Err(error(BlockReason::Transaction, "commit failed"));
                 }
-                Some(Fault::Fence) => {
+                Some(BrokerFault::Fence) => {
                     inner.fence(producer.group);
                     return Err(error(BlockReason::Fenced, "fenced"));
                 }
                 _ => {}
             }
-            let records = inner.end(producer.group, State::Committed);
+            let records = inner.end(producer.group, TransactionState::Committed);
             assert_eq!(
                 records,
                 producer.queued.len(),

@@ -1,11 +1,13 @@
 //! A simulated disk, deterministic by seed.
 //!
 //! What a program sees is the *live* state, like the page cache; what a power loss leaves is the *durable* one. Between
-//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash
-//! keeps any of them. [`SimDisk::kill`] ends a process and leaves the page cache alone.
+//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash keeps
+//! any of them, and some of the sectors it finds half-written: of the bytes that were to change, some are old, some are new
+//! and some are neither. Bytes that a write leaves as they were stay as they were, as on a disk with *powersafe overwrite*:
+//! logs that append within a sector depend on that. [`SimDisk::kill`] ends a process and leaves the page cache alone.
 //!
-//! A process may be given a [`Pause`], which is called before every system call and in the middle of some writes: there
-//! the simulation lets other threads run, or the process die.
+//! A process may have a [`Pause`], which is called before every system call and in the middle of some writes. There the
+//! simulation runs other parts or lets the process die.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,14 +21,14 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use super::random::Random;
-use crate::spool::storage::{Access, Storage, StorageFile};
+use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
 
 const SECTOR: usize = 512;
 
-/// Called before each system call of one process. It may unwind: the call then never happened.
+/// Called before each system call of a process. If it unwinds, the call never happens.
 pub type Pause = Arc<dyn Fn() + Send + Sync>;
 
-/// What a program asks of the disk.
+/// A kind of system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
     Create,
@@ -37,16 +39,16 @@ pub enum Op {
     Remove,
     SyncDir,
     Uncache,
-    /// Changes nothing: it is not counted, only failed.
+    /// It changes nothing, so it is not counted and can only fail.
     Read,
 }
 
-/// The disk itself: it outlives the processes that use it.
-pub struct SimDisk(Arc<Mutex<Disk>>);
+/// The disk. It outlives the processes that use it.
+pub struct SimDisk(Arc<Mutex<DiskState>>);
 
-/// What one process has of the disk; after a crash or kill every call fails.
+/// The disk as one process sees it; after a crash or kill every call fails.
 struct Mount {
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Mutex<DiskState>>,
     life: u64,
     pause: Option<Pause>,
 }
@@ -57,7 +59,7 @@ struct OpenFile {
 }
 
 #[derive(Clone, Default)]
-struct Disk {
+struct DiskState {
     files: BTreeMap<usize, SimFile>,
     live: BTreeMap<PathBuf, usize>,
     durable: BTreeMap<PathBuf, usize>,
@@ -66,7 +68,7 @@ struct Disk {
     dirs: BTreeSet<PathBuf>,
     durable_dirs: BTreeSet<PathBuf>,
     capacity: Option<usize>,
-    fault: Option<Fault>,
+    fault: Option<DiskFault>,
     /// How many calls have failed by a fault.
     failed: u64,
     halt_in: Option<u64>,
@@ -97,26 +99,26 @@ enum Entry {
 }
 
 #[derive(Clone)]
-struct Fault {
+struct DiskFault {
     op: Op,
     name: &'static str,
     skip: u64,
-    /// It fails for want of room, again and again; else once, with EIO.
+    /// Whether calls fail for want of room, again and again; otherwise one call fails with EIO.
     no_room: bool,
 }
 
 impl SimDisk {
     /// An empty disk with a directory `/spool`.
     pub fn new(seed: u64) -> SimDisk {
-        SimDisk(Arc::new(Mutex::new(Disk {
-            random: Random(seed),
+        SimDisk(Arc::new(Mutex::new(DiskState {
+            random: Random::new(seed),
             dirs: ["/".into(), "/spool".into()].into(),
             durable_dirs: ["/".into(), "/spool".into()].into(),
-            ..Disk::default()
+            ..DiskState::default()
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
         self.0.lock()
     }
 
@@ -148,21 +150,32 @@ impl SimDisk {
         disk.halt_in = None;
     }
 
-    /// The power fails: of everything not synced any part is kept.
+    /// The power fails: of everything not synced any part is kept, and sectors that were being written may be torn.
     pub fn crash(&self, seed: u64) {
+        self.power_cut(seed, true);
+    }
+
+    /// [`SimDisk::crash`] between two writes: no sector is torn.
+    pub fn crash_between_writes(&self, seed: u64) {
+        self.power_cut(seed, false);
+    }
+
+    fn power_cut(&self, seed: u64, tears: bool) {
         self.kill();
         let mut disk = self.lock();
-        disk.random.0 ^= seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
-        // All, nothing, or each change by chance: the extremes are the likeliest ones in life.
-        let keep = [0, 4, 2, 1, 3][disk.random.below(5) as usize];
+        let own = disk.random.next();
+        disk.random = Random::new(own ^ seed);
+        // All, nothing, or each change by chance: in reality the extremes are the most likely.
+        let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
+        let tears = tears && disk.random(2) == 0;
         for entry in std::mem::take(&mut disk.entries) {
-            if disk.random.below(4) < keep {
+            if disk.random(4) < keep {
                 entry.apply(&mut disk.durable);
             }
         }
         let parents: Vec<PathBuf> = disk.dirs.difference(&disk.durable_dirs).cloned().collect();
         for dir in parents {
-            if disk.random.below(4) >= keep {
+            if disk.random(4) >= keep {
                 disk.dirs.remove(&dir);
                 disk.durable.retain(|path, _| !path.starts_with(&dir));
             }
@@ -173,7 +186,9 @@ impl SimDisk {
         let mut files = std::mem::take(&mut disk.files);
         for file in files.values_mut() {
             for change in std::mem::take(&mut file.pending) {
-                if disk.random.below(4) < keep {
+                if tears && disk.random(3) == 0 {
+                    change.tear(&mut file.durable, disk.random(u64::MAX));
+                } else if disk.random(4) < keep {
                     change.apply(&mut file.durable);
                 }
             }
@@ -182,7 +197,7 @@ impl SimDisk {
         disk.files = files;
     }
 
-    /// All that was written reaches the disk.
+    /// Makes everything durable.
     pub fn settle(&self) {
         let mut disk = self.lock();
         disk.entries.clear();
@@ -194,7 +209,7 @@ impl SimDisk {
         }
     }
 
-    /// After this many more changing calls every call fails, as if the process had died there.
+    /// After this many more changing calls, every call fails, as if the process had died there.
     pub fn halt_in(&self, calls: u64) {
         self.lock().halt_in = Some(calls);
     }
@@ -207,7 +222,7 @@ impl SimDisk {
     /// One call of this kind fails with EIO: on a file whose name contains `name`, after `skip` that succeed. A failed
     /// sync leaves pages that look clean and have, in part, never reached the disk.
     pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
-        self.lock().fault = Some(Fault {
+        self.lock().fault = Some(DiskFault {
             op,
             name,
             skip,
@@ -218,7 +233,7 @@ impl SimDisk {
     /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as when a copy-on-write file system is
     /// full, where overwriting takes room too.
     pub fn fail_for_want_of_room(&self, op: Op, name: &'static str) {
-        self.lock().fault = Some(Fault {
+        self.lock().fault = Some(DiskFault {
             op,
             name,
             skip: 0,
@@ -292,7 +307,7 @@ impl SimDisk {
     /// A directory takes another one's place, durably.
     pub fn put_in_place(&self, new: &Path, old: &Path) {
         let mut disk = self.lock();
-        let Disk { live, durable, .. } = &mut *disk;
+        let DiskState { live, durable, .. } = &mut *disk;
         for names in [live, durable] {
             names.retain(|path, _| path.parent() != Some(old));
             let of_new: Vec<_> = names
@@ -320,7 +335,11 @@ impl SimDisk {
     }
 }
 
-impl Disk {
+impl DiskState {
+    fn random(&mut self, n: u64) -> u64 {
+        self.random.below(n)
+    }
+
     fn new_id(&mut self) -> usize {
         self.files.last_key_value().map_or(0, |(id, _)| id + 1)
     }
@@ -424,6 +443,31 @@ impl Change {
     }
 }
 
+impl Change {
+    /// Applies part of the change, as when the power fails while the disk writes it.
+    fn tear(self, bytes: &mut [u8], seed: u64) {
+        let Change::Sector(sector, content) = self else {
+            return;
+        };
+        let mut random = Random::new(seed);
+        let cut = random.below(SECTOR as u64) as usize;
+        let how = random.below(3);
+        let old = bytes.iter_mut().skip(sector * SECTOR);
+        for (at, (old, new)) in old
+            .zip(content)
+            .enumerate()
+            .filter(|(_, (old, new))| **old != *new)
+        {
+            match how {
+                0 if at < cut => *old = new,
+                1 if at >= cut => *old = new,
+                2 => *old = random.next() as u8,
+                _ => {}
+            }
+        }
+    }
+}
+
 impl Entry {
     fn apply(self, names: &mut BTreeMap<PathBuf, usize>) {
         match self {
@@ -449,19 +493,47 @@ impl Entry {
 
 impl Mount {
     /// Before a call: others may run, or the process may die.
-    fn lock(&self) -> io::Result<MutexGuard<'_, Disk>> {
+    fn lock(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         if let Some(pause) = &self.pause {
             pause();
         }
         self.lock_now()
     }
 
-    fn lock_now(&self) -> io::Result<MutexGuard<'_, Disk>> {
+    fn lock_now(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let disk = self.disk.lock();
         if disk.life != self.life || disk.halt_in == Some(0) {
             return Err(eio());
         }
         Ok(disk)
+    }
+}
+
+impl ReadStorage for Mount {
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let disk = self.lock()?;
+        let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.map(|path| file_name(path)).collect())
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(self.existing(path)?))
+    }
+}
+
+impl Mount {
+    fn file(&self, id: usize) -> OpenFile {
+        let mount = Mount {
+            disk: Arc::clone(&self.disk),
+            life: self.life,
+            pause: self.pause.clone(),
+        };
+        OpenFile { mount, id }
+    }
+
+    fn existing(&self, path: &Path) -> io::Result<OpenFile> {
+        let id = self.lock()?.live.get(path).copied();
+        Ok(self.file(id.ok_or(io::ErrorKind::NotFound)?))
     }
 }
 
@@ -473,27 +545,18 @@ impl Storage for Mount {
         Ok(())
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let disk = self.lock()?;
-        let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.map(|path| file_name(path)).collect())
-    }
-
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let mut disk = self.lock()?;
-        let id = match (disk.live.get(path).copied(), access) {
-            (Some(id), Access::Read | Access::Write) => id,
-            (None, Access::Read | Access::Write) => return Err(io::ErrorKind::NotFound.into()),
-            (Some(id), Access::Create) => {
-                disk.change(Op::Create, &file_name(path))?;
+        if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        disk.change(Op::Create, &file_name(path))?;
+        let id = match disk.live.get(path).copied() {
+            Some(id) => {
                 disk.file(id).set_len(0);
                 id
             }
-            (None, Access::Create) => {
-                if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                disk.change(Op::Create, &file_name(path))?;
+            None => {
                 let id = disk.new_id();
                 disk.file(id);
                 disk.live.insert(path.to_path_buf(), id);
@@ -501,12 +564,11 @@ impl Storage for Mount {
                 id
             }
         };
-        let mount = Mount {
-            disk: Arc::clone(&self.disk),
-            life: self.life,
-            pause: self.pause.clone(),
-        };
-        Ok(Box::new(OpenFile { mount, id }))
+        Ok(Box::new(self.file(id)))
+    }
+
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        Ok(Box::new(self.existing(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -566,7 +628,7 @@ impl OpenFile {
     }
 }
 
-impl StorageFile for OpenFile {
+impl ReadFile for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.mount.lock()?;
         if disk.fault.as_ref().is_some_and(|fault| fault.op == Op::Read) {
@@ -580,11 +642,17 @@ impl StorageFile for OpenFile {
         Ok(n)
     }
 
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
+    }
+}
+
+impl StorageFile for OpenFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut disk = self.mount.lock()?;
-        // A write is not atomic: whoever comes in between, or dies in it, leaves a part.
-        if self.mount.pause.is_some() && buf.len() > 1 && disk.random.below(4) == 0 {
-            let part = 1 + disk.random.below(buf.len() as u64 - 1) as usize;
+        // A write is not atomic: other parts may run in between, and a death leaves part of it.
+        if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
+            let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
             drop(disk);
             self.write_part(&buf[..part], offset)?;
             self.mount.lock().map(drop)?;
@@ -608,17 +676,13 @@ impl StorageFile for OpenFile {
         }
         let mut kept = std::mem::take(&mut disk.file(self.id).pending);
         if result.is_err() {
-            kept.retain(|_| disk.random.below(2) == 0);
+            kept.retain(|_| disk.random(2) == 0);
         }
         let file = disk.file(self.id);
         for change in kept {
             change.apply(&mut file.durable);
         }
         result
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

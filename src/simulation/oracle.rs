@@ -1,18 +1,23 @@
-//! What must be true, whatever happened: what the readers see against what was posted and acknowledged.
+//! Compares what readers see with what was posted and acknowledged.
 //!
-//! A *batch* is what one webhook puts into one log, an *event* one of its records. At any point: an event is there once,
-//! in its topic, as it was sent; of two batches of a log the one acknowledged before the other was posted comes first; while no
-//! transaction is open, a batch is there whole or not at all. When all has come to rest: what was acknowledged is there.
-//! At-least-once delivery may double, and shows parts; first copies of events with a key are in order all the same. The stated limits (README, "What is guaranteed") are the only
-//! exceptions, and each is made here by a function of its own: [`Oracle::restored`], [`Oracle::copied`],
-//! [`Oracle::topic_deleted`], [`Oracle::damaged`].
+//! A *batch* is what one webhook puts into one log, an *event* is one of its records. These hold at any time:
+//!
+//! - An event is in its topic once, as it was sent.
+//! - If one batch of a log was acknowledged before another one was posted, it comes first.
+//! - While no transaction is open, a batch is there as a whole or not at all.
+//!
+//! When everything has come to rest, what was acknowledged is there.
+//!
+//! At-least-once delivery may duplicate events and shows parts of batches; the first copies of events with a key are in order
+//! all the same. The limits in the README's "What is guaranteed" are the only exceptions, each a function of its own:
+//! [`Oracle::restored`], [`Oracle::copied`], [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
 };
 
-use super::{plan::LETTERS, webhook::Expected};
+use super::{plan::LETTERS, webhook::ExpectedRecord};
 use crate::{config::Delivery, simulation::broker::Cluster, stream::Stream};
 
 /// Ends the run: a guarantee is broken.
@@ -23,7 +28,7 @@ macro_rules! violated {
 }
 pub(super) use violated;
 
-struct Event {
+struct PostedEvent {
     batch: usize,
     index: usize,
     topic: &'static str,
@@ -33,7 +38,7 @@ struct Event {
     seen_at: u64,
 }
 
-struct Batch {
+struct PostedBatch {
     webhook: usize,
     stream: Stream,
     /// The directories that hold it, if it is durable.
@@ -42,9 +47,9 @@ struct Batch {
     acknowledged: Option<u64>,
     /// It need not be there.
     optional: bool,
-    /// It need not be whole: a part of it is gone with its topic, or there are no transactions.
+    /// It need not be complete: part of it is gone with its topic, or there are no transactions.
     torn: bool,
-    /// It need not be in order: a part of it is gone with its topic, and is sent again when it is sent.
+    /// It need not be in order: part of it is gone with its topic and may be sent again at any time.
     unordered: bool,
     events: std::ops::Range<usize>,
     seen: usize,
@@ -52,25 +57,25 @@ struct Batch {
     next: BTreeMap<Partition, usize>,
 }
 
-/// An event that has one has a key.
+/// Events with this member have a key.
 const KEY: &[u8] = b"\"messageId\"";
 
-/// Order is kept within one.
+/// Order is guaranteed within one.
 type Partition = (&'static str, usize);
 
 pub struct Oracle {
     delivery: Delivery,
     tick: u64,
-    events: Vec<Event>,
-    batches: Vec<Batch>,
+    events: Vec<PostedEvent>,
+    batches: Vec<PostedBatch>,
     /// The batches of each webhook, dead letters first.
     webhooks: Vec<std::ops::Range<usize>>,
     by_value: HashMap<Vec<u8>, usize>,
-    /// How far each topic was read, by partition.
+    /// How far each partition of each topic was read.
     read: BTreeMap<&'static str, BTreeMap<usize, usize>>,
-    /// When the newest batch that is there was posted, by directory, stream and partition.
+    /// The time at which the newest visible batch was posted, by directory, stream and partition.
     newest: BTreeMap<(usize, Stream, Partition), u64>,
-    /// Batches of which some events are there.
+    /// Batches that are visible in part.
     partial: BTreeSet<usize>,
 }
 
@@ -96,7 +101,7 @@ impl Oracle {
     }
 
     /// A webhook is posted to the bridge of this directory.
-    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<Expected>)>) -> usize {
+    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<ExpectedRecord>)>) -> usize {
         let posted = self.now();
         let first = self.batches.len();
         let webhook = self.webhooks.len();
@@ -106,7 +111,7 @@ impl Oracle {
             for (index, record) in records.into_iter().enumerate() {
                 let former = self.by_value.insert(record.value, self.events.len());
                 assert!(former.is_none(), "two events are alike");
-                self.events.push(Event {
+                self.events.push(PostedEvent {
                     batch,
                     index,
                     topic: record.topic,
@@ -118,7 +123,7 @@ impl Oracle {
                     seen_at: 0,
                 });
             }
-            self.batches.push(Batch {
+            self.batches.push(PostedBatch {
                 webhook,
                 stream,
                 holders: vec![holder],
@@ -156,7 +161,7 @@ impl Oracle {
         self.read = read;
         if !self.partial.is_empty() && !cluster.is_open() {
             let batch = *self.partial.iter().next().unwrap_or(&0);
-            let Batch { webhook, stream, .. } = self.batches[batch];
+            let PostedBatch { webhook, stream, .. } = self.batches[batch];
             violated!("whole", "a part of webhook {webhook} in {stream} is there");
         }
     }
@@ -190,8 +195,8 @@ impl Oracle {
             true => self.partial.remove(&event.batch),
             false => self.partial.insert(event.batch),
         };
-        // Without transactions a record without a key may change its partition when it is sent again, and the letters of a
-        // refused request come when it is known what was refused.
+        // Without transactions, a record without a key may change its partition when it is sent again, and dead letters for a
+        // refused request come only when it is known what was refused.
         let keyless = !value.windows(KEY.len()).any(|at| at == KEY);
         let free = self.delivery == Delivery::AtLeastOnce && (keyless || topic == LETTERS);
         if batch.unordered || free {
@@ -221,7 +226,7 @@ impl Oracle {
     pub fn quiet(&mut self, cluster: &Cluster) {
         self.look(cluster);
         for batch in &self.batches {
-            let Batch { webhook, stream, .. } = batch;
+            let PostedBatch { webhook, stream, .. } = batch;
             if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
                 violated!(
                     "lost",
@@ -243,11 +248,11 @@ impl Oracle {
         }
     }
 
-    /// The directory now holds what its copy of that time held. What came later is lost with the disk. `renewed`: streams
-    /// whose log had another name in Kafka since, so that what was delivered under it is not known to the copy.
+    /// The directory now holds what its copy held at that time; what came later is lost with the disk. `renewed` are the streams
+    /// whose log has had another name in Kafka since, so the copy doesn't know what was delivered under it.
     pub fn restored(&mut self, holder: usize, time: u64, renewed: &[Stream]) {
         for batch in &mut self.batches {
-            // Whatever was posted by then may be in the copy, also what an earlier restoring seemed to have lost.
+            // Whatever was posted by then may be in the copy, including what an earlier restore seemed to have lost.
             if batch.posted <= time && renewed.contains(&batch.stream) {
                 for event in &mut self.events[batch.events.clone()] {
                     if event.seen == 0 || event.seen_at > time {
@@ -258,7 +263,7 @@ impl Oracle {
             if !batch.holders.contains(&holder) {
                 continue;
             }
-            // What was not acknowledged by then may be in the copy or not.
+            // What was not acknowledged by then may or may not be in the copy.
             if batch.acknowledged.is_none_or(|at| at > time) {
                 batch.holders.retain(|h| *h != holder);
                 batch.optional |= batch.holders.is_empty();
@@ -266,7 +271,7 @@ impl Oracle {
         }
     }
 
-    /// A copy of the directory begins a life of its own beside it: what is not delivered yet, both may deliver.
+    /// A bridge starts on a copy of the directory: both may deliver what is not delivered yet.
     pub fn copied(&mut self, holder: usize, copy: usize) {
         for batch in &mut self.batches {
             if !batch.holders.contains(&holder) {
@@ -287,8 +292,7 @@ impl Oracle {
         }
     }
 
-    /// A deleted topic takes its events along, and the positions of its lanes: what is behind their checkpoints may come
-    /// again.
+    /// A deleted topic takes its events and its lanes' positions along: what lies after their checkpoints may come again.
     pub fn topic_deleted(&mut self, topic: &'static str, streams: &[Stream]) {
         self.read.insert(topic, BTreeMap::new());
         for (id, batch) in self.batches.iter_mut().enumerate() {
@@ -313,7 +317,7 @@ impl Oracle {
         self.newest.retain(|(_, stream, _), _| !streams.contains(stream));
     }
 
-    /// Damage was reported: what is behind it stays where it is.
+    /// Damage was reported: what lies after it need not be delivered.
     pub fn damaged(&mut self, holder: usize, stream: Stream) {
         for batch in &mut self.batches {
             if batch.stream == stream && batch.holders.contains(&holder) {

@@ -1,13 +1,13 @@
-//! What a run is like, chosen by its seed: the constants, and what can go wrong in it.
+//! The plan of a run, chosen by its seed: settings, and what can go wrong.
 
 use std::{path::PathBuf, time::Duration};
 
 use super::random::Random;
 use crate::{
-    config::{Delivery, Durability},
+    config::Delivery,
     lane::options::{LaneOptions, Timing},
     simulation::broker::Topic,
-    spool::LogOptions,
+    spool::{Durability, LogOptions},
     stream::Stream,
 };
 
@@ -15,7 +15,7 @@ pub const DELIVERIES: &str = "cmc.deliveries";
 pub const BOUNCES: &str = "cmc.bounces";
 pub const LETTERS: &str = "cmc.dead-letters";
 
-/// When the broker aborts a transaction by itself.
+/// When the broker aborts an open transaction.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub struct Plan {
@@ -24,17 +24,17 @@ pub struct Plan {
     shared: bool,
     /// `max.message.bytes` of the events' topics.
     pub limit: Option<usize>,
-    /// Whether the broker tells the topics' configuration.
+    /// Whether the broker reveals the topics' configuration.
     told: bool,
-    /// How many partitions the topics have besides the first.
+    /// How many partitions topics have besides the first.
     more_partitions: usize,
-    /// Most records in a request.
+    /// The maximum number of records in a request.
     pub request: Option<usize>,
     /// Whether the broker names the invalid records of a request.
     pub names_records: bool,
-    /// Whether positions can't be read at once after a transaction was left open.
+    /// Whether positions can't be read for a while after a transaction was left open.
     pub unstable_positions: bool,
-    /// One in so many records is sent at once.
+    /// One in this many records is sent at once.
     pub hasty: usize,
     /// The events' topics refuse null keys.
     pub compacted: bool,
@@ -46,7 +46,7 @@ pub struct Plan {
     pub delivery: Delivery,
     transaction_events: usize,
     checkpoint_every: Duration,
-    /// The directory is restored from older copies, and copies of it live beside it.
+    /// The directory is restored from older copies, and bridges run on copies of it.
     pub copies: bool,
     /// Offsets expire and topics are deleted.
     pub expiry: bool,
@@ -54,7 +54,7 @@ pub struct Plan {
     pub rot: bool,
     /// The disk fails and fills.
     pub disk_faults: bool,
-    /// At one in so many calls others run.
+    /// Other parts run at one in this many calls.
     pub nest: u64,
     pub steps: u64,
 }
@@ -78,7 +78,7 @@ impl Plan {
             hasty: random.pick(&[0, 2, 6]),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
-            // In the longest ones a segment that was left early is not worth being used again.
+            // In the longest ones, a segment that was left early is not worth reusing.
             segment_bytes: 4096 + random.pick(&[700, 1500, 4000, 9000]),
             max_bytes: random.pick(&[1 << 30, 1 << 30, 30_000]),
             durability: match random.one_in(12) {

@@ -1,8 +1,9 @@
-//! One process: the intake, and for each stream its log, its preparer and its lane, as steps.
+//! One process of the bridge: the intake, and each stream's log, preparer and lane, as steps without threads.
 
 use std::{
     cell::{Cell, RefCell},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,31 +23,39 @@ use crate::{
         disk::{Pause, SimDisk},
     },
     spool::{
-        Damage, LogMetrics, SpoolError,
-        tests::harness::{OpenedLog, Step, SteppedLog},
+        Appender, Damage, LogMetrics, SpoolError,
+        tests::harness::{OpenedLog, SteppedLog, ThreadStep, fail},
     },
     stream::Stream,
 };
 
-/// What is made once for each thread of the simulation.
-pub struct Shared {
+/// Longer than any run.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What is made only once per thread of the simulation, because it costs more than a run.
+pub struct PerThread {
     runtime: Runtime,
     metrics: Arc<Metrics>,
+    ingest: config::Ingest,
+    rules: Rules,
 }
 
-impl Shared {
-    pub fn new() -> Shared {
+impl PerThread {
+    pub fn new() -> PerThread {
         let metrics = Metrics::new(&Registry::new(), &Stream::ALL, []).unwrap();
-        Shared {
+        let (ingest, rules) = configuration();
+        PerThread {
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()
                 .unwrap(),
             metrics: Arc::new(metrics),
+            ingest,
+            rules,
         }
     }
 
-    /// Lets the webhooks' tasks run until they wait for something else.
+    /// Runs the webhooks' tasks until they wait for something.
     pub fn drive(&self) {
         self.runtime.block_on(async {
             for _ in 0..4 {
@@ -56,34 +65,35 @@ impl Shared {
     }
 }
 
-/// A running process. A step takes its part out, so that no other step runs it meanwhile.
+/// A running process. A step takes its part out, so that no other step can run it meanwhile.
 pub struct Process {
     intake: Arc<Intake>,
-    pub pipes: Vec<Pipe>,
-    /// Webhooks without an answer, by the oracle's number.
+    pub pipes: Vec<StreamParts>,
+    /// Unanswered webhooks, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
     /// They end with the process.
     tasks: RefCell<JoinSet<()>>,
-    /// Something has failed for good: it ends after so many more steps.
+    /// Something has failed for good, and the process ends after this many more steps.
     pub ends_in: Cell<Option<u64>>,
     pub gone: Cell<bool>,
 }
 
-pub struct Pipe {
+pub struct StreamParts {
     pub stream: Stream,
     pub log: RefCell<Option<SteppedLog>>,
     pub lane: RefCell<Option<Lane<Cluster>>>,
-    pub prepare: Step,
-    /// The preparer is at it.
+    appender: Appender,
+    pub prepare: ThreadStep,
+    /// Whether the preparer is at work.
     pub preparing: Cell<bool>,
     pub books: Arc<Books>,
     pub damage: Vec<Damage>,
 }
 
 impl Process {
-    /// Opens the logs and puts everything together, as `Bridge::start` does.
+    /// Opens the logs and assembles the process, as `Bridge::start` does.
     pub fn start(
-        shared: &Shared,
+        shared: &PerThread,
         plan: &Plan,
         disk: &SimDisk,
         cluster: &Cluster,
@@ -106,21 +116,27 @@ impl Process {
                 damage,
                 prepare,
             } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&books), log_metrics)?;
-            logs[stream.index()] = Some(appender);
+            logs[stream.index()] = Some(appender.clone());
             let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
             let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
-            pipes.push(Pipe {
+            pipes.push(StreamParts {
                 stream: *stream,
                 log: RefCell::new(Some(log)),
                 lane: RefCell::new(Some(lane)),
+                appender,
                 prepare,
                 preparing: Cell::new(false),
                 books,
                 damage,
             });
         }
-        let (ingest, rules) = configuration(plan);
-        let intake = Intake::new(&ingest, rules, logs, Arc::clone(&shared.metrics), || true);
+        let intake = Intake::new(
+            &shared.ingest,
+            shared.rules.clone(),
+            logs,
+            Arc::clone(&shared.metrics),
+            || true,
+        );
         Ok(Process {
             intake: Arc::new(intake),
             pipes,
@@ -132,7 +148,7 @@ impl Process {
     }
 
     /// Posts a webhook; `number` is the oracle's.
-    pub fn post(&self, shared: &Shared, number: usize, body: Bytes) {
+    pub fn post(&self, shared: &PerThread, number: usize, body: Bytes) {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
@@ -144,7 +160,7 @@ impl Process {
         shared.drive();
     }
 
-    /// The answers that were given since.
+    /// The answers since the last call.
     pub fn answers(&self) -> Vec<(usize, Outcome)> {
         let mut answers = Vec::new();
         self.webhooks.borrow_mut().retain(|(number, answer)| {
@@ -160,7 +176,14 @@ impl Process {
     }
 }
 
-fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
+impl Drop for StreamParts {
+    /// Answers the webhooks that still wait. They own the queue that they wait for, and would never be freed.
+    fn drop(&mut self) {
+        fail(&self.appender);
+    }
+}
+
+fn configuration() -> (config::Ingest, Rules) {
     let ingest = config::Ingest {
         listen: ([127, 0, 0, 1], 0).into(),
         path: "/webhooks/events".to_owned(),
@@ -174,15 +197,15 @@ fn configuration(plan: &Plan) -> (config::Ingest, Rules) {
         malformed_status: 400,
         max_connections: 1,
         max_bytes_in_flight: 1 << 20,
-        header_timeout: super::LONG,
-        body_timeout: super::LONG,
-        idle_timeout: super::LONG,
-        append_timeout: super::LONG,
-        retry_after: super::LONG,
+        header_timeout: LONG,
+        body_timeout: LONG,
+        idle_timeout: LONG,
+        append_timeout: LONG,
+        retry_after: LONG,
         tls: None,
     };
     let rules = Rules {
-        enabled: Stream::ALL.map(|stream| plan.streams().contains(&stream)),
+        enabled: Stream::ALL.map(|stream| stream != Stream::Blocks),
         max_events: ingest.max_events,
         max_record_bytes: config::Kafka::for_tests().max_record_bytes,
         time_zone: ingest.time_zone.clone(),

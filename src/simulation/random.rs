@@ -1,7 +1,7 @@
 //! The random numbers of all tests in this crate (splitmix64): a seed gives the same sequence everywhere.
 
 #[derive(Clone, Default)]
-pub struct Random(pub(super) u64);
+pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Random {

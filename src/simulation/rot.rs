@@ -1,4 +1,4 @@
-//! Bit rot: where it can be told from a torn write, and so must be; and `spool repair` after it.
+//! Bit rot, where it can and therefore must be told from a torn write; and `spool repair` after it.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,22 @@ use super::{
     world::{Part, Rot, World},
 };
 use crate::{
-    config::Durability,
     simulation::disk::SimDisk,
-    spool::tests::harness::{HEADER, records, repair},
+    spool::{
+        Durability,
+        tests::harness::{HEADER, records, repair, stored_position},
+    },
     stream::Stream,
 };
 
-/// After a power cut bits are other ones: in a batch that has a later commit behind it (when the log was at rest before, that is
-/// any batch), or in what is stored twice. Then perhaps an operator repairs the log.
+/// Flips bits after a power cut: in a batch that a later commit follows (any batch if the log was at rest before), or in what
+/// is stored twice. Then an operator may repair the log.
 pub fn rot(world: &World, site: usize) {
     if world.plan.durability == Durability::PageCache {
         return;
     }
     let stream = world.pick(world.plan.streams());
-    // One damage to a log: two at once are told of, but what is left between them is not foretold here.
+    // One damaged place per log: two would be reported, but this test can't predict what is left between them.
     if world.site(site).rotten.borrow().contains_key(&stream) {
         return;
     }
@@ -31,7 +33,8 @@ pub fn rot(world: &World, site: usize) {
     }
     let here = world.site(site);
     let disk = here.disk.borrow();
-    disk.crash(world.random.borrow_mut().next());
+    // A torn position and a rotten one are two damages.
+    disk.crash_between_writes(world.random.borrow_mut().next());
     let rotten = match world.one_in(2) {
         true => rot_batch(world, &disk, stream, rested),
         false => rot_what_is_stored_twice(world, &disk, stream),
@@ -76,7 +79,7 @@ fn rot_batch(world: &World, disk: &SimDisk, stream: Stream, rested: bool) -> Opt
     Some(Rot::OfBatch)
 }
 
-/// What a kill of the process makes precious is in the newest segment: who wrote it.
+/// Often in the newest segment: after a kill, its header alone says who wrote it.
 fn rot_what_is_stored_twice(world: &World, disk: &SimDisk, stream: Stream) -> Option<Rot> {
     let dir = Plan::dir(stream);
     let checkpoint = dir.join("checkpoint");
@@ -93,10 +96,21 @@ fn rot_what_is_stored_twice(world: &World, disk: &SimDisk, stream: Stream) -> Op
         4..6 if there => {
             let slot = world.pick(&[0, 512]);
             let copy = world.pick(&[0, 4096]);
+            let before = stored_position(disk, &dir);
             flip(world, disk, &checkpoint, slot + copy + world.below(40));
+            // A store that a crash tore may have left its position in this copy alone.
+            if before.is_some_and(|before| before.wrong.is_none()) {
+                let after = stored_position(disk, &dir);
+                if after.map(|after| after.position) != before.map(|before| before.position) {
+                    violated!(
+                        "damage",
+                        "one rotten copy changes the position of {stream}: {after:?}"
+                    );
+                }
+            }
         }
         6 if there && !world.plan.expiry => {
-            // Both copies of one slot: Kafka alone knows of what was delivered last.
+            // Both copies of one slot: only Kafka knows what was delivered last.
             let slot = world.pick(&[0, 512]);
             for copy in [0, 4096] {
                 flip(world, disk, &checkpoint, slot + copy + world.below(40));
@@ -138,7 +152,7 @@ fn repair_log(world: &World, site: usize, disk: &SimDisk, stream: Stream, rotten
     }
 }
 
-/// Lets a stream's log come to rest; whether it did.
+/// Lets a stream's log come to rest; returns whether it did.
 fn rest(world: &World, site: usize, stream: Stream) -> bool {
     let Some(process) = world.process(site) else {
         return false;
@@ -154,6 +168,6 @@ fn rest(world: &World, site: usize, stream: Stream) -> bool {
         world.step_of(site, &process, pipe, Part::Writer);
     }
     world.alone.set(false);
-    // On a full disk there may be no segment for the seal: the last commit before a crash then stays the last one.
+    // On a full disk there may be no segment for the seal; the last commit before a crash then stays the last one.
     rested && pipe.log.borrow().is_some() && !world.site(site).full.get()
 }

@@ -1,4 +1,4 @@
-//! The schedule of a run: what happens between the steps of the processes.
+//! The schedule of a run: steps of the processes, and what happens between them.
 
 use std::{rc::Rc, time::Duration};
 
@@ -9,30 +9,30 @@ use super::{
     world::{Part, World},
 };
 use crate::{
-    config::Durability,
     lane::delivery::Turn,
     metrics::BlockReason,
     simulation::{
-        broker::Fault,
+        broker::BrokerFault,
         disk::{Op, SimDisk},
     },
+    spool::Durability,
     stream::Stream,
 };
 
-/// Most rounds of every part's turns until all has come to rest.
+/// The maximum number of rounds until everything has come to rest.
 const ROUNDS: usize = 600;
 
-const BROKER_FAULTS: [Fault; 10] = [
-    Fault::Connect(BlockReason::Connect),
-    Fault::NoCoordinator,
-    Fault::Begin,
-    Fault::Send,
-    Fault::Delivery,
-    Fault::Slow,
-    Fault::ReplyLost,
-    Fault::CommitFails,
-    Fault::CommitLate,
-    Fault::Fence,
+const BROKER_FAULTS: [BrokerFault; 10] = [
+    BrokerFault::Connect(BlockReason::Connect),
+    BrokerFault::NoCoordinator,
+    BrokerFault::Begin,
+    BrokerFault::Send,
+    BrokerFault::Delivery,
+    BrokerFault::Slow,
+    BrokerFault::ReplyLost,
+    BrokerFault::CommitFails,
+    BrokerFault::CommitLate,
+    BrokerFault::Fence,
 ];
 
 const DISK_OPS: [Op; 7] = [
@@ -133,7 +133,7 @@ fn disk_fault(world: &World, site: usize) {
     }
 }
 
-/// The topic of the events can't be written, or can again; or it refuses timestamps, or takes them again.
+/// The events' topic becomes unwritable or writable again, or begins or ceases to refuse timestamps.
 fn topic_away(world: &World) {
     let stream = world.pick(world.plan.event_streams());
     let clock = world.one_in(4);
@@ -155,7 +155,7 @@ fn topic_away(world: &World) {
     }
 }
 
-/// A stop in good order.
+/// A clean stop.
 fn stop(world: &World, site: usize) {
     let Some(process) = world.process(site) else {
         return;
@@ -187,7 +187,7 @@ fn stop(world: &World, site: usize) {
     }
 }
 
-/// The directory is copied, or replaced by an older copy, or a copy of it begins to live beside it.
+/// The directory is copied, or replaced by an older copy, or a bridge starts on a copy of it.
 fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
     let streams = world.plan.streams();
     let older = copies.iter().position(|copy| copy.site == site);
@@ -211,7 +211,7 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             world.count("restored");
             here.disk.replace(Rc::new(disk.fork()));
             world.oracle.borrow_mut().restored(site, *time, &renewed);
-            // It meets a position of another life now: an eventful moment.
+            // It now meets a position of another life, which is an eventful moment.
             drop(here);
             world.start(site);
             world.dies_in.set(world.one_in(2).then(|| world.below(40)));
@@ -220,7 +220,7 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             }
         }
         (Some(older), 2) if world.sites.borrow().len() == 1 => {
-            // The newest state: an old one that lives beside it is a restored one and a copy at once.
+            // Of the newest state: an older one would be restored and copied at once.
             let copy = world.sites.borrow().len();
             copies.remove(older);
             let disk = snapshot(world, site);
@@ -245,7 +245,7 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
     }
 }
 
-/// What a snapshot of the volume holds: what a power cut now would leave. With the page cache's durability, all of it.
+/// A snapshot of the volume: what a power cut would leave now. With page-cache durability, everything.
 fn snapshot(world: &World, site: usize) -> SimDisk {
     let copy = world.site(site).disk.borrow().fork();
     if world.plan.durability == Durability::PageCache {
@@ -258,7 +258,7 @@ fn snapshot(world: &World, site: usize) -> SimDisk {
 
 /// The offsets of a lane at rest expire, or the events' topic is deleted.
 fn expire(world: &World, site: usize) {
-    // What a deleted topic takes along is not told from what rot does.
+    // The oracle can't tell what a deleted topic takes along from what rot destroys.
     if world.one_in(3) && !world.plan.rot {
         delete_topic(world);
         return;
@@ -342,7 +342,7 @@ fn come_to_rest(world: &World) {
         }
     }
     let mut rounds = 0;
-    // Lanes that damage holds up: they connect and are blocked again for ever, two of them by turns.
+    // Lanes blocked by damage: they connect and are blocked again for ever, and two of them could alternate.
     let mut stuck = Vec::new();
     while (0..sites).filter(|site| round(world, *site, &mut stuck)).count() > 0 {
         rounds += 1;
@@ -350,8 +350,8 @@ fn come_to_rest(world: &World) {
             violated!("liveness", "not everything is delivered after {rounds} rounds");
         }
     }
-    // Of a life whose log was renamed since, a transaction may be open that no later producer ends: readers wait behind it
-    // until the broker does.
+    // A life whose log was renamed since may have left a transaction open that no later producer ends. Readers wait until the
+    // broker ends it.
     world.pass(TRANSACTION_TIMEOUT);
     world.oracle.borrow_mut().quiet(&world.cluster);
     for site in 0..sites {
@@ -360,12 +360,12 @@ fn come_to_rest(world: &World) {
     world.calm.set(false);
 }
 
-/// Everything has its turn; whether anything moved.
+/// Gives every part a turn; returns whether anything moved.
 fn round(world: &World, site: usize, stuck: &mut Vec<(usize, Stream)>) -> bool {
     let Some(process) = world.process(site) else {
         violated!("liveness", "the process ended without a fault");
     };
-    // It met a fault from before only now.
+    // It only now met an earlier fault.
     if process.ends_in.get().is_some() {
         world.bury(site);
         world.start(site);

@@ -1,25 +1,25 @@
-//! Webhooks made to order, and the records that each must become.
+//! Generates webhooks, and the records that each must become.
 
 use bytes::Bytes;
 
 use super::{plan::Plan, random::Random};
 use crate::stream::Stream;
 
-/// A webhook's body and what must come of it.
-pub struct Made {
+/// A webhook's body and the records expected from it.
+pub struct MadeWebhook {
     pub body: Bytes,
     /// The batches that it becomes, each with its records.
-    pub batches: Vec<(Stream, Vec<Expected>)>,
+    pub batches: Vec<(Stream, Vec<ExpectedRecord>)>,
 }
 
-/// A record that must stand in a topic.
-pub struct Expected {
+/// A record that must appear in a topic.
+pub struct ExpectedRecord {
     pub topic: &'static str,
     pub value: Vec<u8>,
 }
 
-/// Makes a webhook; `number` makes its parts unlike all others.
-pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
+/// Makes a webhook; `number` makes its parts unique.
+pub fn make(random: &mut Random, plan: &Plan, number: u64) -> MadeWebhook {
     if random.one_in(12) {
         return malformed(plan, number);
     }
@@ -33,7 +33,7 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
         let id = number * 10 + index;
         if bad && random.one_in(2) {
             let element = format!("\"bad {id}\"");
-            letters.push(Expected {
+            letters.push(ExpectedRecord {
                 topic: plan.topic(Stream::DeadLetters),
                 value: element.clone().into_bytes(),
             });
@@ -58,7 +58,7 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
             "{{\"event_type\":\"{}\",\"server_composition\":\"pro\",{members}}}",
             stream.name()
         );
-        events.push(Expected {
+        events.push(ExpectedRecord {
             topic,
             value: value.into_bytes(),
         });
@@ -70,7 +70,7 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
         elements.join(",")
     );
     let batches = [(Stream::DeadLetters, letters), (stream, events)];
-    Made {
+    MadeWebhook {
         body: body.into(),
         batches: batches
             .into_iter()
@@ -79,13 +79,13 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> Made {
     }
 }
 
-fn malformed(plan: &Plan, number: u64) -> Made {
+fn malformed(plan: &Plan, number: u64) -> MadeWebhook {
     let body = format!("{{\"event_type\": cut off {number}");
-    let letter = Expected {
+    let letter = ExpectedRecord {
         topic: plan.topic(Stream::DeadLetters),
         value: body.clone().into_bytes(),
     };
-    Made {
+    MadeWebhook {
         body: body.into(),
         batches: vec![(Stream::DeadLetters, vec![letter])],
     }

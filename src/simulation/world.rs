@@ -1,8 +1,8 @@
-//! The world of one run: directories with their processes, the cluster, the time; and what happens at each call.
+//! The world of one run: directories with their processes, the cluster and the time; and what happens at each call.
 //!
-//! There are no threads. A step of a process (a writer's turn, a lane's turn …) is a function call; at every system call
-//! and every call to the broker that it makes, the world may run steps of other parts inside it, whole ones, as if the thread
-//! had been interrupted there, or let the process die by unwinding.
+//! There are no threads. A step of a process (a writer's turn, a lane's turn …) is a function call. At every system call and
+//! every call to the broker that it makes, the world may run whole steps of other parts, as if the thread had been interrupted
+//! there, or let the process die by unwinding.
 
 use std::{
     any::Any,
@@ -20,20 +20,20 @@ use uuid::Uuid;
 use super::{
     oracle::{Oracle, violated},
     plan::{BOUNCES, DELIVERIES, LETTERS, Plan, TRANSACTION_TIMEOUT},
-    process::{Pipe, Process, Shared},
+    process::{PerThread, Process, StreamParts},
     random::Random,
     webhook,
 };
 use crate::{
     clock,
-    config::{Delivery, Durability},
+    config::Delivery,
     lane::delivery::Turn,
     metrics::{BlockReason, Outcome},
     simulation::{
         broker::Cluster,
         disk::{Pause, SimDisk},
     },
-    spool::{Manifest, SpoolError},
+    spool::{Durability, Manifest, SpoolError},
     stream::Stream,
 };
 
@@ -52,7 +52,7 @@ pub enum Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rot {
     OfBatch,
-    /// One of two copies, or a position that is less than Kafka's: it costs nothing.
+    /// One of two copies, or a position that Kafka's exceeds: it costs nothing.
     OfACopy,
 }
 
@@ -60,7 +60,7 @@ pub enum Rot {
 pub struct Site {
     pub disk: RefCell<Rc<SimDisk>>,
     pub process: RefCell<Option<Rc<Process>>>,
-    /// Streams of which a bit has rotted, and was not repaired.
+    /// Streams with bit rot that was not repaired.
     pub rotten: RefCell<BTreeMap<Stream, Rot>>,
     /// The disk was full in this life of the process.
     pub full: Cell<bool>,
@@ -71,17 +71,17 @@ pub struct Site {
 pub struct World {
     pub random: RefCell<Random>,
     pub plan: Plan,
-    pub shared: Rc<Shared>,
+    pub shared: Rc<PerThread>,
     pub cluster: Cluster,
     pub sites: RefCell<Vec<Rc<Site>>>,
     pub oracle: RefCell<Oracle>,
     /// The processes whose steps are under way, the outermost first.
     stack: RefCell<Vec<usize>>,
-    /// After so many more calls the process that makes the next one dies.
+    /// After this many more calls, the process that makes the next one dies.
     pub dies_in: Cell<Option<u64>>,
     /// No faults any more.
     pub calm: Cell<bool>,
-    /// Nothing runs in between.
+    /// No other steps run at calls.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
     /// Counts answers, and turns of lanes that did something.
@@ -111,7 +111,7 @@ impl Site {
 }
 
 impl World {
-    pub fn new(seed: u64, shared: Rc<Shared>, traced: bool) -> Rc<World> {
+    pub fn new(seed: u64, shared: Rc<PerThread>, traced: bool) -> Rc<World> {
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
         let cluster = Cluster::new(&[DELIVERIES, BOUNCES, LETTERS]);
@@ -231,8 +231,8 @@ impl World {
         }
         self.count("interruptions");
         self.check_books();
-        // Of the steps of one process another's may be interrupted, but not the other way round: the death of the
-        // outer one would tear the inner one along.
+        // A step of one process may contain steps of another one, but no further steps of the first: its death would end
+        // those of the other, too.
         let foreign = self.stack.borrow().iter().any(|running| *running != site);
         let sites = self.sites.borrow().len();
         let other = match depth == 1 && !foreign && self.one_in(3) {
@@ -249,7 +249,7 @@ impl World {
         }
     }
 
-    /// Runs something of a process, which may die or fail meanwhile.
+    /// Runs a step of a process, which may die or fail meanwhile.
     pub fn run(&self, site: usize, what: impl FnOnce() -> Result<(), SpoolError>) {
         self.stack.borrow_mut().push(site);
         let ended = catch_unwind(AssertUnwindSafe(what));
@@ -269,7 +269,7 @@ impl World {
         self.bury(site);
     }
 
-    /// A part of the process has failed for good, and the process is about to end.
+    /// Part of the process has failed for good, and the process is about to end.
     fn failed(&self, site: usize, error: &SpoolError, outer: bool) {
         self.note(format_args!("process {site} fails: {error}"));
         self.count("failures");
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// The process is gone; what is left is what the disk kept.
+    /// Ends the process, perhaps with a power cut; what is left is what the disk kept.
     pub fn bury(&self, site: usize) {
         let here = self.site(site);
         if let Some(process) = here.process.take() {
@@ -307,7 +307,7 @@ impl World {
         self.shared.drive();
     }
 
-    /// Starts the process of a directory; it may die on the way.
+    /// Starts the process of a directory; it may die meanwhile.
     pub fn start(&self, site: usize) {
         let here = self.site(site);
         here.failed.set(here.disk.borrow().failed());
@@ -331,7 +331,7 @@ impl World {
         });
     }
 
-    /// A step of one part of a process, if it is there and not under way.
+    /// Runs a step of one part of a process, unless that is under way.
     pub fn step(&self, site: usize, part: Part) {
         let Some(process) = self.process(site) else {
             return;
@@ -348,8 +348,8 @@ impl World {
         self.step_of(site, &process, pipe, part);
     }
 
-    /// A step of this pipe's part; what came of a lane's turn.
-    pub fn step_of(&self, site: usize, process: &Process, pipe: &Pipe, part: Part) -> Option<Turn> {
+    /// Runs a step of this stream's part; returns the result of a lane's turn.
+    pub fn step_of(&self, site: usize, process: &Process, pipe: &StreamParts, part: Part) -> Option<Turn> {
         let mut turn = None;
         if process.gone.get() {
             return turn;
@@ -409,7 +409,7 @@ impl World {
         turn
     }
 
-    /// Webhooks go on, and their answers are looked at.
+    /// Lets webhooks proceed, and collects their answers.
     pub fn drive(&self) {
         self.shared.drive();
         self.look_at_answers();
@@ -478,7 +478,7 @@ impl World {
         }
     }
 
-    /// How a log is named in Kafka, if there is one.
+    /// A log's name in Kafka, if there is a log.
     pub fn group(disk: &SimDisk, stream: Stream) -> Option<Uuid> {
         let manifest = Manifest::read(&*disk.mount(), &Plan::dir(stream)).ok().flatten();
         manifest.map(|manifest| manifest.group_id)

@@ -1,4 +1,4 @@
-//! Where webhooks hand their batches to the writer thread and wait until they are durable.
+//! The queue between webhooks and the writer thread: webhooks add batches and wait until they are durable.
 
 use std::{
     collections::VecDeque,
@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::{batch::Batch, stream::Tally};
 
-/// Why a batch was not made durable. It may still become so after `TooSlow` and `Failed`: no answer but "no 200" is
-/// right then.
+/// Why a batch was not made durable. After `TooSlow` and `Failed` it may still become durable, so the webhook gets no 200 but
+/// may be delivered.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum AppendError {
     /// The byte budget is used up, or the disk has no room.
@@ -40,7 +40,7 @@ pub enum AppendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogState {
     Accepting,
-    /// The byte budget is used up, or the disk has no room. It recovers by itself.
+    /// The byte budget is used up, or the disk has no room. This recovers without intervention.
     Full,
     /// Writing failed; the process is about to end.
     Failed,
@@ -52,10 +52,10 @@ pub enum LogState {
 pub(super) struct Pending {
     pub batch: Batch,
     pub tally: Tally,
-    /// Set when the webhook has been answered without waiting any longer.
+    /// Set when the webhook was answered before the batch was durable.
     pub withdrawn: Arc<AtomicBool>,
     pub done: oneshot::Sender<Result<(), AppendError>>,
-    /// Its share of the budget for bytes in flight, given back with the rest.
+    /// Its share of the budget for bytes in flight, released when this is dropped.
     pub _permit: OwnedSemaphorePermit,
 }
 
@@ -67,10 +67,10 @@ pub(super) struct Queue {
     /// Written and not yet trimmed bytes of the log.
     used: AtomicU64,
     no_room: AtomicBool,
-    /// The budget refused a batch, and no bytes of it have come back since.
+    /// The budget refused a batch, and nothing has been trimmed since.
     refused: AtomicBool,
     failed: AtomicU8,
-    /// Whether the log has been opened.
+    /// Whether the log is open.
     open: AtomicBool,
 }
 
@@ -101,7 +101,7 @@ impl Queue {
         }
     }
 
-    /// From now on batches are taken.
+    /// Accepts batches from now on.
     pub fn open(&self) {
         self.open.store(true, Ordering::SeqCst);
     }
@@ -110,7 +110,7 @@ impl Queue {
         self.state.lock()
     }
 
-    /// Waits until a batch is there or the queue is closed, at most this long.
+    /// Waits until a batch is waiting or the queue is closed, for at most `limit`.
     pub fn wait(&self, limit: Option<Duration>) -> MutexGuard<'_, QueueState> {
         let mut state = self.lock();
         if state.waiting.is_empty() && !state.closed {
@@ -126,7 +126,7 @@ impl Queue {
         state
     }
 
-    /// No more batches; those that wait are still written.
+    /// Refuses further batches; those that wait are still written.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -137,9 +137,9 @@ impl Queue {
     }
 
     pub fn set_used(&self, bytes: u64) {
-        // Under the lock, as a batch is judged: else a refusal by the old number could be noted after the new one, and a
-        // log that has room again would say for ever that it is full.
-        let _judged = self.lock();
+        // Under the lock under which batches are admitted. Otherwise a refusal based on the old number could be noted after
+        // the new one is set, and a log with room would report for ever that it is full.
+        let _admission = self.lock();
         if self.used.swap(bytes, Ordering::Relaxed) > bytes {
             self.refused.store(false, Ordering::Relaxed);
         }
@@ -150,14 +150,18 @@ impl Queue {
         self.no_room.store(no_room, Ordering::Relaxed);
     }
 
-    /// Takes back a batch that will not be written.
+    pub fn no_room(&self) -> bool {
+        self.no_room.load(Ordering::Relaxed)
+    }
+
+    /// Releases the bytes of a batch that will not be written.
     pub fn give_back(&self, batch: &Batch) {
         let mut state = self.lock();
         state.bytes -= batch.bytes().len() as u64;
         self.refused.store(false, Ordering::Relaxed);
     }
 
-    /// From now on every append fails.
+    /// Fails every append from now on, including those that wait.
     pub fn fail(&self) {
         self.failed.store(1, Ordering::SeqCst);
         let mut state = self.lock();
@@ -172,7 +176,7 @@ impl Queue {
             LogState::Failed
         } else if !self.open.load(Ordering::SeqCst) {
             LogState::NotOpen
-        } else if self.no_room.load(Ordering::Relaxed) || self.refused.load(Ordering::Relaxed) {
+        } else if self.no_room() || self.refused.load(Ordering::Relaxed) {
             LogState::Full
         } else {
             LogState::Accepting
@@ -187,7 +191,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Of a log that will be opened ([`super::Log::open_for`]) and holds up to `max_bytes`. Until then batches are refused.
+    /// An appender for a log that will be opened by [`super::Log::open_for`] and holds up to `max_bytes`. Until then it refuses
+    /// batches.
     pub fn of_closed_log(max_bytes: u64) -> Appender {
         Appender {
             queue: Arc::new(Queue::new(max_bytes)),
@@ -198,6 +203,9 @@ impl Appender {
     ///
     /// Dropping the future does not withdraw the batch. `permit` is the batch's share of the bytes in flight; it is
     /// released when the batch has been written or withdrawn.
+    ///
+    /// # Errors
+    /// The batch is not known to be durable; the error says why.
     pub async fn append(
         &self,
         batch: Batch,
@@ -220,7 +228,7 @@ impl Appender {
                 return Err(AppendError::NotOpen);
             }
             if self.queue.used() + state.bytes + bytes > self.queue.max_bytes {
-                // One that takes most of an empty log is no sign of a full one, which a trim would end.
+                // A batch larger than half of the budget may not fit in an empty log either, so it says nothing about fullness.
                 if bytes <= self.queue.max_bytes / 2 {
                     self.queue.refused.store(true, Ordering::Relaxed);
                 }
@@ -240,7 +248,7 @@ impl Appender {
         }
         match tokio::time::timeout(limit, durable).await {
             Ok(Ok(result)) => result,
-            // The writer ended without an answer: it failed.
+            // The writer ended without an answer, so it failed.
             Ok(Err(_)) => Err(AppendError::Failed),
             Err(_) => {
                 withdrawn.store(true, Ordering::Relaxed);
@@ -249,7 +257,7 @@ impl Appender {
         }
     }
 
-    /// Whether batches are taken now.
+    /// Whether batches are accepted now.
     pub fn state(&self) -> LogState {
         self.queue.state()
     }
@@ -267,12 +275,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bytes_in_use_stay_what_they_are_while_a_batch_is_judged() {
+    fn the_bytes_in_use_do_not_change_while_a_batch_is_admitted() {
         let queue = Queue::new(1);
         thread::scope(|scope| {
             let trims = scope.spawn(|| (0..200_000).for_each(|bytes| queue.set_used(bytes)));
             while !trims.is_finished() {
-                let _judging = queue.lock();
+                let _admission = queue.lock();
                 let used = queue.used();
                 thread::yield_now();
                 assert_eq!(queue.used(), used);

@@ -1,4 +1,4 @@
-//! The lane's side of a log: what is not yet in Kafka, and where the lane stands.
+//! A lane's view of its log: the batches that are not yet in Kafka, and the lane's position.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,11 +12,19 @@ use uuid::Uuid;
 use crate::books::Books;
 
 use super::{
-    Damage, Manifest, Position, ReadError, Seq, SpoolError, StoredBatch, checkpoint::Checkpoint,
-    reader::Reader, recovery::Recovered, segment::History, shared_end::Trimmer, storage::Storage,
+    checkpoint::Checkpoint,
+    damage::Damage,
+    error::SpoolError,
+    manifest::Manifest,
+    position::{Position, Seq},
+    reader::{ReadError, Reader, StoredBatch},
+    recovery::Inspection,
+    segment::History,
+    shared_end::Trimmer,
+    storage::Storage,
 };
 
-/// Reads a log in order and keeps its checkpoint. There is one for each log.
+/// Reads a log in order and keeps its checkpoint. Each log has one.
 pub struct Backlog {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
@@ -24,10 +32,10 @@ pub struct Backlog {
     history: History,
     checkpoint: Option<Checkpoint>,
     blocking: Option<Damage>,
-    /// The position that is known, which the checkpoint may lag behind.
+    /// The known position; the checkpoint may lag behind it.
     position: Position,
     reader: Reader,
-    /// A batch that was read ahead.
+    /// The next batch, if it was read ahead.
     peeked: Option<StoredBatch>,
     trimmer: Trimmer,
     books: Arc<Books>,
@@ -37,21 +45,21 @@ impl Backlog {
     pub(super) fn new(
         storage: Arc<dyn Storage>,
         dir: PathBuf,
-        recovered: Recovered,
-        history: History,
+        found: Inspection,
+        checkpoint: Option<Checkpoint>,
         mut reader: Reader,
         trimmer: Trimmer,
         books: Arc<Books>,
     ) -> Backlog {
-        reader.seek(recovered.position.seq);
+        reader.seek(found.position.seq);
         Backlog {
             storage,
             dir,
-            manifest: recovered.manifest,
-            history,
-            checkpoint: recovered.checkpoint,
-            blocking: recovered.blocking,
-            position: recovered.position,
+            manifest: found.manifest,
+            history: found.history,
+            checkpoint,
+            blocking: found.blocking,
+            position: found.position,
             reader,
             peeked: None,
             trimmer,
@@ -64,7 +72,7 @@ impl Backlog {
         &self.dir
     }
 
-    /// Names the log in Kafka.
+    /// The log's name in Kafka.
     pub fn group_id(&self) -> Uuid {
         self.manifest.group_id
     }
@@ -74,7 +82,7 @@ impl Backlog {
         &self.history
     }
 
-    /// The position that is known: the checkpoint's at first.
+    /// The known position, at first the checkpoint's.
     pub fn position(&self) -> Position {
         self.position
     }
@@ -84,7 +92,7 @@ impl Backlog {
         self.trimmer.tail.lock().end
     }
 
-    /// Damage because of which no position can be trusted: nothing may be delivered.
+    /// Damage that makes every position doubtful: nothing may be delivered.
     pub fn blocking_damage(&self) -> Option<&Damage> {
         self.blocking.as_ref()
     }
@@ -94,7 +102,10 @@ impl Backlog {
         &self.books
     }
 
-    /// The next batch from the reading place on, without moving behind it; `None` at the durable end.
+    /// The next batch, without moving past it; `None` at the durable end.
+    ///
+    /// # Errors
+    /// The batch is damaged, or the disk failed.
     pub fn peek(&mut self) -> Result<Option<&StoredBatch>, ReadError> {
         if self.peeked.is_none() {
             self.peeked = self.reader.next()?;
@@ -102,7 +113,10 @@ impl Backlog {
         Ok(self.peeked.as_ref())
     }
 
-    /// The next batch, and moves behind it; `None` at the durable end.
+    /// The next batch, and moves past it; `None` at the durable end.
+    ///
+    /// # Errors
+    /// The batch is damaged, or the disk failed.
     pub fn take(&mut self) -> Result<Option<StoredBatch>, ReadError> {
         match self.peeked.take() {
             Some(batch) => Ok(Some(batch)),
@@ -115,13 +129,16 @@ impl Backlog {
         self.peeked = Some(batch);
     }
 
-    /// Reads from the known position again.
+    /// Goes back to the known position.
     pub fn rewind(&mut self) {
         self.peeked = None;
         self.reader.seek(self.position.seq);
     }
 
-    /// Moves reading place and known position to a batch, which must not lie beyond the durable end.
+    /// Goes to a batch, which must not lie beyond the durable end, and makes it the known position.
+    ///
+    /// # Errors
+    /// The batch is damaged, or the disk failed.
     pub fn seek(&mut self, seq: Seq) -> Result<Position, ReadError> {
         self.peeked = None;
         self.reader.seek(seq);
@@ -134,19 +151,19 @@ impl Backlog {
         Ok(self.position)
     }
 
-    /// Kafka has everything before this position.
+    /// Sets the known position: Kafka has everything before it.
     pub fn advance(&mut self, position: Position) {
         self.position = position;
     }
 
-    /// Waits until there is something to read, at most this long.
+    /// Waits until there is something to read, for at most `limit`.
     pub fn wait(&self, limit: Duration) {
         if self.peeked.is_none() {
             self.trimmer.tail.wait_beyond(self.reader.place(), limit);
         }
     }
 
-    /// Ends [`Backlog::wait`], whatever thread calls it; when nobody waits now, the next one ends at once.
+    /// A function for any thread that ends [`Backlog::wait`], or the next wait if there is none now.
     pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
         let tail = Arc::clone(&self.trimmer.tail);
         move || tail.wake()
@@ -159,12 +176,15 @@ impl Backlog {
             .is_some_and(|checkpoint| !checkpoint.holds(self.position))
     }
 
-    /// Stores the known position durably, then trims the segments that are wholly before it. A disk without room, where even
-    /// overwriting may take some, is no error: the position stays due.
+    /// Stores the known position durably, then trims the segments wholly before it. A full disk is no error (overwriting may
+    /// take room, too): the position stays due.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn store_checkpoint(&mut self) -> Result<(), SpoolError> {
         match self.store_position() {
             Err(error) if error.is_no_space() => {
-                // What waits to be used again is room.
+                // Segments kept for reuse take room.
                 self.trimmer.let_go_of_trimmed(&*self.storage)?;
                 match self.store_position() {
                     Err(error) if error.is_no_space() => {
@@ -197,8 +217,11 @@ impl Backlog {
         state.segments.iter().map(|s| s.id).collect()
     }
 
-    /// Gives the log a new name in Kafka, for the position stored there under the old one belongs to another life of
-    /// this directory. The own position is stored first, so that nothing is skipped or sent again.
+    /// Gives the log a new name in Kafka, because the position stored there under the old one belongs to another life of this
+    /// directory. Stores the log's own position first, so that nothing is skipped or sent again.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn renew_group(&mut self) -> Result<Uuid, SpoolError> {
         self.store_position()?;
         let manifest = Manifest {

@@ -1,38 +1,44 @@
 //! The checkpoint: the lane's position, on disk.
 //!
-//! Two slots of 512 bytes, written in turn. Each is stored twice, the second time a sector further, and both copies are synced
-//! before the position counts as stored. A crash can tear only the slot being written; the other one still holds the
-//! position before, which nothing has been trimmed beyond. What an open reads may stand in the page cache only, since the
-//! process before was killed or its sync failed: so it is written again and synced before it counts.
+//! Two slots of 512 bytes are written in turn. Each has two copies, 4096 bytes apart, and both are synced before the position
+//! counts as stored. A crash can tear both copies of the slot being written, but not the other slot, which holds the
+//! previous position; nothing beyond that has been trimmed yet. An open may find a position that exists only in the page
+//! cache, because the previous process was killed or its sync failed, so it writes the position again and syncs it before
+//! relying on it.
 //!
 //! ```text
 //! offset size
-//!    0   512   slot 0         generations 0, 2, 4 …
-//!  512   512   slot 1         generations 1, 3, 5 …
-//! 4096   512   slot 0 again
-//! 4608   512   slot 1 again
+//!    0   512   slot 0, first copy    generations 0, 2, 4 …
+//!  512   512   slot 1, first copy    generations 1, 3, 5 …
+//! 4096   512   slot 0, second copy
+//! 4608   512   slot 1, second copy
 //!
 //! offset size   in each slot
 //!  0     8   magic "CMCcheck"
 //!  8     4   CRC-32C of log id (16 bytes) and bytes 12 to 40
 //! 12     4   zero
-//! 16     8   generation; the valid slot with the highest one counts
+//! 16     8   generation; the valid slot with the highest one is used
 //! 24     8   sequence of the next batch
 //! 32     8   events in all batches before it
 //! ```
 //!
 //! # Damage
 //!
-//! One damaged copy costs nothing: the other one holds the same position. With both copies of the newest slot damaged the
-//! slot before it counts ([`Wrong::Newest`]): that position is too low by what was delivered between the last two stores, and
-//! the segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of
-//! each slot; the next store adds the second.
+//! One damaged copy costs nothing: the other one holds the same position. If both copies of the newest slot are damaged, the
+//! other slot is used ([`Wrong::Newest`]): its position is too low by what was delivered between the last two stores, and the
+//! segments in between may be gone. With no readable slot the position is unknown. Earlier versions wrote one copy of each
+//! slot; the next store adds the second.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    Position, Seq, SpoolError, manifest,
-    storage::{Access, Storage, StorageFile},
+    error::SpoolError,
+    numbers::{put, u64_at},
+    position::{Position, Seq},
+    storage::{ReadStorage, Storage, StorageFile, replace},
 };
 
 pub const NAME: &str = "checkpoint";
@@ -40,6 +46,16 @@ const SLOT: usize = 512;
 /// Where the copies begin.
 const COPIES: [u64; 2] = [0, 4096];
 const MAGIC: &[u8; 8] = b"CMCcheck";
+
+/// Offsets of a slot's fields.
+mod at {
+    pub const CRC: usize = 8;
+    pub const ZERO: usize = 12;
+    pub const GENERATION: usize = 16;
+    pub const SEQ: usize = 24;
+    pub const EVENTS: usize = 32;
+    pub const END: usize = 40;
+}
 
 /// The open checkpoint of a log.
 pub struct Checkpoint {
@@ -50,20 +66,27 @@ pub struct Checkpoint {
     position: Position,
     /// Whether `position` is known to be on the disk.
     stored: bool,
-    wrong: Option<Wrong>,
 }
 
-/// What was wrong when the checkpoint was opened, although a position was found.
+/// What a checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredPosition {
+    generation: u64,
+    pub position: Position,
+    pub wrong: Option<Wrong>,
+}
+
+/// What was wrong, although a position was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
-    /// A copy of a slot whose other copy is whole: by bit rot, or by a crash while it was written.
+    /// One copy of a slot, by bit rot or by a crash during a store.
     Copy,
-    /// Both copies of a slot. It may have held a newer position than the one that was found.
+    /// Both copies of a slot, which may have held a newer position than the one that was found.
     Newest,
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint of a new log: both slots hold the position.
+    /// Creates the checkpoint of a new log, with this position in both slots.
     pub fn create(
         storage: &dyn Storage,
         dir: &Path,
@@ -76,56 +99,40 @@ impl Checkpoint {
                 content[at..at + SLOT].copy_from_slice(&encode(&log_id, generation, position));
             }
         }
-        manifest::replace(storage, dir, NAME, &content)
+        replace(storage, dir, NAME, &content)
     }
 
-    /// Opens the checkpoint and makes the position that was found durable, if the disk has room for that. `Ok(None)` when no
-    /// slot can be read, which is damage.
+    /// Opens the checkpoint that holds `stored`, and makes that durable if the disk has room for it.
     pub fn open(
         storage: &dyn Storage,
         dir: &Path,
         log_id: [u8; 16],
-    ) -> Result<Option<Checkpoint>, SpoolError> {
+        stored: StoredPosition,
+    ) -> Result<Checkpoint, SpoolError> {
         let path = dir.join(NAME);
-        let file = match storage.open(&path, Access::Write) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(SpoolError::io("open", &path)(error)),
-        };
-        let mut copies = [[0; 2 * SLOT]; 2];
-        for (copy, at) in copies.iter_mut().zip(COPIES) {
-            file.read_at(copy, at).map_err(SpoolError::io("read", &path))?;
-        }
-        let slots = [0, SLOT].map(|at| copies.map(|copy| Slot::read(&log_id, &copy[at..at + SLOT])));
-        let newest = slots
-            .iter()
-            .flatten()
-            .filter_map(Slot::whole)
-            .max_by_key(|(generation, _)| *generation);
-        let Some((generation, position)) = newest else {
-            return Ok(None);
-        };
+        let file = storage
+            .open_for_writing(&path)
+            .map_err(SpoolError::io("open", &path))?;
         let mut checkpoint = Checkpoint {
             file,
             path,
             log_id,
-            generation,
-            position,
+            generation: stored.generation,
+            position: stored.position,
             stored: false,
-            wrong: slots.iter().filter_map(|slot| wrong(slot, generation)).max(),
         };
-        match checkpoint.write(generation, position) {
+        match checkpoint.write(stored.generation, stored.position) {
             Ok(()) => checkpoint.stored = true,
             // It may have room again later. Until then nothing is trimmed.
             Err(error) if error.is_no_space() => {}
             Err(error) => return Err(error),
         }
-        Ok(Some(checkpoint))
+        Ok(checkpoint)
     }
 
-    /// What was found to be wrong.
-    pub fn wrong(&self) -> Option<Wrong> {
-        self.wrong
+    /// Whether the position is durable, so that what lies before it may be removed.
+    pub fn is_stored(&self) -> bool {
+        self.stored
     }
 
     /// Whether this position is durably stored.
@@ -133,12 +140,10 @@ impl Checkpoint {
         self.stored && self.position == position
     }
 
-    /// The position that was found or stored last.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
     /// Stores a position; it is durable when this returns.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn store(&mut self, position: Position) -> Result<(), SpoolError> {
         let generation = self.generation + 1;
         self.write(generation, position)?;
@@ -159,11 +164,37 @@ impl Checkpoint {
     }
 }
 
+/// What the checkpoint in `dir` holds; `None` when no slot can be read, which is damage.
+pub fn read(
+    disk: &dyn ReadStorage,
+    dir: &Path,
+    log_id: [u8; 16],
+) -> Result<Option<StoredPosition>, SpoolError> {
+    let path = dir.join(NAME);
+    let file = match disk.open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(SpoolError::io("open", &path)(error)),
+    };
+    let mut copies = [[0; 2 * SLOT]; 2];
+    for (copy, at) in copies.iter_mut().zip(COPIES) {
+        file.read_at(copy, at).map_err(SpoolError::io("read", &path))?;
+    }
+    let slots = [0, SLOT].map(|at| copies.map(|copy| Slot::read(&log_id, &copy[at..at + SLOT])));
+    let whole = slots.iter().flatten().filter_map(Slot::whole);
+    let newest = whole.max_by_key(|(generation, _)| *generation);
+    Ok(newest.map(|(generation, position)| StoredPosition {
+        generation,
+        position,
+        wrong: slots.iter().filter_map(|slot| wrong(slot, generation)).max(),
+    }))
+}
+
 /// What a copy of a slot holds.
 #[derive(Clone, Copy)]
 enum Slot {
     Whole(u64, Position),
-    /// Zeros: it was never written, as far as it tells.
+    /// Zeros: apparently never written.
     Blank,
     Damaged,
 }
@@ -188,8 +219,7 @@ impl Slot {
 /// What is wrong with a slot, given the newest generation that can be read.
 fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
     match copies {
-        // Earlier versions began with slot 1 blank, a crash may leave one copy of its first store, and they wrote no second
-        // copies.
+        // Earlier versions began with slot 1 blank (a crash may leave one copy of its first store) and wrote no second copies.
         [Slot::Blank, Slot::Blank] if newest == 0 => None,
         [Slot::Blank, Slot::Whole(1, _)] => None,
         [Slot::Whole(..), Slot::Whole(..) | Slot::Blank] => None,
@@ -200,32 +230,27 @@ fn wrong(copies: &[Slot; 2], newest: u64) -> Option<Wrong> {
 
 fn encode(log_id: &[u8; 16], generation: u64, position: Position) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
-    slot[..8].copy_from_slice(MAGIC);
-    slot[16..24].copy_from_slice(&generation.to_le_bytes());
-    slot[24..32].copy_from_slice(&position.seq.0.to_le_bytes());
-    slot[32..40].copy_from_slice(&position.events.to_le_bytes());
+    put(&mut slot, 0, MAGIC);
+    put(&mut slot, at::GENERATION, &generation.to_le_bytes());
+    put(&mut slot, at::SEQ, &position.seq.0.to_le_bytes());
+    put(&mut slot, at::EVENTS, &position.events.to_le_bytes());
     let crc = crc(log_id, &slot);
-    slot[8..12].copy_from_slice(&crc.to_le_bytes());
+    put(&mut slot, at::CRC, &crc.to_le_bytes());
     slot
 }
 
 fn decode(log_id: &[u8; 16], slot: &[u8]) -> Option<(u64, Position)> {
     let slot: &[u8; SLOT] = slot.try_into().ok()?;
-    if slot[..8] != *MAGIC || slot[8..12] != crc(log_id, slot).to_le_bytes() {
+    if slot[..at::CRC] != *MAGIC || slot[at::CRC..at::ZERO] != crc(log_id, slot).to_le_bytes() {
         return None;
     }
-    let u64_at = |at: usize| {
-        let mut array = [0; 8];
-        array.copy_from_slice(&slot[at..at + 8]);
-        u64::from_le_bytes(array)
-    };
     let position = Position {
-        seq: Seq(u64_at(24)),
-        events: u64_at(32),
+        seq: Seq(u64_at(slot, at::SEQ)),
+        events: u64_at(slot, at::EVENTS),
     };
-    Some((u64_at(16), position))
+    Some((u64_at(slot, at::GENERATION), position))
 }
 
 fn crc(log_id: &[u8; 16], slot: &[u8; SLOT]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(log_id), &slot[12..40])
+    crc32c::crc32c_append(crc32c::crc32c(log_id), &slot[at::ZERO..at::END])
 }

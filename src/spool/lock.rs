@@ -1,8 +1,8 @@
-//! One process for each spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
+//! One process per spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
 //!
-//! What writes a log or delivers from it holds the lock to the very end of the process ([`SpoolLock::until_the_process_ends`]):
-//! its writers and lanes are threads that a failure, a panic or a second signal does not wait for, and that may go on until
-//! the kernel ends them. The kernel then gives the lock back, behind the last system call of the last of them.
+//! A process that writes or delivers a log holds the lock until it ends ([`SpoolLock::until_the_process_ends`]). A failure, a
+//! panic or a second signal doesn't wait for its writer and lane threads, which may run until the kernel ends them. The kernel
+//! releases the lock after the last system call of the last of them.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::SpoolError;
+use super::error::SpoolError;
 
 /// Holds the spool's lock for as long as it lives.
 #[derive(Debug)]
@@ -19,7 +19,10 @@ pub struct SpoolLock {
 }
 
 impl SpoolLock {
-    /// Locks the spool in `dir`, which is created when missing.
+    /// Locks the spool in `dir`, which is created if missing.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or the disk failed.
     pub fn acquire(dir: &Path) -> Result<SpoolLock, SpoolError> {
         create_durably(dir).map_err(SpoolError::io("create the directory", dir))?;
         let path = dir.join("lock");
@@ -33,13 +36,16 @@ impl SpoolLock {
         lock(file, path)
     }
 
-    /// Holds the lock for as long as there is this process: nothing drops it.
+    /// Holds the lock until the process ends: nothing drops it.
     pub fn until_the_process_ends(self) {
         mem::forget(self);
     }
 
-    /// Locks the spool in `dir` as it is, and writes nothing; `None` for one without a lock file, a copy perhaps, which
-    /// nobody can have open.
+    /// Locks the spool in `dir` without writing anything; `None` if it has no lock file, as a copy may, because then nobody has
+    /// it open.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or the disk failed.
     pub fn of_existing(dir: &Path) -> Result<Option<SpoolLock>, SpoolError> {
         let path = dir.join("lock");
         match File::open(&path) {

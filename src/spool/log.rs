@@ -1,4 +1,4 @@
-//! One open log: the writer's thread, and what it writes when.
+//! One open log and its writer thread.
 
 use std::{
     io,
@@ -12,34 +12,37 @@ use std::{
 use prometheus::Histogram;
 use uuid::Uuid;
 
-use crate::{books::Books, clock, config::Durability, stream::Tally};
+use crate::{books::Books, clock, stream::Tally};
 
 use super::{
-    AppendError, Appender, Damage, Position, SegmentId, SpoolError,
-    appender::{Pending, Queue},
+    appender::{AppendError, Appender, Pending, Queue},
     backlog::Backlog,
-    prepare::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
+    checkpoint::Checkpoint,
+    damage::Damage,
+    error::SpoolError,
+    next_segment::{Blocks, Preparer, Spare, Taken, Trimmed, Wanted},
+    position::{Position, SegmentId, Seq},
     reader::Reader,
-    recovery::{Recovered, recover},
-    segment::{self, Incarnation},
-    shared_end::{Tail, Trimmer},
-    storage::{Access, Storage},
+    recovery::{Inspection, recover},
+    segment::{self, Durability, Incarnation, SegmentEnd, SegmentInfo},
+    shared_end::{SharedEnd, Trimmer},
+    storage::Storage,
     writer::{NewSegment, Writer},
 };
 
 /// A commit holds no more bytes than this, unless one batch alone does.
 const COMMIT_BYTES: usize = 4 << 20;
-/// The log is sealed when nothing came for this long.
+/// The log is sealed when no batch has arrived for this long.
 const SEAL_AFTER: Duration = Duration::from_millis(100);
-/// After the disk was full, the writer looks again so much later.
+/// How long the writer waits before it looks for room on a full disk again.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
-/// How long a log that is dropped waits for its writer, and how often it looks.
+/// How long a dropped log waits for its writer, and how often it looks.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(2);
-/// Bytes a second. While a log takes more than this, its new segments are not filled with zeros first.
+/// Bytes per second. While a log grows faster, its new segments are not filled with zeros first.
 const FAST: u64 = 160 << 20;
 
-/// How to open a log.
+/// Configuration of a log.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
     /// The log's directory.
@@ -70,6 +73,9 @@ pub struct Log {
 
 impl Log {
     /// [`Log::open_for`] with an appender of its own.
+    ///
+    /// # Errors
+    /// The log can't be opened.
     pub fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
@@ -81,10 +87,12 @@ impl Log {
         Log::open_for(&appender, storage, options, books, metrics, on_failure)
     }
 
-    /// Opens the log, begins a fresh segment and starts its writer, which takes the batches of `appender`. An error changes
-    /// nothing that a later try would miss.
+    /// Opens the log, begins a new segment and starts the writer, which takes the batches of `appender`.
     ///
-    /// `on_failure` is called once, from the writer's thread, when the log can't go on: the process must end then.
+    /// `on_failure` is called once, on the writer's thread, when the log can't go on. The process must end then.
+    ///
+    /// # Errors
+    /// The log can't be opened. It may be tried again.
     pub fn open_for(
         appender: &Appender,
         storage: Arc<dyn Storage>,
@@ -119,14 +127,14 @@ impl Log {
         Ok((log, backlog))
     }
 
-    /// Takes batches for this log.
+    /// An appender for this log.
     pub fn appender(&self) -> Appender {
         Appender {
             queue: Arc::clone(&self.queue),
         }
     }
 
-    /// What was found damaged at the opening.
+    /// The damage that the open found.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
@@ -135,14 +143,14 @@ impl Log {
     pub fn close(&mut self) {
         self.queue.close();
         if let Some(writer) = self.writer.take() {
-            // A panic of the writer has been reported by its hook; there is nothing left to close then.
+            // After a panic, which the hook has reported, there is nothing left to close.
             let _ = writer.join();
         }
     }
 }
 
 impl Drop for Log {
-    /// As [`Log::close`], but a disk that hangs holds up nobody for long: the end of a process must come.
+    /// Like [`Log::close`], but a disk that hangs must not keep the process from ending.
     fn drop(&mut self) {
         self.queue.close();
         let until = Instant::now() + LAST_WRITES;
@@ -166,21 +174,19 @@ pub(super) struct LogWriter {
     pub(super) preparer: Option<Preparer>,
     pub(super) trimmed: Arc<Trimmed>,
     pub(super) queue: Arc<Queue>,
-    tail: Arc<Tail>,
+    tail: Arc<SharedEnd>,
     books: Arc<Books>,
     metrics: LogMetrics,
-    /// What is being written; empty between two turns.
+    /// The batches being written; empty between two turns.
     group: Vec<Pending>,
-    /// The disk had no room for what came last.
-    no_room: bool,
-    /// Something was written since the log rested.
+    /// Whether something was written since the log rested.
     unsealed: bool,
-    /// When the active segment was taken into use.
+    /// When the active segment was begun.
     rolled: Instant,
 }
 
 impl LogWriter {
-    /// Recovers the log and begins a fresh segment.
+    /// Recovers the log and begins a new segment.
     pub(super) fn open(
         storage: Arc<dyn Storage>,
         options: &LogOptions,
@@ -188,24 +194,22 @@ impl LogWriter {
         books: Arc<Books>,
         metrics: LogMetrics,
     ) -> Result<(LogWriter, Backlog, Vec<Damage>), SpoolError> {
-        let mut recovered = recover(&*storage, &options.dir)?;
+        let (mut found, checkpoint) = recover(&*storage, &options.dir)?;
         let incarnation = Incarnation(Uuid::new_v4().as_u64_pair().0);
         let writer = Writer::new(
             Arc::clone(&storage),
             &options.dir,
             options.durability,
             incarnation,
-            &recovered,
+            &found,
         );
-        books.opened(recovered.events, recovered.position.events, None);
-        let end = Position {
-            seq: recovered.next_seq,
-            events: recovered.events,
-        };
-        recovered.keep_what_is_not_done_with();
-        let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
+        books.opened(found.events, found.position.events, None);
+        if !checkpoint.as_ref().is_some_and(Checkpoint::is_stored) {
+            keep_obsolete(&mut found);
+        }
+        let tail = Arc::new(SharedEnd::new(std::mem::take(&mut found.segments), found.end()));
         let trimmed = Arc::new(Trimmed::new(options.max_bytes, options.segment_bytes));
-        let history = writer.history().clone();
+        found.history = writer.history().clone();
         let mut writer = LogWriter {
             storage: Arc::clone(&storage),
             dir: options.dir.clone(),
@@ -218,20 +222,18 @@ impl LogWriter {
             books: Arc::clone(&books),
             metrics,
             group: Vec::new(),
-            no_room: false,
             unsealed: false,
             rolled: clock::now(),
         };
-        writer.begin(&recovered)?;
-        writer.no_room = writer.writer.offset() == 0;
+        writer.begin(&found)?;
 
         let reader = Reader::new(
-            Arc::clone(&storage),
+            Arc::clone(&storage) as _,
             options.dir.clone(),
-            recovered.manifest.log_id.into_bytes(),
+            found.manifest.log_id.into_bytes(),
             Arc::clone(&tail),
         );
-        let damage = std::mem::take(&mut recovered.damage);
+        let damage = std::mem::take(&mut found.damage);
         let trimmer = Trimmer {
             tail,
             queue,
@@ -239,22 +241,22 @@ impl LogWriter {
             reuse_from: options.segment_bytes / 2,
         };
         let dir = options.dir.clone();
-        let backlog = Backlog::new(storage, dir, recovered, history, reader, trimmer, books);
+        let backlog = Backlog::new(storage, dir, found, checkpoint, reader, trimmer, books);
         Ok((writer, backlog, damage))
     }
 
-    /// Takes the fresh segment into use and removes what recovery found to be done with, which on a full disk may make
-    /// the room for it. A full disk is no reason not to start: appends are refused until there is room.
-    fn begin(&mut self, recovered: &Recovered) -> Result<(), SpoolError> {
+    /// Begins the new segment and removes obsolete ones, which on a full disk may make the room for it. A full disk doesn't
+    /// prevent a start: appends are refused until there is room.
+    fn begin(&mut self, found: &Inspection) -> Result<(), SpoolError> {
         self.ensure_room(0)?;
-        if let (true, Some((id, end))) = (recovered.cut, recovered.last) {
+        if let (true, Some((id, end))) = (found.cut, found.last) {
             let path = self.dir.join(segment::file_name(id));
             self.storage
-                .open(&path, Access::Write)
+                .open_for_writing(&path)
                 .and_then(|file| file.set_len(end))
                 .map_err(SpoolError::io("cut", &path))?;
         }
-        for id in &recovered.obsolete {
+        for id in &found.obsolete {
             let path = self.dir.join(segment::file_name(*id));
             self.storage
                 .remove(&path)
@@ -266,7 +268,7 @@ impl LogWriter {
     }
 
     fn run(mut self, on_failure: impl FnOnce(SpoolError)) {
-        // A panic is a bug, and must not leave webhooks waiting for a writer that is gone.
+        // A panic is a bug; it must not leave webhooks waiting for a writer that is gone.
         let served = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|_| {
             let bug = io::Error::other("the writer panicked; its message stands above");
             Err(SpoolError::io("go on writing to", &self.dir)(bug))
@@ -279,14 +281,14 @@ impl LogWriter {
 
     fn serve(&mut self) -> Result<(), SpoolError> {
         loop {
-            let limit = match (self.no_room, self.unsealed) {
+            let limit = match (self.queue.no_room(), self.unsealed) {
                 (true, _) => Some(ROOM_CHECK),
                 (_, true) => Some(SEAL_AFTER),
                 _ => None,
             };
             drop(self.queue.wait(limit));
-            // Webhooks that are ready now share this commit, on a machine whose cores are all busy too. A lone one
-            // loses nothing: there is nobody to yield to.
+            // Lets webhooks that are ready now join this commit even when all cores are busy. Without others, yielding costs
+            // nothing.
             thread::yield_now();
             if !self.turn()? {
                 return Ok(());
@@ -294,7 +296,7 @@ impl LogWriter {
         }
     }
 
-    /// Writes what waits; when nothing does, rests. False when the log is closed and rests.
+    /// Writes the waiting batches; when there are none, rests. False when the log is closed and rests.
     pub(super) fn turn(&mut self) -> Result<bool, SpoolError> {
         let mut group = std::mem::take(&mut self.group);
         let closed = {
@@ -309,30 +311,30 @@ impl LogWriter {
             state.closed
         };
         if group.is_empty() {
-            if self.no_room {
-                self.no_room = !self.ensure_room(0)?;
+            if self.queue.no_room() {
+                self.ensure_room(0)?;
             }
             self.rest()?;
             self.writer.check_in_place()?;
             self.unsealed = false;
             return Ok(!closed);
         }
-        self.no_room = !self.write(&mut group)?;
-        // What fits in the room that is left makes no roll, which alone would take the notice down.
-        self.queue.set_no_room(self.no_room);
+        let room = self.write(&mut group)?;
+        // Batches that fit in the room that is left make no roll, which would otherwise be the only thing to reset this.
+        self.queue.set_no_room(!room);
         self.unsealed = true;
         self.group = group;
         Ok(true)
     }
 
-    /// Nothing came for a while.
+    /// Seals the log, after a while without batches.
     pub(super) fn rest(&mut self) -> Result<(), SpoolError> {
         self.writer.seal()?;
         self.publish();
         Ok(())
     }
 
-    /// Writes the group in as few commits as the segments allow; false when the disk had no room for all of it.
+    /// Writes the group in as few commits as the segments allow; false if the disk had no room for all of it.
     pub(super) fn write(&mut self, group: &mut Vec<Pending>) -> Result<bool, SpoolError> {
         let mut written: Vec<Pending> = Vec::with_capacity(group.len());
         let mut room = true;
@@ -358,7 +360,7 @@ impl LogWriter {
         Ok(room)
     }
 
-    /// Makes the batches added to the writer durable and answers those who wait for them.
+    /// Commits the batches that were added to the writer, and answers their webhooks.
     fn commit(&mut self, written: &mut Vec<Pending>) -> Result<(), SpoolError> {
         let Some(first) = written.first() else {
             return Ok(());
@@ -380,7 +382,7 @@ impl LogWriter {
             tally.add(&pending.tally);
             bytes += pending.batch.bytes().len() as u64;
         }
-        // The books first: the lane may deliver a batch as soon as the end is published.
+        // The books come first: the lane may deliver a batch as soon as the end is published.
         self.books.accepted(&tally, received_micros);
         self.publish();
         self.queue.lock().bytes -= bytes;
@@ -398,7 +400,7 @@ impl LogWriter {
         Ok(())
     }
 
-    /// How the next segment is to be made, with the active one half full.
+    /// How to allocate the next segment, now that the active one is half full.
     fn blocks(&self) -> Blocks {
         if self.writer.offset() as f64 > FAST as f64 * clock::since(self.rolled).as_secs_f64() {
             Blocks::Reserved
@@ -407,7 +409,7 @@ impl LogWriter {
         }
     }
 
-    /// Makes a segment with room for a batch of this length the active one; false when the disk has no room for it.
+    /// Makes sure that the active segment has room for a batch of this length; false if the disk has no room for that.
     fn ensure_room(&mut self, payload_len: usize) -> Result<bool, SpoolError> {
         if self.writer.fits(payload_len) {
             self.queue.set_no_room(false);
@@ -442,7 +444,8 @@ impl LogWriter {
         let NewSegment { id, first_seq, left } = self.writer.roll(spare, clock::unix_micros())?;
         self.tail.roll(id, first_seq, self.writer.offset());
         self.rolled = clock::now();
-        // A backlog must not fill the memory with what nobody reads soon: new memory costs more time than the disk.
+        // A backlog must not fill the page cache with what nobody reads soon: allocating new pages costs more time than the
+        // disk does.
         if let Some(left) = left
             && self.tail.is_far_from(SegmentId(id.0 - 1))
         {
@@ -451,10 +454,24 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Tells readers of the new durable end.
+    /// Publishes the new durable end to readers.
     fn publish(&self) {
         let (seq, events) = self.writer.end();
         let offset = Some(self.writer.offset()).filter(|offset| *offset > 0);
         self.tail.publish(Position { seq, events }, offset, &self.queue);
     }
+}
+
+/// Segments before a position that may not be on the disk are trimmed when it is.
+fn keep_obsolete(found: &mut Inspection) {
+    let kept = std::mem::take(&mut found.obsolete)
+        .into_iter()
+        .map(|id| SegmentInfo {
+            id,
+            first_seq: Seq(0),
+            after_loss: false,
+            end: SegmentEnd::At(0),
+            bytes: 0,
+        });
+    found.segments.splice(0..0, kept);
 }

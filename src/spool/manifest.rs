@@ -1,15 +1,15 @@
-//! The manifest: which log this is. JSON, replaced by rename, never changed in place.
+//! The manifest: which log a directory holds. JSON, replaced by rename, never changed in place.
 //!
 //! ```json
 //! {"format":1,"log":"<uuid>","group":"<uuid>","crc32c":123}
 //! ```
 //!
-//! `log` goes into every checksum and never changes. `group` names the log towards Kafka (transactional id and consumer
-//! group); the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers
-//! the text `<format> <log> <group>`.
+//! `log` is part of every checksum and never changes. `group` names the log in Kafka (transactional id and consumer group);
+//! the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers the text
+//! `<format> <log> <group>`.
 //!
-//! The file `manifest.copy` holds the same. It counts when the manifest is damaged or gone; an open then makes both whole
-//! again. Logs of earlier versions get theirs at the next open.
+//! `manifest.copy` holds the same. It is used when the manifest is damaged or gone; the open then restores both. Logs of
+//! earlier versions get their copy at the next open.
 
 use std::{io, path::Path};
 
@@ -17,19 +17,19 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    SpoolError,
+    error::SpoolError,
     segment::FORMAT,
-    storage::{Access, Storage, StorageFile},
+    storage::{ReadFile, ReadStorage, Storage, read_up_to, replace},
 };
 
 const NAME: &str = "manifest";
 const COPY: &str = "manifest.copy";
-const MAX_BYTES: u64 = 4096;
+const MAX_BYTES: usize = 4096;
 
 /// Which log a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Covered by every checksum of the log.
+    /// Part of every checksum of the log.
     pub log_id: Uuid,
     /// Names the log in Kafka.
     pub group_id: Uuid,
@@ -44,7 +44,7 @@ struct Text {
 }
 
 impl Manifest {
-    /// The manifest of a log that begins now.
+    /// The manifest of a new log.
     pub fn begin() -> Manifest {
         let id = Uuid::new_v4();
         Manifest {
@@ -53,8 +53,11 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of the log in `dir`, or its copy when the manifest is damaged or gone; `None` when there is neither.
-    pub fn read(storage: &dyn Storage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
+    /// Reads the manifest of the log in `dir`, or its copy if the manifest is damaged or gone; `None` if there is neither.
+    ///
+    /// # Errors
+    /// Neither can be used; the error is the manifest's.
+    pub fn read(storage: &dyn ReadStorage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
         let manifest = Manifest::read_file(storage, &dir.join(NAME));
         if let Ok(Some(_)) = manifest {
             return manifest;
@@ -65,20 +68,21 @@ impl Manifest {
         }
     }
 
-    /// Whether the manifest itself and its copy say this.
-    pub fn is_in(&self, storage: &dyn Storage, dir: &Path) -> [bool; 2] {
+    /// Whether the manifest and its copy, in this order, hold this.
+    pub fn is_in(&self, storage: &dyn ReadStorage, dir: &Path) -> [bool; 2] {
         [NAME, COPY].map(|name| {
             let found = Manifest::read_file(storage, &dir.join(name));
             matches!(found, Ok(Some(found)) if found == *self)
         })
     }
 
-    fn read_file(storage: &dyn Storage, path: &Path) -> Result<Option<Manifest>, SpoolError> {
+    fn read_file(storage: &dyn ReadStorage, path: &Path) -> Result<Option<Manifest>, SpoolError> {
         let unusable = |what: String| SpoolError::Unusable {
             path: path.to_path_buf(),
             what,
         };
-        let bytes = match read_small(storage, path) {
+        let read = |file: Box<dyn ReadFile>| read_up_to(&*file, MAX_BYTES, 0);
+        let bytes = match storage.open(path).and_then(read) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SpoolError::io("read", path)(error)),
@@ -104,7 +108,10 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Makes this the manifest of the log in `dir`, and its copy, durably.
+    /// Writes the manifest of the log in `dir` and its copy, durably.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn write(&self, storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
         let text = Text {
             format: FORMAT,
@@ -121,31 +128,4 @@ impl Manifest {
     fn crc(&self) -> u32 {
         crc32c::crc32c(format!("{FORMAT} {} {}", self.log_id, self.group_id).as_bytes())
     }
-}
-
-fn read_small(storage: &dyn Storage, path: &Path) -> io::Result<Vec<u8>> {
-    let file = storage.open(path, Access::Read)?;
-    let mut bytes = vec![0; file.size()?.min(MAX_BYTES) as usize];
-    let n = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(n);
-    Ok(bytes)
-}
-
-/// Puts a file of this content in place, atomically and durably.
-pub(super) fn replace(
-    storage: &dyn Storage,
-    dir: &Path,
-    name: &str,
-    content: &[u8],
-) -> Result<(), SpoolError> {
-    let path = dir.join(name);
-    let temporary = dir.join(format!("{name}.tmp"));
-    let write = || -> io::Result<()> {
-        let file = storage.open(&temporary, Access::Create)?;
-        StorageFile::write_all_at(&*file, content, 0)?;
-        file.sync_data()?;
-        storage.rename(&temporary, &path)?;
-        storage.sync_dir(dir)
-    };
-    write().map_err(SpoolError::io("write", &path))
 }

@@ -1,20 +1,21 @@
-//! Reads a log's batches in order, never beyond its durable end.
+//! Reads a log's batches in order, up to its durable end.
 
 use std::{path::PathBuf, sync::Arc};
 
 use thiserror::Error;
 
 use super::{
-    Damage, Position, SegmentId, Seq, SpoolError,
-    record::{self, Checksum, Header, Kind},
-    recovery::End,
+    damage::{Damage, DamageKind},
+    error::SpoolError,
+    position::{Position, SegmentId, Seq},
+    record::{self, Checksum, RecordHeader, RecordKind},
     scan::valid_records,
-    segment,
-    shared_end::Tail,
-    storage::{Access, Storage, StorageFile},
+    segment::{self, SegmentEnd},
+    shared_end::SharedEnd,
+    storage::{ReadFile, ReadStorage},
 };
 
-/// How much is read from a file at once.
+/// Bytes read from a file at once.
 const CHUNK: usize = 256 << 10;
 
 /// A batch as the log holds it.
@@ -29,7 +30,7 @@ pub struct StoredBatch {
 }
 
 impl StoredBatch {
-    /// The position behind this batch.
+    /// The position after this batch.
     pub fn end(&self) -> Position {
         Position {
             seq: Seq(self.seq.0 + 1),
@@ -41,7 +42,7 @@ impl StoredBatch {
 /// Why nothing could be read.
 #[derive(Debug, Error)]
 pub enum ReadError {
-    /// The bytes that should be there are not, or are wrong. It will not go away by itself.
+    /// Bytes that should be there are missing or wrong. Trying again doesn't help.
     #[error("the spool is damaged: {0}")]
     Damaged(Damage),
     /// A system call failed.
@@ -49,19 +50,19 @@ pub enum ReadError {
     Spool(#[from] SpoolError),
 }
 
-/// Reads one log from a position on.
+/// Reads one log in order.
 pub struct Reader {
-    storage: Arc<dyn Storage>,
+    disk: Arc<dyn ReadStorage>,
     dir: PathBuf,
     log_id: [u8; 16],
-    tail: Arc<Tail>,
+    tail: Arc<SharedEnd>,
     next: Seq,
     open: Option<OpenSegment>,
 }
 
 struct OpenSegment {
     id: SegmentId,
-    file: Box<dyn StorageFile>,
+    file: Box<dyn ReadFile>,
     checksum: Checksum,
     offset: u64,
     limit: Limit,
@@ -72,18 +73,23 @@ struct OpenSegment {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Limit {
-    /// The segment ends here.
+    /// The segment ends at this offset.
     End(u64),
-    /// More may follow behind this offset.
+    /// The segment is durable up to this offset, and may grow.
     SoFar(u64),
-    /// It ends before the first invalid record.
+    /// The segment ends at the first invalid record.
     FirstInvalid,
 }
 
 impl Reader {
-    pub(super) fn new(storage: Arc<dyn Storage>, dir: PathBuf, log_id: [u8; 16], tail: Arc<Tail>) -> Reader {
+    pub(super) fn new(
+        disk: Arc<dyn ReadStorage>,
+        dir: PathBuf,
+        log_id: [u8; 16],
+        tail: Arc<SharedEnd>,
+    ) -> Reader {
         Reader {
-            storage,
+            disk,
             dir,
             log_id,
             tail,
@@ -92,23 +98,26 @@ impl Reader {
         }
     }
 
-    /// Moves to a batch. The next one read is the first at or behind `seq`.
+    /// Moves to a batch: the next one read is the first at or after `seq`.
     pub fn seek(&mut self, seq: Seq) {
         self.next = seq;
         self.open = None;
     }
 
-    /// Lets go of the open segment when it was trimmed: its file may be written anew.
+    /// Closes the open segment if it was trimmed: its file may be reused.
     pub fn let_go_of_trimmed(&mut self) {
         self.open.take_if(|open| limit_of(&self.tail, open.id).is_none());
     }
 
-    /// The batch that is read next.
+    /// The sequence that is read next.
     pub fn place(&self) -> Seq {
         self.next
     }
 
-    /// The next batch, and moves behind it; `None` at the durable end.
+    /// The next batch, and moves past it; `None` at the durable end.
+    ///
+    /// # Errors
+    /// The batch is damaged, or the disk failed.
     pub fn next(&mut self) -> Result<Option<StoredBatch>, ReadError> {
         loop {
             if self.open.is_none() && !self.open_segment(None)? {
@@ -137,7 +146,7 @@ impl Reader {
                 continue;
             }
             match open.record(limit)? {
-                Some((header, _)) if header.kind == Kind::Seal || header.seq < self.next => {
+                Some((header, _)) if header.kind == RecordKind::Seal || header.seq < self.next => {
                     open.offset += header.record_len() as u64;
                 }
                 Some((header, payload)) if header.seq == self.next => {
@@ -158,7 +167,7 @@ impl Reader {
                     }
                 }
                 _ => match open.damage(&self.tail, limit, self.next)? {
-                    // Only what is done with is damaged.
+                    // Only delivered batches are damaged.
                     Damage {
                         to: Some(to),
                         bytes: Some((_, behind)),
@@ -170,7 +179,7 @@ impl Reader {
         }
     }
 
-    /// Opens the segment that holds the next batch, or the one behind `after`; false when there is none yet.
+    /// Opens the segment that holds the next batch, or the one after `after`; false if there is none yet.
     fn open_segment(&mut self, after: Option<SegmentId>) -> Result<bool, ReadError> {
         let found = {
             let mut state = self.tail.lock();
@@ -189,8 +198,8 @@ impl Reader {
         let Some(info) = found else {
             return Ok(false);
         };
-        if let End::Damaged(damage) = info.end {
-            // What was readable before it has been read: the loss begins exactly here.
+        if let SegmentEnd::Damaged(damage) = info.end {
+            // Everything readable before it has been read, so the loss begins exactly here.
             let from = damage.from.max(self.next);
             return Err(ReadError::Damaged(Damage { from, ..damage }));
         }
@@ -203,14 +212,11 @@ impl Reader {
                 bytes: None,
                 from: self.next,
                 to: Some(info.first_seq),
-                what: "batches are missing before the segment",
+                kind: DamageKind::BatchesMissing,
             }));
         }
         let path = self.dir.join(segment::file_name(info.id));
-        let file = self
-            .storage
-            .open(&path, Access::Read)
-            .map_err(SpoolError::io("open", &path))?;
+        let file = self.disk.open(&path).map_err(SpoolError::io("open", &path))?;
         self.open = Some(OpenSegment {
             id: info.id,
             file,
@@ -224,21 +230,21 @@ impl Reader {
     }
 }
 
-/// Up to where a segment may be read now; `None` when it is not part of the log any more.
-fn limit_of(tail: &Tail, id: SegmentId) -> Option<Limit> {
+/// How far a segment may be read now; `None` when it is no longer part of the log.
+fn limit_of(tail: &SharedEnd, id: SegmentId) -> Option<Limit> {
     let state = tail.lock();
     let info = state.segments.iter().find(|s| s.id == id)?;
     Some(match info.end {
-        End::At(end) => Limit::End(end),
-        End::Durable => Limit::SoFar(state.durable_offset),
-        End::FirstInvalid => Limit::FirstInvalid,
-        End::Damaged(_) => return None,
+        SegmentEnd::At(end) => Limit::End(end),
+        SegmentEnd::Durable => Limit::SoFar(state.durable_offset),
+        SegmentEnd::FirstInvalid => Limit::FirstInvalid,
+        SegmentEnd::Damaged(_) => return None,
     })
 }
 
 impl OpenSegment {
-    /// The record at the offset, when a valid one ends at or before `limit`.
-    fn record(&mut self, limit: u64) -> Result<Option<(Header, &[u8])>, SpoolError> {
+    /// The record at the offset, if it is valid and ends at or before `limit`.
+    fn record(&mut self, limit: u64) -> Result<Option<(RecordHeader, &[u8])>, SpoolError> {
         if self.fill(record::HEADER, limit)? < record::HEADER {
             return Ok(None);
         }
@@ -254,7 +260,7 @@ impl OpenSegment {
         Ok(self.checksum.verify(&self.buffer[start..]))
     }
 
-    /// Makes `wanted` bytes from the offset on stand in the buffer, as far as `limit` and the file allow; how many do.
+    /// Buffers `wanted` bytes from the offset on, as far as `limit` and the file allow; returns how many there are.
     fn fill(&mut self, wanted: usize, limit: u64) -> Result<usize, SpoolError> {
         let have = (self.buffer_at + self.buffer.len() as u64)
             .saturating_sub(self.offset)
@@ -265,22 +271,22 @@ impl OpenSegment {
                 path: segment::file_name(self.id).into(),
                 source,
             };
-            // A rotten length must not ask for more memory than there is file.
+            // A corrupt length must not allocate more memory than the file is long.
             let limit = limit.min(self.file.size().map_err(failed)?);
             let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
             self.buffer.clear();
             self.buffer.resize(room, 0);
             self.buffer_at = self.offset;
             let read = self.file.read_at(&mut self.buffer, self.offset);
-            // After an error nothing in it counts: it would look like damage.
+            // After an error the buffer must be empty, or it would look like damage.
             self.buffer.truncate(read.as_ref().map_or(0, |n| *n));
             return Ok(read.map_err(failed)?.min(wanted));
         }
         Ok(wanted)
     }
 
-    /// What is wrong at the offset, and where the next valid record is.
-    fn damage(&self, tail: &Tail, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
+    /// The damage at the offset, up to the next valid record.
+    fn damage(&self, tail: &SharedEnd, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
         let mut bytes = vec![0; limit.saturating_sub(self.offset) as usize];
         let n = self
             .file
@@ -301,13 +307,13 @@ impl OpenSegment {
             to: next
                 .map(|found| found.header.seq)
                 .or_else(|| first_behind(tail, self.id)),
-            what: "records are damaged",
+            kind: DamageKind::Records,
         })
     }
 }
 
-/// The first sequence that the segments behind one hold.
-fn first_behind(tail: &Tail, id: SegmentId) -> Option<Seq> {
+/// The first sequence of the segments after this one.
+fn first_behind(tail: &SharedEnd, id: SegmentId) -> Option<Seq> {
     let state = tail.lock();
     state.segments.iter().find(|s| s.id > id).map(|s| s.first_seq)
 }

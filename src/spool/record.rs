@@ -1,8 +1,8 @@
-//! Records: how a batch or a seal stands in a segment.
+//! Records: how a batch or a seal is stored in a segment.
 //!
 //! ```text
 //! offset size
-//!  0     4    magic: "CMCb" batch, "CMCs" seal (uses no sequence; no payload but the copy of a header, segment.rs)
+//!  0     4    magic: "CMCb" batch, "CMCs" seal (takes no sequence; empty, or a header's copy: segment.rs)
 //!  4     4    CRC-32C of: log id (16 bytes), segment id (8), bytes 0 to 4 and 8 to 48
 //!  8     4    CRC-32C of the payload
 //! 12     4    payload length in bytes
@@ -10,44 +10,60 @@
 //! 24     8    commit number
 //! 32     8    events in all batches before this record
 //! 40     4    events in this batch
-//! 44     4    bytes between the beginning of this record's commit and this record
+//! 44     4    bytes from the start of this record's commit to this record
 //! 48          payload, then zeros up to a multiple of 16
 //! ```
 //!
-//! The last field tells which bytes before a record belong to its own commit: an invalid place inside it is a torn
-//! tail, one before it is damage.
+//! The last field tells which of the preceding bytes belong to the same commit: invalid bytes within that commit are a torn
+//! tail, invalid bytes before it are damage.
 //!
-//! A record begins at a multiple of 16 of the segment's file, so a scan can find the next valid one behind damage. The
-//! header has a checksum of its own, under a log id that no webhook knows: so a scan never takes a payload's word for a
-//! length, and its time stays linear whatever was posted.
+//! Records start at multiples of 16 in the segment's file, so a scan can find the next valid one behind damage. The header
+//! has its own checksum, which covers a log id that no webhook knows. A payload therefore can't fake a header with a length,
+//! and a scan takes linear time whatever was posted.
 
-use super::{CommitNo, SegmentId, Seq};
+use super::{
+    numbers::{array_at, put, u32_at, u64_at},
+    position::{CommitNo, SegmentId, Seq},
+};
+
+/// Offsets of a header's fields.
+mod at {
+    pub const HEADER_CRC: usize = 4;
+    pub const PAYLOAD_CRC: usize = 8;
+    pub const PAYLOAD_LEN: usize = 12;
+    pub const SEQ: usize = 16;
+    pub const COMMIT: usize = 24;
+    pub const EVENTS_BEFORE: usize = 32;
+    pub const EVENTS: usize = 40;
+    pub const IN_COMMIT: usize = 44;
+}
 
 pub const HEADER: usize = 48;
 pub const ALIGN: usize = 16;
 const BATCH: [u8; 4] = *b"CMCb";
 const SEAL: [u8; 4] = *b"CMCs";
 
-/// What a record is.
+/// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RecordKind {
     Batch,
     Seal,
 }
 
 /// The header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    pub kind: Kind,
+pub struct RecordHeader {
+    pub kind: RecordKind,
     pub payload_len: usize,
     pub seq: Seq,
     pub commit: CommitNo,
     pub events_before: u64,
     pub events: u32,
+    /// Bytes from the start of the commit to this record.
     pub in_commit: u32,
 }
 
-impl Header {
+impl RecordHeader {
     /// Bytes of the whole record in the segment.
     pub fn record_len(&self) -> usize {
         record_len(self.payload_len)
@@ -56,12 +72,12 @@ impl Header {
     /// The sequence of the next batch.
     pub fn next_seq(&self) -> Seq {
         match self.kind {
-            Kind::Batch => Seq(self.seq.0 + 1),
-            Kind::Seal => self.seq,
+            RecordKind::Batch => Seq(self.seq.0 + 1),
+            RecordKind::Seal => self.seq,
         }
     }
 
-    /// Events in all batches up to and with this record.
+    /// Events in all batches up to and including this record.
     pub fn events_after(&self) -> u64 {
         self.events_before + u64::from(self.events)
     }
@@ -85,81 +101,79 @@ impl Checksum {
     }
 
     fn of_header(self, bytes: &[u8; HEADER]) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &bytes[..4]), &bytes[8..])
+        let magic = crc32c::crc32c_append(self.0, &bytes[..at::HEADER_CRC]);
+        crc32c::crc32c_append(magic, &bytes[at::PAYLOAD_CRC..])
     }
 
     /// Appends a record to `out`. The payload's length must fit in a u32.
-    pub fn encode(self, header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+    pub fn encode(self, header: &RecordHeader, payload: &[u8], out: &mut Vec<u8>) {
         debug_assert_eq!(header.payload_len, payload.len());
         let start = out.len();
         let mut bytes = [0u8; HEADER];
-        bytes[..4].copy_from_slice(match header.kind {
-            Kind::Batch => &BATCH,
-            Kind::Seal => &SEAL,
-        });
-        bytes[8..12].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
-        bytes[12..16].copy_from_slice(&(header.payload_len as u32).to_le_bytes());
-        bytes[16..24].copy_from_slice(&header.seq.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&header.commit.0.to_le_bytes());
-        bytes[32..40].copy_from_slice(&header.events_before.to_le_bytes());
-        bytes[40..44].copy_from_slice(&header.events.to_le_bytes());
-        bytes[44..48].copy_from_slice(&header.in_commit.to_le_bytes());
+        let magic = match header.kind {
+            RecordKind::Batch => &BATCH,
+            RecordKind::Seal => &SEAL,
+        };
+        put(&mut bytes, 0, magic);
+        put(
+            &mut bytes,
+            at::PAYLOAD_CRC,
+            &crc32c::crc32c(payload).to_le_bytes(),
+        );
+        put(
+            &mut bytes,
+            at::PAYLOAD_LEN,
+            &(header.payload_len as u32).to_le_bytes(),
+        );
+        put(&mut bytes, at::SEQ, &header.seq.0.to_le_bytes());
+        put(&mut bytes, at::COMMIT, &header.commit.0.to_le_bytes());
+        put(&mut bytes, at::EVENTS_BEFORE, &header.events_before.to_le_bytes());
+        put(&mut bytes, at::EVENTS, &header.events.to_le_bytes());
+        put(&mut bytes, at::IN_COMMIT, &header.in_commit.to_le_bytes());
         let crc = self.of_header(&bytes);
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        put(&mut bytes, at::HEADER_CRC, &crc.to_le_bytes());
         out.extend_from_slice(&bytes);
         out.extend_from_slice(payload);
         out.resize(start + header.record_len(), 0);
     }
 
-    /// The header at the beginning of `bytes`, when its checksum is right. Says nothing about the payload.
-    pub fn header(self, bytes: &[u8]) -> Option<Header> {
+    /// The header at the beginning of `bytes`, if its checksum is right. The payload is not checked.
+    pub fn header(self, bytes: &[u8]) -> Option<RecordHeader> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
-        let kind = match header[..4].try_into() {
-            Ok(BATCH) => Kind::Batch,
-            Ok(SEAL) => Kind::Seal,
+        let kind = match array_at(header, 0) {
+            BATCH => RecordKind::Batch,
+            SEAL => RecordKind::Seal,
             _ => return None,
         };
-        if u32_at(header, 4) != self.of_header(header) {
+        if u32_at(header, at::HEADER_CRC) != self.of_header(header) {
             return None;
         }
-        Some(Header {
+        Some(RecordHeader {
             kind,
-            payload_len: u32_at(header, 12) as usize,
-            seq: Seq(u64_at(header, 16)),
-            commit: CommitNo(u64_at(header, 24)),
-            events_before: u64_at(header, 32),
-            events: u32_at(header, 40),
-            in_commit: u32_at(header, 44),
+            payload_len: u32_at(header, at::PAYLOAD_LEN) as usize,
+            seq: Seq(u64_at(header, at::SEQ)),
+            commit: CommitNo(u64_at(header, at::COMMIT)),
+            events_before: u64_at(header, at::EVENTS_BEFORE),
+            events: u32_at(header, at::EVENTS),
+            in_commit: u32_at(header, at::IN_COMMIT),
         })
     }
 
-    /// The record at the beginning of `bytes`, when it is whole and its checksums are right.
-    pub fn verify(self, bytes: &[u8]) -> Option<(Header, &[u8])> {
+    /// The record at the beginning of `bytes`, if it is complete and its checksums are right.
+    pub fn verify(self, bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
         let header = self.header(bytes)?;
         let payload = bytes.get(HEADER..HEADER + header.payload_len)?;
-        (u32_at(bytes, 8) == crc32c::crc32c(payload)).then_some((header, payload))
+        (u32_at(bytes, at::PAYLOAD_CRC) == crc32c::crc32c(payload)).then_some((header, payload))
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut array = [0; 4];
-    array.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(array)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut array = [0; 8];
-    array.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(array)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn header(payload_len: usize) -> Header {
-        Header {
-            kind: Kind::Batch,
+    fn header(payload_len: usize) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Batch,
             payload_len,
             seq: Seq(7),
             commit: CommitNo(3),

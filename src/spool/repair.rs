@@ -1,13 +1,12 @@
-//! Repairing a damaged log: what can be read is written anew, what can't is set aside and known to be lost.
+//! Repairs a damaged log: writes what can be read to a new log and records what is lost.
 //!
-//! The repaired log is made whole and durable in a directory beside the damaged one, then the two change places in one
-//! atomic call, so that a crash at any instant leaves the one or the other. The damaged one stays, and so does what an
-//! interrupted repair left, each under a name that nothing else has.
+//! The repaired log is completed and made durable in a directory beside the damaged one. Then the two are exchanged in one
+//! atomic call, so a crash at any instant leaves one or the other. The damaged log is kept, and so is what an interrupted
+//! repair left, each under a unique name.
 //!
-//! The repaired log keeps log id, group, history and the batches' sequences, so that a position in Kafka goes on to mean
-//! what it meant, and nothing is delivered twice. It begins at the checkpoint. Where batches are lost, a new segment
-//! begins and says so in its header; readers pass over the missing sequences there. Event totals run on without the lost
-//! ones, so that the books balance.
+//! The repaired log keeps log id, group, history and the batches' sequences, so a position in Kafka keeps its meaning and
+//! nothing is delivered twice. It begins at the checkpoint. Where batches are lost, a new segment begins and its header says
+//! so; readers skip the missing sequences there. Event totals continue without the lost events, so the books balance.
 
 use std::{
     fs::{self, File},
@@ -18,12 +17,15 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::{clock, config::Durability};
+use crate::clock;
 
 use super::{
-    Damage, Position, Seq, SpoolError,
     checkpoint::Checkpoint,
-    prepare::{Blocks, Spare, Trimmed, Wanted},
+    damage::Damage,
+    error::SpoolError,
+    next_segment::{Blocks, Spare, Trimmed, Wanted},
+    position::{Position, Seq},
+    segment::Durability,
     storage::{FileSystem, Storage},
     survey::Survey,
     writer::Writer,
@@ -32,14 +34,14 @@ use super::{
 /// A commit of the repaired log holds no more bytes than this, unless one batch alone does.
 const COMMIT_BYTES: usize = 4 << 20;
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Debug)]
 pub struct Repaired {
     /// The sequences that are lost.
     pub lost: Vec<Lost>,
     /// Damage that doesn't tell whether batches are lost, such as a lost tail.
     pub unknown: Vec<Damage>,
-    /// The position was unreadable: from where on batches were kept, and Kafka has some of them or none.
+    /// The first batch that was kept, if the position was unreadable. Kafka may have some of the batches.
     pub position_unknown: Option<Seq>,
     /// Undelivered batches that were kept, and their events.
     pub batches: u64,
@@ -58,8 +60,11 @@ pub struct Lost {
     pub events: Option<u64>,
 }
 
-/// Repairs the log in `dir`, whose spool must be locked; `None` when nothing is damaged. The damaged log will be in a
-/// directory beside `dir` whose name begins with `dir`'s and `aside`.
+/// Repairs the log in `dir`, whose spool must be locked; `None` if nothing is damaged. Moves the damaged log to a directory
+/// beside `dir` whose name consists of `dir`'s and `aside`, and a number if that name is taken.
+///
+/// # Errors
+/// The disk failed; the log is unchanged, or already repaired.
 pub fn repair(
     dir: &Path,
     aside: &str,
@@ -80,7 +85,7 @@ fn repair_from(
     let (parent, work) = (beside(dir, ""), beside(dir, "repairing"));
     let failed = |action| SpoolError::io(action, &work);
     let begin = || {
-        // What an interrupted repair left may be the damaged log itself, of which nothing may be thrown away.
+        // What an interrupted repair left may be the damaged log itself, so it must not be deleted.
         match fs::rename(&work, free_name(dir, &format!("{aside}-left"))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("set aside")(error)),
             _ => fs::create_dir(&work).map_err(failed("create the directory")),
@@ -88,7 +93,7 @@ fn repair_from(
     };
     let rewritten = rewrite(survey, &storage, &work, begin, segment_bytes, durability);
     if rewritten.is_err() {
-        // Half a copy would keep the room that the bridge wants; the error that counts is the first one.
+        // A partial copy would take room that the bridge needs. The first error is the one to report.
         let _ = fs::remove_dir_all(&work);
     }
     let Some(mut repaired) = rewritten? else {
@@ -104,7 +109,7 @@ fn repair_from(
     Ok(Some(repaired))
 }
 
-/// A name beside `dir` that nothing has, with this suffix or one that begins so. Under the spool's lock nobody else takes it.
+/// An unused name beside `dir` with this suffix, and a number if need be. Under the spool's lock nobody else takes it.
 fn free_name(dir: &Path, suffix: &str) -> PathBuf {
     let taken = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
     let mut name = beside(dir, suffix);
@@ -116,7 +121,7 @@ fn free_name(dir: &Path, suffix: &str) -> PathBuf {
     name
 }
 
-/// Writes what can be read into a new log in `work`, which `begin` makes; `None`, and nothing is made, when nothing is
+/// Writes what can be read to a new log in `work`, which `begin` creates; does nothing and returns `None` if nothing is
 /// damaged.
 pub(super) fn rewrite(
     survey: &dyn Fn() -> Result<Option<Survey>, SpoolError>,
@@ -144,7 +149,7 @@ pub(super) fn rewrite(
     rewriting.finish(&survey).map(Some)
 }
 
-/// A directory beside the log's; with no suffix the one that holds both.
+/// A directory beside the log's; without a suffix their parent.
 fn beside(dir: &Path, suffix: &str) -> PathBuf {
     if suffix.is_empty() {
         return match dir.parent() {
@@ -158,7 +163,7 @@ fn beside(dir: &Path, suffix: &str) -> PathBuf {
     dir.with_file_name(name)
 }
 
-/// The repaired log while it is written.
+/// The repaired log while it is being written.
 struct Rewriting {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
@@ -168,7 +173,7 @@ struct Rewriting {
     lost: Vec<Lost>,
     batches: u64,
     events: u64,
-    /// Behind the last batch, as the damaged log counts.
+    /// The position after the last batch, as the damaged log counts.
     old: Position,
 }
 
@@ -180,12 +185,12 @@ impl Rewriting {
         segment_bytes: u64,
         durability: Durability,
     ) -> Result<Rewriting, SpoolError> {
-        let recovered = survey.recovered();
-        let position = recovered.position;
-        Checkpoint::create(&*storage, dir, recovered.manifest.log_id.into_bytes(), position)?;
-        recovered.manifest.write(&*storage, dir)?;
+        let found = survey.inspection();
+        let position = found.position;
+        Checkpoint::create(&*storage, dir, found.manifest.log_id.into_bytes(), position)?;
+        found.manifest.write(&*storage, dir)?;
         let mut rewriting = Rewriting {
-            writer: Writer::in_place_of(Arc::clone(&storage), dir, durability, recovered),
+            writer: Writer::in_place_of(Arc::clone(&storage), dir, durability, found),
             storage,
             dir: dir.to_path_buf(),
             segment_bytes,
@@ -199,8 +204,8 @@ impl Rewriting {
         Ok(rewriting)
     }
 
-    /// What lies between the last batch and `seq` is lost. `events_before` is what the damaged log counts before `seq`. What an
-    /// earlier repair has given up is no damage any more, and is not told again.
+    /// Records that what lies between the last batch and `seq` is lost. `events_before` is the damaged log's count before
+    /// `seq`. What an earlier repair gave up is no longer damage and is not reported again.
     fn lose(&mut self, survey: &Survey, seq: Seq, events_before: Option<u64>) -> Result<(), SpoolError> {
         if seq <= self.old.seq {
             return Ok(());
@@ -256,7 +261,7 @@ impl Rewriting {
         self.commit()?;
         self.writer.seal()?;
         self.writer.sync()?;
-        let blocking = survey.recovered().blocking.iter();
+        let blocking = survey.inspection().blocking.iter();
         let (of_position, unknown): (Vec<_>, Vec<_>) = blocking.cloned().partition(Damage::is_of_position);
         Ok(Repaired {
             lost: self.lost,

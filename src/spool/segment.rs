@@ -12,40 +12,67 @@
 //!  40     8   first sequence
 //!  48     8   first commit number
 //!  56     8   events in all batches before this segment
-//!  64     8   id of the segment before, 0 for none
-//!  72     8   its exact end, bytes from the beginning of its file
+//!  64     8   id of the previous segment, 0 for none
+//!  72     8   its exact end, as an offset in its file
 //!  80     8   created at, microseconds since the Unix epoch
 //!  88     1   durability: 1 fsync, 2 page-cache
-//!  89     1   1 when batches right before this segment are lost and an operator has accepted that, else 0 (repair.rs)
+//!  89     1   1 if batches right before this segment are lost and an operator has accepted that, else 0 (repair.rs)
 //!  90     4   zero
 //!  94     2   number of history entries
 //!  96         history: (incarnation u64, first sequence u64) for each, the oldest first; the last is this segment's
 //! ```
 //!
-//! The first record behind the header is a seal whose payload is the same header again, without the zeros at its end. It is
-//! written and synced together with the header. When the header is damaged, the copy counts, so that one damage forgets
-//! neither where the segment begins nor who wrote it. Segments of earlier versions have no copy.
+//! The first record after the header is a seal whose payload is a copy of the header, without the zeros at its end. Both are
+//! written and synced together. If the header is damaged, the copy is used, so that one damaged place can't hide where the
+//! segment begins or who wrote it. Segments written by earlier versions have no copy.
 //!
-//! The *history* says which process life (incarnation) wrote which sequences. It goes along with the position into
-//! Kafka, and shows at the next start whether log and position belong together.
-
-use crate::config::Durability;
+//! The *history* records which process life (incarnation) wrote which sequences. It is stored in Kafka along with the
+//! position; at the next start it shows whether log and position belong together.
 
 use super::{
-    CommitNo, SegmentId, Seq,
-    record::{self, Checksum, Kind},
+    damage::Damage,
+    numbers::{array_at, put, u16_at, u64_at},
+    position::{CommitNo, Position, SegmentId, Seq},
+    record::{self, Checksum, RecordHeader, RecordKind},
 };
 
 pub const HEADER: usize = 4096;
 pub const FORMAT: u32 = 1;
-/// Most bytes of the record with the header's copy.
+/// The largest size of the record with the header's copy, in bytes.
 pub const MAX_COPY: usize = record::record_len(HEADER);
 const MAGIC: &[u8; 8] = b"CMCspool";
-const HISTORY_AT: usize = 96;
+/// Offsets of a header's fields.
+mod at {
+    pub const CRC: usize = 8;
+    pub const FORMAT: usize = 12;
+    pub const LOG_ID: usize = 16;
+    pub const ID: usize = 32;
+    pub const FIRST_SEQ: usize = 40;
+    pub const FIRST_COMMIT: usize = 48;
+    pub const EVENTS_BEFORE: usize = 56;
+    pub const PREDECESSOR: usize = 64;
+    pub const PREDECESSOR_END: usize = 72;
+    pub const CREATED: usize = 80;
+    pub const DURABILITY: usize = 88;
+    pub const AFTER_LOSS: usize = 89;
+    pub const ENTRIES: usize = 94;
+    pub const HISTORY: usize = 96;
+}
+/// Bytes of a history entry: an incarnation and its first sequence.
+const ENTRY: usize = 16;
 /// As many as the header has room for.
-const MAX_HISTORY: usize = (HEADER - HISTORY_AT) / 16;
+const MAX_HISTORY: usize = (HEADER - at::HISTORY) / ENTRY;
 
-/// A random number that one open of a log took.
+/// What must have happened to a batch before its webhook is answered 200.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// `fsync`: it is on the device (`fdatasync` returned).
+    Fsync,
+    /// `page-cache`: the kernel has it; it survives the process, not the machine.
+    PageCache,
+}
+
+/// A random number, chosen anew at each open of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Incarnation(pub u64);
 
@@ -59,8 +86,8 @@ impl History {
         &self.0
     }
 
-    /// A history with one more incarnation that begins at `first`. Entries that would cover no sequence, and the oldest
-    /// ones beyond 250, are dropped.
+    /// This history with one more incarnation, from sequence `first` on. Entries that would cover no sequence are dropped, and
+    /// the oldest ones beyond 250.
     pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
         while self.0.last().is_some_and(|(_, seq)| *seq >= first) {
             self.0.pop();
@@ -73,15 +100,15 @@ impl History {
     }
 }
 
-/// What a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct SegmentHeader {
     pub log_id: [u8; 16],
     pub id: SegmentId,
     pub first_seq: Seq,
     pub first_commit: CommitNo,
     pub events_before: u64,
-    /// The segment before and its exact end; `None` for a log's first one.
+    /// The previous segment and its exact end; `None` for a log's first one.
     pub predecessor: Option<(SegmentId, u64)>,
     pub created_micros: i64,
     pub durability: Durability,
@@ -90,36 +117,42 @@ pub struct Header {
     pub history: History,
 }
 
-impl Header {
+impl SegmentHeader {
+    /// The position at the segment's beginning.
+    pub fn begin(&self) -> Position {
+        Position {
+            seq: self.first_seq,
+            events: self.events_before,
+        }
+    }
+
     pub fn encode(&self) -> Box<[u8; HEADER]> {
         let mut bytes = Box::new([0u8; HEADER]);
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        let mut put = |at: usize, value: &[u8]| put(&mut bytes[..], at, value);
         let (before, before_end) = self.predecessor.unwrap_or_default();
         put(0, MAGIC);
-        put(12, &FORMAT.to_le_bytes());
-        put(16, &self.log_id);
-        put(32, &self.id.0.to_le_bytes());
-        put(40, &self.first_seq.0.to_le_bytes());
-        put(48, &self.first_commit.0.to_le_bytes());
-        put(56, &self.events_before.to_le_bytes());
-        put(64, &before.0.to_le_bytes());
-        put(72, &before_end.to_le_bytes());
-        put(80, &self.created_micros.to_le_bytes());
-        put(
-            88,
-            &[match self.durability {
-                Durability::Fsync => 1,
-                Durability::PageCache => 2,
-            }],
-        );
-        put(89, &[u8::from(self.after_loss)]);
-        put(94, &(self.history.0.len() as u16).to_le_bytes());
+        put(at::FORMAT, &FORMAT.to_le_bytes());
+        put(at::LOG_ID, &self.log_id);
+        put(at::ID, &self.id.0.to_le_bytes());
+        put(at::FIRST_SEQ, &self.first_seq.0.to_le_bytes());
+        put(at::FIRST_COMMIT, &self.first_commit.0.to_le_bytes());
+        put(at::EVENTS_BEFORE, &self.events_before.to_le_bytes());
+        put(at::PREDECESSOR, &before.0.to_le_bytes());
+        put(at::PREDECESSOR_END, &before_end.to_le_bytes());
+        put(at::CREATED, &self.created_micros.to_le_bytes());
+        let durability = match self.durability {
+            Durability::Fsync => 1,
+            Durability::PageCache => 2,
+        };
+        put(at::DURABILITY, &[durability]);
+        put(at::AFTER_LOSS, &[u8::from(self.after_loss)]);
+        put(at::ENTRIES, &(self.history.0.len() as u16).to_le_bytes());
         for (i, (incarnation, seq)) in self.history.0.iter().enumerate() {
-            put(HISTORY_AT + i * 16, &incarnation.0.to_le_bytes());
-            put(HISTORY_AT + i * 16 + 8, &seq.0.to_le_bytes());
+            put(used(i), &incarnation.0.to_le_bytes());
+            put(used(i) + 8, &seq.0.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[12..]);
-        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[at::FORMAT..]);
+        bytes[at::CRC..at::FORMAT].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
@@ -127,8 +160,8 @@ impl Header {
     pub fn encode_with_copy(&self) -> Vec<u8> {
         let header = self.encode();
         let copy = &header[..used(self.history.0.len())];
-        let seal = record::Header {
-            kind: Kind::Seal,
+        let seal = RecordHeader {
+            kind: RecordKind::Seal,
             payload_len: copy.len(),
             seq: self.first_seq,
             commit: self.first_commit,
@@ -141,67 +174,88 @@ impl Header {
         bytes
     }
 
-    /// The header whose copy is the record at the beginning of `bytes`, when it is one and whole.
-    pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<Header> {
+    /// The header whose copy is the record at the beginning of `bytes`, if that is a valid copy.
+    pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<SegmentHeader> {
         let (record, copy) = checksum.verify(bytes)?;
-        if record.kind != Kind::Seal || copy.len() > HEADER {
+        if record.kind != RecordKind::Seal || copy.len() > HEADER {
             return None;
         }
         let mut header = copy.to_vec();
         header.resize(HEADER, 0);
-        Header::decode(&header)
+        SegmentHeader::decode(&header)
     }
 
-    /// The header at the beginning of `bytes`, when it is one of this format and its checksum is right.
-    pub fn decode(bytes: &[u8]) -> Option<Header> {
+    /// The header at the beginning of `bytes`, if it has this format and its checksum is right.
+    pub fn decode(bytes: &[u8]) -> Option<SegmentHeader> {
         let bytes: &[u8; HEADER] = bytes.first_chunk()?;
-        let u64_at = |at: usize| {
-            let mut array = [0; 8];
-            array.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(array)
-        };
-        let crc_ok = bytes[8..12] == crc32c::crc32c(&bytes[12..]).to_le_bytes();
-        if bytes[..8] != *MAGIC || !crc_ok || bytes[12..16] != FORMAT.to_le_bytes() {
+        let u64_at = |at: usize| u64_at(bytes, at);
+        let crc_ok = bytes[at::CRC..at::FORMAT] == crc32c::crc32c(&bytes[at::FORMAT..]).to_le_bytes();
+        let format_ok = bytes[at::FORMAT..at::LOG_ID] == FORMAT.to_le_bytes();
+        if bytes[..at::CRC] != *MAGIC || !crc_ok || !format_ok {
             return None;
         }
-        let mut log_id = [0; 16];
-        log_id.copy_from_slice(&bytes[16..32]);
-        let entries = usize::from(bytes[94]) | usize::from(bytes[95]) << 8;
+        let entries = usize::from(u16_at(bytes, at::ENTRIES));
         if entries > MAX_HISTORY {
             return None;
         }
         let history = (0..entries)
-            .map(|i| HISTORY_AT + i * 16)
+            .map(used)
             .map(|at| (Incarnation(u64_at(at)), Seq(u64_at(at + 8))))
             .collect();
-        Some(Header {
-            log_id,
-            id: SegmentId(u64_at(32)),
-            first_seq: Seq(u64_at(40)),
-            first_commit: CommitNo(u64_at(48)),
-            events_before: u64_at(56),
-            predecessor: match u64_at(64) {
+        Some(SegmentHeader {
+            log_id: array_at(bytes, at::LOG_ID),
+            id: SegmentId(u64_at(at::ID)),
+            first_seq: Seq(u64_at(at::FIRST_SEQ)),
+            first_commit: CommitNo(u64_at(at::FIRST_COMMIT)),
+            events_before: u64_at(at::EVENTS_BEFORE),
+            predecessor: match u64_at(at::PREDECESSOR) {
                 0 => None,
-                id => Some((SegmentId(id), u64_at(72))),
+                id => Some((SegmentId(id), u64_at(at::PREDECESSOR_END))),
             },
-            created_micros: u64_at(80) as i64,
-            durability: match bytes[88] {
+            created_micros: u64_at(at::CREATED) as i64,
+            durability: match bytes[at::DURABILITY] {
                 1 => Durability::Fsync,
                 2 => Durability::PageCache,
                 _ => return None,
             },
-            after_loss: bytes[89] == 1,
+            after_loss: bytes[at::AFTER_LOSS] == 1,
             history: History(history),
         })
     }
 }
 
-/// Bytes of a header with so many history entries, without the zeros at its end.
-const fn used(entries: usize) -> usize {
-    HISTORY_AT + entries * 16
+/// A segment as a reader needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    pub id: SegmentId,
+    /// The first sequence in it, or behind it when it is unusable.
+    pub first_seq: Seq,
+    /// Whether the batches missing before `first_seq` are known to be lost.
+    pub after_loss: bool,
+    pub end: SegmentEnd,
+    /// Bytes that count against the budget.
+    pub bytes: u64,
 }
 
-/// Where the first batch stands in a segment with so many history entries.
+/// Where a segment's records end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SegmentEnd {
+    /// At this offset of the file.
+    At(u64),
+    /// At the log's durable end: the segment is being written.
+    Durable,
+    /// At the first invalid record: the next segment, which would state the end, is damaged.
+    FirstInvalid,
+    /// The whole segment is unusable.
+    Damaged(Damage),
+}
+
+/// Bytes used by a header with this many history entries, without the zeros at its end.
+const fn used(entries: usize) -> usize {
+    at::HISTORY + entries * ENTRY
+}
+
+/// The offset of the first batch in a segment with this many history entries.
 pub const fn first_batch_at(entries: usize) -> usize {
     HEADER + record::record_len(used(entries))
 }
@@ -211,7 +265,7 @@ pub fn file_name(id: SegmentId) -> String {
     format!("{:020}.segment", id.0)
 }
 
-/// The segment that a file name names.
+/// The segment with this file name.
 pub fn parse_file_name(name: &str) -> Option<SegmentId> {
     let digits = name.strip_suffix(".segment")?;
     if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -226,7 +280,7 @@ mod tests {
 
     #[test]
     fn decodes_what_it_encodes_and_nothing_else() {
-        let header = Header {
+        let header = SegmentHeader {
             log_id: [9; 16],
             id: SegmentId(3),
             first_seq: Seq(10),
@@ -241,19 +295,19 @@ mod tests {
                 .then(Incarnation(2), Seq(10)),
         };
         let bytes = header.encode();
-        assert_eq!(Header::decode(&bytes[..]), Some(header));
+        assert_eq!(SegmentHeader::decode(&bytes[..]), Some(header));
         for at in (0..HEADER).step_by(7) {
             let mut wrong = bytes.clone();
             wrong[at] ^= 0x10;
-            assert_eq!(Header::decode(&wrong[..]), None, "byte {at}");
+            assert_eq!(SegmentHeader::decode(&wrong[..]), None, "byte {at}");
         }
-        assert_eq!(Header::decode(&bytes[..HEADER - 1]), None);
-        assert_eq!(Header::decode(&[0; HEADER]), None);
+        assert_eq!(SegmentHeader::decode(&bytes[..HEADER - 1]), None);
+        assert_eq!(SegmentHeader::decode(&[0; HEADER]), None);
     }
 
     #[test]
     fn the_copy_says_the_same() {
-        let header = |lives| Header {
+        let header = |lives| SegmentHeader {
             log_id: [9; 16],
             id: SegmentId(3),
             first_seq: Seq(10),
@@ -270,10 +324,10 @@ mod tests {
             let mut bytes = header.encode_with_copy();
             assert_eq!(bytes.len(), first_batch_at(lives as usize));
             assert!(bytes.len() <= HEADER + MAX_COPY);
-            assert_eq!(Header::decode(&bytes), Some(header.clone()));
+            assert_eq!(SegmentHeader::decode(&bytes), Some(header.clone()));
             let decode = |bytes: &[u8], id| {
                 let checksum = Checksum::new(&[9; 16], SegmentId(id));
-                Header::decode_copy(&bytes[HEADER..], checksum)
+                SegmentHeader::decode_copy(&bytes[HEADER..], checksum)
             };
             assert_eq!(decode(&bytes, 3), Some(header));
             assert_eq!(decode(&bytes, 4), None, "of another segment");
@@ -282,8 +336,8 @@ mod tests {
         }
         // A seal at that place in a segment of an earlier version.
         let mut bytes = Vec::new();
-        let seal = record::Header {
-            kind: Kind::Seal,
+        let seal = RecordHeader {
+            kind: RecordKind::Seal,
             payload_len: 0,
             seq: Seq(0),
             commit: CommitNo(1),
@@ -293,7 +347,7 @@ mod tests {
         };
         let checksum = Checksum::new(&[9; 16], SegmentId(1));
         checksum.encode(&seal, &[], &mut bytes);
-        assert_eq!(Header::decode_copy(&bytes, checksum), None);
+        assert_eq!(SegmentHeader::decode_copy(&bytes, checksum), None);
     }
 
     #[test]

@@ -1,46 +1,45 @@
-//! What a log's writer and its reader share: which segments there are, up to where they are durable, and where the reader is;
-//! and trimming.
+//! The state that a log's writer and reader share: the segments, the durable end, and the reader's place; and trimming.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
-    Position, SegmentId, Seq, SpoolError,
     appender::Queue,
-    prepare::Trimmed,
-    recovery::{End, SegmentInfo},
-    segment,
+    error::SpoolError,
+    next_segment::Trimmed,
+    position::{Position, SegmentId, Seq},
+    segment::{self, SegmentEnd, SegmentInfo},
     storage::Storage,
 };
 
-/// What readers follow.
-pub(super) struct Tail {
-    state: Mutex<TailState>,
+/// The end that readers follow.
+pub(super) struct SharedEnd {
+    state: Mutex<SharedEndState>,
     grown: Condvar,
 }
 
-pub(super) struct TailState {
+pub(super) struct SharedEndState {
     /// The segments, from the one that holds the position on.
     pub segments: Vec<SegmentInfo>,
     /// The durable end's offset in the last segment.
     pub durable_offset: u64,
     /// The durable end.
     pub end: Position,
-    /// Whoever waits next, or waits now, is to go on without a reason here.
+    /// The current or next wait is to end at once.
     woken: bool,
-    /// The segment that the reader opened last.
+    /// The segment that the reader opened most recently.
     pub reading: Option<SegmentId>,
 }
 
-/// A reader that is so many segments behind the writer will not be there soon.
+/// A reader this many segments behind the writer won't reach it soon.
 const FAR: u64 = 4;
 
-impl Tail {
-    /// Of a log that goes on with these segments and this durable end.
-    pub fn new(segments: Vec<SegmentInfo>, end: Position) -> Tail {
-        Tail {
-            state: Mutex::new(TailState {
+impl SharedEnd {
+    /// The shared end of a log with these segments and this durable end.
+    pub fn new(segments: Vec<SegmentInfo>, end: Position) -> SharedEnd {
+        SharedEnd {
+            state: Mutex::new(SharedEndState {
                 segments,
                 durable_offset: 0,
                 end,
@@ -51,12 +50,11 @@ impl Tail {
         }
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, TailState> {
+    pub fn lock(&self) -> MutexGuard<'_, SharedEndState> {
         self.state.lock()
     }
 
-    /// Waits until the durable end lies beyond `seq` or [`Tail::wake`] was called since the last wait; at most this long.
-    /// Which of them it was is the caller's to look at.
+    /// Waits until the durable end lies beyond `seq` or [`SharedEnd::wake`] was called since the last wait, for at most `limit`.
     pub fn wait_beyond(&self, seq: Seq, limit: Duration) {
         let mut state = self.lock();
         self.grown
@@ -64,33 +62,33 @@ impl Tail {
         state.woken = false;
     }
 
-    /// Ends a wait, also one that is about to begin.
+    /// Ends the current wait, or the next one.
     pub fn wake(&self) {
         self.lock().woken = true;
         self.grown.notify_all();
     }
 
-    /// The writer left the last segment for a new one, and stands at this offset in it.
+    /// The writer has begun a new segment and is at this offset in it.
     pub fn roll(&self, id: SegmentId, first_seq: Seq, offset: u64) {
         let mut state = self.lock();
         let left_at = state.durable_offset;
         if let Some(last) = state.segments.last_mut()
-            && last.end == End::Durable
+            && last.end == SegmentEnd::Durable
         {
-            last.end = End::At(left_at);
+            last.end = SegmentEnd::At(left_at);
         }
         state.durable_offset = offset;
         state.segments.push(SegmentInfo {
             id,
             first_seq,
             after_loss: false,
-            end: End::Durable,
+            end: SegmentEnd::Durable,
             bytes: offset,
         });
     }
 
-    /// Tells readers of the new durable end, and the queue of the bytes that the log holds; `offset`: where the end lies in
-    /// the last segment, if it lies there.
+    /// Publishes the new durable end to readers, and the log's size to the queue. `offset` is the end's offset in the last
+    /// segment, if it lies there.
     pub fn publish(&self, end: Position, offset: Option<u64>, queue: &Queue) {
         let mut state = self.lock();
         if let Some(offset) = offset {
@@ -101,7 +99,7 @@ impl Tail {
         }
         let grown = state.end.seq != end.seq;
         state.end = end;
-        // Under the lock, as a trim does: else a trim in between would be forgotten, and a log that was full would stay so.
+        // Under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
         queue.set_used(state.used());
         drop(state);
         if grown {
@@ -109,7 +107,7 @@ impl Tail {
         }
     }
 
-    /// Whether the reader will not come to this segment, which was just left, for some time.
+    /// Whether the reader won't reach this segment, which the writer has just left, for some time.
     pub fn is_far_from(&self, left: SegmentId) -> bool {
         let state = self.lock();
         let first = state.segments.first().map(|first| first.id);
@@ -118,24 +116,27 @@ impl Tail {
     }
 }
 
-impl TailState {
+impl SharedEndState {
     /// Bytes of all segments.
     pub fn used(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 }
 
-/// What trimming needs of a log.
+/// Removes segments that are done with.
 pub(super) struct Trimmer {
-    pub tail: Arc<Tail>,
+    pub tail: Arc<SharedEnd>,
     pub queue: Arc<Queue>,
     pub trimmed: Arc<Trimmed>,
-    /// Segments with fewer bytes are not worth being used again.
+    /// Segments with fewer bytes are not worth reusing.
     pub reuse_from: u64,
 }
 
 impl Trimmer {
-    /// Removes the segments that wait to be used again.
+    /// Removes the segments kept for reuse.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn let_go_of_trimmed(&self, storage: &dyn Storage) -> Result<(), SpoolError> {
         while let Some(path) = self.trimmed.take() {
             storage.remove(&path).map_err(SpoolError::io("remove", &path))?;
@@ -143,7 +144,10 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Lets go of the segments wholly before `position`, which the stored checkpoint must have reached.
+    /// Removes the segments wholly before `position`, which the stored checkpoint must have reached, or keeps them for reuse.
+    ///
+    /// # Errors
+    /// The disk failed.
     pub fn trim(&self, storage: &dyn Storage, dir: &Path, position: Position) -> Result<(), SpoolError> {
         let gone: Vec<SegmentInfo> = {
             let mut state = self.tail.lock();
@@ -159,7 +163,7 @@ impl Trimmer {
         for info in gone {
             let path = dir.join(segment::file_name(info.id));
             let gone = match info.end {
-                End::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
+                SegmentEnd::At(end) if end >= self.reuse_from => self.trimmed.keep(path),
                 _ => Some(path),
             };
             if let Some(path) = gone {
@@ -178,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_budget_changes_together_with_the_segments() {
-        let tail = Tail::new(Vec::new(), Position::default());
+        let tail = SharedEnd::new(Vec::new(), Position::default());
         let queue = Queue::new(1);
         tail.roll(SegmentId(1), Seq(0), 0);
         thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! What the spool needs of a disk: a narrow trait with the file system behind it, and in tests a simulated disk.
+//! What the spool needs of a disk: narrow traits, implemented by the file system and, in tests, by a simulated disk.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,55 +14,87 @@ use rustix::{
     io::Errno,
 };
 
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// An existing file, to read.
-    Read,
-    /// An existing file, to read and write.
-    Write,
-    /// A new, empty file, to read and write; one of that name is emptied.
-    Create,
+use super::error::SpoolError;
+
+/// The reading half of a disk. Paths are those of the file system.
+pub trait ReadStorage: Send + Sync {
+    /// The names of a directory's files, in no particular order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Opens an existing file for reading.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
 }
 
-/// A disk. Paths are those of the file system.
-pub trait Storage: Send + Sync {
+/// A disk.
+pub trait Storage: ReadStorage {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
-    /// The names of a directory's files, in no order.
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>>;
+    /// Creates an empty file, or empties the one of that name.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
+    /// Opens an existing file for reading and writing.
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>>;
     /// Atomic; durable after [`Storage::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Durable after [`Storage::sync_dir`]; a file that is not there is no error.
+    /// Durable after [`Storage::sync_dir`]. A missing file is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in this directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
-/// An open file.
-pub trait StorageFile: Send + Sync {
+/// A file open for reading.
+pub trait ReadFile: Send + Sync {
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    fn size(&self) -> io::Result<u64>;
+}
+
+/// Reads up to `len` bytes from `offset` on.
+///
+/// # Errors
+/// The read failed.
+pub fn read_up_to(file: &dyn ReadFile, len: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let n = file.read_at(&mut bytes, offset)?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+/// A file open for reading and writing.
+pub trait StorageFile: ReadFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// `fdatasync`: data and length are durable when it returns.
     fn sync_data(&self) -> io::Result<()>;
-    fn size(&self) -> io::Result<u64>;
-    /// Whether the file, opened by this name, was deleted or moved: what is written to it is not found by the next open,
-    /// synced or not. A file system that doesn't count names may say so of every file.
+    /// Whether the file, opened by this name, was deleted or moved, so that the next open won't find what is written to it. A
+    /// file system that doesn't count links may say so of every file.
     fn is_gone_from(&self, path: &Path) -> io::Result<bool>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Takes the room for these bytes, which must be some and become zeros, without writing them. False on a file system
-    /// that can't do that: a write tells then whether there is room.
+    /// Allocates room for these bytes (at least one), which become zeros, without writing them. False on a file system that
+    /// can't do that; only a write then shows whether there is room.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<bool>;
-    /// Lets the memory go in which the file's synced bytes are cached. They are read from the disk then.
+    /// Drops the file's synced bytes from the page cache.
     fn uncache(&self);
 }
 
-/// Most time to wait for a file descriptor, and between two tries.
+/// Replaces a file, or creates it, atomically and durably.
+///
+/// # Errors
+/// The disk failed; the file may have either content.
+pub fn replace(storage: &dyn Storage, dir: &Path, name: &str, content: &[u8]) -> Result<(), SpoolError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.tmp"));
+    let write = || -> io::Result<()> {
+        let file = storage.create(&temporary)?;
+        file.write_all_at(content, 0)?;
+        file.sync_data()?;
+        storage.rename(&temporary, &path)?;
+        storage.sync_dir(dir)
+    };
+    write().map_err(SpoolError::io("write", &path))
+}
+
+/// How long to wait for a file descriptor, and how long between two tries.
 const DESCRIPTOR_WAIT: Duration = Duration::from_secs(30);
 const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
 
-/// Opens something; while descriptors are used up, which is the connections' doing and ends with their time limits, again.
+/// Opens something. While file descriptors are used up, tries again: connections take them and release them when they time out.
 fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
@@ -80,33 +112,36 @@ fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// The real thing.
+/// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FileSystem;
 
-impl Storage for FileSystem {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
-    }
-
+impl ReadStorage for FileSystem {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         patiently(|| fs::read_dir(dir))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
     }
 
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(patiently(|| File::open(path))?))
+    }
+}
+
+impl Storage for FileSystem {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let mut options = OpenOptions::new();
-        options.read(true);
-        match access {
-            Access::Read => {}
-            Access::Write => {
-                options.write(true);
-            }
-            Access::Create => {
-                options.write(true).create(true).truncate(true);
-            }
-        }
+        options.read(true).write(true).create(true).truncate(true);
+        Ok(Box::new(patiently(|| options.open(path))?))
+    }
+
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
         Ok(Box::new(patiently(|| options.open(path))?))
     }
 
@@ -126,7 +161,7 @@ impl Storage for FileSystem {
     }
 }
 
-impl StorageFile for File {
+impl ReadFile for File {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
@@ -140,6 +175,12 @@ impl StorageFile for File {
         Ok(done)
     }
 
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl StorageFile for File {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(self, buf, offset)
     }
@@ -148,12 +189,8 @@ impl StorageFile for File {
         File::sync_data(self)
     }
 
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
     fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
-        // Not by inode numbers: there are file systems where they change.
+        // Not by inode number: on some file systems it changes.
         let moved = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         Ok(moved || self.metadata()?.nlink() == 0)
     }
@@ -173,7 +210,7 @@ impl StorageFile for File {
     }
 
     fn uncache(&self) {
-        // Advice: whether it is taken changes nothing but the speed.
+        // Only advice: it affects nothing but speed.
         let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

@@ -1,9 +1,9 @@
-//! Looking at a log without changing anything: what an open would find, and every batch that can be read.
+//! Inspects a log without changing it: what an open would find, and every batch that can be read.
 //!
-//! It is the code of the open itself ([`super::recovery`]) and of the reader, over a disk that takes no writes
-//! ([`super::read_only`]). So its verdict is the one that the bridge would come to; but where the bridge would stop at a
-//! disk that can't read, that is damage here, and what lies behind it is read. It needs a log that nobody writes: hold the
-//! spool's lock, or look at a copy. [`segments`] alone may be asked at any time.
+//! A survey uses the reading half of an open ([`super::recovery`]) and the reader, so it comes to the same verdict as the
+//! bridge. One thing differs: where the disk can't read, the bridge would stop; a survey notes damage and reads what lies
+//! behind ([`super::salvage`]). Nobody may write the log meanwhile: hold the spool's lock, or use a copy. Only [`segments`] may
+//! be called at any time.
 
 use std::{
     io,
@@ -12,56 +12,57 @@ use std::{
 };
 
 use super::{
-    Damage, Manifest, Position, ReadError, SegmentId, Seq, SpoolError, StoredBatch,
-    read_only::{ReadOnly, touch},
-    reader::Reader,
-    recovery::{Recovered, read_header, recover_around},
-    segment::{self, Header},
-    shared_end::Tail,
-    storage::{Access, FileSystem, Storage},
+    damage::{Damage, DamageKind},
+    error::SpoolError,
+    manifest::Manifest,
+    position::{Position, SegmentId},
+    reader::{ReadError, Reader, StoredBatch},
+    recovery::{Inspection, inspect_salvaged, manifest_of, read_header, segment_ids},
+    salvage::{Salvage, touch},
+    segment::{self, SegmentHeader},
+    shared_end::SharedEnd,
+    storage::{FileSystem, ReadStorage},
 };
 
-/// A log, looked at.
+/// A survey of one log.
 pub struct Survey {
-    disk: Arc<ReadOnly>,
+    disk: Arc<Salvage>,
     dir: PathBuf,
-    recovered: Recovered,
-    tail: Arc<Tail>,
+    found: Inspection,
+    tail: Arc<SharedEnd>,
     reader: Reader,
     damage: Vec<Damage>,
 }
 
 impl Survey {
-    /// Looks at the log in `dir`; `None` when there is none.
+    /// Opens the log in `dir` for reading; `None` if there is none.
+    ///
+    /// # Errors
+    /// The disk failed in another way than by refusing to read, or the manifest can't be used.
     pub fn open(dir: &Path) -> Result<Option<Survey>, SpoolError> {
         Survey::open_on(Arc::new(FileSystem), dir)
     }
 
-    pub(super) fn open_on(disk: Arc<dyn Storage>, dir: &Path) -> Result<Option<Survey>, SpoolError> {
-        let disk = Arc::new(ReadOnly::new(disk));
-        if Manifest::read(&*disk, dir)?.is_none() && segments(dir)?.is_empty() {
+    pub(super) fn open_on(disk: Arc<dyn ReadStorage>, dir: &Path) -> Result<Option<Survey>, SpoolError> {
+        let disk = Arc::new(Salvage::new(disk));
+        let Some(manifest) = manifest_of(&*disk, dir)? else {
             return Ok(None);
-        }
-        let mut recovered = recover_around(&disk, dir)?;
-        let end = Position {
-            seq: recovered.next_seq,
-            events: recovered.events,
         };
-        let tail = Arc::new(Tail::new(std::mem::take(&mut recovered.segments), end));
-        let log_id = recovered.manifest.log_id.into_bytes();
-        let storage: Arc<dyn Storage> = Arc::clone(&disk) as _;
-        let mut reader = Reader::new(storage, dir.to_path_buf(), log_id, Arc::clone(&tail));
-        reader.seek(recovered.position.seq);
+        let mut found = inspect_salvaged(&disk, dir, manifest)?;
+        let tail = Arc::new(SharedEnd::new(std::mem::take(&mut found.segments), found.end()));
+        let log_id = manifest.log_id.into_bytes();
+        let mut reader = Reader::new(
+            Arc::clone(&disk) as _,
+            dir.to_path_buf(),
+            log_id,
+            Arc::clone(&tail),
+        );
+        reader.seek(found.position.seq);
         Ok(Some(Survey {
             disk,
             dir: dir.to_path_buf(),
-            damage: recovered
-                .blocking
-                .iter()
-                .chain(&recovered.unmet)
-                .cloned()
-                .collect(),
-            recovered,
+            damage: found.blocking.iter().chain(&found.unmet).cloned().collect(),
+            found,
             tail,
             reader,
         }))
@@ -72,9 +73,9 @@ impl Survey {
         &self.dir
     }
 
-    /// Where delivery would go on, as far as the disk knows; Kafka may know of more.
+    /// Where delivery would resume, as far as the disk knows; Kafka may be further.
     pub fn position(&self) -> Position {
-        self.recovered.position
+        self.found.position
     }
 
     /// The log's end.
@@ -82,7 +83,10 @@ impl Survey {
         self.tail.lock().end
     }
 
-    /// The next batch that can be read, over damage if need be; `None` at the end.
+    /// The next readable batch, skipping damage; `None` at the end.
+    ///
+    /// # Errors
+    /// The disk failed in another way than by refusing to read.
     pub fn next_batch(&mut self) -> Result<Option<StoredBatch>, SpoolError> {
         loop {
             match self.reader.next() {
@@ -94,9 +98,9 @@ impl Survey {
                         .bytes
                         .is_some_and(|(from, to)| touch(&self.disk.refused(&path), from, to))
                     {
-                        damage.what = Damage::REFUSED;
+                        damage.kind = DamageKind::Refused;
                     }
-                    // A damaged segment may have held nothing; met again, it is the end.
+                    // A damaged segment may have held nothing; when it is met again, it is the end.
                     let again = self.damage.last() == Some(&damage);
                     let behind = damage.to.filter(|to| *to >= self.reader.place() && !again);
                     if !again {
@@ -112,22 +116,22 @@ impl Survey {
         }
     }
 
-    /// What an open finds damaged; it does not read what lies in the middle.
+    /// The damage that an open would find. An open doesn't read all records.
     pub fn found_at_open(&self) -> &[Damage] {
-        &self.recovered.damage
+        &self.found.damage
     }
 
-    /// What is damaged, of what has been read so far.
+    /// The damage found so far.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
 
-    pub(super) fn recovered(&self) -> &Recovered {
-        &self.recovered
+    pub(super) fn inspection(&self) -> &Inspection {
+        &self.found
     }
 }
 
-/// A segment's file, by its name and header.
+/// A segment's file and its header.
 pub struct SegmentFile {
     pub id: SegmentId,
     /// Length of the file.
@@ -136,53 +140,25 @@ pub struct SegmentFile {
     pub header: Option<SegmentHeader>,
 }
 
-/// What a segment says of itself.
-pub struct SegmentHeader {
-    pub first_seq: Seq,
-    /// Events in all batches before it.
-    pub events_before: u64,
-    /// Microseconds since the Unix epoch.
-    pub created_micros: i64,
-    /// Whether batches right before it are known to be lost.
-    pub after_loss: bool,
-}
-
-impl From<Header> for SegmentHeader {
-    fn from(header: Header) -> SegmentHeader {
-        SegmentHeader {
-            first_seq: header.first_seq,
-            events_before: header.events_before,
-            created_micros: header.created_micros,
-            after_loss: header.after_loss,
-        }
-    }
-}
-
-/// The segment files of the log in `dir`, the oldest first. Of a running bridge, what there is at the moment.
+/// The segment files of the log in `dir`, the oldest first. The bridge may be running.
+///
+/// # Errors
+/// The disk failed, or the manifest can't be used.
 pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
-    let storage = ReadOnly::new(Arc::new(FileSystem));
-    let names = match storage.list(dir) {
-        Ok(names) => names,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(SpoolError::io("list", dir)(error)),
-    };
-    let mut ids: Vec<SegmentId> = names
-        .iter()
-        .filter_map(|name| segment::parse_file_name(name))
-        .collect();
-    ids.sort_unstable();
-    let log_id = Manifest::read(&storage, dir)?.map(|manifest| manifest.log_id.into_bytes());
+    let disk = Salvage::new(Arc::new(FileSystem));
+    let ids = segment_ids(&disk, dir)?;
+    let log_id = Manifest::read(&disk, dir)?.map(|manifest| manifest.log_id.into_bytes());
     let mut found = Vec::new();
     for id in ids {
         let path = dir.join(segment::file_name(id));
-        let bytes = match storage.open(&path, Access::Read).and_then(|file| file.size()) {
+        let bytes = match disk.open(&path).and_then(|file| file.size()) {
             Ok(bytes) => bytes,
-            // Trimmed meanwhile.
+            // It was trimmed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(SpoolError::io("open", &path)(error)),
         };
         let header = match log_id {
-            Some(log_id) => match read_header(&storage, dir, &log_id, id) {
+            Some(log_id) => match read_header(&disk, dir, &log_id, id) {
                 Ok(header) => header,
                 Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
@@ -192,7 +168,7 @@ pub fn segments(dir: &Path) -> Result<Vec<SegmentFile>, SpoolError> {
         found.push(SegmentFile {
             id,
             bytes,
-            header: header.map(|found| SegmentHeader::from(found.header)),
+            header: header.map(|found| found.header),
         });
     }
     Ok(found)

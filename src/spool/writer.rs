@@ -1,5 +1,5 @@
-//! The writing side of a log, without threads: records are added, a commit makes them durable, a full segment is left
-//! for a prepared one. The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
+//! The writing side of a log, without threads: adds records, commits them, and replaces a full segment with a prepared one.
+//! The writer thread ([`super::log`]) calls it, and so do tests on the simulated disk.
 
 use std::{
     io,
@@ -7,21 +7,20 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::Durability;
-
 use super::{
-    CommitNo, SegmentId, Seq, SpoolError,
-    prepare::Spare,
-    record::{self, Checksum, Kind},
-    recovery::Recovered,
-    segment::{self, History, Incarnation},
+    error::SpoolError,
+    next_segment::Spare,
+    position::{CommitNo, SegmentId, Seq},
+    record::{self, Checksum, RecordHeader, RecordKind},
+    recovery::Inspection,
+    segment::{self, Durability, History, Incarnation, SegmentHeader},
     storage::{Storage, StorageFile},
 };
 
 /// Bytes kept free at a segment's end for the seal.
 const SEAL: u64 = record::HEADER as u64;
 
-/// Appends to one log. After an error nothing more may be written with it.
+/// Appends to one log. It must not be used after an error.
 pub struct Writer {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
@@ -30,16 +29,16 @@ pub struct Writer {
     history: History,
     /// The segment being written; `None` until the first roll after an open.
     active: Option<Active>,
-    /// The newest segment and its end: what the next segment's header names as its predecessor.
+    /// The newest segment and its end, which the next segment's header states.
     last: Option<(SegmentId, u64)>,
     next_seq: Seq,
     next_commit: CommitNo,
     events: u64,
-    /// Whether the last commit holds batches, so that a seal is due.
+    /// Whether the last commit has batches, so that a seal is due.
     unsealed: bool,
     /// The records of the commit being built.
     buffer: Vec<u8>,
-    /// Batches right before the next one are lost.
+    /// Whether batches right before the next one are lost.
     after_loss: bool,
 }
 
@@ -49,14 +48,14 @@ struct Active {
     len: u64,
     offset: u64,
     checksum: Checksum,
-    /// The file system tells when a file is deleted.
-    tells: bool,
+    /// Whether the file system tells that a file is deleted.
+    detects_deletion: bool,
 }
 
 impl Active {
-    /// An error when the segment is not where the next open looks for it: what it takes would be acknowledged and lost.
+    /// An error if the next open wouldn't find the segment: what is written to it would be acknowledged and lost.
     fn check_in_place(&self) -> Result<(), SpoolError> {
-        let gone = self.tells
+        let gone = self.detects_deletion
             && self
                 .file
                 .is_gone_from(&self.path)
@@ -70,58 +69,58 @@ impl Active {
     }
 }
 
-/// A segment that was just taken into use.
+/// A segment that was just begun.
 pub struct NewSegment {
     pub id: SegmentId,
     pub first_seq: Seq,
-    /// The file of the one that was left for it, all of it durable.
+    /// The previous segment's file, which is durable.
     pub left: Option<Box<dyn StorageFile>>,
 }
 
 impl Writer {
-    /// A writer that goes on where recovery ended, as a new incarnation.
+    /// A writer that continues a log as a new incarnation.
     pub fn new(
         storage: Arc<dyn Storage>,
         dir: &Path,
         durability: Durability,
         incarnation: Incarnation,
-        recovered: &Recovered,
+        found: &Inspection,
     ) -> Writer {
         Writer {
-            history: recovered.history.clone().then(incarnation, recovered.next_seq),
-            next_seq: recovered.next_seq,
-            next_commit: recovered.next_commit,
-            events: recovered.events,
-            ..Writer::in_place_of(storage, dir, durability, recovered)
+            history: found.history.clone().then(incarnation, found.next_seq),
+            next_seq: found.next_seq,
+            next_commit: found.next_commit,
+            events: found.events,
+            ..Writer::in_place_of(storage, dir, durability, found)
         }
     }
 
-    /// A writer of a log that takes another one's place: it goes on with that one's history and sequences.
+    /// A writer of a log that replaces another one and continues its history and sequences.
     pub fn in_place_of(
         storage: Arc<dyn Storage>,
         dir: &Path,
         durability: Durability,
-        recovered: &Recovered,
+        found: &Inspection,
     ) -> Writer {
         Writer {
             storage,
             dir: dir.to_path_buf(),
-            log_id: recovered.manifest.log_id.into_bytes(),
+            log_id: found.manifest.log_id.into_bytes(),
             durability,
-            history: recovered.history.clone(),
+            history: found.history.clone(),
             active: None,
-            // The id is never given again; what it was is gone.
-            last: recovered.last,
-            next_seq: recovered.position.seq,
+            // Ids are never reused.
+            last: found.last,
+            next_seq: found.position.seq,
             next_commit: CommitNo(1),
-            events: recovered.position.events,
+            events: found.position.events,
             unsealed: false,
             buffer: Vec::new(),
             after_loss: false,
         }
     }
 
-    /// Says that the batches up to `seq` are lost. A roll must follow.
+    /// Skips to `seq`: the batches before it are lost. A roll must follow.
     pub fn lose_to(&mut self, seq: Seq) {
         self.after_loss |= seq > self.next_seq;
         self.next_seq = self.next_seq.max(seq);
@@ -149,13 +148,13 @@ impl Writer {
             .is_some_and(|active| active.offset > active.len / 2)
     }
 
-    /// The length that a segment needs to hold a batch of this many bytes.
+    /// The length of a segment with room for one batch of this many bytes.
     pub fn segment_len_for(&self, payload_len: usize) -> u64 {
         let first = segment::first_batch_at(self.history.entries().len());
         (first + record::record_len(payload_len)) as u64 + SEAL
     }
 
-    /// Whether a batch of this many bytes fits behind what the commit being built holds already.
+    /// Whether a batch of this many bytes fits in addition to the commit being built.
     pub fn fits(&self, payload_len: usize) -> bool {
         let needed = (self.buffer.len() + record::record_len(payload_len)) as u64 + SEAL;
         self.active
@@ -166,14 +165,16 @@ impl Writer {
     /// Adds a batch to the commit being built. It must fit.
     pub fn add(&mut self, payload: &[u8], events: u32) {
         debug_assert!(self.fits(payload.len()));
-        self.push(Kind::Batch, payload, events);
+        self.push(RecordKind::Batch, payload, events);
         self.next_seq.0 += 1;
         self.events += u64::from(events);
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured. An error, too, when the segment was deleted or
-    /// moved meanwhile.
+    /// Writes the commit being built and makes it as durable as configured.
+    ///
+    /// # Errors
+    /// The disk failed, or the segment was deleted or moved; the writer must not be used any more.
     pub fn commit(&mut self) -> Result<(), SpoolError> {
         let Some(active) = &mut self.active else {
             return Ok(());
@@ -198,17 +199,20 @@ impl Writer {
         }
         self.next_commit.0 += 1;
         self.buffer.clear();
-        // One giant batch must not keep its memory for ever.
+        // A giant batch must not keep its memory for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
     }
 
-    /// An error when the active segment was deleted or moved.
+    /// An error if the active segment was deleted or moved.
     pub fn check_in_place(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), Active::check_in_place)
     }
 
-    /// Makes the active segment durable, whatever is configured.
+    /// Makes the active segment durable, regardless of the configuration.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn sync(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), |active| {
             active
@@ -218,21 +222,27 @@ impl Writer {
         })
     }
 
-    /// Writes an empty commit behind the last one, unless a seal stands there already.
+    /// Writes a seal after the last commit, unless there is one.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn seal(&mut self) -> Result<(), SpoolError> {
         if !self.unsealed || self.active.is_none() {
             return Ok(());
         }
-        self.push(Kind::Seal, &[], 0);
+        self.push(RecordKind::Seal, &[], 0);
         self.commit()?;
         self.unsealed = false;
         Ok(())
     }
 
-    /// Leaves the active segment for a prepared one. Nothing may be pending.
+    /// Replaces the active segment with a prepared one. Nothing may be pending.
     ///
-    /// Header and copy are durable before the rename, the rename before the first batch: so a segment's name always stands
-    /// over a whole header, and the header always names a predecessor whose end is durable.
+    /// Header and copy are durable before the rename, and the rename before the first batch. So a named segment always has a
+    /// complete header, and the predecessor's end that it states is durable.
+    ///
+    /// # Errors
+    /// The disk failed; the writer must not be used any more.
     pub fn roll(&mut self, spare: Spare, now_micros: i64) -> Result<NewSegment, SpoolError> {
         debug_assert!(self.buffer.is_empty());
         if let Some(active) = &self.active
@@ -244,7 +254,7 @@ impl Writer {
                 .map_err(SpoolError::io("sync", &active.path))?;
         }
         let id = SegmentId(self.last.map_or(1, |(id, _)| id.0 + 1));
-        let header = segment::Header {
+        let header = SegmentHeader {
             log_id: self.log_id,
             id,
             first_seq: self.next_seq,
@@ -265,19 +275,19 @@ impl Writer {
             .and_then(|()| self.storage.rename(&spare.path, &path))
             .and_then(|()| self.storage.sync_dir(&self.dir))
             .map_err(SpoolError::io("begin", &path))?;
-        // What the budget does not count must not take room either: the zeros behind the end of the segment that is left.
+        // The zeros at the end of the previous segment are not counted against the budget, so they must not take room either.
         if let Some(left) = &self.active {
             left.file
                 .set_len(left.offset)
                 .map_err(SpoolError::io("cut", &left.path))?;
         }
-        let tells = !spare
+        let detects_deletion = !spare
             .file
             .is_gone_from(&path)
             .map_err(SpoolError::io("look at", &path))?;
         let offset = beginning.len() as u64;
         self.last = Some((id, offset));
-        // The copy of the header is a commit of its own.
+        // The header's copy is a commit of its own.
         self.next_commit.0 += 1;
         let left = self.active.replace(Active {
             file: spare.file,
@@ -285,7 +295,7 @@ impl Writer {
             len: spare.len,
             offset,
             checksum: Checksum::new(&self.log_id, id),
-            tells,
+            detects_deletion,
         });
         self.unsealed = false;
         self.after_loss = false;
@@ -296,9 +306,9 @@ impl Writer {
         })
     }
 
-    fn push(&mut self, kind: Kind, payload: &[u8], events: u32) {
+    fn push(&mut self, kind: RecordKind, payload: &[u8], events: u32) {
         if let Some(active) = &self.active {
-            let header = record::Header {
+            let header = RecordHeader {
                 kind,
                 payload_len: payload.len(),
                 seq: self.next_seq,

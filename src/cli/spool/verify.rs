@@ -166,7 +166,7 @@ pub(super) fn advice(refused: bool) -> &'static str {
 /// One damage as JSON.
 pub(super) fn damage_json(damage: &Damage) -> Value {
     json!({
-        "what": damage.what,
+        "what": damage.kind.to_string(),
         "segment": damage.segment.0,
         "bytes": damage.bytes.map(|(from, to)| [from, to]),
         "from_batch": damage.from.0,

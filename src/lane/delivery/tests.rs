@@ -18,13 +18,12 @@ use super::*;
 use crate::{
     batch::{Batch, BatchBuilder},
     books::Books,
-    config::Durability,
     lane::{LaneThread, options::Timing},
     metrics::Metrics,
-    simulation::broker::{Cluster, Crash, Crashed, Fault, Topic},
+    simulation::broker::{BrokerFault, Cluster, Crash, Crashed, Topic},
     spool::{
-        Appender, Log, LogMetrics, LogOptions, Manifest,
-        storage::{Access, FileSystem, Storage, StorageFile},
+        Appender, Durability, Log, LogMetrics, LogOptions, Manifest,
+        storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
     },
     stream::Tally,
 };
@@ -47,17 +46,27 @@ struct Disk {
     full: AtomicBool,
 }
 
+impl ReadStorage for Disk {
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        FileSystem.list(dir)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        FileSystem.open(path)
+    }
+}
+
 impl Storage for Disk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         FileSystem.create_dir_all(dir)
     }
 
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        FileSystem.list(dir)
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        FileSystem.create(path)
     }
 
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
-        FileSystem.open(path, access)
+    fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
+        FileSystem.open_for_writing(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -377,7 +386,7 @@ fn transactions_are_bounded_and_batches_whole() {
 fn a_commit_whose_answer_was_lost_is_discovered() {
     let mut bench = Bench::new();
     bench.append(&[3]);
-    bench.cluster.fault(Fault::ReplyLost);
+    bench.cluster.fault(BrokerFault::ReplyLost);
     bench.settle_blocked(BlockReason::Transaction);
     assert_eq!(bench.books().backlog(), 3);
     bench.append(&[2]);
@@ -412,9 +421,9 @@ fn a_lost_answer_keeps_delivered_and_diverted_apart() {
     ]);
     // The position can't be read at first, so the record of the transaction must outlive a failed connection.
     for fault in [
-        Fault::ReplyLost,
-        Fault::NoCoordinator,
-        Fault::Connect(BlockReason::Connect),
+        BrokerFault::ReplyLost,
+        BrokerFault::NoCoordinator,
+        BrokerFault::Connect(BlockReason::Connect),
     ] {
         bench.cluster.fault(fault);
     }
@@ -429,7 +438,7 @@ fn a_lost_answer_keeps_delivered_and_diverted_apart() {
 fn a_lost_answer_is_discovered_by_the_next_process() {
     let mut bench = Bench::new();
     bench.append(&[3, 2]);
-    bench.cluster.fault(Fault::ReplyLost);
+    bench.cluster.fault(BrokerFault::ReplyLost);
     bench.settle_blocked(BlockReason::Transaction);
     bench.restart();
     assert_eq!(bench.books().recovered, 5);
@@ -445,16 +454,16 @@ fn whatever_fails_is_sent_again_once_by_a_new_producer() {
     // The simulated producer panics if it is used after an error.
     for (fault, reason) in [
         (
-            Fault::Connect(BlockReason::Authentication),
+            BrokerFault::Connect(BlockReason::Authentication),
             BlockReason::Authentication,
         ),
-        (Fault::NoCoordinator, BlockReason::Connect),
-        (Fault::Begin, BlockReason::Transaction),
-        (Fault::Send, BlockReason::Connect),
-        (Fault::Delivery, BlockReason::Transaction),
-        (Fault::Slow, BlockReason::Connect),
-        (Fault::CommitFails, BlockReason::Transaction),
-        (Fault::Fence, BlockReason::Fenced),
+        (BrokerFault::NoCoordinator, BlockReason::Connect),
+        (BrokerFault::Begin, BlockReason::Transaction),
+        (BrokerFault::Send, BlockReason::Connect),
+        (BrokerFault::Delivery, BlockReason::Transaction),
+        (BrokerFault::Slow, BlockReason::Connect),
+        (BrokerFault::CommitFails, BlockReason::Transaction),
+        (BrokerFault::Fence, BlockReason::Fenced),
     ] {
         let mut bench = Bench::new();
         bench.append(&[5, 5]);
@@ -469,8 +478,8 @@ fn whatever_fails_is_sent_again_once_by_a_new_producer() {
         let failed = bench.metric("cmc_bridge_transaction_seconds", "failed");
         let aborted = bench.metric("cmc_bridge_transaction_seconds", "aborted");
         let expected = match fault {
-            Fault::Connect(_) | Fault::NoCoordinator => (0.0, 0.0),
-            Fault::CommitFails | Fault::Fence => (1.0, 0.0),
+            BrokerFault::Connect(_) | BrokerFault::NoCoordinator => (0.0, 0.0),
+            BrokerFault::CommitFails | BrokerFault::Fence => (1.0, 0.0),
             _ => (0.0, 1.0),
         };
         assert_eq!((failed, aborted), expected, "{fault:?}");
@@ -482,14 +491,14 @@ fn waits_grow_up_to_a_limit_and_begin_again_after_success() {
     let mut bench = Bench::new();
     bench.append(&[1]);
     for _ in 0..8 {
-        bench.cluster.fault(Fault::Connect(BlockReason::Connect));
+        bench.cluster.fault(BrokerFault::Connect(BlockReason::Connect));
     }
     let waits: Vec<_> = (0..8).map(|_| bench.turn()).collect();
     let expected = [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000];
     assert_eq!(waits, expected.map(|ms| Turn::Blocked(Duration::from_millis(ms))));
     bench.settle();
     bench.append(&[1]);
-    bench.cluster.fault(Fault::CommitFails);
+    bench.cluster.fault(BrokerFault::CommitFails);
     assert_eq!(bench.turn(), Turn::Blocked(Duration::from_millis(250)));
 }
 
@@ -524,7 +533,7 @@ fn a_missing_committed_offset_is_never_zero() {
     // The position in memory counts after an error.
     bench.cluster.set_committed(bench.group(), None);
     bench.append(&[1]);
-    bench.cluster.fault(Fault::CommitFails);
+    bench.cluster.fault(BrokerFault::CommitFails);
     bench.settle();
     bench.check_delivered();
     // The checkpoint counts after a crash.
@@ -989,7 +998,7 @@ fn records_go_without_timestamps_when_the_broker_refuses_them() {
         bench.cluster.lock().topics.get_mut(TOPIC).unwrap().clock_differs = false;
         bench.lane().untimely_at = Instant::now().checked_sub(UNTIMED);
         bench.append(&[1]);
-        bench.cluster.fault(Fault::Send);
+        bench.cluster.fault(BrokerFault::Send);
         bench.settle();
         bench.check_delivered();
         assert_eq!(bench.lane().untimely_at, None);
@@ -1224,7 +1233,7 @@ fn the_checkpoint_is_stored_at_rest_at_the_end_and_by_the_clock() {
     bench.append(&[1]);
     bench.turn();
     bench.append(&[1]);
-    bench.cluster.fault(Fault::CommitFails);
+    bench.cluster.fault(BrokerFault::CommitFails);
     bench.turn();
     assert!(stored(&mut bench), "blocked");
     bench.lane().options.timing.checkpoint_every = Duration::ZERO;
@@ -1244,7 +1253,7 @@ fn an_idle_lane_commits_its_position_again() {
     let every = bench.options.timing.recommit_every;
     bench.lane().committed_at = Instant::now().checked_sub(every);
     // It is still due after a failure.
-    bench.cluster.fault(Fault::CommitFails);
+    bench.cluster.fault(BrokerFault::CommitFails);
     assert!(matches!(bench.turn(), Turn::Blocked(_)));
     bench.settle();
     assert_eq!(bench.cluster.lock().transactions, [0]);
@@ -1309,7 +1318,7 @@ fn a_crash_at_any_call_duplicates_and_loses_nothing() {
             }]);
             bench.appended.pop();
             bench.append(&[2]);
-            bench.cluster.fault(Fault::ReplyLost);
+            bench.cluster.fault(BrokerFault::ReplyLost);
             if bench.dies() {
                 died = true;
                 bench.start();
@@ -1367,7 +1376,7 @@ fn transactions_grow_with_the_backlog_and_shrink_when_they_take_too_long() {
     );
     bench.append(&[250; 16]);
     bench.cluster.lock().transactions.clear();
-    bench.cluster.fault(Fault::Slow);
+    bench.cluster.fault(BrokerFault::Slow);
     bench.settle();
     bench.check_delivered();
     assert_eq!(bench.cluster.lock().transactions, [1000, 2000, 1000]);

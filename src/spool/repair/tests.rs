@@ -9,7 +9,8 @@ use crate::{
         Backlog, LogOptions, StoredBatch,
         log::LogWriter,
         segment,
-        tests::harness::{Life, batch, expect_batches, metrics, open_appender, options},
+        storage::ReadStorage,
+        tests::harness::{LogLife, batch, expect_batches, metrics, open_appender, options},
     },
 };
 
@@ -51,7 +52,7 @@ impl Spool {
         }
     }
 
-    fn open(&self) -> Life {
+    fn open(&self) -> LogLife {
         let books = Arc::new(Books::default());
         let (writer, backlog, damage) = LogWriter::open(
             Arc::new(FileSystem),
@@ -61,7 +62,7 @@ impl Spool {
             metrics(),
         )
         .unwrap();
-        Life {
+        LogLife {
             writer,
             backlog,
             damage,
@@ -88,7 +89,7 @@ impl Spool {
         self.survey_on(Arc::new(FileSystem))
     }
 
-    fn survey_on(&self, disk: Arc<dyn Storage>) -> (Vec<StoredBatch>, Survey) {
+    fn survey_on(&self, disk: Arc<dyn ReadStorage>) -> (Vec<StoredBatch>, Survey) {
         let mut survey = Survey::open_on(disk, &self.dir()).unwrap().unwrap();
         let mut batches = Vec::new();
         while let Some(batch) = survey.next_batch().unwrap() {

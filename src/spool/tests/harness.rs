@@ -12,19 +12,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::{
     batch::{Batch, BatchBuilder},
     books::Books,
-    config::Durability,
     stream::{Stream, Tally},
 };
 
 use crate::simulation::disk::SimDisk;
 
 use crate::spool::{
-    AppendError, Appender, Backlog, Damage, LogMetrics, LogOptions, Manifest, ReadError, SegmentId, Seq,
-    SpoolError, StoredBatch,
+    AppendError, Appender, Backlog, Damage, Durability, LogMetrics, LogOptions, Manifest, ReadError,
+    SegmentId, Seq, SpoolError, StoredBatch,
     appender::Pending,
+    checkpoint::{self, StoredPosition},
     log::LogWriter,
-    prepare::Preparer,
-    record::{self, Checksum, Kind},
+    next_segment::Preparer,
+    record::{self, Checksum, RecordKind},
     repair::{Repaired, rewrite},
     scan::valid_records,
     segment,
@@ -83,8 +83,13 @@ pub fn open_appender(options: &LogOptions) -> Appender {
     appender
 }
 
+/// Every append fails from now on, also those that wait.
+pub fn fail(appender: &Appender) {
+    appender.queue.fail();
+}
+
 /// What a thread would do when it runs.
-pub type Step = Arc<dyn Fn() + Send + Sync>;
+pub type ThreadStep = Arc<dyn Fn() + Send + Sync>;
 
 /// An open log whose threads are steps: what they do in between waits is the same code as [`super::Log`]'s.
 pub struct SteppedLog(LogWriter);
@@ -96,7 +101,7 @@ pub struct OpenedLog {
     pub appender: Appender,
     pub damage: Vec<Damage>,
     /// The thread that prepares segments. The writer must not run while it is at it: it would wait for it.
-    pub prepare: Step,
+    pub prepare: ThreadStep,
 }
 
 impl SteppedLog {
@@ -143,20 +148,20 @@ impl SteppedLog {
 }
 
 /// Appends go to the writer's own functions, in groups, and are answered at once.
-pub struct Life {
+pub struct LogLife {
     pub(in crate::spool) writer: LogWriter,
     pub backlog: Backlog,
     pub damage: Vec<Damage>,
     pub books: Arc<Books>,
 }
 
-impl Life {
-    pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<Life, SpoolError> {
+impl LogLife {
+    pub fn open(disk: &SimDisk, options: &LogOptions) -> Result<LogLife, SpoolError> {
         let books = Arc::new(Books::default());
         let queue = open_appender(options).queue;
         let (writer, backlog, damage) =
             LogWriter::open(disk.mount(), options, queue, Arc::clone(&books), metrics())?;
-        Ok(Life {
+        Ok(LogLife {
             writer,
             backlog,
             damage,
@@ -260,7 +265,7 @@ pub fn expect_batches(
 pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, SpoolError> {
     let storage = disk.mount();
     let work = options.dir.with_extension("repairing");
-    let survey = || Survey::open_on(Arc::clone(&storage), &options.dir);
+    let survey = || Survey::open_on(Arc::clone(&storage) as _, &options.dir);
     let begin = || {
         storage
             .create_dir_all(&work)
@@ -281,8 +286,14 @@ pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, 
     Ok(repaired)
 }
 
+/// What the checkpoint of the log in `dir` holds.
+pub fn stored_position(disk: &SimDisk, dir: &Path) -> Option<StoredPosition> {
+    let log_id = Manifest::read(&*disk.mount(), dir).unwrap()?.log_id.into_bytes();
+    checkpoint::read(&*disk.mount(), dir, log_id).unwrap()
+}
+
 /// Where a valid record stands in its segment.
-pub struct Place {
+pub struct RecordPlace {
     pub at: usize,
     /// Without what pads it.
     pub len: usize,
@@ -291,17 +302,17 @@ pub struct Place {
 }
 
 /// The valid records of a segment.
-pub fn records(disk: &SimDisk, path: &Path) -> Vec<Place> {
+pub fn records(disk: &SimDisk, path: &Path) -> Vec<RecordPlace> {
     let dir = path.parent().unwrap();
     let manifest = Manifest::read(&*disk.mount(), dir).unwrap().unwrap();
     let id = segment::parse_file_name(path.file_name().unwrap().to_str().unwrap()).unwrap();
     let checksum = Checksum::new(manifest.log_id.as_bytes(), id);
     valid_records(&disk.read(path), &checksum, segment::HEADER)
-        .map(|found| Place {
+        .map(|found| RecordPlace {
             at: found.at,
             len: record::HEADER + found.header.payload_len,
             commit: found.header.commit.0,
-            is_batch: found.header.kind == Kind::Batch,
+            is_batch: found.header.kind == RecordKind::Batch,
         })
         .collect()
 }

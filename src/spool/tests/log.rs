@@ -17,15 +17,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{books::Books, clock};
 
 use super::harness::{
-    DIR, Life, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments,
+    DIR, LogLife, batch, expect_batches, log_id, metrics, options, permit, segment_path, segments,
 };
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{
         AppendError, Appender, Backlog, Log, LogOptions, LogState, ReadError, SegmentId, Seq, SpoolError,
-        prepare::{Blocks, Preparer, SPARE, Taken, Trimmed, Wanted},
+        next_segment::{Blocks, Preparer, SPARE, Taken, Trimmed, Wanted},
         record, segment,
-        storage::{Access, FileSystem, Storage, StorageFile},
+        storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
     },
 };
 
@@ -252,7 +252,7 @@ async fn closing_makes_durable_what_waits_and_seals() {
     let seal = segment::first_batch_at(1) + records.iter().sum::<usize>();
     let checksum = record::Checksum::new(&log_id(&disk), SegmentId(1));
     let seals = [seal, seal + record::HEADER].map(|at| checksum.header(&bytes[at..]));
-    assert!(seals.iter().flatten().any(|h| h.kind == record::Kind::Seal));
+    assert!(seals.iter().flatten().any(|h| h.kind == record::RecordKind::Seal));
     drop(appender);
     // The seal is durable too.
     disk.crash(3);
@@ -432,7 +432,7 @@ async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
 #[test]
 fn a_reader_is_not_led_astray_by_a_segment_that_is_used_again() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(SEGMENT)).unwrap();
+    let mut life = LogLife::open(&disk, &options(SEGMENT)).unwrap();
     for n in (0..30).step_by(3) {
         // More than the reader takes at once: it has not read the seal.
         life.append([n], 300_000);
@@ -456,7 +456,7 @@ fn what_is_kept_to_be_used_again_is_bounded() {
         max_bytes: 100 * SEGMENT,
         ..options(SEGMENT)
     };
-    let mut life = Life::open(&disk, &options).unwrap();
+    let mut life = LogLife::open(&disk, &options).unwrap();
     life.append(0..12, BIG);
     assert_eq!(segments(&disk).len(), 12);
     life.deliver_to(11);
@@ -467,7 +467,7 @@ fn what_is_kept_to_be_used_again_is_bounded() {
     );
     drop(life);
     disk.kill();
-    Life::open(&disk, &options).unwrap();
+    LogLife::open(&disk, &options).unwrap();
     assert_eq!(
         segments(&disk).len(),
         2,
@@ -479,7 +479,7 @@ fn what_is_kept_to_be_used_again_is_bounded() {
 #[test]
 fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(SEGMENT)).unwrap();
+    let mut life = LogLife::open(&disk, &options(SEGMENT)).unwrap();
     // One batch a segment. The reader stays in the first one.
     life.backlog.peek().unwrap();
     life.append(0..8, BIG);
@@ -501,7 +501,7 @@ fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
 #[test]
 fn a_read_that_fails_once_is_no_damage() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(1 << 20)).unwrap();
+    let mut life = LogLife::open(&disk, &options(1 << 20)).unwrap();
     life.append(0..5, 100_000);
     // The reader holds two of them, and the beginning of the third.
     life.backlog.take().unwrap();
@@ -516,7 +516,7 @@ fn a_read_that_fails_once_is_no_damage() {
 fn segments_that_fill_fast_are_not_filled_with_zeros_first() {
     clock::simulate(Some(Instant::now()));
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(64 << 10)).unwrap();
+    let mut life = LogLife::open(&disk, &options(64 << 10)).unwrap();
     let preparer = Preparer::stepped(disk.mount(), DIR.into(), none_trimmed());
     let prepare = preparer.by_hand().unwrap();
     life.writer.preparer = Some(preparer);
@@ -587,14 +587,23 @@ fn a_preparer_gives_what_was_asked_for() {
 /// A storage with a bug.
 struct Buggy;
 
+impl ReadStorage for Buggy {
+    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+        panic!("a bug");
+    }
+    fn open(&self, _: &Path) -> io::Result<Box<dyn ReadFile>> {
+        panic!("a bug");
+    }
+}
+
 impl Storage for Buggy {
     fn create_dir_all(&self, _: &Path) -> io::Result<()> {
         panic!("a bug");
     }
-    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+    fn create(&self, _: &Path) -> io::Result<Box<dyn StorageFile>> {
         panic!("a bug");
     }
-    fn open(&self, _: &Path, _: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn open_for_writing(&self, _: &Path) -> io::Result<Box<dyn StorageFile>> {
         panic!("a bug");
     }
     fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
@@ -650,8 +659,6 @@ async fn on_a_file_system() {
         }
         log.close();
     }
-    let file = FileSystem
-        .open(&options.dir.join("manifest"), Access::Read)
-        .unwrap();
+    let file = FileSystem.open(&options.dir.join("manifest")).unwrap();
     assert!(file.size().unwrap() > 0);
 }

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Durability;
-
-use super::harness::{DIR, Life, batch, expect_batches, log_id, options, segment_path, segments};
+use super::harness::{DIR, LogLife, batch, expect_batches, log_id, options, segment_path, segments};
 use crate::{
     simulation::disk::{Op, SimDisk},
     spool::{
-        AppendError, Damage, LogOptions, Position, SegmentId, Seq, SpoolError, checkpoint::Checkpoint,
-        prepare::SPARE, record, segment, storage::Access,
+        AppendError, Damage, DamageKind, Durability, LogOptions, Position, SegmentId, Seq, SpoolError,
+        checkpoint::{self, Checkpoint},
+        next_segment::SPARE,
+        record,
+        segment::{self, SegmentHeader},
     },
 };
 
@@ -21,12 +22,12 @@ const LEN: usize = 300;
 /// Only one batch of this length fits in a segment.
 const BIG: usize = 2500;
 
-fn open(disk: &SimDisk) -> Life {
-    Life::open(disk, &options(SEGMENT)).unwrap()
+fn open(disk: &SimDisk) -> LogLife {
+    LogLife::open(disk, &options(SEGMENT)).unwrap()
 }
 
 /// Opens, and nothing may be wrong.
-fn open_clean(disk: &SimDisk) -> Life {
+fn open_clean(disk: &SimDisk) -> LogLife {
     let life = open(disk);
     assert_eq!(life.damage, []);
     life
@@ -37,8 +38,8 @@ fn record_len(number: u64, len: usize) -> u64 {
     record::record_len(batch(number, len).0.bytes().len()) as u64
 }
 
-fn header(disk: &SimDisk, id: u64) -> segment::Header {
-    segment::Header::decode(&disk.read(&segment_path(id))).unwrap()
+fn header(disk: &SimDisk, id: u64) -> SegmentHeader {
+    SegmentHeader::decode(&disk.read(&segment_path(id))).unwrap()
 }
 
 /// Damages a header and its copy.
@@ -55,13 +56,13 @@ fn manifest_path() -> PathBuf {
     Path::new(DIR).join("manifest")
 }
 
-fn damage(segment: u64, bytes: Option<(u64, u64)>, from: u64, to: Option<u64>, what: &'static str) -> Damage {
+fn damage(segment: u64, bytes: Option<(u64, u64)>, from: u64, to: Option<u64>, kind: DamageKind) -> Damage {
     Damage {
         segment: SegmentId(segment),
         bytes,
         from: Seq(from),
         to: to.map(Seq),
-        what,
+        kind,
     }
 }
 
@@ -194,7 +195,7 @@ fn a_later_commit_behind_a_gap_is_damage_with_its_exact_range() {
         Some((at, at + record_len(1, 40))),
         1,
         Some(2),
-        "records are damaged",
+        DamageKind::Records,
     );
     for _ in 0..2 {
         let mut life = open(&disk);
@@ -239,7 +240,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     let end = FIRST + record_len(0, 40);
     assert_eq!(
         found,
-        Some(damage(1, Some((FIRST, end)), 0, Some(1), "records are damaged"))
+        Some(damage(1, Some((FIRST, end)), 0, Some(1), DamageKind::Records))
     );
     // Its end is rotten: nothing valid is behind it there.
     disk.rot(&segment_path(1), FIRST + 60);
@@ -252,13 +253,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     let file_end = end + record_len(1, 40);
     assert_eq!(
         found,
-        Some(damage(
-            1,
-            Some((end, file_end)),
-            1,
-            Some(2),
-            "records are damaged"
-        ))
+        Some(damage(1, Some((end, file_end)), 1, Some(2), DamageKind::Records))
     );
 }
 
@@ -282,7 +277,7 @@ fn a_seal_makes_rot_in_the_last_commit_detectable() {
             Some((at, at + record_len(1, 40))),
             1,
             Some(2),
-            "records are damaged",
+            DamageKind::Records,
         );
         assert_eq!(life.damage, if whole_damage { vec![expected] } else { vec![] });
         assert_eq!(life.backlog.end().seq.0, if sealed { 2 } else { 1 });
@@ -302,7 +297,7 @@ fn a_checkpoint_beyond_a_gap_makes_it_damage_too() {
     let range = Some((at, at + record_len(1, 40)));
     let mut life = open(&disk);
     // It is delivered.
-    assert_eq!(life.damage, [damage(1, range, 2, Some(2), "records are damaged")]);
+    assert_eq!(life.damage, [damage(1, range, 2, Some(2), DamageKind::Records)]);
     assert!(life.damage[0].is_harmless());
     assert!(life.backlog.blocking_damage().is_none());
     // What the lane needs is there: it was acknowledged.
@@ -346,8 +341,8 @@ fn several_damaged_places_are_all_reported() {
     assert_eq!(
         life.damage,
         [
-            damage(1, Some((at(1), at(3))), 1, Some(3), "records are damaged"),
-            damage(1, Some((at(4), at(5))), 4, Some(5), "records are damaged"),
+            damage(1, Some((at(1), at(3))), 1, Some(3), DamageKind::Records),
+            damage(1, Some((at(4), at(5))), 4, Some(5), DamageKind::Records),
         ]
     );
     assert_eq!(life.backlog.end().seq.0, 6);
@@ -371,10 +366,10 @@ fn a_damaged_header_costs_nothing() {
             let first = header(&one_segment(&disk, id), id).first_seq.0;
             for _ in 0..2 {
                 let mut life = open(&disk);
-                let what = "a segment header is damaged and its copy is used";
+                let kind = DamageKind::HeaderCopied;
                 assert_eq!(
                     life.damage,
-                    [damage(id, Some((0, HEADER)), first, Some(first), what)]
+                    [damage(id, Some((0, HEADER)), first, Some(first), kind)]
                 );
                 assert!(life.backlog.blocking_damage().is_none());
                 assert_eq!(life.backlog.end(), whole.backlog.end());
@@ -397,7 +392,7 @@ fn one_segment(disk: &SimDisk, id: u64) -> SimDisk {
     let disk = disk.fork();
     let bytes = disk.read(&segment_path(id));
     let checksum = record::Checksum::new(&log_id(&disk), SegmentId(id));
-    let copy = segment::Header::decode_copy(&bytes[HEADER as usize..], checksum).unwrap();
+    let copy = SegmentHeader::decode_copy(&bytes[HEADER as usize..], checksum).unwrap();
     disk.put(&segment_path(id), copy.encode_with_copy());
     disk
 }
@@ -430,11 +425,11 @@ fn a_bad_header_of_a_middle_segment() {
         }
         for _ in 0..2 {
             let mut life = open(&disk);
-            let what = "a segment header is unreadable";
-            assert_eq!(life.damage, [damage(2, None, 0, Some(2), what)]);
+            let kind = DamageKind::Header;
+            assert_eq!(life.damage, [damage(2, None, 0, Some(2), kind)]);
             let (before, found) = life.read();
             expect_batches(&before, 0, [0], BIG);
-            assert_eq!(found, Some(damage(2, None, 1, Some(2), what)));
+            assert_eq!(found, Some(damage(2, None, 1, Some(2), kind)));
             life.backlog.seek(Seq(2)).unwrap();
             life.expect(2, [2, 3], BIG);
             disk.kill();
@@ -454,18 +449,18 @@ fn a_bad_header_of_the_last_segment() {
             None => rot_header(&disk, 3),
             Some(bytes) => disk.put(&segment_path(3), bytes),
         }
-        let what = "a segment header is unreadable";
+        let kind = DamageKind::Header;
         let mut life = open(&disk);
-        assert_eq!(life.damage, [damage(3, None, 1, None, what)]);
+        assert_eq!(life.damage, [damage(3, None, 1, None, kind)]);
         // No sequence that the segment may hold is given again.
         assert_eq!(life.backlog.end().seq.0, 2 + sequences);
         life.append([9], 40);
         let (before, found) = life.read();
         expect_batches(&before, 0, [0, 1], BIG);
-        assert_eq!(found, Some(damage(3, None, 2, None, what)));
+        assert_eq!(found, Some(damage(3, None, 2, None, kind)));
         disk.kill();
         let mut life = open(&disk);
-        assert_eq!(life.damage, [damage(3, None, 1, Some(2 + sequences), what)]);
+        assert_eq!(life.damage, [damage(3, None, 1, Some(2 + sequences), kind)]);
         life.backlog.seek(Seq(2 + sequences)).unwrap();
         life.expect(2 + sequences, [9], 40);
         // Once Kafka is beyond it, it goes away like any other.
@@ -510,19 +505,19 @@ fn a_single_segment_with_a_bad_header() {
 
 #[test]
 fn a_missing_segment() {
-    let what = "a segment is missing";
+    let kind = DamageKind::SegmentMissing;
     for (missing, before) in [(1, 0), (2, 1), (3, 2)] {
         let disk = one_batch_each(4);
         disk.delete(&segment_path(missing));
         for _ in 0..2 {
             let mut life = open(&disk);
             let from = missing.saturating_sub(2);
-            assert_eq!(life.damage, [damage(missing, None, from, Some(missing), what)]);
+            assert_eq!(life.damage, [damage(missing, None, from, Some(missing), kind)]);
             let (batches, found) = life.read();
             expect_batches(&batches, 0, 0..before, BIG);
             assert_eq!(
                 found,
-                Some(damage(missing, None, missing - 1, Some(missing), what))
+                Some(damage(missing, None, missing - 1, Some(missing), kind))
             );
             life.backlog.seek(Seq(missing)).unwrap();
             life.expect(missing, missing..4, BIG);
@@ -562,17 +557,14 @@ fn a_lost_tail_shows_when_the_checkpoint_lies_beyond() {
         match attempt {
             0 => {
                 let found = found.unwrap();
-                assert_eq!(
-                    found.what,
-                    "the checkpoint lies beyond the log's end: the tail is lost"
-                );
+                assert_eq!(found.kind, DamageKind::Tail);
                 // What was before the position is delivered, and not lost.
                 assert_eq!((found.from, found.to), (Seq(5), None));
                 assert!(life.damage.contains(found));
             }
             // It stays in mind although the fresh segment begins at the position, until an operator says otherwise.
             1 => {
-                assert!(found.unwrap().what.contains("the file `damage`"));
+                assert!(found.unwrap().to_string().contains("the file `damage`"));
                 disk.delete(&Path::new(DIR).join("damage"));
             }
             _ => assert_eq!(found, None),
@@ -593,9 +585,9 @@ fn positions_1_to_3() -> SimDisk {
     for seq in 1..=3 {
         let position = life.backlog.seek(Seq(seq)).unwrap();
         life.backlog.advance(position);
-        let mut checkpoint = Checkpoint::open(&*disk.mount(), Path::new(DIR), log_id(&disk))
-            .unwrap()
-            .unwrap();
+        let (disk, dir, log_id) = (disk.mount(), Path::new(DIR), log_id(&disk));
+        let stored = checkpoint::read(&*disk, dir, log_id).unwrap().unwrap();
+        let mut checkpoint = Checkpoint::open(&*disk, dir, log_id, stored).unwrap();
         checkpoint.store(position).unwrap();
     }
     disk.kill();
@@ -624,13 +616,7 @@ fn one_damaged_copy_of_a_position_costs_nothing() {
             disk.rot(&checkpoint_path(), at);
         }
         let mut life = open(&disk);
-        let copied = damage(
-            0,
-            None,
-            3,
-            Some(3),
-            "a copy of the checkpoint's position is damaged and the other one is used",
-        );
+        let copied = damage(0, None, 3, Some(3), DamageKind::PositionCopied);
         let expected = if reported { vec![copied] } else { vec![] };
         assert_eq!(life.damage, expected, "{rotten:?}");
         assert!(life.backlog.blocking_damage().is_none());
@@ -661,7 +647,10 @@ fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_c
         let [found] = &life.damage[..] else {
             panic!("{:?}", life.damage)
         };
-        assert!(found.what.contains("newest position is damaged"), "{found}");
+        assert!(
+            found.to_string().contains("newest position is damaged"),
+            "{found}"
+        );
         assert!(found.is_harmless());
         assert!(found.to_string().contains("no batch is lost"), "{found}");
         assert!(life.backlog.blocking_damage().is_none());
@@ -711,10 +700,7 @@ fn unknown_position(disk: &SimDisk) {
     for _ in 0..2 {
         let mut life = open(disk);
         let found = life.backlog.blocking_damage().unwrap();
-        assert_eq!(
-            found.what,
-            "the checkpoint is unreadable: the position is unknown"
-        );
+        assert_eq!(found.kind, DamageKind::Position);
         assert_eq!(life.damage.as_slice(), std::slice::from_ref(found));
         assert!(!life.backlog.checkpoint_due());
         life.backlog.store_checkpoint().unwrap();
@@ -748,7 +734,7 @@ fn a_manifest_that_cannot_be_used_is_refused() {
         disk.put(&manifest_path(), content);
         disk.delete(&Path::new(DIR).join("manifest.copy"));
         let before = disk.names();
-        match Life::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err() {
+        match LogLife::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err() {
             SpoolError::Unusable { what, .. } => assert!(what.starts_with(wanted), "{what}"),
             error => panic!("{error}"),
         }
@@ -756,7 +742,7 @@ fn a_manifest_that_cannot_be_used_is_refused() {
     }
     disk.delete(&manifest_path());
     disk.delete(&Path::new(DIR).join("manifest.copy"));
-    let error = Life::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err();
+    let error = LogLife::open(&disk, &options(SEGMENT)).map(|_| ()).unwrap_err();
     assert!(
         error.to_string().contains("it has segments but no manifest"),
         "{error}"
@@ -781,13 +767,7 @@ fn a_manifest_and_its_copy_are_enough_alone() {
             let disk = disk.fork();
             harm(&disk, &path);
             let mut life = open(&disk);
-            let copied = damage(
-                0,
-                None,
-                0,
-                Some(0),
-                "the manifest is damaged and its copy is used",
-            );
+            let copied = damage(0, None, 0, Some(0), DamageKind::ManifestCopied);
             let expected = if path == copy_path { vec![] } else { vec![copied] };
             assert_eq!(life.damage, expected);
             life.expect(0, [0, 1], BIG);
@@ -848,7 +828,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
         durability: Durability::PageCache,
         ..options(SEGMENT)
     };
-    let mut life = Life::open(&disk, &page_cache).unwrap();
+    let mut life = LogLife::open(&disk, &page_cache).unwrap();
     let syncs = disk.count(Op::SyncData, ".segment");
     (0..4).for_each(|n| life.append([n], 40));
     assert_eq!(disk.count(Op::SyncData, ".segment"), syncs);
@@ -859,7 +839,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
     life.expect(0, [0], 40);
     life.append([1], BIG);
     disk.kill();
-    let mut life = Life::open(&disk, &page_cache).unwrap();
+    let mut life = LogLife::open(&disk, &page_cache).unwrap();
     assert_eq!(life.damage, []);
     life.append([2, 3, 4], BIG);
     let last = *segments(&disk).last().unwrap();
@@ -1110,7 +1090,7 @@ fn a_disk_error_at_any_call_is_an_error_and_nothing_worse() {
             let disk = SimDisk::new(skip);
             disk.fail(op, "", skip);
             let mut acknowledged = 0;
-            if let Ok(mut life) = Life::open(&disk, &options(SEGMENT)) {
+            if let Ok(mut life) = LogLife::open(&disk, &options(SEGMENT)) {
                 for n in 0..6 {
                     let (answers, result) = life.try_append(&[batch(n, BIG).0]);
                     if answers == [Ok(())] {
@@ -1135,7 +1115,7 @@ fn a_disk_error_at_any_call_is_an_error_and_nothing_worse() {
 #[test]
 fn many_webhooks_share_a_sync() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(1 << 20)).unwrap();
+    let mut life = LogLife::open(&disk, &options(1 << 20)).unwrap();
     let syncs = || disk.count(Op::SyncData, "");
     let before = syncs();
     life.append(0..1000, 40);
@@ -1154,7 +1134,7 @@ fn a_reader_stops_at_the_durable_end() {
     // Written, but its sync fails: it is in the file and not in the log.
     disk.fail(Op::SyncData, ".segment", 0);
     assert!(life.try_append(&[batch(1, 40).0]).1.is_err());
-    let file = disk.mount().open(&segment_path(1), Access::Read).unwrap();
+    let file = disk.mount().open(&segment_path(1)).unwrap();
     let mut magic = [0; 4];
     file.read_at(&mut magic, FIRST + record_len(0, 40)).unwrap();
     assert_eq!(&magic, b"CMCb");
@@ -1188,7 +1168,7 @@ fn a_reader_follows_through_growth_seals_and_rolls() {
 #[test]
 fn batches_larger_than_the_readers_buffer() {
     let disk = SimDisk::new(1);
-    let mut life = Life::open(&disk, &options(2 << 20)).unwrap();
+    let mut life = LogLife::open(&disk, &options(2 << 20)).unwrap();
     for n in 0..12 {
         life.append([n], 100_000 + n as usize);
     }

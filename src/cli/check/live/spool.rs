@@ -8,8 +8,9 @@ use super::{
 };
 use crate::{
     cli::check::directory::{Directory, existing_parent},
-    config::{Config, Durability},
+    config::Config,
     human,
+    spool::Durability,
 };
 
 /// A webhook waits for one or two syncs; above this, a sender may not wait for its answer.

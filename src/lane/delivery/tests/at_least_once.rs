@@ -52,7 +52,7 @@ fn a_late_delivery_blocks_and_keeps_the_producer() {
     bench.restart();
     bench.append(&[5]);
     for _ in 0..4 {
-        bench.cluster.fault(Fault::Slow);
+        bench.cluster.fault(BrokerFault::Slow);
     }
     bench.settle_blocked(BlockReason::Connect);
     assert_eq!(bench.books().backlog(), 5);
@@ -66,7 +66,7 @@ fn a_late_delivery_blocks_and_keeps_the_producer() {
 fn a_failure_sends_the_window_again() {
     let mut bench = bench();
     bench.append(&[4, 4]);
-    bench.cluster.fault(Fault::Delivery);
+    bench.cluster.fault(BrokerFault::Delivery);
     bench.settle();
     assert_eq!(bench.doubles(), 4, "half of the window had been delivered");
     let books = bench.books();
@@ -117,8 +117,8 @@ fn a_failure_sends_what_is_in_flight_again_and_nothing_before_it() {
     bench.turn();
     bench.turn();
     assert_eq!(bench.books().delivered, WINDOW as u64);
-    bench.cluster.fault(Fault::Slow);
-    bench.cluster.fault(Fault::Delivery);
+    bench.cluster.fault(BrokerFault::Slow);
+    bench.cluster.fault(BrokerFault::Delivery);
     bench.settle();
     assert!(bench.doubles() <= WINDOW);
     assert_eq!(bench.books().delivered, 4 * WINDOW as u64);
@@ -128,8 +128,8 @@ fn a_failure_sends_what_is_in_flight_again_and_nothing_before_it() {
 fn what_waits_for_an_hour_is_sent_anew() {
     let mut bench = bench();
     bench.append(&[5]);
-    bench.cluster.fault(Fault::Slow);
-    bench.cluster.fault(Fault::Slow);
+    bench.cluster.fault(BrokerFault::Slow);
+    bench.cluster.fault(BrokerFault::Slow);
     bench.turn();
     bench.turn();
     assert_eq!(bench.cluster.lock().connects.len(), 1);
@@ -172,7 +172,7 @@ fn a_refusal_in_a_later_window_diverts_one_record_and_keeps_the_order() {
     };
     bench.append_events(&[refused]);
     bench.append(&[WINDOW]);
-    bench.cluster.fault(Fault::Slow);
+    bench.cluster.fault(BrokerFault::Slow);
     bench.cluster.lock().request = Some(100);
     bench.settle();
     let letters = bench.cluster.values(LETTERS);
@@ -190,7 +190,7 @@ fn what_cannot_be_decoded_waits_for_what_is_in_flight() {
     bench.append_batch(Batch::of_bytes(b"\x02 of a later version".to_vec(), 1));
     bench.append(&[2]);
     for _ in 0..4 {
-        bench.cluster.fault(Fault::Slow);
+        bench.cluster.fault(BrokerFault::Slow);
     }
     while bench.books().delivered < 4 {
         assert_eq!(bench.lane().blocked, None);

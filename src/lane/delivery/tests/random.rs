@@ -3,16 +3,16 @@
 use super::*;
 use crate::simulation::random::Random;
 
-const FAULTS: [Fault; 9] = [
-    Fault::Connect(BlockReason::Connect),
-    Fault::NoCoordinator,
-    Fault::Begin,
-    Fault::Send,
-    Fault::Delivery,
-    Fault::Slow,
-    Fault::ReplyLost,
-    Fault::CommitFails,
-    Fault::Fence,
+const FAULTS: [BrokerFault; 9] = [
+    BrokerFault::Connect(BlockReason::Connect),
+    BrokerFault::NoCoordinator,
+    BrokerFault::Begin,
+    BrokerFault::Send,
+    BrokerFault::Delivery,
+    BrokerFault::Slow,
+    BrokerFault::ReplyLost,
+    BrokerFault::CommitFails,
+    BrokerFault::Fence,
 ];
 
 /// The life of a directory, and what readers should see.

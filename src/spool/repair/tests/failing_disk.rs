@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, io};
 use super::*;
 use crate::spool::{
     Manifest,
-    record::{self, Checksum, Kind},
+    record::{self, Checksum, RecordKind},
+    recovery::inspect,
     scan::valid_records,
-    storage::{Access, StorageFile},
+    storage::ReadFile,
 };
 
 const SECTOR: u64 = 4096;
@@ -15,7 +16,7 @@ const SECTOR: u64 = 4096;
 const LONG: u64 = 32 << 10;
 const BATCHES: u64 = 30;
 
-/// A disk where reads of these bytes fail, and writes do nothing.
+/// A disk where reads of these bytes fail.
 #[derive(Clone, Default)]
 struct Failing {
     bad: Vec<(PathBuf, Range<u64>)>,
@@ -23,7 +24,7 @@ struct Failing {
 }
 
 struct FailingFile {
-    file: Box<dyn StorageFile>,
+    file: Box<dyn ReadFile>,
     bad: Vec<Range<u64>>,
     errno: i32,
 }
@@ -38,38 +39,22 @@ impl Failing {
     }
 }
 
-impl Storage for Failing {
+impl ReadStorage for Failing {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         FileSystem.list(dir)
     }
 
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
         let bad = self.bad.iter().filter(|(name, _)| name == path);
         Ok(Box::new(FailingFile {
-            file: FileSystem.open(path, access)?,
+            file: FileSystem.open(path)?,
             bad: bad.map(|(_, range)| range.clone()).collect(),
             errno: self.errno,
         }))
     }
-
-    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
 }
 
-impl StorageFile for FailingFile {
+impl ReadFile for FailingFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let end = (offset + buf.len() as u64).min(self.size()?);
         match self.bad.iter().any(|bad| bad.start < end && offset < bad.end) {
@@ -81,28 +66,6 @@ impl StorageFile for FailingFile {
     fn size(&self) -> io::Result<u64> {
         self.file.size()
     }
-
-    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn is_gone_from(&self, _: &Path) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
-        Ok(true)
-    }
-
-    fn uncache(&self) {}
 }
 
 /// The batches in a segment, and where each stands.
@@ -111,7 +74,7 @@ fn places(spool: &Spool, id: u64) -> Vec<(u64, Range<u64>)> {
     let manifest = Manifest::read(&FileSystem, &spool.dir()).unwrap().unwrap();
     let checksum = Checksum::new(manifest.log_id.as_bytes(), super::super::super::SegmentId(id));
     valid_records(&bytes, &checksum, segment::HEADER)
-        .filter(|found| found.header.kind == Kind::Batch)
+        .filter(|found| found.header.kind == RecordKind::Batch)
         .map(|found| {
             let end = found.at + record::HEADER + found.header.payload_len;
             (found.header.seq.0, found.at as u64..end as u64)
@@ -131,7 +94,7 @@ fn hit(spool: &Spool, id: u64, bad: &Range<u64>) -> BTreeSet<u64> {
 /// These bytes can't be read: everything else is found, and what is lost is named, also by a repair.
 fn check(spool: &Spool, bad: &[(u64, Range<u64>)], sealed: bool) {
     println!("{bad:?}, sealed: {sealed}");
-    let disk: Arc<dyn Storage> = Arc::new(Failing::at(spool, bad.iter().cloned()));
+    let disk: Arc<dyn ReadStorage> = Arc::new(Failing::at(spool, bad.iter().cloned()));
     let missing: BTreeSet<u64> = bad
         .iter()
         .flat_map(|(id, range)| hit(spool, *id, range))
@@ -254,7 +217,7 @@ fn what_is_right_behind_a_rotten_header_is_kept() {
 #[test]
 fn the_last_file_as_a_whole_costs_what_it_may_have_held() {
     let spool = Spool::of(BATCHES, LONG);
-    let disk: Arc<dyn Storage> = Arc::new(Failing::at(&spool, [(3, 0..LONG)]));
+    let disk: Arc<dyn ReadStorage> = Arc::new(Failing::at(&spool, [(3, 0..LONG)]));
     let first = places(&spool, 3)[0].0;
     let survey = || Survey::open_on(Arc::clone(&disk), &spool.dir());
     let repaired = repair_from(&survey, &spool.dir(), "damaged-1", SEGMENT, Durability::Fsync)
@@ -308,6 +271,7 @@ fn other_errors_end_the_survey() {
 fn the_bridge_reads_around_nothing() {
     let spool = Spool::new();
     let disk = Failing::at(&spool, [(6, SECTOR..2 * SECTOR)]);
-    let opened = crate::spool::recovery::recover(&disk, &spool.dir());
-    assert!(matches!(opened, Err(SpoolError::Io { action: "read", .. })));
+    let manifest = Manifest::read(&disk, &spool.dir()).unwrap().unwrap();
+    let found = inspect(&disk, &spool.dir(), manifest);
+    assert!(matches!(found, Err(SpoolError::Io { action: "read", .. })));
 }

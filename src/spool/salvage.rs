@@ -1,9 +1,8 @@
-//! A disk that takes no writes and reads around what it can't read: for looking at a log.
+//! Reads around what the disk can't read, for a survey.
 //!
-//! It says yes to every change and makes none. A read of a segment or of the checkpoint that ends with EIO is done again
-//! sector by sector. A sector that fails reads as zeros, over which no checksum of a record or header holds (unless zeros
-//! are what stood there), and is noted: a failing disk may take seconds for each try, so it is not asked twice. Every
-//! other error, and one of another file, is the caller's.
+//! When a read of a segment or of the checkpoint ends with EIO, it is repeated sector by sector. A sector that fails reads as
+//! zeros, which no checksum of a record or header accepts (unless zeros are what stood there), and is noted: a failing disk
+//! may take seconds for each try, so it is not asked twice. Every other error, and one of another file, goes to the caller.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +16,7 @@ use rustix::io::Errno;
 
 use super::{
     checkpoint, segment,
-    storage::{Access, Storage, StorageFile},
+    storage::{ReadFile, ReadStorage},
 };
 
 /// What the kernel reads, or fails to read, as one.
@@ -26,23 +25,22 @@ const SECTOR: u64 = 4096;
 /// Beginnings of the sectors that could not be read, for each file.
 type Noted = Arc<Mutex<BTreeMap<PathBuf, BTreeSet<u64>>>>;
 
-pub struct ReadOnly {
-    disk: Arc<dyn Storage>,
+pub struct Salvage {
+    disk: Arc<dyn ReadStorage>,
     noted: Noted,
 }
 
-struct ReadOnlyFile {
-    /// `None` for one that would have been created.
-    file: Option<Box<dyn StorageFile>>,
+struct SalvageFile {
+    file: Box<dyn ReadFile>,
     path: PathBuf,
     /// Whether what can't be read is noted; else it is an error.
     read_around: bool,
     noted: Noted,
 }
 
-impl ReadOnly {
-    pub fn new(disk: Arc<dyn Storage>) -> ReadOnly {
-        ReadOnly {
+impl Salvage {
+    pub fn new(disk: Arc<dyn ReadStorage>) -> Salvage {
+        Salvage {
             disk,
             noted: Noted::default(),
         }
@@ -67,47 +65,25 @@ pub fn touch(ranges: &[(u64, u64)], from: u64, to: u64) -> bool {
     ranges.iter().any(|(begin, end)| *begin < to && from < *end)
 }
 
-impl Storage for ReadOnly {
-    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
+impl ReadStorage for Salvage {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.disk.list(dir)
     }
 
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn StorageFile>> {
-        let file = match access {
-            Access::Read | Access::Write => Some(self.disk.open(path, Access::Read)?),
-            Access::Create => None,
-        };
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Ok(Box::new(ReadOnlyFile {
-            file,
+        Ok(Box::new(SalvageFile {
+            file: self.disk.open(path)?,
             path: path.to_path_buf(),
             read_around: name == checkpoint::NAME || segment::parse_file_name(&name).is_some(),
             noted: Arc::clone(&self.noted),
         }))
     }
-
-    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
 }
 
-impl StorageFile for ReadOnlyFile {
+impl ReadFile for SalvageFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let Some(file) = &self.file else {
-            return Ok(0);
-        };
+        let file = &self.file;
         let mut noted = self.noted.lock();
         if !noted.contains_key(&self.path) {
             match file.read_at(buf, offset) {
@@ -143,31 +119,9 @@ impl StorageFile for ReadOnlyFile {
         Ok(done)
     }
 
-    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn size(&self) -> io::Result<u64> {
-        self.file.as_ref().map_or(Ok(0), |file| file.size())
+        self.file.size()
     }
-
-    fn is_gone_from(&self, _: &Path) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> io::Result<bool> {
-        Ok(true)
-    }
-
-    fn uncache(&self) {}
 }
 
 /// Whether the disk can't read what was asked for.

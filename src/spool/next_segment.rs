@@ -1,14 +1,14 @@
-//! Prepares the next segment in the background, so that taking it into use costs the writer no wait.
+//! Prepares the next segment in the background, so that the writer doesn't wait for it.
 //!
-//! A prepared segment is a file of its full length, synced: a full disk is met here, where nobody waits yet.
+//! A prepared segment is a synced file of full length, so a full disk shows here, while nobody waits yet.
 //!
-//! It is a segment that was trimmed, when there is one, else a new file. The records in a trimmed one are no
-//! danger: a record's checksum covers the segment's id, and ids are never given twice. Trimmed segments wait for it
-//! under their own names, so that an open finds and removes them as it does any other below the checkpoint.
+//! It is a trimmed segment if there is one, otherwise a new file. The records in a trimmed segment do no harm: a record's
+//! checksum covers the segment's id, and ids are never reused. Trimmed segments keep their names until then, so that an open
+//! removes them like any other segment below the checkpoint.
 //!
-//! The blocks of a new file are written with zeros, for overwriting what was written makes a commit's `fdatasync` cheaper:
-//! the file's metadata doesn't change. But then each byte is written twice. When segments fill fast, disk and cores have
-//! better things to do, and commits are large enough to bear it: blocks are only reserved then.
+//! A new file is filled with zeros, because overwriting allocated blocks makes a commit's `fdatasync` cheaper: the file's
+//! metadata doesn't change. The price is that each byte is written twice. When segments fill fast, commits are large and the
+//! disk is busy, so blocks are only reserved.
 
 use std::{
     collections::VecDeque,
@@ -25,25 +25,25 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::clock;
 
 use super::{
-    SpoolError,
-    storage::{Access, Storage, StorageFile},
+    error::SpoolError,
+    storage::{Storage, StorageFile},
 };
 
 /// The name of the prepared segment; there is never more than one.
 pub const SPARE: &str = "next.spare";
-/// After the disk was full, the next try comes so much later.
+/// How long to wait after the disk was full.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Trimmed segments that wait to be used again.
+/// Trimmed segments kept for reuse.
 pub struct Trimmed {
-    /// The oldest first: what stays is the log's last part, without gaps.
+    /// The oldest first, so that those that stay have no gaps between them.
     kept: Mutex<VecDeque<PathBuf>>,
     most: usize,
 }
 
 impl Trimmed {
-    /// Keeps up to 1/32 of the byte budget, at least two. A log that grows uses them up before it takes new room, so its
-    /// files never need more than the budget and two segments.
+    /// Keeps up to 1/32 of the byte budget, at least two segments. A growing log uses them up before it takes new room, so its
+    /// files never exceed the budget by more than two segments.
     pub fn new(max_bytes: u64, segment_bytes: u64) -> Trimmed {
         Trimmed {
             kept: Mutex::default(),
@@ -51,8 +51,8 @@ impl Trimmed {
         }
     }
 
-    /// Keeps a segment's file, which must lie below the stored checkpoint. Gives the file to be removed instead when there
-    /// are enough: the oldest one.
+    /// Keeps a segment's file, which must lie below the stored checkpoint. If there are enough already, returns the oldest one,
+    /// which the caller must remove.
     pub fn keep(&self, path: PathBuf) -> Option<PathBuf> {
         let mut kept = self.kept.lock();
         kept.push_back(path);
@@ -63,20 +63,20 @@ impl Trimmed {
         }
     }
 
-    /// The oldest one, which is the caller's then.
+    /// Hands over the oldest one.
     pub fn take(&self) -> Option<PathBuf> {
         self.kept.lock().pop_front()
     }
 }
 
-/// How the blocks of a new file are made.
+/// How the blocks of a new file are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocks {
     Zeroed,
     Reserved,
 }
 
-/// A segment that is asked for.
+/// A request for a segment.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     pub len: u64,
@@ -91,7 +91,7 @@ pub struct Spare {
 }
 
 impl Spare {
-    /// Makes a file of this length, of a trimmed segment or a new one, and syncs it.
+    /// Makes a synced file of this length from a trimmed segment, or a new one.
     pub fn prepare(
         storage: &dyn Storage,
         dir: &Path,
@@ -103,18 +103,18 @@ impl Spare {
             let (file, mut offset) = match trimmed.take() {
                 Some(old) => {
                     storage.rename(&old, &path)?;
-                    // Else a crash could leave the new header under the old name.
+                    // Otherwise a crash could leave the new header under the old name.
                     storage.sync_dir(dir)?;
-                    let file = storage.open(&path, Access::Write)?;
+                    let file = storage.open_for_writing(&path)?;
                     let size = file.size()?;
                     if size > len {
                         file.set_len(len)?;
                     }
                     (file, size)
                 }
-                None => (storage.open(&path, Access::Create)?, 0),
+                None => (storage.create(&path)?, 0),
             };
-            // First, so that a disk without the room is not filled in vain, again and again, at others' expense.
+            // First, so that a disk without enough room isn't filled in vain again and again, at others' expense.
             let reserved = offset < len && file.reserve(offset, len - offset)?;
             if reserved && blocks == Blocks::Reserved {
                 offset = len;
@@ -131,7 +131,7 @@ impl Spare {
         match fill() {
             Ok(file) => Ok(Spare { file, path, len }),
             Err(error) => {
-                // A half-made file would keep the room that the disk lacks; the error that counts is the first one.
+                // A partial file would take the room that the disk lacks. The first error is the one to report.
                 let _ = storage.remove(&path);
                 Err(SpoolError::io("prepare", &path)(error))
             }
@@ -139,8 +139,8 @@ impl Spare {
     }
 }
 
-/// What the background thread is at.
-enum State {
+/// The state of the preparation.
+enum Preparing {
     Idle,
     Wanted(Wanted),
     Ready(Spare),
@@ -153,15 +153,18 @@ enum State {
     Stopped,
 }
 
+/// What the background thread and the writer share.
+type Preparation = (Mutex<Preparing>, Condvar);
+
 /// Prepares one segment ahead, on a thread of its own.
 pub struct Preparer {
-    shared: Arc<(Mutex<State>, Condvar)>,
+    shared: Arc<Preparation>,
     thread: Option<thread::JoinHandle<()>>,
-    /// Set when there is no thread, in the simulation: prepares what is due.
+    /// In the simulation, which has no thread: prepares what is due.
     by_hand: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
-/// What [`Preparer::take`] gives.
+/// The result of [`Preparer::take`].
 pub enum Taken {
     Spare(Spare),
     /// The disk has no room now.
@@ -186,14 +189,15 @@ impl Preparer {
         trimmed: Arc<Trimmed>,
         thread_name: String,
     ) -> io::Result<Preparer> {
-        let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
+        let shared = Arc::new((Mutex::new(Preparing::Idle), Condvar::new()));
         let thread_shared = Arc::clone(&shared);
         let thread = thread::Builder::new().name(thread_name).spawn(move || {
-            // A panic is a bug, and must not leave the writer waiting for a segment that nobody makes.
+            // A panic is a bug; it must not leave the writer waiting for a segment that nobody makes.
             let run = || run(&*storage, &dir, &trimmed, &thread_shared);
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 let bug = io::Error::other("the preparer panicked; its message stands above");
-                *thread_shared.0.lock() = State::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
+                *thread_shared.0.lock() =
+                    Preparing::Failed(SpoolError::io("prepare a segment in", &dir)(bug));
                 thread_shared.1.notify_all();
             }
         })?;
@@ -204,10 +208,10 @@ impl Preparer {
         })
     }
 
-    /// Without a thread: what it would do is done by calling [`Preparer::by_hand`]'s function.
+    /// Without a thread: [`Preparer::by_hand`]'s function does its work.
     #[cfg(test)]
     pub fn stepped(storage: Arc<dyn Storage>, dir: PathBuf, trimmed: Arc<Trimmed>) -> Preparer {
-        let shared = Arc::new((Mutex::new(State::Idle), Condvar::new()));
+        let shared = Arc::new((Mutex::new(Preparing::Idle), Condvar::new()));
         let by_hand_shared = Arc::clone(&shared);
         Preparer {
             shared,
@@ -226,47 +230,47 @@ impl Preparer {
         self.by_hand.clone()
     }
 
-    /// Asks for such a segment, unless one is there or under way.
+    /// Asks for a segment, unless one is ready or being prepared.
     pub fn want(&self, wanted: Wanted) {
         let mut state = self.shared.0.lock();
-        if matches!(*state, State::Idle) {
-            *state = State::Wanted(wanted);
+        if matches!(*state, Preparing::Idle) {
+            *state = Preparing::Wanted(wanted);
             self.shared.1.notify_all();
         }
     }
 
-    /// Takes a segment of at least this length; waits while it is being prepared, but not for room on the disk.
+    /// Takes a segment of at least this length. Waits while it is being prepared, but not for room on the disk.
     pub fn take(&self, len: u64) -> Taken {
         let (mutex, changed) = &*self.shared;
         let mut state = mutex.lock();
-        // Somebody waits for it.
+        // The writer waits for it.
         let wanted = Wanted {
             len,
             blocks: Blocks::Reserved,
         };
         loop {
-            match std::mem::replace(&mut *state, State::Idle) {
-                State::Ready(spare) if spare.len >= len => return Taken::Spare(spare),
-                // Too small for an unusually large batch: make a larger one in its place.
-                State::Idle | State::Ready(_) => {
-                    *state = State::Wanted(wanted);
+            match std::mem::replace(&mut *state, Preparing::Idle) {
+                Preparing::Ready(spare) if spare.len >= len => return Taken::Spare(spare),
+                // Too small for an unusually large batch: replace it with a larger one.
+                Preparing::Idle | Preparing::Ready(_) => {
+                    *state = Preparing::Wanted(wanted);
                     changed.notify_all();
                 }
-                // What has no room may be an unusually large one.
-                State::NoSpace { wanted: refused, .. } if len < refused.len => {
-                    *state = State::Wanted(wanted);
+                // The one that had no room may be unusually large.
+                Preparing::NoSpace { wanted: refused, .. } if len < refused.len => {
+                    *state = Preparing::Wanted(wanted);
                     changed.notify_all();
                 }
-                State::NoSpace { wanted, until } => {
-                    *state = State::NoSpace { wanted, until };
+                Preparing::NoSpace { wanted, until } => {
+                    *state = Preparing::NoSpace { wanted, until };
                     return Taken::NoSpace;
                 }
-                State::Failed(error) => return Taken::Failed(error),
-                State::Stopped => {
-                    *state = State::Stopped;
+                Preparing::Failed(error) => return Taken::Failed(error),
+                Preparing::Stopped => {
+                    *state = Preparing::Stopped;
                     return Taken::NoSpace;
                 }
-                under_way @ State::Wanted(_) => {
+                under_way @ Preparing::Wanted(_) => {
                     *state = under_way;
                     match &self.by_hand {
                         None => changed.wait(&mut state),
@@ -280,9 +284,9 @@ impl Preparer {
 
 impl Drop for Preparer {
     fn drop(&mut self) {
-        *self.shared.0.lock() = State::Stopped;
+        *self.shared.0.lock() = Preparing::Stopped;
         self.shared.1.notify_all();
-        // A later open of the same log must not meet this thread at the spare segment.
+        // A later open of the same log must not compete with this thread for the spare segment.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -296,23 +300,21 @@ enum Due {
     End,
 }
 
-impl State {
+impl Preparing {
     fn due(&self) -> Due {
         match self {
-            State::Stopped => Due::End,
-            State::Wanted(wanted) => Due::Prepare(*wanted),
-            State::NoSpace { wanted, until } => match until.saturating_duration_since(clock::now()) {
+            Preparing::Stopped => Due::End,
+            Preparing::Wanted(wanted) => Due::Prepare(*wanted),
+            Preparing::NoSpace { wanted, until } => match until.saturating_duration_since(clock::now()) {
                 Duration::ZERO => Due::Prepare(*wanted),
                 wait => Due::Wait(Some(wait)),
             },
-            State::Idle | State::Ready(_) | State::Failed(_) => Due::Wait(None),
+            Preparing::Idle | Preparing::Ready(_) | Preparing::Failed(_) => Due::Wait(None),
         }
     }
 }
 
-type Shared = (Mutex<State>, Condvar);
-
-fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
+fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Preparation) {
     let (mutex, changed) = shared;
     let mut state = mutex.lock();
     loop {
@@ -329,19 +331,25 @@ fn run(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, shared: &Shared) {
     }
 }
 
-fn prepare(storage: &dyn Storage, dir: &Path, trimmed: &Trimmed, wanted: Wanted, (mutex, changed): &Shared) {
+fn prepare(
+    storage: &dyn Storage,
+    dir: &Path,
+    trimmed: &Trimmed,
+    wanted: Wanted,
+    (mutex, changed): &Preparation,
+) {
     let result = Spare::prepare(storage, dir, trimmed, wanted);
     let mut state = mutex.lock();
-    if matches!(*state, State::Stopped) {
+    if matches!(*state, Preparing::Stopped) {
         return;
     }
     *state = match result {
-        Ok(spare) => State::Ready(spare),
-        Err(error) if error.is_no_space() => State::NoSpace {
+        Ok(spare) => Preparing::Ready(spare),
+        Err(error) if error.is_no_space() => Preparing::NoSpace {
             wanted,
             until: clock::now() + RETRY,
         },
-        Err(error) => State::Failed(error),
+        Err(error) => Preparing::Failed(error),
     };
     changed.notify_all();
 }
