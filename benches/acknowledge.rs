@@ -35,7 +35,7 @@ fn main() {
         seconds.as_secs()
     );
     println!(
-        "| events | connections | answers/s | events/s | p50 | p99 | CPU µs a webhook | a bare server's | ratio | p50 ratio |"
+        "| events | connections | answers/s | events/s | p50 | p99 | CPU µs per webhook | a bare server's | ratio | p50 ratio |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     // One thread, like `wrk -t1`: the load must use as little of the machine as possible.

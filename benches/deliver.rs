@@ -70,7 +70,7 @@ fn main() {
             runs.push(through_bridge(&bootstrap, &topic(), mode, events));
         }
     }
-    println!("| | events/s | CPU µs an event | ratio |\n|---|---|---|---|");
+    println!("| | events/s | CPU µs per event | ratio |\n|---|---|---|---|");
     let row = |what: &str, runs: &[(f64, f64)]| {
         println!(
             "| {what} | {:.0} | {:.1} | {:.2} |",

@@ -45,7 +45,7 @@ fn main() {
         machine(),
         time.as_secs()
     );
-    println!("| store | body | durable acks/s | p50 | p99 | CPU µs each | device bytes a payload byte |");
+    println!("| store | body | durable acks/s | p50 | p99 | CPU µs each | device bytes per payload byte |");
     println!("|---|---|---|---|---|---|---|");
     for len in [600, 30_000] {
         let stores: [(&str, Open); 5] = [

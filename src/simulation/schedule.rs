@@ -123,8 +123,15 @@ fn disk_fault(world: &World, site: usize) {
         here.full.set(true);
         disk.set_capacity(room);
     } else {
-        let op = world.pick(&DISK_OPS);
-        let name = world.pick(&["", "", ".segment", "checkpoint", "spare"]);
+        // What a failed sync leaves behind is the hardest to get right.
+        let (op, name) = if world.one_in(4) {
+            (Op::SyncData, ".segment")
+        } else {
+            (
+                world.pick(&DISK_OPS),
+                world.pick(&["", "", ".segment", "checkpoint", "spare"]),
+            )
+        };
         let skip = world.below(6);
         world.note(format_args!(
             "disk of {site}: {op:?} of {name:?} fails after {skip}"
