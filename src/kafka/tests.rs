@@ -8,11 +8,12 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
-    mocking::MockCluster,
+    mocking::{MockCluster, MockCoordinator},
     producer::DefaultProducerContext,
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 use self::conformance::{SceneTopic, Temper, World, play};
 use super::{broker, producer};
@@ -24,6 +25,8 @@ use crate::{
 };
 
 const NAME: &str = "topic";
+/// Brokers of the mock cluster.
+const BROKERS: i32 = 3;
 
 struct Simulated {
     transactional: bool,
@@ -66,6 +69,9 @@ impl World for Simulated {
     /// The simulated cluster's markers have no timestamps.
     fn take_timestamps(&self, _: &SceneTopic<Cluster>) {}
 
+    /// librdkafka finds the new ones, and the lane sees nothing of it.
+    fn move_coordinators(&self, _: Uuid) {}
+
     fn read(&self, topic: &SceneTopic<Cluster>) -> Vec<String> {
         topic.connect.values(NAME)
     }
@@ -79,7 +85,7 @@ fn the_simulated_broker_plays_its_part() {
                 transactional,
                 seed: Cell::new(seed * 1000),
             };
-            assert_eq!(play(&world, transactional), 8);
+            assert_eq!(play(&world, transactional), 9);
         }
     }
 }
@@ -90,6 +96,8 @@ struct Mock {
     runtime: Runtime,
     delivery: Delivery,
     topics: Cell<u32>,
+    /// The broker that coordinators moved to last.
+    coordinator: Cell<i32>,
 }
 
 impl World for Mock {
@@ -100,7 +108,7 @@ impl World for Mock {
             Temper::Kind => false,
             // The first request is refused.
             Temper::Refusing => odd == [0],
-            Temper::Forbidden => true,
+            Temper::Forbidden | Temper::Moving => true,
             Temper::Untimely => false,
         }
     }
@@ -122,6 +130,19 @@ impl World for Mock {
     }
 
     fn take_timestamps(&self, _: &SceneTopic<producer::KafkaConnect>) {}
+
+    fn move_coordinators(&self, group: Uuid) {
+        let broker = self.coordinator.get() % BROKERS + 1;
+        self.coordinator.set(broker);
+        let name = format!("cmc-bridge.bounces.{group}");
+        let kinds = [
+            MockCoordinator::Transaction(name.clone()),
+            MockCoordinator::Group(name),
+        ];
+        for kind in kinds {
+            self.cluster.coordinator(kind, broker).unwrap();
+        }
+    }
 
     /// A reader of the mock cluster also sees what is not committed, so with transactions this reads nothing.
     fn read(&self, topic: &SceneTopic<producer::KafkaConnect>) -> Vec<String> {
@@ -160,11 +181,12 @@ impl Mock {
 fn the_mock_cluster_plays_its_part() {
     for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
         let world = Mock {
-            cluster: MockCluster::new(1).unwrap(),
+            cluster: MockCluster::new(BROKERS).unwrap(),
             runtime: Runtime::new().unwrap(),
             delivery,
             topics: Cell::new(0),
+            coordinator: Cell::new(1),
         };
-        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 2);
+        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 3);
     }
 }

@@ -14,6 +14,7 @@ use cmc_bridge::{
     metrics, stream,
 };
 use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 use self::scenes::{SceneTopic, Temper, World, play};
 use crate::{
@@ -31,9 +32,9 @@ struct Real {
 impl World for Real {
     type Connect = KafkaConnect;
 
-    /// A withdrawn right has a test of its own, because it takes a broker with users.
+    /// A withdrawn right has a test of its own, because it takes a broker with users; coordinators move among several brokers.
     fn can(&self, temper: Temper, _: &[usize]) -> bool {
-        temper != Temper::Forbidden
+        !matches!(temper, Temper::Forbidden | Temper::Moving)
     }
 
     fn make_topic(&self, temper: Temper) -> SceneTopic<KafkaConnect> {
@@ -42,13 +43,15 @@ impl World for Real {
             Temper::Refusing => &[("cleanup.policy", "compact")],
             // The time of sending is always before the broker's time.
             Temper::Untimely => &[("message.timestamp.before.max.ms", "0")],
-            Temper::Kind | Temper::Forbidden => &[],
+            Temper::Kind | Temper::Forbidden | Temper::Moving => &[],
         };
         topics::create_named(self.bootstrap, &name, 1, config);
         SceneTopic::of_cluster(name, self.bootstrap, self.delivery, self.runtime.handle())
     }
 
     fn forbid(&self, _: &SceneTopic<KafkaConnect>) {}
+
+    fn move_coordinators(&self, _: Uuid) {}
 
     fn take_timestamps(&self, topic: &SceneTopic<KafkaConnect>) {
         topics::configure(

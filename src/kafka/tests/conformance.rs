@@ -33,6 +33,8 @@ pub enum Temper {
     Forbidden,
     /// It refuses timestamps.
     Untimely,
+    /// Its lane's coordinators will [move](World::move_coordinators).
+    Moving,
 }
 
 /// A scene's topic, and what connects its lanes.
@@ -86,6 +88,9 @@ pub trait World {
     /// hangs when a marker is refused.
     fn take_timestamps(&self, topic: &SceneTopic<Self::Connect>);
 
+    /// Moves the coordinators of a lane's transactions and group to another broker.
+    fn move_coordinators(&self, group: Uuid);
+
     /// The values that a read_committed consumer sees.
     fn read(&self, topic: &SceneTopic<Self::Connect>) -> Vec<String>;
 }
@@ -117,7 +122,7 @@ const ALL: &str = "20000 seen, in order";
 const NONE: &str = "0 seen, in order";
 const AMONG: &str = "refused, the odd one among the records";
 
-fn scripts<W: World>() -> [Script<W>; 8] {
+fn scripts<W: World>() -> [Script<W>; 9] {
     [
         Script {
             name: "all is delivered",
@@ -183,6 +188,14 @@ fn scripts<W: World>() -> [Script<W>; 8] {
             with: &["untimely", NONE, "delivered", "committed", ALL],
             // When several records of a request have bad timestamps, librdkafka says only that they are invalid.
             without: &["refused, none named", "delivered", ALL],
+        },
+        Script {
+            name: "the coordinators move before the commit",
+            temper: Temper::Moving,
+            odd: &[],
+            play: moved,
+            with: &["delivered", "committed", "delivered", "committed"],
+            without: &["delivered", "delivered"],
         },
     ]
 }
@@ -429,4 +442,15 @@ fn untimely<W: World>(scene: &mut Scene<'_, W>) {
     scene.commit(&mut broker);
     drop(broker);
     scene.count();
+}
+
+fn moved<W: World>(scene: &mut Scene<'_, W>) {
+    let group = Uuid::new_v4();
+    let mut broker = scene.producer(group, Mode::Batched);
+    for _ in 0..2 {
+        let sent = scene.send(&mut broker, 10, &[]);
+        scene.outcome(&sent);
+        scene.world.move_coordinators(group);
+        scene.commit(&mut broker);
+    }
 }
