@@ -256,8 +256,8 @@ fn report_unknown_logs(config: &Config, leftovers: &Leftovers, metrics: &Metrics
     leftovers.unknown.iter().map(|(name, _)| name.clone()).collect()
 }
 
-/// Finds the logs that hold something and take no webhooks. A disk that hangs is not waited for: then every disabled stream counts,
-/// and its pipeline shows the rest.
+/// Finds the logs that hold something and take no webhooks. A disk that hangs is not waited for: then every disabled
+/// stream counts as one of them, and its pipeline finds out the rest.
 async fn look_for_leftovers(config: &Config) -> Result<Leftovers, SpoolError> {
     let (dir, streams) = (config.spool.dir.clone(), config.streams.clone());
     let enabled = move |stream: Stream| streams[stream.index()].enabled;

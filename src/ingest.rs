@@ -7,7 +7,7 @@
 //! | partly understood | 200 `ok`, once first the dead letters and then the events are durable |
 //! | malformed | `ingest.malformed_status` (400), once the body is durable as a dead letter |
 //! | an invalid credential | 401 + `WWW-Authenticate`; nothing is stored |
-//! | no credential | the same as a challenge: sent after the body, up to a size, and the connection is kept |
+//! | no credential | 401 as a challenge: sent once the body, up to a size, has been read; the connection is kept |
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered if the header authenticates the sender |
 //! | a body over `ingest.max_body_bytes` | 413; then a bounded part of the rest is read, a larger one from an admitted client |
 //! | a slow header or body | 408, closed |

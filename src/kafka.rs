@@ -6,7 +6,7 @@
 //!
 //! Three rules hold for all of them:
 //!
-//! - *No call waits without a limit.* Where librdkafka does not keep its own, a thread of its own makes the call ([`commit`]).
+//! - *No call waits without a limit.* Where librdkafka exceeds its own limit, a separate thread makes the call ([`commit`]).
 //! - *Every error is explained.* It leaves as a [`broker::BrokerError`], with the reason that the metrics show, the cause and the
 //!   cure ([`explain`]). What librdkafka reports on its own is kept until a call fails, because the call often says only that it
 //!   timed out ([`callbacks`]).

@@ -30,12 +30,12 @@
 //!    - The topic's configuration rules it out, where the broker tells the configuration: it is too large, or has no key on a
 //!      compacted topic. The lane knows that before it sends anything. Rules that were read long ago are read again first.
 //!    - The broker refuses it. Kafka refuses whole requests, so the lane sends the range again. If the broker named the
-//!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record a request,
+//!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record per request,
 //!      and the others as before; a refusal then names its record.
 //!
 //!    The broker may refuse an early request while the lane is still sending. Whichever call meets the failure, it reports the
 //!    first cause ([`kafka::broker::Broker`](crate::kafka::broker::Broker)).
-//! 5. A failure blocks this lane only. It is tried again after growing waits, with a metric and a log line.
+//! 5. A failure blocks this lane only. The lane tries again after growing waits, with a metric and a log line.
 //! 6. An idle lane commits its position every hour, because offsets of idle groups expire.
 //! 7. The timestamp of a record is the time of sending. Retention would soon delete a record with an old timestamp, and the
 //!    broker would refuse one that is ahead of its clock. If the broker refuses the time of sending, because its clock and this
@@ -46,11 +46,11 @@
 //! `kafka.delivery = "at-least-once"` is for brokers without transactions: the same, without begin and commit. The position
 //! moves when everything sent is delivered. It lives in the checkpoint alone, which is stored every second.
 //!
-//! - A partition has one request in flight, and a refusal ends the producer. So nothing behind a refused record is delivered
-//!   before it, and each key's events stay in order. What is known to be delivered by then is not sent again.
+//! - A partition has one request in flight, and a refusal ends the producer. So nothing that follows a refused record is
+//!   delivered before it, and each key's events stay in order. What is known to be delivered by then is not sent again.
 //! - A late delivery blocks the lane but keeps the producer for an hour, because the producer's own retries make no
 //!   duplicates. Records that wait longer are sent anew, with new timestamps.
-//! - After a failed delivery or a crash, the lane sends everything behind the position again. Rules 4, 5 and 7 hold.
+//! - After a failed delivery or a crash, the lane sends everything after the position again. Rules 4, 5 and 7 hold.
 //!
 //! # Files
 //!

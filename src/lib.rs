@@ -1,4 +1,4 @@
-//! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail's event into Apache Kafka, once.
+//! cmc-bridge takes the webhooks of Customers Mail Cloud and puts each mail event into Apache Kafka, once.
 //!
 //! # The walk of a webhook
 //!

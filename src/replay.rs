@@ -1,7 +1,7 @@
 //! Tries dead letters again, and delivers exactly once what is understood by now.
 //!
 //! 1. The group's [`ReplayProducer`] begins. It shuts out every other replay of the group and ends its open transaction.
-//! 2. Only then the replay reads the group's positions, and the ends of the topic. New dead letters that this replay makes
+//! 2. Only then does the replay read the group's positions, and the ends of the topic. New dead letters that this replay makes
 //!    lie beyond those ends and are left to the next one.
 //! 3. It gathers letters in each partition's order and [reprocesses](reprocess) each. What a letter becomes, and the positions
 //!    that settle it, go into one transaction. So a letter's records are there once or not yet, whenever the replay is killed.

@@ -2,7 +2,8 @@
 //! what to do.
 //!
 //! [`Status::report`] gathers a [`StatusReport`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
-//! diverted + backlog` holds in it, and what the last minutes were like. [`page`] writes it as HTML, its `Serialize` as JSON. It holds names, counts, times and the texts of errors, and nothing from a webhook.
+//! diverted + backlog` holds in it, and what the last minutes were like. [`page`] writes it as HTML, its `Serialize` as JSON. A
+//! report holds names, counts, times and the texts of errors, and nothing from a webhook.
 //!
 //! A report waits for nothing: rates and free space on the disk come from samples.
 //!

@@ -151,7 +151,7 @@ impl<'t> Cursor<'t> {
     }
 
     /// The name of the next member of the object that the cursor is in; leaves the cursor at the member's value.
-    /// `None` after the last one; leaves the cursor behind the object.
+    /// `None` after the last one; leaves the cursor after the object.
     pub fn member(&mut self) -> Option<Quoted> {
         match self.peek() {
             b'}' => {
@@ -172,7 +172,7 @@ impl<'t> Cursor<'t> {
         Some(name)
     }
 
-    /// Whether the list that the cursor is in has another element; leaves the cursor at it, or behind the list.
+    /// Whether the list that the cursor is in has another element; leaves the cursor at it, or after the list.
     pub fn element(&mut self) -> bool {
         match self.peek() {
             b']' => {
@@ -292,7 +292,7 @@ fn plain_run(bytes: &[u8]) -> usize {
 pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
     const LOW: u64 = u64::from_le_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
-    /// Marks the high bit of each byte that is equal, and possibly of bytes behind the first such one.
+    /// Marks the high bit of each byte that is equal, and possibly of bytes after the first such one.
     fn equal(word: u64, byte: u8) -> u64 {
         let zero_where_equal = word ^ (LOW * u64::from(byte));
         zero_where_equal.wrapping_sub(LOW) & !zero_where_equal & HIGH

@@ -156,7 +156,7 @@ pub(super) fn log_filter(filter: &str) -> Option<Fault> {
         filter.split(',').all(|part| is_part(part.trim())) && EnvFilter::builder().parse(filter).is_ok();
     (!is_filter).then(|| {
         let what = format!("{} is not a log filter", quoted(filter));
-        let fix = "give off, error, warn, info, debug or trace, parts with target=level: info,cmc_bridge::lane=debug";
+        let fix = "give off, error, warn, info, debug or trace, parts with target=level: info,cmc_bridge::lane=debug,cmc_bridge::kafka=debug";
         fault(what, fix)
     })
 }

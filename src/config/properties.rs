@@ -1,7 +1,7 @@
 //! `[kafka.properties]`: librdkafka's own names go to librdkafka, except those that the bridge sets itself.
 //!
 //! In the environment `_` stands for `.`. A secret can be given as a file too, under its name with `_file`.
-//! Each is given to librdkafka at once to be checked: a misspelled name would block every lane later.
+//! Each property is given to librdkafka at once to be checked: a misspelled name would block every lane later.
 
 use std::{collections::BTreeMap, fs::File, io::Read};
 

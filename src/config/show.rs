@@ -1,7 +1,7 @@
 //! The configuration as `config show` prints it: TOML, secrets redacted, each value with its origin.
 //!
-//! The key decides whether a value is a secret. A secret in the place of a file's name is not the name of a file that exists, and
-//! of such a name only the existing directories are shown ([`shown_path`]).
+//! The key decides whether a value is a secret. A secret that was entered where a file's name belongs names no file that exists,
+//! and of such a name only the existing directories are shown ([`shown_path`]).
 
 use std::path::Path;
 

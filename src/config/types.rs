@@ -188,7 +188,7 @@ pub struct Shutdown {
 pub struct LogConfig {
     /// `log.format`
     pub format: LogFormat,
-    /// `log.level`: a `tracing` filter such as `info` or `info,cmc_bridge::lane=debug`.
+    /// `log.level`: a `tracing` filter such as `info` or `info,cmc_bridge::lane=debug,cmc_bridge::kafka=debug`.
     pub level: String,
 }
 

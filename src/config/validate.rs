@@ -144,10 +144,24 @@ fn admin(raw: &Raw) -> Option<Admin> {
 }
 
 fn spool(raw: &mut Raw) -> Option<SpoolConfig> {
-    let spool = SpoolConfig {
+    let (max_bytes, segment_bytes) = (raw.number("spool.max_bytes"), raw.number("spool.segment_bytes"));
+    if let (Some(max_bytes), Some(segment_bytes)) = (max_bytes, segment_bytes)
+        && max_bytes < 4 * segment_bytes
+    {
+        let (segment, least) = (
+            human::exact_size(segment_bytes),
+            human::exact_size(4 * segment_bytes),
+        );
+        raw.problem(
+            "spool.max_bytes",
+            format!("is less than four segments of spool.segment_bytes ({segment})"),
+            format!("give at least {least}, or lower spool.segment_bytes"),
+        );
+    }
+    Some(SpoolConfig {
         dir: raw.text("spool.dir")?.into(),
-        max_bytes: raw.number("spool.max_bytes")?,
-        segment_bytes: raw.number("spool.segment_bytes")?,
+        max_bytes: max_bytes?,
+        segment_bytes: segment_bytes?,
         durability: raw.choice(
             "spool.durability",
             &[
@@ -155,17 +169,7 @@ fn spool(raw: &mut Raw) -> Option<SpoolConfig> {
                 ("page-cache", Durability::PageCache),
             ],
         )?,
-    };
-    let least = 4 * spool.segment_bytes;
-    if spool.max_bytes < least {
-        let (segment, least) = (human::exact_size(spool.segment_bytes), human::exact_size(least));
-        raw.problem(
-            "spool.max_bytes",
-            format!("is less than four segments of spool.segment_bytes ({segment})"),
-            format!("give at least {least}, or lower spool.segment_bytes"),
-        );
-    }
-    Some(spool)
+    })
 }
 
 fn kafka(raw: &mut Raw) -> Option<Kafka> {

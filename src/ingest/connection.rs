@@ -1,7 +1,7 @@
 //! A connection as its requests see it: what it is doing, whether it may be closed for another, and which answer it
 //! still owes.
 //!
-//! A client may close its side after its request and still gets its answer. A client that is gone looks the same
+//! A client may close its side after its request and still get its answer. A client that is gone looks the same
 //! until the answer reaches it and comes back as a reset. So a request is counted when its answer has been written.
 //! If the client's side was closed by then, the request is counted after [`HALF_CLOSED_GRACE`], by its own outcome,
 //! or at that reset, as `disconnected`. Its events are durable and counted either way.

@@ -219,7 +219,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
         Some(answer) => {
             intake.metrics.webhook(answer.outcome);
             answer.log(&intake.refusal_lines, &format_args!("{:x}", connection.id), 0);
-            // Best effort: the socket accepts this few bytes at once, or its client isn't reading.
+            // Best effort: the socket accepts so few bytes at once, or its client isn't reading.
             let _ = timeout(LINGER, last_words(&mut stream, answer)).await;
         }
         // Over TLS the end must be announced; only once, since this client may not be reading.

@@ -1,6 +1,6 @@
 //! The socket under hyper, watched: the connection learns when bytes arrived and when an answer was sent.
 //!
-//! hyper answers what is not HTTP on its own, without a body. That is all it writes while no request is being
+//! On its own, hyper answers what is not HTTP, without a body. That is all it writes while no request is being
 //! handled. It is discarded here, and the connection sends an answer of its own when hyper has ended.
 
 use std::{

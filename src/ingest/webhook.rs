@@ -35,7 +35,7 @@ use crate::{
     stream::{Stream, Tally},
 };
 
-/// Largest body, in bytes, that the thread of its connection understands: this takes some hundred microseconds.
+/// Largest body, in bytes, that the thread of its connection understands: this takes a few hundred microseconds.
 const SMALL: usize = 64 * 1024;
 
 /// A request that has not been answered yet.
@@ -287,7 +287,7 @@ impl Intake {
         })
     }
 
-    /// Whether there is a log for dead letters. Without one they are counted, logged and dropped, as configured.
+    /// Whether there is a log for dead letters. Only tests run without one: the configuration refuses it.
     fn keeps_dead_letters(&self) -> bool {
         self.logs[Stream::DeadLetters.index()].is_some()
     }

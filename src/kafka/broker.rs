@@ -144,7 +144,7 @@ pub trait Connect {
 /// An error names the first cause, whichever call meets it: `send` may fail because of a record that was queued long before.
 ///
 /// With at-least-once delivery there are no transactions, and `committed` and `commit` are not called. The records of a
-/// partition are still delivered in order: nothing behind a refused record is delivered.
+/// partition are still delivered in order: nothing after a refused record is delivered.
 pub trait Broker {
     /// The position that Kafka has, once no transaction of a former producer is open. Called once, before anything else.
     ///

@@ -1,9 +1,9 @@
 //! Commits of transactions, with a limit that holds.
 //!
-//! librdkafka does not always keep the time-out of a call. `send_offsets_to_transaction` was seen to wait through a whole
+//! librdkafka does not always respect the time-out of a call. `send_offsets_to_transaction` was seen to wait through a whole
 //! outage of the group's coordinator: seven minutes with a limit of ten seconds (librdkafka#5456; #5511 when the coordinator has
-//! moved). A lane that waits in such a call can't report that it is blocked. So a thread of its own makes the calls, and a late
-//! one is left behind. The lane then drops the producer, as after any failed commit, and the next producer fences it. Whatever
+//! moved). A lane that waits in such a call can't report that it is blocked. So a separate thread makes the calls, and a late
+//! call is abandoned. The lane then drops the producer, as after any failed commit, and the next producer fences it. Whatever
 //! the late call still does has no effect.
 
 use std::{

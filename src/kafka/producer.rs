@@ -42,7 +42,7 @@ use crate::{
     stream::Stream,
 };
 
-/// Time by which the cause of a failure is reported. It is the answer to a request that is in flight.
+/// How long to wait for the report that names the cause of a failure: the answer to a request that is in flight.
 const REPORTS: Duration = Duration::from_secs(2);
 /// The least time for a transaction of one record a request, where the broker allows it (`transaction.max.timeout.ms`,
 /// 15 minutes by default).
@@ -66,14 +66,14 @@ pub struct KafkaConnect {
 pub struct KafkaBroker {
     session: Session,
     producer: Arc<ThreadedProducer<Callbacks>>,
-    /// Reads the position and is dropped then: nobody would poll it, and it keeps connections and threads.
+    /// Reads the position and is then dropped: nobody would poll it, and it would hold on to connections and threads.
     consumer: Option<BaseConsumer<Callbacks>>,
     /// Set with transactions.
     committer: Option<Committer>,
     /// Rules by which a refusal can be foreseen.
     rules: RulesByTopic,
     mode: Mode,
-    /// How many times the usual time a transaction has.
+    /// A transaction may take this many times the usual time.
     stretch: u32,
     /// Timestamp of every record; `None` for the time of sending.
     timestamp: Option<i64>,
@@ -248,7 +248,7 @@ impl KafkaBroker {
         }
     }
 
-    /// The first cause of a failure of which a call or a report told. `said` is the error of the call, which often says only
+    /// The first cause of a failure that a call or a report announced. `said` is the error of the call, which often says only
     /// that there was an earlier one.
     ///
     /// The broker may refuse a request while later records are still being queued. librdkafka then fails every further call,
@@ -261,7 +261,7 @@ impl KafkaBroker {
         let is_cause = |failure: &UndeliveredRecord| cause(failure.code());
         let all_reported = deliveries.wait_for_reports(self.sent, is_cause, Instant::now() + REPORTS);
         let failures = deliveries.failures();
-        // A call that a failed transaction does not allow answers with the error that made the transaction fail.
+        // A call that is not allowed in a failed transaction returns the error that made the transaction fail.
         let failed = transactional
             .then(|| self.producer.begin_transaction().err())
             .flatten();

@@ -7,7 +7,7 @@
 //! - *Lasting*: no right, no topic, wrong credentials, a batch that can't be decoded. Reading ends at once.
 //! - *Passing*: a broker that is away, a partition without a leader. librdkafka reports a connection that was merely idle in
 //!   the same way as a broker that is down, and does not report a missing leader at all. So a reader concludes nothing from
-//!   reports: it asks about its topic ([`look`]), and speaks or ends by what it learns. That also finds answers that
+//!   reports: it asks about its topic ([`look`]), and warns or ends according to what it learns. That also finds answers that
 //!   librdkafka can't parse, which it only logs.
 //! - *Unknown*: any other error ends reading when it is still being reported [`STUBBORN`] after it was first.
 

@@ -54,7 +54,7 @@ pub fn damaged(damage: &Damage) -> BrokerError {
     BrokerError {
         reason: BlockReason::Damage,
         message: format!(
-            "the spool is damaged: {damage}. New webhooks are still taken; nothing behind the damage is delivered. Stop the \
+            "the spool is damaged: {damage}. New webhooks are still taken; nothing after the damage is delivered. Stop the \
              bridge and keep a copy of the spool directory; `cmc-bridge spool verify` then says what is lost, and \
              `cmc-bridge spool repair` sets it aside"
         ),

@@ -444,7 +444,7 @@ impl<C: Connect> Lane<C> {
         Ok(sent.begun + broker.stretch(limit))
     }
 
-    /// Moves the position behind what was sent, which is delivered for good.
+    /// Moves the position past what was sent, which is delivered for good.
     fn book(&mut self, sent: &InFlight) {
         self.backlog.advance(sent.end);
         self.account(sent);
@@ -452,7 +452,7 @@ impl<C: Connect> Lane<C> {
     }
 
     /// Adapts the size of transactions to backlog and broker: large ones deliver a backlog faster, but one that is too large
-    /// for its time would never succeed. `took` is `None` if the transaction ran out of time.
+    /// for its time limit would never succeed. `took` is `None` if the transaction ran out of time.
     fn adapt(&mut self, events: usize, took: Option<Duration>) {
         self.most_events = match took {
             None => (events / 4).max(1),
@@ -469,7 +469,7 @@ impl<C: Connect> Lane<C> {
             .transaction(outcome, clock::since(begun).as_secs_f64());
     }
 
-    /// Books a committed transaction. The position must be behind it already.
+    /// Books a committed transaction. The position must have moved past it already.
     fn account(&mut self, sent: &InFlight) {
         let oldest = oldest(&mut self.backlog);
         self.backlog.books().advanced(

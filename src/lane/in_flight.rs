@@ -24,7 +24,7 @@ pub struct SentRecord {
 #[derive(Debug)]
 pub struct InFlight {
     pub begun: Instant,
-    /// The position behind it.
+    /// The position after it.
     pub end: Position,
     pub events: usize,
     pub bytes: usize,
@@ -58,7 +58,7 @@ impl InFlight {
         self.records.first().map_or(self.end.seq, |record| record.batch)
     }
 
-    /// The position behind the last batch with a record that was sent.
+    /// The position after the last batch with a record that was sent.
     pub fn touched(&self) -> Seq {
         let last = self
             .records

@@ -1,7 +1,7 @@
 //! Puts letters together from the records of the dead-letter topic, and keeps the records' places.
 //!
 //! All parts of a letter are written in one transaction and in order, but another bridge's parts may lie between them. An
-//! incomplete letter is held, within a limit, until its parts come or the topic ends. Then retention has deleted some.
+//! incomplete letter is held, within a limit, until its parts come or the topic ends. In the latter case retention deleted some.
 
 use std::collections::BTreeMap;
 

@@ -34,7 +34,7 @@ pub struct Sink<'r> {
 }
 
 /// A record that was sent.
-struct LetterRecord {
+struct SentRecord {
     /// The index of its letter.
     letter: usize,
     topic: String,
@@ -105,7 +105,7 @@ impl<'r> Sink<'r> {
     fn bury(
         &mut self,
         refused: impl IntoIterator<Item = (usize, Refusal)>,
-        sent: &[LetterRecord],
+        sent: &[SentRecord],
         batch: &mut [Attempt],
         source: &mut Source<'_>,
     ) {
@@ -152,13 +152,13 @@ impl<'r> Sink<'r> {
         &mut self,
         batch: &[Attempt],
         positions: &CommittedOffsets,
-        sent: &mut Vec<LetterRecord>,
+        sent: &mut Vec<SentRecord>,
     ) -> Result<(), DeliveryError> {
         let deadline = self.producer.deadline();
         self.producer.begin_transaction()?;
         for (letter, attempt) in batch.iter().enumerate() {
             attempt.each_record(self.config, &mut |record| {
-                sent.push(LetterRecord {
+                sent.push(SentRecord {
                     letter,
                     topic: record.topic.to_owned(),
                     keyed: record.key.is_some(),

@@ -1,5 +1,5 @@
-//! A simulated Kafka cluster, with librdkafka before it, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing,
-//! refusals and a read_committed view, with faults that a test puts in line. What a lane may not do (use a producer after
+//! A simulated Kafka cluster, with librdkafka in front, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing,
+//! refusals and a read_committed view, with faults that a test queues up. What a lane may not do (use a producer after
 //! an error, commit behind a fence) panics here.
 //!
 //! It is to be no kinder than the real ones; `conformance` compares them. In particular:

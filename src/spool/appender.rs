@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -69,7 +69,7 @@ pub(super) struct Queue {
     no_room: AtomicBool,
     /// The budget refused a batch, and nothing has been trimmed since.
     refused: AtomicBool,
-    failed: AtomicU8,
+    failed: AtomicBool,
     /// Whether the log is open.
     open: AtomicBool,
 }
@@ -96,7 +96,7 @@ impl Queue {
             used: AtomicU64::new(0),
             no_room: AtomicBool::new(false),
             refused: AtomicBool::new(false),
-            failed: AtomicU8::new(0),
+            failed: AtomicBool::new(false),
             open: AtomicBool::new(false),
         }
     }
@@ -163,7 +163,7 @@ impl Queue {
 
     /// Fails every append from now on, including those that wait.
     pub fn fail(&self) {
-        self.failed.store(1, Ordering::SeqCst);
+        self.failed.store(true, Ordering::SeqCst);
         let mut state = self.lock();
         state.closed = true;
         for pending in state.waiting.drain(..) {
@@ -172,7 +172,7 @@ impl Queue {
     }
 
     fn state(&self) -> LogState {
-        if self.failed.load(Ordering::SeqCst) != 0 {
+        if self.failed.load(Ordering::SeqCst) {
             LogState::Failed
         } else if !self.open.load(Ordering::SeqCst) {
             LogState::NotOpen
@@ -218,7 +218,7 @@ impl Appender {
         {
             let bytes = batch.bytes().len() as u64;
             let mut state = self.queue.lock();
-            if self.queue.failed.load(Ordering::SeqCst) != 0 {
+            if self.queue.failed.load(Ordering::SeqCst) {
                 return Err(AppendError::Failed);
             }
             if state.closed {

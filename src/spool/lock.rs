@@ -1,7 +1,7 @@
 //! One process per spool: an advisory lock (`flock`) on `<spool.dir>/lock`.
 //!
-//! A process that writes or delivers a log holds the lock until it ends ([`SpoolLock::until_the_process_ends`]). A failure, a
-//! panic or a second signal doesn't wait for its writer and lane threads, which may run until the kernel ends them. The kernel
+//! A process that writes or delivers a log holds the lock until it ends ([`SpoolLock::until_the_process_ends`]). After a failure,
+//! a panic or a second signal it doesn't wait for its writer and lane threads, which may run until the kernel ends them. The kernel
 //! releases the lock after the last system call of the last of them.
 
 use std::{

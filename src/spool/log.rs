@@ -179,7 +179,7 @@ pub(super) struct LogWriter {
     metrics: LogMetrics,
     /// The batches being written; empty between two turns.
     group: Vec<Pending>,
-    /// Whether something was written since the log rested.
+    /// Whether something was written since the last seal.
     unsealed: bool,
     /// When the active segment was begun.
     rolled: Instant,
@@ -296,7 +296,7 @@ impl LogWriter {
         }
     }
 
-    /// Writes the waiting batches; when there are none, rests. False when the log is closed and rests.
+    /// Writes the waiting batches; when there are none, seals the log. False once the log is closed and sealed.
     pub(super) fn turn(&mut self) -> Result<bool, SpoolError> {
         let mut group = std::mem::take(&mut self.group);
         let closed = {
@@ -320,7 +320,7 @@ impl LogWriter {
             return Ok(!closed);
         }
         let room = self.write(&mut group)?;
-        // Batches that fit in the room that is left make no roll, which would otherwise be the only thing to reset this.
+        // Batches that fit in the remaining room cause no roll, and only a roll would reset this otherwise.
         self.queue.set_no_room(!room);
         self.unsealed = true;
         self.group = group;
@@ -462,7 +462,7 @@ impl LogWriter {
     }
 }
 
-/// Segments before a position that may not be on the disk are trimmed when it is.
+/// Keeps obsolete segments while the position that makes them obsolete may not be on the disk. They are trimmed once it is.
 fn keep_obsolete(found: &mut Inspection) {
     let kept = std::mem::take(&mut found.obsolete)
         .into_iter()

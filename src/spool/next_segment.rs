@@ -3,8 +3,8 @@
 //! A prepared segment is a synced file of full length, so a full disk shows here, while nobody waits yet.
 //!
 //! It is a trimmed segment if there is one, otherwise a new file. The records in a trimmed segment do no harm: a record's
-//! checksum covers the segment's id, and ids are never reused. Trimmed segments keep their names until then, so that an open
-//! removes them like any other segment below the checkpoint.
+//! checksum covers the segment's id, and ids are never reused. Trimmed segments keep their names until they are reused, so that
+//! an open removes them like any other segment below the checkpoint.
 //!
 //! A new file is filled with zeros, because overwriting allocated blocks makes a commit's `fdatasync` cheaper: the file's
 //! metadata doesn't change. The price is that each byte is written twice. When segments fill fast, commits are large and the
@@ -114,7 +114,7 @@ impl Spare {
                 }
                 None => (storage.create(&path)?, 0),
             };
-            // First, so that a disk without enough room isn't filled in vain again and again, at others' expense.
+            // Reserve first, so that a disk without enough room isn't filled in vain again and again, at others' expense.
             let reserved = offset < len && file.reserve(offset, len - offset)?;
             if reserved && blocks == Blocks::Reserved {
                 offset = len;
@@ -243,7 +243,7 @@ impl Preparer {
     pub fn take(&self, len: u64) -> Taken {
         let (mutex, changed) = &*self.shared;
         let mut state = mutex.lock();
-        // The writer waits for it.
+        // The writer is waiting for it, so there is no time to write zeros.
         let wanted = Wanted {
             len,
             blocks: Blocks::Reserved,
@@ -256,7 +256,7 @@ impl Preparer {
                     *state = Preparing::Wanted(wanted);
                     changed.notify_all();
                 }
-                // The one that had no room may be unusually large.
+                // The request that found no room may have been for an unusually large segment.
                 Preparing::NoSpace { wanted: refused, .. } if len < refused.len => {
                     *state = Preparing::Wanted(wanted);
                     changed.notify_all();

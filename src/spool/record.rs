@@ -17,7 +17,7 @@
 //! The last field tells which of the preceding bytes belong to the same commit: invalid bytes within that commit are a torn
 //! tail, invalid bytes before it are damage.
 //!
-//! Records start at multiples of 16 in the segment's file, so a scan can find the next valid one behind damage. The header
+//! Records start at multiples of 16 in the segment's file, so a scan can find the next valid one after damage. The header
 //! has its own checksum, which covers a log id that no webhook knows. A payload therefore can't fake a header with a length,
 //! and a scan takes linear time whatever was posted.
 

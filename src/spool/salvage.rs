@@ -2,7 +2,7 @@
 //!
 //! When a read of a segment or of the checkpoint ends with EIO, it is repeated sector by sector. A sector that fails reads as
 //! zeros, which no checksum of a record or header accepts (unless zeros are what stood there), and is noted: a failing disk
-//! may take seconds for each try, so it is not asked twice. Every other error, and one of another file, goes to the caller.
+//! may take seconds for each try, so it is not asked twice. Every other error, and any error of another file, goes to the caller.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -53,6 +53,10 @@ struct Active {
 }
 
 impl Active {
+    fn sync(&self) -> Result<(), SpoolError> {
+        self.file.sync_data().map_err(SpoolError::io("sync", &self.path))
+    }
+
     /// An error if the next open wouldn't find the segment: what is written to it would be acknowledged and lost.
     fn check_in_place(&self) -> Result<(), SpoolError> {
         let gone = self.detects_deletion
@@ -187,10 +191,7 @@ impl Writer {
             .write_all_at(&self.buffer, active.offset)
             .map_err(SpoolError::io("write", &active.path))?;
         if self.durability == Durability::Fsync {
-            active
-                .file
-                .sync_data()
-                .map_err(SpoolError::io("sync", &active.path))?;
+            active.sync()?;
         }
         active.check_in_place()?;
         active.offset += self.buffer.len() as u64;
@@ -214,12 +215,7 @@ impl Writer {
     /// # Errors
     /// The disk failed; the writer must not be used any more.
     pub fn sync(&self) -> Result<(), SpoolError> {
-        self.active.as_ref().map_or(Ok(()), |active| {
-            active
-                .file
-                .sync_data()
-                .map_err(SpoolError::io("sync", &active.path))
-        })
+        self.active.as_ref().map_or(Ok(()), Active::sync)
     }
 
     /// Writes a seal after the last commit, unless there is one.
@@ -248,10 +244,7 @@ impl Writer {
         if let Some(active) = &self.active
             && self.durability == Durability::PageCache
         {
-            active
-                .file
-                .sync_data()
-                .map_err(SpoolError::io("sync", &active.path))?;
+            active.sync()?;
         }
         let id = SegmentId(self.last.map_or(1, |(id, _)| id.0 + 1));
         let header = SegmentHeader {

@@ -110,7 +110,7 @@ fn streams(out: &mut String, report: &StatusReport) -> fmt::Result {
     out.push_str("</table>\n");
     if let Some(disk) = report.disk {
         let used = disk.total_bytes.saturating_sub(disk.free_bytes);
-        out.push_str("<p class=\"disk\"><span>DiskRoom of the spool</span> ");
+        out.push_str("<p class=\"disk\"><span>Disk of the spool</span> ");
         bar(out, "disk of the spool", used, disk.total_bytes)?;
         writeln!(
             out,

@@ -270,7 +270,11 @@ async fn samples_are_taken() {
     }
     let disk = status.report().disk.unwrap();
     assert!(disk.total_bytes > disk.free_bytes && disk.total_bytes > 0);
-    assert!(shown(&ready(&status)).contains(" free of "));
+    let page = shown(&ready(&status));
+    assert!(
+        page.contains("Disk of the spool") && page.contains(" free of "),
+        "{page}"
+    );
 }
 
 #[test]

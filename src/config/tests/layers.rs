@@ -6,9 +6,75 @@ use secrecy::ExposeSecret;
 
 use super::{Given, file, setting, variable};
 use crate::{
-    config::{Auth, Origin},
+    config::{Auth, LogFormat, Origin},
+    spool::Durability,
     stream::Stream,
 };
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let loaded = Given::default().loaded();
+    let config = &loaded.config;
+    assert_eq!(config.ingest.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.ingest.path, "/webhooks/events");
+    assert_eq!(config.ingest.max_body_bytes, 8 << 20);
+    assert_eq!(config.ingest.max_events, 10_000);
+    assert_eq!(config.ingest.max_connections, 4096);
+    assert_eq!(config.ingest.max_bytes_in_flight, 256 << 20);
+    assert_eq!(config.ingest.header_timeout, Duration::from_secs(10));
+    assert_eq!(config.ingest.body_timeout, Duration::from_secs(30));
+    assert_eq!(config.ingest.append_timeout, Duration::from_secs(10));
+    assert_eq!(config.ingest.retry_after, Duration::from_secs(5));
+    assert_eq!(config.ingest.malformed_status, 400);
+    assert!(config.ingest.tls.is_none());
+    assert_eq!(config.ingest.time_zone.iana_name(), Some("Asia/Tokyo"));
+    assert!(config.ingest.time_zones.is_empty());
+    assert!(matches!(&config.ingest.auth, Auth::Credentials(none) if none.is_empty()));
+    assert_eq!(config.admin.listen.to_string(), "0.0.0.0:9464");
+    assert_eq!(config.spool.dir.to_str(), Some("/var/lib/cmc-bridge"));
+    assert_eq!(config.spool.max_bytes, 4 << 30);
+    assert_eq!(config.spool.segment_bytes, 16 << 20);
+    assert_eq!(config.spool.durability, Durability::Fsync);
+    assert_eq!(config.kafka.bootstrap_servers, "localhost:9092");
+    assert!(!config.kafka.create_topics);
+    assert_eq!(
+        (config.kafka.topic_partitions, config.kafka.topic_replication),
+        (None, None)
+    );
+    assert_eq!(config.kafka.id_prefix, "cmc-bridge");
+    assert_eq!(config.kafka.max_record_bytes, 1_000_000);
+    assert_eq!(config.kafka.transaction_events, 40_000);
+    assert_eq!(config.kafka.transaction_bytes, 32 << 20);
+    assert_eq!(config.kafka.transaction_timeout, Duration::from_secs(15));
+    assert!(config.kafka.properties.is_empty());
+    let streams = Stream::ALL.map(|stream| {
+        (
+            config.stream(stream).enabled,
+            config.stream(stream).topic.as_str(),
+        )
+    });
+    assert_eq!(
+        streams,
+        [
+            (true, "cmc.deliveries"),
+            (true, "cmc.bounces"),
+            (false, "cmc.blocks"),
+            (true, "cmc.dead-letters")
+        ]
+    );
+    assert_eq!(config.shutdown.lame_duck, Duration::from_secs(5));
+    assert_eq!(config.shutdown.grace, Duration::from_secs(25));
+    assert_eq!(
+        (config.log.format, config.log.level.as_str()),
+        (LogFormat::Text, "info")
+    );
+    assert!(
+        loaded
+            .settings
+            .iter()
+            .all(|setting| setting.origin == Origin::Default)
+    );
+}
 
 #[test]
 fn later_files_win_over_earlier_ones_and_variables_over_all() {

@@ -51,7 +51,7 @@ pub struct Inspection {
     pub last: Option<(SegmentId, u64)>,
     /// The last valid commit, unless the newest segment has no header.
     pub last_commit: Option<LastCommit>,
-    /// Whether what is behind that end may be cut off the file: it is a torn tail or was never written.
+    /// Whether what is after that end may be cut off the file: it is a torn tail or was never written.
     pub cut: bool,
     pub next_seq: Seq,
     pub next_commit: CommitNo,
@@ -410,7 +410,7 @@ impl<'a> Inspector<'a> {
 }
 
 impl Inspection {
-    /// The log ends before the checkpoint's position. What was before the position is delivered; what was behind it may have
+    /// The log ends before the checkpoint's position. What was before the position is delivered; what was after it may have
     /// been acknowledged.
     fn lose_tail(&mut self, durability: Option<Durability>) {
         if durability == Some(Durability::PageCache) {

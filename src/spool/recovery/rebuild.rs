@@ -1,6 +1,6 @@
-//! What a survey makes of a segment whose header is damaged along with its copy. The records behind it say which they are,
-//! and their checksums that they are of this log and segment. The bridge does not do that: there the segment is damage as a
-//! whole.
+//! What a survey makes of a segment whose header is damaged along with its copy. The records after it identify
+//! themselves, and their checksums prove that they belong to this log and segment. The bridge does not do this: to it, the whole
+//! segment is damaged.
 //!
 //! The first valid record gives the header's figures. If it is not the first one of the segment, those before it are lost:
 //! the segment begins where the one before it ends. A segment without a valid record stays damaged as a whole.
