@@ -80,6 +80,9 @@ pub struct DroppedLines(IntCounter);
 
 impl DroppedLines {
     /// A collector, to be registered once.
+    ///
+    /// # Errors
+    /// Never: the name is a constant that Prometheus accepts.
     pub fn new() -> prometheus::Result<DroppedLines> {
         let help = "Log lines that were dropped since nobody read standard error";
         IntCounter::new("cmc_bridge_log_lines_dropped_total", help).map(DroppedLines)

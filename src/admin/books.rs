@@ -90,6 +90,9 @@ pub struct BooksCollector {
 
 impl BooksCollector {
     /// A collector to be registered once, with every stream that is served.
+    ///
+    /// # Errors
+    /// Never: the names are constants that Prometheus accepts.
     pub fn new(streams: Arc<[StreamBooks]>) -> prometheus::Result<BooksCollector> {
         let descriptions = FAMILIES
             .iter()

@@ -92,6 +92,9 @@ enum Phase {
 
 impl Pipeline {
     /// Begins to open a stream's log.
+    ///
+    /// # Errors
+    /// The log's thread can't be started.
     pub fn start(context: &Arc<PipelineContext>, stream: Stream) -> io::Result<Pipeline> {
         let pipeline = Pipeline {
             stream,

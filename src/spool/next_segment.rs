@@ -183,6 +183,10 @@ impl From<Result<Spare, SpoolError>> for Taken {
 }
 
 impl Preparer {
+    /// Starts the thread that prepares segments in `dir`.
+    ///
+    /// # Errors
+    /// The thread can't be started.
     pub fn start(
         storage: Arc<dyn Storage>,
         dir: PathBuf,

@@ -205,7 +205,10 @@ impl Writer {
         Ok(())
     }
 
-    /// An error if the active segment was deleted or moved.
+    /// Checks that the next open would find the active segment.
+    ///
+    /// # Errors
+    /// It was deleted or moved.
     pub fn check_in_place(&self) -> Result<(), SpoolError> {
         self.active.as_ref().map_or(Ok(()), Active::check_in_place)
     }

@@ -83,6 +83,9 @@ impl Inspection {
 }
 
 /// Which log `dir` holds; `None` when it holds none.
+///
+/// # Errors
+/// The disk fails, or the directory holds segments without a manifest.
 pub fn manifest_of(disk: &dyn ReadStorage, dir: &Path) -> Result<Option<Manifest>, SpoolError> {
     let manifest = Manifest::read(disk, dir)?;
     if manifest.is_none() && !segment_ids(disk, dir)?.is_empty() {
@@ -95,6 +98,9 @@ pub fn manifest_of(disk: &dyn ReadStorage, dir: &Path) -> Result<Option<Manifest
 }
 
 /// The segments in `dir`, the oldest first; none when the directory is missing.
+///
+/// # Errors
+/// The directory can't be listed.
 pub fn segment_ids(disk: &dyn ReadStorage, dir: &Path) -> Result<Vec<SegmentId>, SpoolError> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -107,11 +113,17 @@ pub fn segment_ids(disk: &dyn ReadStorage, dir: &Path) -> Result<Vec<SegmentId>,
 }
 
 /// Looks at the log in `dir`, which this manifest names.
+///
+/// # Errors
+/// The disk fails, or the log was written by a later version. Damage is no error.
 pub fn inspect(disk: &dyn ReadStorage, dir: &Path, manifest: Manifest) -> Result<Inspection, SpoolError> {
     Inspector::new(disk, None, dir, manifest).run()
 }
 
 /// The same, around what the disk can't read and with damaged headers rebuilt.
+///
+/// # Errors
+/// As of [`inspect`], but for what can't be read.
 pub fn inspect_salvaged(disk: &Salvage, dir: &Path, manifest: Manifest) -> Result<Inspection, SpoolError> {
     Inspector::new(disk, Some(disk), dir, manifest).run()
 }

@@ -12,6 +12,9 @@ use crate::spool::{
 };
 
 /// Creates the directory when it is missing, and removes the spare segment, which may hold the room that the rest needs.
+///
+/// # Errors
+/// The disk fails; the log can't be opened.
 pub fn clear(storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
     storage
         .create_dir_all(dir)
@@ -26,6 +29,9 @@ pub fn clear(storage: &dyn Storage, dir: &Path) -> Result<(), SpoolError> {
 }
 
 /// Begins a new log.
+///
+/// # Errors
+/// The disk fails; the log can't be opened.
 pub fn begin(storage: &dyn Storage, dir: &Path) -> Result<Manifest, SpoolError> {
     let manifest = Manifest::begin();
     // The checkpoint first: a manifest then always has one beside it.
@@ -35,6 +41,9 @@ pub fn begin(storage: &dyn Storage, dir: &Path) -> Result<Manifest, SpoolError> 
 }
 
 /// Makes manifest, position and last commit durable, and notes damage that the next open would not see.
+///
+/// # Errors
+/// The disk fails; the log can't be opened.
 pub fn settle(
     storage: &dyn Storage,
     dir: &Path,
