@@ -1,4 +1,4 @@
-//! What librdkafka calls back: log lines, errors, statistics and delivery reports.
+//! librdkafka's callbacks: log lines, errors, statistics and delivery reports.
 
 use std::sync::{
     Arc,

@@ -32,7 +32,7 @@ pub struct ReplayProducer {
     topics: KnownTopics,
 }
 
-/// What topics take. Each is asked for once.
+/// The topics' rules. Each topic is asked for once.
 struct KnownTopics {
     admin: AdminClient<Callbacks>,
     runtime: Handle,
@@ -67,8 +67,8 @@ impl ReplayProducer {
         })
     }
 
-    /// Gives up the open transaction and begins again, with the topics' rules as they are now. Another replay may have been
-    /// at work in between: compare the positions.
+    /// Gives up the open transaction and begins again, with the topics' current rules. Another replay may have run in
+    /// between: compare the positions.
     ///
     /// # Errors
     /// As [`ReplayProducer::begin`].
@@ -151,7 +151,7 @@ fn judge_delivery(session: &Session) -> impl Fn(DeliveryError) -> DeliveryError 
     }
 }
 
-/// Explains a fence as what it is here: for a lane the explanation speaks of copies of the spool.
+/// Explains a fence for a replay: the explanation for a lane speaks of copies of the spool.
 fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
     move |error| match error.reason {
         BlockReason::Fenced => another_replay(&session.group),
