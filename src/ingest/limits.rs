@@ -21,7 +21,7 @@ pub(super) struct Budget {
     strangers: Arc<Semaphore>,
 }
 
-/// For whom bytes are taken.
+/// The kind of client for which bytes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
     /// A client that has shown a credential, or needs none.
@@ -32,7 +32,7 @@ pub(super) enum Whose {
 /// Bytes taken from the budget until this is dropped.
 pub(super) struct Share {
     all: OwnedSemaphorePermit,
-    /// The same number, while they belong to a stranger.
+    /// The same number of bytes, while they belong to a stranger.
     stranger: Option<OwnedSemaphorePermit>,
 }
 

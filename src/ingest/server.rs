@@ -175,8 +175,8 @@ impl Acceptor {
         self.leaving.len() < LEAVING
     }
 
-    /// Notes the end of a connection. Only here does a task leave `leaving`, together with `connections`: a task
-    /// counted as leaving after its end would make room for a connection over the limit.
+    /// Notes the end of a connection. A task leaves `leaving` only here, together with `connections`: a task counted as
+    /// leaving after its end would make room for a connection over the limit.
     fn ended(&mut self, end: Result<(task::Id, ()), JoinError>) {
         let id = match end {
             Ok((id, ())) => id,

@@ -1,4 +1,4 @@
-//! What a lane has sent and not yet seen committed, or without transactions delivered.
+//! The records that a lane has sent and that are not yet committed (without transactions: not yet delivered).
 
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// Nothing yet. The time begins to run.
+    /// Empty. The clock starts now.
     pub fn begin() -> InFlight {
         InFlight {
             begun: clock::now(),
