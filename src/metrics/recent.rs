@@ -1,7 +1,7 @@
-//! What an operator asks next and no number tells: why a lane is blocked, and the reasons of the last dead letters.
+//! Answers that no number gives an operator: why a lane is blocked, and the reasons for the last dead letters.
 //!
-//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential. Of a dead
-//! letter, only the reason and the place are kept, never a byte of its contents.
+//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential.
+//! Only the reason and the place of a dead letter are kept, never a byte of its contents.
 
 use std::collections::VecDeque;
 
