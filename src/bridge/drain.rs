@@ -37,7 +37,7 @@ pub struct Drained {
     pub blocked: Option<BlockReason>,
 }
 
-/// Delivers what the spool of this configuration holds. Ends when all of it is delivered, when the rest lies behind damage or a disk
+/// Delivers what the spool of this configuration holds. Ends when all of it is delivered, when the rest lies after damage or a disk
 /// error, when nothing was delivered for `patience`, or at a message on `stop`. Calls `look` with the state of the streams a few
 /// times a second.
 ///

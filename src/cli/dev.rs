@@ -155,7 +155,7 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
         config.ingest.auth = Auth::Anonymous;
     }
     if std::env::var_os("CMC_BRIDGE__LOG__LEVEL").is_none() && config.log.level == "info" {
-        // Standard output already tells what happens.
+        // Standard output already shows what happens.
         config.log.level = "warn".into();
     }
     Ok(())

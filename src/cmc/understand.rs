@@ -71,7 +71,7 @@ fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -
     let hint = match (read_as, BodyEncoding::sniff(body)) {
         _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
         (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(BOM) => {
-            "this looks like JSON behind a byte order mark: see what puts that in front"
+            "this looks like JSON after a byte order mark: find out what adds the mark"
         }
         (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
             "this looks like JSON: the content type should be application/json"

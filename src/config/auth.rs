@@ -53,7 +53,7 @@ struct Found {
     origin: Origin,
 }
 
-/// Who may post, and the files that this comes from.
+/// Who may post, and the files that say so.
 pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
     let allow_anonymous = raw.get(ALLOW_ANONYMOUS, parse::boolean)?;
     let (mut found, mut files) = (Vec::new(), Vec::new());

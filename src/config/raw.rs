@@ -28,7 +28,7 @@ impl Raw {
         self.problems
     }
 
-    /// Notes what is wrong with each key by itself.
+    /// Notes what is wrong with each key on its own.
     pub(super) fn refuse_faults(&mut self) {
         let mut faults = Vec::new();
         for key in KEYS {

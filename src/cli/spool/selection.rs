@@ -12,7 +12,7 @@ use crate::{
     stream::Stream,
 };
 
-/// How messages call a log whose name is no stream's.
+/// What messages call a log whose name is no stream's.
 pub const UNKNOWN_LOG: &str = "the log of a stream that this version doesn't know";
 
 /// Which spool.

@@ -97,7 +97,7 @@ impl Needles {
                         .iter()
                         .fold(*state, |state, byte| self.step(state, *byte));
                     self.report(&mut readings, reached, spelled.next, found);
-                    // The plain path is never behind the start state.
+                    // The plain path covers the start state.
                     if reached != self.start && (spelled.next, reached) != (at + 1, next) {
                         ahead.insert((spelled.next, reached));
                     }
