@@ -7,7 +7,7 @@
 //!    included.
 //! 3. [`spool::Appender`] hands the batches to the writer thread of their stream's [`spool::Log`], dead letters first.
 //! 4. The writer makes everything that waits durable, as one commit with one `fdatasync`. **Only then is the answer 200.**
-//! 5. [`spool::Backlog`] gives the lane what is durable, in order.
+//! 5. [`spool::Backlog`] gives the lane the durable batches, in order.
 //! 6. [`lane::delivery::Lane`] sends it through [`kafka::broker::Broker`], which [`kafka::producer`] implements with
 //!    librdkafka. One transaction commits the records and the new position.
 //! 7. The checkpoint on disk follows, and the segments below it are freed.

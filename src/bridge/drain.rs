@@ -71,7 +71,7 @@ pub async fn drain(
         .iter()
         .map(|stream| Pipeline::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
-    // So that `failures` ends with the last stream.
+    // Now `failures` ends when the last stream does.
     drop(context);
     let drained = || -> Vec<Drained> {
         pipelines

@@ -54,9 +54,9 @@ impl PipelineContext {
 /// Why streams are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To take the webhooks of enabled streams and to deliver. A log that can't be opened is tried again.
+    /// To take the webhooks of enabled streams and deliver. Opening a log is tried until it succeeds.
     Serve,
-    /// To deliver what is there, and nothing else.
+    /// To deliver what the logs hold, and nothing else.
     Drain,
 }
 
@@ -227,7 +227,7 @@ impl Opening {
         if let Ok(running) = &mut opened
             && !self.context.takes_webhooks(stream)
         {
-            // On this thread, where a disk that hangs holds up no other stream.
+            // Done on this thread, where a disk that hangs delays no other stream.
             running.log.close();
             running.lane.drain();
             if self.context.purpose == Purpose::Serve {

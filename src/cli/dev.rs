@@ -256,7 +256,7 @@ async fn post_samples(mut client: Client, api_key: Option<String>) {
             Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
         let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
-        // In one write, so that the printer's thread can't split the line.
+        // One write, so that the printer's thread can't split the line.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
             Err(error) => format!("posted {}: {error}\n", sample.what),

@@ -48,7 +48,7 @@ impl Raw {
         self.problems.append(&mut faults);
     }
 
-    /// The merged value of a key; every key has one, for each has a default.
+    /// The merged value of a key; every key has one, because each has a default.
     pub(super) fn value(&self, key: &str) -> Option<&Value> {
         key.split('.')
             .try_fold(&self.root, |value, name| match &value.kind {

@@ -1,4 +1,4 @@
-//! The configuration as [`crate::cmc`] needs it, which knows no configuration.
+//! The configuration in the form that [`crate::cmc`] needs, because that module knows no configuration.
 
 use std::iter::once;
 

@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(500);
 /// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
-/// Most replaced credentials that are still masked in dead letters.
+/// Maximum number of replaced credentials that are still masked in dead letters.
 const REPLACED_KEPT: usize = MAX_CREDENTIALS;
 
 /// The contents of a file, or why they can't be used.
@@ -202,7 +202,7 @@ impl CredentialFiles {
         }
     }
 
-    /// All credentials, with the new ones in place of the old. They are judged together, for two files may have
+    /// All credentials, with the new ones in place of the old. They are judged together, because two files may have
     /// exchanged their secrets. A file whose new credentials can't be valid is refused, which may make others valid.
     fn settle(
         &self,

@@ -115,7 +115,7 @@ impl Share {
 /// not become a flood of log lines.
 pub(super) struct LogLimiter {
     start: Instant,
-    /// Least seconds between two lines.
+    /// Minimum number of seconds between two lines.
     every: u64,
     /// The second after `start` from which the next line may pass.
     next: AtomicU64,

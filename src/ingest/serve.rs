@@ -59,9 +59,9 @@ use crate::metrics::Outcome;
 const LINGER: Duration = Duration::from_secs(5);
 /// Longest time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of a request's header. More is answered 431, and so are more than hyper's 100 fields.
+/// Maximum size of a request's header in bytes. A larger one, or one with more than hyper's 100 fields, is answered 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not charged to the
+/// Maximum number of bytes that hyper buffers per connection, and so the largest frame of a body. They are not charged to the
 /// budget of bytes in flight, but are part of the 64 KiB per connection that docs/operations.md reckons with.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 

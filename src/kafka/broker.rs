@@ -78,7 +78,7 @@ impl TopicRules {
 /// Records that the broker refused. They are numbered since `begin`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusedRecords {
-    /// In the order of their numbers. Empty when nothing is known but the refusal.
+    /// In the order of their numbers. Empty if only the refusal is known.
     pub records: Vec<(usize, Refusal)>,
     /// Whether the broker named exactly these records. If not, at least one of them was refused, and the others were in the
     /// same request.

@@ -125,7 +125,7 @@ impl KafkaConnect {
         let mut topics = vec![self.topic.as_str()];
         if self.dead_letter_topic != self.topic {
             topics.push(&self.dead_letter_topic);
-            // This lane needs it only when something is refused. The topic's own lane reports what is wrong with it.
+            // This lane needs it only when a record is refused. The topic's own lane reports any fault of it.
             let usable = topics::exists(session, consumer, &self.dead_letter_topic).and_then(|exists| {
                 match !exists && self.kafka.create_topics {
                     true => create(&self.dead_letter_topic),

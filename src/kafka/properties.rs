@@ -99,7 +99,7 @@ pub fn producer(
             let most = batch_limit.map_or(most, |limit| (limit * 9 / 10).clamp(1, most.max(1)));
             client.set("batch.size", most.to_string());
         }
-        // With transactions several requests are in flight, as in the other mode: each answer names its record, and a large
+        // With transactions, several requests are in flight, as in the other mode: each answer names its record, and a large
         // webhook gets through within one transaction's time.
         Mode::OneByOne => {
             client.set("batch.num.messages", "1");

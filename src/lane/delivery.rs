@@ -34,7 +34,7 @@ use super::{
     refusal::{Pace, Refusals, mode_of},
 };
 
-/// Most events in the first transaction: see [`Lane::adapt`].
+/// Maximum number of events in the first transaction: see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
 
 /// How long records have no timestamp after the broker refused timestamps.
@@ -74,7 +74,7 @@ pub struct Lane<C: Connect> {
     unconfirmed: Option<InFlight>,
     /// Records sent and not delivered yet. With transactions it is set only until the turn ends.
     in_flight: Option<InFlight>,
-    /// Most events in the next transaction. Never more than `options.transaction_events`.
+    /// Maximum number of events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
     wait: Duration,
     blocked: Option<BlockReason>,

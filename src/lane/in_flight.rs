@@ -20,7 +20,7 @@ pub struct SentRecord {
     pub keyless: bool,
 }
 
-/// The content of a transaction, or without transactions of a window.
+/// The content of a transaction (without transactions: of a window).
 #[derive(Debug)]
 pub struct InFlight {
     pub begun: Instant,

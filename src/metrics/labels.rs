@@ -89,7 +89,7 @@ pub enum HandshakeFailure {
     NoCommonVersion,
     /// It offers no cipher suite, key exchange or signature that the port has.
     NoCommonSuite,
-    /// With ALPN it asks for a protocol other than HTTP/1.1.
+    /// The client asks by ALPN for a protocol other than HTTP/1.1.
     NoCommonProtocol,
     /// The bytes are not TLS; plain HTTP, for example.
     NotTls,

@@ -10,7 +10,7 @@ use rdkafka::{Message, message::Headers};
 
 use crate::dead_letter::{Letter, LetterAssembler, LetterError, part_of};
 
-/// The most bytes of incomplete letters that are held. Beyond it the oldest is given up.
+/// Maximum number of bytes of incomplete letters that are held. Beyond it, the oldest letter is given up.
 const MOST_HELD: usize = 256 << 20;
 
 /// Where a record stands in the dead-letter topic.

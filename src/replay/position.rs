@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-/// Most bytes of metadata. The broker's `offset.metadata.max.bytes` is 4,096 by default.
+/// Maximum length of the metadata in bytes. The broker's `offset.metadata.max.bytes` is 4,096 by default.
 const MOST: usize = 4000;
 
 const LEFT: &str = "left ";

@@ -114,7 +114,7 @@ impl Spare {
                 }
                 None => (storage.create(&path)?, 0),
             };
-            // Reserve first, so that a disk without enough room isn't filled in vain again and again, at others' expense.
+            // Reserve first, so that a nearly full disk isn't filled again and again in vain, at others' expense.
             let reserved = offset < len && file.reserve(offset, len - offset)?;
             if reserved && blocks == Blocks::Reserved {
                 offset = len;
@@ -297,7 +297,7 @@ impl Drop for Preparer {
     }
 }
 
-/// What is to be done now.
+/// The next thing to do.
 enum Due {
     Prepare(Wanted),
     Wait(Option<Duration>),

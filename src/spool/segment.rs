@@ -60,7 +60,7 @@ mod at {
 }
 /// Bytes of a history entry: an incarnation and its first sequence.
 const ENTRY: usize = 16;
-/// As many as the header has room for.
+/// Maximum number of history entries: as many as the header has room for.
 const MAX_HISTORY: usize = (HEADER - at::HISTORY) / ENTRY;
 
 /// What must have happened to a batch before its webhook is answered 200.

@@ -99,7 +99,7 @@ impl SharedEnd {
         }
         let grown = state.end.seq != end.seq;
         state.end = end;
-        // Under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
+        // This happens under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
         queue.set_used(state.used());
         drop(state);
         if grown {

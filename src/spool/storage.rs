@@ -190,7 +190,7 @@ impl StorageFile for File {
     }
 
     fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
-        // Not by inode number: on some file systems it changes.
+        // Inode numbers are not compared: on some file systems they change.
         let moved = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         Ok(moved || self.metadata()?.nlink() == 0)
     }
@@ -210,7 +210,7 @@ impl StorageFile for File {
     }
 
     fn uncache(&self) {
-        // Only advice: it affects nothing but speed.
+        // This is only advice: it affects nothing but speed.
         let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

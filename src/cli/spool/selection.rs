@@ -83,7 +83,7 @@ impl LogArgs {
     /// The same, always with the lock held, for commands that write.
     ///
     /// # Errors
-    /// As [`LogArgs::at_rest`].
+    /// Those of [`LogArgs::at_rest`].
     pub fn locked(&self) -> Result<AtRest, Exit> {
         self.chosen(|dir| SpoolLock::acquire(dir).map(Some))
     }

@@ -22,7 +22,7 @@ use crate::{
     stream::Stream,
 };
 
-/// Most events in a transaction of one record per request, because each refusal sends it again.
+/// Maximum number of events in a transaction of one record per request, because each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
 /// A topic's rules that are older than this are read again before they divert a record.
 const RULES_LAST: Duration = Duration::from_secs(10);

@@ -66,7 +66,7 @@ pub struct Inspection {
     pub unmet: Vec<Damage>,
 }
 
-/// The bytes of the last valid commit. They are kept because a second read may give something else.
+/// The bytes of the last valid commit. They are kept because a second read may return something else.
 pub struct LastCommit {
     pub at: u64,
     pub bytes: Vec<u8>,
