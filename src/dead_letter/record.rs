@@ -1,4 +1,4 @@
-//! From a dead letter to the records that carry it.
+//! Turns a dead letter into the records that carry it.
 
 use uuid::Uuid;
 

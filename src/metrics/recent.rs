@@ -14,7 +14,7 @@ use crate::{
     stream::Stream,
 };
 
-/// The dead letters that are remembered.
+/// The number of dead letters that are remembered.
 const MOST_LETTERS: usize = 20;
 /// A longer text is cut; the log has all of it.
 const MOST_TEXT: usize = 2000;
@@ -49,7 +49,7 @@ impl Blockade {
         });
     }
 
-    /// The lane goes on.
+    /// The lane continues.
     pub fn free(&self) {
         *self.0.lock() = None;
     }
