@@ -4,7 +4,7 @@
 //! 2. Only then does the replay read the group's positions, and the ends of the topic. New dead letters that this replay makes
 //!    lie beyond those ends and are left to the next one.
 //! 3. It gathers letters in each partition's order and [reprocesses](reprocess) each. What a letter becomes, and the positions
-//!    that settle it, go into one transaction. So a letter's records are there once or not yet, whenever the replay is killed.
+//!    that settle it, go into one transaction. So whenever the replay is killed, a letter's records are written once or not yet.
 //! 4. Letters that stay dead are not written again. The [position] leaves them for the next replay, like letters that were
 //!    not selected or that lack parts at the end of the topic.
 //! 5. When Kafka refuses a record, its letter stays dead as a whole. Any other error ends the replay, which can be run again.

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{cmc::Media, dead_letter::Reason};
 
-/// After an early answer this much of the body is still read, so that the client gets to read the answer.
+/// After an early answer, this much of the body is still read, so that the client can read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// The same for an admitted client, in bodies of `ingest.max_body_bytes`.

@@ -99,7 +99,7 @@ impl<'r> Source<'r> {
         self.done
     }
 
-    /// How many offsets there are to read.
+    /// The number of offsets to read.
     pub fn total(&self) -> u64 {
         self.total
     }

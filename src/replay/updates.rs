@@ -42,7 +42,7 @@ pub struct Summary {
     pub passed_over: u64,
     /// Letters that lack parts.
     pub incomplete: u64,
-    /// It was stopped, or came to its limit, before the end of the topic.
+    /// It was stopped or reached its limit before the end of the topic.
     pub ended_early: bool,
 }
 

@@ -200,7 +200,7 @@ impl Writer {
         }
         self.next_commit.0 += 1;
         self.buffer.clear();
-        // A giant batch must not keep its memory for ever.
+        // The memory of a giant batch must not be kept for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
     }

@@ -24,8 +24,8 @@ use super::spelling::{Readings, is_lead};
 /// Shortest value, in bytes, that is searched for.
 pub const SHORTEST: usize = 4;
 
-/// The names of a body's key, in lower case. The parser accepts only the first, but whoever uses another means a
-/// secret as well.
+/// The names of a body's key, in lower case. The parser accepts only the first, but a sender that uses another means
+/// a secret as well.
 pub(super) const NAMES: [&str; 3] = ["api_key", "api-key", "apikey"];
 
 /// What was found.
