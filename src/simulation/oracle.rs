@@ -162,7 +162,7 @@ impl Oracle {
         if !self.partial.is_empty() && !cluster.is_open() {
             let batch = *self.partial.iter().next().unwrap_or(&0);
             let PostedBatch { webhook, stream, .. } = self.batches[batch];
-            violated!("whole", "a part of webhook {webhook} in {stream} is there");
+            violated!("whole", "webhook {webhook} in {stream} is visible in part");
         }
     }
 
@@ -182,7 +182,7 @@ impl Oracle {
         if event.seen > event.allowed {
             violated!(
                 "once",
-                "event {index} of webhook {webhook} in {stream} is there {} times",
+                "event {index} of webhook {webhook} in {stream} was seen {} times",
                 event.seen
             );
         }
@@ -206,7 +206,7 @@ impl Oracle {
         if event.index < *next {
             violated!(
                 "order",
-                "event {index} of webhook {webhook} in {stream} comes late"
+                "event {index} of webhook {webhook} in {stream} is out of order"
             );
         }
         *next = event.index + 1;
@@ -216,7 +216,7 @@ impl Oracle {
                 .acknowledged
                 .is_some_and(|acknowledged| acknowledged < *newest)
             {
-                violated!("order", "webhook {webhook} in {stream} comes behind a later one");
+                violated!("order", "webhook {webhook} in {stream} comes after a later one");
             }
             *newest = batch.posted.max(*newest);
         }
@@ -230,7 +230,7 @@ impl Oracle {
             if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
                 violated!(
                     "lost",
-                    "webhook {webhook} in {stream} was acknowledged and is not there"
+                    "webhook {webhook} in {stream} was acknowledged but is missing"
                 );
             }
         }
@@ -241,7 +241,7 @@ impl Oracle {
             if events.seen > 0 && letters.seen == 0 && !letters.optional && !events.torn {
                 violated!(
                     "letters first",
-                    "webhook {} is there without its dead letters",
+                    "webhook {} is visible without its dead letters",
                     events.webhook
                 );
             }

@@ -1,4 +1,4 @@
-//! Bit rot wherever it can be told from a torn write, and so must be; and `spool repair` after it.
+//! Bit rot, only where it can be told from a torn write and therefore must be; and `spool repair` after it.
 
 use std::path::PathBuf;
 
@@ -133,7 +133,7 @@ fn repair_log(world: &World, site: usize, disk: &SimDisk, stream: Stream, rotten
     disk.set_capacity(None);
     let repaired = match repair(disk, &options) {
         Ok(repaired) => repaired,
-        Err(error) => violated!("damage", "{stream} can't be repaired: {error}"),
+        Err(error) => violated!("damage", "{stream} could not be repaired: {error}"),
     };
     world.note(format_args!("the log of {stream} is repaired: {repaired:?}"));
     let Some(repaired) = repaired else {

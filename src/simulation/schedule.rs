@@ -149,16 +149,13 @@ fn topic_away(world: &World) {
         if clock {
             topic.clock_differs = !topic.clock_differs;
             world.note(format_args!(
-                "topic of {stream}: the clock differs is {}",
+                "topic of {stream}: clock_differs = {}",
                 topic.clock_differs
             ));
             return;
         }
         topic.forbidden = !topic.forbidden;
-        world.note(format_args!(
-            "topic of {stream}: forbidden is {}",
-            topic.forbidden
-        ));
+        world.note(format_args!("topic of {stream}: forbidden = {}", topic.forbidden));
     }
 }
 
@@ -167,7 +164,7 @@ fn stop(world: &World, site: usize) {
     let Some(process) = world.process(site) else {
         return;
     };
-    world.note(format_args!("process {site} is to stop"));
+    world.note(format_args!("process {site} stops"));
     world.count("stops");
     for pipe in &process.pipes {
         if let Some(log) = &*pipe.log.borrow() {
@@ -349,7 +346,7 @@ fn come_to_rest(world: &World) {
         }
     }
     let mut rounds = 0;
-    // Lanes blocked by damage: they connect and are blocked again for ever, and two of them could alternate.
+    // Lanes blocked by damage connect and are blocked again forever, and two of them could alternate.
     let mut stuck = Vec::new();
     while (0..sites).filter(|site| round(world, *site, &mut stuck)).count() > 0 {
         rounds += 1;

@@ -275,7 +275,7 @@ impl World {
         self.count("failures");
         let here = self.site(site);
         if !here.full.get() && here.disk.borrow().failed() == here.failed.get() {
-            violated!("liveness", "the process failed without a cause: {error}");
+            violated!("liveness", "the process failed without a fault: {error}");
         }
         match self.process(site) {
             Some(process) => process.ends_in.set(Some(self.below(4))),
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// Ends the process, perhaps with a power cut; what is left is what the disk kept.
+    /// Ends the process, perhaps with a power cut; only what the disk kept remains.
     pub fn bury(&self, site: usize) {
         let here = self.site(site);
         if let Some(process) = here.process.take() {
@@ -297,7 +297,7 @@ impl World {
             disk.kill();
         } else {
             let seed = self.random.borrow_mut().next();
-            self.note(format_args!("process {site} is gone, and the power with it"));
+            self.note(format_args!("process {site} is gone, with a power cut"));
             self.count("power cuts");
             disk.crash(seed);
         }

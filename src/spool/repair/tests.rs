@@ -219,7 +219,7 @@ fn one_flipped_byte_costs_one_batch_which_is_reported() {
 }
 
 #[test]
-fn a_position_inside_the_loss_continues_after_it() {
+fn delivery_from_a_position_inside_the_loss_continues_after_it() {
     for seq in 1..6 {
         let spool = Spool::new();
         spool.flip(3, 5000);

@@ -209,7 +209,7 @@ impl LogLife {
         );
     }
 
-    /// Seals what was written.
+    /// Seals the log.
     pub fn rest(&mut self) {
         self.writer.rest().unwrap();
     }
@@ -235,7 +235,7 @@ impl LogLife {
         assert_eq!(self.backlog.end().seq.0, first + batches.len() as u64);
     }
 
-    /// Kafka has everything before `seq`.
+    /// Marks everything before `seq` as delivered.
     pub fn deliver_to(&mut self, seq: u64) {
         let position = self.backlog.seek(Seq(seq)).unwrap();
         self.backlog.advance(position);

@@ -20,7 +20,7 @@ enum Step {
     Rest,
     /// Reads this many batches and compares them.
     Read(usize),
-    /// Kafka has this many more.
+    /// Delivers this many more batches.
     Advance(usize),
     Store,
     /// The process dies after this many more calls.

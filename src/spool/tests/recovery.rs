@@ -211,7 +211,7 @@ fn a_gap_before_a_later_commit_is_damage_with_its_exact_range() {
         expect_batches(&before, 0, [0], 40);
         assert_eq!(found, Some(expected.clone()));
         assert_eq!(life.read().1, Some(expected.clone()), "it is reported once only");
-        // Intake goes on.
+        // Intake continues.
         let next = life.backlog.end().seq.0;
         life.append([next], 40);
         // Everything after the damage is there.
@@ -699,7 +699,7 @@ fn a_position_in_the_page_cache_is_made_durable_before_it_counts() {
     }
 }
 
-/// Without a position nothing may be delivered, removed or forgotten; intake goes on.
+/// Without a position nothing may be delivered, removed or forgotten; intake continues.
 fn unknown_position(disk: &SimDisk) {
     for _ in 0..2 {
         let mut life = open(disk);
