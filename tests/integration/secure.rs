@@ -11,7 +11,7 @@ use crate::{
     load::{Load, Outcome, Shape, Target},
     metrics::STREAMS,
     oracle,
-    secured::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
+    secured_broker::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
     topics::{self, Reader},
     wait::{self, unique},
 };
