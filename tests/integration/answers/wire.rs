@@ -79,7 +79,7 @@ fn expect_refusal(bridge: &Bridge, bytes: &str, status: u16) {
 }
 
 #[test]
-fn what_is_not_http_is_told_so() {
+fn bytes_that_are_not_http_are_answered_as_such() {
     let bridge = bridge(&[]);
     let line = |line: &str| format!("{line}\r\nhost: x\r\n\r\n");
     let field = |field: &str| format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\n{field}\r\n\r\n");
