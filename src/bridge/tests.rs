@@ -153,7 +153,7 @@ const DAMAGED: (FileChange, FileChange) = (
     |file| std::fs::rename(away(file), file).unwrap(),
 );
 
-/// Breaks and mends a file: replaces it by a FIFO, so that opening it hangs until the other end is opened.
+/// Breaks and mends a file: replaces it with a FIFO, so that opening it hangs until the other end is opened.
 const HANGS: (FileChange, FileChange) = (
     |file| {
         std::fs::rename(file, away(file)).unwrap();

@@ -158,10 +158,10 @@ impl Client {
         answered
     }
 
-    /// Waits for the end of the connection, which must come without another byte.
+    /// Waits for the end of the connection, which must come with no further byte.
     async fn closed(&mut self) {
         let mut rest = Vec::new();
-        // A reset is an end too.
+        // A reset also counts as the end.
         let _ = timeout(DEADLINE, self.0.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(rest, b"");
     }

@@ -1,4 +1,4 @@
-//! Documents must match the code.
+//! Checks that documents match the code.
 
 use std::{
     collections::BTreeSet,

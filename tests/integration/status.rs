@@ -110,7 +110,7 @@ fn the_page_shows_the_state_of_the_bridge() {
         ],
     );
 
-    // Dead letters: their reasons and places, but nothing of their contents.
+    // Dead letters: their reasons and places, but none of their contents.
     let bad = [&good, "\"hanako@customer.example\"", "7"];
     assert_eq!(client.post(webhook("deliveries", "pro", &bad)).status, 200);
     assert_eq!(client.post(format!("{{{good}")).status, 400);

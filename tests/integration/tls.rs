@@ -200,7 +200,7 @@ fn served(adapt: impl FnOnce(Setup) -> Setup) -> (Authority, Secret, Issued, Bri
     (authority, secret, issued, bridge)
 }
 
-/// Sends bytes and reads everything that comes back; a reset is an end, too.
+/// Sends bytes and reads everything that comes back; a reset also counts as the end.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = tcp(address);
     stream.write_all(bytes).unwrap();
@@ -236,7 +236,7 @@ fn understood_over_tls_1_2_and_1_3() {
         for _ in 0..3 {
             assert!(client.is_accepted());
         }
-        // Larger than a TLS record, than a frame of the body and than all buffers.
+        // Larger than a TLS record, a frame of the body and all buffers.
         let large = webhook("deliveries", "pro", &[&message("a", &"x".repeat(500_000))]);
         assert_eq!(client.post(&large).unwrap().status, 200);
     }
@@ -485,7 +485,7 @@ fn unfinished_handshakes_keep_nobody_out() {
     assert!(authority.connect(bridge.ingest).unwrap().is_accepted());
     for slow in &mut slow {
         let mut back = Vec::new();
-        // A reset is an end, too.
+        // A reset also counts as the end.
         let _ = slow.read_to_end(&mut back);
         assert_eq!(back, b"");
     }

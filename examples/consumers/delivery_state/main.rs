@@ -35,7 +35,7 @@ pub struct Args {
     /// The SQLite file; created if it doesn't exist
     #[arg(long, default_value = "delivery-state.db")]
     pub db: PathBuf,
-    /// End when the topic is read to its end
+    /// Stop at the end of the topic
     #[arg(long)]
     pub once: bool,
 }

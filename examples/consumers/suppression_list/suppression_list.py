@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--topic", default="cmc.bounces")
     parser.add_argument("--group", default="suppression-list")
     parser.add_argument("--db", default="suppression-list.db")
-    parser.add_argument("--once", action="store_true", help="end when all that stands in the topic is read")
+    parser.add_argument("--once", action="store_true", help="stop at the end of the topic")
     args = parser.parse_args()
 
     stopped = []

@@ -1,7 +1,7 @@
 //! Randomly mutated bodies, each judged by the oracle: events are passed on as received, and everything else becomes a
 //! dead letter with its bytes.
 //!
-//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
+//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (default 20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
 //! printed; it then belongs in [`FOUND`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

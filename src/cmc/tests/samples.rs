@@ -14,7 +14,7 @@ pub(super) use sample;
 
 pub(super) const BATCH: &str = sample!("deliveries-batch-100.json");
 
-/// Body, stream, `ce_id`, time of `created` (on 2026-10-01, in Tokyo), whether it has a key. The ids were computed by
+/// Body, stream, `ce_id`, time of `created` (on 2026-10-01, Tokyo time), whether it has a key. The ids were computed by
 /// another implementation (Python's `uuid.uuid5`).
 #[rustfmt::skip]
 pub(super) const SAMPLES: [(&str, Stream, &str, &str, bool); 9] = [

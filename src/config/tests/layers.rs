@@ -222,7 +222,7 @@ fn paths_that_every_client_sends_unchanged() {
     }
 }
 
-/// A file has one line per zone. The environment has one variable per zone, or a single list, in which any name is possible.
+/// A file has one line per zone. The environment has one variable per zone, or a single list that allows any name.
 #[test]
 fn time_zones_by_server_composition() {
     let list = " transactional-email=UTC, Pro = Asia/Seoul ,,pro=Europe/Paris,a=b=Asia/Tokyo";

@@ -42,7 +42,7 @@ fn many_elements_and_deep_nesting_are_cheap_and_one_dead_letter_each() {
             "pro",
             &vec![element.as_str(); body.len() / element.len()],
         );
-        // Takes turns and the fastest of each, because other tests share the CPU.
+        // Takes turns and keeps the fastest of each, because other tests share the CPU.
         let mut quickest = [Duration::MAX; 2];
         for _ in 0..ROUNDS {
             quickest[0] = quickest[0].min(time(&mut client, &good, 200));

@@ -35,7 +35,7 @@ struct Row {
     letters: Vec<Vec<u8>>,
 }
 
-/// An authenticated POST of JSON that is understood.
+/// An authenticated POST of well-formed JSON.
 fn post(body: impl Into<Vec<u8>>) -> Row {
     Row {
         method: "POST",

@@ -43,7 +43,7 @@ const CASES: [Case; 8] = [
         lacks: &["Read"],
         words: &["WRITE and READ on topic TOPIC"],
     },
-    // Both of these include DESCRIBE.
+    // Each of these includes DESCRIBE.
     Case {
         user: "no-describe",
         on: On::Topic,
