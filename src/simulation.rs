@@ -62,7 +62,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 type Counts = BTreeMap<&'static str, u64>;
 
-/// The result of a run.
+/// The result of one run.
 struct Ended {
     result: Result<(), String>,
     counts: Counts,
@@ -87,11 +87,11 @@ fn run(seed: u64, shared: &Rc<PerThread>, traced: bool) -> Ended {
 fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or(panic.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic without a text")
+        .unwrap_or("a panic without a message")
         .to_owned()
 }
 
-/// Counts the schedules of all threads, and prints the rate from time to time: a long run may be stopped before its end.
+/// Counts the schedules of all threads and prints the rate from time to time, because a long run may be stopped before its end.
 struct Progress {
     begun: Instant,
     done: AtomicU64,
@@ -123,7 +123,7 @@ impl Progress {
     }
 }
 
-/// Runs these seeds; stops at the first one that fails, with its trace.
+/// Runs these seeds until one fails, and reports its trace.
 fn run_all(seeds: impl Iterator<Item = u64>, progress: &Progress) -> Result<Counts, String> {
     let shared = Rc::new(PerThread::new());
     let mut counts = Counts::new();
@@ -136,7 +136,7 @@ fn run_all(seeds: impl Iterator<Item = u64>, progress: &Progress) -> Result<Coun
             let again = run(seed, &shared, true);
             let trace = again.trace.join("\n");
             return Err(format!(
-                "{trace}\n\nseed {seed}, schedule {}: {what}\nshown again by:\n\
+                "{trace}\n\nseed {seed}, schedule {}: {what}\nrepeat it with:\n\
                  CMC_BRIDGE_TEST_SEED={seed} cargo test --lib simulation::schedules -- --nocapture",
                 schedules + 1
             ));
@@ -186,9 +186,9 @@ fn schedules() {
     }
 }
 
-/// The same seed makes the same run.
+/// A seed determines a run.
 #[test]
-fn a_seed_is_a_run() {
+fn a_seed_determines_a_run() {
     let shared = Rc::new(PerThread::new());
     for seed in 0..20 {
         let (first, second) = (run(seed, &shared, true), run(seed, &shared, true));
@@ -200,7 +200,7 @@ fn a_seed_is_a_run() {
 
 /// Guards `schedules` against doing nothing.
 #[test]
-fn the_schedules_get_around() {
+fn the_schedules_exercise_every_part() {
     let counts = run_all(1_000_000..1_001_000, &Progress::new()).unwrap();
     for what in [
         "acknowledged",

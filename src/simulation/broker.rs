@@ -1,22 +1,22 @@
-//! A simulated Kafka cluster, with librdkafka in front, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing,
-//! refusals and a read_committed view, with faults that a test queues up. What a lane may not do (use a producer after
-//! an error, commit behind a fence) panics here.
+//! A simulated Kafka cluster with librdkafka in front, behind [`Connect`] and [`Broker`]: partitions, transactions, fencing,
+//! refusals and a read_committed view, with faults that a test queues. A lane that breaks a rule (uses a producer after an
+//! error, commits behind a fence) panics here.
 //!
-//! It is to be no kinder than the real ones; `conformance` compares them. In particular:
+//! It must not be kinder than the real ones; `conformance` compares them. In particular:
 //!
-//! - Records go in requests, one partition each, of any size; partitions overtake each other. A request is sent when it
-//!   likes: at once, or when something is awaited. So a refusal shows at the sending of a much later record.
-//! - A request is refused as a whole. The broker names the refused records or not, and librdkafka may not even say in which
-//!   request they were.
-//! - Requests behind a refused one, which were in flight along with it, are accepted. So is all that is still queued,
-//!   unless a refusal ends the producer. How many are in flight, and what a refusal ends, is read from the properties that
-//!   the lane's producers have ([`properties::producer`]).
-//! - A topic's rules are those of the time when the producer connected.
-//! - The position can't be read for a while after a transaction was left open.
+//! - Records go out in requests of any size, one partition each; partitions overtake each other. A request is sent at any time:
+//!   at once, or when something is awaited. So a refusal may show when a much later record is sent.
+//! - A request is refused as a whole. The broker may or may not name the refused records, and librdkafka may not even say in
+//!   which request they were.
+//! - Requests in flight behind a refused one are accepted. So is everything still queued, unless a refusal ends the producer.
+//!   The properties of the lane's producers ([`properties::producer`]) determine how many are in flight, and what a refusal
+//!   ends.
+//! - A topic's rules are those at the time when the producer connected.
+//! - The position can't be read for a while after a transaction is left open.
 //!
-//! A process may be given a pause, which is called before each call: there the simulation lets other threads run, or the
-//! process die. A commit that was under way when its process died, or whose answer was lost, may still arrive later, if
-//! no newer producer of the group has appeared ([`Cluster::arrive`]).
+//! A process may have a pause, which is called before each call. There the simulation lets other threads run, or the process
+//! die. A commit that was under way when its process died, or whose answer was lost, may still arrive later, unless a newer
+//! producer of the group has appeared ([`Cluster::arrive`]).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -45,24 +45,24 @@ use crate::{
     stream::Stream,
 };
 
-/// What goes wrong. Each waits for the first call that it can happen to, and happens once.
+/// What goes wrong. Each fault waits for the first call it applies to, and happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerFault {
-    /// No connection, for this reason.
+    /// The connection fails, for this reason.
     Connect(BlockReason),
-    /// The coordinator gives no position.
+    /// The coordinator returns no position.
     NoCoordinator,
-    /// Nothing can be begun.
+    /// No transaction can be begun.
     Begin,
     /// A record can't be queued.
     Send,
-    /// Some of the records are delivered, then an error.
+    /// Some records are delivered, then an error follows.
     Delivery,
-    /// Nothing is delivered before the deadline.
+    /// No record is delivered before the deadline.
     Slow,
-    /// The commit is done, its answer is lost.
+    /// The commit is done, but its answer is lost.
     ReplyLost,
-    /// The commit is not done.
+    /// The commit fails.
     CommitFails,
     /// The answer is lost, and the commit may be done later.
     CommitLate,
@@ -70,7 +70,7 @@ pub enum BrokerFault {
     Fence,
 }
 
-/// Where the process dies.
+/// When the process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
     /// Before the call with this number.
@@ -79,7 +79,7 @@ pub enum Crash {
     After(usize),
 }
 
-/// The payload of the panic that stands for the death of the process.
+/// The payload of the panic that stands for the death of a process.
 pub struct Crashed;
 
 /// A record as a topic holds it.
@@ -92,7 +92,7 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
-    /// The number that `max.message.bytes` limits.
+    /// The size that `max.message.bytes` limits.
     fn size(&self) -> usize {
         let headers = self
             .headers
@@ -118,19 +118,19 @@ enum TransactionState {
 /// A topic's settings and records.
 #[derive(Debug, Default)]
 pub struct Topic {
-    /// How many partitions it has besides the first.
+    /// The number of partitions besides the first.
     pub more_partitions: usize,
     /// `max.message.bytes`
     pub limit: Option<usize>,
     /// Refuses null keys.
     pub compacted: bool,
-    /// Refuses values that begin so, for a reason that no configuration tells.
+    /// Refuses values with this beginning, for a reason that no configuration shows.
     pub refuses: Option<&'static str>,
-    /// Whether the broker tells the topic's configuration.
+    /// Whether the broker reveals the topic's configuration.
     pub told: bool,
-    /// The bridge's user may not write.
+    /// The bridge's user may not write to it.
     pub forbidden: bool,
-    /// The clocks of bridge and broker differ: timestamps are refused.
+    /// The clocks of bridge and broker differ, so timestamps are refused.
     pub clock_differs: bool,
     partitions: BTreeMap<usize, Vec<StoredRecord>>,
 }
@@ -167,7 +167,7 @@ struct Group {
     open: Option<Open>,
     /// A commit of the open transaction that is under way.
     under_way: Option<CommittedPosition>,
-    /// Where its lane keeps its position.
+    /// The topic at which its lane stores its position.
     topic: String,
     /// A transaction was left open, and the position can't be read yet.
     unstable: bool,
@@ -179,40 +179,40 @@ struct Open {
     begun: Instant,
 }
 
-/// Everything that a test can look at or change.
+/// Everything that a test can inspect or change.
 #[derive(Debug, Default)]
 pub struct Inner {
     pub topics: BTreeMap<String, Topic>,
     groups: BTreeMap<Uuid, Group>,
-    /// Faults to come.
+    /// Queued faults.
     pub faults: VecDeque<BrokerFault>,
     pub crash: Option<Crash>,
-    /// There are no transactions: a delivered record is there.
+    /// No transactions: a delivered record is visible.
     pub plain: bool,
     /// librdkafka's own `message.max.bytes`, compared with the value's length.
     pub client_limit: Option<usize>,
-    /// Records that fit into the producer's queue.
+    /// The maximum number of records in the producer's queue.
     pub queue: Option<usize>,
-    /// Most records in a request; any number if there is none.
+    /// The maximum number of records in a request, if there is one.
     pub request: Option<usize>,
     /// Whether the broker names the invalid records of a request.
     pub names_records: bool,
-    /// Whether positions can't be read at once after a transaction was left open.
+    /// Whether positions may be unreadable for a while after a transaction is left open.
     pub unstable_positions: bool,
-    /// One in so many records is sent as soon as it is queued, along with all before it; none if 0.
+    /// One in this many records is sent as soon as it is queued, along with all before it; none if 0.
     pub hasty: usize,
     /// The mode of each connection so far.
     pub connects: Vec<Mode>,
-    /// Records in each committed transaction.
+    /// The number of calls so far.
     pub transactions: Vec<usize>,
     /// Calls so far.
     pub calls: usize,
-    /// Chooses where there is a choice: which record of a batch an error names.
+    /// The source of random choices, such as which record of a batch an error names.
     pub seed: u64,
     next_transaction: u64,
 }
 
-/// The cluster. Clones are the same one.
+/// The cluster. Clones share it.
 #[derive(Clone, Default)]
 pub struct Cluster {
     inner: Arc<Mutex<Inner>>,
@@ -221,7 +221,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster with these topics; the first one is where a lane keeps its position.
+    /// A cluster with these topics; lanes store their position at the first one.
     pub fn new(topics: &[&str]) -> Cluster {
         let cluster = Cluster {
             topic: topics[0].to_owned(),
@@ -236,7 +236,7 @@ impl Cluster {
         cluster
     }
 
-    /// The same cluster for a lane of one process, which pauses at its calls and keeps its position at this topic.
+    /// The same cluster for a lane of one process, which pauses at its calls and stores its position at this topic.
     pub fn for_lane(&self, topic: &str, pause: Pause) -> Cluster {
         Cluster {
             topic: topic.to_owned(),
@@ -249,19 +249,19 @@ impl Cluster {
         self.inner.lock()
     }
 
-    /// Puts a fault in line.
+    /// Queues a fault.
     pub fn fault(&self, fault: BrokerFault) {
         self.lock().faults.push_back(fault);
     }
 
-    /// What a read_committed consumer sees: nothing behind the first open transaction.
+    /// The records that a read_committed consumer sees: none behind the first open transaction.
     pub fn read(&self, topic: &str) -> Vec<StoredRecord> {
         let mut seen = Vec::new();
         self.follow(topic, &mut BTreeMap::new(), |_, record| seen.push(record.clone()));
         seen
     }
 
-    /// The values that it sees, as text.
+    /// Their values as text.
     pub fn values(&self, topic: &str) -> Vec<String> {
         let text = |r: StoredRecord| String::from_utf8(r.value).unwrap();
         self.read(topic).into_iter().map(text).collect()
@@ -272,12 +272,12 @@ impl Cluster {
         self.lock().groups.get(&group)?.committed.clone()
     }
 
-    /// Commits a position from outside.
+    /// Sets a committed position from outside.
     pub fn set_committed(&self, group: Uuid, committed: Option<CommittedPosition>) {
         self.lock().groups.entry(group).or_default().committed = committed;
     }
 
-    /// Deletes a topic with its records, and every position stored for it.
+    /// Deletes a topic with its records and every position stored for it.
     pub fn delete_topic(&self, topic: &str) {
         let mut inner = self.lock();
         inner.topics.remove(topic);
@@ -293,7 +293,7 @@ impl Cluster {
         self.lock().groups.values().any(|group| group.open.is_some())
     }
 
-    /// Aborts the transactions that have been open for this long, and fences their producers.
+    /// Aborts transactions that have been open for this long, and fences their producers.
     pub fn expire(&self, limit: Duration) {
         let mut inner = self.lock();
         let late: Vec<Uuid> = inner
@@ -312,7 +312,7 @@ impl Cluster {
         }
     }
 
-    /// The commits that were under way when their process died, or lost their answer, arrive.
+    /// Commits whose process died or whose answer was lost arrive.
     pub fn arrive(&self) {
         let mut inner = self.lock();
         let ids: Vec<Uuid> = inner.groups.keys().copied().collect();
@@ -325,14 +325,14 @@ impl Cluster {
         }
     }
 
-    /// The requests under way are lost.
+    /// Requests under way are lost.
     pub fn lose(&self) {
         let mut inner = self.lock();
         inner.groups.values_mut().for_each(|group| group.under_way = None);
     }
 
-    /// What a read_committed consumer sees of a topic beyond the places that `from` has for its partitions, and moves them:
-    /// of each partition, nothing behind the first open transaction.
+    /// Reads what a read_committed consumer sees of a topic from the places in `from` on, and advances them. In each partition,
+    /// nothing behind the first open transaction is visible.
     pub fn follow(
         &self,
         topic: &str,
@@ -361,7 +361,7 @@ impl Cluster {
 }
 
 impl Inner {
-    /// Counts a call, and ends the process there when a crash is due.
+    /// Counts a call, and ends the process there if a crash is due.
     fn call(&mut self) {
         self.calls += 1;
         if self.crash == Some(Crash::Before(self.calls)) {
@@ -377,7 +377,7 @@ impl Inner {
         }
     }
 
-    /// The next fault, when it is one of these.
+    /// The next fault, if it is one of these.
     fn take(&mut self, of: impl Fn(BrokerFault) -> bool) -> Option<BrokerFault> {
         let next = *self.faults.front()?;
         of(next).then(|| self.faults.pop_front()).flatten()
@@ -403,7 +403,7 @@ impl Inner {
         ended
     }
 
-    /// A new producer of the group: former ones are fenced, their transaction is aborted.
+    /// A new producer of the group fences the former ones, whose transaction is aborted.
     fn fence(&mut self, group: Uuid) -> u64 {
         let was_open = self.groups.get(&group).is_some_and(|group| group.open.is_some());
         let unstable = was_open && self.unstable_positions && self.choose(2) == 0;
@@ -474,7 +474,7 @@ impl Connect for Cluster {
     }
 }
 
-/// How many requests of a lane's producer are in flight, and whether a refusal ends what is queued, by its properties.
+/// How many requests a lane's producer keeps in flight, and whether a refusal ends what is queued, according to its properties.
 fn in_flight(plain: bool, mode: Mode) -> (usize, bool) {
     static FOUND: [OnceLock<(usize, bool)>; 4] = [const { OnceLock::new() }; 4];
     let delivery = match plain {
@@ -491,7 +491,7 @@ fn in_flight(plain: bool, mode: Mode) -> (usize, bool) {
         let properties = properties::producer(&session, mode, timeout, None);
         let in_flight = properties.get("max.in.flight.requests.per.connection");
         let in_flight = in_flight.and_then(|number| number.parse().ok());
-        // A failed transaction takes nothing more; without one it takes a property.
+        // A failed transaction takes no more records; without transactions this needs a property.
         let ends = !plain || properties.get("enable.gapless.guarantee") == Some("true");
         (in_flight.unwrap_or(5), ends)
     })
@@ -504,15 +504,15 @@ pub struct Producer {
     mode: Mode,
     epoch: u64,
     rules: BTreeMap<String, TopicRules>,
-    /// Requests in flight.
+    /// The maximum number of requests in flight.
     in_flight: usize,
-    /// Whether what is queued behind a refused record is given up.
+    /// Whether records queued behind a refused one are given up.
     ends_at_refusal: bool,
     /// Whether records have timestamps.
     timed: bool,
     /// The records since `begin`.
     queued: Vec<Queued>,
-    /// How many of them are not delivered.
+    /// How many of them are not delivered yet.
     waiting: usize,
     broken: bool,
 }
@@ -526,12 +526,12 @@ struct Queued {
 }
 
 impl Producer {
-    /// Makes a call; after an error the producer is broken.
+    /// Makes a call; after an error, the producer is broken.
     fn with<T, E: From<BrokerError>>(
         &mut self,
         call: impl FnOnce(&mut Producer, &mut Inner) -> Result<T, E>,
     ) -> Result<T, E> {
-        assert!(!self.broken, "a producer is used after an error");
+        assert!(!self.broken, "a producer was used after an error");
         let cluster = self.cluster.clone();
         cluster.pause();
         let mut inner = cluster.lock();
@@ -546,7 +546,7 @@ impl Producer {
         result
     }
 
-    /// What waits, as requests: the numbers of their records, in any order of partitions.
+    /// The waiting records as requests: their numbers, with partitions in any order.
     fn requests(&self, inner: &mut Inner) -> Vec<Vec<usize>> {
         let mut partitions: BTreeMap<(&str, usize), VecDeque<Vec<usize>>> = BTreeMap::new();
         for (number, queued) in self
@@ -577,7 +577,7 @@ impl Producer {
         requests
     }
 
-    /// Sends what waits, at most so many records, until something is refused.
+    /// Sends at most this many waiting records, until one is refused.
     fn transmit(&mut self, inner: &mut Inner, most: usize) -> Result<(), DeliveryError> {
         let mut left = most;
         let requests = self.requests(inner);
@@ -586,7 +586,7 @@ impl Producer {
             ..RefusedRecords::default()
         };
         let mut all_invalid = true;
-        // Of a refused request's partition nothing goes on that was not in flight.
+        // After a refusal in a partition, only requests that were already in flight go on.
         let mut after = None;
         for mut request in requests {
             request.truncate(left);
@@ -639,7 +639,7 @@ impl Producer {
         Err(DeliveryError::Refused(refused))
     }
 
-    /// The records of a request that their topic refuses.
+    /// The records in a request that their topic refuses.
     fn refusals(&self, inner: &Inner, request: &[usize]) -> Result<Vec<(usize, Refusal)>, DeliveryError> {
         let Some(topic) = inner.topics.get(&self.queued[request[0]].topic) else {
             return Err(error(BlockReason::TopicMissing, "the topic is gone").into());
@@ -648,7 +648,7 @@ impl Producer {
             return Err(error(BlockReason::Authorization, "no right to write").into());
         }
         if topic.clock_differs && self.timed && inner.plain && request.len() > 1 {
-            // librdkafka says no more than that they are invalid.
+            // librdkafka only says that they are invalid.
             return Ok(request.iter().map(|number| (*number, Refusal::Invalid)).collect());
         }
         if topic.clock_differs && self.timed {
@@ -721,7 +721,7 @@ impl Broker for Producer {
             let begun = clock::now();
             let group = inner.groups.entry(producer.group).or_default();
             let open = group.open.replace(Open { number, begun });
-            assert!(open.is_none(), "a transaction is begun twice");
+            assert!(open.is_none(), "a transaction was begun twice");
             Ok(())
         })
     }
@@ -786,7 +786,7 @@ impl Broker for Producer {
             }
             producer.transmit(inner, usize::MAX)
         });
-        // Outside transactions a late delivery is no failure.
+        // Without transactions, a late delivery is not a failure.
         if matches!(result, Err(DeliveryError::Late(_))) && self.cluster.lock().plain {
             self.broken = false;
         }

@@ -1,10 +1,10 @@
 //! A simulated disk, deterministic by seed.
 //!
-//! What a program sees is the *live* state, like the page cache; what a power loss leaves is the *durable* one. Between
-//! them lie changes that no sync has covered: of each 512-byte sector, of lengths and of directory entries. A crash keeps
-//! any of them, and some of the sectors it finds half-written: of the bytes that were to change, some are old, some are new
-//! and some are neither. Bytes that a write leaves as they were stay as they were, as on a disk with *powersafe overwrite*:
-//! logs that append within a sector depend on that. [`SimDisk::kill`] ends a process and leaves the page cache alone.
+//! A program sees the *live* state, like the page cache; a power loss leaves the *durable* one. They differ by the changes that
+//! no sync has covered: to 512-byte sectors, lengths and directory entries. A crash keeps any of these changes, and leaves some
+//! sectors half-written: of the bytes that were to change, some are old, some are new and some are neither. Bytes that a write
+//! leaves unchanged stay unchanged, as on a disk with *powersafe overwrite*; logs that append within a sector depend on that.
+//! [`SimDisk::kill`] ends a process and leaves the page cache alone.
 //!
 //! A process may have a [`Pause`], which is called before every system call and in the middle of some writes. There the
 //! simulation runs other parts or lets the process die.
@@ -39,7 +39,7 @@ pub enum Op {
     Remove,
     SyncDir,
     Uncache,
-    /// It changes nothing, so it is not counted and can only fail.
+    /// Changes nothing, so it is not counted and can only fail.
     Read,
 }
 
@@ -69,7 +69,7 @@ struct DiskState {
     durable_dirs: BTreeSet<PathBuf>,
     capacity: Option<usize>,
     fault: Option<DiskFault>,
-    /// How many calls have failed by a fault.
+    /// The number of calls that a fault has made fail.
     failed: u64,
     halt_in: Option<u64>,
     syncs_held: bool,
@@ -103,7 +103,7 @@ struct DiskFault {
     op: Op,
     name: &'static str,
     skip: u64,
-    /// Whether calls fail for want of room, again and again; otherwise one call fails with EIO.
+    /// Whether every call fails with ENOSPC; otherwise one call fails with EIO.
     no_room: bool,
 }
 
@@ -142,7 +142,7 @@ impl SimDisk {
         SimDisk(Arc::new(Mutex::new(self.lock().clone())))
     }
 
-    /// The process ends; the page cache stays.
+    /// Ends the process; the page cache stays.
     pub fn kill(&self) {
         let mut disk = self.lock();
         disk.life += 1;
@@ -150,7 +150,7 @@ impl SimDisk {
         disk.halt_in = None;
     }
 
-    /// The power fails: of everything not synced any part is kept, and sectors that were being written may be torn.
+    /// Cuts the power: any part of what was not synced is kept, and sectors that were being written may be torn.
     pub fn crash(&self, seed: u64) {
         self.power_cut(seed, true);
     }
@@ -165,7 +165,7 @@ impl SimDisk {
         let mut disk = self.lock();
         let own = disk.random.next();
         disk.random = Random::new(own ^ seed);
-        // All, nothing, or each change by chance: in reality the extremes are the most likely.
+        // All, none, or each change by chance: in reality the extremes are the most likely.
         let keep = [0, 4, 2, 1, 3][disk.random(5) as usize];
         let tears = tears && disk.random(2) == 0;
         for entry in std::mem::take(&mut disk.entries) {
@@ -219,7 +219,7 @@ impl SimDisk {
         self.lock().halt_in == Some(0)
     }
 
-    /// One call of this kind fails with EIO: on a file whose name contains `name`, after `skip` that succeed. A failed
+    /// One call of this kind fails with EIO, on a file whose name contains `name`, after `skip` that succeed. A failed
     /// sync leaves pages that look clean and have, in part, never reached the disk.
     pub fn fail(&self, op: Op, name: &'static str, skip: u64) {
         self.lock().fault = Some(DiskFault {
@@ -230,8 +230,8 @@ impl SimDisk {
         });
     }
 
-    /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as when a copy-on-write file system is
-    /// full, where overwriting takes room too.
+    /// All calls of this kind on files whose name contains `name` fail with ENOSPC, as on a full copy-on-write file system,
+    /// where overwriting takes room, too.
     pub fn fail_for_want_of_room(&self, op: Op, name: &'static str) {
         self.lock().fault = Some(DiskFault {
             op,
@@ -241,12 +241,12 @@ impl SimDisk {
         });
     }
 
-    /// How many calls have failed by [`SimDisk::fail`].
+    /// The number of calls that [`SimDisk::fail`] has made fail.
     pub fn failed(&self) -> u64 {
         self.lock().failed
     }
 
-    /// No call fails by [`SimDisk::fail`] any more.
+    /// Ends the faults of [`SimDisk::fail`].
     pub fn heal(&self) {
         self.lock().fault = None;
     }
@@ -261,7 +261,7 @@ impl SimDisk {
         self.lock().capacity = bytes;
     }
 
-    /// How many calls of this kind there were on files whose name ends so.
+    /// The number of calls of this kind on files whose name ends with `suffix`.
     pub fn count(&self, op: Op, suffix: &str) -> u64 {
         let disk = self.lock();
         let counts = disk.counts.get(&op).into_iter().flatten();
@@ -276,13 +276,13 @@ impl SimDisk {
         self.lock().live.keys().map(|path| file_name(path)).collect()
     }
 
-    /// A file's bytes as a program sees them; of a name that is there.
+    /// An existing file's bytes as a program sees them.
     pub fn read(&self, path: &Path) -> Vec<u8> {
         let disk = self.lock();
         disk.files[&disk.live[path]].live.clone()
     }
 
-    /// Puts a file there, durably.
+    /// Creates or replaces a file, durably.
     pub fn put(&self, path: &Path, bytes: Vec<u8>) {
         let mut disk = self.lock();
         let id = disk.new_id();
@@ -304,7 +304,7 @@ impl SimDisk {
         disk.entries.clear();
     }
 
-    /// A directory takes another one's place, durably.
+    /// Replaces a directory with another one, durably.
     pub fn put_in_place(&self, new: &Path, old: &Path) {
         let mut disk = self.lock();
         let DiskState { live, durable, .. } = &mut *disk;
@@ -329,7 +329,7 @@ impl SimDisk {
         self.put(path, bytes);
     }
 
-    /// All files, with directory.
+    /// The paths of all files.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.lock().live.keys().cloned().collect()
     }
@@ -344,7 +344,7 @@ impl DiskState {
         self.files.last_key_value().map_or(0, |(id, _)| id + 1)
     }
 
-    /// Before each changing call: counts it, and fails it when that was asked for.
+    /// Counts each changing call before it happens, and fails it if a test asked for that.
     fn change(&mut self, op: Op, name: &str) -> io::Result<()> {
         match &mut self.halt_in {
             Some(0) => return Err(eio()),
@@ -397,7 +397,7 @@ impl DiskState {
         self.files.entry(id).or_default()
     }
 
-    /// The name under which an open file stands now.
+    /// The current name of an open file.
     fn name_of(&self, id: usize) -> String {
         let entry = self.live.iter().find(|(_, live)| **live == id);
         entry.map(|(path, _)| file_name(path)).unwrap_or_default()
@@ -431,7 +431,7 @@ impl Change {
     fn apply(self, bytes: &mut Vec<u8>) {
         match self {
             Change::Len(len) => bytes.resize(len, 0),
-            // What lies beyond the length is not part of the file.
+            // Bytes beyond the length are not part of the file.
             Change::Sector(sector, content) => {
                 let at = sector * SECTOR;
                 let n = bytes.len().saturating_sub(at).min(content.len());
@@ -492,7 +492,7 @@ impl Entry {
 }
 
 impl Mount {
-    /// Before a call: others may run, or the process may die.
+    /// Runs before a call: other parts may run, or the process may die.
     fn lock(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         if let Some(pause) = &self.pause {
             pause();

@@ -6,10 +6,10 @@
 //! - If one batch of a log was acknowledged before another one was posted, it comes first.
 //! - While no transaction is open, a batch is there as a whole or not at all.
 //!
-//! When everything has come to rest, what was acknowledged is there.
+//! When everything has come to rest, every acknowledged event is there.
 //!
-//! At-least-once delivery may duplicate events and shows parts of batches; the first copies of events with a key are in order
-//! all the same. The limits in the README's "What is guaranteed" are the only exceptions, each a function of its own:
+//! At-least-once delivery may duplicate events and show parts of batches; the first copies of events with a key are in order
+//! nevertheless. The limits in the README's "What is guaranteed" are the only exceptions, each a function of its own:
 //! [`Oracle::restored`], [`Oracle::copied`], [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
 use std::{
@@ -41,15 +41,15 @@ struct PostedEvent {
 struct PostedBatch {
     webhook: usize,
     stream: Stream,
-    /// The directories that hold it, if it is durable.
+    /// The directories that hold it durably.
     holders: Vec<usize>,
     posted: u64,
     acknowledged: Option<u64>,
-    /// It need not be there.
+    /// It may be missing.
     optional: bool,
-    /// It need not be complete: part of it is gone with its topic, or there are no transactions.
+    /// It may be incomplete: part of it is gone with its topic, or there are no transactions.
     torn: bool,
-    /// It need not be in order: part of it is gone with its topic and may be sent again at any time.
+    /// It may be out of order: part of it is gone with its topic and may be sent again at any time.
     unordered: bool,
     events: std::ops::Range<usize>,
     seen: usize,
@@ -71,11 +71,11 @@ pub struct Oracle {
     /// The batches of each webhook, dead letters first.
     webhooks: Vec<std::ops::Range<usize>>,
     by_value: HashMap<Vec<u8>, usize>,
-    /// How far each partition of each topic was read.
+    /// How far each partition of each topic has been read.
     read: BTreeMap<&'static str, BTreeMap<usize, usize>>,
     /// The time at which the newest visible batch was posted, by directory, stream and partition.
     newest: BTreeMap<(usize, Stream, Partition), u64>,
-    /// Batches that are visible in part.
+    /// Partly visible batches.
     partial: BTreeSet<usize>,
 }
 
@@ -110,7 +110,7 @@ impl Oracle {
             let begin = self.events.len();
             for (index, record) in records.into_iter().enumerate() {
                 let former = self.by_value.insert(record.value, self.events.len());
-                assert!(former.is_none(), "two events are alike");
+                assert!(former.is_none(), "two events are identical");
                 self.events.push(PostedEvent {
                     batch,
                     index,
@@ -142,7 +142,7 @@ impl Oracle {
         webhook
     }
 
-    /// Its answer says that it is durable.
+    /// A webhook was answered 200.
     pub fn acknowledged(&mut self, webhook: usize) {
         let now = self.now();
         for batch in &mut self.batches[self.webhooks[webhook].clone()] {
@@ -150,7 +150,7 @@ impl Oracle {
         }
     }
 
-    /// Reads what is new in the topics.
+    /// Reads new records from the topics.
     pub fn look(&mut self, cluster: &Cluster) {
         let mut read = mem::take(&mut self.read);
         for (topic, at) in &mut read {
@@ -162,7 +162,7 @@ impl Oracle {
         if !self.partial.is_empty() && !cluster.is_open() {
             let batch = *self.partial.iter().next().unwrap_or(&0);
             let PostedBatch { webhook, stream, .. } = self.batches[batch];
-            violated!("whole", "a part of webhook {webhook} in {stream} is there");
+            violated!("whole", "webhook {webhook} in {stream} is visible in part");
         }
     }
 
@@ -182,7 +182,7 @@ impl Oracle {
         if event.seen > event.allowed {
             violated!(
                 "once",
-                "event {index} of webhook {webhook} in {stream} is there {} times",
+                "event {index} of webhook {webhook} in {stream} was seen {} times",
                 event.seen
             );
         }
@@ -196,7 +196,7 @@ impl Oracle {
             false => self.partial.insert(event.batch),
         };
         // Without transactions, a record without a key may change its partition when it is sent again, and dead letters for a
-        // refused request come only when it is known what was refused.
+        // refused request come only once the refused records are known.
         let keyless = !value.windows(KEY.len()).any(|at| at == KEY);
         let free = self.delivery == Delivery::AtLeastOnce && (keyless || topic == LETTERS);
         if batch.unordered || free {
@@ -206,7 +206,7 @@ impl Oracle {
         if event.index < *next {
             violated!(
                 "order",
-                "event {index} of webhook {webhook} in {stream} comes late"
+                "event {index} of webhook {webhook} in {stream} is out of order"
             );
         }
         *next = event.index + 1;
@@ -216,13 +216,13 @@ impl Oracle {
                 .acknowledged
                 .is_some_and(|acknowledged| acknowledged < *newest)
             {
-                violated!("order", "webhook {webhook} in {stream} comes behind a later one");
+                violated!("order", "webhook {webhook} in {stream} comes after a later one");
             }
             *newest = batch.posted.max(*newest);
         }
     }
 
-    /// All has come to rest.
+    /// Everything has come to rest.
     pub fn quiet(&mut self, cluster: &Cluster) {
         self.look(cluster);
         for batch in &self.batches {
@@ -230,7 +230,7 @@ impl Oracle {
             if batch.acknowledged.is_some() && !batch.optional && batch.seen < batch.events.len() {
                 violated!(
                     "lost",
-                    "webhook {webhook} in {stream} was acknowledged and is not there"
+                    "webhook {webhook} in {stream} was acknowledged but is missing"
                 );
             }
         }
@@ -241,18 +241,18 @@ impl Oracle {
             if events.seen > 0 && letters.seen == 0 && !letters.optional && !events.torn {
                 violated!(
                     "letters first",
-                    "webhook {} is there without its dead letters",
+                    "webhook {} is visible without its dead letters",
                     events.webhook
                 );
             }
         }
     }
 
-    /// The directory now holds what its copy held at that time; what came later is lost with the disk. `renewed` are the streams
+    /// The directory now holds what its copy held at that time; anything later is lost with the disk. `renewed` are the streams
     /// whose log has had another name in Kafka since, so the copy doesn't know what was delivered under it.
     pub fn restored(&mut self, holder: usize, time: u64, renewed: &[Stream]) {
         for batch in &mut self.batches {
-            // Whatever was posted by then may be in the copy, including what an earlier restore seemed to have lost.
+            // Anything posted by then may be in the copy, including what an earlier restore seemed to have lost.
             if batch.posted <= time && renewed.contains(&batch.stream) {
                 for event in &mut self.events[batch.events.clone()] {
                     if event.seen == 0 || event.seen_at > time {
@@ -263,7 +263,7 @@ impl Oracle {
             if !batch.holders.contains(&holder) {
                 continue;
             }
-            // What was not acknowledged by then may or may not be in the copy.
+            // Webhooks not acknowledged by then may or may not be in the copy.
             if batch.acknowledged.is_none_or(|at| at > time) {
                 batch.holders.retain(|h| *h != holder);
                 batch.optional |= batch.holders.is_empty();
@@ -292,7 +292,7 @@ impl Oracle {
         }
     }
 
-    /// A deleted topic takes its events and its lanes' positions along: what lies after their checkpoints may come again.
+    /// A topic is deleted with its events and its lanes' positions: batches after their checkpoints may come again.
     pub fn topic_deleted(&mut self, topic: &'static str, streams: &[Stream]) {
         self.read.insert(topic, BTreeMap::new());
         for (id, batch) in self.batches.iter_mut().enumerate() {
@@ -317,7 +317,7 @@ impl Oracle {
         self.newest.retain(|(_, stream, _), _| !streams.contains(stream));
     }
 
-    /// Damage was reported: what lies after it need not be delivered.
+    /// Damage was reported: batches after it need not be delivered.
     pub fn damaged(&mut self, holder: usize, stream: Stream) {
         for batch in &mut self.batches {
             if batch.stream == stream && batch.holders.contains(&holder) {
@@ -326,7 +326,7 @@ impl Oracle {
         }
     }
 
-    /// Events that are there.
+    /// The number of visible events.
     pub fn seen(&self) -> usize {
         self.events.iter().filter(|event| event.seen > 0).count()
     }

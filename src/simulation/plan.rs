@@ -116,7 +116,7 @@ impl Plan {
         }
     }
 
-    /// The topic as it is made.
+    /// The topic as it is created.
     pub fn topic_settings(&self, topic: &str) -> Topic {
         let mut settings = Topic::default();
         settings.more_partitions = self.more_partitions;

@@ -32,7 +32,7 @@ use crate::{
 /// Longer than any run.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What is made only once per thread of the simulation, because it costs more than a run.
+/// Created only once per thread of the simulation, because it costs more than a run.
 pub struct PerThread {
     runtime: Runtime,
     metrics: Arc<Metrics>,
@@ -71,7 +71,7 @@ pub struct Process {
     pub pipes: Vec<StreamParts>,
     /// Unanswered webhooks, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
-    /// They end with the process.
+    /// End with the process.
     tasks: RefCell<JoinSet<()>>,
     /// Something has failed for good, and the process ends after this many more steps.
     pub ends_in: Cell<Option<u64>>,

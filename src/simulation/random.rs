@@ -1,4 +1,4 @@
-//! The random numbers of all tests in this crate (splitmix64): a seed gives the same sequence everywhere.
+//! Random numbers for all tests in this crate (splitmix64): a seed gives the same sequence on every platform.
 
 #[derive(Clone, Default)]
 pub struct Random(u64);

@@ -1,4 +1,4 @@
-//! Bit rot, where it can and therefore must be told from a torn write; and `spool repair` after it.
+//! Bit rot, only where it can be told from a torn write and therefore must be; and `spool repair` after it.
 
 use std::path::PathBuf;
 
@@ -16,14 +16,14 @@ use crate::{
     stream::Stream,
 };
 
-/// Flips bits after a power cut: in a batch that a later commit follows (any batch if the log was at rest before), or in what
-/// is stored twice. Then an operator may repair the log.
+/// Flips bits after a power cut: in a batch before a later commit (any batch if the log was at rest before), or in data
+/// that is stored twice. Then an operator may repair the log.
 pub fn rot(world: &World, site: usize) {
     if world.plan.durability == Durability::PageCache {
         return;
     }
     let stream = world.pick(world.plan.streams());
-    // One damaged place per log: two would be reported, but this test can't predict what is left between them.
+    // One damaged place per log: two would be reported, but this test can't predict what remains between them.
     if world.site(site).rotten.borrow().contains_key(&stream) {
         return;
     }
@@ -133,7 +133,7 @@ fn repair_log(world: &World, site: usize, disk: &SimDisk, stream: Stream, rotten
     disk.set_capacity(None);
     let repaired = match repair(disk, &options) {
         Ok(repaired) => repaired,
-        Err(error) => violated!("damage", "{stream} can't be repaired: {error}"),
+        Err(error) => violated!("damage", "{stream} could not be repaired: {error}"),
     };
     world.note(format_args!("the log of {stream} is repaired: {repaired:?}"));
     let Some(repaired) = repaired else {

@@ -53,7 +53,7 @@ struct Copy {
     groups: Vec<Option<uuid::Uuid>>,
 }
 
-/// Lives a whole run.
+/// Executes a whole run.
 pub fn live(world: &World) {
     let mut copies = Vec::new();
     world.start(0);
@@ -62,7 +62,7 @@ pub fn live(world: &World) {
         world.check();
     }
     come_to_rest(world);
-    // It still works.
+    // The process must still work.
     for site in 0..world.sites.borrow().len() {
         world.post(site);
     }
@@ -123,7 +123,7 @@ fn disk_fault(world: &World, site: usize) {
         here.full.set(true);
         disk.set_capacity(room);
     } else {
-        // What a failed sync leaves behind is the hardest to get right.
+        // The state after a failed sync is the hardest to get right.
         let (op, name) = if world.one_in(4) {
             (Op::SyncData, ".segment")
         } else {
@@ -149,16 +149,13 @@ fn topic_away(world: &World) {
         if clock {
             topic.clock_differs = !topic.clock_differs;
             world.note(format_args!(
-                "topic of {stream}: the clock differs is {}",
+                "topic of {stream}: clock_differs = {}",
                 topic.clock_differs
             ));
             return;
         }
         topic.forbidden = !topic.forbidden;
-        world.note(format_args!(
-            "topic of {stream}: forbidden is {}",
-            topic.forbidden
-        ));
+        world.note(format_args!("topic of {stream}: forbidden = {}", topic.forbidden));
     }
 }
 
@@ -167,7 +164,7 @@ fn stop(world: &World, site: usize) {
     let Some(process) = world.process(site) else {
         return;
     };
-    world.note(format_args!("process {site} is to stop"));
+    world.note(format_args!("process {site} stops"));
     world.count("stops");
     for pipe in &process.pipes {
         if let Some(log) = &*pipe.log.borrow() {
@@ -218,7 +215,7 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             world.count("restored");
             here.disk.replace(Rc::new(disk.fork()));
             world.oracle.borrow_mut().restored(site, *time, &renewed);
-            // It now meets a position of another life, which is an eventful moment.
+            // It now meets the position of another life, so this is a good moment to die.
             drop(here);
             world.start(site);
             world.dies_in.set(world.one_in(2).then(|| world.below(40)));
@@ -227,7 +224,7 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             }
         }
         (Some(older), 2) if world.sites.borrow().len() == 1 => {
-            // Of the newest state: an older one would be restored and copied at once.
+            // A copy of the newest state: an older one would combine restore and copy.
             let copy = world.sites.borrow().len();
             copies.remove(older);
             let disk = snapshot(world, site);
@@ -265,7 +262,7 @@ fn snapshot(world: &World, site: usize) -> SimDisk {
 
 /// The offsets of a lane at rest expire, or the events' topic is deleted.
 fn expire(world: &World, site: usize) {
-    // The oracle can't tell what a deleted topic takes along from what rot destroys.
+    // The oracle can't tell what is lost with a deleted topic from what rot destroys.
     if world.one_in(3) && !world.plan.rot {
         delete_topic(world);
         return;
@@ -349,7 +346,7 @@ fn come_to_rest(world: &World) {
         }
     }
     let mut rounds = 0;
-    // Lanes blocked by damage: they connect and are blocked again for ever, and two of them could alternate.
+    // Lanes blocked by damage connect and are blocked again forever, and two of them could alternate.
     let mut stuck = Vec::new();
     while (0..sites).filter(|site| round(world, *site, &mut stuck)).count() > 0 {
         rounds += 1;
@@ -372,7 +369,7 @@ fn round(world: &World, site: usize, stuck: &mut Vec<(usize, Stream)>) -> bool {
     let Some(process) = world.process(site) else {
         violated!("liveness", "the process ended without a fault");
     };
-    // It only now met an earlier fault.
+    // It has only now met an earlier fault.
     if process.ends_in.get().is_some() {
         world.bury(site);
         world.start(site);

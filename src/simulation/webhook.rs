@@ -8,7 +8,7 @@ use crate::stream::Stream;
 /// A webhook's body and the records expected from it.
 pub struct MadeWebhook {
     pub body: Bytes,
-    /// The batches that it becomes, each with its records.
+    /// The batches for each stream, with their records.
     pub batches: Vec<(Stream, Vec<ExpectedRecord>)>,
 }
 

@@ -40,7 +40,7 @@ use crate::{
 /// The payload of the panic that stands for the death of a process.
 struct Died;
 
-/// A part of a process that runs by itself.
+/// A part of a process with a thread of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Writer,
@@ -48,23 +48,23 @@ pub enum Part {
     Lane,
 }
 
-/// What has rotted.
+/// Where bits have rotted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rot {
     OfBatch,
-    /// One of two copies, or a position that Kafka's exceeds: it costs nothing.
+    /// One of two copies, or a position that Kafka's exceeds: costs nothing.
     OfACopy,
 }
 
-/// A spool directory and who works in it.
+/// A spool directory and the process in it.
 pub struct Site {
     pub disk: RefCell<Rc<SimDisk>>,
     pub process: RefCell<Option<Rc<Process>>>,
     /// Streams with bit rot that was not repaired.
     pub rotten: RefCell<BTreeMap<Stream, Rot>>,
-    /// The disk was full in this life of the process.
+    /// Whether the disk was full during this life of the process.
     pub full: Cell<bool>,
-    /// Calls that the disk had failed before this life of the process.
+    /// The number of calls that had failed on the disk before this life of the process.
     failed: Cell<u64>,
 }
 
@@ -79,15 +79,15 @@ pub struct World {
     stack: RefCell<Vec<usize>>,
     /// After this many more calls, the process that makes the next one dies.
     pub dies_in: Cell<Option<u64>>,
-    /// No faults any more.
+    /// No more faults.
     pub calm: Cell<bool>,
-    /// No other steps run at calls.
+    /// No other steps run during calls.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
     /// Counts answers, and turns of lanes that did something.
     pub moves: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
-    /// How often what happened.
+    /// How often each thing happened.
     pub counts: RefCell<BTreeMap<&'static str, u64>>,
 }
 
@@ -193,7 +193,7 @@ impl World {
         self.random.borrow_mut().pick(of)
     }
 
-    /// Notes what happened, for the trace.
+    /// Adds an entry to the trace.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         if let Some(trace) = &self.trace {
             let depth = self.stack.borrow().len();
@@ -275,7 +275,7 @@ impl World {
         self.count("failures");
         let here = self.site(site);
         if !here.full.get() && here.disk.borrow().failed() == here.failed.get() {
-            violated!("liveness", "the process failed without a cause: {error}");
+            violated!("liveness", "the process failed without a fault: {error}");
         }
         match self.process(site) {
             Some(process) => process.ends_in.set(Some(self.below(4))),
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// Ends the process, perhaps with a power cut; what is left is what the disk kept.
+    /// Ends the process, perhaps with a power cut; only what the disk kept remains.
     pub fn bury(&self, site: usize) {
         let here = self.site(site);
         if let Some(process) = here.process.take() {
@@ -297,7 +297,7 @@ impl World {
             disk.kill();
         } else {
             let seed = self.random.borrow_mut().next();
-            self.note(format_args!("process {site} is gone, and the power with it"));
+            self.note(format_args!("process {site} is gone, with a power cut"));
             self.count("power cuts");
             disk.crash(seed);
         }
@@ -317,7 +317,7 @@ impl World {
             let disk = Rc::clone(&here.disk.borrow());
             let process = Process::start(&self.shared, &self.plan, &disk, &self.cluster, &pause)?;
             for pipe in &process.pipes {
-                // A copy that a kill tore is no bit rot, and costs as little.
+                // A kill can tear a copy. That is not bit rot, and costs nothing either.
                 let damage = pipe.damage.iter().find(|damage| !damage.is_harmless());
                 if let Some(damage) = damage
                     && !here.may_lose(pipe.stream)
@@ -355,7 +355,7 @@ impl World {
             return turn;
         }
         match part {
-            // The writer waits for the preparer, which is under way.
+            // The writer would wait for the preparer, which is under way.
             Part::Writer if pipe.preparing.get() => {}
             Part::Writer => {
                 let log = pipe.log.take();

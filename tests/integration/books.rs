@@ -14,7 +14,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The number of events of these streams by the ledger.
+/// The number of events of these streams according to the ledger.
 fn acknowledged(posted: &[Posted], stream: &str) -> f64 {
     let acknowledged = |p: &&Posted| p.stream == stream && matches!(p.outcome, Outcome::Acknowledged(_));
     posted
@@ -24,7 +24,7 @@ fn acknowledged(posted: &[Posted], stream: &str) -> f64 {
         .sum()
 }
 
-/// Scrapes, and so checks the books, for a while; returns the number of scrapes.
+/// Scrapes for a while, which checks the books; returns the number of scrapes.
 fn scrape_under_load(bridge: &Bridge, target: &Target) -> (u32, Vec<Posted>) {
     target.set(bridge.ingest);
     let load = Load::start(target, Shape::default());
@@ -52,7 +52,7 @@ fn scrape_under_load(bridge: &Bridge, target: &Target) -> (u32, Vec<Posted>) {
 }
 
 #[test]
-fn the_accounts_agree_at_every_scrape() {
+fn the_books_balance_at_every_scrape() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
@@ -67,7 +67,7 @@ fn the_accounts_agree_at_every_scrape() {
         println!("life {life}: {scrapes} scrapes");
         let scrape = bridge.scrape();
         let counted = |name, stream| scrape.stream(name, stream);
-        // Each webhook of `bad` has one element for the dead letters, and every other one also a good element.
+        // Each webhook of `bad` has one element for the dead letters; every other one also has a good element.
         assert_eq!(
             counted("cmc_bridge_events_total", "deliveries"),
             acknowledged(&posted, "deliveries") + 100.0

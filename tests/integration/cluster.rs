@@ -1,5 +1,5 @@
-//! A Kafka cluster of three brokers and a controller, each in its own process. Everything has three replicas, two of which
-//! must be in sync, so that one broker may fail while leaders and coordinators move.
+//! A Kafka cluster of three brokers and a controller, each in its own process. Each partition has three replicas, two of which
+//! must be in sync, so that one broker may fail and leaders and coordinators move.
 //!
 //! Positions and transactions have one coordinator each (one partition), so that a test knows which broker to kill.
 //! Kafka's defaults determine how often the coordinator looks for transactions that have timed out.
@@ -25,7 +25,7 @@ use crate::{
     wait::{self, Random},
 };
 
-/// The topics whose leader of partition 0 is the coordinator: of transactions, and of groups (positions).
+/// The leader of partition 0 of these topics is the coordinator of transactions and of groups (positions), respectively.
 pub const COORDINATORS: [&str; 2] = ["__transaction_state", "__consumer_offsets"];
 
 const BROKERS: usize = 3;
@@ -195,7 +195,7 @@ fn write_files(dir: &Path, ports: &[u16], session_timeout: Duration) {
         };
         let data = dir.join(format!("{}-data", name(node)));
         if role == "broker" {
-            // What formatting would write; that takes a second and a JVM.
+            // The file that formatting would write; formatting takes a second and a JVM.
             let meta = format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={}\n", node + 1);
             fs::create_dir(&data).unwrap();
             fs::write(data.join("meta.properties"), meta).unwrap();

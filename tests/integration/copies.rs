@@ -13,11 +13,11 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
-fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_share() {
+fn two_bridges_on_copies_of_one_spool_lose_nothing_and_repeat_only_shared_events() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let first = Setup::new(kafka).topics(&topics);
-    // Common to both: some events delivered, some not.
+    // Both share events, some delivered and some not.
     let bridge = first.start();
     let mut posted = post(&bridge, 100);
     bridge.wait_drained(LIMIT);
@@ -39,7 +39,7 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
             Load::start(&target, Shape::default())
         })
         .collect();
-    // They fence each other until one takes another name; then both deliver.
+    // They fence each other until one renames itself in Kafka; then both deliver.
     for (bridge, load) in bridges.iter().zip(&loads) {
         load.wait_acknowledged(300, LIMIT);
         let goal = bridge.scrape().sum("cmc_bridge_delivered_events_total", &[]) + 500.0;
@@ -56,7 +56,7 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
     assert_ne!(
         manifest(&first),
         manifest(&second),
-        "one of them has another name in Kafka"
+        "neither of them has renamed its log in Kafka"
     );
     let again = oracle::check_at_least_once(kafka, &topics, &posted);
     println!("{} events arrived twice", again.len());
@@ -66,7 +66,7 @@ fn two_bridges_on_copies_of_one_spool_lose_nothing_and_double_only_what_they_sha
 }
 
 #[test]
-fn an_older_copy_with_events_that_the_original_delivered_later() {
+fn an_older_copy_does_not_repeat_what_the_original_delivered_since() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
@@ -85,7 +85,7 @@ fn an_older_copy_with_events_that_the_original_delivered_later() {
     bridge.wait_drained(LIMIT);
     bridge.stop();
 
-    // The copy takes more webhooks than the original took since, in two lives, so that its sequences pass the position in Kafka.
+    // In two lives, the copy takes more webhooks than the original has since, so that its sequences pass the position in Kafka.
     let (setup, away) = (setup.spool(&copy), away.spool(&copy));
     for _ in 0..2 {
         let bridge = away.start();
@@ -96,6 +96,6 @@ fn an_older_copy_with_events_that_the_original_delivered_later() {
     posted.extend(post(&bridge, 50));
     bridge.wait_drained(LIMIT);
     bridge.stop();
-    // Once each, including those that the copy had not delivered but the original had.
+    // Every event arrives once, including those that only the original had delivered.
     oracle::check(kafka, &topics, &posted);
 }

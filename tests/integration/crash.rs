@@ -1,4 +1,4 @@
-//! The bridge is killed and stopped under load, again and again: nothing is lost or duplicated.
+//! The bridge is killed and stopped under load, repeatedly: nothing is lost or duplicated.
 
 use std::{thread, time::Duration};
 
@@ -71,10 +71,10 @@ fn stopped_under_load() {
     assert_eq!(
         bridge.running.wait_exit(Duration::from_secs(65)),
         0,
-        "within the grace period"
+        "the stop took longer than the grace period"
     );
     let posted = load.stop();
-    // Kafka is up, so the grace period was enough to deliver everything.
+    // Kafka is up, so the grace period is long enough to deliver everything.
     oracle::check(kafka, &topics, &posted);
     let bridge = setup.start();
     assert_eq!(

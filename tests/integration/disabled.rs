@@ -38,7 +38,7 @@ fn has_blocks(scrape: &Scrape) -> bool {
 
 /// A spool in which this many events of blocks wait, with the setup in which blocks is disabled.
 fn left_behind(topics: &Topics, events: usize) -> Setup {
-    // No waiting for a stop that can't deliver.
+    // A stop can't deliver anything, so it need not wait.
     let away = Setup::new(NO_KAFKA).topics(topics).set("shutdown.grace", "1s");
     let bridge = away.clone().set("streams.blocks.enabled", "true").start();
     let mut client = bridge.client();
@@ -83,7 +83,7 @@ fn events_of_a_disabled_stream_are_shown_everywhere_and_delivered() {
         (&blocks["log"], &blocks["backlog"]),
         (&"disabled".into(), &2.into())
     );
-    // The stream takes no webhooks: they become dead letters, as without a log.
+    // Webhooks for the stream become dead letters, as without a log.
     assert_eq!(
         bridge.client().post(webhook("blocks", "pro", &["{}"])).status,
         200
@@ -128,7 +128,7 @@ fn events_of_a_disabled_stream_are_shown_everywhere_and_delivered() {
 }
 
 #[test]
-fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_starting() {
+fn an_unreadable_log_of_a_disabled_stream_is_reported_and_does_not_prevent_a_start() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = left_behind(&topics, 1).set("kafka.bootstrap_servers", kafka);
@@ -144,7 +144,7 @@ fn a_disabled_streams_log_that_can_not_be_opened_is_told_and_keeps_nobody_from_s
     let scrape = bridge.wait_drained(LIMIT);
     let damage = [("stream", "blocks"), ("reason", "damage")];
     assert_eq!(scrape.get("cmc_bridge_lane_blocked", &damage), 1.0);
-    // The number is unknown, and no number is better than a wrong one.
+    // The number is unknown, so none is shown.
     assert!(!has_blocks(&scrape));
     let shown = page(&bridge);
     for text in [
@@ -181,7 +181,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn the_log_of_a_newer_versions_stream_is_told_by_all_who_look() {
+fn the_log_of_an_unknown_stream_is_reported_everywhere() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = left_behind(&topics, 1).set("kafka.bootstrap_servers", kafka);
@@ -198,7 +198,7 @@ fn the_log_of_a_newer_versions_stream_is_told_by_all_who_look() {
     assert!(bridge.running.stderr().contains(what));
     assert_eq!(bridge.scrape().get("cmc_bridge_spool_unknown_logs", &[]), 1.0);
     bridge.wait_drained(LIMIT);
-    wait::until(LIMIT, "the page that tells of it", || {
+    wait::until(LIMIT, "the page to name the log", || {
         page(&bridge)
             .contains("except for what the log of openings (unknown to this version) holds.")
             .then_some(())

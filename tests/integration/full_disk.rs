@@ -61,7 +61,7 @@ impl Drop for Disk {
     }
 }
 
-/// Webhooks that could not be made durable so far.
+/// The number of webhooks refused so far because they could not be made durable.
 fn refused(bridge: &Bridge) -> f64 {
     let scrape = bridge.scrape();
     scrape.sum("cmc_bridge_webhooks_total", &[("outcome", "overloaded")])
@@ -101,7 +101,7 @@ fn written(bridge: &Bridge) -> u64 {
 }
 
 #[test]
-fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
+fn a_full_disk_refuses_webhooks_until_there_is_room_and_loses_none() {
     let disk = Disk::mount();
     let proxy = Proxy::start();
     let topics = Topics::create(&proxy.kafka);
@@ -123,13 +123,13 @@ fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
     });
     proxy.set_down(true);
 
-    // Others take the space and release it.
+    // Other files take the space, then release it.
     let others = disk.fill();
     wait_full(&bridge);
     fs::remove_file(&others).unwrap();
     wait_ready(&bridge, &load);
 
-    // The backlog takes it.
+    // The backlog takes the space.
     wait_full(&bridge);
     let posted = load.stop();
     assert!(refused(&bridge) > 10.0);
@@ -142,13 +142,13 @@ fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
         "waiting for space writes {growth} bytes in 3 s"
     );
 
-    // A restart does not help, and does no harm.
+    // A restart neither helps nor harms.
     bridge.kill();
     let bridge = setup.start();
     target.set(bridge.ingest);
     let load = Load::start(&target, shape);
     wait_full(&bridge);
-    // Not a byte is free when the bridge must store the position whose delivery frees space.
+    // No byte is free when the bridge must store the position that lets it trim.
     let others = disk.fill();
     wait_full(&bridge);
     proxy.set_down(false);
@@ -158,7 +158,7 @@ fn a_full_disk_refuses_webhooks_loses_none_and_is_over_when_there_is_room() {
     let posted: Vec<Posted> = posted.into_iter().chain(load.stop()).collect();
     let told = |posted: &&Posted| matches!(posted.outcome, Outcome::Acknowledged(_) | Outcome::Refused(503));
     let untold = posted.iter().filter(|posted| !told(posted)).count();
-    assert_eq!(untold, 0, "each webhook got 200 or 503");
+    assert_eq!(untold, 0, "webhooks answered neither 200 nor 503");
     bridge.wait_drained(LIMIT);
     oracle::check(&proxy.kafka, &topics, &posted);
     bridge.stop();

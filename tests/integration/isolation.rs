@@ -1,4 +1,4 @@
-//! A stream without the right to write fills its own log up to its budget: only its webhooks are refused.
+//! A stream that may not write to its topic fills its own log up to its budget: only its webhooks are refused.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,14 @@ use crate::{
     metrics::STREAMS,
     oracle,
     secure::{grant, scram},
-    secured::secured,
+    secured_broker::secured,
     topics::create,
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
-fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
+fn a_stream_without_write_permission_fills_only_its_own_budget() {
     let broker = secured();
     let kafka = broker.bootstrap();
     let user = "loses-write";
@@ -63,7 +63,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
     };
     delivered("bounces", 100.0);
 
-    // The right is removed under load.
+    // The permission is removed under load.
     let mut removal = on_bounces.clone();
     "--remove".clone_into(&mut removal[0]);
     removal.push("--force".to_owned());
@@ -91,7 +91,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
         .parse()
         .unwrap();
     assert!((1..600).contains(&seconds));
-    // The other streams are taken and delivered as before.
+    // The other streams are accepted and delivered as before.
     delivered("deliveries", 1000.0);
     let scrape = bridge.wait_for(LIMIT, "the other lanes not to be blocked", |scrape| {
         let mut others = STREAMS.into_iter().filter(|other| *other != "bounces");
@@ -99,7 +99,7 @@ fn a_lost_right_fills_its_own_budget_and_costs_no_other_stream_anything() {
     });
     let limit = scrape.stream("cmc_bridge_spool_limit_bytes", "bounces");
     let used = scrape.stream("cmc_bridge_spool_bytes", "bounces");
-    // The budget covers the batches; what the log adds to the last one comes on top.
+    // The budget covers the batches; the log's overhead for the last one comes on top.
     assert!(used <= limit + 16_384.0, "{used} bytes of {limit}");
     let granted = Instant::now();
 

@@ -19,7 +19,7 @@ use crate::{
 /// Identifies an event of the load: run, client, webhook, index in the webhook.
 pub type EventId = (u64, u64, u64, u32);
 
-/// What the sender knows about a webhook.
+/// The outcome of a webhook, as the sender knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Answered 200 at this instant: each of its events must arrive exactly once.
@@ -87,7 +87,7 @@ pub fn key_of(id: EventId) -> String {
     }
 }
 
-/// Where the load goes; it changes when a bridge restarts.
+/// The address that the load goes to; changes when a bridge restarts.
 #[derive(Clone, Default)]
 pub struct Target {
     address: Arc<Mutex<Option<SocketAddr>>>,
@@ -95,7 +95,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A balancer, which knows the replica of each connection.
+    /// The balancer, which knows the replica of each connection.
     pub fn balanced(address: SocketAddr, routes: Routes) -> Self {
         Target {
             address: Arc::new(Mutex::new(Some(address))),
@@ -117,7 +117,7 @@ impl Target {
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub clients: u64,
-    /// Most events in a webhook.
+    /// The maximum number of events in a webhook.
     pub events: u64,
     /// Each client's pause after an answer.
     pub pause: Duration,
@@ -246,10 +246,10 @@ fn client_loop(control: &Control, target: &Target, shape: Shape, run: u64, clien
     ledger
 }
 
-/// The median latency of the answers 200.
+/// The median latency of answers with status 200.
 pub fn median_latency(posted: &[Posted]) -> Duration {
     let mut all: Vec<Duration> = posted.iter().filter_map(Posted::latency).collect();
-    assert!(!all.is_empty(), "no acknowledged webhook");
+    assert!(!all.is_empty(), "no webhook was acknowledged");
     all.sort();
     all[all.len() / 2]
 }

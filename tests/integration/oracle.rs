@@ -1,4 +1,4 @@
-//! The judge: compares what the sender knows with what a `read_committed` consumer sees.
+//! Compares what the sender knows with what a `read_committed` consumer sees.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +13,7 @@ use crate::{
     topics::{Reader, Record},
 };
 
-/// Reads both topics to their current ends and judges. Call it when the backlog is empty.
+/// Reads both topics to their current ends and judges them. Call it when the backlog is empty.
 pub fn check(kafka: &str, topics: &Topics, posted: &[Posted]) {
     let streams = [("deliveries", &topics.deliveries), ("bounces", &topics.bounces)];
     let mut problems = Vec::new();
@@ -135,7 +135,7 @@ impl Order {
         let last = entry.last_index.insert((id.0, id.1, id.2), id.3);
         let problem = if entry.partition != record.partition {
             Some(format!(
-                "{stream}: {id:?} is on another partition than its key's first event"
+                "{stream}: {id:?} is not on the partition of its key's first event"
             ))
         } else if last.is_some_and(|last| last > id.3) {
             Some(format!(
@@ -157,7 +157,7 @@ impl Order {
     }
 }
 
-/// The event of the load that a record holds.
+/// The event of the load in a record.
 pub fn event_id(record: &Record) -> EventId {
     let value: Value = serde_json::from_slice(&record.value).unwrap();
     let id = value["apiData"]
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn it_finds_loss_doubles_torn_webhooks_and_strangers() {
+    fn it_finds_lost_repeated_partial_and_unknown_events() {
         let now = Instant::now();
         let known = posted(1, now, Outcome::Acknowledged(now));
         let unknown = posted(2, now, Outcome::Unanswered);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn it_finds_a_broken_order_of_a_key() {
+    fn it_finds_events_of_a_key_out_of_order() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         // Two webhooks, each with one event with the same hot key.

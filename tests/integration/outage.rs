@@ -1,4 +1,4 @@
-//! While Kafka is gone, webhooks are answered as before. Everything arrives when it is back.
+//! While Kafka is down, webhooks are answered as before. Everything arrives once it is back.
 
 use std::{thread, time::Duration};
 
@@ -25,7 +25,7 @@ fn webhooks_are_answered_as_fast_while_kafka_is_down() {
         load.wait_acknowledged(webhooks, LIMIT);
         load.stop()
     };
-    // The first deliveries are a warm-up, and count only for the oracle.
+    // The first deliveries are a warm-up and count only for the oracle.
     let mut posted = run(200);
     bridge.wait_for(LIMIT, "a first delivery", |scrape| {
         scrape.sum("cmc_bridge_delivered_events_total", &[]) > 0.0
@@ -45,21 +45,21 @@ fn webhooks_are_answered_as_fast_while_kafka_is_down() {
                 return posted;
             }
         }
-        panic!("the outage makes webhooks slow");
+        panic!("webhooks are slow during the outage");
     };
 
     let load = Load::start(&target, Shape::default());
     load.wait_acknowledged(200, LIMIT);
     broker.kill();
     posted.extend(load.stop());
-    let during = run_as_fast("in the outage");
+    let during = run_as_fast("during the outage");
     assert!(bridge.scrape().backlog() > 0.0);
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
 
     bridge.kill();
     let bridge = setup.start();
     target.set(bridge.ingest);
-    let restarted = run_as_fast("after a restart in the outage");
+    let restarted = run_as_fast("after a restart during the outage");
     assert_eq!((bridge.probe("/readyz"), bridge.probe("/livez")), (200, 200));
     assert!(bridge.scrape().sum("cmc_bridge_recovered_events", &[]) > 0.0);
 
@@ -75,7 +75,7 @@ fn webhooks_are_answered_as_fast_while_kafka_is_down() {
 }
 
 #[test]
-fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
+fn a_broker_that_restarts_hangs_and_is_killed_under_load_loses_no_event() {
     let mut broker = Broker::own_that_may_hang();
     let kafka = broker.bootstrap();
     let topics = Topics::create(&kafka);
@@ -99,7 +99,7 @@ fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
     delivered(200.0);
     broker.pause();
     load.wait_acknowledged(200, LIMIT);
-    // Longer than the transaction's time-out, with connections that stay open.
+    // Longer than the transaction's timeout, with connections that stay open.
     thread::sleep(Duration::from_secs(5));
     broker.resume();
     delivered(200.0);
@@ -113,7 +113,7 @@ fn a_broker_that_restarts_hangs_and_is_killed_under_load_costs_no_event() {
 }
 
 #[test]
-fn a_bridge_with_nothing_left_does_not_wait_for_kafka_to_stop() {
+fn a_bridge_without_a_backlog_stops_without_waiting_for_kafka() {
     let setup = Setup::new(NO_KAFKA).set("shutdown.grace", "10m");
     let mut bridge = setup.start();
     bridge.terminate();

@@ -1,5 +1,5 @@
-//! The bridge is paused (SIGSTOP) for longer than `kafka.transaction_timeout` while a transaction is open: the broker aborts
-//! it, and the bridge must not take it for committed.
+//! The bridge is paused (SIGSTOP) for longer than `kafka.transaction_timeout` during a transaction: the broker aborts it,
+//! and the bridge must not treat it as committed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(180);
 
 #[test]
-fn paused_for_longer_than_the_transaction_time_out() {
+fn a_pause_longer_than_the_transaction_timeout() {
     let proxy = Proxy::start();
     let topics = Topics::create(&proxy.kafka);
     let mut bridge = Setup::new(&proxy.bootstrap())
@@ -31,11 +31,11 @@ fn paused_for_longer_than_the_transaction_time_out() {
             scrape.sum("cmc_bridge_transactions_total", &[("outcome", "failed")])
         };
         let before = failed(&bridge);
-        // Its events are on the topic, and its commit is held by the proxy.
+        // Its events are on the topic, and the proxy holds its commit back.
         proxy.arm(api, Hold);
         proxy.wait_struck(LIMIT);
         bridge.pause();
-        // Only the broker can end the transaction; a reader reaches the end when it has.
+        // Only the broker can end the transaction; a reader reaches the end once it has.
         for topic in [&topics.deliveries, &topics.bounces] {
             Reader::new(&proxy.kafka, topic).read_to_end(LIMIT);
         }

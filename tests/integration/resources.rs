@@ -1,5 +1,5 @@
-//! Limits on file descriptors and memory: the bridge stays within them, or waits, and survives. A limit on file sizes stands
-//! for a failing disk. The spool may be removed while the bridge runs, and the reader of its log may hang.
+//! Limits on file descriptors and memory: the bridge stays within them or waits, and survives. A limit on file sizes simulates
+//! a failing disk. The spool may be removed while the bridge runs, and the reader of its log lines may hang.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ fn open_files(bridge: &Bridge) -> usize {
 }
 
 #[test]
-fn few_descriptors_at_the_start_make_fewer_connections() {
+fn few_descriptors_at_the_start_lower_the_connection_limit() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     // 256 are reserved for the bridge itself.
@@ -68,7 +68,7 @@ fn few_descriptors_at_the_start_make_fewer_connections() {
 }
 
 #[test]
-fn descriptors_used_up_by_idle_connections_hold_up_and_break_nothing() {
+fn idle_connections_that_use_up_the_descriptors_break_nothing() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka)
@@ -117,7 +117,7 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
         .start();
     assert_eq!(bridge.client().post(delivery("a@test")).status, 200);
     bridge.wait_drained(LIMIT);
-    // All bodies together would be far larger.
+    // All bodies together would take far more.
     let most = bridge.memory("VmSize:") + (256 << 20);
     limit(&bridge, &format!("--as={most}"));
 
@@ -196,7 +196,7 @@ fn flood(with: &[(&str, &str)], parts: &[String]) -> u64 {
         .collect();
     for part in parts {
         for client in &mut clients {
-            // The bridge may have refused it by now.
+            // The bridge may already have refused it.
             let _ = client.write_all(part.as_bytes());
         }
     }
@@ -274,11 +274,11 @@ fn floods_of_held_connections_stay_within_the_documented_memory() {
 }
 
 #[test]
-fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowledged() {
+fn a_disk_that_fails_writes_ends_the_process_and_loses_nothing_acknowledged() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
-    // A write beyond the limit then fails with EFBIG instead of ending the process with a signal.
+    // With SIGXFSZ ignored, a write beyond the limit fails with EFBIG instead of killing the process.
     let breaking = setup.clone().through(&["env", "--ignore-signal=XFSZ"]);
     let mut bridge = breaking.start();
     let target = Target::default();
@@ -302,7 +302,7 @@ fn a_disk_that_takes_no_more_writes_ends_the_process_and_costs_nothing_acknowled
 }
 
 #[test]
-fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
+fn a_removed_spool_acknowledges_nothing_more() {
     let delete = |dir: &Path| fs::remove_dir_all(dir.join("deliveries")).unwrap();
     let replace = |dir: &Path| {
         let segment = dir.join("deliveries/00000000000000000001.segment");
@@ -317,7 +317,7 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
         let mut client = bridge.client();
         assert_eq!(client.post(delivery("kept@test")).status, 200);
         take_away(setup.spool_dir());
-        // No answer if the process noticed by itself and ended first.
+        // There is no answer if the process has noticed and ended first.
         let refused = delivery("refused@test");
         if let Ok(answer) = client.request("POST", EVENTS, &[JSON], refused.as_bytes()) {
             assert_eq!(answer.status, 503);
@@ -336,19 +336,19 @@ fn a_spool_that_is_taken_away_acknowledges_nothing_more() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_neither_webhooks_nor_the_stop() {
+fn unread_log_lines_delay_neither_webhooks_nor_a_stop() {
     bridge_without_a_reader("1s", 0, |_, process| process.signal(Signal::TERM));
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_no_failure() {
+fn unread_log_lines_do_not_delay_a_failure() {
     bridge_without_a_reader("30s", 74, |setup, process| {
         fs::remove_dir_all(setup.spool_dir().join("deliveries")).unwrap();
         process.signal(Signal::TERM);
     });
 }
 
-/// Runs a bridge whose log nobody reads until `end` makes it end with this code.
+/// Runs a bridge whose log lines nobody reads, until `end` makes it exit with this code.
 fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut Process)) {
     let setup = Setup::new(NO_KAFKA)
         .set("log.level", "debug")
@@ -361,7 +361,7 @@ fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut
     let mut process = Process::spawn(&mut command).unwrap();
     drop(command);
     let mut lines = BufReader::new(unread).lines();
-    // In either order.
+    // The two servers start in either order.
     let mut addresses = BTreeMap::<String, SocketAddr>::new();
     while addresses.len() < 2 {
         let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -372,7 +372,7 @@ fn bridge_without_a_reader(grace: &str, code: i32, end: impl FnOnce(&Setup, &mut
     let [admin, ingest] =
         ["admin", "ingest"].map(|part| addresses[&format!("\"cmc_bridge::{part}::server\"")]);
 
-    // Each logs a line, more than the pipe and the queue can hold.
+    // Each webhook logs a line; together they exceed the pipe and the queue.
     let mut client = Client::new(ingest);
     wait::until(LIMIT, "dropped lines", || {
         for _ in 0..50 {

@@ -15,11 +15,11 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// A broker is taken for dead after this time without a heartbeat.
+/// A broker is considered dead after this time without a heartbeat.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[test]
-fn brokers_killed_one_after_another_cost_no_event() {
+fn brokers_killed_one_after_another_lose_no_event() {
     let kills: usize = std::env::var("CMC_BRIDGE_TEST_BROKER_KILLS")
         .map(|text| text.parse().expect("CMC_BRIDGE_TEST_BROKER_KILLS is a number"))
         .unwrap_or(3);
@@ -52,12 +52,12 @@ fn brokers_killed_one_after_another_cost_no_event() {
     for kill in 0..kills {
         let led = [transactions, &topics.deliveries, positions][kill % 3];
         let victim = cluster.leader(led, None);
-        // Random on purpose: within a transaction or between two.
+        // At a random time, within a transaction or between two.
         thread::sleep(Duration::from_millis(random.below(500)));
         cluster.kill(victim);
         let killed = Instant::now();
         let successor = cluster.leader(led, Some(victim));
-        // More than could have been in flight at the kill.
+        // More than can have been in flight at the kill.
         delivered("deliveries", 200.0);
         delivered("bounces", 100.0);
         println!(

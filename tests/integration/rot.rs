@@ -1,4 +1,4 @@
-//! Bit rot in spools of bridges that were killed under load, and logs that can't be opened.
+//! Bit rot in the spools of bridges killed under load, and logs that can't be opened.
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
@@ -61,7 +61,7 @@ impl Log {
     }
 }
 
-/// After a kill Kafka is ahead of the checkpoint, and the history decides what is delivered again.
+/// After a kill, Kafka is ahead of the checkpoint, and the history decides which batches are delivered again.
 #[test]
 fn rotten_headers_positions_and_manifests_cost_nothing() {
     type Harm = fn(&Log, &mut Random);
@@ -168,7 +168,7 @@ fn a_log_that_cannot_be_opened_stops_no_other_stream() {
     assert_eq!(post(&mut client, "bounces", "refused@test"), 503);
     assert_eq!(bridge.probe("/readyz"), 200);
     let blocked = [("stream", "bounces"), ("reason", "damage")];
-    bridge.wait_for(LIMIT, "the metric and the deliveries", |scrape| {
+    bridge.wait_for(LIMIT, "a blocked lane and two deliveries", |scrape| {
         scrape.get("cmc_bridge_lane_blocked", &blocked) == 1.0
             && scrape.stream("cmc_bridge_delivered_events_total", "deliveries") == 2.0
     });
@@ -187,7 +187,7 @@ fn a_log_that_cannot_be_opened_stops_no_other_stream() {
     let said = bridge.running.stderr();
     assert!(said.contains("the log can't be opened"), "{said}");
 
-    // Once an operator has put it back, delivery goes on without a restart.
+    // Once an operator has restored it, delivery continues without a restart.
     fs::write(&manifests[0], &whole).unwrap();
     bridge.wait_for(LIMIT, "the bounces", |scrape| {
         scrape.get("cmc_bridge_lane_blocked", &blocked) == 0.0
@@ -202,7 +202,7 @@ fn a_log_that_cannot_be_opened_stops_no_other_stream() {
 }
 
 #[test]
-fn a_drain_delivers_the_streams_beside_a_log_that_cannot_be_opened() {
+fn a_drain_delivers_the_other_streams_when_one_log_cannot_be_opened() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let away = Setup::new(NO_KAFKA).topics(&topics);
@@ -221,7 +221,7 @@ fn a_drain_delivers_the_streams_beside_a_log_that_cannot_be_opened() {
 }
 
 #[test]
-fn no_start_without_any_log_for_events() {
+fn the_bridge_does_not_start_without_any_event_log() {
     let setup = Setup::new(NO_KAFKA);
     setup.start().stop();
     for stream in ["deliveries", "bounces"] {

@@ -22,7 +22,7 @@ fn lines(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
+fn the_tools_list_verify_export_and_drain_a_spool() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let away = Setup::new(NO_KAFKA).topics(&topics);
@@ -89,7 +89,7 @@ fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
         "invalid_json"
     );
 
-    // Kafka is still away: drain says so and ends, and nothing is lost.
+    // Kafka is still unreachable: drain says so and exits, and nothing is lost.
     let ended = run(&away, &["spool", "drain", "--patience", "2"]);
     assert_eq!(ended.code, 69, "{}", ended.stderr);
     assert!(ended.stderr.contains("were not delivered"));
@@ -111,7 +111,7 @@ fn a_spool_left_behind_is_listed_verified_exported_and_drained() {
 }
 
 #[test]
-fn damage_is_named_exported_around_and_repaired() {
+fn damage_is_reported_skipped_by_export_and_repaired() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let away = Setup::new(NO_KAFKA).topics(&topics);
@@ -201,9 +201,9 @@ fn first_segment(setup: &Setup) -> PathBuf {
     setup.spool_dir().join("deliveries/00000000000000000001.segment")
 }
 
-/// Such a batch is intact: it is not damage, and a repair keeps it.
+/// Such a batch is intact: it is not reported as damage, and a repair keeps it.
 #[test]
-fn a_batch_of_a_later_version_is_exported_as_it_is_and_kept_by_a_repair() {
+fn a_batch_of_a_later_version_is_exported_unchanged_and_kept_by_a_repair() {
     let setup = Setup::new(NO_KAFKA);
     let bridge = setup.start();
     for id in ["0@test", "1@test", "2@test"] {
@@ -285,7 +285,7 @@ fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
 }
 
 #[test]
-fn what_is_no_spool_is_said_to_be_none() {
+fn the_tools_refuse_a_directory_that_is_not_a_spool() {
     let setup = Setup::new(NO_KAFKA);
     for command in ["ls", "verify", "export", "drain", "repair"] {
         let ended = run(&setup, &["spool", command, "--dir", "/no/such/place"]);
@@ -302,10 +302,6 @@ fn what_is_no_spool_is_said_to_be_none() {
         let ended = run(&setup, &["spool", command, "--dir", empty.to_str().unwrap()]);
         assert_eq!(ended.code, 64, "{command}");
         assert!(ended.stderr.contains("holds no stream's log"), "{command}");
-        assert_eq!(
-            fs::read_dir(&empty).unwrap().count(),
-            0,
-            "{command} writes nothing"
-        );
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0, "{command} wrote a file");
     }
 }

@@ -1,4 +1,4 @@
-//! How long a `read_committed` consumer stalls when a replica is lost within a transaction, and what ends the stall.
+//! How long a `read_committed` consumer stalls when a replica is lost during a transaction, and what ends the stall.
 
 use std::{
     thread,
@@ -22,9 +22,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 const DEFAULT: Duration = Duration::from_secs(15);
 /// Kafka's default of `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
 const LOOKS_FOR_TIMED_OUT: Duration = Duration::from_secs(10);
-/// Allowance for Kafka to end the transaction on a busy machine.
+/// Time allowed for Kafka to end the transaction on a busy machine.
 const MARGIN: Duration = Duration::from_secs(30);
-/// A time-out so long that only the return of the spool can end the transaction, and the limit for that.
+/// A timeout so long that only the return of the spool can end the transaction, and the time allowed for that.
 const LONG: Duration = Duration::from_secs(120);
 const BACK: Duration = Duration::from_secs(60);
 
@@ -50,7 +50,7 @@ fn a_lost_replica_stalls_consumers_until_its_transaction_times_out_or_its_spool_
 
 fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     let topics = Topics {
-        // One partition, which stalls.
+        // A single partition, which stalls.
         deliveries: topics::create(kafka, "deliveries", 1, &[]),
         ..Topics::create(kafka)
     };
@@ -82,7 +82,7 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     post(&other, "behind@test");
     assert!(
         ends.is_open(),
-        "the other replica's event behind it is committed but can't be read"
+        "the lost replica's transaction does not hold back the other replica's event"
     );
     let since = Instant::now();
     let back = match then {
@@ -95,10 +95,12 @@ fn lose_a_replica(kafka: &str, transaction_timeout: Duration, then: Then) {
     };
     let mut reader = Reader::new(kafka, &topics.deliveries);
     let behind = |record: &Record| record.key_text() == Some("<behind@test>");
-    reader.read_until(LIMIT, "the event behind it", |records| records.iter().any(behind));
+    reader.read_until(LIMIT, "the event after the transaction", |records| {
+        records.iter().any(behind)
+    });
     let (stall, took) = (lost_at.elapsed(), since.elapsed());
     println!(
-        "{transaction_timeout:?}, {then:?}: the consumer stalled for {stall:.1?}, of that {took:.1?} since then"
+        "{transaction_timeout:?}, {then:?}: the consumer stalled for {stall:.1?}, {took:.1?} of it since then"
     );
     if then == Then::StaysAway {
         assert!(stall < transaction_timeout + LOOKS_FOR_TIMED_OUT + MARGIN);
@@ -122,7 +124,7 @@ fn post(bridge: &Bridge, id: &str) {
     bridge.wait_drained(LIMIT);
 }
 
-/// The ends of a topic's partition 0: for `read_committed` consumers, and of the log.
+/// The two ends of a topic's partition 0: for `read_committed` and for `read_uncommitted` consumers.
 struct Ends<'a> {
     topic: &'a str,
     stable: BaseConsumer,
@@ -148,7 +150,7 @@ impl<'a> Ends<'a> {
         end(&self.stable) < end(&self.last)
     }
 
-    /// Whether one is open and stays open: a commit in flight would end it.
+    /// Whether one is open and stays open, because no commit in flight ends it.
     fn stay_open(&self) -> bool {
         let until = Instant::now() + Duration::from_secs(3);
         while self.is_open() {

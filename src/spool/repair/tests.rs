@@ -1,4 +1,4 @@
-//! Logs on a real file system, damaged, looked at, and repaired.
+//! Damaged logs on a real file system, surveyed and repaired.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use crate::{
 mod failing_disk;
 
 const SEGMENT: u64 = 8 << 10;
-/// One of these to a segment.
+/// Only one batch of this length fits in a segment.
 const BIG: usize = 2500;
 
 struct Spool {
@@ -26,7 +26,7 @@ struct Spool {
 }
 
 impl Spool {
-    /// Batches 0 to 5, each in a segment of its own, and the first one delivered.
+    /// Batches 0 to 5, each in its own segment, the first one delivered.
     fn new() -> Spool {
         Spool::of(6, SEGMENT)
     }
@@ -113,7 +113,7 @@ impl Spool {
         files
     }
 
-    /// The repaired log is whole, goes on where the old one ended, and its books balance.
+    /// Checks that the repaired log is whole, continues where the old one ended, and that its books balance.
     fn check_repaired(&self, kept: &[u64], next: u64) {
         let numbers: Vec<u64> = kept.to_vec();
         let mut life = self.open();
@@ -160,7 +160,7 @@ fn events(number: u64) -> u64 {
 }
 
 #[test]
-fn a_log_that_is_whole_is_left_alone() {
+fn an_undamaged_log_is_not_changed() {
     let spool = Spool::new();
     let before = spool.files();
     let (batches, survey) = spool.survey();
@@ -168,7 +168,7 @@ fn a_log_that_is_whole_is_left_alone() {
     assert!(survey.damage().is_empty());
     assert_eq!((survey.position().seq, survey.end().seq), (Seq(1), Seq(6)));
     assert!(spool.repair().is_none());
-    assert!(spool.files() == before, "nothing is written");
+    assert!(spool.files() == before, "a file was changed");
     assert!(
         Survey::open(&spool.root.path().join("bounces"))
             .unwrap()
@@ -177,10 +177,10 @@ fn a_log_that_is_whole_is_left_alone() {
 }
 
 #[test]
-fn a_torn_tail_is_no_damage() {
+fn a_torn_tail_is_not_damage() {
     let spool = Spool::new();
     spool.open().append([6], BIG);
-    // Without a seal behind it: the process died.
+    // No seal follows: the process died.
     let last = spool
         .files()
         .iter()
@@ -192,9 +192,9 @@ fn a_torn_tail_is_no_damage() {
 }
 
 #[test]
-fn one_flipped_byte_costs_one_batch_and_is_named() {
+fn one_flipped_byte_costs_one_batch_which_is_reported() {
     let spool = Spool::new();
-    // Batch 3 stands in segment 4.
+    // Batch 3 is in segment 4.
     spool.flip(4, 5000);
     let (batches, survey) = spool.survey();
     assert_eq!(batches.len(), 4);
@@ -209,24 +209,24 @@ fn one_flipped_byte_costs_one_batch_and_is_named() {
     let repaired = spool.repair().unwrap();
     assert_eq!(repaired.lost, [lost(3..4, Some(events(3)))]);
     assert_eq!(repaired.batches, 4);
-    // The damaged log is kept as it was.
+    // The damaged log is kept unchanged.
     for (path, bytes) in damaged {
         let name = path.file_name().unwrap();
         assert!(fs::read(repaired.aside.join(name)).unwrap() == bytes, "{name:?}");
     }
     spool.check_repaired(&[1, 2, 4, 5], 6);
-    assert!(spool.repair().is_none(), "once is enough");
+    assert!(spool.repair().is_none(), "the repaired log needs another repair");
 }
 
 #[test]
-fn a_position_inside_the_loss_goes_on_behind_it() {
+fn delivery_from_a_position_inside_the_loss_continues_after_it() {
     for seq in 1..6 {
         let spool = Spool::new();
         spool.flip(3, 5000);
         spool.flip(4, 5000);
         spool.repair().unwrap();
         let mut life = spool.open();
-        // As Kafka may tell at the start.
+        // The position that Kafka may give at the start.
         life.backlog.seek(Seq(seq)).unwrap();
         let wanted: Vec<u64> = (seq..6).filter(|n| !(2..4).contains(n)).collect();
         let found: Vec<u64> = life.read().0.iter().map(|b| b.seq.0).collect();
@@ -254,20 +254,20 @@ fn headers_segments_checkpoint_and_tail() {
         (
             "the newest position",
             |s| (s.flip_in("checkpoint", 1), s.flip_in("checkpoint", 4096 + 1)).1,
-            // The position before it was 0. What Kafka has behind that, Kafka's position tells.
+            // The previous position was 0. Kafka's own position says what Kafka has after that.
             &[0, 1, 2, 3, 4, 5],
             6,
         ),
         ("the manifest", |s| s.flip_in("manifest", 20), &[1, 2, 3, 4, 5], 6),
         (
-            "a header and what is behind it",
+            "a header and the batch after it",
             |s| (s.flip(4, 100), s.flip(4, 5000)).1,
             &[1, 2, 4, 5],
             6,
         ),
         ("the first header", |s| s.flip(2, 100), &[1, 2, 3, 4, 5], 6),
         (
-            "the last header and the last batch, of which the seal tells",
+            "the last header and the last batch, before a seal",
             |s| (s.flip(6, 100), s.flip(6, 5000)).1,
             &[1, 2, 3, 4],
             6,
@@ -289,7 +289,7 @@ fn headers_segments_checkpoint_and_tail() {
             6,
         ),
         (
-            "the first one",
+            "the first segment",
             |s| fs::remove_file(s.segment(2)).unwrap(),
             &[2, 3, 4, 5],
             6,
@@ -297,7 +297,7 @@ fn headers_segments_checkpoint_and_tail() {
         (
             "the checkpoint",
             |s| fs::remove_file(s.dir().join("checkpoint")).unwrap(),
-            // Delivery goes on from what is there; what Kafka has of it, Kafka's position tells.
+            // Delivery continues with what is there; Kafka's own position says what Kafka already has.
             &[0, 1, 2, 3, 4, 5],
             6,
         ),
@@ -330,10 +330,10 @@ fn headers_segments_checkpoint_and_tail() {
     }
 }
 
-/// A kill of the bridge leaves the checkpoint behind Kafka. Whatever is damaged then in one place, the repaired log knows who
-/// wrote what: else a position in Kafka would be worth less, and batches would be delivered twice.
+/// After a kill, the checkpoint is older than Kafka's position. Whichever single place is damaged then, the repaired log keeps
+/// the history: without it, Kafka's position would not count, and batches would be delivered twice.
 #[test]
-fn a_repaired_log_knows_who_wrote_what() {
+fn a_repaired_log_keeps_its_history() {
     let harms: [fn(&Spool); 5] = [
         |s| s.flip(7, 100),
         |s| s.flip(7, 4000),
@@ -344,14 +344,14 @@ fn a_repaired_log_knows_who_wrote_what() {
     for harm in harms {
         let spool = Spool::new();
         let mut life = spool.open();
-        // Batch 6 is this life's first one and stands in segment 7.
+        // Batch 6 is the first one of this life and is in segment 7.
         life.append(6..9, BIG);
         life.rest();
         let history = life.backlog.history().clone();
         assert_eq!(history.entries().len(), 2);
         drop(life);
         harm(&spool);
-        // The damage may be of the copy of a header, which nobody misses.
+        // If only the copy of a header is damaged, there is nothing to repair.
         if let Some(repaired) = spool.repair() {
             assert_eq!((repaired.lost, repaired.unknown.len()), (vec![], 0));
         }
@@ -361,10 +361,10 @@ fn a_repaired_log_knows_who_wrote_what() {
     }
 }
 
-/// A spool that an earlier version left after two lives of three webhooks each: headers, positions and manifest stand in it
-/// once.
+/// A spool that an earlier version left after two lives of three webhooks each, with only one copy of headers, positions and
+/// manifest.
 #[test]
-fn a_spool_of_an_earlier_version_goes_on() {
+fn a_spool_of_an_earlier_version_still_works() {
     let root = tempfile::tempdir().unwrap();
     let spool = Spool {
         root,
@@ -386,7 +386,7 @@ fn a_spool_of_an_earlier_version_goes_on() {
     life.append([6], BIG);
     life.deliver_to(4);
     drop(life);
-    // From now on there are two of each.
+    // From now on there are two copies of each.
     spool.flip_in("manifest", 20);
     spool.flip_in("checkpoint", 16);
     spool.flip(3, 100);
@@ -399,19 +399,19 @@ fn a_spool_of_an_earlier_version_goes_on() {
     assert_eq!(life.damage.len(), 3);
     assert_eq!(life.read().0.len(), 3);
     drop(life);
-    // What has no copy is damage, as ever, and repaired as far as the records tell.
+    // Damage without a copy is damage as before, repaired as far as the records allow.
     spool.flip(2, 100);
     let repaired = spool.repair().unwrap();
     assert_eq!((repaired.lost, repaired.batches), (vec![], 3));
 }
 
 #[test]
-fn what_repairs_leave_has_names_of_its_own() {
+fn repairs_leave_directories_with_distinct_names() {
     let spool = Spool::new();
     let left = spool.root.path().join("deliveries.repairing");
     let mut asides = Vec::new();
     for repair in 0..4 {
-        // Each was interrupted once, all in the same second.
+        // Each repair was interrupted once, all within the same second.
         fs::create_dir(&left).unwrap();
         fs::write(left.join("evidence"), [repair]).unwrap();
         fs::write(spool.dir().join("damage"), "once").unwrap();
@@ -443,7 +443,7 @@ fn what_repairs_leave_has_names_of_its_own() {
 }
 
 #[test]
-fn the_last_segment_costs_what_it_may_have_held() {
+fn the_last_segment_costs_all_batches_it_may_have_held() {
     let spool = Spool::new();
     fs::write(spool.segment(6), vec![0; SEGMENT as usize]).unwrap();
     let repaired = spool.repair().unwrap();
@@ -456,7 +456,7 @@ fn the_last_segment_costs_what_it_may_have_held() {
     spool.check_repaired(&[1, 2, 3, 4], lost.to.0);
 }
 
-/// Wherever a byte is wrong, what does not lie there is kept.
+/// Whichever byte is wrong, every batch that does not contain it is kept.
 #[test]
 fn any_flipped_byte() {
     let mut random: u64 = 1;
@@ -468,7 +468,7 @@ fn any_flipped_byte() {
         let at = (random >> 40) % len;
         spool.flip(id, at as usize);
         let Some(repaired) = spool.repair() else {
-            // In the zeros, or before the first batch.
+            // The byte is in the zeros or before the first batch.
             spool.check_repaired(&[1, 2, 3, 4, 5], 6);
             continue;
         };

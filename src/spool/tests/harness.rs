@@ -1,5 +1,5 @@
-//! What tests of the spool share: one life of a log on a simulated disk, without threads. [`SteppedLog`] is for the
-//! simulation of the whole; the rest is for the spool's own tests.
+//! Harness of the spool's tests: one life of a log on a simulated disk, without threads. The simulation of the whole uses
+//! [`SteppedLog`]; the rest is for the spool's own tests.
 
 use std::{
     path::{Path, PathBuf},
@@ -38,7 +38,7 @@ pub fn options(segment_bytes: u64) -> LogOptions {
     LogOptions {
         dir: PathBuf::from(DIR),
         name: "deliveries",
-        // Few enough that just two trimmed segments are kept, when they have the tests' length.
+        // So few that only two trimmed segments of the tests' length are kept.
         max_bytes: 64 * segment_bytes,
         segment_bytes,
         durability: Durability::Fsync,
@@ -53,7 +53,7 @@ pub fn metrics() -> LogMetrics {
     }
 }
 
-/// The batch of a number: its bytes tell which one it is, and `len` and more of them there are.
+/// A batch identified by its number: its content depends on it, and it is at least `len` bytes long.
 pub fn batch(number: u64, len: usize) -> (Batch, Tally) {
     let mut builder = BatchBuilder::new(number as i64, &[("n", &number.to_le_bytes())], b"", len);
     let mut tally = Tally::default();
@@ -69,38 +69,38 @@ pub fn permit() -> OwnedSemaphorePermit {
     Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
 }
 
-/// Bytes of a segment's header.
+/// Length of a segment's header in bytes.
 pub const HEADER: u64 = segment::HEADER as u64;
 
 pub fn segment_path(id: u64) -> PathBuf {
     Path::new(DIR).join(segment::file_name(SegmentId(id)))
 }
 
-/// An appender that takes batches from the first moment on: without threads nobody opens it.
+/// An appender that takes batches at once: without threads, nothing opens it.
 pub fn open_appender(options: &LogOptions) -> Appender {
     let appender = Appender::of_closed_log(options.max_bytes);
     appender.queue.open();
     appender
 }
 
-/// Every append fails from now on, also those that wait.
+/// From now on every append fails, including those that wait.
 pub fn fail(appender: &Appender) {
     appender.queue.fail();
 }
 
-/// What a thread would do when it runs.
+/// One run of a thread.
 pub type ThreadStep = Arc<dyn Fn() + Send + Sync>;
 
-/// An open log whose threads are steps: what they do in between waits is the same code as [`super::Log`]'s.
+/// An open log whose threads are steps. Between their waits they run the same code as [`super::Log`]'s.
 pub struct SteppedLog(LogWriter);
 
-/// What [`SteppedLog::open`] gives.
+/// The result of [`SteppedLog::open`].
 pub struct OpenedLog {
     pub log: SteppedLog,
     pub backlog: Backlog,
     pub appender: Appender,
     pub damage: Vec<Damage>,
-    /// The thread that prepares segments. The writer must not run while it is at it: it would wait for it.
+    /// The thread that prepares segments. The writer must not run meanwhile, because it would wait for it.
     pub prepare: ThreadStep,
 }
 
@@ -127,7 +127,7 @@ impl SteppedLog {
         })
     }
 
-    /// The writer's thread wakes up. False when the log is closed and everything is written.
+    /// The writer's thread wakes up. Returns false when the log is closed and everything is written.
     pub fn turn(&mut self) -> Result<bool, SpoolError> {
         let turn = self.0.turn();
         if turn.is_err() {
@@ -147,7 +147,7 @@ impl SteppedLog {
     }
 }
 
-/// Appends go to the writer's own functions, in groups, and are answered at once.
+/// A log whose appends call the writer's own functions, in groups, and are answered at once.
 pub struct LogLife {
     pub(in crate::spool) writer: LogWriter,
     pub backlog: Backlog,
@@ -169,7 +169,7 @@ impl LogLife {
         })
     }
 
-    /// Appends these batches as one group; each one's answer, and what the writer said of the whole.
+    /// Appends these batches as one group. Returns each one's answer and the writer's result for the group.
     pub fn try_append(
         &mut self,
         batches: &[Batch],
@@ -199,7 +199,7 @@ impl LogLife {
         (answers, result)
     }
 
-    /// Appends the batches of these numbers as one group; all must become durable.
+    /// Appends the batches with these numbers as one group; all must become durable.
     pub fn append(&mut self, numbers: impl IntoIterator<Item = u64>, len: usize) {
         let batches: Vec<Batch> = numbers.into_iter().map(|n| batch(n, len).0).collect();
         let (answers, result) = self.try_append(&batches);
@@ -209,7 +209,7 @@ impl LogLife {
         );
     }
 
-    /// Seals what was written.
+    /// Seals the log.
     pub fn rest(&mut self) {
         self.writer.rest().unwrap();
     }
@@ -227,7 +227,7 @@ impl LogLife {
         }
     }
 
-    /// Reads to the end: these numbers must be there, in order, from sequence `first` on.
+    /// Reads to the end: exactly these numbers must follow, in order, from sequence `first` on.
     pub fn expect(&mut self, first: u64, numbers: impl IntoIterator<Item = u64>, len: usize) {
         let (batches, damage) = self.read();
         assert_eq!(damage, None);
@@ -235,7 +235,7 @@ impl LogLife {
         assert_eq!(self.backlog.end().seq.0, first + batches.len() as u64);
     }
 
-    /// Kafka has everything before `seq`.
+    /// Marks everything before `seq` as delivered.
     pub fn deliver_to(&mut self, seq: u64) {
         let position = self.backlog.seek(Seq(seq)).unwrap();
         self.backlog.advance(position);
@@ -260,8 +260,7 @@ pub fn expect_batches(
     );
 }
 
-/// What `spool repair --accept-loss` does to a log that nobody has open, on a simulated disk: as a whole, with no crash in
-/// between.
+/// Does what `spool repair --accept-loss` does, to a closed log on a simulated disk, without crashes in between.
 pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, SpoolError> {
     let storage = disk.mount();
     let work = options.dir.with_extension("repairing");
@@ -286,16 +285,16 @@ pub fn repair(disk: &SimDisk, options: &LogOptions) -> Result<Option<Repaired>, 
     Ok(repaired)
 }
 
-/// What the checkpoint of the log in `dir` holds.
+/// The position stored in the checkpoint of the log in `dir`.
 pub fn stored_position(disk: &SimDisk, dir: &Path) -> Option<StoredPosition> {
     let log_id = Manifest::read(&*disk.mount(), dir).unwrap()?.log_id.into_bytes();
     checkpoint::read(&*disk.mount(), dir, log_id).unwrap()
 }
 
-/// Where a valid record stands in its segment.
+/// The place of a valid record in its segment.
 pub struct RecordPlace {
     pub at: usize,
-    /// Without what pads it.
+    /// Without padding.
     pub len: usize,
     pub commit: u64,
     pub is_batch: bool,
@@ -317,13 +316,13 @@ pub fn records(disk: &SimDisk, path: &Path) -> Vec<RecordPlace> {
         .collect()
 }
 
-/// What every checksum of the log covers.
+/// The id of the log, which every checksum covers.
 pub fn log_id(disk: &SimDisk) -> [u8; 16] {
     let manifest = Manifest::read(&*disk.mount(), Path::new(DIR)).unwrap().unwrap();
     manifest.log_id.into_bytes()
 }
 
-/// The segments that are there, the oldest first.
+/// The existing segments, oldest first.
 pub fn segments(disk: &SimDisk) -> Vec<u64> {
     let names = disk.names();
     let mut ids: Vec<u64> = names

@@ -90,7 +90,7 @@ fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_together_shares_a_sync() {
+async fn batches_that_wait_together_share_a_sync() {
     let disk = SimDisk::new(1);
     let mut opened = open(&disk, &options(1 << 20));
     append(&opened.appender, 0, 40).await.unwrap();
@@ -104,14 +104,14 @@ async fn what_waits_together_shares_a_sync() {
         .collect();
     let queue = Arc::clone(&opened.appender.queue);
     let bytes: u64 = (1..200).map(|n| batch(n, 40).0.bytes().len() as u64).sum();
-    until("all wait", || queue.lock().bytes == bytes);
-    assert_eq!(opened.backlog.end().seq, Seq(1), "not before the sync");
+    until("all appends to wait", || queue.lock().bytes == bytes);
+    assert_eq!(opened.backlog.end().seq, Seq(1), "read before the sync");
     assert!(tasks.iter().all(|task| !task.is_finished()));
     disk.hold_syncs(false);
     for task in tasks {
         task.await.unwrap().unwrap();
     }
-    // What the first of them began with, all others, and a seal before, between and behind them at most.
+    // At most the sync already begun, one for all others, and a seal before, between and after them.
     assert!(disk.count(Op::SyncData, ".segment") - syncs <= 5);
     assert_eq!(read(&mut opened.backlog, 200).len(), 200);
     assert_eq!(queue.lock().bytes, 0);
@@ -139,7 +139,7 @@ async fn every_batch_is_read_once_and_in_order_while_others_append_and_trim() {
             assert_eq!(found.seq, Seq(seq));
             let writer = (0..8)
                 .find(|w| found.payload == batch(w * 1000 + next[*w as usize], 300).0.bytes())
-                .expect("out of order, or twice");
+                .expect("a batch out of order or read twice");
             next[writer as usize] += 1;
             if seq % 13 == 0 {
                 opened.backlog.advance(found.end());
@@ -149,13 +149,15 @@ async fn every_batch_is_read_once_and_in_order_while_others_append_and_trim() {
         opened
     });
     let opened = lane.join().unwrap();
-    until("all are answered", || acknowledged.load(Ordering::Relaxed) == 800);
+    until("all appends to be answered", || {
+        acknowledged.load(Ordering::Relaxed) == 800
+    });
     assert!(segments(&disk).len() < 20 && segments(&disk)[0] > 20);
     assert!(opened.failure.try_recv().is_err());
 }
 
 #[tokio::test]
-async fn a_segment_that_somebody_deleted_takes_no_more() {
+async fn a_deleted_segment_takes_no_more_batches() {
     let disk = SimDisk::new(1);
     let opened = open(&disk, &options(SEGMENT));
     append(&opened.appender, 0, 40).await.unwrap();
@@ -166,7 +168,7 @@ async fn a_segment_that_somebody_deleted_takes_no_more() {
 }
 
 #[tokio::test]
-async fn a_failed_sync_is_the_end() {
+async fn a_failed_sync_ends_the_log() {
     for op in [Op::SyncData, Op::Write] {
         let disk = SimDisk::new(1);
         let mut opened = open(&disk, &options(SEGMENT));
@@ -182,10 +184,10 @@ async fn a_failed_sync_is_the_end() {
                 append(&opened.appender, 3, 40).await
             }
         );
-        // Whatever was in the commit that failed or behind it has failed; nobody hears of success later.
+        // Every batch in the failed commit or after it fails, and none is reported as successful later.
         let answers = [first, second, third, append(&opened.appender, 4, 40).await];
         let good = answers.iter().take_while(|answer| answer.is_ok()).count();
-        // The first three may share a commit; the one after the failed call can't be good.
+        // The first three may share a commit; the one after the failed call can't succeed.
         assert!(good < 4, "{answers:?}");
         assert!(
             answers[good..].iter().all(|a| *a == Err(AppendError::Failed)),
@@ -194,14 +196,14 @@ async fn a_failed_sync_is_the_end() {
         opened.failure.recv_timeout(LONG).unwrap();
         assert_eq!(opened.appender.state(), LogState::Failed);
         assert_eq!(read(&mut opened.backlog, 1 + good).len(), 1 + good);
-        assert!(opened.backlog.take().unwrap().is_none(), "not what failed");
+        assert!(opened.backlog.take().unwrap().is_none(), "a failed batch is read");
         opened.log.close();
-        assert!(opened.failure.recv().is_err(), "it is called once");
+        assert!(opened.failure.recv().is_err(), "the callback is called twice");
         assert_eq!(append(&opened.appender, 5, 40).await, Err(AppendError::Failed));
     }
 }
 
-/// Else a failure of another log, or a second signal, would wait for it.
+/// Otherwise a failure of another log, or a second signal, would wait for it.
 #[tokio::test]
 async fn a_log_whose_disk_hangs_can_be_dropped() {
     let disk = SimDisk::new(1);
@@ -221,7 +223,7 @@ async fn a_log_whose_disk_hangs_can_be_dropped() {
 }
 
 #[tokio::test]
-async fn closing_makes_durable_what_waits_and_seals() {
+async fn closing_makes_waiting_batches_durable_and_seals() {
     let disk = SimDisk::new(1);
     let mut opened = open(&disk, &options(SEGMENT));
     disk.hold_syncs(true);
@@ -276,7 +278,7 @@ async fn a_full_budget_refuses_until_a_trim() {
         }
     };
     assert_eq!(refusal, AppendError::Full);
-    // Beyond the payloads there are a header and seals at most.
+    // On top of the payloads come at most a header and seals.
     assert!(opened.appender.used_bytes() <= 20_000 + 4096 + 1000);
     assert!((2..8).contains(&taken), "{taken}");
     let found = read(&mut opened.backlog, taken as usize);
@@ -284,19 +286,19 @@ async fn a_full_budget_refuses_until_a_trim() {
     opened.backlog.store_checkpoint().unwrap();
     append(&opened.appender, taken, BIG).await.unwrap();
     assert_eq!(append(&opened.appender, 9, BIG).await, Err(AppendError::Full));
-    // What is on the disk already counts after the next open as well.
+    // After the next open, the bytes already on the disk count as well.
     opened.log.close();
     let opened = open(&disk, &options);
     assert_eq!(append(&opened.appender, 9, BIG).await, Err(AppendError::Full));
     assert_eq!(
         append(&opened.appender, 9, 30_000).await,
         Err(AppendError::Full),
-        "never"
+        "it can never fit"
     );
 }
 
 #[tokio::test]
-async fn who_waits_too_long_is_withdrawn() {
+async fn a_batch_that_waits_too_long_is_withdrawn() {
     let disk = SimDisk::new(1);
     let mut opened = open(&disk, &options(SEGMENT));
     append(&opened.appender, 0, 40).await.unwrap();
@@ -309,12 +311,12 @@ async fn who_waits_too_long_is_withdrawn() {
         let answer = opened.appender.append(batch, tally, slot(), short).await;
         assert_eq!(answer, Err(AppendError::TooSlow));
     }
-    assert!(slots.available_permits() < 10, "it still takes memory");
+    assert!(slots.available_permits() < 10, "its memory is still in use");
     disk.hold_syncs(false);
     append(&opened.appender, 4, 40).await.unwrap();
     assert_eq!(slots.available_permits(), 10);
     assert_eq!(opened.appender.queue.lock().bytes, 0);
-    // At most the one that was being written is there.
+    // At most the batch that was being written is in the log.
     let (end, found) = (
         opened.backlog.end().seq.0,
         opened.backlog.take().unwrap().unwrap(),
@@ -324,7 +326,7 @@ async fn who_waits_too_long_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn an_empty_log_is_not_full_whatever_was_refused() {
+async fn an_empty_log_is_not_full_after_a_refusal() {
     let disk = SimDisk::new(1);
     let options = LogOptions {
         max_bytes: 20_000,
@@ -335,9 +337,9 @@ async fn an_empty_log_is_not_full_whatever_was_refused() {
     assert_eq!(
         opened.appender.state(),
         LogState::Accepting,
-        "it has room for others"
+        "it has room for other batches"
     );
-    // Nor when those that filled the budget didn't wait long enough for the disk to be written.
+    // Nor does it stay full of batches that gave up waiting for the disk.
     disk.hold_syncs(true);
     let short = Duration::from_millis(10);
     let refusal = loop {
@@ -350,13 +352,13 @@ async fn an_empty_log_is_not_full_whatever_was_refused() {
     assert_eq!(refusal, Err(AppendError::Full));
     assert_eq!(opened.appender.state(), LogState::Full);
     disk.hold_syncs(false);
-    until("it takes batches", || {
+    until("the log to take batches again", || {
         opened.appender.state() == LogState::Accepting
     });
 }
 
 #[tokio::test]
-async fn a_full_disk_at_the_open_is_waited_out() {
+async fn an_open_log_waits_until_a_full_disk_has_room() {
     let disk = SimDisk::new(1);
     drop(open(&disk, &options(SEGMENT)));
     disk.set_capacity(Some(10_000));
@@ -364,7 +366,7 @@ async fn a_full_disk_at_the_open_is_waited_out() {
     assert_eq!(opened.appender.state(), LogState::Full);
     assert_eq!(append(&opened.appender, 0, 40).await, Err(AppendError::Full));
     disk.set_capacity(None);
-    until("it recovers by itself", || {
+    until("the log to recover without a call", || {
         opened.appender.state() == LogState::Accepting
     });
     append(&opened.appender, 0, 40).await.unwrap();
@@ -372,17 +374,17 @@ async fn a_full_disk_at_the_open_is_waited_out() {
 }
 
 #[tokio::test]
-async fn a_batch_that_finds_no_room_keeps_no_other_out() {
+async fn a_batch_too_large_for_the_disk_keeps_no_other_out() {
     let disk = SimDisk::new(1);
     let opened = open(&disk, &options(SEGMENT));
     disk.set_capacity(Some(40_000));
     assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
     append(&opened.appender, 1, 40).await.unwrap();
-    // The writer says so once it has answered; without a batch it would look by itself only a second later.
-    until("it takes batches", || {
+    // The writer says so once it has answered; without a batch it would check only a second later.
+    until("the log to take batches again", || {
         opened.appender.state() == LogState::Accepting
     });
-    // Nor out of the next segment.
+    // Nor does it keep batches out of the next segment.
     assert_eq!(append(&opened.appender, 0, 100_000).await, Err(AppendError::Full));
     for n in 2..5 {
         append(&opened.appender, n, BIG).await.unwrap();
@@ -390,7 +392,7 @@ async fn a_batch_that_finds_no_room_keeps_no_other_out() {
 }
 
 #[tokio::test]
-async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
+async fn a_lane_waits_for_unread_batches_and_can_be_woken() {
     let disk = SimDisk::new(1);
     let mut opened = open(&disk, &options(SEGMENT));
     append(&opened.appender, 0, 40).await.unwrap();
@@ -400,14 +402,23 @@ async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
         start.elapsed()
     };
     let short = Duration::from_millis(50);
-    assert!(took(&opened.backlog, LONG) < LONG / 2, "there is something");
+    assert!(
+        took(&opened.backlog, LONG) < LONG / 2,
+        "it waits although a batch is there"
+    );
     opened.backlog.take().unwrap().unwrap();
-    // The batch is read and not yet in Kafka.
+    // The batch has been read but is not in Kafka yet.
     assert!(took(&opened.backlog, short) >= short);
     let waker = opened.backlog.waker();
     waker();
-    assert!(took(&opened.backlog, LONG) < LONG / 2, "woken before it waits");
-    assert!(took(&opened.backlog, short) >= short, "once");
+    assert!(
+        took(&opened.backlog, LONG) < LONG / 2,
+        "it misses a wake-up before the wait"
+    );
+    assert!(
+        took(&opened.backlog, short) >= short,
+        "one wake-up ends two waits"
+    );
     let backlog = opened.backlog;
     let waiting = thread::spawn(move || {
         let first = took(&backlog, LONG);
@@ -422,19 +433,16 @@ async fn a_lane_waits_for_what_it_has_not_read_and_can_be_woken() {
     assert!(first < LONG / 2 && second < LONG / 2, "{first:?} {second:?}");
     backlog.take().unwrap().unwrap();
     opened.log.close();
-    assert!(
-        took(&backlog, short) >= short,
-        "nothing comes, and that is no reason to turn"
-    );
+    assert!(took(&backlog, short) >= short, "closing the log wakes the lane");
 }
 
-/// A reader may stand before a trimmed segment's seal, with the file open, while that is written anew.
+/// A reader may have a trimmed segment open, before its seal, while that segment is rewritten.
 #[test]
-fn a_reader_is_not_led_astray_by_a_segment_that_is_used_again() {
+fn a_reader_survives_the_reuse_of_a_segment() {
     let disk = SimDisk::new(1);
     let mut life = LogLife::open(&disk, &options(SEGMENT)).unwrap();
     for n in (0..30).step_by(3) {
-        // More than the reader takes at once: it has not read the seal.
+        // More than the reader reads at once, so it has not read the seal.
         life.append([n], 300_000);
         life.rest();
         let batch = life.backlog.take().unwrap().unwrap();
@@ -446,11 +454,11 @@ fn a_reader_is_not_led_astray_by_a_segment_that_is_used_again() {
         life.expect(n + 2, [n + 2], BIG);
         life.deliver_to(n + 3);
     }
-    assert!(disk.count(Op::Rename, ".segment") > 10, "segments are used again");
+    assert!(disk.count(Op::Rename, ".segment") > 10, "segments are not reused");
 }
 
 #[test]
-fn what_is_kept_to_be_used_again_is_bounded() {
+fn few_segments_are_kept_for_reuse() {
     let disk = SimDisk::new(1);
     let options = LogOptions {
         max_bytes: 100 * SEGMENT,
@@ -460,11 +468,7 @@ fn what_is_kept_to_be_used_again_is_bounded() {
     life.append(0..12, BIG);
     assert_eq!(segments(&disk).len(), 12);
     life.deliver_to(11);
-    assert_eq!(
-        segments(&disk).len(),
-        4,
-        "the active one and three to be used again"
-    );
+    assert_eq!(segments(&disk).len(), 4, "the active one and three for reuse");
     drop(life);
     disk.kill();
     LogLife::open(&disk, &options).unwrap();
@@ -475,12 +479,12 @@ fn what_is_kept_to_be_used_again_is_bounded() {
     );
 }
 
-/// A backlog must not fill the memory with what nobody reads soon.
+/// A backlog must not fill the page cache with data that nobody reads soon.
 #[test]
-fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
+fn segments_far_ahead_of_the_reader_leave_the_cache() {
     let disk = SimDisk::new(1);
     let mut life = LogLife::open(&disk, &options(SEGMENT)).unwrap();
-    // One batch a segment. The reader stays in the first one.
+    // One batch per segment. The reader stays in the first one.
     life.backlog.peek().unwrap();
     life.append(0..8, BIG);
     let uncached = |disk: &SimDisk| -> Vec<u64> {
@@ -490,7 +494,7 @@ fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
     };
     assert_eq!(segments(&disk).len(), 8);
     assert_eq!(uncached(&disk), [5, 6, 7]);
-    // It has come close, and reads from memory.
+    // The reader has caught up and reads from memory.
     life.expect(0, 0..8, BIG);
     life.append(8..12, BIG);
     assert_eq!(uncached(&disk), [5, 6, 7]);
@@ -499,11 +503,11 @@ fn what_is_left_far_ahead_of_the_reader_is_no_longer_cached() {
 }
 
 #[test]
-fn a_read_that_fails_once_is_no_damage() {
+fn a_single_failed_read_is_not_damage() {
     let disk = SimDisk::new(1);
     let mut life = LogLife::open(&disk, &options(1 << 20)).unwrap();
     life.append(0..5, 100_000);
-    // The reader holds two of them, and the beginning of the third.
+    // The reader holds two batches and the beginning of the third.
     life.backlog.take().unwrap();
     disk.fail(Op::Read, ".segment", 0);
     life.backlog.take().unwrap();
@@ -511,7 +515,7 @@ fn a_read_that_fails_once_is_no_damage() {
     life.expect(2, 2..5, 100_000);
 }
 
-/// Zeros are worth their while only as long as there is time for them.
+/// Writing zeros is worthwhile only if there is time for it.
 #[test]
 fn segments_that_fill_fast_are_not_filled_with_zeros_first() {
     clock::simulate(Some(Instant::now()));
@@ -529,7 +533,7 @@ fn segments_that_fill_fast_are_not_filled_with_zeros_first() {
         }
         disk.count(Op::Write, SPARE) - written
     };
-    // The header alone.
+    // Only the header.
     assert_eq!(writes_of_a_segment_after(Duration::ZERO), 1);
     assert_eq!(writes_of_a_segment_after(Duration::from_millis(100)), 2);
     assert_eq!(writes_of_a_segment_after(Duration::ZERO), 1);
@@ -544,13 +548,15 @@ fn zeroed(len: u64) -> Wanted {
 }
 
 #[test]
-fn an_open_does_not_meet_the_former_preparer() {
+fn a_dropped_preparer_makes_no_more_calls() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
     for _ in 0..20 {
         let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
         preparer.want(zeroed(4 << 20));
-        until("it has begun", || disk.names().contains(&SPARE.to_owned()));
+        until("the preparer to begin", || {
+            disk.names().contains(&SPARE.to_owned())
+        });
         drop(preparer);
         let calls = || disk.count(Op::Write, "") + disk.count(Op::SyncData, "");
         let before = calls();
@@ -561,7 +567,7 @@ fn an_open_does_not_meet_the_former_preparer() {
 }
 
 #[test]
-fn a_preparer_gives_what_was_asked_for() {
+fn a_preparer_provides_spares_of_the_requested_length() {
     let disk = SimDisk::new(1);
     disk.mount().create_dir_all(DIR.as_ref()).unwrap();
     let preparer = Preparer::start(disk.mount(), DIR.into(), none_trimmed(), "prepare".into()).unwrap();
@@ -577,14 +583,14 @@ fn a_preparer_gives_what_was_asked_for() {
     assert!(written > 0);
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
     assert!(matches!(preparer.take(200_000), Taken::NoSpace));
-    // A disk without the room is not filled to find that out, nor while somebody waits.
+    // A disk without enough room is not filled to find that out, nor while somebody waits.
     assert_eq!(disk.count(Op::Write, SPARE), written);
     assert!(matches!(preparer.take(1000), Taken::Spare(_)));
     disk.fail(Op::SyncData, SPARE, 0);
     assert!(matches!(preparer.take(1000), Taken::Failed(_)));
 }
 
-/// A storage with a bug.
+/// A storage that panics at every call.
 struct Buggy;
 
 impl ReadStorage for Buggy {

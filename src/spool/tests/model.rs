@@ -1,5 +1,5 @@
-//! Random lives of a log against a plain model: what was acknowledged is there, whole, once and in order, whatever
-//! fails between any two calls; what was not is there whole or not at all; and no plain crash looks like damage.
+//! Random lives of a log against a plain model. Acknowledged batches are there, complete, once and in order, whatever fails
+//! between any two calls. All others are there completely or not at all. No plain crash looks like damage.
 
 use proptest::prelude::*;
 
@@ -15,20 +15,20 @@ const SEGMENT: u64 = 8 << 10;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Batches of these lengths, as one group.
+    /// Appends batches of these lengths as one group.
     Append(Vec<usize>),
     Rest,
-    /// Read so many, and look at them.
+    /// Reads this many batches and compares them.
     Read(usize),
-    /// Kafka has so many more.
+    /// Delivers this many more batches.
     Advance(usize),
     Store,
-    /// The process dies after so many more calls.
+    /// The process dies after this many more calls.
     Halt(u64),
     /// A sync fails, of files whose name contains this.
     FailSync(&'static str, u64),
     FailWrite(u64),
-    /// The disk holds no more than so many bytes, or has room again.
+    /// The disk holds no more than this many bytes, or has room again.
     Room(Option<usize>),
     /// The process dies; the page cache lives on.
     Kill,
@@ -54,14 +54,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What must be true.
+/// The expected state.
 #[derive(Default)]
 struct Model {
     /// Batches that must be there.
     acknowledged: Vec<Batch>,
-    /// Batches behind them of which a beginning may be there.
+    /// Batches after them, of which the first ones may be there.
     uncertain: Vec<Batch>,
-    /// Where the position may stand after the next open, at least and at most.
+    /// The minimum and maximum position after the next open.
     stored: (u64, u64),
     /// The position of this life.
     position: u64,
@@ -83,17 +83,17 @@ impl Model {
         }
     }
 
-    /// Opens the log, with crashes while it is being opened if one is due, and compares everything with the model.
+    /// Opens the log, with a crash during the open if one is due, and compares everything with the model.
     fn open(&mut self, disk: &SimDisk) -> LogLife {
         let options = options(SEGMENT);
-        // Halted or an injected error: both happen once.
+        // Fails by a halt or an injected error, each of which happens once.
         let mut life = LogLife::open(disk, &options)
             .or_else(|_| {
                 disk.kill();
                 LogLife::open(disk, &options)
             })
             .unwrap();
-        // A crash tears the position that is being stored, and that costs nothing.
+        // A crash may tear the position that is being stored; that costs nothing.
         let torn = [DamageKind::PositionCopied, DamageKind::PositionOlder];
         let by_crash = |damage: &Damage| damage.is_harmless() && torn.contains(&damage.kind);
         assert!(life.damage.iter().all(by_crash), "{:?}", life.damage);
@@ -102,7 +102,10 @@ impl Model {
         let found = (end.seq.0 as usize)
             .checked_sub(self.acknowledged.len())
             .expect("an acknowledged batch is lost");
-        assert!(found <= self.uncertain.len(), "batches that nobody appended");
+        assert!(
+            found <= self.uncertain.len(),
+            "the log has batches that nobody appended"
+        );
         self.acknowledged.extend(self.uncertain.drain(..).take(found));
         assert_eq!(end, self.position(self.acknowledged.len() as u64));
         let position = life.backlog.position();
@@ -128,12 +131,12 @@ impl Model {
         for (i, (found, wanted)) in batches.iter().zip(wanted).enumerate() {
             assert_eq!(found.seq.0, self.position + i as u64);
             assert_eq!(found.events_before, self.events_before(found.seq.0));
-            assert!(found.payload == wanted.bytes(), "another batch");
+            assert!(found.payload == wanted.bytes(), "the batch differs");
         }
         life.backlog.rewind();
     }
 
-    /// Does one step; false when the process can't go on.
+    /// Runs one step. Returns false if the process can't go on.
     fn step(&mut self, disk: &SimDisk, life: &mut LogLife, step: &Step) -> bool {
         match step {
             Step::Append(lens) => {
@@ -146,7 +149,7 @@ impl Model {
                 for (batch, answer) in batches.into_iter().zip(answers) {
                     match answer {
                         Ok(()) => {
-                            assert!(self.uncertain.is_empty(), "acknowledged behind a failure");
+                            assert!(self.uncertain.is_empty(), "acknowledged after a failure");
                             self.acknowledged.push(batch);
                         }
                         Err(AppendError::Failed) => self.uncertain.push(batch),
@@ -162,7 +165,7 @@ impl Model {
                 life.backlog.rewind();
                 for seq in (self.position..self.acknowledged.len() as u64).take(*n) {
                     let found = match life.backlog.take() {
-                        Ok(found) => found.expect("the end comes too early"),
+                        Ok(found) => found.expect("the log ends too early"),
                         Err(error) => {
                             assert!(disk.halted(), "{error}");
                             return false;
@@ -217,7 +220,7 @@ fn run(seed: u64, steps: &[Step]) -> Model {
         }
         match step {
             Step::Crash(seed) => disk.crash(*seed),
-            // A process that failed ends, and now and then the power with it.
+            // A process that fails ends, sometimes with a power failure.
             step if !matches!(step, Step::Kill) && model.numbers % 2 == 0 => disk.crash(model.numbers),
             _ => disk.kill(),
         }
@@ -240,7 +243,7 @@ proptest! {
 
 /// Guards the test above against doing nothing: a fixed life has crashes, refusals and deliveries.
 #[test]
-fn the_model_gets_around() {
+fn the_model_exercises_the_log() {
     let steps: Vec<Step> = (0..40)
         .flat_map(|n| {
             [
@@ -260,7 +263,7 @@ fn the_model_gets_around() {
     assert!(model.acknowledged.len() > 100 && model.numbers as usize > model.acknowledged.len());
 }
 
-/// The power fails after each single call of a plain life that rolls, seals, stores and trims, many times over.
+/// The power fails after every single call of a plain life that rolls, seals, stores and trims, with many seeds.
 #[test]
 fn power_loss_between_any_two_calls() {
     let steps = [
@@ -283,14 +286,14 @@ fn power_loss_between_any_two_calls() {
             let disk = SimDisk::new(seed);
             disk.halt_in(calls);
             let mut model = Model::default();
-            // The first open may be the one that is halted.
+            // The halt may hit the first open.
             let options = options(SEGMENT);
             let finished = match LogLife::open(&disk, &options) {
                 Ok(mut life) => steps.iter().all(|step| model.step(&disk, &mut life, step)),
                 Err(_) => false,
             };
             disk.crash(seed);
-            // Half of them are cut once more while they recover.
+            // Half of them lose power again during recovery.
             if seed % 2 == 0 {
                 disk.halt_in(calls % 17);
                 if LogLife::open(&disk, &options).is_err() {

@@ -1,4 +1,4 @@
-//! What opening a log makes of everything that can be wrong with it.
+//! How an open deals with everything that can be wrong with a log.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::{
 
 const SEGMENT: u64 = 8 << 10;
 const HEADER: u64 = segment::HEADER as u64;
-/// Where the first batch of a log's first life stands.
+/// The offset of the first batch of a log's first life.
 const FIRST: u64 = segment::first_batch_at(1) as u64;
 const LEN: usize = 300;
 /// Only one batch of this length fits in a segment.
@@ -26,14 +26,14 @@ fn open(disk: &SimDisk) -> LogLife {
     LogLife::open(disk, &options(SEGMENT)).unwrap()
 }
 
-/// Opens, and nothing may be wrong.
+/// Opens a log in which nothing may be wrong.
 fn open_clean(disk: &SimDisk) -> LogLife {
     let life = open(disk);
     assert_eq!(life.damage, []);
     life
 }
 
-/// Bytes of a batch's record.
+/// Length of a batch's record in bytes.
 fn record_len(number: u64, len: usize) -> u64 {
     record::record_len(batch(number, len).0.bytes().len()) as u64
 }
@@ -66,7 +66,7 @@ fn damage(segment: u64, bytes: Option<(u64, u64)>, from: u64, to: Option<u64>, k
     }
 }
 
-/// A log of several segments: each batch fills one, so that segment n holds batch n - 1. The last one is open.
+/// A log of several segments, each filled by one batch: segment n holds batch n - 1. The last one is open.
 fn one_batch_each(n: u64) -> SimDisk {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
@@ -79,7 +79,7 @@ fn one_batch_each(n: u64) -> SimDisk {
 // The torn tail.
 
 #[test]
-fn a_tail_torn_at_any_byte_loses_nothing_that_was_acknowledged() {
+fn a_tail_torn_at_any_byte_loses_no_acknowledged_batch() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0, 1], 40);
@@ -90,14 +90,14 @@ fn a_tail_torn_at_any_byte_loses_nothing_that_was_acknowledged() {
     let bytes = disk.read(&path);
     let ends: Vec<u64> = (0..5)
         .scan(FIRST, |at, n| {
-            // Behind the first commit stands a seal.
+            // A seal follows the first commit.
             *at += record_len(n, 40) + if n == 2 { 48 } else { 0 };
             Some(*at)
         })
         .collect();
     let torn_commit = ends[1] + 48;
     for cut in torn_commit..=ends[4] {
-        // What is behind the cut never reached the disk; then the file itself ends there; then other bytes stand there.
+        // The bytes after the cut never reached the disk; or the file ends there; or other bytes follow.
         for tail in 0..3 {
             let disk = disk.fork();
             let mut torn = bytes.clone();
@@ -123,7 +123,7 @@ fn a_tail_torn_at_any_byte_loses_nothing_that_was_acknowledged() {
 }
 
 #[test]
-fn remains_of_the_same_commit_behind_a_gap_are_torn() {
+fn a_gap_within_the_last_commit_is_a_torn_write() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0], 40);
@@ -133,17 +133,21 @@ fn remains_of_the_same_commit_behind_a_gap_are_torn() {
     disk.rot(&segment_path(1), gap + 20);
     let mut life = open_clean(&disk);
     life.expect(0, [0, 1], 40);
-    // The sequence of a lost batch is given again, and its record doesn't come back.
+    // The sequence of a lost batch is reused, and its record doesn't come back.
     life.append([7], 40);
     life.rest();
     disk.kill();
     let mut life = open_clean(&disk);
     life.expect(0, [0, 1, 7], 40);
-    assert_eq!(disk.read(&segment_path(1)).len() as u64, gap, "cut");
+    assert_eq!(
+        disk.read(&segment_path(1)).len() as u64,
+        gap,
+        "the segment is not cut at the gap"
+    );
 }
 
 #[test]
-fn nothing_behind_a_cut_comes_back_even_if_the_cut_itself_is_lost() {
+fn nothing_after_a_cut_comes_back_even_if_the_cut_is_lost() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0, 1, 2], 40);
@@ -169,7 +173,7 @@ fn the_last_commit_is_made_durable_before_it_is_served() {
     assert!(result.is_err());
     assert_eq!(answers, [Err(AppendError::Failed)]);
     disk.kill();
-    // It is in the page cache, so it is served now; then it must survive.
+    // It is in the page cache and is served now, so it must survive from now on.
     open_clean(&disk).expect(0, [0], 3000);
     for seed in 0..20 {
         let disk = disk.fork();
@@ -181,7 +185,7 @@ fn the_last_commit_is_made_durable_before_it_is_served() {
 // Damage.
 
 #[test]
-fn a_later_commit_behind_a_gap_is_damage_with_its_exact_range() {
+fn a_gap_before_a_later_commit_is_damage_with_its_exact_range() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0], 40);
@@ -201,16 +205,16 @@ fn a_later_commit_behind_a_gap_is_damage_with_its_exact_range() {
         let mut life = open(&disk);
         assert!(
             life.backlog.blocking_damage().is_none(),
-            "the reader meets it by itself"
+            "the lane is blocked before the reader gets there"
         );
         let (before, found) = life.read();
         expect_batches(&before, 0, [0], 40);
         assert_eq!(found, Some(expected.clone()));
-        assert_eq!(life.read().1, Some(expected.clone()), "it does not go away");
-        // Intake goes on.
+        assert_eq!(life.read().1, Some(expected.clone()), "it is reported once only");
+        // Intake continues.
         let next = life.backlog.end().seq.0;
         life.append([next], 40);
-        // Behind the damage everything is there.
+        // Everything after the damage is there.
         life.backlog.seek(Seq(2)).unwrap();
         life.expect(2, 2..=next, 40);
         disk.kill();
@@ -218,12 +222,12 @@ fn a_later_commit_behind_a_gap_is_damage_with_its_exact_range() {
     assert_eq!(
         disk.read(&segment_path(1)).len() as u64,
         SEGMENT,
-        "evidence is not cut"
+        "evidence is cut off"
     );
 }
 
 #[test]
-fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
+fn the_reader_reports_rot_in_earlier_segments() {
     let disk = SimDisk::new(1);
     open_clean(&disk).append([0, 1], 40);
     let mut life = {
@@ -232,7 +236,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
     };
     life.append([2], 40);
     disk.kill();
-    // Rot in a segment that is not the last: met when it is read.
+    // Rot in a segment other than the last one is found when it is read.
     disk.rot(&segment_path(1), FIRST + 60);
     let mut life = open_clean(&disk);
     let (before, found) = life.read();
@@ -242,7 +246,7 @@ fn the_first_open_after_rot_reports_it_and_the_reader_does_ever_after() {
         found,
         Some(damage(1, Some((FIRST, end)), 0, Some(1), DamageKind::Records))
     );
-    // Its end is rotten: nothing valid is behind it there.
+    // Now its end is rotten, with nothing valid after it.
     disk.rot(&segment_path(1), FIRST + 60);
     disk.rot(&segment_path(1), end + 60);
     let (before, found) = {
@@ -296,16 +300,16 @@ fn a_checkpoint_beyond_a_gap_makes_it_damage_too() {
     disk.rot(&segment_path(1), at + 50);
     let range = Some((at, at + record_len(1, 40)));
     let mut life = open(&disk);
-    // It is delivered.
+    // The damaged batch is already delivered.
     assert_eq!(life.damage, [damage(1, range, 2, Some(2), DamageKind::Records)]);
     assert!(life.damage[0].is_harmless());
     assert!(life.backlog.blocking_damage().is_none());
-    // What the lane needs is there: it was acknowledged.
+    // The batches that the lane still needs are there, because they were acknowledged.
     life.expect(2, [2, 3], 40);
     disk.kill();
     open_clean(&disk).expect(2, [2, 3], 40);
 
-    // With nothing readable behind it the tail is lost, and what is left of it is not cut off.
+    // With nothing readable after it, the tail is lost, and the rest of it is not cut off.
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0, 1], 40);
@@ -348,7 +352,7 @@ fn several_damaged_places_are_all_reported() {
     assert_eq!(life.backlog.end().seq.0, 6);
 }
 
-/// Whatever byte of whatever header is wrong: the copy says all of it, also who wrote what.
+/// Whichever byte of whichever header is wrong, the copy restores all of it, including the history.
 #[test]
 fn a_damaged_header_costs_nothing() {
     let disk = SimDisk::new(1);
@@ -378,7 +382,7 @@ fn a_damaged_header_costs_nothing() {
                 };
                 assert!(
                     life.backlog.history().entries().starts_with(theirs),
-                    "who wrote what"
+                    "the history differs"
                 );
                 life.expect(0, 0..6, BIG);
                 disk.kill();
@@ -387,7 +391,7 @@ fn a_damaged_header_costs_nothing() {
     }
 }
 
-/// The same segment with its header from the copy.
+/// The same segment, with its header restored from the copy.
 fn one_segment(disk: &SimDisk, id: u64) -> SimDisk {
     let disk = disk.fork();
     let bytes = disk.read(&segment_path(id));
@@ -398,7 +402,7 @@ fn one_segment(disk: &SimDisk, id: u64) -> SimDisk {
 }
 
 #[test]
-fn a_header_of_a_segment_that_is_done_with_is_not_looked_at() {
+fn the_header_of_a_delivered_segment_is_not_read() {
     let disk = one_batch_each(4);
     let done = disk.read(&segment_path(1));
     open_clean(&disk).deliver_to(3);
@@ -452,7 +456,7 @@ fn a_bad_header_of_the_last_segment() {
         let kind = DamageKind::Header;
         let mut life = open(&disk);
         assert_eq!(life.damage, [damage(3, None, 1, None, kind)]);
-        // No sequence that the segment may hold is given again.
+        // No sequence that the segment may hold is reused.
         assert_eq!(life.backlog.end().seq.0, 2 + sequences);
         life.append([9], 40);
         let (before, found) = life.read();
@@ -463,7 +467,7 @@ fn a_bad_header_of_the_last_segment() {
         assert_eq!(life.damage, [damage(3, None, 1, Some(2 + sequences), kind)]);
         life.backlog.seek(Seq(2 + sequences)).unwrap();
         life.expect(2 + sequences, [9], 40);
-        // Once Kafka is beyond it, it goes away like any other.
+        // Once Kafka is past it, it is trimmed like any other.
         life.deliver_to(3 + sequences);
         disk.kill();
         open_clean(&disk).expect(3 + sequences, [], 40);
@@ -471,15 +475,15 @@ fn a_bad_header_of_the_last_segment() {
     }
 }
 
-/// Found by the simulation: the books were not balanced then.
+/// Found by the simulation: the books did not balance.
 #[test]
-fn the_log_never_holds_fewer_events_than_are_before_the_position() {
+fn the_log_counts_at_least_the_events_before_its_position() {
     let disk = SimDisk::new(1);
     open_clean(&disk).append([2], LEN);
     disk.kill();
     open_clean(&disk).deliver_to(1);
     disk.kill();
-    // The first segment is still there: it waits to be used again.
+    // The first segment is still there, kept for reuse.
     disk.rot(&segment_path(1), FIRST + 60);
     rot_header(&disk, 2);
     let life = open(&disk);
@@ -530,7 +534,7 @@ fn a_missing_segment() {
 fn a_missing_segment_before_the_position_does_not_matter() {
     let disk = one_batch_each(4);
     let mut life = open_clean(&disk);
-    // Its position lies in segment 3; a crash brings back segment 1 alone.
+    // The position lies in segment 3; a crash brings back segment 1 only.
     let first = disk.read(&segment_path(1));
     life.deliver_to(2);
     disk.kill();
@@ -540,14 +544,14 @@ fn a_missing_segment_before_the_position_does_not_matter() {
 }
 
 #[test]
-fn a_lost_tail_shows_when_the_checkpoint_lies_beyond() {
+fn a_checkpoint_beyond_the_end_shows_a_lost_tail() {
     let disk = one_batch_each(3);
     let mut life = open_clean(&disk);
     life.append([3, 4], 40);
     life.deliver_to(5);
     disk.kill();
     let events = life.backlog.position().events;
-    // Nothing remains of the log but its checkpoint.
+    // Only the log's checkpoint is left.
     for id in segments(&disk) {
         disk.delete(&segment_path(id));
     }
@@ -558,11 +562,11 @@ fn a_lost_tail_shows_when_the_checkpoint_lies_beyond() {
             0 => {
                 let found = found.unwrap();
                 assert_eq!(found.kind, DamageKind::Tail);
-                // What was before the position is delivered, and not lost.
+                // Everything before the position is delivered, so it is not lost.
                 assert_eq!((found.from, found.to), (Seq(5), None));
                 assert!(life.damage.contains(found));
             }
-            // It stays in mind although the fresh segment begins at the position, until an operator says otherwise.
+            // It is still reported although the fresh segment begins at the position, until an operator removes the mark.
             1 => {
                 assert!(found.unwrap().to_string().contains("the file `damage`"));
                 disk.delete(&Path::new(DIR).join("damage"));
@@ -578,7 +582,7 @@ fn a_lost_tail_shows_when_the_checkpoint_lies_beyond() {
 
 // Checkpoint and manifest.
 
-/// A log of four segments, whose position was stored at 1, 2 and 3 while all of them stayed.
+/// A log of four segments, whose position was stored at 1, 2 and 3 without trimming.
 fn positions_1_to_3() -> SimDisk {
     let disk = one_batch_each(4);
     let mut life = open_clean(&disk);
@@ -597,7 +601,7 @@ fn positions_1_to_3() -> SimDisk {
 #[test]
 fn one_damaged_copy_of_a_position_costs_nothing() {
     let disk = positions_1_to_3();
-    // Generation 4 stands in the first slot, generation 3 in the second.
+    // Generation 4 is in the first slot, generation 3 in the second.
     for (rotten, reported) in [
         (None, false),
         (Some(0), true),
@@ -607,7 +611,7 @@ fn one_damaged_copy_of_a_position_costs_nothing() {
         (Some(4096), true),
         (Some(4096 + 512), true),
         (Some(4096 + 551), true),
-        // It holds nothing.
+        // Unused bytes.
         (Some(552), false),
         (Some(2000), false),
     ] {
@@ -624,14 +628,14 @@ fn one_damaged_copy_of_a_position_costs_nothing() {
         life.expect(3, [3], BIG);
         life.deliver_to(4);
         disk.kill();
-        // That made it whole again.
+        // Storing a position has repaired the copy.
         assert_eq!(open_clean(&disk).backlog.position().seq.0, 4);
     }
 }
 
 #[test]
-fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_called_lost() {
-    // Position 2 lies at the beginning of segment 3. What was not deleted waits to be used again.
+fn without_the_newest_position_the_previous_one_counts_and_trimmed_batches_are_not_lost() {
+    // Position 2 is the beginning of segment 3. Segments not deleted here wait for reuse.
     for (trimmed, position) in [
         (&[] as &[u64], 2),
         (&[1, 2, 3], 3),
@@ -665,7 +669,7 @@ fn without_the_newest_position_the_one_before_it_counts_and_nothing_trimmed_is_c
 }
 
 #[test]
-fn without_any_position_it_is_unknown() {
+fn without_both_positions_the_position_is_unknown() {
     let disk = positions_1_to_3();
     let bytes = disk.read(&checkpoint_path());
     for content in [vec![0; 1024], Vec::new(), bytes[..30].to_vec()] {
@@ -686,7 +690,7 @@ fn a_position_in_the_page_cache_is_made_durable_before_it_counts() {
     disk.fail(Op::SyncData, "checkpoint", 0);
     assert!(life.backlog.store_checkpoint().is_err());
     disk.kill();
-    // This open trims by it.
+    // This open trims up to it.
     assert_eq!(open_clean(&disk).backlog.position(), position);
     for seed in 0..20 {
         let disk = disk.fork();
@@ -695,7 +699,7 @@ fn a_position_in_the_page_cache_is_made_durable_before_it_counts() {
     }
 }
 
-/// Without a checkpoint nothing may be delivered, removed or forgotten; intake goes on.
+/// Without a position nothing may be delivered, removed or forgotten; intake continues.
 fn unknown_position(disk: &SimDisk) {
     for _ in 0..2 {
         let mut life = open(disk);
@@ -713,7 +717,7 @@ fn unknown_position(disk: &SimDisk) {
 }
 
 #[test]
-fn a_manifest_that_cannot_be_used_is_refused() {
+fn an_unusable_manifest_is_refused() {
     let disk = one_batch_each(2);
     let text = String::from_utf8(disk.read(&manifest_path())).unwrap();
     let newer = text.replace("\"format\":1", "\"format\":2,\"more\":[]");
@@ -738,7 +742,7 @@ fn a_manifest_that_cannot_be_used_is_refused() {
             SpoolError::Unusable { what, .. } => assert!(what.starts_with(wanted), "{what}"),
             error => panic!("{error}"),
         }
-        assert_eq!(disk.names(), before, "nothing is touched");
+        assert_eq!(disk.names(), before, "a file was touched");
     }
     disk.delete(&manifest_path());
     disk.delete(&Path::new(DIR).join("manifest.copy"));
@@ -750,14 +754,14 @@ fn a_manifest_that_cannot_be_used_is_refused() {
 }
 
 #[test]
-fn a_manifest_and_its_copy_are_enough_alone() {
+fn the_manifest_or_its_copy_is_enough() {
     let disk = one_batch_each(2);
     let copy_path = Path::new(DIR).join("manifest.copy");
     let text = disk.read(&manifest_path());
     assert_eq!(disk.read(&copy_path), text);
     let harms: [fn(&SimDisk, &Path); 4] = [
         |disk, path| disk.rot(path, 3),
-        // Another format, as it seems.
+        // This looks like another format.
         |disk, path| disk.rot(path, 10),
         |disk, path| disk.put(path, Vec::new()),
         |disk, path| disk.delete(path),
@@ -780,9 +784,9 @@ fn a_manifest_and_its_copy_are_enough_alone() {
 }
 
 #[test]
-fn a_full_disk_keeps_no_log_from_opening_and_trims_nothing_that_is_not_stored() {
+fn on_a_full_disk_a_log_opens_and_trims_only_up_to_a_stored_position() {
     let disk = positions_1_to_3();
-    // As on a file system where overwriting takes room.
+    // As on a file system where overwriting takes space.
     disk.fail_for_want_of_room(Op::Write, "checkpoint");
     let mut life = open_clean(&disk);
     assert_eq!(life.backlog.position().seq.0, 3);
@@ -792,9 +796,9 @@ fn a_full_disk_keeps_no_log_from_opening_and_trims_nothing_that_is_not_stored() 
     let position = life.backlog.seek(Seq(4)).unwrap();
     life.backlog.advance(position);
     life.backlog.store_checkpoint().unwrap();
-    assert!(life.backlog.checkpoint_due(), "it is not stored");
-    assert_eq!(segments(&disk)[0], 1, "nothing is trimmed");
-    // Nor may the log be renamed in Kafka: its own position would be forgotten.
+    assert!(life.backlog.checkpoint_due(), "the position is not stored");
+    assert_eq!(segments(&disk)[0], 1, "a segment was trimmed");
+    // Nor may the log be renamed in Kafka, because its position can't be stored first.
     assert!(life.backlog.renew_group().unwrap_err().is_no_space());
     disk.heal();
     life.backlog.store_checkpoint().unwrap();
@@ -819,7 +823,7 @@ fn a_new_group_keeps_log_and_position() {
     life.expect(2, [2], BIG);
 }
 
-// Page cache only.
+// Durability `page-cache`.
 
 #[test]
 fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
@@ -834,7 +838,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
     assert_eq!(disk.count(Op::SyncData, ".segment"), syncs);
     disk.kill();
     disk.rot(&segment_path(1), FIRST + record_len(0, 40) + 50);
-    // How the next process writes makes no difference.
+    // The next process's durability makes no difference.
     let mut life = open_clean(&disk);
     life.expect(0, [0], 40);
     life.append([1], BIG);
@@ -843,7 +847,7 @@ fn with_durability_page_cache_the_first_invalid_record_is_the_end() {
     assert_eq!(life.damage, []);
     life.append([2, 3, 4], BIG);
     let last = *segments(&disk).last().unwrap();
-    // A segment that was left is durable.
+    // A finished segment is durable.
     for seed in 0..20 {
         let disk = disk.fork();
         disk.crash(seed);
@@ -865,7 +869,11 @@ fn opens_without_data_leave_no_segments_and_keep_the_sequence() {
         let life = open_clean(&disk);
         assert_eq!(life.backlog.end(), Position::default());
         assert_eq!(segments(&disk), [id - 1, id][usize::from(id == 1)..]);
-        assert_eq!(life.backlog.history().entries().len(), 1, "no empty ranges");
+        assert_eq!(
+            life.backlog.history().entries().len(),
+            1,
+            "an empty range is kept"
+        );
         disk.kill();
     }
     let mut life = open_clean(&disk);
@@ -881,7 +889,7 @@ fn opens_without_data_leave_no_segments_and_keep_the_sequence() {
 }
 
 #[test]
-fn the_history_tells_who_wrote_what() {
+fn the_history_names_the_incarnation_of_each_sequence() {
     let disk = SimDisk::new(1);
     let mut incarnations = Vec::new();
     for n in 0..4 {
@@ -894,7 +902,7 @@ fn the_history_tells_who_wrote_what() {
         assert_eq!(
             header(&disk, last).history,
             *life.backlog.history(),
-            "also after a roll"
+            "the header of a later segment has another history"
         );
         life.deliver_to(2 * n + 1);
         disk.kill();
@@ -912,7 +920,7 @@ fn a_fresh_segment_names_the_exact_end_of_the_one_before() {
     open_clean(&disk);
     let fresh = header(&disk, 2);
     assert_eq!(fresh.predecessor, Some((SegmentId(1), end)));
-    // Of the commits before it one holds the copy of the header.
+    // One of the commits before it holds the copy of the header.
     assert_eq!((fresh.first_seq, fresh.first_commit.0), (Seq(2), 4));
     assert_eq!(fresh.events_before, 3);
     assert_eq!(
@@ -924,7 +932,7 @@ fn a_fresh_segment_names_the_exact_end_of_the_one_before() {
 }
 
 #[test]
-fn leftovers_of_a_crash_are_in_nobodys_way() {
+fn leftovers_of_a_crash_do_no_harm() {
     let disk = one_batch_each(2);
     let dir = Path::new(DIR);
     for name in [
@@ -950,7 +958,7 @@ fn leftovers_of_a_crash_are_in_nobodys_way() {
 #[test]
 fn an_interrupted_trim_is_finished_by_the_next_open() {
     let disk = one_batch_each(5);
-    // Of the four segments to be trimmed two are kept to be used again.
+    // Two of the four segments to be trimmed are kept for reuse.
     for removals in 0..2 {
         let disk = disk.fork();
         let mut life = open_clean(&disk);
@@ -965,10 +973,10 @@ fn an_interrupted_trim_is_finished_by_the_next_open() {
 }
 
 #[test]
-fn a_trim_keeps_the_segment_that_holds_the_position() {
+fn a_trim_keeps_the_segment_of_the_position() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
-    // Two to a segment: 0 1 | 2 3 | 4 5 | 6.
+    // Two batches per segment: 0 1 | 2 3 | 4 5 | 6.
     life.append(0..7, 1500);
     assert_eq!(segments(&disk), [1, 2, 3, 4]);
     let used = life.writer.queue.used();
@@ -1009,7 +1017,7 @@ fn a_batch_larger_than_a_segment_gets_one_of_its_own() {
 
 #[test]
 fn segments_are_filled_to_the_last_byte() {
-    // Lengths around the one that leaves exactly the seal's 48 bytes.
+    // Lengths around the one that leaves exactly the 48 bytes of a seal.
     let fill = (SEGMENT - FIRST - 48) as usize - 48;
     let overhead = batch(0, 0).0.bytes().len();
     for len in fill - overhead - 40..fill - overhead + 40 {
@@ -1021,7 +1029,7 @@ fn segments_are_filled_to_the_last_byte() {
         life.rest();
         disk.kill();
         let size = disk.read(&segment_path(1)).len() as u64;
-        // A segment that was left is cut to its end: behind a batch that filled it, or its header when none fitted.
+        // A finished segment is cut at its end: after the batch that filled it, or after its header if none fitted.
         let left = segments(&disk).len() > 1 && (size > SEGMENT - 128 || size == FIRST);
         assert!(size == SEGMENT || left, "{len}: {size}");
         let mut life = open_clean(&disk);
@@ -1036,14 +1044,14 @@ fn a_full_disk_at_the_open_refuses_appends_and_recovers() {
     let mut life = open_clean(&disk);
     assert!(
         !disk.names().contains(&SPARE.to_owned()),
-        "it would take the room away"
+        "a spare takes the last space"
     );
     life.expect(0, [0, 1], BIG);
     let (answers, result) = life.try_append(&[batch(2, 40).0, batch(3, 40).0]);
     assert!(matches!(result, Ok(false)));
     assert_eq!(answers, [Err(AppendError::Full); 2]);
     life.rest();
-    // Room comes back: trimming makes some itself.
+    // Trimming makes room.
     life.deliver_to(1);
     life.append([2], 40);
     disk.kill();
@@ -1053,7 +1061,7 @@ fn a_full_disk_at_the_open_refuses_appends_and_recovers() {
 }
 
 #[test]
-fn what_an_open_cuts_and_removes_may_be_the_room_it_needs() {
+fn an_open_can_use_the_space_that_it_frees() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0], 40);
@@ -1067,7 +1075,7 @@ fn what_an_open_cuts_and_removes_may_be_the_room_it_needs() {
 }
 
 #[test]
-fn a_full_disk_at_a_roll_refuses_what_does_not_fit() {
+fn a_full_disk_at_a_roll_refuses_batches_that_do_not_fit() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     life.append([0], BIG);
@@ -1084,7 +1092,7 @@ fn a_full_disk_at_a_roll_refuses_what_does_not_fit() {
 }
 
 #[test]
-fn a_disk_error_at_any_call_is_an_error_and_nothing_worse() {
+fn a_disk_error_at_any_call_loses_nothing() {
     for op in [Op::Create, Op::Write, Op::SyncData, Op::Rename, Op::SyncDir] {
         for skip in 0..12 {
             let disk = SimDisk::new(skip);
@@ -1122,7 +1130,7 @@ fn many_webhooks_share_a_sync() {
     assert_eq!(syncs() - before, 1);
     life.rest();
     life.rest();
-    assert_eq!(syncs() - before, 2, "one seal is enough");
+    assert_eq!(syncs() - before, 2, "more than one seal");
 }
 
 #[test]
@@ -1131,7 +1139,7 @@ fn a_reader_stops_at_the_durable_end() {
     let mut life = open_clean(&disk);
     life.append([0], 40);
     life.expect(0, [0], 40);
-    // Written, but its sync fails: it is in the file and not in the log.
+    // The batch is written, but its sync fails: it is in the file but not in the log.
     disk.fail(Op::SyncData, ".segment", 0);
     assert!(life.try_append(&[batch(1, 40).0]).1.is_err());
     let file = disk.mount().open(&segment_path(1)).unwrap();

@@ -1,4 +1,4 @@
-//! Logs on a disk that can't read some of its sectors.
+//! Logs on a disk with unreadable sectors.
 
 use std::{collections::BTreeSet, io};
 
@@ -12,11 +12,11 @@ use crate::spool::{
 };
 
 const SECTOR: u64 = 4096;
-/// Eleven batches to a segment, three segments.
+/// Eleven batches per segment, three segments.
 const LONG: u64 = 32 << 10;
 const BATCHES: u64 = 30;
 
-/// A disk where reads of these bytes fail.
+/// A disk on which reads of these bytes fail.
 #[derive(Clone, Default)]
 struct Failing {
     bad: Vec<(PathBuf, Range<u64>)>,
@@ -68,7 +68,7 @@ impl ReadFile for FailingFile {
     }
 }
 
-/// The batches in a segment, and where each stands.
+/// The batches of a segment and their places.
 fn places(spool: &Spool, id: u64) -> Vec<(u64, Range<u64>)> {
     let bytes = fs::read(spool.segment(id)).unwrap();
     let manifest = Manifest::read(&FileSystem, &spool.dir()).unwrap().unwrap();
@@ -82,7 +82,7 @@ fn places(spool: &Spool, id: u64) -> Vec<(u64, Range<u64>)> {
         .collect()
 }
 
-/// The undelivered batches that stand in these bytes.
+/// The undelivered batches within these bytes.
 fn hit(spool: &Spool, id: u64, bad: &Range<u64>) -> BTreeSet<u64> {
     let places = places(spool, id).into_iter();
     places
@@ -91,7 +91,7 @@ fn hit(spool: &Spool, id: u64, bad: &Range<u64>) -> BTreeSet<u64> {
         .collect()
 }
 
-/// These bytes can't be read: everything else is found, and what is lost is named, also by a repair.
+/// With these bytes unreadable, everything else is found, and the lost batches are reported, also by a repair.
 fn check(spool: &Spool, bad: &[(u64, Range<u64>)], sealed: bool) {
     println!("{bad:?}, sealed: {sealed}");
     let disk: Arc<dyn ReadStorage> = Arc::new(Failing::at(spool, bad.iter().cloned()));
@@ -119,7 +119,7 @@ fn check(spool: &Spool, bad: &[(u64, Range<u64>)], sealed: bool) {
     {
         assert_eq!(damage.bytes, Some((bad[0].1.start, bad[0].1.end)));
     }
-    // It may have held more batches than there were: new ones must not take their numbers.
+    // The log may have held more batches than these; new ones must not reuse their sequences.
     let hidden = survey.damage().iter().any(|damage| damage.to.is_none());
     assert!(!hidden || missing.contains(&(BATCHES - 1)));
     let survey = || Survey::open_on(Arc::clone(&disk), &spool.dir());
@@ -159,7 +159,7 @@ fn each_sector_of_each_segment() {
     }
 }
 
-/// The process died before it wrote the last seal.
+/// Makes the log look as if the process died before it wrote the last seal.
 fn unseal(spool: &Spool) {
     let last = places(spool, 3).pop().unwrap().1.end;
     let mut bytes = fs::read(spool.segment(3)).unwrap();
@@ -170,7 +170,7 @@ fn unseal(spool: &Spool) {
 #[test]
 fn several_places_and_whole_files() {
     let cases: [&[(u64, Range<u64>)]; 8] = [
-        // Half a sector is a sector; a record's header, its payload, and the same in the neighbour.
+        // Part of a sector fails as a whole: a record's header, its payload, and both in the next segment.
         &[
             (1, 5000..5001),
             (1, 16384..16400),
@@ -185,7 +185,7 @@ fn several_places_and_whole_files() {
             (2, 20480..LONG),
             (3, 4096..12288),
         ],
-        // Headers, and what stands before and behind them.
+        // Headers, and the bytes before and after them.
         &[(1, 0..8192), (2, 0..1), (3, 0..1)],
         &[(1, 8192..12288), (2, 0..LONG)],
         &[(1, 8192..12288), (1, 28672..LONG), (2, 0..12288), (3, 0..8192)],
@@ -199,9 +199,9 @@ fn several_places_and_whole_files() {
     }
 }
 
-/// Bits are wrong in the last segment's header and first record, and no later commit tells that this one was durable.
+/// The last segment's header and first record are rotten, and no later commit shows that this one was durable.
 #[test]
-fn what_is_right_behind_a_rotten_header_is_kept() {
+fn valid_batches_after_a_rotten_header_are_kept() {
     let spool = Spool::of(BATCHES, LONG);
     unseal(&spool);
     let first = places(&spool, 3)[0].0;
@@ -215,7 +215,7 @@ fn what_is_right_behind_a_rotten_header_is_kept() {
 }
 
 #[test]
-fn the_last_file_as_a_whole_costs_what_it_may_have_held() {
+fn an_unreadable_last_segment_costs_all_batches_it_may_have_held() {
     let spool = Spool::of(BATCHES, LONG);
     let disk: Arc<dyn ReadStorage> = Arc::new(Failing::at(&spool, [(3, 0..LONG)]));
     let first = places(&spool, 3)[0].0;
@@ -232,10 +232,10 @@ fn the_last_file_as_a_whole_costs_what_it_may_have_held() {
 }
 
 #[test]
-fn the_checkpoint_is_read_around_and_the_manifest_is_not() {
+fn an_unreadable_checkpoint_is_skipped_and_an_unreadable_manifest_is_not() {
     let spool = Spool::new();
     let mut disk = Failing::at(&spool, []);
-    // One copy of the position is enough; without both it is unknown.
+    // One copy of the position is enough; without both, it is unknown.
     for (to, batches) in [(SECTOR, 5), (2 * SECTOR, 6)] {
         disk.bad.push((spool.dir().join("checkpoint"), 0..to));
         let (found, survey) = spool.survey_on(Arc::new(disk.clone()));
@@ -249,7 +249,7 @@ fn the_checkpoint_is_read_around_and_the_manifest_is_not() {
     assert!(Survey::open_on(Arc::new(disk), &spool.dir()).is_err());
 }
 
-/// What is no bad sector, such as a file of another user, is no damage.
+/// An error other than a bad sector, such as a file of another user, is not damage.
 #[test]
 fn other_errors_end_the_survey() {
     let spool = Spool::new();
@@ -266,9 +266,9 @@ fn other_errors_end_the_survey() {
     }
 }
 
-/// The bridge itself stops at such a sector and passes over nothing.
+/// The bridge itself stops at an unreadable sector and skips nothing.
 #[test]
-fn the_bridge_reads_around_nothing() {
+fn the_bridge_skips_no_unreadable_sector() {
     let spool = Spool::new();
     let disk = Failing::at(&spool, [(6, SECTOR..2 * SECTOR)]);
     let manifest = Manifest::read(&disk, &spool.dir()).unwrap().unwrap();
