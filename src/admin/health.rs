@@ -1,7 +1,7 @@
 //! Whether the bridge can make a webhook durable: the answer of `/readyz`.
 //!
 //! Kafka does not count: the spool is there for its outages. A bridge is not ready if it is stopping, if a log can't be written any
-//! more, or if every event stream's log is full or not open. A single full or closed log is not enough: the other streams are
+//! more, or if every event stream's log is full or not open. A single full or unopened log is not enough: the other streams are
 //! served, and its own webhooks are answered 503.
 
 use std::sync::atomic::{AtomicBool, Ordering};
