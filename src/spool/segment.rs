@@ -174,6 +174,24 @@ impl SegmentHeader {
         bytes
     }
 
+    /// Where the first commit begins in a segment with these bytes: after the header's copy, even if that is damaged, or right
+    /// after the header if an earlier version wrote the segment.
+    pub fn first_commit_at(&self, bytes: &[u8]) -> usize {
+        let beginning = self.encode_with_copy();
+        let (_, copy) = beginning.split_at(HEADER);
+        let found = bytes.get(HEADER..beginning.len()).unwrap_or_default();
+        let same = copy
+            .iter()
+            .zip(found)
+            .filter(|(copy, found)| copy == found)
+            .count();
+        // A batch in this place has hardly more in common with the copy than some zeros.
+        match same * 4 > copy.len() * 3 {
+            true => beginning.len(),
+            false => HEADER,
+        }
+    }
+
     /// The header whose copy is the record at the beginning of `bytes`, if that is a valid copy.
     pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<SegmentHeader> {
         let (record, copy) = checksum.verify(bytes)?;
