@@ -86,6 +86,14 @@ impl History {
         &self.0
     }
 
+    /// Whether one incarnation wrote both batches, the earlier one first.
+    pub fn is_one_incarnation(&self, earlier: Seq, later: Seq) -> bool {
+        !self
+            .0
+            .iter()
+            .any(|(_, first)| earlier < *first && *first <= later)
+    }
+
     /// This history with one more incarnation, from sequence `first` on. Entries that would cover no sequence are dropped, and
     /// the oldest ones beyond 250.
     pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
@@ -248,11 +256,21 @@ pub struct SegmentInfo {
     pub id: SegmentId,
     /// The first sequence in it, or after it if the segment is unusable.
     pub first_seq: Seq,
+    /// Events in all batches before it; 0 when the segment is unusable.
+    pub events_before: u64,
     /// Whether the batches missing before `first_seq` are known to be lost.
     pub after_loss: bool,
     pub end: SegmentEnd,
     /// Bytes that count against the budget.
     pub bytes: u64,
+}
+
+impl SegmentInfo {
+    /// Whether the batches missing before it were lost earlier and no others are, given the events before the missing ones.
+    /// Every batch has events, so none is missing if no event is.
+    pub fn follows_known_loss(&self, events: Option<u64>) -> bool {
+        self.after_loss && events == Some(self.events_before)
+    }
 }
 
 /// Where a segment's records end.
