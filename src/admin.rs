@@ -27,7 +27,7 @@ pub mod books;
 pub mod health;
 mod rates;
 mod server;
-mod status;
+pub mod status;
 
 pub use self::{
     answers::Sources,

@@ -59,3 +59,4 @@ mod status;
 mod timestamps;
 mod tls;
 mod topics_gone;
+mod why;
