@@ -33,3 +33,16 @@ pub use self::{
     answers::Sources,
     server::{AdminServer, RunningAdminServer},
 };
+
+#[cfg(test)]
+pub mod tests {
+    //! What tests elsewhere need.
+
+    pub use super::answers::tests::sources;
+    use super::{Sources, status::Status};
+
+    /// The status of these sources.
+    pub fn status(sources: Sources) -> Status {
+        Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir)
+    }
+}

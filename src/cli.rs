@@ -14,6 +14,7 @@
 //! | [`serve`] | runs the bridge until SIGTERM |
 //! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
 //! | [`tap`] | prints the records of the topics as they arrive |
+//! | [`top`] | shows running bridges in a terminal |
 //! | [`why`] | says what is wrong with a running bridge |
 //!
 //! | what they share | what it is |
@@ -47,6 +48,7 @@ mod signals;
 pub mod spool;
 mod stream_name;
 pub mod tap;
+pub mod top;
 pub mod why;
 
 use clap::{Parser, Subcommand};
@@ -95,6 +97,9 @@ pub enum Command {
     /// Ask a running bridge what is wrong, since when, what it costs and what to do
     #[command(after_help = why::AFTER_HELP)]
     Why(why::WhyArgs),
+    /// Show running bridges in a terminal: state, rates, backlog, lanes, problems, refusals
+    #[command(after_help = top::AFTER_HELP)]
+    Top(top::TopArgs),
     /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),

@@ -9,7 +9,7 @@ use cmc_bridge::{
         exit::{self, Exit},
         explain,
         output::{Output, say},
-        send_sample, serve, spool, tap, why,
+        send_sample, serve, spool, tap, top, why,
     },
     logging,
 };
@@ -44,6 +44,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, &mut Output::new()),
         Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
+        Command::Top(args) => top::run(&args),
         Command::Why(args) => why::run(&args, &mut Output::new()),
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),

@@ -36,6 +36,89 @@ pub struct BridgeStatus {
     pub summary: String,
     /// `None`: its version doesn't judge.
     pub problems: Option<Vec<Problem>>,
+    /// Oldest first.
+    #[serde(default)]
+    pub rates: Vec<Rates>,
+    pub acknowledgement_seconds: Option<Quantiles>,
+    #[serde(default)]
+    pub streams: Vec<Stream>,
+    pub disk: Option<Disk>,
+    #[serde(default)]
+    pub dead_letters: Vec<DeadLetter>,
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
+}
+
+/// Webhooks accepted and refused and events delivered, per second.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Rates {
+    pub accepted: f64,
+    pub refused: f64,
+    pub delivered: f64,
+}
+
+/// Median and 99th percentile, in seconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Quantiles {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// One stream.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stream {
+    pub stream: String,
+    pub topic: String,
+    pub lane: Lane,
+    pub log: String,
+    pub backlog: u64,
+    pub oldest: Option<String>,
+    pub spool_bytes: u64,
+    pub spool_limit_bytes: u64,
+    pub full_in_seconds: Option<u64>,
+    #[serde(default)]
+    pub rates: StreamRates,
+    pub sync_seconds: Option<Quantiles>,
+}
+
+/// Events per second.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct StreamRates {
+    pub accepted: f64,
+    pub delivered: f64,
+}
+
+/// What a lane is doing.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Lane {
+    pub state: String,
+    /// Why it is blocked.
+    pub reason: Option<String>,
+}
+
+/// Space on the file system of the spool.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Disk {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Dead letters of one webhook or transaction.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DeadLetter {
+    pub at: String,
+    pub reason: String,
+    pub stream: Option<String>,
+    pub count: u64,
+}
+
+/// Refused requests with one outcome and cause.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Refusal {
+    pub outcome: String,
+    pub cause: Option<String>,
+    pub count: u64,
+    pub last: String,
 }
 
 /// One problem, in words.

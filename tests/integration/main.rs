@@ -58,5 +58,6 @@ mod stall;
 mod status;
 mod timestamps;
 mod tls;
+mod top;
 mod topics_gone;
 mod why;

@@ -1,6 +1,6 @@
 //! What is wrong with a bridge: each problem with its severity, since when, what it costs, and what to do.
 //!
-//! The page, `/status.json` and `cmc-bridge why` show these problems; none of them judges by itself. The causes
+//! The page, `/status.json`, `cmc-bridge why` and `cmc-bridge top` show these problems; none of them judges by itself. The causes
 //! are the texts of the log. A problem belongs to an alert ([`ProblemKind::alert`]): it has the same severity, its limits are the
 //! alert's, and the alert's runbook is its own. Unlike the alert, it is shown at once.
 //!
