@@ -191,7 +191,7 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, selected: Option<&Shown>) {
             left.push(Span::raw(format!(
                 "  version {}, up {}",
                 visible(&status.version),
-                human::age(status.uptime_seconds)
+                human::rough_age(status.uptime_seconds)
             )));
             right = format!("{} UTC", time_of_day(&status.at));
         }

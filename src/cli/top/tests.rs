@@ -128,7 +128,7 @@ fn a_bridge_that_is_well() {
     assert_in_order(
         &lines(&screen, 80, 24),
         &[
-            "cmc-bridge top  http://127.0.0.1:9464  version 9.9.9, up 1 h 2 min  09:03:05 UTC",
+            "cmc-bridge top  http://127.0.0.1:9464  version 9.9.9, up 1 h        09:03:05 UTC",
             "ok  Webhooks are taken. All events are in Kafka.",
             "STREAM       LANE/BLOCKED BY   BACKLOG OLDEST   IN/S  OUT/S SPOOL   SYNC P50/P99",
             "deliveries   idle                    0      -     12      0  12 %   1.2 ms/45 ms",
