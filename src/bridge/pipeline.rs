@@ -218,10 +218,16 @@ impl Opening {
         let metrics = self.context.metrics.for_stream(stream);
         let mut opened = self.open_log().and_then(|(log, backlog)| {
             metrics.lane_free();
-            let lane = self.start_lane(backlog).map_err(|source| SpoolError::Io {
+            let cannot_start = |source| SpoolError::Io {
                 action: "start a thread for",
                 path: self.options().dir,
                 source,
+            };
+            let lane = self.start_lane(backlog).map_err(|error| {
+                // The log has taken webhooks, and closes for good: only a new process can open it again.
+                let same = error.raw_os_error().map(io::Error::from_raw_os_error);
+                let _ = self.context.failed.send(cannot_start(error));
+                cannot_start(same.unwrap_or_else(|| io::ErrorKind::Other.into()))
             })?;
             Ok(OpenPipeline { log, lane })
         });
