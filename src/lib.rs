@@ -29,6 +29,7 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
+pub mod http_client;
 mod human;
 pub mod ingest;
 pub mod kafka;

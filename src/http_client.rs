@@ -1,4 +1,5 @@
-//! An HTTP/1.1 client that posts webhooks as the sender does, on a connection that is kept open.
+//! A small HTTP/1.1 client on a connection that is kept open: posts webhooks as the sender does, calls the sender's Web API and
+//! asks bridges for their status.
 
 use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::timeout,
 };
 use tokio_rustls::{
@@ -26,13 +27,10 @@ use tokio_rustls::{
 
 use crate::config::text_fault;
 
-/// The path for a URL without one: the bridge's default.
-const PATH: &str = "/webhooks/events";
-
-/// Maximum length of an answer in bytes; the bridge's are shorter.
+/// Maximum length of an answer in bytes, unless the caller sets another; the bridge's are shorter.
 const ANSWER: usize = 64 << 10;
 
-/// A webhook endpoint.
+/// What a URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Host and port to connect to.
@@ -61,7 +59,28 @@ impl Target {
         self.tls.is_some()
     }
 
-    /// The endpoint as a URL.
+    /// The same host with another path.
+    pub fn with_path(&self, path: &str) -> Target {
+        Target {
+            path: path.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same target at each address that its host has now. A headless service of Kubernetes has one for each pod.
+    ///
+    /// # Errors
+    /// The name can't be looked up.
+    pub async fn everywhere(&self) -> io::Result<Vec<Target>> {
+        let addresses = lookup_host(&self.address).await?;
+        let at = |address: SocketAddr| Target {
+            address: address.to_string(),
+            ..self.clone()
+        };
+        Ok(addresses.map(at).collect())
+    }
+
+    /// It as a URL.
     pub fn url(&self) -> String {
         let scheme = if self.is_https() { "https" } else { "http" };
         format!("{scheme}://{}{}", self.authority, self.path)
@@ -72,7 +91,7 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Target, String> {
-        let example = "give it as http://127.0.0.1:8080/webhooks/events";
+        let example = "give it as https://host/path";
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
@@ -87,9 +106,7 @@ impl FromStr for Target {
             return Err(format!("the URL names no host; {example}"));
         };
         if authority.as_str().contains('@') {
-            return Err(
-                "credentials don't belong in the URL: see --bearer, --basic and --api-key".to_owned(),
-            );
+            return Err("credentials don't belong in the URL".to_owned());
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let name = host.trim_matches(['[', ']']).to_owned();
@@ -99,16 +116,12 @@ impl FromStr for Target {
             address: format!("{host}:{port}"),
             tls: tls.map_err(|error| format!("no certificate can have the name {host}: {error}"))?,
             authority: authority.to_string(),
-            path: if path == "/" {
-                PATH.to_owned()
-            } else {
-                path.to_owned()
-            },
+            path: path.to_owned(),
         })
     }
 }
 
-/// The answer to a webhook.
+/// The answer to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -123,6 +136,7 @@ pub struct Client {
     /// Verifies the server; needed for https only.
     trust: Option<TlsConnector>,
     sender: Option<SendRequest<Full<Bytes>>>,
+    most: usize,
 }
 
 impl Client {
@@ -133,6 +147,7 @@ impl Client {
             authorization,
             trust: None,
             sender: None,
+            most: ANSWER,
         }
     }
 
@@ -142,12 +157,30 @@ impl Client {
         self
     }
 
+    /// Sets the maximum length of an answer, in bytes.
+    pub fn with_most(mut self, most: usize) -> Client {
+        self.most = most;
+        self
+    }
+
     /// Posts a body and returns the answer.
     ///
     /// # Errors
-    /// No answer within the limit: the webhook may or may not have been taken.
+    /// No answer within the limit: the body may or may not have been taken.
     pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
-        let answer = timeout(limit, self.exchange(content_type, body)).await;
+        self.ask(Some((content_type, body)), limit).await
+    }
+
+    /// Gets the answer to a request without a body.
+    ///
+    /// # Errors
+    /// No answer within the limit.
+    pub async fn get(&mut self, limit: Duration) -> io::Result<Reply> {
+        self.ask(None, limit).await
+    }
+
+    async fn ask(&mut self, content: Option<(&str, Bytes)>, limit: Duration) -> io::Result<Reply> {
+        let answer = timeout(limit, self.exchange(content)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
             self.sender = None;
@@ -155,10 +188,10 @@ impl Client {
         answer
     }
 
-    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Reply> {
+    async fn exchange(&mut self, content: Option<(&str, Bytes)>) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
-            let request = self.request(content_type, body.clone())?;
+            let request = self.request(content.clone())?;
             let answer = match self.sender().await?.send_request(request).await {
                 Ok(answer) => answer,
                 // The server had closed the kept connection, and nothing was sent.
@@ -169,17 +202,22 @@ impl Client {
                 Err(error) => return Err(io::Error::other(error)),
             };
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER);
+            let body = Limited::new(answer.into_body(), self.most);
             let body = body.collect().await.map_err(io::Error::other)?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             return Ok(Reply { status, text });
         }
     }
 
-    fn request(&self, content_type: &str, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
-        let mut request = Request::post(&self.target.path)
-            .header(HOST, &self.target.authority)
-            .header(CONTENT_TYPE, content_type);
+    fn request(&self, content: Option<(&str, Bytes)>) -> io::Result<Request<Full<Bytes>>> {
+        let (mut request, body) = match content {
+            Some((content_type, body)) => {
+                let request = Request::post(&self.target.path).header(CONTENT_TYPE, content_type);
+                (request, body)
+            }
+            None => (Request::get(&self.target.path), Bytes::new()),
+        };
+        request = request.header(HOST, &self.target.authority);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -233,7 +271,7 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
     let found = || SYSTEM.iter().map(Path::new).find(|file| file.exists());
     let file = file
         .or_else(found)
-        .ok_or("this system's trusted authorities were not found: give --ca-file")?;
+        .ok_or("this system's trusted authorities were not found: name a file that holds them")?;
     let refused = |error: String| format!("{}: {error}; it must hold certificates as PEM", file.display());
     let bytes = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
     if let Some(fault) = text_fault(&bytes) {
@@ -264,11 +302,11 @@ mod tests {
     fn urls() {
         let cases = [
             ("http://127.0.0.1:8080/a?b=c", "127.0.0.1:8080", "/a?b=c"),
-            ("http://bridge/", "bridge:80", PATH),
-            ("http://bridge:81", "bridge:81", PATH),
+            ("http://bridge/", "bridge:80", "/"),
+            ("http://bridge:81", "bridge:81", "/"),
             ("http://[::1]:8080/x", "[::1]:8080", "/x"),
             ("https://bridge/x", "bridge:443", "/x"),
-            ("https://[::1]:8443", "[::1]:8443", PATH),
+            ("https://[::1]:8443", "[::1]:8443", "/"),
         ];
         for (url, address, path) in cases {
             let target: Target = url.parse().unwrap();
@@ -280,7 +318,7 @@ mod tests {
             ("bridge:8080", "http://"),
             ("/webhooks/events", "http://"),
             ("", "http://"),
-            ("http://a:b@bridge/", "--basic"),
+            ("http://a:b@bridge/", "credentials"),
         ];
         for (url, hint) in refused {
             let error = url.parse::<Target>().unwrap_err();

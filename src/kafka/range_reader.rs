@@ -1,4 +1,4 @@
-//! Reads the dead-letter topic, from a group's positions or from any offsets. Only committed records are seen.
+//! Reads a topic from given offsets to given ends, for commands. Only committed records are seen.
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +25,8 @@ use crate::{config, stream::Stream};
 /// Reading ends when no partition has had any news for this long.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A reader of the dead-letter topic.
-pub struct LetterReader {
+/// A reader of one topic.
+pub struct RangeReader {
     pub(super) session: Session,
     consumer: BaseConsumer<Callbacks>,
     partitions: Vec<i32>,
@@ -37,20 +37,26 @@ pub struct LetterReader {
     errors: ReadErrors,
 }
 
-impl LetterReader {
-    /// Connects, and looks up the topic's partitions.
+impl RangeReader {
+    /// Connects a command (`tool`), and looks up the topic's partitions. The group may have positions in it.
     ///
     /// # Errors
     /// The cluster can't be reached, or the topic can't be read.
-    pub fn open(kafka: &config::Kafka, group: &str, topic: &str) -> Result<LetterReader, BrokerError> {
-        let session =
-            Session::of_tool(kafka, Stream::DeadLetters, "cmc-bridge-replay", group.to_owned()).about(topic);
+    pub fn open(
+        kafka: &config::Kafka,
+        stream: Stream,
+        tool: &str,
+        group: &str,
+        topic: &str,
+    ) -> Result<RangeReader, BrokerError> {
+        let client_id = format!("cmc-bridge-{tool}");
+        let session = Session::of_tool(kafka, stream, &client_id, group.to_owned()).about(topic);
         let mut config = properties::reader(&session);
         config.set("enable.partition.eof", "true");
         let consumer = session.client(&config)?;
         session.reach(&consumer)?;
         let partitions = topics::readable(&session, &consumer)?;
-        Ok(LetterReader {
+        Ok(RangeReader {
             session,
             consumer,
             partitions,
