@@ -91,7 +91,7 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Target, String> {
-        let example = "give it as https://host/path";
+        let example = "give it as http://host/path or https://host/path";
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
