@@ -1,14 +1,14 @@
 //! A small HTTP/1.1 client on a connection that is kept open: posts webhooks as the sender does, calls the sender's Web API and
 //! asks bridges for their status.
 
-use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Request, StatusCode, Uri,
+    Method, Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -28,7 +28,7 @@ use tokio_rustls::{
 use crate::config::text_fault;
 
 /// Maximum length of an answer in bytes, unless the caller sets another; the bridge's are shorter.
-const ANSWER: usize = 64 << 10;
+const ANSWER: usize = 1 << 20;
 
 /// What a URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,13 +85,13 @@ impl Target {
         let scheme = if self.is_https() { "https" } else { "http" };
         format!("{scheme}://{}{}", self.authority, self.path)
     }
-}
 
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Target, String> {
-        let example = "give it as http://host/path or https://host/path";
+    /// Parses a URL; one without a path gets this one.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the example.
+    pub fn parse(url: &str, default_path: &str, example: &str) -> Result<Target, String> {
+        let example = format!("give it as {example}");
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
@@ -116,7 +116,10 @@ impl FromStr for Target {
             address: format!("{host}:{port}"),
             tls: tls.map_err(|error| format!("no certificate can have the name {host}: {error}"))?,
             authority: authority.to_string(),
-            path: path.to_owned(),
+            path: match path {
+                "/" => default_path.to_owned(),
+                path => path.to_owned(),
+            },
         })
     }
 }
@@ -168,19 +171,22 @@ impl Client {
     /// # Errors
     /// No answer within the limit: the body may or may not have been taken.
     pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
-        self.ask(Some((content_type, body)), limit).await
+        let request = self.request(Method::POST, body)?;
+        let content_type = HeaderValue::from_str(content_type).map_err(io::Error::other)?;
+        self.send(with(request, CONTENT_TYPE, content_type), limit).await
     }
 
-    /// Gets the answer to a request without a body.
+    /// Asks for the target and returns the answer.
     ///
     /// # Errors
     /// No answer within the limit.
     pub async fn get(&mut self, limit: Duration) -> io::Result<Reply> {
-        self.ask(None, limit).await
+        let request = self.request(Method::GET, Bytes::new())?;
+        self.send(request, limit).await
     }
 
-    async fn ask(&mut self, content: Option<(&str, Bytes)>, limit: Duration) -> io::Result<Reply> {
-        let answer = timeout(limit, self.exchange(content)).await;
+    async fn send(&mut self, request: Request<Full<Bytes>>, limit: Duration) -> io::Result<Reply> {
+        let answer = timeout(limit, self.exchange(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
             self.sender = None;
@@ -188,11 +194,10 @@ impl Client {
         answer
     }
 
-    async fn exchange(&mut self, content: Option<(&str, Bytes)>) -> io::Result<Reply> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
-            let request = self.request(content.clone())?;
-            let answer = match self.sender().await?.send_request(request).await {
+            let answer = match self.sender().await?.send_request(request.clone()).await {
                 Ok(answer) => answer,
                 // The server had closed the kept connection, and nothing was sent.
                 Err(error) if kept && error.is_canceled() => {
@@ -209,15 +214,11 @@ impl Client {
         }
     }
 
-    fn request(&self, content: Option<(&str, Bytes)>) -> io::Result<Request<Full<Bytes>>> {
-        let (mut request, body) = match content {
-            Some((content_type, body)) => {
-                let request = Request::post(&self.target.path).header(CONTENT_TYPE, content_type);
-                (request, body)
-            }
-            None => (Request::get(&self.target.path), Bytes::new()),
-        };
-        request = request.header(HOST, &self.target.authority);
+    fn request(&self, method: Method, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(&self.target.path)
+            .header(HOST, &self.target.authority);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -243,6 +244,11 @@ impl Client {
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+}
+
+fn with(mut request: Request<Full<Bytes>>, name: HeaderName, value: HeaderValue) -> Request<Full<Bytes>> {
+    request.headers_mut().insert(name, value);
+    request
 }
 
 async fn speak(
@@ -271,7 +277,7 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
     let found = || SYSTEM.iter().map(Path::new).find(|file| file.exists());
     let file = file
         .or_else(found)
-        .ok_or("this system's trusted authorities were not found: name a file that holds them")?;
+        .ok_or("this system's trusted authorities were not found: give --ca-file")?;
     let refused = |error: String| format!("{}: {error}; it must hold certificates as PEM", file.display());
     let bytes = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
     if let Some(fault) = text_fault(&bytes) {
@@ -302,14 +308,14 @@ mod tests {
     fn urls() {
         let cases = [
             ("http://127.0.0.1:8080/a?b=c", "127.0.0.1:8080", "/a?b=c"),
-            ("http://bridge/", "bridge:80", "/"),
-            ("http://bridge:81", "bridge:81", "/"),
+            ("http://bridge/", "bridge:80", "/default"),
+            ("http://bridge:81", "bridge:81", "/default"),
             ("http://[::1]:8080/x", "[::1]:8080", "/x"),
             ("https://bridge/x", "bridge:443", "/x"),
-            ("https://[::1]:8443", "[::1]:8443", "/"),
+            ("https://[::1]:8443", "[::1]:8443", "/default"),
         ];
         for (url, address, path) in cases {
-            let target: Target = url.parse().unwrap();
+            let target = Target::parse(url, "/default", "http://host").unwrap();
             assert_eq!(target.is_https(), url.starts_with("https"));
             assert_eq!((target.address.as_str(), target.path.as_str()), (address, path));
         }
@@ -321,7 +327,7 @@ mod tests {
             ("http://a:b@bridge/", "credentials"),
         ];
         for (url, hint) in refused {
-            let error = url.parse::<Target>().unwrap_err();
+            let error = Target::parse(url, "/", "http://host or https://host").unwrap_err();
             assert!(error.contains(hint), "{url}: {error}");
         }
     }

@@ -100,7 +100,7 @@ impl<'c> SenderApi<'c> {
             let text = "sender_api.user and sender_api.key are not set; give an API user of the sender's console and its key";
             ApiError::Configuration(text.to_owned())
         })?;
-        let target: Target = config.url.parse().map_err(ApiError::Configuration)?;
+        let target = Target::parse(&config.url, "/", "https://host/path").map_err(ApiError::Configuration)?;
         let trust = target.is_https().then(|| trust(config.ca_file.as_deref()));
         let trust = trust
             .transpose()

@@ -89,7 +89,7 @@ pub struct ReconcileArgs {
     #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=40 * 24 * 60))]
     settle: u32,
     /// Admin port of a replica, as a URL; give all of them
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = replica)]
     replica: Vec<Target>,
     /// How long to wait for replicas that hold older events or don't answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
@@ -100,6 +100,11 @@ pub struct ReconcileArgs {
     /// Read the topics from their beginning, not from the first day on
     #[arg(long)]
     read_all: bool,
+}
+
+/// The admin port of a replica.
+fn replica(url: &str) -> Result<Target, String> {
+    Target::parse(url, "/", "http://cmc-bridge-0:9464")
 }
 
 /// Reconciles and prints what was found.

@@ -97,12 +97,11 @@ pub struct SendSampleArgs {
 
 /// A webhook endpoint, with the bridge's default path for a URL without one.
 fn endpoint(url: &str) -> Result<Target, String> {
-    let target: Target = url.parse().map_err(|error| {
-        format!("{error}; an example is http://127.0.0.1:8080{PATH}, with --bearer, --basic or --api-key for credentials")
-    })?;
-    Ok(match target.path.as_str() {
-        "/" => target.with_path(PATH),
-        _ => target,
+    let example =
+        "http://127.0.0.1:8080/webhooks/events, with --bearer, --basic or --api-key for credentials";
+    Target::parse(url, PATH, example).map_err(|error| match error.contains("--basic") {
+        true => error,
+        false => format!("{error}: see --bearer, --basic and --api-key"),
     })
 }
 

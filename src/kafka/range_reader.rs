@@ -109,12 +109,12 @@ impl RangeReader {
             if Instant::now() > deadline {
                 return Err(BrokerError {
                     reason: BlockReason::Other,
-                    message: format!(
-                        "a transaction on topic {} has been open for {} s, so what is on the topic is not known. Find its producer \
-                         with kafka-transactions.sh",
+                    cause: format!(
+                        "a transaction on topic {} has been open for {} s, so what is on the topic is not known",
                         self.session.topic,
                         OPEN_TRANSACTIONS.as_secs()
                     ),
+                    cure: "Find its producer with kafka-transactions.sh".to_owned(),
                 });
             }
             std::thread::sleep(ASK_AGAIN);
@@ -276,12 +276,12 @@ impl RangeReader {
             Look::Away(error) if silent => Err(error),
             Look::Well if silent => Err(BrokerError {
                 reason: BlockReason::Connect,
-                message: format!(
-                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s. Look at the \
-                     brokers' logs",
+                cause: format!(
+                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s",
                     self.session.topic,
                     SILENCE.as_secs()
                 ),
+                cure: "Look at the brokers' logs".into(),
             }),
             Look::Well | Look::Away(_) => Ok(()),
         }

@@ -164,10 +164,11 @@ fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
 pub fn another_run(id: &str) -> BrokerError {
     BrokerError {
         reason: BlockReason::Fenced,
-        message: format!(
-            "another run with {id} has begun, or a transaction took longer than kafka.transaction_timeout. Nothing was \
-             delivered twice; what is not delivered is left to the other one, or to the next"
+        cause: format!(
+            "another run with {id} has begun, or a transaction took longer than kafka.transaction_timeout"
         ),
+        cure: "Nothing was delivered twice; what is not delivered is left to the other one, or to the next"
+            .into(),
     }
 }
 
