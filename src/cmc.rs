@@ -41,6 +41,7 @@
 //! | [`event`] | turns elements into records, everything else into dead letters |
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`id`] | ce_id |
+//! | [`identity`](mod@identity) | when two forms of an event are the same event |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
 //! | [`malformed`] | why a body as a whole could not be understood |
 //! | [`mask`](mod@mask) | credentials masked in dead letters |
@@ -54,6 +55,7 @@ mod envelope;
 mod event;
 mod form;
 mod id;
+mod identity;
 mod json;
 mod malformed;
 mod mask;
@@ -64,8 +66,9 @@ mod understand;
 
 pub use self::{
     envelope::{Envelope, Opened},
-    event::{Split, split},
+    event::{Split, row, split},
     id::NAMESPACE,
+    identity::{OnTopic, Row, on_topic},
     malformed::Malformed,
     mask::{SHORTEST, Secrets, mask},
     request::{BOM, BodyEncoding, Media, Request},

@@ -13,14 +13,12 @@ use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{
-    config_args::ConfigArgs,
-    send_sample::client::{Client, Target, trust},
-};
+use super::config_args::ConfigArgs;
 use crate::{
     admin::status::{BridgeState, problems::Severity},
     cli::exit::Exit,
     config,
+    http_client::{Client, Target, trust},
 };
 
 /// The path of the status below the address of an admin port.

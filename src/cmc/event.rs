@@ -9,8 +9,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     elements::Element,
-    envelope::{Envelope, Opened, Unexpected},
+    envelope::{Envelope, Opened, Unexpected, open_json},
     id::Ids,
+    identity::Members,
     malformed::Malformed,
     mask::{is_key, mask, mask_form, mask_text, mask_whole},
     request::{BodyEncoding, Request},
@@ -34,8 +35,50 @@ pub struct Split {
     pub failures: Vec<Failure>,
 }
 
+/// Where events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A webhook.
+    Webhook,
+    /// The sender's Web API. The record says so, and its `ce_id` is the canonical one.
+    Api,
+}
+
+/// The record that a row of the sender's Web API becomes: what its webhook's would have been, but for `ce_id` and `cmc-origin`.
+/// `read_at_micros` is when it was read, in microseconds since the Unix epoch.
+///
+/// # Errors
+/// Why it can't become an event.
+pub fn row(
+    stream: Stream,
+    composition: &str,
+    row: &str,
+    read_at_micros: i64,
+    rules: &Rules,
+) -> Result<Batch, Reason> {
+    let composition = serde_json::Value::from(composition);
+    let body = format!(
+        r#"{{"event_type":"{stream}","server_composition":{composition},"event":{{"{stream}":[{row}]}}}}"#
+    );
+    let request = Request {
+        received_at_micros: read_at_micros,
+        path: "",
+        content_type: None,
+        body: body.as_bytes(),
+    };
+    let split = split_from(&open_json(request.body, rules), rules, &request, Origin::Api);
+    match (split.events, split.failures.first()) {
+        (Some((_, batch, _)), None) if batch.events() == 1 => Ok(batch),
+        (_, failure) => Err(failure.map_or(Reason::InvalidJson, |failure| failure.reason)),
+    }
+}
+
 /// Makes the records of an opened body. A malformed one becomes a dead letter.
 pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    split_from(opened, rules, request, Origin::Webhook)
+}
+
+fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin: Origin) -> Split {
     let envelope = match &opened.content {
         Ok(envelope) => envelope,
         Err(malformed) => {
@@ -55,7 +98,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         };
     };
     let mut letters = DeadLetters::new(opened, rules, request);
-    let events = split_events(stream, envelope, opened, rules, request, &mut letters);
+    let events = split_events(stream, envelope, opened, rules, request, origin, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
         letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
@@ -93,12 +136,17 @@ fn split_events(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
+    origin: Origin,
     letters: &mut DeadLetters<'_>,
 ) -> Option<(Stream, Batch, Tally)> {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
     let common = Common::new(stream, composition, request.received_at_micros);
-    let headers = common.headers();
+    let all = common.headers();
+    let headers = match origin {
+        Origin::Webhook => &all[..WEBHOOK_HEADERS],
+        Origin::Api => &all[..],
+    };
     let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
     let mut writer = EventWriter {
@@ -107,12 +155,13 @@ fn split_events(
         prefix_len: prefix.len(),
         limit: RecordLimit {
             max_record_bytes: rules.max_record_bytes,
-            common: &headers,
-            common_len: bytes_of(&headers),
+            common: headers,
+            common_len: bytes_of(headers),
         },
         ids: Ids::new(stream.name(), composition),
+        origin,
         clock: Clock::new(rules.time_zone(composition)),
-        batch: BatchBuilder::new(request.received_at_micros, &headers, prefix.as_bytes(), capacity),
+        batch: BatchBuilder::new(request.received_at_micros, headers, prefix.as_bytes(), capacity),
         tally: Tally::default(),
         scratch: String::new(),
     };
@@ -147,6 +196,9 @@ fn split_events(
 /// An estimate of the bytes that an event adds to its own in a batch: key, headers, lengths.
 const EVENT_OVERHEAD: usize = 144;
 
+/// How many of [`Common::headers`] the events of a webhook have.
+const WEBHOOK_HEADERS: usize = 5;
+
 /// The headers that all events of a webhook share.
 struct Common {
     event_type: String,
@@ -170,13 +222,14 @@ impl Common {
         }
     }
 
-    fn headers(&self) -> [(&str, &[u8]); 5] {
+    fn headers(&self) -> [(&str, &[u8]); WEBHOOK_HEADERS + 1] {
         [
             ("ce_specversion", b"1.0"),
             ("ce_type", self.event_type.as_bytes()),
             ("ce_source", self.source.as_bytes()),
             ("content-type", b"application/json"),
             ("cmc-received-at", self.received_at.as_bytes()),
+            ("cmc-origin", b"api"),
         ]
     }
 }
@@ -195,6 +248,7 @@ struct EventWriter<'w> {
     prefix_len: usize,
     limit: RecordLimit<'w>,
     ids: Ids,
+    origin: Origin,
     clock: Clock<'w>,
     batch: BatchBuilder,
     tally: Tally,
@@ -235,7 +289,13 @@ impl EventWriter<'_> {
             .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
-        let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
+        let id = match self.origin {
+            Origin::Webhook => self.ids.id(raw.as_bytes(), &mut id_buffer),
+            Origin::Api => {
+                let canonical = Members::read(raw).canonical(self.stream);
+                self.ids.id(canonical.as_bytes(), &mut id_buffer)
+            }
+        };
 
         let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
         let mut count = 1;

@@ -25,12 +25,14 @@ impl Ids {
 
     /// The id of the element with these bytes, in lower case with hyphens, written into `buffer`.
     pub fn id<'b>(&self, element: &[u8], buffer: &'b mut [u8; 36]) -> &'b str {
+        self.uuid(element).hyphenated().encode_lower(buffer)
+    }
+
+    /// The same as a UUID.
+    pub fn uuid(&self, element: &[u8]) -> Uuid {
         let hash: [u8; 20] = self.0.clone().chain_update(element).finalize().into();
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&hash[..16]);
-        Builder::from_sha1_bytes(bytes)
-            .into_uuid()
-            .hyphenated()
-            .encode_lower(buffer)
+        Builder::from_sha1_bytes(bytes).into_uuid()
     }
 }

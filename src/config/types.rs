@@ -19,6 +19,7 @@ pub struct Config {
     pub kafka: Kafka,
     /// One entry for each stream, at [`Stream::index`]; read through [`Config::stream`].
     pub streams: [StreamConfig; 4],
+    pub sender_api: SenderApi,
     pub shutdown: Shutdown,
     pub log: LogConfig,
 }
@@ -172,6 +173,45 @@ pub struct StreamConfig {
     pub enabled: bool,
     /// `streams.<name>.topic`
     pub topic: String,
+}
+
+/// The sender's Web API, which `reconcile` asks.
+#[derive(Clone)]
+pub struct SenderApi {
+    /// `sender_api.url`, without a trailing slash.
+    pub url: String,
+    /// `sender_api.user` and `sender_api.key`; `None` when neither is set.
+    pub account: Option<ApiAccount>,
+    /// `sender_api.ca_file`: the authorities to trust, PEM; `None` for the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `sender_api.server_compositions`: whose events are asked for.
+    pub server_compositions: Vec<String>,
+    /// `sender_api.pause` between two calls.
+    pub pause: Duration,
+    /// `sender_api.timeout`: how long a call may take.
+    pub timeout: Duration,
+}
+
+/// Who calls the Web API.
+#[derive(Clone, Debug)]
+pub struct ApiAccount {
+    pub user: String,
+    pub key: SecretString,
+}
+
+impl fmt::Debug for SenderApi {
+    /// The file's name may be the key itself, put there by mistake.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ca_file = self.ca_file.as_deref().map(shown_path);
+        f.debug_struct("SenderApi")
+            .field("url", &self.url)
+            .field("account", &self.account)
+            .field("ca_file", &ca_file)
+            .field("server_compositions", &self.server_compositions)
+            .field("pause", &self.pause)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
 }
 
 /// What happens after SIGTERM.

@@ -63,6 +63,10 @@ pub struct TopicRules {
     pub max_bytes: Option<usize>,
     /// `cleanup.policy` includes `compact`, so a null key is refused.
     pub compacted: bool,
+    /// `retention.ms`; -1 keeps records for ever.
+    pub retention_ms: Option<i64>,
+    /// `retention.bytes` of a partition; -1 is no limit.
+    pub retention_bytes: Option<i64>,
 }
 
 impl TopicRules {

@@ -201,7 +201,7 @@ impl KafkaBroker {
         })
     }
 
-    /// Commits the transaction, and with it these offsets of the group.
+    /// Commits the transaction, and with it these offsets of the group, if there are any.
     ///
     /// # Errors
     /// The transaction may be committed or not.

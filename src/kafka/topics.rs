@@ -196,5 +196,7 @@ fn rules_of(topic: &ConfigResource) -> TopicRules {
         max_bytes: value("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
         // A list: `compact`, `delete`, or both.
         compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+        retention_ms: value("retention.ms").and_then(|millis| millis.parse().ok()),
+        retention_bytes: value("retention.bytes").and_then(|bytes| bytes.parse().ok()),
     }
 }

@@ -141,6 +141,7 @@ impl Topic {
             true => TopicRules {
                 max_bytes: self.limit,
                 compacted: self.compacted,
+                ..TopicRules::default()
             },
             false => TopicRules::default(),
         }
@@ -150,6 +151,7 @@ impl Topic {
         let rules = TopicRules {
             max_bytes: self.limit,
             compacted: self.compacted,
+            ..TopicRules::default()
         };
         let other = self
             .refuses

@@ -16,6 +16,7 @@ mod oracle;
 mod process;
 mod proxy;
 mod secured_broker;
+mod sender;
 mod topics;
 mod wait;
 
@@ -44,6 +45,7 @@ mod observability;
 mod outage;
 mod pauses;
 mod readers;
+mod reconcile;
 mod refusals;
 mod refused_backlog;
 mod release;
