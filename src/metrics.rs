@@ -85,7 +85,7 @@ pub struct Metrics {
     kafka_bytes: IntCounterVec,
     kafka_request_errors: IntCounterVec,
     /// At [`Stream::index`].
-    blockades: [Arc<Blockade>; 4],
+    blockades: [Arc<Blockade>; Stream::ALL.len()],
     letters: Arc<RecentLetters>,
 }
 

@@ -87,7 +87,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* The enabled streams as a comma-separated list. */}}
 {{- define "cmc-bridge.streams" -}}
-{{- $defaults := dict "deliveries" true "bounces" true "blocks" false "dead_letters" true }}
+{{- $defaults := dict "deliveries" true "bounces" true "blocks" false "inbound" false "dead_letters" true }}
 {{- $enabled := list }}
 {{- range $stream, $default := $defaults }}
 {{- if dig "streams" $stream "enabled" $default $.Values.config }}{{ $enabled = append $enabled $stream }}{{ end }}
