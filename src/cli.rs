@@ -14,9 +14,12 @@
 //! | [`serve`] | runs the bridge until SIGTERM |
 //! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
 //! | [`tap`] | prints the records of the topics as they arrive |
+//! | [`top`] | shows running bridges in a terminal |
+//! | [`why`] | says what is wrong with a running bridge |
 //!
 //! | what they share | what it is |
 //! |---|---|
+//! | [`bridge_status`] | the status of a running bridge, from its admin port |
 //! | [`config_args`] | `--config` |
 //! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
@@ -26,6 +29,7 @@
 //! | [`signals`] | SIGINT and SIGTERM |
 //! | `stream_name` | streams by name on the command line |
 
+mod bridge_status;
 pub mod check;
 pub mod completions;
 mod config_args;
@@ -44,6 +48,8 @@ mod signals;
 pub mod spool;
 mod stream_name;
 pub mod tap;
+pub mod top;
+pub mod why;
 
 use clap::{Parser, Subcommand};
 
@@ -66,7 +72,7 @@ Configuration comes from the built-in defaults, then the files given with --conf
 A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
 config/default.toml lists and explains every key.
 
-Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
+Exit codes: 0 success, 1 and 2 what `why` found, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
 file error, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
@@ -88,6 +94,12 @@ pub enum Command {
     /// Post sample webhooks to a bridge, as Customers Mail Cloud does
     #[command(after_help = send_sample::AFTER_HELP)]
     SendSample(send_sample::SendSampleArgs),
+    /// Ask a running bridge what is wrong, since when, what it costs and what to do
+    #[command(after_help = why::AFTER_HELP)]
+    Why(why::WhyArgs),
+    /// Show running bridges in a terminal: state, rates, backlog, lanes, problems, refusals
+    #[command(after_help = top::AFTER_HELP)]
+    Top(top::TopArgs),
     /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
