@@ -148,11 +148,12 @@ impl<'a> Collector<'a> {
     }
 
     /// Whether this is the first field of this name.
-    fn is_new(&mut self, name: &Cow<'a, str>, at: usize) -> bool {
-        if self.names.insert(name.clone()) {
+    fn is_new(&mut self, name: Cow<'a, str>, at: usize) -> bool {
+        let is_key = name == "api_key";
+        if self.names.insert(name) {
             return true;
         }
-        if name == "api_key" {
+        if is_key {
             self.api_key = None;
         }
         let detail = "a field occurs more than once";
@@ -174,7 +175,7 @@ impl<'a> Collector<'a> {
             let value = text_or_bytes(content, content_type);
             return self.add(name, Cow::Owned(quoted), value, at);
         }
-        if self.is_new(&name, at) {
+        if self.is_new(name.clone(), at) {
             let (name_of_file, original_name) = header.file_name.unzip();
             self.files.push(MailFile {
                 field: name,
@@ -188,7 +189,7 @@ impl<'a> Collector<'a> {
     }
 
     fn add(&mut self, name: Cow<'a, str>, quoted: Cow<'a, str>, value: FieldValue<'a>, at: usize) {
-        if !self.is_new(&name, at) {
+        if !self.is_new(name.clone(), at) {
             return;
         }
         match &*name {
@@ -209,7 +210,7 @@ impl<'a> Collector<'a> {
                 self.note(Malformed::new(Reason::TooManyMembers, Some(at), detail));
             }
             "headers" => {
-                let value = list_in(&value).map_or(value, |list| FieldValue::Json(list));
+                let value = list_in(&value).map_or(value, FieldValue::Json);
                 self.fields.push(Field { name, quoted, value });
             }
             _ => self.fields.push(Field { name, quoted, value }),
