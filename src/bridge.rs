@@ -59,7 +59,7 @@ use crate::{
 };
 
 pub use self::{
-    drain::{Drained, drain},
+    drain::{Drained, Patience, drain},
     error::BridgeError,
 };
 

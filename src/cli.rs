@@ -20,7 +20,7 @@
 //! | what they share | what it is |
 //! |---|---|
 //! | [`bridge_status`] | the status of a running bridge, from its admin port |
-//! | [`config_args`] | `--config` |
+//! | [`config_args`] | `--config` and `CMC_BRIDGE_CONFIG` |
 //! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
 //! | [`percentile`](mod@percentile) | percentiles |
@@ -68,7 +68,8 @@ exactly once. A webhook is answered with 200 only when its events are on disk, s
 const AFTER_HELP: &str = "\
 Try it without Kafka: cmc-bridge dev --sample
 
-Configuration comes from the built-in defaults, then the files given with --config in order, then environment variables.
+Configuration comes from the built-in defaults, then the files given with --config in order (without it, those in
+CMC_BRIDGE_CONFIG, separated by colons), then environment variables.
 A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
 config/default.toml lists and explains every key.
 
@@ -143,7 +144,7 @@ mod tests {
         let Command::Config(ConfigCommand::Show(args)) = cli.command else {
             panic!("{cli:?}")
         };
-        assert_eq!(args.config.files, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(args.config.files(), [PathBuf::from("a"), PathBuf::from("b")]);
     }
 
     #[test]

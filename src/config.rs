@@ -1,7 +1,7 @@
 //! The validated configuration: all that the rest of the program sees.
 //!
-//! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files named by `--config`
-//! in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
+//! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files that the command
+//! line names, in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
 //! read. What is unknown or wrong is refused, all of it in one [`ConfigError`]; secrets are in none of the messages.
 //!
 //! # Files

@@ -165,7 +165,7 @@ impl BridgeClient {
     /// # Errors
     /// 64: the port is chosen by the system. 78: `admin.listen` is refused.
     pub fn configured(args: &ConfigArgs) -> Result<BridgeClient, Exit> {
-        let listen = config::admin_listen(&args.files, config::environment()?.into_iter())?;
+        let listen = config::admin_listen(&args.files(), config::environment()?.into_iter())?;
         if listen.port() == 0 {
             let what =
                 "admin.listen has port 0, so the system chooses a port: give the bridge's address with --url";

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -28,6 +28,10 @@ use crate::config::text_fault;
 
 /// The path for a URL without one: the bridge's default.
 const PATH: &str = "/webhooks/events";
+
+/// How long to wait for one connection, and how long between two tries.
+const CONNECT: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Maximum length of an answer in bytes; the bridge's are shorter.
 const ANSWER: usize = 1 << 20;
@@ -59,6 +63,22 @@ impl Target {
     /// Whether it speaks TLS.
     pub fn is_https(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// Waits, at most for `patience`, until a connection can be made. In a new pod, name servers and network policies may not know
+    /// it yet. Nothing is sent, so nothing can come twice.
+    pub async fn reachable_within(&self, patience: Duration) {
+        let tried = async {
+            // A name may fail to resolve at first, and a packet may get no answer at all.
+            while !matches!(
+                timeout(CONNECT, TcpStream::connect(&self.address)).await,
+                Ok(Ok(_))
+            ) {
+                sleep(RETRY).await;
+            }
+        };
+        // If nothing answers, the webhook itself reports the error.
+        let _ = timeout(patience, tried).await;
     }
 
     /// The endpoint as a URL.
@@ -288,6 +308,25 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_opens_later_is_waited_for() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = Target::new(socket.local_addr().unwrap(), PATH);
+        // Bound but not listening: connections are refused.
+        let begun = std::time::Instant::now();
+        target.reachable_within(RETRY).await;
+        assert!(begun.elapsed() >= RETRY);
+        let open = async {
+            sleep(2 * RETRY).await;
+            socket.listen(8).unwrap()
+        };
+        let patience = Duration::from_secs(300);
+        let begun = std::time::Instant::now();
+        let (_listener, ()) = tokio::join!(open, target.reachable_within(patience));
+        assert!((2 * RETRY..patience).contains(&begun.elapsed()));
+    }
 
     #[test]
     fn urls() {
