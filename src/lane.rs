@@ -33,6 +33,8 @@
 //!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record per request,
 //!      and the others as before; a refusal then names its record.
 //!
+//!    The records of a received mail belong together: when one of them is diverted, all are.
+//!
 //!    The broker may refuse an early request while the lane is still sending. Whichever call meets the failure, it reports the
 //!    first cause ([`kafka::broker::Broker`](crate::kafka::broker::Broker)).
 //! 5. A failure blocks this lane only. The lane tries again after growing waits, with a metric and a log line.

@@ -85,7 +85,7 @@ pub struct Metrics {
     kafka_bytes: IntCounterVec,
     kafka_request_errors: IntCounterVec,
     /// At [`Stream::index`].
-    blockades: [Arc<Blockade>; 4],
+    blockades: [Arc<Blockade>; Stream::ALL.len()],
     letters: Arc<RecentLetters>,
     /// At [`Outcome::index`]; those of [`Shortage`]s are at the shortage as well.
     outcomes: [CountedWithTime; Outcome::ALL.len()],

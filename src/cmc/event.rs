@@ -9,11 +9,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     elements::Element,
-    envelope::{Envelope, Opened, Unexpected, open_json},
+    envelope::{Content, Envelope, Opened, Unexpected, open_json},
+    group::{MailTooLarge, split_mail},
     id::Ids,
     identity::Members,
+    mail::Mail,
     malformed::Malformed,
-    mask::{is_key, mask, mask_form, mask_text, mask_whole},
+    mask::{is_key, mask, mask_form, mask_mail, mask_text, mask_whole},
     request::{BodyEncoding, Request},
     rules::{MAX_KEY, Rules},
     time::Clock,
@@ -80,7 +82,8 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
 
 fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin: Origin) -> Split {
     let envelope = match &opened.content {
-        Ok(envelope) => envelope,
+        Ok(Content::Events(envelope)) => envelope,
+        Ok(Content::Mail(mail)) => return split_inbound(mail, opened, rules, request),
         Err(malformed) => {
             return Split {
                 events: None,
@@ -111,6 +114,24 @@ fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin:
     }
 }
 
+fn split_inbound(mail: &Mail<'_>, opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    let composition = opened.server_composition.as_deref().unwrap_or_default();
+    match split_mail(mail, composition, rules, request) {
+        Ok((batch, tally)) => Split {
+            events: Some((Stream::Inbound, batch, tally)),
+            ..Split::default()
+        },
+        Err(MailTooLarge) => {
+            let malformed = Malformed::mail_too_large();
+            Split {
+                events: None,
+                dead_letters: Some(dead_letter_body(&malformed, opened, rules, request)),
+                failures: vec![Failure::whole(malformed.reason)],
+            }
+        }
+    }
+}
+
 /// Makes the dead letter of a whole body.
 pub(super) fn dead_letter_body(
     malformed: &Malformed,
@@ -119,8 +140,9 @@ pub(super) fn dead_letter_body(
     request: &Request<'_>,
 ) -> (Batch, Tally) {
     let body = match opened.encoding {
+        _ if rules.is_inbound(request.path) => mask_mail(request.body, &rules.secrets),
         Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
-        Some(BodyEncoding::Json) | None => mask(request.body, &rules.secrets),
+        _ => mask(request.body, &rules.secrets),
     };
     let mut letters = DeadLetters::new(opened, rules, request);
     letters.offset = malformed.offset;
@@ -153,11 +175,7 @@ fn split_events(
         stream,
         text,
         prefix_len: prefix.len(),
-        limit: RecordLimit {
-            max_record_bytes: rules.max_record_bytes,
-            common: headers,
-            common_len: bytes_of(headers),
-        },
+        limit: RecordLimit::new(rules.max_record_bytes, headers),
         ids: Ids::new(stream.name(), composition),
         origin,
         clock: Clock::new(rules.time_zone(composition)),
@@ -199,8 +217,11 @@ const EVENT_OVERHEAD: usize = 144;
 /// How many of [`Common::headers`] the events of a webhook have.
 const WEBHOOK_HEADERS: usize = 5;
 
+/// The type of the records that hold mails.
+pub(super) const MAIL_TYPE: &str = "jp.smtps.cmc.inbound";
+
 /// The headers that all events of a webhook share.
-struct Common {
+pub(super) struct Common {
     event_type: String,
     source: String,
     received_at: String,
@@ -214,12 +235,18 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl Common {
-    fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
+    pub fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
         Common {
             event_type: format!("jp.smtps.cmc.{stream}"),
             source: format!("/cmc/{}", utf8_percent_encode(composition, ENCODED)),
             received_at: rfc3339_micros(received_at_micros),
         }
+    }
+
+    /// Those that the records of a mail share.
+    pub fn shared(&self) -> [(&str, &[u8]); 3] {
+        let [version, _, source, _, received_at, _] = self.headers();
+        [version, source, received_at]
     }
 
     fn headers(&self) -> [(&str, &[u8]); WEBHOOK_HEADERS + 1] {
@@ -235,7 +262,7 @@ impl Common {
 }
 
 /// The beginning of every value, up to but without the comma before the element's own members.
-fn prefix(stream: Stream, composition: &str) -> String {
+pub(super) fn prefix(stream: Stream, composition: &str) -> String {
     let composition = serde_json::Value::from(composition);
     format!(r#"{{"event_type":"{stream}","server_composition":{composition}"#)
 }
@@ -320,7 +347,7 @@ impl EventWriter<'_> {
 }
 
 /// Whether a text may be a CloudEvents attribute: it contains neither control characters nor noncharacters.
-fn is_attribute(text: &str) -> bool {
+pub(super) fn is_attribute(text: &str) -> bool {
     let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
     let is_noncharacter =
         |c: char| matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE;
@@ -329,15 +356,23 @@ fn is_attribute(text: &str) -> bool {
 }
 
 /// The limit on the size of a record.
-struct RecordLimit<'w> {
-    max_record_bytes: usize,
+pub(super) struct RecordLimit<'w> {
+    pub max_record_bytes: usize,
     /// The headers that all events share, and the length of their names and values.
-    common: &'w [(&'w str, &'w [u8])],
+    pub common: &'w [(&'w str, &'w [u8])],
     common_len: usize,
 }
 
-impl RecordLimit<'_> {
-    fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
+impl<'w> RecordLimit<'w> {
+    pub fn new(max_record_bytes: usize, common: &'w [(&'w str, &'w [u8])]) -> Self {
+        RecordLimit {
+            max_record_bytes,
+            common,
+            common_len: bytes_of(common),
+        }
+    }
+
+    pub fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
         /// An upper bound for the lengths of eight headers and the batch around them.
         const AROUND: usize = 256;
         let key_len = key.map_or(0, <[u8]>::len);

@@ -128,6 +128,12 @@ pub(super) static KEYS: &[Key] = &[
         Str("/healthz"),
     ),
     key("ingest.max_body_bytes", Size(KIB..=GIB), Str("8MiB")),
+    key(
+        "ingest.inbound_path",
+        Text(forms::webhook_path),
+        Str("/webhooks/inbound"),
+    ),
+    key("ingest.inbound_max_body_bytes", Size(KIB..=GIB), Str("32MiB")),
     key("ingest.max_events", Number(1..=1_000_000), Int(10_000)),
     key("ingest.max_connections", Number(1..=1_000_000), Int(4096)),
     key("ingest.max_bytes_in_flight", Size(MIB..=TIB), Str("256MiB")),
@@ -200,6 +206,13 @@ pub(super) static KEYS: &[Key] = &[
     key("streams.bounces.topic", Text(forms::topic), Str("cmc.bounces")),
     key("streams.blocks.enabled", Boolean, Flag(false)),
     key("streams.blocks.topic", Text(forms::topic), Str("cmc.blocks")),
+    key("streams.inbound.enabled", Boolean, Flag(false)),
+    key("streams.inbound.topic", Text(forms::topic), Str("cmc.inbound")),
+    key(
+        "streams.inbound.content",
+        Choice(&["all", "no-attachments", "envelope"]),
+        Str("all"),
+    ),
     key("streams.dead_letters.enabled", Boolean, Flag(true)),
     key(
         "streams.dead_letters.topic",

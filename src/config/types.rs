@@ -8,7 +8,7 @@ use super::{
     credentials::{Auth, CredentialFile},
     files::shown_path,
 };
-use crate::{spool::Durability, stream::Stream};
+use crate::{cmc::MailContent, spool::Durability, stream::Stream};
 
 /// All settings.
 #[derive(Clone, Debug)]
@@ -18,7 +18,9 @@ pub struct Config {
     pub spool: SpoolConfig,
     pub kafka: Kafka,
     /// One entry for each stream, at [`Stream::index`]; read through [`Config::stream`].
-    pub streams: [StreamConfig; 4],
+    pub streams: [StreamConfig; Stream::ALL.len()],
+    /// `streams.inbound.content`
+    pub mail_content: MailContent,
     pub sender_api: SenderApi,
     pub shutdown: Shutdown,
     pub log: LogConfig,
@@ -45,6 +47,10 @@ pub struct Ingest {
     pub credential_files: Vec<CredentialFile>,
     /// `ingest.max_body_bytes`: a larger body is answered 413.
     pub max_body_bytes: usize,
+    /// `ingest.inbound_path`: the path of webhooks of received mail, without a trailing slash.
+    pub inbound_path: String,
+    /// `ingest.inbound_max_body_bytes`: a larger body of received mail is answered 413.
+    pub inbound_max_body_bytes: usize,
     /// `ingest.max_events`: a webhook with more elements is malformed.
     pub max_events: usize,
     /// `ingest.time_zone`: the time zone of the member `created`.

@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::{limits::LogLimiter, phase::Phase};
 use crate::{
-    cmc::Malformed,
+    cmc::{Endpoint, Malformed},
     metrics::{Outcome, Shortage},
     stream::Stream,
 };
@@ -193,17 +193,24 @@ impl Answer {
         )
     }
 
-    pub(super) fn unsupported() -> Answer {
+    pub(super) fn unsupported(endpoint: Endpoint) -> Answer {
+        let (detail, accepted) = match endpoint {
+            Endpoint::Events => (
+                "The content type is neither JSON nor a URL-encoded form, or the body has a content encoding.",
+                "application/json, application/x-www-form-urlencoded",
+            ),
+            Endpoint::Inbound => (
+                "The content type is neither JSON nor multipart/form-data, or the body has a content encoding.",
+                "application/json, multipart/form-data",
+            ),
+        };
         Answer::problem(
             Outcome::Unsupported,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
-            "The content type is neither JSON nor a URL-encoded form, or the body has a content encoding.",
+            detail,
         )
-        .with(
-            ACCEPT_POST,
-            HeaderValue::from_static("application/json, application/x-www-form-urlencoded"),
-        )
+        .with(ACCEPT_POST, HeaderValue::from_static(accepted))
     }
 
     pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
@@ -534,7 +541,7 @@ mod tests {
                 "application/problem+json",
             ),
             (
-                Answer::unsupported(),
+                Answer::unsupported(Endpoint::Events),
                 415,
                 "accept-post",
                 "application/json, application/x-www-form-urlencoded",

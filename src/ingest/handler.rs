@@ -196,9 +196,9 @@ async fn decide(
     let path = head.uri.path();
     let trimmed = without_slash(path);
     let trailing_slash = trimmed.len() < path.len();
-    if trimmed != intake.path {
+    let Some(endpoint) = intake.endpoint(trimmed) else {
         return Ok(Answer::not_found());
-    }
+    };
     if head.method != Method::POST {
         return Ok(Answer::method_not_allowed());
     }
@@ -226,9 +226,9 @@ async fn decide(
     if request_body.admitted && !connection.admit() {
         return Err(Gone);
     }
-    let media = body::media(&head.headers);
+    let media = body::media(endpoint, &head.headers);
     if matches!(media, Media::Unsupported(_)) && admission == Admission::AskBody {
-        return Ok(Answer::unsupported());
+        return Ok(Answer::unsupported(endpoint));
     }
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     let authorization = head.headers.contains_key(AUTHORIZATION);
@@ -237,10 +237,11 @@ async fn decide(
         true => Whose::Known,
         false => Whose::Stranger,
     };
+    let most = intake.most_body_bytes(endpoint);
     let read = body::read(
         &mut request_body.body,
         &mut request_body.begun,
-        intake.max_body_bytes,
+        most,
         &intake.budget,
         whose,
         &connection.phase,
@@ -249,7 +250,7 @@ async fn decide(
         Ok(read) => read,
         Err(BodyError::TooLarge(bytes)) => {
             request_body.bytes = bytes;
-            return Ok(Answer::too_large(intake.max_body_bytes));
+            return Ok(Answer::too_large(most));
         }
         Err(BodyError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
@@ -268,6 +269,7 @@ async fn decide(
     request_body.bytes = body.len() as u64;
     connection.phase.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
+        endpoint,
         admission,
         authorization,
         media,

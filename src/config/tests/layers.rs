@@ -59,6 +59,7 @@ fn defaults_are_the_documented_ones() {
             (true, "cmc.deliveries"),
             (true, "cmc.bounces"),
             (false, "cmc.blocks"),
+            (false, "cmc.inbound"),
             (true, "cmc.dead-letters")
         ]
     );

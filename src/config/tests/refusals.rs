@@ -54,6 +54,37 @@ fn settings_that_would_always_refuse_some_webhook_within_all_limits() {
 }
 
 #[test]
+fn received_mail_needs_a_path_and_room_of_its_own() {
+    let enabled = |rest: &str| file(&format!("[streams.inbound]\nenabled = true\n{rest}"));
+    let mail = "one received mail may need: a body of 128 MiB";
+    one(
+        &enabled("[ingest]\ninbound_max_body_bytes = \"128MiB\"\nmax_bytes_in_flight = \"128MiB\""),
+        &["ingest.max_bytes_in_flight", mail, "at least"],
+    );
+    one(
+        &enabled("[ingest]\ninbound_max_body_bytes = \"128MiB\"\n[spool]\nmax_bytes = \"256MiB\""),
+        &["spool.max_bytes", mail, "at least 512 MiB"],
+    );
+    // A stream that is off needs nothing.
+    let off = file("[ingest]\ninbound_max_body_bytes = \"1GiB\"");
+    assert!(off.load().is_ok());
+    for paths in [
+        "inbound_path = \"/webhooks/events\"",
+        "health_path = \"/webhooks/inbound\"",
+    ] {
+        one(
+            &file(&format!("[ingest]\n{paths}")),
+            &["ingest.inbound_path", "is the path of ingest."],
+        );
+    }
+    one(
+        &enabled("content = \"some\""),
+        &["streams.inbound.content", "no-attachments"],
+    );
+    assert!(enabled("content = \"envelope\"").load().is_ok());
+}
+
+#[test]
 fn single_values() {
     let cases = [
         (

@@ -1,6 +1,7 @@
 //! Tests of the rules of a lane, turn by turn, with a log on disk and a simulated cluster.
 
 mod at_least_once;
+mod groups;
 mod random;
 
 use std::{
