@@ -46,6 +46,7 @@ pub struct Plan {
     pub delivery: Delivery,
     transaction_events: usize,
     checkpoint_every: Duration,
+    commit_interval: Duration,
     /// The directory is restored from older copies, and bridges run on copies of it.
     pub copies: bool,
     /// Offsets expire and topics are deleted.
@@ -91,6 +92,7 @@ impl Plan {
             },
             transaction_events: 1 + random.below(12) as usize,
             checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
+            commit_interval: Duration::from_millis(random.pick(&[0, 50, 1000])),
             copies: matches!(special, 0..3),
             expiry: matches!(special, 3..6),
             rot: matches!(special, 5..7),
@@ -154,6 +156,7 @@ impl Plan {
             transaction_limit: TRANSACTION_TIMEOUT * 2 / 3,
             timing: Timing {
                 checkpoint_every: self.checkpoint_every,
+                commit_interval: self.commit_interval,
                 ..Timing::default()
             },
         }

@@ -173,6 +173,9 @@ fn stop(world: &World, site: usize) {
         for _ in 0..2 {
             world.step_of(site, &process, pipe, Part::Writer);
         }
+        if let Some(lane) = &mut *pipe.lane.borrow_mut() {
+            lane.hurry();
+        }
         for _ in 0..world.below(10) {
             if world.step_of(site, &process, pipe, Part::Lane) != Some(Turn::Progress) {
                 break;
@@ -392,6 +395,10 @@ fn round(world: &World, site: usize, stuck: &mut Vec<(usize, Stream)>) -> bool {
                 } else {
                     moved = true;
                 }
+            }
+            Some(Turn::Paused(wait)) => {
+                world.pass(wait);
+                moved = true;
             }
             Some(Turn::Progress | Turn::Idle) => {}
             None => {}

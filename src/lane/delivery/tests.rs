@@ -503,6 +503,48 @@ fn waits_grow_up_to_a_limit_and_begin_again_after_success() {
 }
 
 #[test]
+fn transactions_begin_an_interval_apart_unless_they_are_full() {
+    let interval = Duration::from_millis(50);
+    let begun = Instant::now();
+    let at = |millis| clock::simulate(Some(begun + Duration::from_millis(millis)));
+    at(0);
+    let mut bench = Bench::with(LaneOptions {
+        transaction_events: 10,
+        timing: Timing {
+            commit_interval: interval,
+            ..options().timing
+        },
+        ..options()
+    });
+    // The first event goes at once, the next one when the interval is over.
+    bench.append(&[1]);
+    bench.settle();
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(interval));
+    at(20);
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(Duration::from_millis(30)));
+    at(50);
+    bench.settle();
+    // A full transaction does not wait, and what is left behind it does.
+    bench.append(&[9, 3]);
+    assert_eq!(
+        (bench.turn(), bench.turn()),
+        (Turn::Progress, Turn::Paused(interval))
+    );
+    // Neither does a lane that is to end.
+    bench.lane().hurry();
+    bench.settle();
+    assert_eq!(bench.cluster.lock().transactions, [1, 2, 9, 3]);
+    // After a pause an event goes at once.
+    bench.lane().options.timing.commit_interval = interval;
+    at(200);
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Progress);
+    clock::simulate(None);
+}
+
+#[test]
 fn missing_topics_and_rights_block_and_never_divert() {
     let mut bench = Bench::new();
     bench.cluster.delete_topic(TOPIC);
@@ -957,7 +999,7 @@ fn a_broker_that_refuses_much_is_not_overrun() {
     loop {
         match bench.turn() {
             Turn::Idle => break,
-            Turn::Blocked(wait) => waits.push(wait),
+            Turn::Blocked(wait) | Turn::Paused(wait) => waits.push(wait),
             Turn::Progress => {}
         }
     }
