@@ -1,10 +1,10 @@
-//! Durable answers per second, beside a bare hyper server that only reads the body.
+//! Durable answers per second, compared with a bare hyper server that only reads the body.
 //!
-//! Both run as separate processes, alternating in one run on the same machine, so that the ratio is meaningful even if absolute
-//! figures are not. There is no Kafka: this measures the way to the 200.
+//! Both run as separate processes and take turns on the same machine, so the ratio is meaningful even if absolute figures are
+//! not. Kafka is not running: this measures only the way to the 200.
 //! `cargo bench --bench acknowledge -- [seconds per round, default 3] [rounds, default 5]`.
 
-// A benchmark that can't continue says so and ends.
+// A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 #[allow(dead_code)] // All benchmarks share the module; this one needs only a part.
@@ -38,7 +38,7 @@ fn main() {
         "| events | connections | answers/s | events/s | p50 | p99 | CPU µs per webhook | a bare server's | ratio | p50 ratio |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    // One thread, like `wrk -t1`: the load must use as little of the machine as possible.
+    // One thread, like `wrk -t1`, because the load should use as little of the machine as possible.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,10 +1,10 @@
-//! Events per second from a full spool into real Kafka, beside a bare rdkafka producer of records of the same size.
+//! Events per second from a full spool into real Kafka, compared with a bare rdkafka producer of records of the same size.
 //!
-//! They alternate in one run, with the same broker: a plain idempotent producer that sends from memory and waits for every
-//! delivery, and the bridge, which reads its spool, in both delivery modes. Kafka is started as in the tests (Java 17, Maven).
+//! They take turns with the same broker: a plain idempotent producer, which sends from memory and waits for every delivery,
+//! and the bridge, which reads its spool, in both delivery modes. Kafka is started as in the tests (Java 17, Maven).
 //! `cargo bench --bench deliver -- [events per round, default 500000] [rounds, default 3]`.
 
-// A benchmark that can't continue says so and ends.
+// A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 // The tests' harness and the other benchmarks' load; this one needs only a part of each.
@@ -135,7 +135,7 @@ fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
     )
 }
 
-/// Watches the books until they are as wanted. Returns when that was, and how many events were delivered by then.
+/// Polls the books until they satisfy a condition. Returns the time and the number of events delivered by then.
 fn until(admin: SocketAddr, wanted: impl Fn(u64, u64) -> bool) -> (Instant, u64) {
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
@@ -175,7 +175,7 @@ impl ProducerContext for Counter {
     }
 }
 
-/// The floor: records of the same size with as many headers, from memory, each delivery awaited.
+/// The floor: sends records of the same size, with as many headers, from memory, and awaits each delivery.
 fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
     let done = Arc::new(AtomicU64::new(0));
     let producer: ThreadedProducer<Counter> = topics::client_config(bootstrap)
@@ -205,7 +205,7 @@ fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
             }
         }
     };
-    // Excludes connections and metadata from the measurement.
+    // Keeps connections and metadata out of the measurement.
     send(0);
     while done.load(Ordering::Relaxed) < 1 {
         std::thread::sleep(Duration::from_millis(1));

@@ -1,12 +1,12 @@
-//! The spool beside other stores as a durable queue: 64 waiting clients, the same group-commit writer on each.
+//! Compares the spool with other stores as a durable queue: 64 waiting clients, and the same group-commit writer on each.
 //!
-//! Our own log is measured through its public interface, with its writer thread: once as while Kafka is away, and once read and
+//! Our own log is measured through its public interface, with its writer thread: once as if Kafka were away, and once read and
 //! trimmed continuously, so that segments are reused. SQLite (WAL, `synchronous=FULL`), fjall and redb have a writer thread of the
 //! same kind: it takes everything that waits (at most 4 MiB), writes it in one transaction under rising keys, makes it durable, and
 //! wakes the clients. Device bytes are those of the disk that holds the target directory (`/proc/diskstats`), so they include other
 //! programs' writes. `cargo bench --bench spool -- [seconds per round, default 3] [rounds, default 3]`.
 
-// A benchmark that can't continue says so and ends.
+// A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
 #[allow(dead_code)] // All benchmarks share the module; this one needs only a part.
@@ -83,14 +83,14 @@ struct Run {
     amplification: f64,
 }
 
-/// What a client does with a store: append a payload and wait until it is durable.
+/// A client's way to append a payload to a store and wait until it is durable.
 enum Client {
     Own {
         appender: cmc_bridge::spool::Appender,
         budget: Arc<Semaphore>,
         /// Dropping it would close it.
         _log: Box<Log>,
-        /// `None` if a thread trims the log, which it does as long as `_trimming` is held.
+        /// `None` if a thread trims the log, which goes on as long as `_trimming` is held.
         _backlog: Option<Box<Backlog>>,
         _trimming: Arc<()>,
     },
@@ -177,7 +177,7 @@ fn batch(payload: &[u8]) -> Batch {
     builder.finish()
 }
 
-/// How often the checkpoint is stored; the bridge stores it every second, but lives longer than a round.
+/// The interval between checkpoints. The bridge stores one every second, which is too rare for a short round.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
 
 fn own_log(dir: &Path, trimmed: bool) -> Client {
@@ -234,7 +234,7 @@ fn own_log(dir: &Path, trimmed: bool) -> Client {
 
 /// A store that keeps payloads under rising keys.
 trait Store: Send + 'static {
-    /// All of them are durable when it returns.
+    /// All payloads are durable when it returns.
     fn commit(&mut self, first_key: u64, payloads: &[Waiting]);
 }
 
@@ -336,7 +336,7 @@ impl Store for Redb {
     }
 }
 
-/// Bytes written so far to the device that holds a path; 0 if it is not a disk of its own.
+/// Bytes written so far to the device that holds a path; 0 if `/proc/diskstats` doesn't list it.
 fn device_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let device = fs::metadata(path).expect("metadata").dev();

@@ -1,4 +1,4 @@
-//! Shared by the benchmarks: processes with their CPU time, and an HTTP load that costs as little as possible.
+//! Shared by the benchmarks: processes with their CPU time, and an HTTP load that uses as little CPU as possible.
 
 use std::{
     fs,
@@ -54,13 +54,13 @@ impl Server {
         }
     }
 
-    /// CPU time used so far, user and system, of all its threads.
+    /// CPU time (user and system) that all its threads have used so far.
     pub fn cpu(&self) -> Duration {
         cpu_of(&self.child.id().to_string())
     }
 }
 
-/// CPU time that a process has used so far, user and system, by its id or `self`.
+/// CPU time (user and system) that a process, given by its id or `self`, has used so far.
 pub fn cpu_of(process: &str) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("procfs");
     let fields: Vec<&str> = stat
@@ -73,7 +73,7 @@ pub fn cpu_of(process: &str) -> Duration {
         .iter()
         .map(|i| fields[*i].parse::<u64>().expect("ticks"))
         .sum();
-    // Linux counts these in hundredths of a second, whatever the kernel's own tick is.
+    // Linux reports these in hundredths of a second, whatever the kernel's own tick.
     Duration::from_millis(ticks * 10)
 }
 

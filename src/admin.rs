@@ -5,11 +5,11 @@
 //! | `/livez` | 200; touches nothing |
 //! | `/readyz` | 200 when a webhook can be made durable, else 503 with the reason ([`health`]) |
 //! | `/metrics` | Prometheus text format ([`crate::metrics`], [`books`]) |
-//! | `/status`, to which `/` redirects | a page for people ([`status`]); `?refresh=off` keeps it still |
+//! | `/status`, to which `/` redirects | a page for people ([`status`]); `?refresh=off` stops its reloading |
 //! | `/status.json` | the same for scripts |
 //!
-//! Other paths are 404, methods other than GET and HEAD 405. It has no credentials: it shows counts, names and the texts of errors, never
-//! events, and belongs on a network that only operators reach. It serves until the process ends.
+//! Other paths are answered 404, methods other than GET and HEAD 405. The port asks for no credentials: it shows counts, names and
+//! the texts of errors, never events, and belongs on a network that only operators reach. It serves until the process ends.
 //!
 //! # Files
 //!

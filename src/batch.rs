@@ -454,7 +454,7 @@ impl<'a> Input<'a> {
         self.take(length)
     }
 
-    /// What has 1 added to its length, for 0 means that there is nothing.
+    /// Bytes whose length is stored plus 1, because 0 means that there are none.
     fn optional(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
         let length = self.varint()?.checked_sub(1);
         length.map(|length| self.take(length)).transpose()

@@ -1,12 +1,12 @@
-//! A whole bridge: spool, lanes, the webhooks' port and the admin port, put together and taken apart again.
+//! A whole bridge: starts and stops the spool, the lanes, the webhooks' port and the admin port.
 //!
-//! Start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. The start waits for no
-//! lane's connection to Kafka, and for the logs no longer than [`PATIENCE`]. A log that hangs or can't be opened holds up its own
-//! webhooks and no other stream ([`pipeline`]). The process ends only if no enabled event stream's log can be opened.
+//! Start: the certificate, the spool's lock, the logs with their lanes, both ports, and only then requests. The start doesn't wait
+//! for a lane's connection to Kafka, and waits for the logs no longer than [`PATIENCE`]. A log that hangs or can't be opened holds
+//! up its own webhooks and no other stream ([`pipeline`]). The process ends only if no enabled event stream's log can be opened.
 //!
-//! Stop ([`Bridge::run`]): the bridge reports not ready; it serves on for `shutdown.lame_duck`; it takes no more requests; the logs
-//! are sealed; the lanes deliver what is left until `shutdown.grace` ends. What is not delivered by then stays on disk, which is no
-//! error.
+//! Stop ([`Bridge::run`]): the bridge reports that it is not ready; it goes on serving for `shutdown.lame_duck`; it takes no more
+//! requests; the logs are sealed; the lanes deliver the backlog until `shutdown.grace` ends. Events not delivered by then stay on
+//! disk, which is no error.
 //!
 //! After a failure of a log or a lane, the bridge takes no more requests, and waits up to [`LAST_ANSWERS`] so that the senders of
 //! open ones get a 503 and not a closed connection. Then it ends with an error. If a port's task is gone, it ends at once.
@@ -17,7 +17,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`drain`](mod@drain) | a spool without its bridge, delivered |
+//! | [`drain`](mod@drain) | delivers a spool whose bridge is gone |
 //! | [`error`](mod@error) | why a bridge did not start, or ended |
 //! | [`pipeline`] | one stream's log and lane, opened by a thread of their own |
 //! | [`streams`] | the pipelines of a process, opened and stopped side by side |
@@ -90,7 +90,7 @@ impl Bridge {
     /// The certificate is refused, the spool is locked, no event stream's log can be opened, or a port is taken.
     pub async fn start(config: Config) -> Result<Bridge, BridgeError> {
         let registry = Registry::new();
-        // Before anything is written: a refused pair is a fault of the configuration.
+        // This comes before anything is written: a refused pair is a fault of the configuration.
         let tls = match &config.ingest.tls {
             Some(files) => {
                 let metrics = TlsMetrics::new(&registry)?;

@@ -38,7 +38,7 @@
 //! |---|---|
 //! | [`elements`] | the lists of `event` and the members of their elements |
 //! | [`envelope`] | the members around the list of events |
-//! | [`event`] | elements into records, everything else into dead letters |
+//! | [`event`] | turns elements into records, everything else into dead letters |
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`id`] | ce_id |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
@@ -47,7 +47,7 @@
 //! | [`request`] | the request, and which encoding its body is in |
 //! | [`rules`] | what a deployment decides, and the fixed limits |
 //! | [`time`] | ce_time |
-//! | [`understand`](mod@understand) | a body from its content type to its records |
+//! | [`understand`](mod@understand) | takes a body from its content type to its records |
 
 mod elements;
 mod envelope;

@@ -1,4 +1,4 @@
-//! Dead letters: records that hold what could not go where it should have gone.
+//! Dead letters: records that hold what could not become an event, and records that their topic refused.
 //!
 //! A [`DeadLetter`] becomes one record on the dead-letter topic, or several numbered parts if one record would exceed the
 //! record limit. The value is the bytes in question and nothing else. Everything known about them is in headers; an unknown
@@ -31,7 +31,7 @@
 //! |---|---|
 //! | [`headers`] | the names of the headers |
 //! | [`letter`] | letters read back and assembled from their parts |
-//! | [`record`] | a letter into the records that carry it |
+//! | [`record`] | turns a letter into the records that carry it |
 //! | [`reason`] | the closed list of reasons |
 
 mod headers;

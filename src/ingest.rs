@@ -18,7 +18,7 @@
 //! | not HTTP/1.1, an invalid length or invalid chunks | 400, closed |
 //! | no `Host`, or several | 400 |
 //! | a transfer coding other than `chunked` | 415 |
-//! | both `Content-Length` and `Transfer-Encoding` | read by its chunks, then closed, so that no request can be smuggled in behind it |
+//! | both `Content-Length` and `Transfer-Encoding` | read by its chunks, then closed, so that no request can be smuggled in after it |
 //! | `Expect: 100-continue` | the first of 401, 404, 405, 413, 415 and 503 that is known without the body, otherwise 100; also 100 before a challenge if the body is small |
 //! | the client closes its side after the request | the request's answer |
 //! | the client disappears, or closes its side in the middle of a request | none; a webhook that arrived whole is stored |
@@ -32,8 +32,8 @@
 //! | too many connections, all of them known | closed without the 503, which would cost a handshake |
 //!
 //! Errors have `application/problem+json` bodies ([`answer`]), even where hyper would write an answer of its own ([`socket`]).
-//! What hyper does not distinguish cannot be distinguished here: a length of 2^64 - 2 or more is also answered 431. Every
-//! request except those of the health path is counted once in `cmc_bridge_webhooks_total`, and so is every refused connection.
+//! Errors that hyper does not distinguish can't be distinguished here: a length of 2^64 - 2 or more is also answered 431. Every
+//! request except those for the health path is counted once in `cmc_bridge_webhooks_total`, and so is every refused connection.
 //!
 //! [`server`] accepts and bounds connections; [`serve`] serves one and watches its time limits; [`handler`] takes a request to
 //! its answer; in [`webhook`] the sender's formats meet the spool. Ingest knows nothing of Kafka.
@@ -42,8 +42,8 @@
 //! next answer, so that clients move to another replica. A stopping server accepts no connections, finishes the requests that
 //! have begun, answers later ones 503, and closes idle connections.
 //!
-//! The cost of a request is bounded: it sets no timer, takes no lock that another request could hold for long, and allocates
-//! only its body's frames and its batch beyond what hyper allocates.
+//! The cost of a request is bounded: it sets no timer, takes no lock that another request could hold for long, and beyond
+//! hyper's own allocations it allocates only its body's frames and its batch.
 //!
 //! # Files
 //!
@@ -53,13 +53,13 @@
 //! | [`auth`] | credentials, compared in constant time |
 //! | [`body`] | reading a body within its limits |
 //! | [`certificate`] | certificate and key from their files, checked |
-//! | [`connection`] | a connection as its requests see it; what it still owes |
+//! | [`connection`] | a connection as its requests see it; the answer it still owes |
 //! | [`credential_reload`] | credential files read again: new credentials without a restart |
-//! | [`handler`] | one request to its answer |
-//! | [`intake`] | what all connections share |
+//! | [`handler`] | takes one request to its answer |
+//! | [`intake`] | the state that all connections share |
 //! | [`limits`] | the budget of bytes in flight; rates of log lines |
 //! | [`phase`] | what a connection is doing, and since when |
-//! | [`serve`] | one connection to its end: hyper and the time limits |
+//! | [`serve`] | serves one connection to its end: hyper and the time limits |
 //! | [`server`] | accepts and bounds connections |
 //! | [`socket`] | the socket under hyper, watched |
 //! | [`stop`] | stopping the server in two steps |

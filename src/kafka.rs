@@ -7,9 +7,9 @@
 //! Three rules hold for all of them:
 //!
 //! - *No call waits without a limit.* Where librdkafka exceeds its own limit, a separate thread makes the call ([`commit`]).
-//! - *Every error is explained.* It leaves as a [`broker::BrokerError`], with the reason that the metrics show, the cause and the
-//!   cure ([`explain`]). What librdkafka reports on its own is kept until a call fails, because the call often says only that it
-//!   timed out ([`callbacks`]).
+//! - *Every error is explained.* It becomes a [`broker::BrokerError`], with the reason that the metrics show, the cause and the
+//!   cure ([`explain`]). Errors that librdkafka reports on its own are kept until a call fails, because the call often says only
+//!   that it timed out ([`callbacks`]).
 //! - *Only producers write.* Readers join no group and commit nothing. Topics are created only with `kafka.create_topics`.
 //!
 //! # Files
@@ -17,17 +17,17 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`broker`] | the trait that lanes deliver through, and its errors |
-//! | [`producer`] | that trait with librdkafka |
-//! | [`replay_producer`] | records and positions of a replay, in transactions |
+//! | [`producer`] | implements that trait with librdkafka |
+//! | [`replay_producer`] | writes a replay's records and positions in transactions |
 //! | [`letter_reader`] | reads the dead-letter topic, for replays and `dead-letters ls` |
 //! | [`tap`] | reads topics as they grow, for `tap` |
 //! | [`probe`] | questions that change nothing, for `check --live` |
-//! | [`session`] | what the clients of one lane or tool share; makes them and explains their errors |
+//! | [`session`] | makes the clients of one lane or tool and explains their errors |
 //! | [`properties`] | the librdkafka properties of each kind of client |
-//! | [`callbacks`] | what librdkafka calls back: logs, errors, statistics, delivery reports |
+//! | [`callbacks`] | librdkafka's callbacks: logs, errors, statistics, delivery reports |
 //! | [`deliveries`] | counts the delivery reports of a producer |
-//! | [`commit`] | commits of transactions, with a limit that holds |
-//! | [`explain`] | from an error to its reason, cause and cure |
+//! | [`commit`] | commits transactions, with a limit that holds |
+//! | [`explain`] | turns an error into its reason, cause and cure |
 //! | [`topics`] | whether topics exist, their creation, which records they take |
 //! | [`reader_health`] | when a reader of topics gives up |
 //! | [`statistics`] | librdkafka's statistics as metrics |

@@ -27,7 +27,7 @@
 //!    delivered ones.
 //! 4. A record that its topic can't take goes to the dead-letter topic, in the same transaction. Nothing else is ever diverted:
 //!    time-outs, missing rights and missing topics block the lane. A record is diverted in two cases:
-//!    - The topic's configuration rules it out, where the broker tells the configuration: it is too large, or has no key on a
+//!    - The topic's configuration rules it out, if the broker shows the configuration: it is too large, or has no key on a
 //!      compacted topic. The lane knows that before it sends anything. Rules that were read long ago are read again first.
 //!    - The broker refuses it. Kafka refuses whole requests, so the lane sends the range again. If the broker named the
 //!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record per request,
@@ -49,7 +49,7 @@
 //! moves when everything sent is delivered. It lives in the checkpoint alone, which is stored every second.
 //!
 //! - A partition has one request in flight, and a refusal ends the producer. So nothing that follows a refused record is
-//!   delivered before it, and each key's events stay in order. What is known to be delivered by then is not sent again.
+//!   delivered before it, and each key's events stay in order. Records known to be delivered by then are not sent again.
 //! - A late delivery blocks the lane but keeps the producer for an hour, because the producer's own retries make no
 //!   duplicates. Records that wait longer are sent anew, with new timestamps.
 //! - After a failed delivery or a crash, the lane sends everything after the position again. Rules 4, 5 and 7 hold.
@@ -59,9 +59,9 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`delivery`] | the steps of a lane, over the broker trait |
-//! | [`in_flight`] | what is sent and not yet committed |
+//! | [`in_flight`] | records sent and not yet committed |
 //! | [`position`] | how far a position in Kafka can be trusted |
-//! | [`refusal`] | what is known about refused records, and how often a lane may connect because of them |
+//! | [`refusal`] | knowledge about refused records; how often a lane may connect because of them |
 //! | [`causes`] | a lane's own failures, with cause and cure |
 //! | [`options`] | configuration of a lane |
 
@@ -95,12 +95,12 @@ pub struct LaneThread {
     handle: JoinHandle<()>,
 }
 
-/// What a lane is to do. It never goes back to an earlier phase.
+/// The task of a lane. It never goes back to an earlier phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum LanePhase {
     /// Deliver.
     Run,
-    /// Deliver what is left, then end.
+    /// Deliver the rest, then end.
     Drain,
     /// End.
     Stop,
@@ -116,7 +116,7 @@ impl LaneThread {
     /// Starts a lane. Its thread calls `on_failure` when the spool fails; the process must end then.
     ///
     /// # Errors
-    /// The system starts no thread.
+    /// The thread can't be started.
     pub fn start<C: Connect + Send + 'static>(
         lane: Lane<C>,
         on_failure: impl FnOnce(SpoolError) + Send + 'static,
@@ -149,12 +149,12 @@ impl LaneThread {
         })
     }
 
-    /// Delivers what is left, then ends.
+    /// Delivers the rest, then ends.
     pub fn drain(&self) {
         self.enter(LanePhase::Drain);
     }
 
-    /// Ends after the current turn. The checkpoint then has what is delivered.
+    /// Ends after the current turn. The checkpoint then covers everything delivered.
     pub fn stop(&self) {
         self.enter(LanePhase::Stop);
     }

@@ -20,7 +20,7 @@ use crate::{
     stream::Stream,
 };
 
-/// Logs that hold something although no webhook goes to them.
+/// Logs that hold events although they take no webhooks.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     /// Logs of disabled streams.
@@ -29,7 +29,7 @@ pub struct Leftovers {
     pub unknown: Vec<(String, Left)>,
 }
 
-/// What such a log holds.
+/// The contents of such a log.
 #[derive(Debug)]
 pub enum Left {
     /// This many events are not known to be in Kafka.
@@ -66,7 +66,7 @@ impl Leftovers {
         }
     }
 
-    /// [`Leftovers::look`] without the lock. What logs hold is unknown while a bridge has the spool open.
+    /// [`Leftovers::look`] without the lock. The contents of logs are unknown while a bridge has the spool open.
     ///
     /// # Errors
     /// The directory can't be listed, or its lock can't be tried. A missing directory counts as empty.
@@ -110,7 +110,7 @@ impl Leftovers {
     }
 }
 
-/// What the log in `dir` holds; `None` if nothing.
+/// The contents of the log in `dir`; `None` if it holds nothing.
 fn look(dir: &Path) -> Option<Left> {
     let survey = match Survey::open(dir) {
         Ok(survey) => survey?,

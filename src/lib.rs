@@ -7,15 +7,15 @@
 //!    included.
 //! 3. [`spool::Appender`] hands the batches to the writer thread of their stream's [`spool::Log`], dead letters first.
 //! 4. The writer makes everything that waits durable, as one commit with one `fdatasync`. **Only then is the answer 200.**
-//! 5. [`spool::Backlog`] gives the lane what is durable, in order.
-//! 6. [`lane::delivery::Lane`] sends it through [`kafka::broker::Broker`], which [`kafka::producer`] implements with
+//! 5. [`spool::Backlog`] gives the lane the durable batches, in order.
+//! 6. [`lane::delivery::Lane`] sends them through [`kafka::broker::Broker`], which [`kafka::producer`] implements with
 //!    librdkafka. One transaction commits the records and the new position.
 //! 7. The checkpoint on disk follows, and the segments below it are freed.
 //!
 //! [`bridge::Bridge`] puts these parts together. [`books`] count them, [`metrics`] and [`admin`] show them, [`replay`] tries
-//! dead letters again, [`config`] is all that the parts know of the outside, and [`cli`] is the way in.
+//! dead letters again, [`config`] is all that the parts know about their environment, and [`cli`] is the way in.
 //!
-//! ARCHITECTURE.md has the walls between the modules, the invariants and the glossary.
+//! ARCHITECTURE.md describes the boundaries between the modules, the invariants and the glossary.
 
 // These macros panic when the output is closed. Commands use `cli::output`, the bridge its log.
 #![warn(clippy::print_stdout, clippy::print_stderr)]

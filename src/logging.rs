@@ -1,4 +1,4 @@
-//! Log lines go to stderr: text for people, or one JSON object a line.
+//! Log lines go to stderr: text for people, or one JSON object per line.
 //!
 //! JSON lines have `timestamp`, `level`, `target`, `message` and the event's fields at the top level, and the span's fields (such as
 //! a request's id) under `span`. Colours appear only on a terminal, and not with `NO_COLOR`. The filter applies to every target;

@@ -5,14 +5,15 @@
 //! exists before its first event, so that a rate never misses the first one.
 //!
 //! Each counting part holds a handle of its own: ingest the fields of [`Metrics`], a log and a lane their [`StreamMetrics`]. No label
-//! is looked up while a webhook is handled. What the books count is not counted here again; see [`crate::admin::books`].
+//! is looked up while a webhook is handled. Events counted by the books are not counted here again; see
+//! [`crate::admin::books`].
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`labels`] | closed label sets |
-//! | [`recent`] | why lanes are blocked; the reasons of the last dead letters |
+//! | [`recent`] | why lanes are blocked; the reasons for the last dead letters |
 //! | [`register`] | makes metrics and registers them |
 //! | [`stream`] | the metrics of one stream's log and lane |
 //! | [`tls`] | the metrics of TLS on the webhooks' port |

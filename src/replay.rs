@@ -1,20 +1,20 @@
-//! Tries dead letters again, and delivers exactly once what is understood by now.
+//! Tries dead letters again, and delivers those that are now understood, exactly once.
 //!
 //! 1. The group's [`ReplayProducer`] begins. It shuts out every other replay of the group and ends its open transaction.
 //! 2. Only then does the replay read the group's positions, and the ends of the topic. New dead letters that this replay makes
 //!    lie beyond those ends and are left to the next one.
 //! 3. It gathers letters in each partition's order and [reprocesses](reprocess) each. What a letter becomes, and the positions
-//!    that settle it, go into one transaction. So a letter's records are there once or not yet, whenever the replay is killed.
-//! 4. What is still dead is written nowhere. The [position] leaves it for the next replay, as it does letters that were not
-//!    asked for or lack parts at the end of the topic.
+//!    that settle it, go into one transaction. So whenever the replay is killed, a letter's records are written once or not yet.
+//! 4. Letters that stay dead are not written again. The [position] leaves them for the next replay, like letters that were
+//!    not selected or that lack parts at the end of the topic.
 //! 5. When Kafka refuses a record, its letter stays dead as a whole. Any other error ends the replay, which can be run again.
 //!
-//! Records have the time of their sending as their timestamp, as those of a lane have; `cmc-received-at` stays as it was. A body
-//! that is understood except for some of its pieces leaves new dead letters, as it does in the server.
+//! As in a lane, a record's timestamp is the time it is sent; `cmc-received-at` is unchanged. A body that is understood except
+//! for some of its pieces leaves new dead letters, as it does in the server.
 //!
 //! Kafka forgets the position of a group that commits nothing for `offsets.retention.minutes` (7 days). A replay that finds no
-//! position goes on only when all letters came to the topic later than that, because no forgotten replay can have had them, or
-//! when the operator says that there was none. Every transaction commits the positions of all partitions, and a replay that
+//! position continues only if all letters arrived on the topic later than that, because then no forgotten replay can have had
+//! them, or if the operator says that there was none. Every transaction commits the positions of all partitions, and a replay that
 //! finds nothing to do commits them too.
 //!
 //! # Files
@@ -22,12 +22,12 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`options`] | which letters are replayed, and how |
-//! | [`source`] | the read side: letters from the group's positions on, and which of them are settled |
+//! | [`source`] | the read side: reads letters from the group's positions on, and tracks which are settled |
 //! | [`assembly`] | puts the records of a letter together |
 //! | [`position`] | how far a group has come in a partition, and what it left |
-//! | [`attempt`] | a letter that was reprocessed, and the records that it became |
+//! | [`attempt`] | a reprocessed letter, and the records that it became |
 //! | [`reprocess`] | what a letter becomes, by the server's own code |
-//! | [`sink`] | the write side: transactions, and what follows a refusal |
+//! | [`sink`] | the write side: makes transactions, and handles refusals |
 //! | [`updates`] | what a replay reports |
 //! | [`error`] | why it ends early |
 
@@ -61,7 +61,7 @@ use crate::{
     stream::Stream,
 };
 
-/// A transaction ends after this many records, even when few of them are letters that are asked for.
+/// A transaction ends after this many records, even if few of them are selected letters.
 const MOST_LOOKED_AT: u64 = 50_000;
 
 /// A replay under way.
@@ -153,7 +153,7 @@ impl<'r> Replay<'r> {
         let (mut bytes, mut events) = (0, 0);
         let most = self.source.done() + MOST_LOOKED_AT;
         while !self.source.at_end()
-            // Records that are no letters, or not asked for, add nothing to the batch, but the position must move on.
+            // Records that are no letters, or not selected, add nothing to the batch, but the position must move on.
             && self.source.done() < most
             && !self.limit_reached()
             && !stop.load(Ordering::Relaxed)

@@ -25,17 +25,18 @@
 //!    therefore proves that everything before it was once durable.
 //! 2. A commit never spans segments. Before a segment's first record is written, its header is durable under the segment's
 //!    name. The header states the exact end of the previous segment, whose last commit is durable by then.
-//! 3. A segment is written by one process only. Every open begins a new segment under a new random *incarnation*.
+//! 3. A segment is written by one process only. Opening a log begins a new segment under a new random
+//!    *incarnation*.
 //! 4. A record's checksum covers the log id and the segment id. Bytes of another log, another segment or a payload never
 //!    pass for a record.
-//! 5. When the log becomes idle, and at a clean stop, an empty commit follows: the *seal*. The last commit with data then
-//!    has a later one behind it, so bit rot in it can be told from a torn tail.
+//! 5. When the log becomes idle, and at a clean stop, an empty commit follows: the *seal*. A later commit then follows the
+//!    last one with data, so bit rot in that one can be told from a torn tail.
 //! 6. After an error of `pwrite` or `fdatasync` nothing more is written. The log has failed and the process must end.
 //!
 //! # Opening
 //!
-//! An open reads the segment headers from the checkpoint on, links them into a chain, and scans the records of the last
-//! segment only. An invalid record there is a *torn tail*, and is cut off, if no valid record of a later commit follows and
+//! Opening a log reads the segment headers from the checkpoint on, links them into a chain, and scans only the last segment's
+//! records. An invalid record there is a *torn tail*, and is cut off, if no valid record of a later commit follows and
 //! the checkpoint does not lie beyond it. Otherwise it is *damage*: it is reported, and it blocks the lane when the lane
 //! gets there, while new batches go into the new segment.
 //!
@@ -57,7 +58,7 @@
 //! | [`appender`] | the queue between webhooks and writer |
 //! | [`backlog`] | a lane's view of its log: what is not yet in Kafka |
 //! | [`checkpoint`] | the lane's position on disk |
-//! | [`damage`] | what is wrong, and what it costs |
+//! | [`damage`] | kinds of damage, and which batches they cost |
 //! | [`error`] | why the spool can't go on |
 //! | [`lock`] | one process per spool |
 //! | [`log`] | an open log and its writer thread |
@@ -67,13 +68,13 @@
 //! | [`position`] | numbers of batches, commits and segments; positions |
 //! | [`reader`] | reads batches in order, up to the durable end |
 //! | [`record`] | format and checksums of records |
-//! | [`recovery`] | opening: what is there, and where it ends |
+//! | [`recovery`] | opening a log: its contents, its end, its damage |
 //! | [`repair`] | rewrites a damaged log without the damage |
 //! | [`salvage`] | reads around what the disk can't read |
 //! | [`scan`] | scans a segment's records: torn tail or damage |
 //! | [`segment`] | format of segment headers; history |
 //! | [`shared_end`] | the durable end that writer and reader share; trimming |
-//! | [`storage`] | the disk behind a trait |
+//! | [`storage`] | the disk, as a trait |
 //! | [`survey`] | inspects a log without changing it |
 //! | [`writer`] | commits, seals and rolls, without threads |
 

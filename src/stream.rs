@@ -5,11 +5,11 @@ use std::fmt;
 /// A kind of event, with its own log, lane, topic and byte budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
-    /// What became of each mail that was sent.
+    /// What became of each message that was sent.
     Deliveries,
-    /// Mails that came back.
+    /// Messages that bounced.
     Bounces,
-    /// Mails that the sender's service refused to send (Pro plan).
+    /// Messages that the sender's service refused to send (Pro plan).
     Blocks,
     /// Authenticated webhooks, or parts of them, that could not be understood.
     DeadLetters,

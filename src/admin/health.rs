@@ -1,8 +1,8 @@
 //! Whether the bridge can make a webhook durable: the answer of `/readyz`.
 //!
 //! Kafka does not count: the spool is there for its outages. A bridge is not ready if it is stopping, if a log can't be written any
-//! more, or if every event stream's log is full or not open. A single such log is not enough: the other streams are served, and its
-//! own webhooks are answered 503.
+//! more, or if every event stream's log is full or not open. A single full or unopened log is not enough: the other streams are
+//! served, and its own webhooks are answered 503.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,7 +34,7 @@ impl Readiness {
         self == Readiness::Ready
     }
 
-    /// The text for whoever reads a probe's answer.
+    /// The text of a probe's answer, for people.
     pub fn text(self) -> &'static str {
         match self {
             Readiness::Ready => "ready\n",
@@ -60,7 +60,7 @@ impl Health {
         }
     }
 
-    /// From now on not ready, for the process is going to stop.
+    /// Reports not ready from now on, because the process is about to stop.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

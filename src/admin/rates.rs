@@ -25,7 +25,7 @@ pub struct CounterSample {
     pub delivered: u64,
 }
 
-/// What happened per second between two samples, on average.
+/// Averages per second between two samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rates {
     /// How long ago the time between the two ended.

@@ -1,5 +1,5 @@
-//! The HTTP server of the admin port. It has a thread and a runtime of its own, so that probes are answered however busy the
-//! others are.
+//! The HTTP server of the admin port. It has its own thread and runtime, so that probes are answered however busy the others
+//! are.
 
 use std::{
     collections::VecDeque, convert::Infallible, io, net::SocketAddr, sync::Arc, thread, time::Duration,
@@ -45,7 +45,7 @@ impl RunningAdminServer {
         self._stop = oneshot::channel().0;
     }
 
-    /// Returns when the port is no longer served: its thread has panicked, or its setup failed.
+    /// Returns when the port is no longer served: its thread has panicked, or its setup has failed.
     pub async fn ended(&mut self) {
         let _ = (&mut self.ended).await;
     }
@@ -76,7 +76,7 @@ impl AdminServer {
     /// Begins to serve.
     ///
     /// # Errors
-    /// There can be no further thread.
+    /// The thread can't be started.
     pub fn start(self) -> io::Result<RunningAdminServer> {
         let (_stop, stopped) = oneshot::channel();
         let (alive, ended) = oneshot::channel();
@@ -107,7 +107,7 @@ impl AdminServer {
             }
             Ok(())
         });
-        // A disk that hangs must not hold up the end.
+        // A disk that hangs must not delay the end of the process.
         runtime.shutdown_background();
         result
     }

@@ -1,8 +1,8 @@
-//! The status of the bridge for people: one page shows at a glance whether webhooks are taken and delivered, and if not, why and
-//! what to do.
+//! The status of the bridge for people: one page shows at a glance whether webhooks are taken and delivered; if not, it shows why
+//! and what to do.
 //!
 //! [`Status::report`] gathers a [`StatusReport`]: one snapshot of each stream's books, so that `recovered + accepted = delivered +
-//! diverted + backlog` holds in it, and what the last minutes were like. [`page`] writes it as HTML, its `Serialize` as JSON. A
+//! diverted + backlog` holds in it, and the rates of the last minutes. [`page`] writes it as HTML, its `Serialize` as JSON. A
 //! report holds names, counts, times and the texts of errors, and nothing from a webhook.
 //!
 //! A report waits for nothing: rates and free space on the disk come from samples.

@@ -1,4 +1,4 @@
-//! Delivering a spool whose bridge is gone: the logs and lanes of a bridge, without its ports.
+//! Delivers a spool whose bridge is gone: runs the logs and lanes of a bridge, without its ports.
 //!
 //! Every stream in the spool is drained, enabled or not. Logs are opened as the bridge opens them, under the spool's lock, so the
 //! promises about delivery hold here too. A log that can't be opened does not hold up the others; its error is returned at the end.
@@ -37,7 +37,7 @@ pub struct Drained {
     pub blocked: Option<BlockReason>,
 }
 
-/// Delivers what the spool of this configuration holds. Ends when all of it is delivered, when the rest lies behind damage or a disk
+/// Delivers the contents of this configuration's spool. Ends when all of it is delivered, when the rest lies after damage or a disk
 /// error, when nothing was delivered for `patience`, or at a message on `stop`. Calls `look` with the state of the streams a few
 /// times a second.
 ///
@@ -71,7 +71,7 @@ pub async fn drain(
         .iter()
         .map(|stream| Pipeline::start(&context, *stream))
         .collect::<Result<Vec<_>, _>>()?;
-    // So that `failures` ends with the last stream.
+    // Now `failures` ends when the last stream does.
     drop(context);
     let drained = || -> Vec<Drained> {
         pipelines

@@ -15,7 +15,7 @@ pub enum BridgeError {
     /// The spool can't be opened, or a log or lane failed.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The system gives no further thread.
+    /// A thread can't be started.
     #[error(transparent)]
     Thread(#[from] io::Error),
     /// An address can't be bound.

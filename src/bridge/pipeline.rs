@@ -5,7 +5,7 @@
 //! nothing that an earlier try left. Meanwhile the lane counts as blocked, with the reason.
 //!
 //! A stream that takes no webhooks (a disabled one, or any while a spool is drained) has the same pipeline. As soon as its log is
-//! open, it is closed to batches, and the lane ends when it has delivered what is left.
+//! open, it is closed to batches, and the lane ends when it has delivered the backlog.
 
 use std::{
     io,
@@ -36,7 +36,7 @@ use crate::{
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// What the streams of a process share.
+/// The state that the streams of a process share.
 pub(super) struct PipelineContext {
     pub config: Config,
     pub metrics: Arc<Metrics>,
@@ -54,9 +54,9 @@ impl PipelineContext {
 /// Why streams are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To take the webhooks of enabled streams and to deliver. A log that can't be opened is tried again.
+    /// To take the webhooks of enabled streams and deliver. Opening a log is tried until it succeeds.
     Serve,
-    /// To deliver what is there, and nothing else.
+    /// To deliver what the logs hold, and nothing else.
     Drain,
 }
 
@@ -86,7 +86,7 @@ enum Phase {
     /// The last try has failed.
     Failed(SpoolError),
     Open(OpenPipeline),
-    /// Taken: whatever is opened now is not wanted any more.
+    /// Taken: a log that is opened now is not wanted any more.
     Over,
 }
 
@@ -145,7 +145,7 @@ impl Pipeline {
         matches!(*self.slot.lock(), Phase::Failed(_))
     }
 
-    /// Looks at the open log and its lane, if they are there.
+    /// Looks at the log and its lane, if they are open.
     pub fn look<T>(&self, look: impl FnOnce(&OpenPipeline) -> T) -> Option<T> {
         match &*self.slot.lock() {
             Phase::Open(open) => Some(look(open)),
@@ -227,7 +227,7 @@ impl Opening {
         if let Ok(running) = &mut opened
             && !self.context.takes_webhooks(stream)
         {
-            // On this thread, where a disk that hangs holds up no other stream.
+            // Done on this thread, where a disk that hangs delays no other stream.
             running.log.close();
             running.lane.drain();
             if self.context.purpose == Purpose::Serve {

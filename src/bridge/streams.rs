@@ -17,7 +17,7 @@ use crate::{
     admin::books::StreamBooks, config::Config, leftover::Service, spool::SpoolError, stream::Stream,
 };
 
-/// How often the lanes are checked for their end.
+/// How often to check whether the lanes have ended.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// Opens these streams side by side, and waits up to `patience` for them.
@@ -87,7 +87,7 @@ pub(super) fn books(config: &Config, streams: &[Pipeline]) -> Arc<[StreamBooks]>
         .collect()
 }
 
-/// Seals the logs, and lets the lanes deliver what is left: each until it is done, all until `last_words`. Then they stop, and have
+/// Seals the logs, and lets the lanes deliver the backlog: each until it is done, all until `last_words`. Then they stop, and have
 /// until `deadline` to end in good order.
 pub(super) async fn stop(streams: Vec<Pipeline>, last_words: Instant, deadline: Instant) {
     let (logs, lanes): (Vec<_>, Vec<_>) = streams

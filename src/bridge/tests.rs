@@ -22,7 +22,7 @@ fn failure() -> SpoolError {
 }
 
 #[tokio::test]
-async fn what_fails_at_the_very_end_of_a_stop_is_told() {
+async fn a_failure_at_the_very_end_of_a_stop_is_reported() {
     let (failed, failures) = mpsc::unbounded_channel();
     let (_words, stop) = mpsc::channel(1);
     let stopping = async move { failed.send(failure()).unwrap() };
@@ -31,7 +31,7 @@ async fn what_fails_at_the_very_end_of_a_stop_is_told() {
 }
 
 #[tokio::test]
-async fn what_fails_when_a_second_word_cuts_a_stop_short_is_told() {
+async fn a_failure_is_reported_when_a_second_signal_cuts_a_stop_short() {
     struct Log(mpsc::UnboundedSender<SpoolError>);
     impl Drop for Log {
         fn drop(&mut self) {
@@ -50,7 +50,7 @@ async fn what_fails_when_a_second_word_cuts_a_stop_short_is_told() {
     assert!(matches!(ended, Err(BridgeError::Spool(_))), "{ended:?}");
 }
 
-/// A bridge whose lanes are blocked from the start and wait for nobody.
+/// A bridge whose lanes are blocked from the start and delay nothing.
 async fn start(dir: &Path) -> Bridge {
     try_start(dir).await.unwrap()
 }
@@ -81,7 +81,7 @@ async fn try_start_with(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_ends_the_process() {
+async fn a_dead_server_ends_the_process() {
     let ends: [fn(&mut Bridge); 2] = [|bridge| bridge.ingest.abort(), |bridge| bridge.admin.break_off()];
     for end in ends {
         let dir = tempfile::tempdir().unwrap();
@@ -92,9 +92,9 @@ async fn a_server_that_is_gone_ends_the_process() {
     }
 }
 
-/// However the bridge ended, its threads may still write and deliver.
+/// The bridge's threads may still write and deliver, however it ended.
 #[tokio::test]
-async fn the_spool_stays_locked_behind_the_end() {
+async fn the_spool_stays_locked_after_the_end() {
     type End = fn(&mut Bridge, &mpsc::Sender<()>);
     let ends: [(&str, End); 4] = [
         ("a failure", |bridge, _| {
@@ -144,7 +144,7 @@ fn away(file: &Path) -> std::path::PathBuf {
 
 type FileChange = fn(&Path);
 
-/// Breaks and mends a file: its contents are damaged.
+/// Breaks and mends a file: damages its contents.
 const DAMAGED: (FileChange, FileChange) = (
     |file| {
         std::fs::rename(file, away(file)).unwrap();
@@ -153,7 +153,7 @@ const DAMAGED: (FileChange, FileChange) = (
     |file| std::fs::rename(away(file), file).unwrap(),
 );
 
-/// Breaks and mends a file: it hangs, because opening a FIFO waits until somebody opens its other end.
+/// Breaks and mends a file: replaces it with a FIFO, so that opening it hangs until the other end is opened.
 const HANGS: (FileChange, FileChange) = (
     |file| {
         std::fs::rename(file, away(file)).unwrap();
@@ -168,20 +168,20 @@ const HANGS: (FileChange, FileChange) = (
     },
 );
 
-/// Breaks the files of a stopped bridge without which a log can't be opened.
+/// Stops a bridge and breaks the files that it needs to open a log.
 async fn broken_log(dir: &Path, stream: Stream, break_it: FileChange) -> [std::path::PathBuf; 2] {
     let bridge = try_start_with(dir, |config| config.streams[stream.index()].enabled = true).await;
     bridge.unwrap().stop().await;
-    // As when the process has ended.
+    // As if the process had ended.
     std::fs::remove_file(dir.join("lock")).unwrap();
     let files = ["manifest.copy", "manifest"].map(|name| dir.join(stream.name()).join(name));
     files.iter().for_each(|file| break_it(file));
     files
 }
 
-/// A disabled stream's log is like any other: its trouble holds up nobody, is shown, and ends without a restart.
+/// A disabled stream's log is like any other: its trouble delays nothing else, is shown, and ends without a restart.
 #[tokio::test]
-async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
+async fn an_unopened_log_of_a_disabled_stream_does_not_prevent_the_start() {
     for (break_it, mend) in [DAMAGED, HANGS] {
         let dir = tempfile::tempdir().unwrap();
         let files = broken_log(dir.path(), Stream::Blocks, break_it).await;
@@ -205,9 +205,9 @@ async fn a_disabled_streams_log_that_is_not_open_keeps_nobody_from_starting() {
     }
 }
 
-/// If a log can't be opened or its opening hangs, the others start, and it recovers without a restart.
+/// If opening a log fails or hangs, the others start, and it recovers without a restart.
 #[tokio::test]
-async fn a_log_that_is_not_open_concerns_its_own_webhooks_alone() {
+async fn an_unopened_log_affects_only_its_own_webhooks() {
     for (break_it, mend) in [DAMAGED, HANGS] {
         let dir = tempfile::tempdir().unwrap();
         let files = broken_log(dir.path(), Stream::Bounces, break_it).await;
@@ -231,7 +231,7 @@ async fn a_log_that_is_not_open_concerns_its_own_webhooks_alone() {
 }
 
 #[tokio::test]
-async fn without_any_log_for_events_there_is_no_start() {
+async fn without_any_log_for_events_the_start_fails() {
     let dir = tempfile::tempdir().unwrap();
     for stream in ["deliveries", "bounces"] {
         std::fs::create_dir(dir.path().join(stream)).unwrap();
@@ -245,7 +245,7 @@ async fn without_any_log_for_events_there_is_no_start() {
 }
 
 #[tokio::test]
-async fn a_failure_leaves_those_who_wait_their_answers() {
+async fn waiting_clients_get_answers_despite_a_failure() {
     let dir = tempfile::tempdir().unwrap();
     let mut bridge = start(dir.path()).await;
     let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
@@ -267,18 +267,18 @@ async fn a_failure_leaves_those_who_wait_their_answers() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_its_time_leaves_logs_and_lanes_theirs() {
-    // A machine that stalls may take their second; a stop that leaves them none takes it each time.
+async fn a_slow_client_leaves_logs_and_lanes_their_time() {
+    // A stalled machine may use up their second now and then; a faulty stop does so every time.
     for _ in 0..5 {
         let dir = tempfile::tempdir().unwrap();
         let mut bridge = start(dir.path()).await;
         let mut client = TcpStream::connect(bridge.ingest_address()).await.unwrap();
         client.write_all(HEAD).await.unwrap();
-        // Its answer says that the body is being read.
+        // The 100 Continue shows that the body is being read.
         client.readable().await.unwrap();
         let mut failures = std::mem::replace(&mut bridge.failures, mpsc::unbounded_channel().1);
         bridge.stop().await;
-        // All that could fail has ended.
+        // Everything that could fail has ended.
         if matches!(failures.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)) {
             return;
         }

@@ -155,7 +155,7 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
         config.ingest.auth = Auth::Anonymous;
     }
     if std::env::var_os("CMC_BRIDGE__LOG__LEVEL").is_none() && config.log.level == "info" {
-        // Standard output already tells what happens.
+        // Standard output already shows what happens.
         config.log.level = "warn".into();
     }
     Ok(())
@@ -256,7 +256,7 @@ async fn post_samples(mut client: Client, api_key: Option<String>) {
             Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
         let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
-        // In one write, so that the printer's thread can't split the line.
+        // One write, so that the printer's thread can't split the line.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),
             Err(error) => format!("posted {}: {error}\n", sample.what),

@@ -14,10 +14,10 @@ pub enum Exit {
     /// 64: the command line is wrong. Waiting does not help.
     #[error("{0}")]
     Usage(String),
-    /// 65: the data that was given or found is not what it should be.
+    /// 65: the data that was given or found is wrong.
     #[error("{0}")]
     Data(String),
-    /// 69: something that is needed is not there, such as a port that is in use. Trying again may help.
+    /// 69: something needed is unavailable, such as a port that is in use. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
     /// 74: a disk or file failed.
@@ -87,7 +87,7 @@ impl From<&Exit> for ExitCode {
 
 /// Prints clap's help, version or error, and returns the exit code.
 pub fn command_line(error: &clap::Error) -> ExitCode {
-    // If the terminal is closed, nobody can be told.
+    // If the terminal is closed, there is nobody to tell.
     let _ = error.print();
     match error.exit_code() {
         0 => ExitCode::SUCCESS,

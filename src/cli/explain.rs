@@ -249,7 +249,7 @@ impl Printer<'_> {
                 let masked = cmc::mask(&event, self.secrets).into_owned();
                 ("event", masked)
             }
-            // As it would be stored: with its credentials overwritten, byte for byte.
+            // Shown as it would be stored: with its credentials overwritten, byte for byte.
             None => ("body", stored(understood)),
         };
         Location {

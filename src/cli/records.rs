@@ -1,4 +1,4 @@
-//! Prints Kafka records, as text or as one JSON object per line.
+//! Prints Kafka records as text or as one JSON object per line.
 
 use std::io::{self, Write};
 

@@ -148,19 +148,19 @@ struct Posting {
     trust: Option<TlsConnector>,
     generator: Generator,
     count: u64,
-    /// Between the starts of two webhooks.
+    /// The time between the starts of two webhooks.
     pause: Option<Duration>,
     next: AtomicU64,
     done: AtomicU64,
     stopped: AtomicBool,
 }
 
-/// What the webhooks were answered.
+/// The answers to the webhooks.
 #[derive(Default)]
 struct Results {
     answers: BTreeMap<u16, Answers>,
     unanswered: u64,
-    /// Why the last unanswered one had no answer.
+    /// Why the last unanswered webhook had no answer.
     last_error: String,
     /// How long each answer took.
     times: Vec<Duration>,
@@ -169,7 +169,7 @@ struct Results {
 #[derive(Default)]
 struct Answers {
     count: u64,
-    /// The body of the first one that had any.
+    /// The body of the first answer that had any.
     text: String,
 }
 

@@ -37,7 +37,7 @@ pub fn run(loaded: Loaded) -> Result<(), Exit> {
         let stop = stop_signals()?;
         Ok(Bridge::start(config).await?.run(stop).await?)
     });
-    // Not held up by lanes that still wait for Kafka: their events are on disk.
+    // Lanes that still wait for Kafka don't delay the end: their events are on disk.
     runtime.shutdown_background();
     result
 }

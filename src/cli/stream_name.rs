@@ -11,7 +11,7 @@ impl ValueEnum for Stream {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            // As an option is written, and as the configuration has it.
+            // With hyphens as on the command line, and with underscores as in the configuration.
             Stream::DeadLetters => PossibleValue::new("dead-letters").alias(self.name()),
             stream => PossibleValue::new(stream.name()),
         })

@@ -1,4 +1,4 @@
-//! From an envelope to records; `docs/events.md` is the contract.
+//! Turns an envelope into records; `docs/events.md` is the contract.
 //!
 //! The loop over the elements is the hot one: an event costs a hash, a few short strings on the stack and one copy of
 //! its bytes into the batch.

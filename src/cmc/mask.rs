@@ -36,7 +36,7 @@ use self::{
     value::{Fill, Values},
 };
 
-/// What is to be masked: the configured values, and whatever a body gives as its key.
+/// The values to be masked: the configured ones, and whatever a body gives as its key.
 #[derive(Clone)]
 pub struct Secrets {
     /// `None` if there are more values than can be searched for; then everything is masked.

@@ -1,4 +1,4 @@
-//! The request that brought a body, and which of the sender's two encodings the body is in.
+//! The request that carried a body, and which of the sender's two encodings the body has.
 
 use crate::dead_letter::Reason;
 
@@ -27,7 +27,7 @@ pub enum BodyEncoding {
 }
 
 impl BodyEncoding {
-    /// Guesses the encoding of a body without a content type: JSON if it begins like an object or a list, even behind a
+    /// Guesses the encoding of a body without a content type: JSON if it begins like an object or a list, even after a
     /// byte order mark.
     pub fn sniff(body: &[u8]) -> BodyEncoding {
         let body = body.strip_prefix(BOM).unwrap_or(body);

@@ -7,16 +7,16 @@ use jiff::tz::TimeZone;
 use super::mask::Secrets;
 use crate::stream::Stream;
 
-/// Most levels of objects and lists in an element, counting the element itself as one.
+/// Maximum number of levels of objects and lists in an element, counting the element itself as one.
 pub const MAX_DEPTH: usize = 64;
 
-/// Most members of `event`, and most lists and objects beside it.
+/// Maximum number of members of `event`, and of lists and objects beside it.
 pub const MAX_MEMBERS: usize = 64;
 
-/// Most bytes of `server_composition`, which every record repeats.
+/// Maximum length of `server_composition` in bytes; every record repeats it.
 pub const MAX_COMPOSITION: usize = 256;
 
-/// Most bytes of a `messageId` that becomes a key.
+/// Maximum length of a `messageId` that becomes a key, in bytes.
 pub const MAX_KEY: usize = 512;
 
 /// The settings that decide what becomes of a body.
@@ -24,15 +24,15 @@ pub const MAX_KEY: usize = 512;
 pub struct Rules {
     /// Whether each stream is enabled, at [`Stream::index`].
     pub enabled: [bool; 4],
-    /// Most elements of one webhook.
+    /// Maximum number of elements in one webhook.
     pub max_events: usize,
-    /// Most bytes of a record, alone in a Kafka record batch.
+    /// Maximum size of a record, alone in a Kafka record batch, in bytes.
     pub max_record_bytes: usize,
     /// The time zone of `created` where `time_zones` names no other.
     pub time_zone: TimeZone,
     /// Time zones by `server_composition`.
     pub time_zones: BTreeMap<String, TimeZone>,
-    /// What is overwritten in dead letters.
+    /// The secrets that are overwritten in dead letters.
     pub secrets: Secrets,
 }
 

@@ -69,7 +69,7 @@ impl Rec {
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.headers.iter().filter(|(n, _)| n == name);
         let value = found.next().map(|(_, value)| &**value);
-        assert_eq!(found.next(), None, "{name} is there twice");
+        assert_eq!(found.next(), None, "{name} occurs twice");
         value
     }
 }

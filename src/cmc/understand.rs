@@ -1,4 +1,4 @@
-//! A body from its content type to its records, in two steps: [`open`] reads it and finds its `api_key`, which the caller
+//! Takes a body from its content type to its records, in two steps: [`open`] reads it and finds its `api_key`, which the caller
 //! judges; [`understand`] makes the records once the sender is admitted.
 
 use memchr::memmem;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::dead_letter::Reason;
 
-/// What a body turned out to be, and what it becomes.
+/// How a body was understood, and the records that it becomes.
 #[derive(Debug)]
 pub struct Understood {
     /// How the body was read; `None` if its content type or encoding is not supported.
@@ -66,12 +66,12 @@ pub fn explain(request: &Request<'_>, rules: &Rules) -> Understood {
     understand(open(request.body, media, rules), request, rules)
 }
 
-/// Adds what the body looks like if it was read as something else or not at all.
+/// Adds a hint if the body looks unlike what it was read as, or was not read at all.
 fn with_hint(malformed: Malformed, read_as: Option<BodyEncoding>, body: &[u8]) -> Malformed {
     let hint = match (read_as, BodyEncoding::sniff(body)) {
         _ if malformed.reason == Reason::UnsupportedEncoding => return malformed,
         (Some(BodyEncoding::Json), BodyEncoding::Json) if body.starts_with(BOM) => {
-            "this looks like JSON behind a byte order mark: see what puts that in front"
+            "this looks like JSON after a byte order mark: find out what adds the mark"
         }
         (Some(BodyEncoding::Form) | None, BodyEncoding::Json) => {
             "this looks like JSON: the content type should be application/json"

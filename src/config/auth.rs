@@ -3,8 +3,8 @@
 //! Credentials come as lists (values, or a file with one a line) and as named entries; all of them are valid at once. Having none is
 //! accepted here, so that `check` and `dev` can go on; `serve` refuses it by [`require_credentials`].
 //!
-//! For credentials that come from a file, ingest gets the [`CredentialFile`] too and reads it again. What is refused at the start
-//! is refused then as well: a secret that no request could present, a name or a secret that is there twice, and more than
+//! For credentials that come from a file, ingest gets the [`CredentialFile`] too and reads it again. Secrets refused at the
+//! start are refused then as well: a secret that no request could present, a name or a secret that is there twice, and more than
 //! [`MAX_CREDENTIALS`](super::credentials::MAX_CREDENTIALS).
 
 use std::path::PathBuf;
@@ -53,7 +53,7 @@ struct Found {
     origin: Origin,
 }
 
-/// Who may post, and the files that this comes from.
+/// Who may post, and the files that say so.
 pub(super) fn auth(raw: &mut Raw) -> Option<(Auth, Vec<CredentialFile>)> {
     let allow_anonymous = raw.get(ALLOW_ANONYMOUS, parse::boolean)?;
     let (mut found, mut files) = (Vec::new(), Vec::new());
@@ -207,7 +207,7 @@ fn kind(entry: &Map<String, Value>) -> Result<CredentialKind, Fault> {
         .ok_or_else(|| fault("is missing or not a kind", "give bearer, basic or api_key"))
 }
 
-/// The secret of an entry, and the file that it comes from, if any; with the key that it, or what is wrong, belongs to.
+/// The secret of an entry, the file that it comes from, if any, and the key that it or its fault belongs to.
 fn secret(entry: &Map<String, Value>) -> (&'static str, Result<(String, Option<PathBuf>), Fault>) {
     let text = |name: &str| entry.get(name).map(|value| parse::text(&value.kind));
     match (text("value"), text("value_file")) {

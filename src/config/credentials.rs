@@ -12,7 +12,7 @@ use super::{
     problem::{Fault, fault},
 };
 
-/// Most credentials. A request is compared with each of its kind, and each name is a label value.
+/// Maximum number of credentials. A request is compared with each one of its kind, and each name is a label value.
 pub const MAX_CREDENTIALS: usize = 64;
 
 /// Who may post webhooks.
@@ -20,7 +20,7 @@ pub const MAX_CREDENTIALS: usize = 64;
 pub enum Auth {
     /// `ingest.auth.allow_anonymous = true`: anybody who can reach the port.
     Anonymous,
-    /// Whoever presents one of these. If there are none, nobody can post; `serve` refuses that, `check` and `dev` don't.
+    /// Senders that present one of these. If there are none, nobody can post; `serve` refuses that, `check` and `dev` don't.
     Credentials(Vec<Credential>),
 }
 
@@ -189,7 +189,7 @@ pub fn clash<'c>(credentials: impl Iterator<Item = &'c Credential>) -> Option<(u
         if !names.insert(&this.name) {
             return Some((at, format!("the name {} is there twice", this.name)));
         }
-        // With two names for one secret nobody could tell which of them is still in use.
+        // If one secret had two names, nobody could tell which of them is still in use.
         if let Some(first) = secrets.insert((this.kind, this.secret.expose_secret()), &this.name) {
             return Some((at, format!("{} is the same secret as {first}", this.name)));
         }

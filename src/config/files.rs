@@ -47,7 +47,7 @@ pub(super) fn read_secrets(path: &Path) -> Result<String, Fault> {
 /// Reads a file that is one secret; the line end after it is not part of it.
 ///
 /// # Errors
-/// As [`read_secrets`]; or the file is empty.
+/// Those of [`read_secrets`]; or the file is empty.
 pub(super) fn read_secret(path: &Path) -> Result<String, Fault> {
     let text = read_secrets(path)?;
     let secret = text.strip_suffix('\n').unwrap_or(&text);

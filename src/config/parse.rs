@@ -1,4 +1,4 @@
-//! Single values: from what a file or variable holds to a Rust type, and how values are shown in messages.
+//! Parses single values of files and variables into Rust types, and shows values in messages.
 //!
 //! Values from the environment are always text, so each parser accepts text as well as the file's own type.
 

@@ -208,7 +208,7 @@ const FILES: &[&str] = &[".location", ".keytab", ".file", FILE_SUFFIX];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Openness {
     Open,
-    /// As far as it names a file that is there.
+    /// Only the part that names an existing file.
     FileName,
     Secret,
 }

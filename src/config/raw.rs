@@ -28,7 +28,7 @@ impl Raw {
         self.problems
     }
 
-    /// Notes what is wrong with each key by itself.
+    /// Notes what is wrong with each key on its own.
     pub(super) fn refuse_faults(&mut self) {
         let mut faults = Vec::new();
         for key in KEYS {
@@ -48,7 +48,7 @@ impl Raw {
         self.problems.append(&mut faults);
     }
 
-    /// The merged value of a key; every key has one, for each has a default.
+    /// The merged value of a key; every key has one, because each has a default.
     pub(super) fn value(&self, key: &str) -> Option<&Value> {
         key.split('.')
             .try_fold(&self.root, |value, name| match &value.kind {

@@ -1,4 +1,4 @@
-//! The configuration as [`crate::cmc`] needs it, which knows no configuration.
+//! The configuration in the form that [`crate::cmc`] needs, because that module knows no configuration.
 
 use std::iter::once;
 
@@ -25,7 +25,7 @@ impl Config {
 }
 
 impl Auth {
-    /// The credentials, of which there are none where anybody may post.
+    /// The credentials; none if anybody may post.
     pub fn credentials(&self) -> &[Credential] {
         match self {
             Auth::Credentials(credentials) => credentials,
@@ -34,7 +34,7 @@ impl Auth {
     }
 }
 
-/// What dead letters must not hold of these credentials: each secret, and the password of a Basic credential by itself.
+/// The texts that dead letters must not hold: each secret, and the password of a Basic credential on its own.
 pub fn secrets<'c>(credentials: impl IntoIterator<Item = &'c Credential>) -> Secrets {
     let values = credentials.into_iter().flat_map(|credential| {
         let secret = credential.secret.expose_secret();

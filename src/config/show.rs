@@ -1,7 +1,7 @@
 //! The configuration as `config show` prints it: TOML, secrets redacted, each value with its origin.
 //!
 //! The key decides whether a value is a secret. A secret that was entered where a file's name belongs names no file that exists,
-//! and of such a name only the existing directories are shown ([`shown_path`]).
+//! so only the existing directories of such a name are shown ([`shown_path`]).
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub struct Setting {
     pub table: String,
     /// Its name there, quoted if it must be.
     pub name: String,
-    /// A TOML value; secrets are replaced, names of files that are not there shortened.
+    /// A TOML value; secrets are replaced, names of missing files are shortened.
     pub value: String,
     pub origin: Origin,
 }

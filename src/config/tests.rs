@@ -29,7 +29,7 @@ impl Given {
         self
     }
 
-    /// Adds a variable; `key` is what follows the prefix.
+    /// Adds a variable; `key` is its name without the prefix.
     fn variable(mut self, key: &str, value: &str) -> Given {
         self.variables
             .push((format!("CMC_BRIDGE__{key}"), value.to_owned()));
@@ -52,23 +52,23 @@ impl Given {
         self.load().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The problems' lines.
+    /// One line per problem.
     fn refused(&self) -> Vec<String> {
         let error = self.load().map(|_| ()).unwrap_err();
         let lines: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
         for line in &lines {
-            assert!(!line.contains('\n'), "one line each: {line}");
+            assert!(!line.contains('\n'), "more than one line: {line}");
         }
         lines
     }
 }
 
-/// One file.
+/// A configuration of one file.
 fn file(text: &str) -> Given {
     Given::default().config_file("bridge.toml", text)
 }
 
-/// One variable.
+/// A configuration of one variable.
 fn variable(key: &str, value: &str) -> Given {
     Given::default().variable(key, value)
 }
@@ -81,7 +81,7 @@ fn setting<'a>(loaded: &'a Loaded, key: &str) -> &'a Setting {
         .unwrap_or_else(|| panic!("no {key}"))
 }
 
-/// Loads and expects exactly one problem, whose line has all the parts and no secret.
+/// Loads and expects exactly one problem, whose line contains all `parts` and no secret.
 fn one(given: &Given, parts: &[&str]) {
     let lines = given.refused();
     assert_eq!(lines.len(), 1, "{lines:#?}");

@@ -126,9 +126,9 @@ pub struct Kafka {
     pub id_prefix: String,
     /// `kafka.max_record_bytes`: a record larger than this (alone in a record batch) is dead-lettered in parts.
     pub max_record_bytes: usize,
-    /// `kafka.transaction_events`: most events in one transaction (a larger batch still goes whole).
+    /// `kafka.transaction_events`: maximum number of events in one transaction (a larger batch is still sent whole).
     pub transaction_events: usize,
-    /// `kafka.transaction_bytes`: most bytes of batches in one transaction (a larger batch still goes whole).
+    /// `kafka.transaction_bytes`: maximum bytes of batches in one transaction (a larger batch is still sent whole).
     pub transaction_bytes: usize,
     /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
     pub transaction_timeout: Duration,

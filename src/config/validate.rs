@@ -1,4 +1,4 @@
-//! From merged values to the validated types, and what must fit together. What each key alone may hold is in [`super::keys`].
+//! Turns merged values into the validated types, and checks that they fit together. [`super::keys`] says what each key may hold.
 
 use std::net::SocketAddr;
 
@@ -47,8 +47,8 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 /// any: it would be answered 503 for ever.
 fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &SpoolConfig, kafka: &Kafka) {
     let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
-    // The segment in use counts as a whole, also when all of it is delivered: it goes only when another one is begun. It holds
-    // `spool.segment_bytes`, or one batch that is larger.
+    // The segment in use counts as a whole, even when all of it is delivered: it is trimmed only after another one has begun. It
+    // holds `spool.segment_bytes`, or one larger batch.
     let stored_bytes = stored as u64;
     let in_spool =
         (stored_bytes + stored_bytes.max(spool.segment_bytes)).max(4 * ingest.max_body_bytes as u64);

@@ -49,7 +49,7 @@ pub struct Letter {
     pub value: Vec<u8>,
 }
 
-/// Why a record is no dead letter, or none that this version can read.
+/// Why a record is not a dead letter, or not one that this version can read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LetterError {
     #[error("the record has no header {REASON}")]
@@ -179,7 +179,7 @@ impl LetterAssembler {
     }
 }
 
-/// The id of the letter of which a record with these headers is a part; `None` for a whole letter, or no letter.
+/// The id of the letter to which a part with these headers belongs; `None` for a whole letter, or no letter.
 pub fn part_of<'h>(headers: &'h [(&'h str, &'h [u8])]) -> Option<&'h str> {
     let begin = headers.iter().rposition(|(name, _)| *name == REASON)?;
     LetterHeaders(&headers[begin..]).text(ID).ok()?

@@ -1,4 +1,4 @@
-//! From a dead letter to the records that carry it.
+//! Turns a dead letter into the records that carry it.
 
 use uuid::Uuid;
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::batch::{BatchBuilder, alone_in_batch};
 
-/// Most bytes of a header value with text from outside.
+/// Maximum length of a header value with text from outside, in bytes.
 pub const MAX_TEXT: usize = 256;
 
-/// Least room for the value of a part, however large its headers, so that a letter always fits into a bounded number
+/// Minimum room for the value of a part, however large its headers, so that a letter always fits into a bounded number
 /// of parts.
 pub(super) const MIN_PART: usize = 1024;
 

@@ -34,7 +34,7 @@ fn names_are_distinct_snake_case_and_listed() {
 }
 
 #[test]
-fn only_what_is_known_becomes_a_header() {
+fn only_known_details_become_headers() {
     let letter = DeadLetter::new(Reason::InvalidJson, 1_700_000_000_000_001, b"{");
     let records = letter.records(1_000_000);
     let record = records.iter().next().unwrap();
@@ -49,7 +49,7 @@ fn only_what_is_known_becomes_a_header() {
 }
 
 #[test]
-fn all_that_is_known_becomes_headers_after_the_records_own() {
+fn known_details_become_headers_after_the_records_own() {
     let own: [(&str, &[u8]); 1] = [("ce_id", b"x")];
     let letter = DeadLetter {
         offset: Some(7),
@@ -99,7 +99,7 @@ fn text_from_outside_is_cut_between_characters() {
 }
 
 #[test]
-fn parts_fit_are_numbered_and_make_the_bytes() {
+fn parts_fit_are_numbered_and_add_up() {
     let value: Vec<u8> = (0..10_000_000u32).map(|n| n as u8).collect();
     for (key, limit, length) in [
         (None, 1_000_000, 8_000_000),
@@ -118,7 +118,7 @@ fn parts_fit_are_numbered_and_make_the_bytes() {
         let count = view.records.len();
         assert!(
             count > 1 && count < length / (limit - 400) + 2,
-            "{count} parts of {length}"
+            "{count} parts for {length} bytes"
         );
         let id = text(
             &view.headers(&view.records[0]).collect::<Vec<_>>(),
@@ -144,7 +144,7 @@ fn parts_fit_are_numbered_and_make_the_bytes() {
 }
 
 #[test]
-fn headers_that_leave_no_room_still_end() {
+fn headers_that_leave_no_room_make_finitely_many_parts() {
     let large = vec![b'h'; 5000];
     let own: [(&str, &[u8]); 1] = [("large", &large)];
     let letter = DeadLetter {
@@ -159,7 +159,7 @@ fn headers_that_leave_no_room_still_end() {
     );
 }
 
-/// What [`LetterAssembler`] makes of all records, in the given order.
+/// The letter that [`LetterAssembler`] reads from all records in the given order.
 fn read(records: &LetterRecords<'_>, order: impl Iterator<Item = usize>) -> Letter {
     let records: Vec<LetterRecord<'_>> = records.iter().collect();
     let mut letters = LetterAssembler::default();
@@ -173,7 +173,7 @@ fn read(records: &LetterRecords<'_>, order: impl Iterator<Item = usize>) -> Lett
     found.remove(0)
 }
 
-/// What must be read back from a letter.
+/// The letter as it must be read back.
 fn whole(letter: &DeadLetter<'_>) -> Letter {
     let short = |text: Option<&str>| text.map(|text| cut(text).to_owned());
     Letter {
@@ -306,7 +306,7 @@ fn texts_at_their_limit() {
 }
 
 #[test]
-fn parts_that_come_twice_or_never() {
+fn repeated_and_missing_parts() {
     let value = vec![b'x'; 4_500];
     let letter = DeadLetter::new(Reason::InvalidJson, 0, &value);
     let records = letter.records(2_000);
@@ -324,7 +324,7 @@ fn parts_that_come_twice_or_never() {
 }
 
 #[test]
-fn what_is_no_letter_is_refused() {
+fn records_that_are_not_letters_are_refused() {
     const REASON_OF: (&str, &[u8]) = (REASON, b"invalid_json");
     const TIME: (&str, &[u8]) = (RECEIVED_AT, b"2026-10-01T00:15:02.123456Z");
     let refused = |headers: &[(&str, &[u8])]| LetterAssembler::default().add(None, headers, b"").unwrap_err();
@@ -342,7 +342,7 @@ fn what_is_no_letter_is_refused() {
         (INDEX, b""),
         (MEMBER, b"\xFF"),
     ] {
-        // The time comes last, so that a broken header precedes it.
+        // The time is last, so a broken header precedes it.
         let headers = if name == REASON {
             vec![(name, value), TIME]
         } else {
@@ -371,7 +371,7 @@ fn what_is_no_letter_is_refused() {
             Err(LetterError::Part { .. })
         ));
     }
-    // A header of a later version is ignored.
+    // Headers of later versions are ignored.
     let later: [(&str, &[u8]); 3] = [REASON_OF, TIME, ("cmc-dead-letter-later", b"\xFF")];
     assert!(matches!(letters.add(None, &later, b""), Ok(Some(_))));
 }

@@ -48,7 +48,7 @@ const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
 
-/// What ran short when a webhook is answered 503 although the bridge is serving.
+/// The shortage behind a 503 that the bridge gives while it is serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shortage {
     Flight,

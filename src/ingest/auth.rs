@@ -94,13 +94,13 @@ impl Valid {
 /// What a request's header says about its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// A valid credential, or none is required.
+    /// It has a valid credential, or none is required.
     Admitted,
-    /// An invalid credential.
+    /// Its credential is invalid.
     Refused,
-    /// No credential, where only a header could carry one.
+    /// It has no credential, and only a header could carry one.
     Missing,
-    /// No credential in the header; the body may hold an API key.
+    /// Its header has no credential; the body may hold an API key.
     AskBody,
 }
 

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{cmc::Media, dead_letter::Reason};
 
-/// After an early answer this much of the body is still read, so that the client gets to read the answer.
+/// After an early answer, this much of the body is still read, so that the client can read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// The same for an admitted client, in bodies of `ingest.max_body_bytes`.
@@ -39,7 +39,7 @@ pub(super) const SMALL_BYTES: usize = 64 * 1024;
 
 /// What a request's header says about the encoding of its body.
 pub(super) fn media(headers: &HeaderMap) -> Media {
-    // hyper removes the chunks and leaves what is below them.
+    // hyper removes the chunking and leaves any coding below it.
     for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
         for encoding in headers.get_all(name) {
             let encoding = encoding.as_bytes().trim_ascii();
@@ -56,7 +56,7 @@ pub(super) fn own(content_type: &HeaderValue) -> HeaderValue {
     match content_type.as_bytes() {
         b"application/json" => HeaderValue::from_static("application/json"),
         b"application/x-www-form-urlencoded" => HeaderValue::from_static("application/x-www-form-urlencoded"),
-        // What was a valid value still is.
+        // A copy of a valid value is valid.
         other => HeaderValue::from_bytes(other).unwrap_or_else(|_| content_type.clone()),
     }
 }

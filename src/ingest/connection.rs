@@ -34,7 +34,7 @@ struct OwedAnswer {
     is_written: bool,
 }
 
-/// What a connection becomes, only once; until then it is a stranger.
+/// The fate of a connection, decided only once; until then it is a stranger.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
     /// One of its requests has been admitted.

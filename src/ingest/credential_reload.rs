@@ -1,4 +1,4 @@
-//! Credentials that change while the server runs: the files that they came from are read again and again.
+//! Credentials that change while the server runs: their files are read again and again.
 //!
 //! Every [`LOOK`] the files are read and their contents compared: neither times nor names show whether a symlink was
 //! changed (Kubernetes swaps one when a Secret changes). A file may be read while it is being written; so contents
@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(500);
 /// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
-/// Most replaced credentials that are still masked in dead letters.
+/// Maximum number of replaced credentials that are still masked in dead letters.
 const REPLACED_KEPT: usize = MAX_CREDENTIALS;
 
 /// The contents of a file, or why they can't be used.
@@ -73,7 +73,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
     }
 }
 
-/// What two readings agree on, file by file; `None` for a file on which they disagree.
+/// The contents on which two readings agree, file by file; `None` for a file on which they disagree.
 fn settled(first: Vec<Option<Contents>>, second: Vec<Option<Contents>>) -> Vec<Option<Contents>> {
     let both = first.into_iter().zip(second);
     both.map(|(first, second)| match (&first, &second) {
@@ -138,7 +138,7 @@ impl CredentialFiles {
         })
     }
 
-    /// Accepts what can be used. Returns whether something changed, and how many files are refused.
+    /// Accepts the contents that can be used. Returns whether something changed, and how many files are refused.
     fn take(&mut self, readings: Vec<Option<Contents>>) -> (bool, usize) {
         let (mut news, mut refused) = (Vec::new(), Vec::new());
         for (at, reading) in readings.into_iter().enumerate() {
@@ -202,7 +202,7 @@ impl CredentialFiles {
         }
     }
 
-    /// All credentials, with the new ones in place of the old. They are judged together, for two files may have
+    /// All credentials, with the new ones in place of the old. They are judged together, because two files may have
     /// exchanged their secrets. A file whose new credentials can't be valid is refused, which may make others valid.
     fn settle(
         &self,
@@ -251,7 +251,7 @@ impl CredentialFiles {
         }
     }
 
-    /// What dead letters must not hold.
+    /// The values that dead letters must not hold.
     fn masked(&self) -> impl Iterator<Item = &Credential> {
         self.in_use.iter().chain(&self.replaced)
     }

@@ -1,4 +1,4 @@
-//! What all connections share: settings, credentials, logs, budgets, metrics.
+//! The state that all connections share: settings, credentials, logs, budgets, metrics.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{cmc::Rules, config, metrics::Metrics, spool::Appender};
 
 type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// What all connections share.
+/// The state that all connections share.
 pub struct Intake {
     pub(super) path: String,
     pub(super) health_path: Option<String>,

@@ -21,7 +21,7 @@ pub(super) struct Budget {
     strangers: Arc<Semaphore>,
 }
 
-/// For whom bytes are taken.
+/// The kind of client for which bytes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
     /// A client that has shown a credential, or needs none.
@@ -32,7 +32,7 @@ pub(super) enum Whose {
 /// Bytes taken from the budget until this is dropped.
 pub(super) struct Share {
     all: OwnedSemaphorePermit,
-    /// The same number, while they belong to a stranger.
+    /// The same number of bytes, while they belong to a stranger.
     stranger: Option<OwnedSemaphorePermit>,
 }
 
@@ -115,7 +115,7 @@ impl Share {
 /// not become a flood of log lines.
 pub(super) struct LogLimiter {
     start: Instant,
-    /// Least seconds between two lines.
+    /// Minimum number of seconds between two lines.
     every: u64,
     /// The second after `start` from which the next line may pass.
     next: AtomicU64,

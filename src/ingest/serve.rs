@@ -20,8 +20,8 @@
 //!
 //! Over TLS everything after the handshake is the same; bytes then means bytes of requests, not bytes on the wire.
 //!
-//! An expired limit is noticed late by at most the time between two looks: a quarter of the shortest limit, half a second
-//! at most. A request whose first bytes arrived together with the end of the previous request is invisible from outside
+//! An expired limit is noticed at the next look: at most a quarter of the shortest limit later, and at most half a second
+//! later. A request whose first bytes arrived together with the end of the previous request is invisible from outside
 //! hyper. That is why an idle connection is taken apart once and put together again: hyper then shows what it holds.
 
 use std::{
@@ -59,9 +59,9 @@ use crate::metrics::Outcome;
 const LINGER: Duration = Duration::from_secs(5);
 /// Longest time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of a request's header. More is answered 431, and so are more than hyper's 100 fields.
+/// Maximum size of a request's header in bytes. A larger one, or one with more than hyper's 100 fields, is answered 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Most bytes that hyper buffers of a connection, and so the largest frame of a body. They are not charged to the
+/// Maximum number of bytes that hyper buffers per connection, and so the largest frame of a body. They are not charged to the
 /// budget of bytes in flight, but are part of the 64 KiB per connection that docs/operations.md reckons with.
 const MAX_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
 
@@ -142,7 +142,7 @@ async fn handshake(
     }
 }
 
-/// What a client's first bytes are if they are known not to be TLS. They are left for the handshake, which fails.
+/// What a client speaks, if its first bytes are known not to be TLS. They are left for the handshake, which fails.
 async fn other_than_tls(stream: &TcpStream) -> Option<&'static str> {
     let mut first = [0; 16];
     let count = stream.peek(&mut first).await.ok()?;
@@ -230,7 +230,7 @@ pub(super) async fn serve<S: Socket>(stream: S, connection: Arc<Connection>, htt
     connection.settle(stream.tcp()).await;
 }
 
-/// The answer to what hyper refused. Also counts a client that disappeared in the middle of a header.
+/// The answer to input that hyper refused. Also counts a client that disappeared in the middle of a header.
 fn refusal(intake: &Intake, phase: Phase, error: &hyper::Error, unread: &[u8]) -> Option<Answer> {
     debug!(%error, "a connection ended with an error");
     if error.is_parse_too_large() {
@@ -259,7 +259,7 @@ fn is_proxy_header(bytes: &[u8]) -> bool {
         .any(|header| bytes.starts_with(header))
 }
 
-/// Answers and closes; then reads a bounded part of what still arrives. A socket that is closed with unread bytes is
+/// Answers and closes; then reads a bounded part of whatever still arrives. A socket that is closed with unread bytes is
 /// reset, and the answer is lost with it.
 async fn last_words<S: Socket>(stream: &mut S, answer: Answer) -> io::Result<()> {
     stream.write_all(&answer.into_wire()).await?;

@@ -39,8 +39,8 @@ use crate::metrics::Outcome;
 const QUEUE: u32 = 4096;
 /// Wait after a failed accept, which would fail again at once while file descriptors are missing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Most connections that have lost their place while their tasks have not ended yet; beyond that, others wait in the
-/// queue.
+/// Maximum number of connections that have lost their place but whose tasks have not ended yet; beyond it, others wait
+/// in the queue.
 const LEAVING: usize = 64;
 /// Refused connections kept half open.
 const REFUSED_KEPT: usize = 64;
@@ -69,7 +69,7 @@ impl WebhookServer {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // As tokio and the standard library do: a restart must not wait for the TIME_WAIT of old connections.
+        // tokio and the standard library do the same: a restart must not wait for the TIME_WAIT of old connections.
         socket.set_reuseaddr(true)?;
         socket.bind(listen)?;
         let listener = socket.listen(QUEUE)?;
@@ -175,8 +175,8 @@ impl Acceptor {
         self.leaving.len() < LEAVING
     }
 
-    /// Notes the end of a connection. Only here does a task leave `leaving`, together with `connections`: a task
-    /// counted as leaving after its end would make room for a connection over the limit.
+    /// Notes the end of a connection. A task leaves `leaving` only here, together with `connections`: a task counted as
+    /// leaving after its end would make room for a connection over the limit.
     fn ended(&mut self, end: Result<(task::Id, ()), JoinError>) {
         let id = match end {
             Ok((id, ())) => id,

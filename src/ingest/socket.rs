@@ -1,7 +1,7 @@
 //! The socket under hyper, watched: the connection learns when bytes arrived and when an answer was sent.
 //!
-//! On its own, hyper answers what is not HTTP, without a body. That is all it writes while no request is being
-//! handled. It is discarded here, and the connection sends an answer of its own when hyper has ended.
+//! hyper itself answers input that is not HTTP, without a body. It writes nothing else while no request is being
+//! handled. That answer is discarded here, and the connection sends its own once hyper has ended.
 
 use std::{
     io::{self, IoSlice},

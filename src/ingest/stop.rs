@@ -46,7 +46,7 @@ impl StopHandle {
         *self.0.borrow() == Stage::Stopping
     }
 
-    /// Ends once the server is to stop.
+    /// Ends once the server has been asked to stop.
     pub(super) async fn stopping(&self) {
         // The sender lives as long as `self`, so there is always a stage to wait for.
         let _ = self

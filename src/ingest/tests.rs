@@ -24,7 +24,7 @@ use crate::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Understood, with nothing to make durable.
+/// An understood webhook that has nothing to make durable.
 const EMPTY: &str = r#"{"event_type":"deliveries","server_composition":"pro","event":{"deliveries":[]}}"#;
 
 fn config() -> config::Ingest {
@@ -127,12 +127,12 @@ struct Answered {
 }
 
 impl Client {
-    /// It does not matter if the server has closed its side: its answer shows.
+    /// Ignores errors: if the server has closed its side, its answer shows that.
     async fn send(&mut self, bytes: &str) {
         let _ = self.0.write_all(bytes.as_bytes()).await;
     }
 
-    /// Reads one answer, and not a byte more.
+    /// Reads one answer and not a byte more.
     async fn answer(&mut self) -> Answered {
         timeout(DEADLINE, self.read_answer()).await.unwrap()
     }
@@ -158,10 +158,10 @@ impl Client {
         answered
     }
 
-    /// Waits for the end of the connection, which must come without another byte.
+    /// Waits for the end of the connection, which must come with no further byte.
     async fn closed(&mut self) {
         let mut rest = Vec::new();
-        // A reset is an end too.
+        // A reset also counts as the end.
         let _ = timeout(DEADLINE, self.0.read_to_end(&mut rest)).await.unwrap();
         assert_eq!(rest, b"");
     }
@@ -191,7 +191,7 @@ async fn understood_webhooks_share_a_connection() {
 }
 
 #[tokio::test]
-async fn a_body_may_come_in_pieces_chunked_and_without_a_type() {
+async fn a_body_may_arrive_in_pieces_chunked_and_without_a_type() {
     let server = start(config()).await;
     let mut client = server.connect().await;
     let request = post(AUTHORIZED, EMPTY);
@@ -209,7 +209,7 @@ async fn a_body_may_come_in_pieces_chunked_and_without_a_type() {
     }
     client.send("0\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 200);
-    // The chunked body was read to its end, so the connection goes on.
+    // The chunked body was read to its end, so the connection stays open.
     client.send(&request).await;
     assert_eq!(client.answer().await.status, 200);
 }
@@ -281,7 +281,7 @@ async fn refusals() {
     server.wait_for_count(Outcome::NotFound, 2).await;
 }
 
-/// A server without API keys, which therefore asks before it has read a body.
+/// A server without API keys, which can therefore send a challenge before it reads a body.
 async fn with_header_credentials() -> Running {
     let mut config = config();
     if let Auth::Credentials(credentials) = &mut config.auth {
@@ -291,7 +291,7 @@ async fn with_header_credentials() -> Running {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
+async fn a_client_that_first_posts_without_a_credential_keeps_its_connection() {
     let server = with_header_credentials().await;
     let mut client = server.connect().await;
     let json = "Content-Type: application/json\r\n";
@@ -312,7 +312,7 @@ async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
         client.send(&post(AUTHORIZED, EMPTY)).await;
         assert_eq!(client.answer().await.status, 200);
     }
-    // A client that waits for 100 Continue is asked for a small body, so that it can be skipped.
+    // A client that waits for 100 Continue is told to send its body if it is small enough to skip.
     let length = EMPTY.len();
     client
         .send(&format!(
@@ -331,7 +331,7 @@ async fn a_client_that_asks_first_without_a_credential_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past() {
+async fn a_challenge_closes_the_connection_if_the_body_is_too_large_to_skip() {
     let server = with_header_credentials().await;
     let large = format!("Content-Length: {}\r\n", body::DRAIN_BYTES + 1);
     let waits = format!(
@@ -343,7 +343,7 @@ async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past
         body::DRAIN_BYTES + 1,
         "x".repeat(body::DRAIN_BYTES + 1)
     );
-    // Far sooner than the body timeout, which is longer than this test may take.
+    // The answer comes long before the body timeout, which is longer than this test may take.
     let begun = "Content-Length: 1000\r\n\r\n{".to_owned();
     for rest in [large, waits, endless, begun] {
         let mut client = server.connect().await;
@@ -358,7 +358,7 @@ async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past
         assert!(answer.head.contains("\r\nconnection: close"), "{answer:?}");
     }
     server.wait_for_count(Outcome::Challenged, 4).await;
-    // A wrong credential is no question: its body is not awaited, and its connection ends.
+    // A wrong credential is refused, not challenged: the server closes the connection without waiting for the body.
     let wrong = "Authorization: Bearer wrong\r\n";
     let mut client = server.connect().await;
     client
@@ -375,7 +375,7 @@ async fn a_challenge_ends_the_connection_of_a_body_that_is_too_much_to_read_past
 }
 
 #[tokio::test]
-async fn malformed_may_be_answered_ok() {
+async fn malformed_bodies_may_be_answered_with_200() {
     let server = start(config::Ingest {
         malformed_status: 200,
         ..config()
@@ -397,7 +397,7 @@ async fn events_are_refused_when_their_log_is_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_still_writes_sees_the_413() {
+async fn a_client_that_is_still_writing_sees_the_413() {
     let server = start(config()).await;
     for announced in ["Content-Length: 700000", "Transfer-Encoding: chunked"] {
         let mut client = server.connect().await;
@@ -424,7 +424,7 @@ async fn a_client_that_still_writes_sees_the_413() {
     }
 }
 
-/// An admitted client may send up to 8 bodies before it reads an answer; another one is cut off.
+/// An admitted client may send up to 8 bodies before it reads an answer; a stranger is cut off.
 #[tokio::test]
 async fn an_admitted_client_that_writes_all_before_it_reads_sees_the_413() {
     // Several exceed the buffers between the two ends.
@@ -460,7 +460,7 @@ async fn an_admitted_client_that_writes_all_before_it_reads_sees_the_413() {
 }
 
 #[tokio::test]
-async fn kept_connections_say_for_how_long_and_closing_ones_nothing() {
+async fn keep_alive_is_announced_only_on_kept_connections() {
     let server = start(config()).await;
     let with = |headers: &str| post(&format!("{AUTHORIZED}{headers}"), EMPTY);
     let old = |headers: &str| with(headers).replacen("HTTP/1.1", "HTTP/1.0", 1);
@@ -495,9 +495,9 @@ async fn kept_connections_say_for_how_long_and_closing_ones_nothing() {
 }
 
 #[tokio::test]
-async fn the_health_path_tells_balancers_and_counts_nothing() {
+async fn the_health_path_informs_balancers_and_counts_nothing() {
     let server = start(config()).await;
-    // No log is there to make a webhook durable.
+    // No log exists to make a webhook durable.
     for (request, status) in [
         ("GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n", 503),
         ("GET /healthz/?x=y HTTP/1.1\r\nHost: b\r\n\r\n", 503),
@@ -526,7 +526,7 @@ async fn the_health_path_tells_balancers_and_counts_nothing() {
 }
 
 #[tokio::test]
-async fn a_refused_client_that_waits_to_go_on_is_not_told_to() {
+async fn a_refused_client_gets_no_100_continue() {
     let server = start(config()).await;
     let mut client = server.connect().await;
     client
@@ -631,7 +631,7 @@ async fn a_connection_over_the_limit_is_answered_503() {
     timeout(DEADLINE, again).await.unwrap();
 }
 
-/// What a connection without a credential may be doing.
+/// Possible states of a connection without a credential.
 const STRANGERS: [&str; 7] = [
     "",
     "POST /web",
@@ -643,7 +643,7 @@ const STRANGERS: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn strangers_give_their_places_up_to_those_who_come_after_them() {
+async fn strangers_give_up_their_places_to_later_clients() {
     for stranger in STRANGERS {
         let server = start(config()).await;
         let mut good = server.connect().await;
@@ -663,7 +663,7 @@ async fn strangers_give_their_places_up_to_those_who_come_after_them() {
             }
             let answer = server.ask(&post(AUTHORIZED, EMPTY)).await;
             assert_eq!(answer.status, 200, "{stranger:?}");
-            // The known one keeps its place.
+            // The authenticated connection keeps its place.
             good.send(&post(AUTHORIZED, EMPTY)).await;
             assert_eq!(good.answer().await.status, 200, "{stranger:?}");
         }
@@ -676,7 +676,7 @@ async fn strangers_give_their_places_up_to_those_who_come_after_them() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_told_so() {
+async fn bytes_that_are_not_http_are_answered_as_such() {
     let server = start(config()).await;
     let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(101));
@@ -735,7 +735,7 @@ async fn a_lame_duck_serves_and_closes() {
 }
 
 #[tokio::test]
-async fn a_stopping_server_finishes_what_has_begun() {
+async fn a_stopping_server_finishes_started_requests() {
     let server = start(config()).await;
     let request = post(AUTHORIZED, EMPTY);
     let mut kept = server.connect().await;

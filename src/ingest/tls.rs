@@ -35,13 +35,13 @@ use crate::{
 /// How often the same cause is logged again.
 const SAME_CAUSE: Duration = Duration::from_secs(3600);
 
-/// What the connections of a port with TLS share.
+/// The state that all connections of a TLS port share.
 pub struct TlsContext {
     files: config::TlsConfig,
     in_use: RwLock<Arc<Pair>>,
     metrics: TlsMetrics,
     failures: LogLimiter,
-    /// About clients that are too old.
+    /// Limits the log lines about clients that are too old.
     incompatible: LogLimiter,
 }
 

@@ -52,7 +52,7 @@ pub(super) struct Webhook {
     pub(super) share: Share,
 }
 
-/// What is to be done with a webhook.
+/// The decision about a webhook.
 enum Decision {
     Answer(Answer),
     /// Store it, then give this answer.
@@ -178,7 +178,7 @@ impl StoreError {
 }
 
 impl Intake {
-    /// Stores what is to be stored, and returns the answer. Failures are counted once they are durable, by a task of
+    /// Stores what must be stored, and returns the answer. Failures are counted once they are durable, by a task of
     /// its own: a client that disappears meanwhile changes neither.
     async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
         let (split, stream, answer, share) = match decision {

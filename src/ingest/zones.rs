@@ -2,7 +2,7 @@
 //!
 //! A name that is not spelled like `server_composition` has no effect, and the times of its events are wrong by
 //! hours. So the log reports it once in two cases: a webhook's composition differs only in case, `-` and `_`; or no
-//! webhook had the name for a day.
+//! webhook has had the name for a day.
 
 use std::{
     sync::{

@@ -1,5 +1,5 @@
-//! What a lane needs from Kafka: a narrow trait. librdkafka implements it in [`super::producer`], and in the tests a
-//! simulated broker does.
+//! What a lane needs from Kafka: a narrow trait, implemented with librdkafka in [`super::producer`] and, in the tests, by a
+//! simulated broker.
 
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ impl Refusal {
     }
 }
 
-/// What a topic's configuration demands of records, as far as the broker tells it.
+/// What a topic's configuration demands of records, as far as the broker shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicRules {
     /// The largest size of a record, alone in an uncompressed batch, in bytes.
@@ -78,7 +78,7 @@ impl TopicRules {
 /// Records that the broker refused. They are numbered since `begin`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusedRecords {
-    /// In the order of their numbers. Empty when nothing is known but the refusal.
+    /// In the order of their numbers. Empty if only the refusal is known.
     pub records: Vec<(usize, Refusal)>,
     /// Whether the broker named exactly these records. If not, at least one of them was refused, and the others were in the
     /// same request.
@@ -134,7 +134,7 @@ pub trait Connect {
     /// Makes a producer that fences every former one of this group, checks the topics, and reads their rules.
     ///
     /// # Errors
-    /// The cluster can't be reached, a topic is missing, or a right is.
+    /// The cluster can't be reached, or a topic or a right is missing.
     fn connect(&self, group: Uuid, mode: Mode) -> Result<Self::Broker, BrokerError>;
 }
 
@@ -149,14 +149,14 @@ pub trait Broker {
     /// The position that Kafka has, once no transaction of a former producer is open. Called once, before anything else.
     ///
     /// # Errors
-    /// Kafka does not tell it.
+    /// Kafka does not provide it.
     fn committed(&mut self) -> Result<Option<CommittedPosition>, BrokerError>;
 
     /// A topic's rules, as of when this producer connected.
     fn rules(&self, topic: &str) -> TopicRules;
 
-    /// Converts the time limit of a transaction with many records a request into this producer's. With one record a request
-    /// it is longer, as far as the broker allows, because a webhook of 10,000 events goes whole in either mode.
+    /// Converts the time limit of a transaction with many records per request into this producer's. With one record per
+    /// request it is longer, as far as the broker allows, because a webhook of 10,000 events goes whole in either mode.
     fn stretch(&self, time: Duration) -> Duration;
 
     /// Sends records without a timestamp from now on. The broker takes them whatever the clocks say.

@@ -1,4 +1,4 @@
-//! What librdkafka calls back: log lines, errors, statistics and delivery reports.
+//! librdkafka's callbacks: log lines, errors, statistics and delivery reports.
 
 use std::sync::{
     Arc,
@@ -64,12 +64,12 @@ impl ClientContext for Callbacks {
         let stream = self.stream;
         self.heard.fetch_add(1, Ordering::Relaxed);
         let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
-        // To librdkafka it is no error when a broker hangs up. A broker that does so at the first request may want TLS.
+        // librdkafka does not treat it as an error when a broker hangs up. A broker that does so at the first request may want TLS.
         if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
             let said = format!("{said} (does this port want TLS?)");
             self.last_error.set(Code::BrokerTransportFailure, &said);
         }
-        // Nor is it one when librdkafka can't parse an answer: it asks again.
+        // An answer that librdkafka can't parse is no error to it either: it asks again.
         if fac == "PROTOERR" {
             self.last_error.set(Code::BadMessage, said);
         }

@@ -1,4 +1,4 @@
-//! Commits of transactions, with a limit that holds.
+//! Commits transactions, with a limit that holds.
 //!
 //! librdkafka does not always respect the time-out of a call. `send_offsets_to_transaction` was seen to wait through a whole
 //! outage of the group's coordinator: seven minutes with a limit of ten seconds (librdkafka#5456; #5511 when the coordinator has
@@ -25,7 +25,7 @@ use rdkafka::{
 
 use super::callbacks::Callbacks;
 
-/// How much later than the deadline librdkafka's own error may come. It says more than that the time is up.
+/// How long after the deadline to wait for librdkafka's own error, which says more than that the time is up.
 const MARGIN: Duration = Duration::from_secs(1);
 
 /// Makes one producer's commits.
@@ -41,7 +41,7 @@ struct Job {
 
 /// Why a transaction is not known to be committed.
 pub enum Failed {
-    /// What was being done, and the error.
+    /// A call failed: what was being done, and the error.
     Error(&'static str, KafkaError),
     /// The answer is late. The producer must not be used again.
     Late,
@@ -51,7 +51,7 @@ impl Committer {
     /// Starts the thread. When the committer is dropped, it ends as soon as no call is running.
     ///
     /// # Errors
-    /// The system starts no thread.
+    /// The thread can't be started.
     pub fn start(
         producer: Arc<ThreadedProducer<Callbacks>>,
         group: ConsumerGroupMetadata,

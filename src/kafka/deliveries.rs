@@ -26,7 +26,7 @@ impl UndeliveredRecord {
     }
 }
 
-/// Counts the deliveries of one transaction, or without transactions of one window. Partitions report in any order.
+/// Counts the deliveries of one transaction (without transactions: of one window). Partitions report in any order.
 #[derive(Default)]
 pub struct Deliveries {
     state: Mutex<Counts>,
@@ -121,7 +121,7 @@ impl Deliveries {
     }
 
     /// Waits for the reports that follow a failure: until this many records are reported, delivered or not; or, once a failure
-    /// `is_cause`, until a moment has passed without a report; or until the deadline. Gives whether all are reported.
+    /// `is_cause`, until a moment has passed without a report; or until the deadline. Returns whether all are reported.
     pub fn wait_for_reports(
         &self,
         records: usize,

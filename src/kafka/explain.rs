@@ -50,7 +50,7 @@ impl LastError {
     }
 }
 
-/// The code behind an error. rdkafka's own function leaves out one kind.
+/// The code of an error. rdkafka's own function leaves out one kind.
 fn code_of(error: &KafkaError) -> Option<Code> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -58,7 +58,7 @@ fn code_of(error: &KafkaError) -> Option<Code> {
     }
 }
 
-/// Explains an error met while `doing` something.
+/// Explains an error that occurred while `doing` something.
 pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastError) -> BrokerError {
     let code = code_of(error);
     let (mut text, mut found) = match error {
@@ -161,7 +161,7 @@ pub fn explain_creation(error: &KafkaError, names: &Names<'_>, last: &LastError)
     }
 }
 
-/// The broker's address in what a client said about it, if the cluster gave that address. `…/bootstrap` marks one of the
+/// The broker's address in a client's message, if the cluster gave that address. `…/bootstrap` marks one of the
 /// configuration.
 fn advertised(said: &str) -> Option<&str> {
     let (name, rest) = said.split_once(": ")?;
@@ -216,7 +216,7 @@ fn unreadable(code: Code, what: &str, names: &Names<'_>) -> Option<(BlockReason,
         }
         Code::BadMessage | Code::BadCompression | Code::InvalidMessage => format!(
             "A batch of topic {topic} is damaged on its leader. If another replica is whole, make that one the leader; otherwise \
-             move the topic's beginning behind the batch with kafka-delete-records.sh"
+             move the topic's beginning past the batch with kafka-delete-records.sh"
         ),
         _ => return None,
     };
@@ -248,7 +248,7 @@ fn codec(what: &str) -> String {
     }
 }
 
-/// The refusal that a delivery error means, if it means one.
+/// The refusal that a delivery error stands for, if any.
 pub fn refusal(code: Code) -> Option<Refusal> {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Refusal::TooLarge),

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{config, stream::Stream};
 
-/// Reading ends when no partition had any news for this long.
+/// Reading ends when no partition has had any news for this long.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A reader of the dead-letter topic.
@@ -60,10 +60,10 @@ impl LetterReader {
         })
     }
 
-    /// The offset of each partition's oldest record, and the offset behind its newest one.
+    /// The offset of each partition's oldest record, and the offset after its newest one.
     ///
     /// # Errors
-    /// The cluster does not tell them.
+    /// The cluster does not provide them.
     pub fn bounds(&self) -> Result<BTreeMap<i32, (i64, i64)>, BrokerError> {
         let bounds = self.partitions.iter().map(|partition| {
             let bounds = self
@@ -75,10 +75,10 @@ impl LetterReader {
         bounds.collect()
     }
 
-    /// The group's positions. Kafka tells them only once no transaction of a former producer is open.
+    /// The group's positions. Kafka provides them only once no transaction of a former producer is open.
     ///
     /// # Errors
-    /// Kafka does not tell them.
+    /// Kafka does not provide them.
     pub fn committed(&self) -> Result<CommittedOffsets, BrokerError> {
         self.session
             .committed(&self.consumer, &self.partitions, COORDINATOR)
@@ -100,7 +100,7 @@ impl LetterReader {
     /// without a timestamp counts as older. `from` has their oldest offsets.
     ///
     /// # Errors
-    /// The cluster does not tell.
+    /// The cluster does not answer.
     pub fn any_older(&self, from: &BTreeMap<i32, i64>, millis: i64) -> Result<Option<i32>, BrokerError> {
         let failed = self.session.failed("read the topic");
         let mut wanted = TopicPartitionList::new();
@@ -145,7 +145,7 @@ impl LetterReader {
         self.ends.is_empty()
     }
 
-    /// The next record of what was assigned, if one arrives within a moment.
+    /// The next record of the assigned partitions, if one arrives within a moment.
     ///
     /// # Errors
     /// A lasting fault, a partition without a leader, or silence: see [`super::reader_health`].
@@ -162,7 +162,7 @@ impl LetterReader {
                 }
                 return Ok((record.offset() < end).then_some(record));
             }
-            // Behind its last record a partition may have only transaction markers, or records that are not committed.
+            // After its last record a partition may have only transaction markers, or records that are not committed.
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 self.silence = Duration::ZERO;
                 self.ends.remove(&partition);

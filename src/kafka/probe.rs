@@ -1,6 +1,6 @@
 //! Questions to a cluster that change nothing in it, asked with the client properties of the lanes: for `check --live`.
 //!
-//! Two rights are not asked for, because librdkafka has no way to ask, or only a write would tell: WRITE on a topic and READ
+//! Two rights are not asked for, because librdkafka has no way to ask or only a write would show it: WRITE on a topic and READ
 //! on a group. WRITE on a transactional id *can* be asked for: Kafka checks the rights before the transaction time-out, and
 //! keeps nothing of a request whose time-out is above its limit. So a probe requests the longest time-out of the protocol.
 
@@ -34,7 +34,7 @@ const TOO_LONG: &str = "2147483647";
 /// Makes the clients of a lane without asking any broker.
 ///
 /// # Errors
-/// What librdkafka has against the properties together, or against a file that one names. It would block the lane.
+/// librdkafka refuses the combination of properties, or a file that one names. That would block the lane.
 pub fn make_clients(kafka: &config::Kafka, stream: Stream) -> Result<(), BrokerError> {
     let session = session(kafka, stream);
     let mut producer = properties::producer(&session, Mode::Batched, kafka.transaction_timeout, None);
@@ -65,7 +65,7 @@ pub struct Probe {
     pub cluster_id: Option<String>,
 }
 
-/// The settings of a topic that matter to the bridge, where the cluster tells them.
+/// The settings of a topic that matter to the bridge, where the cluster shows them.
 #[derive(Debug, Default)]
 pub struct TopicSettings {
     pub max_message_bytes: Option<usize>,
@@ -73,7 +73,7 @@ pub struct TopicSettings {
     pub compression_type: Option<String>,
 }
 
-/// The settings of a broker that matter to the bridge, where the cluster tells them.
+/// The settings of a broker that matter to the bridge, where the cluster shows them.
 #[derive(Debug, Default)]
 pub struct BrokerSettings {
     pub transaction_max_timeout: Option<Duration>,
@@ -87,9 +87,9 @@ pub enum Permission {
     Granted,
     /// The error says what to grant.
     Refused(BrokerError),
-    /// The right is granted, but what it is for fails.
+    /// The right is granted, but using it fails.
     Useless(BrokerError),
-    /// The cluster gave no answer, or one that does not tell.
+    /// The cluster gave no answer, or an inconclusive one.
     Unknown(BrokerError),
 }
 
@@ -146,7 +146,7 @@ impl Probe {
             .map_err(|error| self.explain(&error, "look up the topic", name))
     }
 
-    /// A topic's settings; `None` when the cluster doesn't tell them. Needs DESCRIBE_CONFIGS on the topic, which the bridge
+    /// A topic's settings; `None` when the cluster doesn't show them. Needs DESCRIBE_CONFIGS on the topic, which the bridge
     /// itself can do without.
     pub fn topic_settings(&self, name: &str) -> Option<TopicSettings> {
         let entries = self.settings(ResourceSpecifier::Topic(name))?;
@@ -157,7 +157,7 @@ impl Probe {
         })
     }
 
-    /// The settings of one broker; `None` when it doesn't tell them. Needs DESCRIBE_CONFIGS on the cluster.
+    /// The settings of one broker; `None` when it doesn't show them. Needs DESCRIBE_CONFIGS on the cluster.
     pub fn broker_settings(&self) -> Option<BrokerSettings> {
         let (id, _) = self.brokers.first()?;
         let entries = self.settings(ResourceSpecifier::Broker(*id))?;
@@ -178,7 +178,7 @@ impl Probe {
     }
 
     /// Asks for READ on a topic by fetching its last record, which also finds one that can't be decoded. No other reader
-    /// misses a record for it.
+    /// misses a record because of it.
     pub fn may_read(&self, topic: &str) -> Permission {
         let doing = "read the topic";
         let mut errors = ReadErrors::default();
@@ -194,7 +194,7 @@ impl Probe {
             match self.consumer.poll(ASK_AGAIN)? {
                 Ok(_) | Err(KafkaError::PartitionEOF(_)) => Some(Ok(())),
                 Err(error) if errors.end_reading(&error, Instant::now()) => Some(Err(error)),
-                // About the group or a connection: other questions ask for those.
+                // This is about the group or a connection, which other questions cover.
                 Err(_) => None,
             }
         });

@@ -1,4 +1,4 @@
-//! [`Broker`] with librdkafka.
+//! Implements [`Broker`] with librdkafka.
 //!
 //! The order of the calls decides the speed: first everything is sent, then the producer's own counter of deliveries is
 //! awaited, and only then offsets and commit are sent. `flush` would wait in steps of 100 ms.
@@ -44,7 +44,7 @@ use crate::{
 
 /// How long to wait for the report that names the cause of a failure: the answer to a request that is in flight.
 const REPORTS: Duration = Duration::from_secs(2);
-/// The least time for a transaction of one record a request, where the broker allows it (`transaction.max.timeout.ms`,
+/// The least time for a transaction of one record per request, where the broker allows it (`transaction.max.timeout.ms`,
 /// 15 minutes by default).
 const ONE_BY_ONE: Duration = Duration::from_secs(60);
 /// The timestamp of a record without one. The broker takes it whatever its clock says.
@@ -125,7 +125,7 @@ impl KafkaConnect {
         let mut topics = vec![self.topic.as_str()];
         if self.dead_letter_topic != self.topic {
             topics.push(&self.dead_letter_topic);
-            // This lane needs it only when something is refused. The topic's own lane reports what is wrong with it.
+            // This lane needs it only when a record is refused. The topic's own lane reports any fault of it.
             let usable = topics::exists(session, consumer, &self.dead_letter_topic).and_then(|exists| {
                 match !exists && self.kafka.create_topics {
                     true => create(&self.dead_letter_topic),
@@ -284,7 +284,7 @@ impl KafkaBroker {
     }
 
     /// The refused records among the failures, if there are any. `failed` is why the transaction failed; `partly` says that
-    /// the reports do not tell what was delivered.
+    /// the reports do not show what was delivered.
     fn refused(
         &self,
         failures: &[UndeliveredRecord],
@@ -377,7 +377,7 @@ impl Broker for KafkaBroker {
                 value: Some(*value),
             });
         }
-        // Without a timestamp here, librdkafka takes the time.
+        // Without a timestamp here, librdkafka takes the current time.
         let mut base = BaseRecord::with_opaque_to(record.topic, self.sent)
             .payload(record.value)
             .headers(headers);

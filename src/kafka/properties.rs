@@ -1,4 +1,4 @@
-//! The librdkafka properties of each kind of client: the operator's, and on top of them those that the bridge owns.
+//! The librdkafka properties of each kind of client: the operator's, overridden by those that the bridge sets.
 
 use std::time::Duration;
 
@@ -62,12 +62,12 @@ pub fn producer(
             client
                 // The spool is the retry buffer: nothing expires.
                 .set("message.timeout.ms", "0")
-                // With several in flight the broker may accept a request behind a refused one, and the events of a key
+                // With several in flight, the broker may accept a request after a refused one, and the events of a key
                 // would change places.
                 .set("max.in.flight.requests.per.connection", "1");
             if mode == Mode::Batched {
-                // A refusal is the end of the producer. Otherwise librdkafka would go on with what is queued, and events
-                // would change places as well. With one record a request every refusal is wanted.
+                // A refusal ends the producer. Otherwise librdkafka would go on with the queued records, and events would
+                // change places as well. With one record per request, every refusal is wanted.
                 client.set("enable.gapless.guarantee", "true");
             }
         }
@@ -99,7 +99,7 @@ pub fn producer(
             let most = batch_limit.map_or(most, |limit| (limit * 9 / 10).clamp(1, most.max(1)));
             client.set("batch.size", most.to_string());
         }
-        // With transactions several requests are in flight, as in the other mode: each answer names its record, and a large
+        // With transactions, several requests are in flight, as in the other mode: each answer names its record, and a large
         // webhook gets through within one transaction's time.
         Mode::OneByOne => {
             client.set("batch.num.messages", "1");
@@ -114,7 +114,7 @@ pub fn consumer(session: &Session) -> ClientConfig {
     client
         .set("group.id", &session.group)
         .set("enable.auto.commit", "false")
-        // It looks up topics first: `Callbacks::log` says what this line is good for.
+        // It looks up topics first: `Callbacks::log` says what this line is for.
         .set("log.connection.close", "true")
         // The broker answers only once no transaction of a former producer is open.
         .set("isolation.level", "read_committed");

@@ -1,6 +1,6 @@
 //! When a reader of topics gives up.
 //!
-//! librdkafka never does: after every error it fetches again, twice a second, and where it hands on no error it is as silent
+//! librdkafka never does: after every error it fetches again, twice a second, and where it passes on no error it is as silent
 //! as a topic without news. So a reader that only waits for records would hang on a fault that can't heal. There are three
 //! kinds of fault:
 //!
@@ -108,7 +108,7 @@ fn kind(code: Code) -> Kind {
 pub enum Look {
     /// The topic can be read.
     Well,
-    /// It does not exist, may not be described, or holds what can't be parsed. Waiting does not help.
+    /// It does not exist, may not be described, or holds data that can't be parsed. Waiting does not help.
     Lost(BrokerError),
     /// The cluster does not answer, or not now.
     Away(BrokerError),

@@ -32,7 +32,7 @@ pub struct ReplayProducer {
     topics: KnownTopics,
 }
 
-/// What topics take. Each is asked for once.
+/// The topics' rules. Each topic is asked for once.
 struct KnownTopics {
     admin: AdminClient<Callbacks>,
     runtime: Handle,
@@ -67,11 +67,11 @@ impl ReplayProducer {
         })
     }
 
-    /// Gives up the open transaction and begins again, with the topics' rules as they are now. Another replay may have been
-    /// at work in between: compare the positions.
+    /// Gives up the open transaction and begins again, with the topics' current rules. Another replay may have run in
+    /// between: compare the positions.
     ///
     /// # Errors
-    /// As [`ReplayProducer::begin`].
+    /// Those of [`ReplayProducer::begin`].
     pub fn begin_anew(&mut self, reader: &LetterReader, mode: Mode) -> Result<(), BrokerError> {
         for topic in std::mem::take(&mut self.topics.rules).into_keys() {
             self.topics.look_up(reader, &topic)?;
@@ -95,7 +95,7 @@ impl ReplayProducer {
         Ok(rules.map(|rules| foreseen(rules, &self.session.kafka)))
     }
 
-    /// From now on records have no timestamp.
+    /// Sends records without a timestamp from now on.
     pub fn omit_timestamps(&mut self) {
         self.broker.omit_timestamps();
     }
@@ -117,7 +117,7 @@ impl ReplayProducer {
     /// Sends a record. Records are numbered from 0 in their transaction.
     ///
     /// # Errors
-    /// As [`Broker::send`].
+    /// Those of [`Broker::send`].
     pub fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
         let sent = self.broker.send(record, deadline);
         sent.map_err(judge_delivery(&self.session))
@@ -126,7 +126,7 @@ impl ReplayProducer {
     /// Waits until everything is delivered, and commits it with these positions.
     ///
     /// # Errors
-    /// As [`Broker::delivered`] and [`Broker::commit`].
+    /// Those of [`Broker::delivered`] and [`Broker::commit`].
     pub fn commit(&mut self, positions: &CommittedOffsets, deadline: Instant) -> Result<(), DeliveryError> {
         let delivered = self.broker.delivered(deadline);
         delivered.map_err(judge_delivery(&self.session))?;
@@ -151,7 +151,7 @@ fn judge_delivery(session: &Session) -> impl Fn(DeliveryError) -> DeliveryError 
     }
 }
 
-/// Explains a fence as what it is here: for a lane the explanation speaks of copies of the spool.
+/// Explains a fence for a replay: the explanation for a lane speaks of copies of the spool.
 fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
     move |error| match error.reason {
         BlockReason::Fenced => another_replay(&session.group),

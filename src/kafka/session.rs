@@ -1,5 +1,4 @@
-//! What the clients of one lane or tool share. A session makes the clients, explains their errors, and reads the group's
-//! committed offsets.
+//! A session: makes the clients of one lane or tool, explains their errors, and reads the group's committed offsets.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +37,7 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// A group's committed offset and its metadata, for each partition that has one.
 pub type CommittedOffsets = BTreeMap<i32, (i64, String)>;
 
-/// What the clients of one lane or tool share.
+/// The state that the clients of one lane or tool share.
 #[derive(Clone)]
 pub struct Session {
     pub kafka: Arc<config::Kafka>,
@@ -71,7 +70,7 @@ impl Session {
         }
     }
 
-    /// Makes a client, which need not reach any broker for that.
+    /// Makes a client. No broker needs to be reachable for that.
     ///
     /// # Errors
     /// librdkafka refuses a property, or a file that one names.
@@ -82,7 +81,7 @@ impl Session {
         T::from_config_and_context(config, self.callbacks.clone()).map_err(self.failed("make a Kafka client"))
     }
 
-    /// Explains an error met while `doing` something.
+    /// Explains an error that occurred while `doing` something.
     pub fn explain(&self, doing: &str, error: &KafkaError) -> BrokerError {
         explain::explain(error, doing, &self.names(), &self.callbacks.last_error)
     }
@@ -194,7 +193,7 @@ pub fn listen(consumer: &BaseConsumer<Callbacks>) -> Vec<KafkaError> {
     let deadline = Instant::now() + LISTEN;
     let mut reports = Vec::new();
     loop {
-        // A poll without a result may have taken a log line, with more behind it.
+        // A poll without a result may have taken a log line, and more may follow.
         let heard = consumer.context().heard();
         let event = consumer.poll(Duration::ZERO);
         let silent = event.is_none() && consumer.context().heard() == heard;

@@ -24,7 +24,7 @@ const WAIT: Duration = Duration::from_millis(200);
 /// This many looks in a row must find trouble before it is reported: a busy cluster may be late once.
 const REPORTED_AFTER: u32 = 2;
 
-/// A consumer of whole topics that is in nobody's way.
+/// A consumer of whole topics that disturbs nobody.
 pub struct TapReader {
     session: Session,
     consumer: BaseConsumer<Callbacks>,
@@ -54,7 +54,7 @@ pub enum ReadFrom {
 }
 
 impl TapReader {
-    /// A client with the configuration's properties. The name of its group begins as those of the lanes, so their rights
+    /// A client with the configuration's properties. Its group's name begins like the lanes' group names, so their rights
     /// cover it. It never joins the group or commits anything.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl TapReader {
         })
     }
 
-    /// Reads the topics from their beginning, or from what arrives after this call. Gives the number of partitions.
+    /// Reads the topics from their beginning, or from what arrives after this call. Returns the number of partitions.
     ///
     /// # Errors
     /// The cluster can't be reached, or a topic can't be read.

@@ -167,8 +167,8 @@ pub fn create(
     Ok(())
 }
 
-/// Asks for the rules of topics. A cluster that doesn't tell them (no right to describe configurations, not supported) is
-/// no error: it will take records or refuse them.
+/// Asks for the rules of topics. It is no error if the cluster doesn't show them (no right to describe configurations, not
+/// supported): it will take records or refuse them.
 pub fn rules(admin: &AdminClient<Callbacks>, runtime: &Handle, topics: &[&str]) -> RulesByTopic {
     let options = AdminOptions::new().request_timeout(Some(RULES_PATIENCE));
     let resources: Vec<_> = topics

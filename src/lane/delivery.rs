@@ -34,7 +34,7 @@ use super::{
     refusal::{Pace, Refusals, mode_of},
 };
 
-/// Most events in the first transaction: see [`Lane::adapt`].
+/// Maximum number of events in the first transaction: see [`Lane::adapt`].
 const FIRST_EVENTS: usize = 1000;
 
 /// How long records have no timestamp after the broker refused timestamps.
@@ -74,11 +74,11 @@ pub struct Lane<C: Connect> {
     pace: Pace,
     /// The transaction whose commit is not confirmed.
     unconfirmed: Option<InFlight>,
-    /// What was sent and is not delivered yet. With transactions it is set only until the turn ends.
+    /// Records sent and not delivered yet. With transactions it is set only until the turn ends.
     in_flight: Option<InFlight>,
-    /// When the last transaction began; `None` if the next one need not wait.
+    /// When the last transaction began; `None` before the first.
     begun_at: Option<Instant>,
-    /// Most events in the next transaction. Never more than `options.transaction_events`.
+    /// Maximum number of events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
     wait: Duration,
     blocked: Option<BlockReason>,
@@ -95,9 +95,9 @@ enum Stop {
     Refused(RefusedRecords),
     /// The broker refused timestamps.
     Untimely(BrokerError),
-    /// A new producer is to continue at once.
+    /// A new producer must continue at once.
     Again,
-    /// A new producer is to continue after this time.
+    /// A new producer must continue after this time.
     Paced(Duration),
     Spool(SpoolError),
 }
@@ -132,7 +132,7 @@ impl From<SpoolError> for Stop {
 impl<C: Connect> Lane<C> {
     /// A lane that begins at the log's checkpoint and connects in its first turn.
     pub fn new(options: LaneOptions, mut backlog: Backlog, connect: C, metrics: StreamMetrics) -> Lane<C> {
-        // A damaged batch does not tell when it was received. It counts as waiting from now on.
+        // A damaged batch does not show when it was received. It counts as waiting from now on.
         let oldest =
             oldest(&mut backlog).or_else(|| (backlog.position() != backlog.end()).then(clock::unix_micros));
         backlog.books().found_delivered(backlog.position().events, oldest);
@@ -236,7 +236,7 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
-    /// Decides what to do about what was sent, from why it was not delivered.
+    /// Decides what to do about the records in flight, given why they were not delivered.
     fn follow(&mut self, stop: Stop, sent: Option<InFlight>) -> Stop {
         match (stop, sent) {
             (Stop::Refused(refused), Some(sent)) => self.refused(&sent, &refused),
@@ -338,7 +338,7 @@ impl<C: Connect> Lane<C> {
         if start > own.seq {
             let found = self.backlog.seek(start).map_err(unreadable)?;
             match unconfirmed {
-                // The commit was done and its answer was lost. It has been counted as failed.
+                // The commit succeeded but its answer was lost. It has been counted as failed.
                 Some(sent) if sent.end == found => self.account(&sent),
                 _ => {
                     let oldest = oldest(&mut self.backlog);
@@ -437,7 +437,7 @@ impl<C: Connect> Lane<C> {
         self.arrive()
     }
 
-    /// Waits for what was sent without a transaction. A late delivery blocks the lane but keeps the producer, because a new
+    /// Waits for records sent without a transaction. A late delivery blocks the lane but keeps the producer, because a new
     /// one would send everything in flight a second time.
     fn arrive(&mut self) -> Result<Turn, Stop> {
         let until = clock::now() + self.options.timing.late_every;
@@ -466,7 +466,7 @@ impl<C: Connect> Lane<C> {
         }
     }
 
-    /// Begins a transaction, or a window. Gives the time at which it must be over.
+    /// Begins a transaction, or a window. Returns the time at which it must be over.
     fn begin(&mut self, sent: &InFlight) -> Result<Instant, Stop> {
         let limit = self.options.transaction_limit;
         let broker = self.broker()?;
@@ -474,7 +474,7 @@ impl<C: Connect> Lane<C> {
         Ok(sent.begun + broker.stretch(limit))
     }
 
-    /// Moves the position past what was sent, which is delivered for good.
+    /// Moves the position past the records in flight, which are delivered for good.
     fn book(&mut self, sent: &InFlight) {
         self.backlog.advance(sent.end);
         self.account(sent);

@@ -1,4 +1,4 @@
-//! What a lane has sent and not yet seen committed, or without transactions delivered.
+//! The records that a lane has sent and that are not yet committed (without transactions: not yet delivered).
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ pub struct SentRecord {
     pub keyless: bool,
 }
 
-/// The content of a transaction, or without transactions of a window.
+/// The content of a transaction (without transactions: of a window).
 #[derive(Debug)]
 pub struct InFlight {
     pub begun: Instant,
@@ -35,7 +35,7 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// Nothing yet. The time begins to run.
+    /// Empty. The clock starts now.
     pub fn begin() -> InFlight {
         InFlight {
             begun: clock::now(),

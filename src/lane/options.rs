@@ -13,9 +13,9 @@ pub struct LaneOptions {
     pub dead_letter_topic: String,
     /// Size of the parts into which dead letters are cut, in bytes.
     pub max_record_bytes: usize,
-    /// Most events in a transaction. A larger batch still goes whole.
+    /// Maximum number of events in a transaction. A larger batch is still sent whole.
     pub transaction_events: usize,
-    /// Most encoded bytes in a transaction. A larger batch still goes whole.
+    /// Maximum number of encoded bytes in a transaction. A larger batch is still sent whole.
     pub transaction_bytes: usize,
     /// A transaction that takes longer is given up. Well below the broker's own time-out.
     pub transaction_limit: Duration,

@@ -1,5 +1,5 @@
-//! What is known about refused records while their range is sent again: which of them go to the dead-letter topic instead, and
-//! which batches go one record a request to find out.
+//! Keeps track of refused records while their range is sent again: which of them go to the dead-letter topic instead, and
+//! which batches go one record per request to find out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use super::in_flight::SentRecord;
 pub struct Refusals {
     /// The range ends before this batch.
     pub until: Seq,
-    /// Batches that go one record a request, because the broker did not name what it refused.
+    /// Batches that go one record per request, because the broker did not name what it refused.
     one_by_one: Range<Seq>,
     /// The records that the broker refused.
     refused: BTreeMap<(Seq, usize), Refusal>,
@@ -50,7 +50,7 @@ impl Refusals {
         self.keyless |= record.keyless && refusal == Refusal::Invalid;
     }
 
-    /// Sends these batches one record a request from now on.
+    /// Sends these batches one record per request from now on.
     pub fn ask_one_by_one(&mut self, batches: Range<Seq>) {
         let known = &self.one_by_one;
         self.one_by_one = match known.is_empty() {
@@ -84,8 +84,8 @@ pub fn mode_of(refusals: Option<&Refusals>, batch: Seq) -> Mode {
     }
 }
 
-/// Limits how often a lane connects again because of refusals that it could not foresee: at once while they are few, and no
-/// faster than a broker can bear when they are many.
+/// Limits how often a lane connects again after refusals that it could not foresee: at once while they are few, and no faster
+/// than a broker can bear when they are many.
 #[derive(Debug)]
 pub struct Pace {
     /// The time up to which the refusals so far are paid for.
@@ -93,9 +93,9 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The time that each refusal costs in the long run.
+    /// The wait that each refusal costs in the long run.
     const EACH: Duration = Duration::from_millis(500);
-    /// How many go without a wait.
+    /// How many refusals need no wait.
     const AT_ONCE: u32 = 8;
 
     /// No refusals so far.

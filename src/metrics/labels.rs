@@ -89,11 +89,11 @@ pub enum HandshakeFailure {
     NoCommonVersion,
     /// It offers no cipher suite, key exchange or signature that the port has.
     NoCommonSuite,
-    /// With ALPN it asks for a protocol other than HTTP/1.1.
+    /// The client asks by ALPN for a protocol other than HTTP/1.1.
     NoCommonProtocol,
     /// The bytes are not TLS; plain HTTP, for example.
     NotTls,
-    /// The client broke it off: most often it doesn't trust the certificate.
+    /// The client broke it off, most often because it doesn't trust the certificate.
     RefusedByClient,
     /// It took too long.
     Timeout,
@@ -146,7 +146,7 @@ pub enum BlockReason {
     Fenced,
     /// The spool log has damage before the lane's next batch.
     Damage,
-    /// The disk gives an error when the lane's next batch is read.
+    /// The disk returns an error when the lane's next batch is read.
     DiskError,
     /// A refused record could not be put into the dead-letter topic either.
     DeadLetterRefused,
@@ -170,7 +170,7 @@ impl BlockReason {
         BlockReason::Other,
     ];
 
-    /// Whether the lane's next batch can't be read from the spool. What was read before can still be delivered.
+    /// Whether the lane's next batch can't be read from the spool. Batches read before it can still be delivered.
     pub fn is_of_the_spool(self) -> bool {
         matches!(self, BlockReason::Damage | BlockReason::DiskError)
     }

@@ -1,7 +1,7 @@
-//! What an operator asks next and no number tells: why a lane is blocked, and the reasons of the last dead letters.
+//! Answers that no number gives an operator: why a lane is blocked, and the reasons for the last dead letters.
 //!
-//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential. Of a dead
-//! letter, only the reason and the place are kept, never a byte of its contents.
+//! Both are bounded. The text is the one in the log: it names topics, groups, brokers, files and settings, but no credential.
+//! Only the reason and the place of a dead letter are kept, never a byte of its contents.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ use crate::{
     stream::Stream,
 };
 
-/// The dead letters that are remembered.
+/// The number of dead letters that are remembered.
 const MOST_LETTERS: usize = 20;
 /// A longer text is cut; the log has all of it.
 const MOST_TEXT: usize = 2000;
@@ -49,7 +49,7 @@ impl Blockade {
         });
     }
 
-    /// The lane goes on.
+    /// The lane continues.
     pub fn free(&self) {
         *self.0.lock() = None;
     }

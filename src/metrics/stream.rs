@@ -19,7 +19,7 @@ pub struct StreamMetrics {
     pub commit_webhooks: Histogram,
     /// Seconds from the receipt of a batch to its commit in Kafka.
     pub delivery_seconds: Histogram,
-    /// What the stream's Kafka clients report of themselves.
+    /// Statistics that the stream's Kafka clients report about themselves.
     pub kafka: KafkaSums,
     pub(super) stream: Stream,
     pub(super) blockade: Arc<Blockade>,

@@ -1,7 +1,8 @@
 //! Puts letters together from the records of the dead-letter topic, and keeps the records' places.
 //!
 //! All parts of a letter are written in one transaction and in order, but another bridge's parts may lie between them. An
-//! incomplete letter is held, within a limit, until its parts come or the topic ends. In the latter case retention deleted some.
+//! incomplete letter is held, within a limit, until its parts arrive or the topic ends. If the topic ends
+//! first, retention has deleted some parts.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use rdkafka::{Message, message::Headers};
 
 use crate::dead_letter::{Letter, LetterAssembler, LetterError, part_of};
 
-/// The most bytes of incomplete letters that are held. Beyond it the oldest is given up.
+/// Maximum number of bytes of incomplete letters that are held. Beyond it, the oldest letter is given up.
 const MOST_HELD: usize = 256 << 20;
 
 /// Where a record stands in the dead-letter topic.
@@ -33,7 +34,7 @@ impl RecordPlace {
 pub struct Assembly {
     letters: LetterAssembler,
     open: BTreeMap<String, OpenLetter>,
-    /// The bytes of the parts of all open letters, and the limit of it.
+    /// The bytes of the parts of all open letters, and their limit.
     held: usize,
     most: usize,
 }
@@ -57,11 +58,11 @@ struct OpenLetter {
 /// What a record turned out to be.
 #[derive(Debug)]
 pub enum Assembled {
-    /// No dead letter.
+    /// It is not a dead letter.
     Foreign,
-    /// Part of a letter that still lacks others.
+    /// It is part of a letter that still lacks others.
     Part,
-    /// The last part of a letter, or a record that can't be read.
+    /// It is the last part of a letter, or can't be read.
     Letter(ReadLetter),
 }
 
@@ -80,7 +81,7 @@ impl Assembled {
 }
 
 impl Assembly {
-    /// Takes a record that was read. The second result is the places of letters that are given up to stay within the limit.
+    /// Takes a record that was read. The second result has the places of letters given up to stay within the limit.
     pub fn take(&mut self, record: &impl Message) -> (Assembled, Vec<Vec<RecordPlace>>) {
         let headers: Vec<(&str, &[u8])> = record
             .headers()

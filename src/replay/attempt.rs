@@ -1,4 +1,4 @@
-//! A letter that was reprocessed: the result, what is reported of it, and the records that it became.
+//! A reprocessed letter: the result, the report about it, and the records that it became.
 
 use super::{
     assembly::{ReadLetter, RecordPlace},
@@ -75,7 +75,7 @@ impl Attempt {
         self.letter.as_ref()?.topic.as_deref()
     }
 
-    /// What is reported of it.
+    /// The report about it.
     pub fn fate(&self, config: &Config) -> Fate {
         match &self.result {
             Reprocessed::Dead(dead) => Fate::Dead(dead.clone()),

@@ -11,9 +11,9 @@ pub struct ReplayOptions {
     /// The consumer group that has the position.
     pub group: String,
     pub filter: LetterFilter,
-    /// Most letters to try.
+    /// Maximum number of letters to try.
     pub limit: Option<u64>,
-    /// Most letters in a transaction.
+    /// Maximum number of letters in a transaction.
     pub batch: usize,
     /// Writes nothing and moves no position.
     pub dry_run: bool,

@@ -1,7 +1,7 @@
-//! How far a group has come in a partition of the dead-letter topic, and what it has left behind.
+//! How far a group has come in a partition of the dead-letter topic, and which letters it has left for later.
 //!
 //! The committed offset is the first one that no replay has looked at. Its metadata lists the runs of records below it whose
-//! letters are left: still dead, not asked for, or incomplete. Everything else below it is settled and never looked at again.
+//! letters are left: still dead, not selected, or incomplete. Everything else below it is settled and never looked at again.
 //! So a letter is delivered once, however often it is tried. If the metadata were lost, letters that are left would be
 //! forgotten, but nothing would be delivered twice.
 //!
@@ -14,12 +14,12 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-/// Most bytes of metadata. The broker's `offset.metadata.max.bytes` is 4,096 by default.
+/// Maximum length of the metadata in bytes. The broker's `offset.metadata.max.bytes` is 4,096 by default.
 const MOST: usize = 4000;
 
 const LEFT: &str = "left ";
 
-/// A run of offsets: the first, and the one behind the last.
+/// A run of offsets: the first, and the one after the last.
 type Run = (i64, i64);
 
 /// What became of a record's letter.
@@ -40,7 +40,7 @@ pub struct PartitionPosition {
     left: Vec<Run>,
     /// Offsets below this have been read, from [`PartitionPosition::start`] on.
     read: i64,
-    /// The states of those records. In a row of equal states only the first and the last need be here.
+    /// The states of those records. Of equal states in a row, only the first and the last need be here.
     found: BTreeMap<i64, RecordState>,
 }
 
@@ -63,7 +63,7 @@ impl PartitionPosition {
         self.left.first().map_or(self.next, |run| run.0.min(self.next))
     }
 
-    /// Takes the next record of the partition. Gives whether its letter is still to be tried; it is open until it is set.
+    /// Takes the next record of the partition. Returns whether its letter must still be tried; it is open until it is set.
     pub fn read(&mut self, offset: i64) -> bool {
         let left = self.left.partition_point(|run| run.1 <= offset);
         let wanted = offset >= self.next || self.left.get(left).is_some_and(|run| run.0 <= offset);

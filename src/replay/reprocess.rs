@@ -1,11 +1,12 @@
-//! Reprocesses a dead letter: what it becomes with today's parser, limits and streams.
+//! Reprocesses a dead letter with today's parser, limits and streams.
 //!
 //! A body goes through the server's own code, from its content type to its records. A piece of a webhook goes the same way, in
 //! a webhook made of it alone, with the event type, composition and member that its letter names. A refused record goes to its
 //! topic as it was.
 //!
-//! A letter stays dead when none of it becomes an event, and also when an event would not be what was sent: because a text
-//! in the letter's headers may have been cut, or because a record would contain the `*` that overwrote a credential.
+//! A letter stays dead if none of it becomes an event. It also stays dead if an event would differ from the one that was sent:
+//! because a text in the letter's headers may have been cut, or because a record would contain the `*` that overwrote a
+//! credential.
 
 use std::borrow::Cow;
 
@@ -21,11 +22,11 @@ use crate::{
 /// What a letter becomes.
 #[derive(Debug)]
 pub enum Reprocessed {
-    /// It is understood. It becomes these events, possibly none, and new dead letters of what is still not understood.
+    /// It is understood. It becomes these events, possibly none, and new dead letters for the pieces still not understood.
     Understood {
         events: Option<(Stream, Batch)>,
         dead_letters: Option<Batch>,
-        /// How many letters those records are.
+        /// How many letters those records make up.
         letters: usize,
     },
     /// A refused record, to be sent again as it was.

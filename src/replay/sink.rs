@@ -1,7 +1,7 @@
 //! The write side of a replay: writes what the letters became, and the positions that settle them, in one transaction.
 //!
 //! When Kafka refuses a record, its letter stays dead as a whole. When Kafka does not name the refused records, the batch is
-//! sent again, one record a request. After each refusal a new producer begins, until nothing is refused. A record that its
+//! sent again, one record per request. After each refusal a new producer begins, until nothing is refused. A record that its
 //! topic's configuration rules out is not sent at all.
 
 use std::collections::BTreeSet;

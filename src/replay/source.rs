@@ -99,12 +99,12 @@ impl<'r> Source<'r> {
         self.done
     }
 
-    /// How many offsets there are to read.
+    /// The number of offsets to read.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Letters that lack parts; those whose parts may still come are counted at the end only.
+    /// Letters that lack parts; those whose parts may still come are counted only at the end.
     pub fn incomplete(&self) -> u64 {
         match self.at_end() {
             true => self.given_up + self.assembly.incomplete() as u64,

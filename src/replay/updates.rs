@@ -9,7 +9,7 @@ use crate::dead_letter::Letter;
 pub enum Update<'u> {
     /// It has read `done` offsets of `total`.
     Progress { done: u64, total: u64 },
-    /// What a letter became, or would become in a dry run. `letter` is `None` when it could not be read.
+    /// A letter became this, or would in a dry run. `letter` is `None` if it could not be read.
     Tried {
         place: RecordPlace,
         letter: Option<&'u Letter>,
@@ -24,7 +24,7 @@ pub enum Fate {
         /// Where its records went.
         topic: String,
         events: usize,
-        /// New dead letters, of pieces that are not understood.
+        /// New dead letters, for pieces that are not understood.
         letters: usize,
     },
     Dead(Dead),
@@ -36,13 +36,13 @@ pub struct Summary {
     pub replayed: u64,
     pub events: u64,
     pub new_letters: u64,
-    /// By reason.
+    /// Letters that stay dead, by reason.
     pub dead: BTreeMap<&'static str, u64>,
     /// Letters that do not pass the filter.
     pub passed_over: u64,
     /// Letters that lack parts.
     pub incomplete: u64,
-    /// It was stopped, or came to its limit, before the end of the topic.
+    /// It was stopped or reached its limit before the end of the topic.
     pub ended_early: bool,
 }
 

@@ -137,7 +137,7 @@ impl Queue {
     }
 
     pub fn set_used(&self, bytes: u64) {
-        // Under the lock under which batches are admitted. Otherwise a refusal based on the old number could be noted after
+        // This happens under the lock that admits batches. Otherwise a refusal based on the old number could be noted after
         // the new one is set, and a log with room would report for ever that it is full.
         let _admission = self.lock();
         if self.used.swap(bytes, Ordering::Relaxed) > bytes {

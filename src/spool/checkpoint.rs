@@ -2,8 +2,8 @@
 //!
 //! Two slots of 512 bytes are written in turn. Each has two copies, 4096 bytes apart, and both are synced before the position
 //! counts as stored. A crash can tear both copies of the slot being written, but not the other slot, which holds the
-//! previous position; nothing beyond that has been trimmed yet. An open may find a position that exists only in the page
-//! cache, because the previous process was killed or its sync failed, so it writes the position again and syncs it before
+//! previous position; nothing beyond that has been trimmed yet. The position found at a start may exist only in the page
+//! cache, because the previous process was killed or its sync failed. So opening the log writes it again and syncs it before
 //! relying on it.
 //!
 //! ```text
@@ -76,12 +76,12 @@ pub struct StoredPosition {
     pub wrong: Option<Wrong>,
 }
 
-/// What was wrong, although a position was found.
+/// Damage that was found along with a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wrong {
-    /// One copy of a slot, by bit rot or by a crash during a store.
+    /// One copy of a slot is damaged, by bit rot or by a crash during a store.
     Copy,
-    /// Both copies of a slot, which may have held a newer position than the one that was found.
+    /// Both copies of a slot are damaged; they may have held a newer position than the one that was found.
     Newest,
 }
 

@@ -1,4 +1,4 @@
-//! Damage: what an open, a reader or a survey found to be wrong.
+//! Damage: what the opening of a log, a reader or a survey found to be wrong.
 
 use std::fmt;
 
@@ -25,26 +25,26 @@ pub enum DamageKind {
     /// The disk refuses to read the bytes.
     Refused,
     Records,
-    /// A segment's header and its copy.
+    /// A segment's header and its copy are damaged.
     Header,
-    /// A segment's header; its copy is used.
+    /// A segment's header is damaged; its copy is used.
     HeaderCopied,
     SegmentMissing,
-    /// Batches before a segment, whose other segments are all there.
+    /// Batches before a segment are missing, although no segment is.
     BatchesMissing,
     /// The checkpoint has no readable position.
     Position,
-    /// One copy of the newest position; the other one is used.
+    /// One copy of the newest position is damaged; the other one is used.
     PositionCopied,
-    /// Both copies of the newest position; the one before it is used.
+    /// Both copies of the newest position are damaged; the position before it is used.
     PositionOlder,
-    /// The manifest; its copy is used.
+    /// The manifest is damaged; its copy is used.
     ManifestCopied,
-    /// What should lie between the log's end and the checkpoint, and perhaps more.
+    /// The bytes between the log's end and the checkpoint are gone, and perhaps more.
     Tail,
-    /// What should lie between the log's end and the checkpoint, where the durability allows that.
+    /// The bytes between the log's end and the checkpoint are gone, as the durability allows.
     TailDelivered,
-    /// What an earlier open found and marked.
+    /// An earlier start found damage and marked the log.
     Earlier,
 }
 
@@ -89,7 +89,7 @@ impl Damage {
         }
     }
 
-    /// Whether no batch is lost by it, and no lane is held up.
+    /// Whether it costs no batch and blocks no lane.
     pub fn is_harmless(&self) -> bool {
         self.to.is_some_and(|to| to <= self.from)
     }
@@ -99,12 +99,12 @@ impl Damage {
         self.kind == DamageKind::Position
     }
 
-    /// Whether all that was acknowledged is there in spite of it.
+    /// Whether everything acknowledged is there in spite of it.
     pub fn costs_nothing(&self) -> bool {
         self.is_harmless() || self.is_of_position()
     }
 
-    /// The same, without what lies before `position`: that is delivered, whatever became of its bytes.
+    /// This damage without the part before `position`, which is delivered, whatever became of its bytes.
     pub(super) fn behind(mut self, position: Seq) -> Damage {
         self.from = self.from.max(position);
         self.to = self.to.map(|to| to.max(self.from));

@@ -71,7 +71,7 @@ fn create_durably(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     for created in missing {
         let parent = match created.parent() {
-            // Beside a relative path.
+            // A relative path has an empty parent.
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
             None => continue,

@@ -36,7 +36,7 @@ const COMMIT_BYTES: usize = 4 << 20;
 const SEAL_AFTER: Duration = Duration::from_millis(100);
 /// How long the writer waits before it looks for room on a full disk again.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
-/// How long a dropped log waits for its writer, and how often it looks.
+/// How long a dropped log waits for its writer, and how often it checks.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(2);
 /// Bytes per second. While a log grows faster, its new segments are not filled with zeros first.
@@ -134,7 +134,7 @@ impl Log {
         }
     }
 
-    /// The damage that the open found.
+    /// The damage found when the log was opened.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }

@@ -8,8 +8,8 @@
 //! the lane takes a new one when Kafka's position belongs to another life of this directory. `crc32c` covers the text
 //! `<format> <log> <group>`.
 //!
-//! `manifest.copy` holds the same. It is used when the manifest is damaged or gone; the open then restores both. Logs of
-//! earlier versions get their copy at the next open.
+//! `manifest.copy` holds the same. It is used when the manifest is damaged or gone; opening the log then restores both.
+//! Logs of earlier versions get their copy at the next start.
 
 use std::{io, path::Path};
 

@@ -1,10 +1,10 @@
 //! Prepares the next segment in the background, so that the writer doesn't wait for it.
 //!
-//! A prepared segment is a synced file of full length, so a full disk shows here, while nobody waits yet.
+//! A prepared segment is a synced file of full length, so a full disk is noticed here, before anybody waits.
 //!
 //! It is a trimmed segment if there is one, otherwise a new file. The records in a trimmed segment do no harm: a record's
 //! checksum covers the segment's id, and ids are never reused. Trimmed segments keep their names until they are reused, so that
-//! an open removes them like any other segment below the checkpoint.
+//! opening the log removes them like any other segment below the checkpoint.
 //!
 //! A new file is filled with zeros, because overwriting allocated blocks makes a commit's `fdatasync` cheaper: the file's
 //! metadata doesn't change. The price is that each byte is written twice. When segments fill fast, commits are large and the
@@ -114,7 +114,7 @@ impl Spare {
                 }
                 None => (storage.create(&path)?, 0),
             };
-            // Reserve first, so that a disk without enough room isn't filled in vain again and again, at others' expense.
+            // Reserve first, so that a nearly full disk isn't filled again and again in vain, at others' expense.
             let reserved = offset < len && file.reserve(offset, len - offset)?;
             if reserved && blocks == Blocks::Reserved {
                 offset = len;
@@ -290,14 +290,14 @@ impl Drop for Preparer {
     fn drop(&mut self) {
         *self.shared.0.lock() = Preparing::Stopped;
         self.shared.1.notify_all();
-        // A later open of the same log must not compete with this thread for the spare segment.
+        // The next opening of the same log must not compete with this thread for the spare segment.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// What is to be done now.
+/// The next thing to do.
 enum Due {
     Prepare(Wanted),
     Wait(Option<Duration>),

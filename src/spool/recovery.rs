@@ -1,12 +1,12 @@
-//! Opening a log: what is there, where it ends, and whether anything is damaged.
+//! Opens a log: finds its contents, its end and its damage.
 //!
-//! The rules are in the module head of [`super`]. An open has two halves:
+//! The rules are in the module head of [`super`]. Opening a log has two halves:
 //!
 //! - [`inspect`](mod@inspect) only reads. A survey ([`super::survey`]) uses it, too, and so comes to the same verdict.
 //! - [`settle`] makes durable what was found, because what was read may exist only in the page cache.
 //!
-//! Nothing is removed here but the spare segment, and nothing is cut. The caller does that ([`super::log`]); without it the
-//! next open would find the same end.
+//! Only the spare segment is removed here, and nothing is cut. The caller does that ([`super::log`]); if it doesn't, the next
+//! start finds the same end.
 //!
 //! # Files
 //!

@@ -39,7 +39,7 @@ const COMMIT_BYTES: usize = 4 << 20;
 pub struct Repaired {
     /// The sequences that are lost.
     pub lost: Vec<Lost>,
-    /// Damage that doesn't tell whether batches are lost, such as a lost tail.
+    /// Damage that may or may not have cost batches, such as a lost tail.
     pub unknown: Vec<Damage>,
     /// The first batch that was kept, if the position was unreadable. Kafka may have some of the batches.
     pub position_unknown: Option<Seq>,
@@ -54,9 +54,9 @@ pub struct Repaired {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Lost {
     pub from: Seq,
-    /// The first one behind them.
+    /// The first batch after them.
     pub to: Seq,
-    /// How many events they held, when a batch behind them tells.
+    /// How many events they held, if a later batch shows it.
     pub events: Option<u64>,
 }
 

@@ -1,8 +1,9 @@
 //! Reads around what the disk can't read, for a survey.
 //!
-//! When a read of a segment or of the checkpoint ends with EIO, it is repeated sector by sector. A sector that fails reads as
-//! zeros, which no checksum of a record or header accepts (unless zeros are what stood there), and is noted: a failing disk
-//! may take seconds for each try, so it is not asked twice. Every other error, and any error of another file, goes to the caller.
+//! A read of a segment or the checkpoint that ends with EIO is repeated sector by sector. A sector that can't be read is
+//! replaced by zeros, which no checksum of a record or header accepts (unless the sector held zeros), and is noted: a failing
+//! disk may take seconds for each try, so no sector is tried twice. Every other error, and any error of another file, goes to
+//! the caller.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,7 @@ use super::{
     storage::{ReadFile, ReadStorage},
 };
 
-/// What the kernel reads, or fails to read, as one.
+/// Bytes that the kernel reads, or fails to read, as a unit.
 const SECTOR: u64 = 4096;
 
 /// Beginnings of the sectors that could not be read, for each file.
@@ -33,7 +34,7 @@ pub struct Salvage {
 struct SalvageFile {
     file: Box<dyn ReadFile>,
     path: PathBuf,
-    /// Whether what can't be read is noted; else it is an error.
+    /// Whether unreadable sectors are noted; otherwise they are an error.
     read_around: bool,
     noted: Noted,
 }
@@ -46,7 +47,7 @@ impl Salvage {
         }
     }
 
-    /// The bytes of a file that could not be read, of those that were asked for so far: ranges in order, with room between.
+    /// The byte ranges of a file that could not be read so far, in order and not adjacent.
     pub fn refused(&self, path: &Path) -> Vec<(u64, u64)> {
         let noted = self.noted.lock();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
@@ -124,7 +125,7 @@ impl ReadFile for SalvageFile {
     }
 }
 
-/// Whether the disk can't read what was asked for.
+/// Whether this error means that the disk can't read the bytes.
 pub fn is_refused(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }

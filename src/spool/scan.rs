@@ -20,7 +20,7 @@ pub struct Scan {
     pub commit: CommitNo,
     pub events: u64,
     pub damage: Vec<Damage>,
-    /// What can't be read after the end.
+    /// Damage after the end.
     pub unread: Option<Damage>,
 }
 
@@ -104,7 +104,7 @@ impl Scan {
         in_order && record.seq == self.next_seq && record.events_before == self.events
     }
 
-    /// Notes what can't be read after the last readable record. If the disk hides the next record, new sequences must be higher
+    /// Notes the damage after the last readable record. If the disk hides the next record, new sequences must be higher
     /// than any that may be there.
     fn end_before(&mut self, refused: &[(u64, u64)], hidden: bool, segment: SegmentId, file_len: usize) {
         let mut ranges = refused.iter().filter(|(_, end)| *end > self.end);

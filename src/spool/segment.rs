@@ -60,7 +60,7 @@ mod at {
 }
 /// Bytes of a history entry: an incarnation and its first sequence.
 const ENTRY: usize = 16;
-/// As many as the header has room for.
+/// Maximum number of history entries: as many as the header has room for.
 const MAX_HISTORY: usize = (HEADER - at::HISTORY) / ENTRY;
 
 /// What must have happened to a batch before its webhook is answered 200.
@@ -72,11 +72,11 @@ pub enum Durability {
     PageCache,
 }
 
-/// A random number, chosen anew at each open of a log.
+/// A random number, chosen anew each time a log is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Incarnation(pub u64);
 
-/// Who wrote which sequences: each incarnation from its first sequence up to the next one's.
+/// Who wrote which sequences: each incarnation wrote those from its first one up to the next incarnation's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History(Vec<(Incarnation, Seq)>);
 
@@ -228,7 +228,7 @@ impl SegmentHeader {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentInfo {
     pub id: SegmentId,
-    /// The first sequence in it, or behind it when it is unusable.
+    /// The first sequence in it, or after it if the segment is unusable.
     pub first_seq: Seq,
     /// Whether the batches missing before `first_seq` are known to be lost.
     pub after_loss: bool,

@@ -26,13 +26,13 @@ pub(super) struct SharedEndState {
     pub durable_offset: u64,
     /// The durable end.
     pub end: Position,
-    /// The current or next wait is to end at once.
+    /// The current or next wait must end at once.
     woken: bool,
     /// The segment that the reader opened most recently.
     pub reading: Option<SegmentId>,
 }
 
-/// A reader this many segments behind the writer won't reach it soon.
+/// A reader this many segments behind the writer won't catch up soon.
 const FAR: u64 = 4;
 
 impl SharedEnd {
@@ -99,7 +99,7 @@ impl SharedEnd {
         }
         let grown = state.end.seq != end.seq;
         state.end = end;
-        // Under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
+        // This happens under the lock, like a trim. Otherwise a trim in between would be lost, and a full log would stay full.
         queue.set_used(state.used());
         drop(state);
         if grown {
@@ -107,7 +107,7 @@ impl SharedEnd {
         }
     }
 
-    /// Whether the reader won't reach this segment, which the writer has just left, for some time.
+    /// Whether it will take the reader some time to reach this segment, which the writer has just left.
     pub fn is_far_from(&self, left: SegmentId) -> bool {
         let state = self.lock();
         let first = state.segments.first().map(|first| first.id);

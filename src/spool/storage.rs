@@ -62,8 +62,8 @@ pub trait StorageFile: ReadFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// `fdatasync`: data and length are durable when it returns.
     fn sync_data(&self) -> io::Result<()>;
-    /// Whether the file, opened by this name, was deleted or moved, so that the next open won't find what is written to it. A
-    /// file system that doesn't count links may say so of every file.
+    /// Whether the file, opened by this name, was deleted or moved, so that the next start won't find what is written to it. A
+    /// file system that doesn't count links may report this for every file.
     fn is_gone_from(&self, path: &Path) -> io::Result<bool>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Allocates room for these bytes (at least one), which become zeros, without writing them. False on a file system that
@@ -190,7 +190,7 @@ impl StorageFile for File {
     }
 
     fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
-        // Not by inode number: on some file systems it changes.
+        // Inode numbers are not compared: on some file systems they change.
         let moved = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         Ok(moved || self.metadata()?.nlink() == 0)
     }
@@ -210,7 +210,7 @@ impl StorageFile for File {
     }
 
     fn uncache(&self) {
-        // Only advice: it affects nothing but speed.
+        // This is only advice: it affects nothing but speed.
         let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

@@ -1,9 +1,9 @@
-//! Inspects a log without changing it: what an open would find, and every batch that can be read.
+//! Inspects a log without changing it: finds what opening it would find, and reads every batch that can be read.
 //!
-//! A survey uses the reading half of an open ([`super::recovery`]) and the reader, so it comes to the same verdict as the
-//! bridge. One thing differs: where the disk can't read, the bridge would stop; a survey notes damage and reads what lies
-//! behind ([`super::salvage`]). Nobody may write the log meanwhile: hold the spool's lock, or use a copy. Only [`segments`] may
-//! be called at any time.
+//! A survey uses the inspection that opens a log ([`super::recovery`]) and the reader, so it comes to the same verdict as the
+//! bridge. One thing differs: where the disk can't read, the bridge would stop; a survey notes damage and reads what follows
+//! ([`super::salvage`]). Nobody may write the log meanwhile: hold the spool's lock, or use a copy. Only [`segments`] may be
+//! called at any time.
 
 use std::{
     io,
@@ -38,7 +38,7 @@ impl Survey {
     /// Opens the log in `dir` for reading; `None` if there is none.
     ///
     /// # Errors
-    /// The disk failed in another way than by refusing to read, or the manifest can't be used.
+    /// The manifest can't be used, or the disk failed other than by refusing to read.
     pub fn open(dir: &Path) -> Result<Option<Survey>, SpoolError> {
         Survey::open_on(Arc::new(FileSystem), dir)
     }
@@ -86,7 +86,7 @@ impl Survey {
     /// The next readable batch, skipping damage; `None` at the end.
     ///
     /// # Errors
-    /// The disk failed in another way than by refusing to read.
+    /// The disk failed other than by refusing to read.
     pub fn next_batch(&mut self) -> Result<Option<StoredBatch>, SpoolError> {
         loop {
             match self.reader.next() {
@@ -108,7 +108,7 @@ impl Survey {
                     }
                     match behind {
                         Some(behind) => self.reader.seek(behind),
-                        // Nothing behind it can be read.
+                        // Nothing after it can be read.
                         None => return Ok(None),
                     }
                 }
@@ -116,7 +116,7 @@ impl Survey {
         }
     }
 
-    /// The damage that an open would find. An open doesn't read all records.
+    /// The damage that opening the log would find, which doesn't read all records.
     pub fn found_at_open(&self) -> &[Damage] {
         &self.found.damage
     }

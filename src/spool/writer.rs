@@ -27,7 +27,7 @@ pub struct Writer {
     log_id: [u8; 16],
     durability: Durability,
     history: History,
-    /// The segment being written; `None` until the first roll after an open.
+    /// The segment being written; `None` until the first roll.
     active: Option<Active>,
     /// The newest segment and its end, which the next segment's header states.
     last: Option<(SegmentId, u64)>,
@@ -48,7 +48,7 @@ struct Active {
     len: u64,
     offset: u64,
     checksum: Checksum,
-    /// Whether the file system tells that a file is deleted.
+    /// Whether the file system shows that a file is deleted.
     detects_deletion: bool,
 }
 
@@ -57,7 +57,7 @@ impl Active {
         self.file.sync_data().map_err(SpoolError::io("sync", &self.path))
     }
 
-    /// An error if the next open wouldn't find the segment: what is written to it would be acknowledged and lost.
+    /// An error if the next start wouldn't find the segment: what is written to it would be acknowledged and lost.
     fn check_in_place(&self) -> Result<(), SpoolError> {
         let gone = self.detects_deletion
             && self
@@ -200,12 +200,12 @@ impl Writer {
         }
         self.next_commit.0 += 1;
         self.buffer.clear();
-        // A giant batch must not keep its memory for ever.
+        // The memory of a giant batch must not be kept for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
     }
 
-    /// Checks that the next open would find the active segment.
+    /// Checks that the next start would find the active segment.
     ///
     /// # Errors
     /// It was deleted or moved.

@@ -1,5 +1,4 @@
-//! The webhook contract: each case and its answer. It needs no Kafka, and there is none unless half of the answer is
-//! in Kafka.
+//! The webhook contract: each case and its answer. Kafka runs only for tests that also check what arrives there.
 
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ fn events(bridge: &Bridge, stream: &str) -> f64 {
     bridge.scrape().stream("cmc_bridge_events_total", stream)
 }
 
-/// The number of requests with this outcome. The count may follow the answer, so wait for it.
+/// Waits for this number of requests with this outcome, because the count may follow the answer.
 fn expect_outcome(bridge: &Bridge, outcome: &str, count: f64) {
     bridge.wait_for(LIMIT, &format!("{count} × {outcome}"), |scrape| {
         scrape.sum("cmc_bridge_webhooks_total", &[("outcome", outcome)]) == count
@@ -86,7 +85,7 @@ fn understood() {
             .status,
         200
     );
-    // Without a content type the body decides.
+    // Without a content type, the body decides.
     assert_eq!(client.post_with(&[], delivery("b")).status, 200);
     assert_eq!(client.post_with(&[], sample("deliveries-form.txt")).status, 200);
     let slash = client
@@ -102,7 +101,7 @@ fn understood() {
 }
 
 #[test]
-fn an_empty_list_is_fine_and_makes_no_event() {
+fn an_empty_list_is_accepted_and_makes_no_event() {
     let bridge = bridge(&[]);
     assert_eq!(
         bridge.client().post(webhook("deliveries", "pro", &[])).status,
@@ -150,7 +149,7 @@ fn not_parseable() {
         );
     }
     expect_problem(&client.post_with(&[FORM], "event_type=deliveries&event=%7B"), 400);
-    // An empty body leaves nothing to keep, but is answered nevertheless.
+    // An empty body leaves nothing to keep, but still gets an answer.
     expect_problem(&client.post(""), 400);
     let kept = events(&bridge, "dead_letters");
     assert!(kept >= bodies.len() as f64 + 1.0, "{kept} dead letters");
@@ -170,7 +169,7 @@ fn unknown_types_and_bad_elements_are_kept_as_dead_letters() {
     let bridge = bridge(&[]);
     let mut client = bridge.client();
     assert_eq!(client.post(webhook("clicks", "pro", &["{}"])).status, 200);
-    // Not enabled by default.
+    // This stream is not enabled by default.
     assert_eq!(client.post(sample("blocks.json")).status, 200);
     assert_eq!(events(&bridge, "dead_letters"), 2.0);
     let good = message("a", "b");
@@ -197,7 +196,7 @@ fn a_record_over_the_limit_is_a_dead_letter() {
         200
     );
     assert_eq!(events(&bridge, "deliveries"), 2.0);
-    // Perhaps in parts, since the dead letter may exceed the limit as well.
+    // Possibly in parts, because the dead letter may exceed the limit, too.
     let letters = events(&bridge, "dead_letters");
     assert!(letters >= 1.0, "{letters}");
 }
@@ -251,7 +250,7 @@ fn unauthorised() {
     }
     assert_eq!(events(&bridge, "deliveries"), stored);
     assert_eq!(events(&bridge, "dead_letters"), 0.0);
-    // The first and the third had none at all.
+    // The first and the third request had no credential at all.
     expect_outcome(&bridge, "unauthorized", refused.len() as f64 - 2.0);
     expect_outcome(&bridge, "challenged", 2.0);
     let log = bridge.running.stderr();

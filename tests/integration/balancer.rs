@@ -118,7 +118,7 @@ impl Balancer {
         });
     }
 
-    /// How many connections found no replica, or one that was gone.
+    /// How many connections found no replica, or one that had gone.
     pub fn turned_away(&self) -> u64 {
         self.shared.turned_away.load(Ordering::Relaxed)
     }
@@ -127,7 +127,7 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the accepting thread.
+        // Wakes the thread that accepts connections.
         let _ = TcpStream::connect(self.address);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -179,7 +179,7 @@ impl Shared {
     }
 }
 
-/// Forwards one way, including the end.
+/// Forwards one way, including the end of the stream.
 fn pass(mut from: &TcpStream, mut to: &TcpStream) {
     let end = match io::copy(&mut from, &mut to) {
         Ok(_) => Shutdown::Write,

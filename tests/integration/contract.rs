@@ -20,7 +20,7 @@ use crate::{
     topics::{self, Reader, Record},
 };
 
-// The example, run in this process.
+// The example runs in this process.
 #[path = "../../examples/consumers/delivery_state/main.rs"]
 #[allow(dead_code, reason = "its main")]
 mod delivery_state;
@@ -66,7 +66,7 @@ impl Schemas {
             .iter_errors(instance)
             .map(|error| format!("{}: {error}", error.instance_path()))
             .collect();
-        assert!(errors.is_empty(), "{instance}\nis not {name}: {errors:?}");
+        assert!(errors.is_empty(), "{instance}\ndoes not match {name}: {errors:?}");
     }
 }
 
@@ -113,7 +113,7 @@ fn the_schemas_are_valid_and_open() {
         match schema {
             Value::Object(members) => {
                 for (key, value) in members {
-                    // The sender may add members, and a later version headers and reasons.
+                    // The sender may add members, and a later version may add headers and reasons.
                     assert!(
                         !["additionalProperties", "unevaluatedProperties", "enum"].contains(&key.as_str()),
                         "{name} has {key}"
@@ -151,12 +151,12 @@ fn documents_schemas_and_code_name_the_same_headers_and_reasons() {
     );
 }
 
-/// Everything that the bridge can write: each sample, odd events, and a cause of each reason for a dead letter.
+/// Everything that the bridge can write: each sample, odd events, and a dead letter for each reason.
 #[test]
-fn what_the_topics_hold_is_what_the_schemas_say() {
+fn the_records_on_the_topics_match_the_schemas() {
     let kafka = kafka::shared();
     let mut topics = Topics::create(kafka);
-    // The causes of the two refusals: a topic with a small limit, and a compacted one, which requires keys.
+    // Two topics cause the two refusals: one has a small limit, the other is compacted and so requires keys.
     topics.blocks = topics::create(kafka, "small", 3, &[("max.message.bytes", "5000")]);
     topics.bounces = topics::create(kafka, "compacted", 3, &[("cleanup.policy", "compact")]);
     let setup = Setup::new(kafka)
@@ -227,7 +227,7 @@ fn what_the_topics_hold_is_what_the_schemas_say() {
 }
 
 fn check_event(schemas: &Schemas, stream: &str, record: &Record) {
-    // Members of odd events are not as the sender documents them, but the promises of the bridge still hold.
+    // Odd events have members unlike those that the sender documents, but the bridge still keeps its promises.
     let value: Value = serde_json::from_str(&record.text().replace("1e400", "1e40")).unwrap();
     let odd = record.header("ce_source") != Some("/cmc/pro");
     schemas.check(if odd { "event" } else { stream }, &value);
@@ -384,7 +384,7 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     ];
     assert_eq!(run((7, 2)), first);
 
-    // It resumes where it ended and does not read again: rows deleted by hand do not come back.
+    // It resumes where it stopped and rereads nothing, so rows deleted by hand don't come back.
     Connection::open(&db)
         .unwrap()
         .execute("DELETE FROM mail WHERE message_id = '<v1@test>'", [])
@@ -399,7 +399,7 @@ fn the_delivery_state_example_keeps_final_states_whatever_the_order() {
     let going = row("going", "a@test", "succeeded", 9);
     assert_eq!(run((2, 0)), [going.clone(), late.clone()]);
 
-    // Everything from the beginning, into a new table.
+    // A new table gets everything from the beginning.
     let again = run_delivery_state(kafka, &topics.deliveries, &db.with_extension("2"), (9, 2));
     assert_eq!(again, [going, late, version_1]);
 }

@@ -1,4 +1,4 @@
-//! Credentials that change while webhooks arrive, and requests that have none.
+//! Credentials that change while webhooks arrive, and requests without any.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ const USES: &str = "cmc_bridge_credential_uses_total";
 const LAST_USE: &str = "cmc_bridge_credential_last_use_timestamp_seconds";
 const RELOAD_FAILURES: &str = "cmc_bridge_credential_reload_failures_total";
 
-/// A file as Kubernetes mounts it: a symlink through `..data`, which is swapped at once.
+/// A file as Kubernetes mounts it: a symlink through `..data`, which is swapped atomically.
 struct Secret {
     dir: PathBuf,
     writes: u32,
@@ -90,7 +90,7 @@ fn sender(bridge: &Bridge, authorization: &'static str) -> (Arc<AtomicBool>, thr
                     200 => accepted += 1,
                     _ => refused += 1,
                 }
-                // Bounded load: the events stay in the spool.
+                // Limits the load, because the events stay in the spool.
                 thread::sleep(Duration::from_millis(1));
             }
             (accepted, refused)
@@ -111,7 +111,7 @@ fn a_token_is_changed_without_a_gap() {
     });
     assert_eq!(bridge.scrape().label_values(USES, "credential"), ["bearer-1"]);
 
-    // Both are valid, and the new one has its series before it is used.
+    // Both are valid, and the new one has a series before it is used.
     secret.write("old-token\nnew-token\n");
     let scrape = bridge.wait_for(LIMIT, "the new token's series", |scrape| {
         scrape.label_values(USES, "credential").len() == 2
@@ -152,7 +152,7 @@ fn a_token_is_changed_without_a_gap() {
         accepted > 5 && refused == 0,
         "{accepted} accepted, {refused} refused"
     );
-    // A replaced one keeps its series.
+    // A replaced credential keeps its series.
     assert_eq!(bridge.scrape().label_values(USES, "credential").len(), 2);
     assert_eq!(bridge.scrape().get(RELOAD_FAILURES, &[]), 0.0);
     let taken = "\"credentials\":\"bearer-1,bearer-2\"";
@@ -163,7 +163,7 @@ fn a_token_is_changed_without_a_gap() {
 }
 
 #[test]
-fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
+fn an_unusable_credential_is_refused_and_the_old_one_stays() {
     let mut secret = Secret::new("cmc:old-word\r\n");
     let bridge = secret.setup(NO_KAFKA, "ingest.auth.basic_file").start();
     const OLD: &str = "Basic Y21jOm9sZC13b3Jk";
@@ -189,7 +189,7 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
         };
         secret.write(contents);
         wait::until(LIMIT, cause, || (lines() > 0).then_some(()));
-        // Each look counts, and one line covers them all.
+        // Each check is counted, and one line covers them all.
         let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
         bridge.wait_for(LIMIT, "a further look", |scrape| {
             scrape.get(RELOAD_FAILURES, &[]) > before
@@ -209,7 +209,7 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
         "{accepted} accepted, {refused} refused"
     );
 
-    // A good one ends the refusals; it has a byte order mark and blanks, as some editors leave them.
+    // A good file ends the refusals. It has a byte order mark and blanks, as some editors leave behind.
     secret.write("\u{FEFF}\r\n cmc:new-word \r\n");
     symlink("..data/secret", secret.path()).unwrap();
     wait_for_status(&bridge, NEW, 200);
@@ -219,7 +219,7 @@ fn what_can_not_be_used_is_refused_and_the_old_credential_stays() {
 }
 
 #[test]
-fn dead_letters_have_neither_the_new_credential_nor_the_one_before() {
+fn dead_letters_contain_neither_the_new_nor_the_old_credential() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let mut secret = Secret::new("old-api-key\n");
@@ -248,7 +248,7 @@ fn dead_letters_have_neither_the_new_credential_nor_the_one_before() {
 }
 
 #[test]
-fn a_flood_of_wrong_credentials_is_no_flood_of_lines_and_none_is_logged() {
+fn a_flood_of_wrong_credentials_logs_few_lines_and_no_secret() {
     let bridge = Setup::new(NO_KAFKA)
         .unset("ingest.auth.allow_anonymous")
         .set("ingest.auth.bearer_tokens", "right-token")

@@ -1,4 +1,4 @@
-//! Documents that must stay true.
+//! Checks that documents match the code.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ fn rust_files(dir: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The map names modules, not the tests beside them.
+/// Whether the path is a module; the map doesn't list the tests beside modules.
 fn is_module(path: &str) -> bool {
     !path.contains("test")
 }
@@ -43,7 +43,7 @@ fn the_module_map_matches_the_tree() {
         tree.into_iter().partition(|path| path.matches('/').count() == 1);
     assert_eq!(map, ground);
 
-    // The others are listed by the face of their folder.
+    // The head comment of each folder's own module lists the others.
     for path in inner {
         let (folder, file) = path.rsplit_once('/').unwrap();
         let face = fs::read_to_string(root().join(format!("{folder}.rs"))).unwrap();
@@ -60,7 +60,7 @@ fn the_module_map_matches_the_tree() {
     }
 }
 
-/// Every document, wherever it stands.
+/// Every document in the repository.
 fn documents(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -76,12 +76,12 @@ fn documents(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text without its code blocks, in which nothing is a link or a heading.
+/// The text without its code blocks, which contain no links or headings.
 fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// The anchors that a document's headings have on GitHub.
+/// The anchors of a document's headings on GitHub.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     headings
@@ -97,7 +97,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn links_and_file_names_in_documents_lead_somewhere() {
+fn links_and_file_names_in_documents_resolve() {
     let mut all = Vec::new();
     documents(&root(), &mut all);
     assert!(all.contains(&root().join("docs/operations.md")));
@@ -126,7 +126,7 @@ fn links_and_file_names_in_documents_lead_somewhere() {
             .step_by(2)
             .filter(|name| name.ends_with(".rs"))
         {
-            // The root, or the sources: `cmc/event.rs`. A name without a folder may mean any file of that name.
+            // Relative to the root or to the sources (`cmc/event.rs`). A name without a folder may mean any file of that name.
             let exists = root().join(name).exists() || root().join("src").join(name).exists();
             if name.contains('/') && !exists {
                 broken.push(format!("{} names {name}", document.display()));

@@ -298,7 +298,7 @@ fn inputs_of_all_kinds() {
     for args in [&["--content-type", "application/json; charset=utf-8"][..], &[]] {
         explain(args, &marked).has(
             65,
-            &["invalid_json", "this looks like JSON behind a byte order mark"],
+            &["invalid_json", "this looks like JSON after a byte order mark"],
         );
     }
     explain(&["--content-type", form], &marked).has(65, &[like_json]);

@@ -1,5 +1,5 @@
-//! An old copy of a spool directory is started: the position in Kafka belongs to another history, so new events must not be
-//! skipped as delivered.
+//! A bridge starts on an old copy of a spool directory. The position in Kafka belongs to another history, so the bridge must
+//! not skip new events as delivered.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -41,7 +41,7 @@ pub fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// The original delivers `original` webhooks after the copy is made; the copy then takes `copied` new ones.
+/// The original delivers `original` webhooks after the copy is made; then the copy accepts `copied` new ones.
 fn an_old_copy_comes_back(original: u64, copied: u64) {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);

@@ -1,7 +1,7 @@
 //! A strict reader of pages: HTML that is also well-formed XML.
 
-/// The text of a page without its style, one line for each tag. Panics if the page is not well-formed: tags that don't match,
-/// unquoted or repeated attributes, `<` or `&` in text.
+/// The text of a page without its style, one line for each tag. Panics if the page is not well-formed: for mismatched tags,
+/// unquoted or repeated attributes, and `<` or `&` in text.
 pub fn text(page: &str) -> String {
     let mut rest = page
         .strip_prefix("<!DOCTYPE html>")
@@ -13,7 +13,7 @@ pub fn text(page: &str) -> String {
         let (before, after) = rest.split_once('<').unwrap_or((rest, ""));
         assert!(
             !open.is_empty() || before.trim().is_empty(),
-            "text outside: {before:?}"
+            "text outside any element: {before:?}"
         );
         if open.last() != Some(&"style") {
             text.push_str(&unescape(before));
@@ -35,7 +35,7 @@ pub fn text(page: &str) -> String {
         }
         rest = behind;
     }
-    assert!(open.is_empty(), "not ended: {open:?}");
+    assert!(open.is_empty(), "elements without an end: {open:?}");
     text
 }
 
@@ -49,7 +49,7 @@ fn check_attributes(mut rest: &str) {
         let (value, behind) = after.split_once('"').expect("the attribute ends");
         assert!(
             name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
-            "no attribute's name: {name:?}"
+            "not an attribute's name: {name:?}"
         );
         assert!(!names.contains(&name), "{name} twice");
         unescape(value);

@@ -8,7 +8,7 @@ use crate::{
     metrics::STREAMS,
     oracle,
     secure::{grant, scram},
-    secured::secured,
+    secured_broker::secured,
     topics::create,
 };
 

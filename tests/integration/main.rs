@@ -15,7 +15,7 @@ mod metrics;
 mod oracle;
 mod process;
 mod proxy;
-mod secured;
+mod secured_broker;
 mod topics;
 mod wait;
 
@@ -35,7 +35,7 @@ mod disabled;
 mod documents;
 mod explain;
 mod full_disk;
-mod harness;
+mod harness_tests;
 mod history;
 mod html;
 mod isolation;

@@ -38,12 +38,12 @@ impl Scrape {
             .map(|(_, value)| *value)
     }
 
-    /// The sum of the series that have these labels, perhaps with others.
+    /// The sum of the series that have these labels, possibly among others.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).sum()
     }
 
-    /// Like [`Scrape::sum`], but there must be such a series.
+    /// Like [`Scrape::sum`], but at least one such series must exist.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         assert!(
             self.matching(name, labels).next().is_some(),
@@ -113,7 +113,7 @@ fn parse_line(line: &str) -> Option<(String, Labels, f64)> {
     }
 }
 
-/// The text up to the closing quote, unescaped, and the offset behind that quote.
+/// The text up to the closing quote, unescaped, and the offset after that quote.
 fn quoted(text: &str) -> Option<(String, usize)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

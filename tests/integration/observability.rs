@@ -32,7 +32,7 @@ fn every_alert_says_what_to_do_and_has_a_runbook_and_a_test() {
         assert!(text.contains(&runbook), "{name}: {runbook}");
         assert!(
             tests.contains(&format!("alertname=\"{name}\"")),
-            "{name} is in no test"
+            "no test has {name}"
         );
     }
     let names: BTreeSet<&str> = alerts.iter().map(|(name, _)| name.as_str()).collect();
@@ -42,7 +42,7 @@ fn every_alert_says_what_to_do_and_has_a_runbook_and_a_test() {
         .lines()
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
-    assert_eq!(sections, names, "the runbooks are those of the alerts");
+    assert_eq!(sections, names, "runbooks and alerts differ");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn every_reason_of_a_blocked_lane_has_a_cure() {
 }
 
 #[test]
-fn the_dashboard_is_whole() {
+fn the_dashboard_is_complete() {
     let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let mut ids = BTreeSet::new();
@@ -88,7 +88,7 @@ fn the_dashboard_is_whole() {
             }
         }
     }
-    // What is read first is at the top, without scrolling and without a row to open.
+    // The most important panels are at the top, visible without scrolling or opening a row.
     let top: Vec<_> = panels.iter().filter(|panel| panel["gridPos"]["y"] == 0).collect();
     assert_eq!(
         top.iter()

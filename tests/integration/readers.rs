@@ -1,5 +1,5 @@
-//! `tap`, `dead-letters ls` and `replay` on topics that can't be read: they end soon and say why, or say why and go on. They
-//! wait for a topic that merely has no news.
+//! `tap`, `dead-letters ls` and `replay` on topics that can't be read: they say why, and either end soon or go on. They
+//! keep waiting on a topic that is merely quiet.
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
-/// The time that a command has to find out, and the extra time that a busy machine needs to run it.
+/// The time a command has to find out, plus a margin for a busy machine.
 const SOON: Duration = Duration::from_secs(10 + 20);
 
 /// Every command that reads the dead-letter topic.
@@ -40,7 +40,7 @@ const READERS: [&[&str]; 4] = [
     &["dead-letters", "replay", "--from-beginning"],
 ];
 
-/// Runs each command. It must end soon and print all of these.
+/// Runs each command. It must end soon and print all `parts`.
 fn all_end_with(setup: &Setup, parts: &[&str]) {
     for args in READERS {
         let begun = Instant::now();
@@ -50,7 +50,7 @@ fn all_end_with(setup: &Setup, parts: &[&str]) {
     }
 }
 
-/// Topics, with these settings and one letter on the dead-letter topic.
+/// Topics whose dead-letter topic has these settings and holds one letter.
 fn with_a_letter(kafka: &str, settings: &[(&str, &str)]) -> (Setup, Topics) {
     let topics = Topics {
         dead_letters: topics::create(kafka, "dead-letters", 1, settings),
@@ -92,7 +92,7 @@ fn segment(broker: &Broker, topic: &str) -> PathBuf {
     partition.join("00000000000000000000.log")
 }
 
-/// Changes the first batch of a segment, and its checksum if that is to stay valid.
+/// Changes the first batch of a segment, and its checksum if that must stay valid.
 fn change_batch(segment: &PathBuf, right: bool, change: impl FnOnce(&mut [u8])) {
     const CRC: usize = 17;
     const ATTRIBUTES: usize = 21;
@@ -109,7 +109,7 @@ fn change_batch(segment: &PathBuf, right: bool, change: impl FnOnce(&mut [u8])) 
 }
 
 #[test]
-fn a_batch_that_can_not_be_decoded_ends_every_reader() {
+fn a_batch_that_cannot_be_decoded_ends_every_reader() {
     let broker = Broker::own();
     let kafka = &broker.bootstrap();
     let (unknown, topics) = with_a_letter(kafka, &[]);
@@ -158,7 +158,7 @@ fn interrupted(mut tap: Started) -> Ended {
 }
 
 #[test]
-fn a_fetch_that_fails_again_and_again_ends_every_reader() {
+fn a_repeatedly_failing_fetch_ends_every_reader() {
     let mock = MockCluster::new(1).unwrap();
     for topic in ["cmc.deliveries", "cmc.bounces", "cmc.dead-letters"] {
         mock.create_topic(topic, 1, 1).unwrap();
@@ -211,12 +211,12 @@ fn a_partition_without_a_leader_is_named() {
 }
 
 #[test]
-fn a_tap_without_news_goes_on_and_says_nothing() {
+fn a_tap_on_a_quiet_topic_goes_on_silently() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);
     let setup = Setup::new(kafka).topics(&topics);
     let tap = tap(&setup);
-    // In that time the tap looks at the topic twice.
+    // Long enough for the tap to look at the topic twice.
     thread::sleep(Duration::from_secs(12));
     let ended = interrupted(tap);
     ended.has(0, &[]);

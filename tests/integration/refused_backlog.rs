@@ -13,7 +13,7 @@ use crate::{
     cmc::{self, message, webhook},
     kafka,
     secure::{grant, scram},
-    secured::secured,
+    secured_broker::secured,
     topics::{self, Reader},
     wait::unique,
 };

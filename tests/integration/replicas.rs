@@ -1,5 +1,5 @@
-//! Replicas behind a balancer, as in Kubernetes: scaled down, upgraded one at a time, their volumes drained. No request
-//! fails, and each event arrives once.
+//! Replicas behind a balancer, as in Kubernetes, are scaled down and upgraded one at a time, and their volumes are drained. No
+//! request fails, and each event arrives once.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl Replicas {
         self.bridges[replica] = Some(bridge);
     }
 
-    /// SIGTERM; waits for the orderly end.
+    /// Sends SIGTERM and waits for an orderly exit.
     fn stop(&mut self, replica: usize) {
         let bridge = self.bridges[replica].take().unwrap();
         bridge.scrape();
@@ -91,13 +91,13 @@ fn replicas_are_scaled_down_and_upgraded_without_a_failed_request() {
     let load = Load::start(&target, shape);
     load.wait_acknowledged(300, LIMIT);
 
-    // Scaled to two.
+    // Scale down to two.
     replicas.stop(2);
     assert_eq!(replicas.drain(2, &[]), 0);
     assert_eq!(replicas.left(2), 0);
     load.wait_acknowledged(100, LIMIT);
 
-    // Upgraded, the last one first, like a StatefulSet.
+    // Upgrade the last one first, like a StatefulSet.
     for replica in [1, 0] {
         replicas.stop(replica);
         replicas.start(replica);
@@ -105,14 +105,14 @@ fn replicas_are_scaled_down_and_upgraded_without_a_failed_request() {
         load.wait_acknowledged(100, LIMIT);
     }
 
-    // Scaled to one while Kafka is away. No other test may use the cluster now.
+    // Scale down to one while Kafka is away. No other test may use the cluster now.
     drop(running);
     let mut cluster = cluster::shared().write().unwrap();
     cluster.pause();
     load.wait_acknowledged(300, LIMIT);
     replicas.stop(1);
     let left = replicas.left(1);
-    println!("{left} events are left in the volume");
+    println!("{left} events are left on the volume");
     assert!(left > 0);
     assert_eq!(replicas.drain(1, &["--patience", "2"]), 69);
     assert_eq!(replicas.left(1), left);

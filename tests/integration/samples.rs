@@ -34,7 +34,7 @@ fn scene(settings: &[(&str, &str)]) -> Scene {
 }
 
 impl Scene {
-    /// Everything on a topic, once all is delivered and this many records are there.
+    /// All records of a topic, once everything is delivered. There must be exactly `count`.
     fn records(&self, topic: &str, count: usize) -> Vec<Record> {
         self.bridge.wait_drained(LIMIT);
         let mut reader = Reader::new(self.kafka, topic);
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-/// Records of each key in order; a key must stay on one partition.
+/// The records of each key, in order. A key must stay on one partition.
 fn by_key(records: Vec<Record>) -> BTreeMap<Option<Vec<u8>>, Vec<Record>> {
     let mut keys: BTreeMap<Option<Vec<u8>>, Vec<Record>> = BTreeMap::new();
     for record in records {
@@ -188,7 +188,7 @@ fn check_odd(record: &Record, composition: &str, element: &str) {
 }
 
 #[test]
-fn the_same_bytes_have_the_same_id_and_others_another() {
+fn equal_bytes_have_equal_ids_and_different_bytes_different_ids() {
     let scene = scene(&[]);
     let mut client = scene.bridge.client();
     let body = cmc::delivery("one@test");
@@ -230,7 +230,7 @@ fn a_broken_body_is_answered_400_and_kept_as_a_dead_letter() {
 }
 
 #[test]
-fn a_bad_element_is_kept_with_its_index_and_the_others_go_on() {
+fn a_bad_element_is_kept_with_its_index_and_the_others_are_delivered() {
     let scene = scene(&[]);
     let good: Vec<String> = (0..3)
         .map(|n| cmc::message("same@test", &format!("{n}")))
@@ -256,7 +256,7 @@ fn a_bad_element_is_kept_with_its_index_and_the_others_go_on() {
 }
 
 #[test]
-fn what_belongs_to_no_enabled_stream_is_a_dead_letter() {
+fn webhooks_of_no_enabled_stream_become_dead_letters() {
     let scene = scene(&[]);
     let mut client = scene.bridge.client();
     let mut sent = Vec::new();
@@ -267,7 +267,7 @@ fn what_belongs_to_no_enabled_stream_is_a_dead_letter() {
     let letters = scene.records(&scene.topics.dead_letters, 2);
     for letter in &letters {
         check_letter(letter);
-        // As a whole or element by element: the contract leaves this open, but the bytes must be there.
+        // The contract allows one letter or one per element, but the bytes must be there.
         assert!(
             sent.iter().any(|body| body.contains(letter.text())),
             "{}",
@@ -304,7 +304,7 @@ fn check_letter(letter: &Record) {
             && reason
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || matches!(b, b'-' | b'_')),
-        "a reason of a closed list: {reason:?}"
+        "not a reason from a closed list: {reason:?}"
     );
     assert_eq!(letter.header("cmc-dead-letter-path"), Some(EVENTS));
     let received = letter.header("cmc-dead-letter-received-at").expect("a time");

@@ -1,5 +1,5 @@
-//! TLS, SASL and ACLs: everything is delivered once, and each wrong or missing thing blocks just the lanes that need it, with
-//! an error that names cause and cure.
+//! TLS, SASL and ACLs: everything is delivered once, and each wrong or missing setting or right blocks only the lanes that
+//! need it, with an error that names cause and cure.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     load::{Load, Outcome, Shape, Target},
     metrics::STREAMS,
     oracle,
-    secured::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
+    secured_broker::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
     topics::{self, Reader},
     wait::{self, unique},
 };
@@ -21,7 +21,7 @@ mod rights;
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// docs/kafka-security.md: its blocks of settings, and its ACL commands without the tool's own options.
+/// The blocks of settings in docs/kafka-security.md, and its ACL commands without the tool's own options.
 struct Documented {
     settings: Vec<BTreeMap<String, String>>,
     acls: Vec<Vec<String>>,
@@ -82,7 +82,7 @@ fn with_properties(setup: Setup, properties: &BTreeMap<String, String>) -> Setup
         .fold(setup, |setup, (name, value)| setup.property(name, value))
 }
 
-/// The settings of a user with SCRAM.
+/// The settings of a SCRAM user.
 pub fn scram(broker: &Secured, user: &str) -> Setup {
     Setup::new(&broker.sasl_ssl())
         .property("security.protocol", "SASL_SSL")
@@ -98,7 +98,7 @@ fn assert_no_secret(what: &str, text: &str) {
     assert!(!text.contains("PRIVATE KEY"), "{what} shows a key:\n{text}");
 }
 
-/// Searches everything that a bridge shows.
+/// Searches all output of a bridge.
 fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
     assert_no_secret("the log", &bridge.running.stderr());
     let metrics = crate::http::Client::new(bridge.admin).get("/metrics");
@@ -128,7 +128,7 @@ fn wait_blocked(case: &str, bridge: &Bridge, stream: &str, reason: &str, words: 
         &format!("{case}: {stream} to be blocked by {reason}"),
         |scrape| scrape.get("cmc_bridge_lane_blocked", &labels) == 1.0,
     );
-    // The broker may have been too busy to answer at the first one.
+    // The first warning may differ, if the broker was too busy to answer.
     let message = wait::until(LIMIT, &format!("{case}: a warning with {words:?}"), || {
         warning(bridge, stream, reason, words)
     });
@@ -166,7 +166,7 @@ fn the_documented_features_are_those_of_this_build() {
 }
 
 #[test]
-fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights() {
+fn each_event_arrives_once_with_each_documented_login_and_its_rights() {
     let broker = secured();
     let kafka = broker.bootstrap();
     let documented = Documented::read();
@@ -205,7 +205,7 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         properties
             .entry("sasl.username".into())
             .and_modify(|name| *name = user.to_owned());
-        // With everything that librdkafka logs.
+        // Includes everything that librdkafka logs.
         let setup = with_properties(Setup::new(&bootstrap), &properties)
             .property("debug", "conf,security,broker,eos")
             .set("log.level", "trace");
@@ -220,11 +220,11 @@ fn each_event_arrives_once_by_each_way_with_the_documented_settings_and_rights()
         target.set(bridge.ingest);
         load.wait_acknowledged(100, LIMIT);
         posted.extend(load.stop());
-        // A dead letter, to use the rights of its lane.
+        // A dead letter uses the rights of its lane.
         assert_eq!(bridge.client().post("{").status, 400);
         bridge.wait_drained(LIMIT);
         let replayed = run(&setup, &["dead-letters", "replay"]);
-        // A missing right would make it 69.
+        // If a right were missing, the code would be 69.
         assert_eq!(replayed.code, 65, "{value}: {}", replayed.stderr);
         assert_no_secrets(&setup, &bridge);
         bridge.stop();

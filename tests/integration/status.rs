@@ -62,7 +62,7 @@ fn wait_for(bridge: &Bridge, texts: &[&str]) {
 }
 
 #[test]
-fn the_page_tells_how_the_bridge_is() {
+fn the_page_shows_the_state_of_the_bridge() {
     let mut broker = Broker::own();
     let kafka = broker.bootstrap();
     let topics = Topics::create(&kafka);
@@ -110,7 +110,7 @@ fn the_page_tells_how_the_bridge_is() {
         ],
     );
 
-    // Dead letters: their reasons and places, but nothing of their contents.
+    // Dead letters: their reasons and places, but none of their contents.
     let bad = [&good, "\"hanako@customer.example\"", "7"];
     assert_eq!(client.post(webhook("deliveries", "pro", &bad)).status, 200);
     assert_eq!(client.post(format!("{{{good}")).status, 400);
@@ -128,7 +128,7 @@ fn the_page_tells_how_the_bridge_is() {
         ],
     );
     wait_for(&bridge, &["All events are in Kafka."]);
-    // A sample is taken every five seconds, so the first rate with these webhooks comes soon.
+    // A sample is taken every five seconds, so the first rate that includes these webhooks appears soon.
     wait::until(LIMIT, "the rates", || {
         let json = json(&bridge);
         let rates = json["rates"].as_array()?;

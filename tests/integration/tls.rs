@@ -1,4 +1,4 @@
-//! TLS on the webhooks' port: handshakes, limits, and certificates that change while it serves. It needs no Kafka.
+//! TLS on the webhook port: handshakes, limits, and certificates that change while it serves. These tests need no Kafka.
 
 use std::{
     fs,
@@ -31,19 +31,19 @@ const EXPIRY: &str = "cmc_bridge_tls_certificate_expiry_timestamp_seconds";
 const RELOAD_FAILURES: &str = "cmc_bridge_tls_reload_failures_total";
 const HANDSHAKE_FAILURES: &str = "cmc_bridge_tls_handshake_failures_total";
 
-/// Midnight of 1 January 2100 and 2101, in Unix time.
+/// Midnight on 1 January 2100 and 2101, in Unix time.
 const YEAR_2100: f64 = 4_102_444_800.0;
 const YEAR_2101: f64 = 4_133_980_800.0;
 
-/// A root that clients trust, and an intermediate authority that issues.
+/// A root that clients trust, and an intermediate authority that issues certificates.
 struct Authority {
     root: CertificateDer<'static>,
     intermediate: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A server certificate in the form that the bridge gets.
+/// A server certificate as the bridge gets it.
 struct Issued {
-    /// The certificate and the intermediate one.
+    /// The certificate, then the intermediate one.
     chain: String,
     key: String,
     leaf: CertificateDer<'static>,
@@ -144,13 +144,13 @@ impl Client {
         self.0.get_ref().conn.protocol_version().unwrap()
     }
 
-    /// Reads to the end, which must be orderly and come without another byte.
+    /// Reads to the end of the connection, which must be orderly, with no further byte.
     fn expect_end(&mut self) {
         assert_eq!(self.0.read(&mut [0; 16]).unwrap(), 0);
     }
 }
 
-/// The two files, as the kubelet lays out a secret: links into a directory that is itself behind a link.
+/// The two files as the kubelet lays out a secret: links into a directory that is itself reached by a link.
 struct Secret {
     dir: PathBuf,
     writes: u32,
@@ -191,7 +191,7 @@ impl Secret {
     }
 }
 
-/// An authority, a certificate that it issued, and a bridge that serves with it.
+/// An authority, the files, the certificate in them, and a bridge that serves with it.
 fn served(adapt: impl FnOnce(Setup) -> Setup) -> (Authority, Secret, Issued, Bridge) {
     let authority = Authority::new();
     let issued = authority.issue(2100);
@@ -200,7 +200,7 @@ fn served(adapt: impl FnOnce(Setup) -> Setup) -> (Authority, Secret, Issued, Bri
     (authority, secret, issued, bridge)
 }
 
-/// Sends bytes and reads everything that comes back; a reset is an end, too.
+/// Sends bytes and reads everything that comes back; a reset also counts as the end.
 fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = tcp(address);
     stream.write_all(bytes).unwrap();
@@ -236,7 +236,7 @@ fn understood_over_tls_1_2_and_1_3() {
         for _ in 0..3 {
             assert!(client.is_accepted());
         }
-        // Larger than a TLS record, than a frame of the body and than all buffers.
+        // Larger than a TLS record, a frame of the body and all buffers.
         let large = webhook("deliveries", "pro", &[&message("a", &"x".repeat(500_000))]);
         assert_eq!(client.post(&large).unwrap().status, 200);
     }
@@ -248,7 +248,7 @@ fn understood_over_tls_1_2_and_1_3() {
 }
 
 #[test]
-fn without_tls_there_is_no_expiry_to_be_alarmed_of() {
+fn without_tls_no_expiry_is_exported() {
     let scrape = Setup::new(NO_KAFKA).start().scrape();
     assert_eq!(scrape.label_values(EXPIRY, "x"), [""; 0]);
     assert_eq!(scrape.sum(EXPIRY, &[]), 0.0);
@@ -257,7 +257,7 @@ fn without_tls_there_is_no_expiry_to_be_alarmed_of() {
 #[test]
 fn older_versions_and_plain_http_are_refused() {
     let (authority, _secret, _issued, bridge) = served(|setup| setup);
-    // A version, a cipher suite, and the extension signature_algorithms.
+    // A ClientHello with one version, one cipher suite and the extension signature_algorithms.
     let hello = |version: u8, suite: [u8; 2]| {
         let mut hello = vec![3, version];
         hello.extend([7; 32]);
@@ -267,12 +267,12 @@ fn older_versions_and_plain_http_are_refused() {
         record.extend(hello);
         record
     };
-    // TLS 1.1 and 1.0, otherwise acceptable to TLS 1.2; several clients, but one line.
+    // TLS 1.1 and 1.0, acceptable except for the version. Several clients cause only one line.
     for version in [2, 1, 2] {
         let back = exchange(bridge.ingest, &hello(version, [0xc0, 0x2b]));
         assert!(is_alert(&back, 70), "no protocol_version in {back:?}");
     }
-    // TLS 1.2 with TLS_RSA_WITH_AES_128_CBC_SHA alone.
+    // TLS 1.2 with only TLS_RSA_WITH_AES_128_CBC_SHA.
     let back = exchange(bridge.ingest, &hello(3, [0, 0x2f]));
     assert!(is_alert(&back, 40), "no handshake_failure in {back:?}");
 
@@ -301,7 +301,7 @@ fn older_versions_and_plain_http_are_refused() {
 }
 
 #[test]
-fn what_comes_instead_of_tls_is_named() {
+fn other_protocols_on_the_tls_port_are_named() {
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\xc3\x50\0\x50";
     let plain = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\n\r\n");
     for (bytes, hint) in [
@@ -312,7 +312,7 @@ fn what_comes_instead_of_tls_is_named() {
         (v2, "PROXY protocol"),
         (plain.as_bytes(), "plain HTTP"),
     ] {
-        // One bridge each: the log has at most one line per second.
+        // Each gets its own bridge, because the log has at most one such line per second.
         let (_authority, _secret, _issued, bridge) = served(|setup| setup);
         exchange(bridge.ingest, bytes);
         crate::wait::until(LIMIT, hint, || {
@@ -324,7 +324,7 @@ fn what_comes_instead_of_tls_is_named() {
 }
 
 #[test]
-fn a_new_certificate_is_for_new_connections() {
+fn new_connections_get_the_new_certificate() {
     let (authority, mut secret, first, bridge) = served(|setup| setup);
     let mut kept = authority.connect(bridge.ingest).unwrap();
     assert!(kept.is_accepted());
@@ -367,18 +367,18 @@ fn a_bad_new_pair_is_refused_and_the_old_one_kept() {
     ] {
         let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
         secret.write(certificate, key);
-        // Each look counts.
+        // Each check is counted.
         let scrape = bridge.wait_for(LIMIT, cause, |scrape| {
             scrape.get(RELOAD_FAILURES, &[]) >= before + 3.0
         });
         assert_eq!(scrape.get(EXPIRY, &[]), YEAR_2100);
-        // One line for all looks.
+        // All checks share one line.
         wait::until(LIMIT, cause, || (lines(cause) == 1).then_some(()));
         let mut client = authority.connect(bridge.ingest).unwrap();
         assert!(client.is_accepted());
         assert_eq!(*client.leaf(), first.leaf);
     }
-    // A missing file is no reason to stop, either.
+    // A missing file doesn't stop the bridge either.
     let before = bridge.scrape().get(RELOAD_FAILURES, &[]);
     fs::remove_file(secret.dir.join("tls.key")).unwrap();
     bridge.wait_for(LIMIT, "a look without the file", |scrape| {
@@ -386,7 +386,7 @@ fn a_bad_new_pair_is_refused_and_the_old_one_kept() {
     });
     assert!(authority.connect(bridge.ingest).unwrap().is_accepted());
     symlink("..data/tls.key", secret.dir.join("tls.key")).unwrap();
-    // A good one ends the refusals.
+    // A good pair ends the refusals.
     secret.write(&second.chain, &second.key);
     bridge.wait_for(LIMIT, "the second certificate", |scrape| {
         scrape.get(EXPIRY, &[]) == YEAR_2101
@@ -399,7 +399,7 @@ fn a_bad_new_pair_is_refused_and_the_old_one_kept() {
 }
 
 #[test]
-fn an_expired_certificate_is_a_warning() {
+fn an_expired_certificate_causes_a_warning() {
     let authority = Authority::new();
     let issued = authority.issue(2021);
     let bridge = Secret::new(&issued).setup().start();
@@ -451,7 +451,7 @@ fn a_slow_handshake_is_cut() {
     });
     let began = Instant::now();
     let mut slow = tcp(bridge.ingest);
-    // The beginning of a record of 256 bytes.
+    // The start of a 256-byte record.
     slow.write_all(&[0x16, 3, 1, 1, 0]).unwrap();
     let mut silent = tcp(bridge.ingest);
     for stream in [&mut slow, &mut silent] {
@@ -467,7 +467,7 @@ fn a_slow_handshake_is_cut() {
 }
 
 #[test]
-fn handshakes_that_do_not_end_keep_nobody_out() {
+fn unfinished_handshakes_keep_nobody_out() {
     let (authority, _secret, _issued, bridge) = served(|setup| {
         setup
             .set("ingest.header_timeout", "600s")
@@ -485,7 +485,7 @@ fn handshakes_that_do_not_end_keep_nobody_out() {
     assert!(authority.connect(bridge.ingest).unwrap().is_accepted());
     for slow in &mut slow {
         let mut back = Vec::new();
-        // A reset is an end, too.
+        // A reset also counts as the end.
         let _ = slow.read_to_end(&mut back);
         assert_eq!(back, b"");
     }
@@ -513,7 +513,7 @@ fn slow_requests_get_408() {
     assert!(client.is_accepted());
     client.send(b"POST").unwrap();
     slow.push(client);
-    // A silent one is closed silently.
+    // A silent connection is closed silently.
     let mut silent = authority.connect(bridge.ingest).unwrap();
     for mut client in slow {
         let answer = client.answer().unwrap();
@@ -533,7 +533,7 @@ fn slow_requests_get_408() {
 }
 
 #[test]
-fn it_stops_in_order() {
+fn it_stops_cleanly() {
     let (authority, _secret, _issued, mut bridge) = served(|setup| {
         setup
             .set("shutdown.lame_duck", "15s")
@@ -543,7 +543,7 @@ fn it_stops_in_order() {
     let mut active = authority.connect(bridge.ingest).unwrap();
     let mut idle = authority.connect(bridge.ingest).unwrap();
     assert!(active.is_accepted() && idle.is_accepted());
-    // Neither a stuck handshake nor an idle connection holds it up.
+    // Neither a stuck handshake nor an idle connection delays the stop.
     let mut stuck = tcp(bridge.ingest);
     stuck.write_all(&[0x16, 3, 1]).unwrap();
     bridge.terminate();

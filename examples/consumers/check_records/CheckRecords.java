@@ -23,12 +23,12 @@ import org.apache.kafka.common.header.Header;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 
 /**
- * Reads topics of cmc-bridge from the beginning to their end and checks each record against the contract: the partition that
- * Java's own producer would choose for the key, the headers, the value.
+ * Reads topics of cmc-bridge from beginning to end and checks each record against the contract: the headers, the value, and
+ * whether Java's own producer would choose the same partition for the key.
  *
  * <p>Usage: {@code java -cp '<kafka>/libs/*' CheckRecords.java <brokers> <docs/schemas> <topic>...}
  *
- * <p>Ends with 0 if all records keep the contract, otherwise with 1.
+ * <p>Exits with 0 if all records conform to the contract, otherwise with 1.
  */
 public class CheckRecords {
     private static final Duration LIMIT = Duration.ofSeconds(60);
@@ -58,7 +58,7 @@ public class CheckRecords {
     private void topic(String brokers, String topic) throws IOException {
         Properties properties = new Properties();
         properties.put("bootstrap.servers", brokers);
-        // Java's default is read_uncommitted, which also shows the events of aborted transactions: doubles.
+        // Java's default is read_uncommitted, which also shows duplicates: the events of aborted transactions.
         properties.put("isolation.level", "read_committed");
         properties.put("enable.auto.commit", "false");
         Map<String, Integer> kinds = new TreeMap<>();
@@ -68,7 +68,7 @@ public class CheckRecords {
             List<TopicPartition> partitions = consumer.partitionsFor(topic, LIMIT).stream()
                     .map(info -> new TopicPartition(topic, info.partition()))
                     .toList();
-            // With read_committed the end is the last stable offset: everything before it is decided.
+            // With read_committed, the end is the last stable offset: all transactions before it are complete.
             Map<TopicPartition, Long> ends = consumer.endOffsets(partitions, LIMIT);
             consumer.assign(partitions);
             consumer.seekToBeginning(partitions);
@@ -122,7 +122,7 @@ public class CheckRecords {
         return type + ", status " + value.path("status").asText("none");
     }
 
-    /** Checks that each member is present that a schema requires. */
+    /** Checks that all members that a schema requires are present. */
     private void required(ConsumerRecord<byte[], byte[]> record, Set<String> have, String schema)
             throws IOException {
         for (JsonNode name : JSON.readTree(schemas.resolve(schema).toFile()).path("required")) {
@@ -136,7 +136,7 @@ public class CheckRecords {
         }
     }
 
-    /** Strictly UTF-8. */
+    /** Decodes strict UTF-8. */
     private static String text(byte[] bytes) throws CharacterCodingException {
         return StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString();
     }

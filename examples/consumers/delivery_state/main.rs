@@ -1,10 +1,10 @@
-//! Keeps a table of what became of each mail, from `cmc.deliveries`.
+//! Keeps a table of the state of each mail, from `cmc.deliveries`.
 //!
 //! One row for each mail and recipient. A row shows the greatest event seen, by stage (queued < deferred < final), then
-//! `created`, then `ce_id`. So it does not depend on the order of events: events that come late, twice, or from another replica
-//! of the bridge do no harm, and no list of seen ids is needed.
+//! `created`, then `ce_id`. So the order of events does not matter: events that arrive late, twice, or from another replica of
+//! the bridge do no harm, and no list of seen ids is needed.
 //!
-//! Rows and offsets are written in one SQLite transaction: a crash at any instant loses nothing and repeats nothing.
+//! One SQLite transaction writes rows and offsets, so a crash at any instant loses nothing and repeats nothing.
 
 use std::{collections::HashMap, error::Error, path::PathBuf, time::Duration};
 
@@ -35,12 +35,12 @@ pub struct Args {
     /// The SQLite file; created if it doesn't exist
     #[arg(long, default_value = "delivery-state.db")]
     pub db: PathBuf,
-    /// End when the topic is read to its end
+    /// Stop at the end of the topic
     #[arg(long)]
     pub once: bool,
 }
 
-/// How far along a status is. A later stage is never overwritten by an earlier one.
+/// How far along a status is. An earlier stage never overwrites a later one.
 fn stage(status: &str) -> Option<u8> {
     match status {
         "queued" => Some(0),
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<(u64, u64)> {
     let mut db = open(args)?;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &args.brokers)
-        // Otherwise a consumer also sees events of aborted transactions, which are written again.
+        // Otherwise a consumer also sees events of aborted transactions, which the bridge writes again.
         .set("isolation.level", "read_committed")
         // librdkafka requires a name. The table keeps the offsets, so the group is unused.
         .set("group.id", "delivery-state")
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Result<(u64, u64)> {
     let mut open_partitions = assign(&consumer, &db, &args.topic)?;
     let (mut applied, mut skipped) = (0, 0);
     while !(args.once && open_partitions.is_empty()) {
-        // Waits for the first record, then takes what is available.
+        // Waits for the first record, then takes all that are available.
         let mut wait = Duration::from_millis(200);
         let tx = db.transaction()?;
         for _ in 0..BATCH {
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<(u64, u64)> {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open_partitions.retain(|open| *open != partition);
                 }
-                // librdkafka tries again itself; a broker that is away comes back.
+                // librdkafka retries by itself until the broker is back.
                 Some(Err(error)) => eprintln!("{error}"),
             }
             wait = Duration::ZERO;
@@ -118,7 +118,8 @@ fn open(args: &Args) -> Result<Connection> {
     Ok(db)
 }
 
-/// Starts each partition where the table ends, and returns their numbers. Assigned, not subscribed: one table has one reader.
+/// Starts each partition where the table ends, and returns the partitions. Assigns instead of subscribing, because one table
+/// has one reader.
 fn assign(consumer: &BaseConsumer, db: &Connection, topic: &str) -> Result<Vec<i32>> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let partitions: Vec<i32> = metadata.topics()[0].partitions().iter().map(|p| p.id()).collect();
@@ -140,7 +141,7 @@ fn assign(consumer: &BaseConsumer, db: &Connection, topic: &str) -> Result<Vec<i
     Ok(partitions)
 }
 
-/// Merges one record into the table; false when it says nothing about a mail.
+/// Merges one record into the table; returns false if it says nothing about a mail.
 fn apply(db: &Connection, record: &impl Message) -> Result<bool> {
     let header = |name: &str| {
         let value = record
@@ -156,7 +157,7 @@ fn apply(db: &Connection, record: &impl Message) -> Result<bool> {
     let (true, Some(id), Some(value)) = (ours, header("ce_id"), record.payload()) else {
         return Ok(false);
     };
-    // Decodes only the members of interest, so another member that parsers refuse (half a surrogate pair) does no harm. If a
+    // Decodes only the members of interest, so other members that parsers refuse (half a surrogate pair) do no harm. If a
     // member occurs twice, the last one counts.
     let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(value) else {
         return Ok(false);

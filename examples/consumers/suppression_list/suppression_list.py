@@ -1,8 +1,8 @@
-"""Keeps the list of addresses that must get no more mail, from cmc.bounces.
+"""Keeps a list of addresses that must get no more mail, from cmc.bounces.
 
-The list is a table in SQLite. An address gets onto it by a bounce whose code says that it will never work; it leaves it by
-hand only. Offsets are committed to Kafka after the rows are durable, so a crash reads some events again and loses none; and
-an address that is on the list stays as it is, so reading again changes nothing.
+The list is a table in SQLite. A bounce whose code says that the address will never work puts it on the list; only you can
+take it off. Offsets are committed to Kafka after the rows are durable, so after a crash some events are read again, and none
+is lost. An address that is already on the list stays as it is, so reading again changes nothing.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import sys
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-# The status codes that concern the address, permanently. The others concern the moment (3 retransmission time-out, 5 over
-# capacity, 7 receiving-server error), the mail (4 rejection, 8 oversized), the route (6 forward error), or nothing known (99).
+# The status codes of permanent faults of the address. The others concern a temporary condition (3 retransmission time-out,
+# 5 over capacity, 7 receiving-server error), the mail (4 rejection, 8 oversized), the route (6 forward error), or
+# have an unknown cause (99).
 PERMANENT = {
     "1": "unknown host",
     "2": "unknown user",
@@ -43,14 +44,14 @@ def text(value):
 
 
 def address_of(event):
-    """The recipient: payload version 2, then version 1. A domain has no case; the part before the @ may."""
+    """The recipient: payload version 2, then version 1. A domain is case-insensitive; the part before the @ may not be."""
     address = text(event.get("to")) or text(event.get("envelopeTo"))
     local, at, domain = address.strip().rpartition("@")
     return local + at + domain.lower()
 
 
 def apply(db, record):
-    """Puts a bounce's address on the list if it belongs there. Returns what it did, in a word."""
+    """Puts a bounce's address on the list if it belongs there. Returns one word for what it did."""
     headers = dict(record.headers() or [])
     # Streams may share a topic with dead letters, and refused records have an event's headers, too.
     if headers.get("ce_type") != b"jp.smtps.cmc.bounces" or "cmc-dead-letter-reason" in headers:
@@ -59,10 +60,10 @@ def apply(db, record):
         event = from_binary_event(KafkaMessage(headers=headers, key=record.key(), value=record.value()))
         bounce = event.get_data()
         if not isinstance(bounce, dict):
-            # The SDK returns what it can't parse as text.
+            # If the SDK can't parse the value, it returns it as text.
             raise ValueError("the value can't be read as JSON")
     except Exception as error:
-        # The bridge passes on what the sender sent, such as a number too long for Python. One such event must not block
+        # The bridge passes on whatever the sender sent, even a number too long for Python. Such an event must not block
         # the others forever.
         print(f"{record.topic()}/{record.partition()}/{record.offset()}: {error}", file=sys.stderr)
         return "unreadable"
@@ -90,7 +91,7 @@ def main():
     parser.add_argument("--topic", default="cmc.bounces")
     parser.add_argument("--group", default="suppression-list")
     parser.add_argument("--db", default="suppression-list.db")
-    parser.add_argument("--once", action="store_true", help="end when all that stands in the topic is read")
+    parser.add_argument("--once", action="store_true", help="stop at the end of the topic")
     args = parser.parse_args()
 
     stopped = []
@@ -101,14 +102,14 @@ def main():
         {
             "bootstrap.servers": args.brokers,
             "group.id": args.group,
-            # Otherwise a consumer also sees events of aborted transactions, which are written again.
+            # Otherwise a consumer also sees events of aborted transactions, which the bridge writes again.
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
         }
     )
-    # This member's partitions that are not yet read to their end; None before the first assignment.
+    # This member's partitions that it has not yet read to the end; None before the first assignment.
     unread = None
 
     def assigned(_, partitions):
@@ -120,7 +121,7 @@ def main():
     while not stopped and not (args.once and unread is not None and not unread):
         records = consumer.consume(500, timeout=0.2)
         next_offsets = {}
-        # One transaction for all. It is durable when the block ends.
+        # One transaction for all records; it is durable when the block ends.
         with db:
             for record in records:
                 error = record.error()
@@ -133,7 +134,7 @@ def main():
                 else:
                     print(error, file=sys.stderr)
         if next_offsets:
-            # After the rows, never before.
+            # Commit offsets after the rows, never before.
             offsets = [TopicPartition(args.topic, number, offset) for number, offset in next_offsets.items()]
             try:
                 consumer.commit(offsets=offsets, asynchronous=False)

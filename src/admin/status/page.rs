@@ -17,7 +17,7 @@ use crate::human;
 
 const STYLE: &str = include_str!("style.css");
 
-/// Whether the page loads itself again.
+/// Whether the page reloads itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     On,
@@ -27,7 +27,7 @@ pub enum Refresh {
 /// The header `Content-Security-Policy` of the page: its own style, by its hash, and nothing else.
 pub fn content_security_policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
-        // SHA-256 of the TLS library: a crate for one hash of a constant is too much.
+        // SHA-256 from the TLS library: one hash of a constant is not worth a crate.
         let hash = TLS13_AES_128_GCM_SHA256
             .tls13()
             .map(|suite| STANDARD.encode(suite.common.hash_provider.hash(STYLE.as_bytes())))
@@ -295,7 +295,7 @@ fn dead_letters(out: &mut String, report: &StatusReport) -> fmt::Result {
     Ok(())
 }
 
-/// Where a dead letter stood.
+/// Where a dead letter was in its webhook or batch.
 fn place(letter: &LetterReport) -> String {
     let mut text = match letter.scope {
         "element" => "element".to_owned(),

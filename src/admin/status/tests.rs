@@ -34,13 +34,13 @@ fn status(topic: &str) -> Status {
     )
 }
 
-/// The report as the page shows it, in one line.
+/// The text of the report's page, on one line.
 fn shown(report: &StatusReport) -> String {
     let text = reader::text(&html(report, Refresh::On));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The report of a status, as if every log accepted webhooks.
+/// The report of a status as if every log accepted webhooks.
 fn ready(status: &Status) -> StatusReport {
     let mut report = status.report();
     (report.state, report.summary) = sum_up(Readiness::Ready, &report.streams, &report.unknown_logs);
@@ -69,7 +69,7 @@ fn a_fresh_bridge_has_nothing_to_show_and_says_so() {
 }
 
 #[test]
-fn a_topic_or_an_error_is_text_and_never_markup() {
+fn topics_and_errors_are_never_markup() {
     let status = status("<script>alert('1')</script>&\"");
     let bounces = status.metrics.for_stream(Stream::Bounces);
     bounces.lane_blocked(BlockReason::Other, "<img src=x onerror=\"y\"> & \u{1b}[31m]]>");
@@ -85,7 +85,7 @@ fn a_topic_or_an_error_is_text_and_never_markup() {
 }
 
 #[test]
-fn a_blocked_lane_shows_cause_and_cure_and_the_state_names_it() {
+fn a_blocked_lane_shows_cause_and_cure_and_is_named_in_the_state() {
     let status = status("t");
     accept(&status, 0, 1200);
     for stream in [Stream::Deliveries, Stream::Bounces] {
@@ -162,7 +162,7 @@ fn the_state_says_why_no_webhook_is_taken() {
 }
 
 #[test]
-fn events_without_a_stream_that_takes_webhooks_are_shown() {
+fn events_of_streams_that_take_no_webhooks_are_shown() {
     let mut report = ready(&status("t"));
     let mut summary = |log, backlog, unknown: &[&str]| {
         report.streams[1].log = log;
@@ -227,7 +227,7 @@ fn dead_letters_show_reason_and_place() {
     ];
     let found: Vec<_> = places.map(|place| page.find(place)).into_iter().collect();
     assert!(found.iter().all(Option::is_some), "{page}");
-    assert!(found.is_sorted(), "the newest first: {page}");
+    assert!(found.is_sorted(), "not newest first: {page}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["dead_letters"][0]["scope"], "broker");
     assert_eq!(json["dead_letters"][1]["count"], 2);
@@ -278,7 +278,7 @@ async fn samples_are_taken() {
 }
 
 #[test]
-fn the_page_keeps_still_when_asked() {
+fn the_page_refreshes_only_when_asked() {
     let report = status("t").report();
     assert!(html(&report, Refresh::On).contains("http-equiv=\"refresh\""));
     assert!(!html(&report, Refresh::Off).contains("http-equiv"));

@@ -57,7 +57,7 @@ pub struct ReplayArgs {
     /// Never try again the letters that are still dead now
     #[arg(long, conflicts_with = "dry_run")]
     give_up: bool,
-    /// Most letters per transaction
+    /// Maximum number of letters per transaction
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 }

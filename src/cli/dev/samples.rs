@@ -14,7 +14,7 @@ pub struct SampleWebhook {
 /// A body that can stand in single quotes in a shell.
 pub const CURL: &str = r#"{"event_type":"bounces","server_composition":"pro","event":{"bounces":[{"messageId":"<1@example.co.jp>","created":"2026-10-01 09:15:06","subject":"十月のお知らせ","from":"news@example.co.jp","to":"nobody@example.net","status":"2","reason":"550 5.1.1 User unknown"}]}}"#;
 
-/// Events of two mails, and a truncated body.
+/// Events of two messages, and a truncated body.
 pub const ALL: &[SampleWebhook] = &[
     SampleWebhook {
         what: "a delivery, queued (JSON)",

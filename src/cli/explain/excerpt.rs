@@ -2,15 +2,15 @@
 
 use crate::plain::visible;
 
-/// Most columns shown before the position, and after it.
+/// Maximum number of columns shown before the position, and after it.
 const AROUND: usize = 40;
 
 /// A position in a text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Excerpt {
-    /// From 1.
+    /// Counted from 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// In characters, counted from 1.
     pub column: usize,
     /// The text around it, on one line.
     pub text: String,
@@ -31,7 +31,7 @@ impl Excerpt {
             .position(|byte| *byte == b'\n')
             .unwrap_or(behind.len());
         let before_text = String::from_utf8_lossy(&before[line_start..]);
-        // A position inside a character does not occur in UTF-8, and elsewhere there is no better one.
+        // In UTF-8 no position falls inside a character; in other text there is no better place to cut.
         let behind_text = String::from_utf8_lossy(&behind[..line_end]);
         let reversed: String = before_text.chars().rev().collect();
         let shown_before: String = cut(&visible(&reversed), AROUND).chars().rev().collect();

@@ -29,7 +29,7 @@ use crate::config::text_fault;
 /// The path for a URL without one: the bridge's default.
 const PATH: &str = "/webhooks/events";
 
-/// Most bytes of an answer; the bridge's are shorter.
+/// Maximum length of an answer in bytes; the bridge's are shorter.
 const ANSWER: usize = 64 << 10;
 
 /// A webhook endpoint.

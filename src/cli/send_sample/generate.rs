@@ -13,7 +13,7 @@ pub enum WebhookKind {
     Deliveries,
     /// Bounces, with each code in turn
     Bounces,
-    /// Mails that were not sent; dead letters unless the stream is enabled, which it is not by default
+    /// Messages that were not sent; dead letters unless the stream is enabled, which it is not by default
     Blocks,
     /// Truncated bodies: answered 400, and kept as dead letters
     Malformed,

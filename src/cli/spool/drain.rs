@@ -1,4 +1,4 @@
-//! `spool drain`: delivers the backlog that a bridge has left behind.
+//! `spool drain`: delivers the backlog that a bridge has left.
 
 use std::{io::Write, time::Duration};
 

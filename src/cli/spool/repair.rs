@@ -1,4 +1,4 @@
-//! `spool repair`: replaces a damaged log by one with the batches that can be read.
+//! `spool repair`: replaces a damaged log with one that holds the batches that can be read.
 
 use std::io::Write;
 

@@ -12,7 +12,7 @@ use crate::{
     stream::Stream,
 };
 
-/// How messages call a log whose name is no stream's.
+/// What messages call a log whose name is no stream's.
 pub const UNKNOWN_LOG: &str = "the log of a stream that this version doesn't know";
 
 /// Which spool.
@@ -83,7 +83,7 @@ impl LogArgs {
     /// The same, always with the lock held, for commands that write.
     ///
     /// # Errors
-    /// As [`LogArgs::at_rest`].
+    /// Those of [`LogArgs::at_rest`].
     pub fn locked(&self) -> Result<AtRest, Exit> {
         self.chosen(|dir| SpoolLock::acquire(dir).map(Some))
     }

@@ -24,8 +24,8 @@ use super::spelling::{Readings, is_lead};
 /// Shortest value, in bytes, that is searched for.
 pub const SHORTEST: usize = 4;
 
-/// The names of a body's key, in lower case. The parser accepts only the first, but whoever uses another means a
-/// secret as well.
+/// The names of a body's key, in lower case. The parser accepts only the first, but a sender that uses another means
+/// a secret as well.
 pub(super) const NAMES: [&str; 3] = ["api_key", "api-key", "apikey"];
 
 /// What was found.
@@ -97,7 +97,7 @@ impl Needles {
                         .iter()
                         .fold(*state, |state, byte| self.step(state, *byte));
                     self.report(&mut readings, reached, spelled.next, found);
-                    // The plain path is never behind the start state.
+                    // The plain path covers the start state.
                     if reached != self.start && (spelled.next, reached) != (at + 1, next) {
                         ahead.insert((spelled.next, reached));
                     }

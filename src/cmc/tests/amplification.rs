@@ -1,10 +1,10 @@
-//! The space of a webhook in the spool is bounded by its body, whatever its shape: the bound in `docs/operations.md`.
+//! A webhook's size in the spool is bounded by its body's size, whatever its shape. `docs/operations.md` states the bound.
 
 use super::*;
 
 /// At most this many times the body …
 const TIMES: usize = 16;
-/// … plus this much, for what the records of a webhook share, which is stored once.
+/// … plus this much for what the records of a webhook share, which is stored once.
 const ONCE: usize = 4 * 1024;
 
 fn webhook(event: &str) -> String {
@@ -15,7 +15,7 @@ fn webhook(event: &str) -> String {
 fn a_webhook_takes_a_small_multiple_of_its_body_in_the_spool() {
     let many = |element: &str| [element; 10_000].join(",");
     let list = |element: &str| webhook(&format!(r#""deliveries":[{}]"#, many(element)));
-    // Members of event, and lists and objects beside it, are at most 64.
+    // `event` may have at most 64 members, and at most 64 lists and objects may stand beside it.
     let members = |name: &dyn Fn(usize) -> String, value: &str| {
         let all: Vec<_> = (0..63).map(|n| format!(r#""{}":{value}"#, name(n))).collect();
         webhook(&format!(r#""deliveries":[],{}"#, all.join(",")))

@@ -1,5 +1,5 @@
-//! A webhook never becomes larger than the bound by which the settings are checked: `batch::most_bytes`. Otherwise a
-//! webhook within all limits could be refused forever.
+//! A webhook never exceeds `batch::most_bytes`, the bound that settings are checked against. Otherwise a webhook within
+//! all limits could be refused forever.
 
 use super::*;
 use crate::batch::{most_allocated, most_bytes};
@@ -12,7 +12,7 @@ fn filled(element: &str, max_body: usize, max_events: usize) -> String {
 }
 
 #[test]
-fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
+fn no_webhook_exceeds_the_bound_that_settings_are_checked_against() {
     let key = |bytes: usize| format!(r#"{{"messageId":"{}"}}"#, "k".repeat(bytes));
     let elements = [
         "1".to_owned(),
@@ -36,7 +36,7 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
     ];
     let shapes: [&dyn Fn(String) -> String; 4] = [
         &|body| body,
-        // Another list, and no JSON: only dead letters.
+        // The elements in another list, then a body that is malformed: only dead letters.
         &|body| body.replace(r#""deliveries":["#, r#""deliveries":[],"other":["#),
         &|body| body.replace("{\"event_type", "{\"event_type\":0,\"event_type"),
         &|body| body.replace("\"pro\"", &format!("\"{}\"", "\\u0001".repeat(256))),
@@ -69,7 +69,7 @@ fn no_webhook_becomes_more_than_the_settings_are_checked_by() {
             }
         }
     }
-    // A bound far above what can occur would refuse good settings.
+    // A bound far above what is possible would refuse good settings.
     println!("{fullest:.2}");
     assert!(fullest > 0.7, "{fullest}");
 }

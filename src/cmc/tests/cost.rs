@@ -1,16 +1,16 @@
-//! The cost of reading a body depends on its size and on nothing else that its sender chooses: no shape costs more
-//! than a few times as much as a plain one of the same size. The measure is the processor time of this thread, to
-//! which other tests and a busy machine add nothing.
+//! The cost of reading a body depends only on its size: no shape that a sender may choose costs more than a few times
+//! as much as a plain body of the same size. The measure is this thread's CPU time, which other tests and a busy machine
+//! don't increase.
 
 use std::{fs, hint::black_box, thread, time::Duration};
 
 use super::*;
 
-/// Bytes of a body: enough to be measured, few enough for a build without optimisation.
+/// The size of a body: large enough to measure, small enough for an unoptimised build.
 const BYTES: usize = 1 << 20;
 const ROUNDS: usize = 5;
 
-/// As often as it fits.
+/// Repeats the piece as often as it fits.
 fn filled(begin: &str, piece: &str, end: &str) -> String {
     let count = (BYTES - begin.len() - end.len()) / piece.len();
     format!("{begin}{}{end}", piece.repeat(count))
@@ -23,7 +23,7 @@ pub(super) fn processor_time() -> Duration {
     Duration::from_nanos(account.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// The least time taken to open this body: all the work for an unknown sender.
+/// The shortest time to open this body, which is all the work done for an unknown sender.
 fn cost(body: &str, encoding: BodyEncoding, rules: &Rules) -> Duration {
     let once = || {
         let begin = processor_time();
@@ -91,7 +91,7 @@ fn no_form_costs_more_than_a_few_plain_ones() {
     check(&plain, &shapes, BodyEncoding::Form, TIMES);
 }
 
-/// Tighter than the other bound, in which an unoptimised build would hide much.
+/// A tighter bound: the other one allows for unoptimised builds and would hide much.
 #[test]
 fn no_field_costs_more_for_looking_like_json() {
     let rules = rules();

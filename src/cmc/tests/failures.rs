@@ -5,10 +5,10 @@ use crate::dead_letter::Scope;
 
 const HEAD: &str = r#""api_key":"key","event_type":"deliveries","server_composition":"pro""#;
 
-/// JSON bodies, the reason, the offset.
+/// JSON bodies, each with its reason and offset.
 fn malformed_json() -> Vec<(String, Reason, Option<usize>)> {
     let with = |rest: &str| format!("{{{HEAD},{rest}}}");
-    // With the opening brace and the comma after it.
+    // Including the opening brace and the comma that follows.
     let head = HEAD.len() + 2;
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     let too_deep = with(&format!(
@@ -270,7 +270,7 @@ fn too_many_elements_are_not_stored() {
 }
 
 #[test]
-fn deep_nesting_costs_no_stack() {
+fn deep_nesting_uses_no_stack() {
     for nested in [
         "[".repeat(200_000) + &"]".repeat(200_000),
         r#"{"a":"#.repeat(200_000) + "1" + &"}".repeat(200_000),
@@ -320,7 +320,7 @@ fn a_body_of_no_enabled_stream_is_one_dead_letter() {
 }
 
 #[test]
-fn the_event_of_no_enabled_stream_is_not_judged() {
+fn the_event_of_a_stream_that_is_not_enabled_is_not_validated() {
     let named = r#""event_type":"opens","server_composition":"pro""#;
     let many = "1,".repeat(20_000) + "1";
     let deep = "[".repeat(100) + &"]".repeat(100);
@@ -367,7 +367,7 @@ fn the_event_of_no_enabled_stream_is_not_judged() {
 }
 
 #[test]
-fn text_that_is_not_utf8_says_so() {
+fn text_that_is_not_utf8_is_reported_as_such() {
     let body = deliveries(r#"{"subject":"x"}"#);
     let wide = |to_bytes: fn(u16) -> [u8; 2]| body.encode_utf16().flat_map(to_bytes).collect::<Vec<u8>>();
     let marked = |mark: &[u8], rest: &[u8]| [mark, rest].concat();
@@ -411,7 +411,7 @@ fn text_that_is_not_utf8_says_so() {
 }
 
 #[test]
-fn pieces_that_fail_leave_the_rest_alone() {
+fn pieces_that_fail_do_not_affect_the_rest() {
     let large = format!(r#"{{"large":"{}"}}"#, "x".repeat(3000));
     let elements = format!(
         r#"{{"n":0}}, 7 ,{{"event_type":1}},{{"n":1}},{{"\u0065vent_type":""}},[{{}}],{large},{{"n":2}},{{"a":0,"server_composition":"x"}}"#
@@ -547,7 +547,7 @@ fn a_body_that_was_never_opened_is_a_dead_letter_too() {
     }
 }
 
-/// The tables here reach every reason that a webhook can have; a new one must be added to a table.
+/// The tables above cover every reason that a webhook can have. A new reason needs a row in one of them.
 #[test]
 fn every_reason_has_its_row() {
     let source = include_str!("failures.rs");
@@ -561,7 +561,7 @@ fn every_reason_has_its_row() {
 
 #[test]
 fn a_long_name_is_masked_once_for_all_of_its_elements() {
-    // Once per element this would be 10,000 × 4 MB: minutes.
+    // Masking it once per element would process 10,000 × 4 MB and take minutes.
     let name = "%+".repeat(2 << 20);
     let zeros = "0,".repeat(9_999) + "0";
     let body = format!(

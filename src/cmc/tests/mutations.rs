@@ -1,7 +1,7 @@
-//! Randomly mutated bodies, each judged by the oracle: events are passed on as received, and everything else is a
+//! Randomly mutated bodies, each judged by the oracle: events are passed on as received, and everything else becomes a
 //! dead letter with its bytes.
 //!
-//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
+//! `CMC_BRIDGE_TEST_MUTATIONS` sets the number of bodies (default 20,000), `CMC_BRIDGE_TEST_SEED` the seed. A failing body is
 //! printed; it then belongs in [`FOUND`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,9 +16,9 @@ use crate::{
     simulation::random::Random,
 };
 
-/// Bodies that were once handled wrongly, or nearly; each is judged as JSON and as a form.
+/// Bodies that were once handled wrongly, or almost. Each is judged as JSON and as a form.
 const FOUND: [&[u8]; 1] = [
-    // The name of the member was passed on as written, although it is not valid text.
+    // The member's name was passed on as written although it is not valid text.
     br#"{"event_type":"blocks","\ud83d":[1],"server_composition":"pro","event":{"blocks":[{}]}}"#,
 ];
 
@@ -94,7 +94,7 @@ const PIECES: [&str; 30] = [
     "&event=%7B%22deliveries%22:[]}",
 ];
 
-/// A piece whose size matters.
+/// A piece that is large, or close to a limit.
 fn large(random: &mut Random) -> String {
     let near = |random: &mut Random, limit: usize| limit - 2 + random.index(5);
     match random.below(8) {
@@ -116,7 +116,7 @@ fn large(random: &mut Random) -> String {
 
 fn mutate(body: &mut Vec<u8>, random: &mut Random) {
     let at = random.index(body.len() + 1);
-    // Mostly where a member or an element may begin.
+    // Usually a place where a member or an element may begin.
     let place = body[at..]
         .iter()
         .position(|byte| b"{[,".contains(byte))
@@ -143,7 +143,7 @@ fn mutate(body: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Percent-encodes as clients do: everything, or only what must be.
+/// Percent-encodes as clients do: everything, or only what is necessary.
 fn encode(text: &[u8], random: &mut Random) -> Vec<u8> {
     let (all, lower, plus) = (random.one_in(2), random.one_in(2), random.one_in(2));
     let mut out = Vec::new();
@@ -180,7 +180,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
         change(&mut body, random);
         return (body, BodyEncoding::Json);
     }
-    // As a form: mutated before it is encoded, or after.
+    // As a form, mutated before or after encoding.
     let event = chosen
         .find(r#""event":"#)
         .map_or("{}", |at| &chosen[at + 8..chosen.len() - 1]);
@@ -202,7 +202,7 @@ fn body(random: &mut Random) -> (Vec<u8>, BodyEncoding) {
     (form, BodyEncoding::Form)
 }
 
-/// What became of a body.
+/// The result of checking a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Checked {
     Malformed,
@@ -211,7 +211,7 @@ pub(super) enum Checked {
     InParts,
 }
 
-/// Judges a body by the oracle.
+/// Checks a body against the oracle.
 pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Checked {
     let (expected, api_key) = expected(body, encoding, rules);
     let opened = open(body, encoding, rules);
@@ -282,7 +282,7 @@ pub(super) fn check(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> Check
     }
 }
 
-/// The oracle accepts the JSON that serde_json does, which rejects some of it when it builds values.
+/// The oracle and serde_json accept the same JSON, except for some that serde_json rejects when it builds values.
 fn agrees_with_serde_json(body: &[u8]) {
     const REFUSED: [&str; 4] = [
         "number out of range",
@@ -322,7 +322,7 @@ fn check_piece(letter: &Letter, piece: &Piece) {
     assert_bytes(letter, piece.value.as_bytes());
 }
 
-/// Equal bytes, except what was overwritten: by `*`, and by quotes around what was not a string.
+/// Asserts that the bytes are equal except where masked: by `*`, and by quotes around `*` if it was not a string.
 fn assert_bytes(letter: &Letter, sent: &[u8]) {
     assert_eq!(letter.value.len(), sent.len());
     for (at, (have, want)) in letter.value.iter().zip(sent).enumerate() {
@@ -353,7 +353,7 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn mutated_bodies_become_what_the_contract_says() {
+fn mutated_bodies_follow_the_contract() {
     let count = number("CMC_BRIDGE_TEST_MUTATIONS", 20_000);
     let seed = number("CMC_BRIDGE_TEST_SEED", 1);
     println!("CMC_BRIDGE_TEST_SEED={seed} CMC_BRIDGE_TEST_MUTATIONS={count}");
@@ -385,7 +385,7 @@ fn mutated_bodies_become_what_the_contract_says() {
 }
 
 #[test]
-fn what_was_once_found_stays_right() {
+fn earlier_findings_stay_fixed() {
     for body in FOUND {
         for encoding in [BodyEncoding::Json, BodyEncoding::Form] {
             check(body, encoding, &rules());

@@ -1,5 +1,5 @@
-//! What a body must become, derived independently from the contract: slowly, and with nothing of the tested code but
-//! the limits, the list of reasons and the size of a record alone in its batch (which has tests of its own).
+//! The expected result of a body, derived independently from the contract. The oracle is slow, and shares with the tested
+//! code only the limits, the list of reasons and the size of a record alone in its batch (which has tests of its own).
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use sha1::{Digest, Sha1};
 use super::*;
 use crate::batch::alone_in_batch;
 
-/// What is expected of a body.
+/// The expected result of a body.
 pub(super) enum Expected {
     /// Malformed for one of these reasons: the body is one dead letter.
     Malformed(BTreeSet<Reason>),
-    /// For no enabled stream: the body is one dead letter, too.
+    /// Not for an enabled stream: the body is one dead letter.
     Unknown,
-    /// Every piece in its place.
+    /// Each piece is an event or a dead letter.
     Split { events: Vec<Event>, letters: Vec<Piece> },
 }
 
@@ -38,20 +38,20 @@ pub(super) struct Piece {
 /// The members that matter, from either encoding.
 #[derive(Default)]
 struct Members {
-    /// `None` in a list: not a string.
+    /// A `None` in one of these lists is a value that is not a string.
     event_type: Vec<Option<String>>,
     composition: Vec<Option<String>>,
     keys: Vec<Option<String>>,
-    /// JSON texts, the whole value each.
+    /// JSON texts, each one whole value.
     event: Vec<String>,
-    /// The fault of fields with that name, which matters to enabled streams only.
+    /// Faults of form fields named `event`, which matter only to enabled streams.
     wrong_event: BTreeSet<Reason>,
     /// Lists and objects beside `event`.
     others: Vec<(Option<String>, String)>,
     wrong: BTreeSet<Reason>,
 }
 
-/// What the body must become, and its `api_key`.
+/// The body's expected result, and its `api_key`.
 pub(super) fn expected(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> (Expected, Option<String>) {
     let members = match encoding {
         BodyEncoding::Json => match of_json(body) {
@@ -88,7 +88,7 @@ fn of_json(body: &[u8]) -> Result<Members, Reason> {
     Ok(found)
 }
 
-/// Zeros where UTF-16 has them are not UTF-8.
+/// The reason for text that is not JSON. Zero bytes where UTF-16 has them count as invalid UTF-8.
 fn no_json(text: &str) -> Reason {
     match text.bytes().take(2).any(|byte| byte == 0) {
         true => Reason::InvalidUtf8,
@@ -246,7 +246,7 @@ fn judge(found: Members, rules: &Rules) -> Expected {
     Expected::Split { events, letters }
 }
 
-/// The fault of the object `event` of an enabled stream.
+/// Collects the faults of an enabled stream's `event` object.
 fn judge_event(members: &[(&str, &str)], event_type: &str, rules: &Rules, wrong: &mut BTreeSet<Reason>) {
     if members.len() > MAX_MEMBERS {
         wrong.insert(Reason::TooManyMembers);
@@ -437,7 +437,7 @@ fn value_end(text: &[u8], mut at: usize) -> Option<(usize, usize)> {
             }
             _ => at = number_end(text, at)?,
         }
-        // After a value: more values, or the ends of what contains it.
+        // After a value, more values follow, or the ends of its containers.
         loop {
             let Some(start) = open.last() else {
                 return Some((at, deepest));

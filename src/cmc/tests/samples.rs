@@ -14,7 +14,7 @@ pub(super) use sample;
 
 pub(super) const BATCH: &str = sample!("deliveries-batch-100.json");
 
-/// Body, stream, `ce_id`, time of `created` (of 2026-10-01, in Tokyo), whether it has a key. The ids were computed by
+/// Body, stream, `ce_id`, time of `created` (on 2026-10-01, Tokyo time), whether it has a key. The ids were computed by
 /// another implementation (Python's `uuid.uuid5`).
 #[rustfmt::skip]
 pub(super) const SAMPLES: [(&str, Stream, &str, &str, bool); 9] = [
@@ -170,7 +170,7 @@ fn a_form_and_json_make_the_same_records() {
 }
 
 #[test]
-fn the_vectors_of_the_documentation_hold() {
+fn the_documented_vectors_hold() {
     let document = include_str!("../../../docs/events.md");
     let section = document.split("### Test vectors").nth(1).unwrap();
     assert!(document.contains(&format!("    {NAMESPACE}\n")));
@@ -193,7 +193,7 @@ fn the_vectors_of_the_documentation_hold() {
 }
 
 #[test]
-fn the_reasons_of_the_documentation_are_all_and_no_others() {
+fn the_documentation_lists_exactly_the_reasons() {
     let document = include_str!("../../../docs/events.md");
     let section = document.split("### Reasons").nth(1).unwrap();
     let rows: Vec<_> = section
@@ -239,7 +239,7 @@ fn keys() {
         (r#""a\ufdd0b""#, Some("a\u{fdd0}b")),
         (r#""a\ufffd\u2028b""#, Some("a\u{fffd}\u{2028}b")),
         (r#""a\ude00""#, None),
-        // Of repeated members the last one counts, whatever it is.
+        // If a member is repeated, the last one counts, whatever its value.
         (r#""a","messageId":"b""#, Some("b")),
         (r#""a","message\u0049d":7"#, None),
         (r#"7,"messageId":"b""#, Some("b")),
@@ -247,7 +247,7 @@ fn keys() {
         let element = format!(r#"{{"messageId":{message_id}}}"#);
         let record = &events(&split_json(&deliveries(&element)))[0];
         assert_eq!(record.key.as_deref(), key, "{message_id}");
-        // CloudEvents allows no such characters in attributes; a key may hold any.
+        // CloudEvents forbids these characters in attributes; a key may contain them.
         let may_be_subject = |key: &&str| !key.contains(['\0', '\n', '\u{85}', '\u{fffe}', '\u{fdd0}']);
         assert_eq!(
             record.header("ce_subject"),
@@ -333,7 +333,7 @@ fn elements_with_odd_members() {
 }
 
 #[test]
-fn compositions_choose_zone_and_source() {
+fn the_composition_determines_zone_and_source() {
     for (composition, source, time) in [
         ("pro", "/cmc/pro", "2026-10-01T09:15:02+09:00"),
         ("utc", "/cmc/utc", "2026-10-01T09:15:02+00:00"),

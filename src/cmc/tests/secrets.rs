@@ -40,7 +40,7 @@ fn the_api_key_of_a_dead_lettered_body_is_masked_where_it_stands() {
 }
 
 #[test]
-fn an_empty_api_key_is_nothing_to_mask() {
+fn an_empty_api_key_is_not_masked() {
     let letters = letters(&split_json(r#"{"api_key":""}"#));
     assert_eq!(letters[0].value, r#"{"api_key":""}"#);
     assert_eq!(letters[0].header("cmc-dead-letter-masked"), None);
@@ -76,7 +76,7 @@ fn configured_credentials_are_masked_everywhere_in_dead_letters_and_nowhere_else
 }
 
 #[test]
-fn no_error_text_has_the_body() {
+fn no_error_text_quotes_the_body() {
     for body in [
         "{\"api_key\":\"TOPSECRET\" TOPSECRET}",
         "{\"api_key\":\"TOPSECRET\\q\"}",
@@ -93,7 +93,7 @@ fn no_error_text_has_the_body() {
     }
 }
 
-/// Bodies with credentials in many spellings: `KEY` is what must be overwritten, and nothing else.
+/// Bodies with credentials in many spellings: `KEY`, and nothing else, must be overwritten.
 #[test]
 fn the_key_is_found_wherever_a_body_has_it() {
     let multipart = |headers: &str| {
@@ -132,7 +132,7 @@ fn the_key_is_found_wherever_a_body_has_it() {
         "<a><api_key>KEY</api_key></a>".to_owned(),
     ];
     for body in bodies {
-        // Valid in all of these places, and nowhere else in the bodies.
+        // A value that is valid in all of these places and occurs nowhere else in the bodies.
         let key = "K.3_Y~";
         let sent = body.replacen("KEY", key, if body.contains("API_KEY") { 2 } else { 1 });
         let sent = sent.replace("API_K.3_Y~", "API_KEY");
@@ -158,7 +158,7 @@ fn the_key_is_found_wherever_a_body_has_it() {
 }
 
 #[test]
-fn a_piece_that_is_called_like_the_key_is_overwritten_as_a_whole() {
+fn a_piece_named_like_the_key_is_overwritten_as_a_whole() {
     let body = deliveries(r#"{}],"api_key":["KEY",{"a":"KEY"},7],"Api-Key":"KEY","n":[{"apikey":"KEY"}"#)
         .replace(r#""event":"#, r#""API_KEY":["KEY"],"event":"#);
     let letters = letters(&split_json(&body));
@@ -271,7 +271,7 @@ impl Dice {
     }
 }
 
-/// All texts that decoders could make of these bytes: every order of percent-decoding, JSON-unescaping and base64.
+/// All texts that decoders could produce from these bytes: every order of percent-decoding, JSON-unescaping and base64.
 fn decodings(bytes: &[u8], depth: usize, tell: &mut impl FnMut(&[u8])) {
     tell(bytes);
     if depth == 0 {
@@ -356,7 +356,7 @@ proptest::proptest! {
         cases: 400, failure_persistence: None, ..Default::default()
     })]
 
-    /// Exactly the value of the name is masked, however deep it is wrapped.
+    /// Exactly the key's value is masked, however deeply it is wrapped.
     #[test]
     fn the_value_of_the_key_and_nothing_else_is_overwritten(
         key in SECRET,
@@ -467,7 +467,7 @@ proptest::proptest! {
     }
 }
 
-/// The processor time of this thread to mask a text, whatever else the machine does.
+/// This thread's CPU time to mask a text, unaffected by other load.
 fn masking_time(text: &[u8], secrets: &Secrets) -> std::time::Duration {
     let once = || {
         let begin = processor_time();
@@ -478,7 +478,7 @@ fn masking_time(text: &[u8], secrets: &Secrets) -> std::time::Duration {
 }
 
 #[test]
-fn masking_takes_time_for_the_text_and_not_for_the_credentials() {
+fn masking_time_depends_on_the_text_and_not_on_the_credentials() {
     let credentials = |count: usize| {
         let credential = |number: usize| Credential {
             name: format!("c{number}"),
@@ -528,6 +528,6 @@ fn masking_takes_time_for_the_text_and_not_for_the_credentials() {
             "{piece}: {cost:?}, {:.1} times {many:?}",
             cost.as_secs_f64() / many.as_secs_f64()
         );
-        assert!(cost < many * 60, "{piece}: {cost:?}, an ordinary text {many:?}");
+        assert!(cost < many * 60, "{piece}: {cost:?}; an ordinary text: {many:?}");
     }
 }

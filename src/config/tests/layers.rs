@@ -150,7 +150,7 @@ fn a_list_is_replaced_as_a_whole() {
 }
 
 #[test]
-fn variables_of_others_are_ignored() {
+fn variables_of_other_programs_are_ignored() {
     let names = [
         "CMC_BRIDGE_PORT",
         "CMC_BRIDGE_SERVICE_HOST",
@@ -173,7 +173,7 @@ fn variables_of_others_are_ignored() {
 }
 
 #[test]
-fn properties_are_one_name_wherever_they_come_from() {
+fn a_property_has_the_same_name_in_every_source() {
     let quoted =
         "[kafka.properties]\n\"sasl.password\" = \"file\"\n\"linger.ms\" = 5\n\"debug\" = \"broker\"";
     let nested =
@@ -208,7 +208,7 @@ fn properties_are_one_name_wherever_they_come_from() {
 }
 
 #[test]
-fn paths_that_every_client_sends_as_they_are_written() {
+fn paths_that_every_client_sends_unchanged() {
     for path in [
         "/webhooks/events",
         "/a",
@@ -223,7 +223,7 @@ fn paths_that_every_client_sends_as_they_are_written() {
     }
 }
 
-/// A file has a line for each. In the environment, a zone has a variable of its own, or all are one list, which takes any name.
+/// A file has one line per zone. The environment has one variable per zone, or a single list that allows any name.
 #[test]
 fn time_zones_by_server_composition() {
     let list = " transactional-email=UTC, Pro = Asia/Seoul ,,pro=Europe/Paris,a=b=Asia/Tokyo";
@@ -257,7 +257,7 @@ fn time_zones_by_server_composition() {
 }
 
 #[test]
-fn tls_is_two_files() {
+fn tls_needs_two_files() {
     let loaded =
         file("[ingest.tls]\ncertificate = \"/tls/tls.crt\"\nkey = \"/tls/tls.key\"\nreload = \"2m\"")
             .loaded();
@@ -281,7 +281,7 @@ fn values_are_tidied() {
 }
 
 #[test]
-fn an_empty_health_path_is_none() {
+fn an_empty_health_path_means_none() {
     assert_eq!(
         variable("INGEST__HEALTH_PATH", "")
             .loaded()

@@ -3,7 +3,7 @@
 use super::{Given, SECRET, file, one, variable};
 
 #[test]
-fn files_that_are_no_configuration() {
+fn files_that_are_not_a_configuration() {
     let missing = Given {
         files: vec!["/no/such/file.toml".into()],
         ..Given::default()
@@ -20,7 +20,7 @@ fn files_that_are_no_configuration() {
 }
 
 #[test]
-fn settings_under_which_a_webhook_within_all_limits_would_never_be_taken() {
+fn settings_that_would_always_refuse_some_webhook_within_all_limits() {
     let webhook = "a body of 1 MiB with 10000 events";
     one(
         &file("[ingest]\nmax_body_bytes = \"1MiB\"\nmax_bytes_in_flight = \"1MiB\""),
@@ -411,7 +411,7 @@ fn properties_that_the_bridge_owns() {
 }
 
 #[test]
-fn what_librdkafka_does_not_take() {
+fn properties_that_librdkafka_rejects() {
     for (name, value, what) in [
         ("socket.timeout.m", "1", "No such configuration property"),
         ("linger.ms", "soon", "linger.ms"),
@@ -436,7 +436,7 @@ fn what_librdkafka_does_not_take() {
 }
 
 #[test]
-fn everything_is_told_at_once() {
+fn all_problems_are_reported_at_once() {
     let given = file("[ingest]\nlisten = \"x\"\nlistn = 1\n[kafka]\ndelivery = \"at-most-once\"")
         .config_file("broken.toml", "[")
         .variable("LOG__LEVEL", "loud")

@@ -1,4 +1,4 @@
-//! Credentials and other secrets: where they may come from, which are refused, and that none is ever shown.
+//! Credentials and other secrets: their sources, those that are refused, and that none is ever shown.
 
 use secrecy::ExposeSecret;
 
@@ -22,7 +22,7 @@ fn credentials(loaded: &Loaded) -> Vec<(&str, CredentialKind, &str)> {
 }
 
 #[test]
-fn credentials_of_every_source() {
+fn credentials_from_every_source() {
     let mut given = Given::default();
     let keys = given.write("keys", "# old\n\n  hunter2-a  \r\nhunter2-b");
     let named = given.write("named", "cmc:hunter2 with space\n");
@@ -49,7 +49,7 @@ fn credentials_of_every_source() {
 }
 
 #[test]
-fn without_a_credential_serve_is_told_what_to_set() {
+fn serve_without_a_credential_says_what_to_set() {
     let error = Given::default()
         .loaded()
         .require_credentials()
@@ -277,7 +277,7 @@ fn refused_secret_files() {
 }
 
 #[test]
-fn there_may_be_64_credentials() {
+fn up_to_64_credentials_are_accepted() {
     let tokens = |count: usize| (0..count).map(|n| format!("hunter2-{n}")).collect::<Vec<_>>();
     let loaded = variable("INGEST__AUTH__BEARER_TOKENS", &tokens(64).join(",")).loaded();
     assert_eq!(credentials(&loaded).len(), 64);
@@ -288,7 +288,7 @@ fn there_may_be_64_credentials() {
 }
 
 #[test]
-fn credential_files_are_read_again() {
+fn credential_files_are_reloaded() {
     let mut given = Given::default();
     let list = given.write("list", "\u{FEFF}hunter2-a\r\n");
     let named = given.write("named", "\u{FEFF}cmc:hunter2:鍵\r\n");
@@ -400,7 +400,7 @@ fn secrets_are_never_shown() {
     }
 }
 
-/// A secret in the place of a file's name, and under names that may hold secrets.
+/// A secret where a file name belongs, and under names that may hold secrets.
 #[test]
 fn misplaced_secrets_are_never_shown() {
     const FILES: [&str; 5] = [

@@ -1,4 +1,4 @@
-//! The files in `config/`: `default.toml` is the built-in defaults, `production.toml` loads.
+//! The files in `config/`: `default.toml` equals the built-in defaults, and `production.toml` loads.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn given(name: &str) -> Given {
 }
 
 #[test]
-fn default_toml_is_the_built_in_defaults() {
+fn default_toml_equals_the_built_in_defaults() {
     let (with, without) = (given("default.toml").loaded(), Given::default().loaded());
     assert_eq!(format!("{:?}", with.config), format!("{:?}", without.config));
     let values = |loaded: &crate::config::Loaded| -> Vec<(String, String)> {
@@ -28,7 +28,7 @@ fn default_toml_is_the_built_in_defaults() {
             .map(|setting| (setting.key.clone(), setting.value.clone()))
             .collect()
     };
-    assert_eq!(values(&with), values(&without), "written the same way too");
+    assert_eq!(values(&with), values(&without), "as written");
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn default_toml_shows_every_key() {
     let raw = Raw::new(root, Vec::new());
     let text = std::fs::read_to_string(shipped("default.toml")).unwrap();
     for key in KEYS {
-        // An empty table leaves nothing behind in a layer; its header is in the file.
+        // A layer keeps no trace of an empty table, so look for its header in the file.
         let shown = raw.value(key.name).is_some() || text.contains(&format!("\n[{}]\n", key.name));
         assert!(shown, "{} is not in config/default.toml", key.name);
     }
@@ -89,7 +89,7 @@ fn production_toml_loads_with_its_secrets() {
 }
 
 #[test]
-fn what_config_show_prints_loads_again() {
+fn the_output_of_config_show_loads_again() {
     let mut first = given("default.toml")
         .variable(
             "KAFKA__PROPERTIES__CLIENT_RACK",

@@ -22,9 +22,9 @@ use crate::{
     stream::Stream,
 };
 
-/// Most events in a transaction of one record a request, because each refusal sends it again.
+/// Maximum number of events in a transaction of one record per request, because each refusal sends it again.
 const ONE_BY_ONE_EVENTS: usize = 500;
-/// Rules of a topic that were read longer ago are read again before they divert a record.
+/// A topic's rules that are older than this are read again before they divert a record.
 const RULES_LAST: Duration = Duration::from_secs(10);
 
 /// Who refuses a record.
@@ -212,7 +212,7 @@ impl<C: Connect> Lane<C> {
     }
 }
 
-/// Sends the dead letter of a record, except for the parts that are delivered already.
+/// Sends the dead letter of a record, except the parts that are delivered already.
 fn send_letter(
     broker: &mut impl Broker,
     options: &LaneOptions,

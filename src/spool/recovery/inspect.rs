@@ -1,8 +1,8 @@
-//! The reading half of an open. The steps:
+//! The reading half of opening a log. The steps:
 //!
 //! 1. Manifest and checkpoint.
 //! 2. The segment headers, from the newest back to the one that holds the position, chained by id and by the predecessor's
-//!    end. Older segments are done with and not looked at. A missing segment, a header that is unreadable along with its
+//!    end. Older segments are delivered and not looked at. A missing segment, a header that is unreadable along with its
 //!    copy, and a broken chain are damage.
 //! 3. The records of the last segment, which alone may have a torn tail.
 //!
@@ -11,7 +11,7 @@
 //! trimmed after it, so nothing that was delivered is called lost.
 //!
 //! For a survey the same code reads around what the disk can't read ([`Salvage`]), and rebuilds a damaged header from the
-//! records behind it (rebuild.rs).
+//! records after it (rebuild.rs).
 
 use std::{
     io,
@@ -31,10 +31,10 @@ use crate::spool::{
     storage::{ReadStorage, read_up_to},
 };
 
-/// The file that keeps blocking damage in mind over later opens, until an operator removes it.
+/// The file that records blocking damage for later starts, until an operator removes it.
 pub(super) const MARK: &str = "damage";
 
-/// What a log was found to be.
+/// The result of an inspection.
 pub struct Inspection {
     pub manifest: Manifest,
     /// Whether both copies of the manifest say this.
@@ -51,7 +51,7 @@ pub struct Inspection {
     pub last: Option<(SegmentId, u64)>,
     /// The last valid commit, unless the newest segment has no header.
     pub last_commit: Option<LastCommit>,
-    /// Whether what is after that end may be cut off the file: it is a torn tail or was never written.
+    /// Whether the bytes after that end may be cut off the file: they are a torn tail or were never written.
     pub cut: bool,
     pub next_seq: Seq,
     pub next_commit: CommitNo,
@@ -66,7 +66,7 @@ pub struct Inspection {
     pub unmet: Vec<Damage>,
 }
 
-/// The bytes of the last valid commit. They are kept because a second read may give something else.
+/// The bytes of the last valid commit. They are kept because a second read may return something else.
 pub struct LastCommit {
     pub at: u64,
     pub bytes: Vec<u8>,
@@ -120,17 +120,17 @@ pub fn inspect(disk: &dyn ReadStorage, dir: &Path, manifest: Manifest) -> Result
     Inspector::new(disk, None, dir, manifest).run()
 }
 
-/// The same, around what the disk can't read and with damaged headers rebuilt.
+/// Like [`inspect`], but reads around what the disk can't read, and rebuilds damaged headers.
 ///
 /// # Errors
-/// As of [`inspect`], but for what can't be read.
+/// Those of [`inspect`], except unreadable sectors.
 pub fn inspect_salvaged(disk: &Salvage, dir: &Path, manifest: Manifest) -> Result<Inspection, SpoolError> {
     Inspector::new(disk, Some(disk), dir, manifest).run()
 }
 
 pub(super) struct Inspector<'a> {
     disk: &'a dyn ReadStorage,
-    /// The same disk, when what can't be read is no error.
+    /// The same disk, if unreadable sectors are no error.
     salvage: Option<&'a Salvage>,
     dir: &'a Path,
     manifest: Manifest,
@@ -171,7 +171,7 @@ impl<'a> Inspector<'a> {
             Some(stored) => (self.position(stored, &headers), None),
             None => unknown_position(&headers),
         };
-        // What is before the position is done with. Of an unknown position nothing can be said.
+        // Everything before the position is delivered. With an unknown position, nothing counts as delivered.
         let start = headers
             .iter()
             .rposition(|(_, header)| begins_by(header.as_ref(), position.seq))
@@ -219,7 +219,7 @@ impl<'a> Inspector<'a> {
         first && copy
     }
 
-    /// Whether an earlier open found blocking damage.
+    /// Whether an earlier start found blocking damage.
     fn is_marked(&self) -> Result<bool, SpoolError> {
         let names = self
             .disk
@@ -228,7 +228,7 @@ impl<'a> Inspector<'a> {
         Ok(names.iter().any(|name| name == MARK))
     }
 
-    /// The headers from the one that holds the position on, the oldest first; all without a position.
+    /// The headers from the one that holds the position on, the oldest first; all of them if there is no position.
     fn headers(&mut self, ids: &[SegmentId], position: Option<Position>) -> Result<Vec<Headed>, SpoolError> {
         let mut headers = Vec::new();
         for id in ids.iter().rev() {
@@ -269,8 +269,8 @@ impl<'a> Inspector<'a> {
             None => return position,
             Some(Wrong::Copy) => DamageKind::PositionCopied,
             Some(Wrong::Newest) => {
-                // What is gone was trimmed by a newer position, which is not before the segment behind the gap. Some of the
-                // segments before a gap may be left: they wait to be used again.
+                // The missing segments were trimmed by a newer position, at or after the segment that follows the gap. Some
+                // segments before a gap may be left: they wait for reuse.
                 let is_gap = |i: &usize| headers[*i].0.0 != headers[i - 1].0.0 + 1;
                 let behind = (1..headers.len()).rev().find(is_gap).unwrap_or(0);
                 if let Some((_, Some(first))) = headers.get(behind)
@@ -337,7 +337,7 @@ impl<'a> Inspector<'a> {
         found.cut = header.is_some() && scan.damage.is_empty();
         found.next_seq = scan.next_seq;
         found.next_commit = CommitNo(scan.commit.0 + 1);
-        // What is before the position may have become unreadable since.
+        // Delivered records may have become unreadable since.
         found.events = scan.events.max(found.position.events);
         if let Some(info) = found.segments.last_mut() {
             info.bytes = scan.end;
@@ -352,7 +352,7 @@ impl<'a> Inspector<'a> {
     }
 
     pub(super) fn scan(&self, bytes: &[u8], header: &SegmentHeader, position: Position) -> Scan {
-        // Behind a rebuilt header every record counts whose checksum is right.
+        // After a rebuilt header, every record with a valid checksum counts.
         let delivered = match self.rebuilt.iter().any(|rebuilt| rebuilt.segment == header.id) {
             true => Seq(u64::MAX),
             false => position.seq,
@@ -422,11 +422,11 @@ impl<'a> Inspector<'a> {
 }
 
 impl Inspection {
-    /// The log ends before the checkpoint's position. What was before the position is delivered; what was after it may have
+    /// The log ends before the checkpoint's position. Everything before the position is delivered; batches after it may have
     /// been acknowledged.
     fn lose_tail(&mut self, durability: Option<Durability>) {
         if durability == Some(Durability::PageCache) {
-            // As promised: with the machine the page cache is lost.
+            // As documented: a crash of the machine loses the page cache.
             self.damage.push(Damage {
                 to: Some(self.position.seq),
                 ..self.damage_to_the_end(DamageKind::TailDelivered)
@@ -434,7 +434,7 @@ impl Inspection {
         } else if self.blocking.is_none() {
             self.blocking = Some(self.damage_to_the_end(DamageKind::Tail));
         }
-        // What looks like a torn tail may be what is left of the lost one.
+        // An apparent torn tail may be the rest of the lost tail.
         self.cut = false;
         self.next_seq = self.position.seq;
         self.events = self.events.max(self.position.events);
@@ -450,7 +450,7 @@ impl Inspection {
         }
     }
 
-    /// Collects all damage, as far as it is not delivered.
+    /// Collects all damage to undelivered batches.
     fn sum_up(&mut self) {
         let position = self.position.seq;
         let behind = |damage: &Damage| damage.clone().behind(position);
@@ -517,7 +517,7 @@ fn damage_of(info: &SegmentInfo) -> Option<Damage> {
     }
 }
 
-/// Damage of a header that is known all the same.
+/// Damage to a header whose contents are known all the same.
 pub(super) fn harmless_header_damage(header: &SegmentHeader, kind: DamageKind) -> Damage {
     Damage {
         segment: header.id,
@@ -528,7 +528,7 @@ pub(super) fn harmless_header_damage(header: &SegmentHeader, kind: DamageKind) -
     }
 }
 
-/// Without a checkpoint: all that is there may be undelivered, and Kafka alone knows.
+/// Damage of a log without a checkpoint: all its batches may be undelivered; only Kafka knows.
 fn unknown_position(headers: &[Headed]) -> (Position, Option<Damage>) {
     let first = headers.iter().find_map(|(_, header)| header.as_ref());
     let position = first.map(SegmentHeader::begin).unwrap_or_default();
@@ -539,12 +539,12 @@ fn unknown_position(headers: &[Headed]) -> (Position, Option<Damage>) {
     (position, Some(damage))
 }
 
-/// The newest header that can be read.
+/// The newest readable header.
 pub(super) fn newest(headers: &[Headed]) -> Option<&SegmentHeader> {
     headers.iter().rev().find_map(|(_, header)| header.as_ref())
 }
 
-/// Whether a segment begins at or before `seq`, as far as can be read.
+/// Whether a segment is known to begin at or before `seq`.
 fn begins_by(header: Option<&SegmentHeader>, seq: Seq) -> bool {
     header.is_some_and(|header| header.first_seq <= seq)
 }

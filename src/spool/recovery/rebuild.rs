@@ -1,5 +1,5 @@
-//! What a survey makes of a segment whose header is damaged along with its copy. The records after it identify
-//! themselves, and their checksums prove that they belong to this log and segment. The bridge does not do this: to it, the whole
+//! Rebuilds, for a survey, a segment header that is damaged along with its copy. The records after it identify themselves,
+//! and their checksums prove that they belong to this log and segment. The bridge does not do this: to it, the whole
 //! segment is damaged.
 //!
 //! The first valid record gives the header's figures. If it is not the first one of the segment, those before it are lost:
@@ -15,7 +15,7 @@ use crate::spool::{
 };
 
 impl Inspector<'_> {
-    /// Rebuilds damaged headers, as far as the records behind them tell.
+    /// Rebuilds damaged headers, as far as the records after them allow.
     pub(super) fn rebuild(
         &mut self,
         headers: &mut [Headed],
@@ -71,7 +71,7 @@ impl Inspector<'_> {
         })
     }
 
-    /// Finds where segments end whose successor can't tell.
+    /// Finds the end of each segment whose successor doesn't state it.
     pub(super) fn find_ends(
         &self,
         segments: &mut [SegmentInfo],
@@ -91,7 +91,7 @@ impl Inspector<'_> {
         Ok(())
     }
 
-    /// The sequence behind a segment's last record, and where a reader comes to its end.
+    /// The sequence after a segment's last record, and the offset at which a reader reaches its end.
     fn end_of(&self, header: &SegmentHeader, position: Position) -> Result<(Seq, u64), SpoolError> {
         let scan = self.scan(&self.read(header.id)?, header, position);
         let unread = scan.unread.and_then(|unread| unread.bytes);

@@ -1,4 +1,4 @@
-//! The writing half of an open: it makes durable what the inspection relied on.
+//! The writing half of opening a log: makes durable what the inspection relied on.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::spool::{
     storage::{Storage, replace},
 };
 
-/// Creates the directory when it is missing, and removes the spare segment, which may hold the room that the rest needs.
+/// Creates the directory when it is missing, and removes the spare segment, which may take the room that the rest needs.
 ///
 /// # Errors
 /// The disk fails; the log can't be opened.
@@ -40,7 +40,7 @@ pub fn begin(storage: &dyn Storage, dir: &Path) -> Result<Manifest, SpoolError> 
     Ok(manifest)
 }
 
-/// Makes manifest, position and last commit durable, and notes damage that the next open would not see.
+/// Makes manifest, position and last commit durable, and notes damage that the next start would not see.
 ///
 /// # Errors
 /// The disk fails; the log can't be opened.
@@ -57,7 +57,7 @@ pub fn settle(
     if let Some(blocking) = &found.blocking
         && blocking.kind != DamageKind::Earlier
     {
-        // The fresh segment will hide it from the next open.
+        // The fresh segment will hide it from the next start.
         replace(storage, dir, MARK, blocking.to_string().as_bytes())?;
     }
     storage.sync_dir(dir).map_err(SpoolError::io("sync", dir))?;
@@ -75,8 +75,8 @@ fn settle_manifest(storage: &dyn Storage, dir: &Path, found: &Inspection) -> Res
     }
 }
 
-/// Writes the last commit again and syncs it: after a crash between write and sync, or after a failed sync, it is in the
-/// page cache only.
+/// Writes the last commit again and syncs it: after a crash between write and sync, or after a failed sync, it is only in
+/// the page cache.
 fn write_end_again(storage: &dyn Storage, dir: &Path, found: &Inspection) -> Result<(), SpoolError> {
     let (Some((id, _)), Some(commit)) = (found.last, &found.last_commit) else {
         return Ok(());

@@ -21,7 +21,7 @@ fn post(body: &str) -> String {
 fn a_client_that_closes_its_side_after_the_request_gets_its_answer() {
     let mut bridge = bridge(&[]);
     let request = post(&delivery("a"));
-    // Stopped, so that the end arrives before the answer.
+    // Paused, so that the client's end arrives before the answer.
     bridge.pause();
     let mut at_once = bridge.wire();
     at_once.send(&request).end();
@@ -44,7 +44,7 @@ fn a_client_that_closes_its_side_after_the_request_gets_its_answer() {
 }
 
 #[test]
-fn a_request_that_ends_in_the_middle_is_counted_and_nothing_else() {
+fn a_request_that_ends_early_is_only_counted() {
     let bridge = bridge(&[]);
     let request = post(&delivery("a"));
     let header = request.find("\r\n\r\n").unwrap();
@@ -107,7 +107,7 @@ fn the_events_of_a_client_that_went_away_are_kept_and_delivered() {
     }
 }
 
-/// What curl reports of its connections and answers, one word each; `None` if there is no curl.
+/// Curl's report on its connections and answers, one word each; `None` if curl is not installed.
 fn curl(url: &str, arguments: &[&str]) -> Option<String> {
     let report = "%{num_connects} %{http_code}\\n";
     let output = std::process::Command::new("curl")
@@ -131,7 +131,7 @@ fn curl(url: &str, arguments: &[&str]) -> Option<String> {
             String::from_utf8(output.stderr).unwrap()
         )),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("there is no curl here: not tried");
+            eprintln!("skipped: curl is not installed");
             None
         }
         Err(error) => panic!("curl: {error}"),
@@ -139,7 +139,7 @@ fn curl(url: &str, arguments: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn a_client_that_presents_its_credential_when_it_is_asked_keeps_its_connection() {
+fn a_client_that_sends_its_credential_when_challenged_keeps_its_connection() {
     let body = delivery("a");
     let large = webhook("deliveries", "pro", &[&message("a", &"s".repeat(200_000))]);
     let file = kafka::new_dir("curl").join("large");

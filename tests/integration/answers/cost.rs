@@ -8,7 +8,7 @@ use crate::{
     http::Client,
 };
 
-/// The duration of this request.
+/// How long this request takes.
 fn time(client: &mut Client, body: &str, status: u16) -> Duration {
     let start = Instant::now();
     let response = client.post(body);
@@ -42,7 +42,7 @@ fn many_elements_and_deep_nesting_are_cheap_and_one_dead_letter_each() {
             "pro",
             &vec![element.as_str(); body.len() / element.len()],
         );
-        // In turn, taking the fastest of each: other tests share the processor.
+        // Takes turns and keeps the fastest of each, because other tests share the CPU.
         let mut quickest = [Duration::MAX; 2];
         for _ in 0..ROUNDS {
             quickest[0] = quickest[0].min(time(&mut client, &good, 200));

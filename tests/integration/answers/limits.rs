@@ -1,4 +1,4 @@
-//! Sizes, times, connections, bytes in flight and on disk: each limit has its answer.
+//! Limits on sizes, times, connections, bytes in flight and bytes on disk: each has its answer.
 
 use super::{LIMIT, bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{
@@ -16,12 +16,12 @@ fn too_large() {
     let bridge = bridge(&[("ingest.max_body_bytes", "100000")]);
     let body = webhook("deliveries", "pro", &[&message("a", &"x".repeat(100_000))]);
     expect_problem(&bridge.client().post(&body), 413);
-    // Without a length, the limit applies to what is read.
+    // Without a length, the limit applies to the bytes read.
     let head = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
     let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
     chunked.extend(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes());
     expect_problem(&bridge.client().raw(&chunked).unwrap(), 413);
-    // A client that announces a lot and waits is refused because of the announcement.
+    // A client that announces too much and waits is refused for the announcement.
     let announced = format!("{head}content-length: 100001\r\n\r\n");
     expect_problem(&bridge.client().raw(announced.as_bytes()).unwrap(), 413);
     let just_fits = webhook("deliveries", "pro", &[&message("a", &"x".repeat(99_000))]);
@@ -143,7 +143,7 @@ fn refused_clients_that_stay_keep_nobody_out() {
 }
 
 #[test]
-fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
+fn a_draining_bridge_serves_during_the_lame_duck_time_but_is_not_ready() {
     let mut bridge = bridge(&[("shutdown.lame_duck", "15s"), ("shutdown.grace", "1s")]);
     let mut client = bridge.client();
     assert_eq!(client.post(delivery("a")).status, 200);
@@ -152,7 +152,7 @@ fn draining_keeps_serving_in_the_lame_duck_time_but_is_not_ready() {
         (bridge.probe("/readyz") == 503).then_some(())
     });
     assert_eq!(bridge.client().post(delivery("b")).status, 200);
-    // The backlog can't be delivered, which is no error.
+    // The backlog can't be delivered, but that is not an error.
     assert_eq!(bridge.running.wait_exit(LIMIT), 0);
 }
 
@@ -177,16 +177,16 @@ fn bytes_in_flight() {
     assert_eq!(response.header("retry-after"), Some("5"));
     expect_outcome(&bridge, "overloaded", 1.0);
     expect_logged(&bridge, &["refused", "\"cause\":\"too many bytes in flight\""]);
-    // There is room for a small one.
+    // A small one still has room.
     assert_eq!(bridge.client().post(delivery("a")).status, 200);
     drop(holders);
     expect_outcome(&bridge, "disconnected", 3.0);
     assert_eq!(bridge.wire().send(waiting(200_000)).answer().status, 100);
 }
 
-/// A client without a credential takes no room with an announcement, only with bytes.
+/// A client without a credential takes up room only with bytes, not with an announcement.
 #[test]
-fn promises_of_strangers_take_no_room() {
+fn announcements_of_strangers_take_no_room() {
     let bridge = bridge(&[
         ("ingest.auth.allow_anonymous", "false"),
         ("ingest.auth.api_keys", "the-key"),
@@ -206,10 +206,9 @@ fn promises_of_strangers_take_no_room() {
     drop(strangers);
 }
 
-/// With the smallest accepted settings every webhook within the limits is accepted, good or not, and counted once it
-/// is stored.
+/// Even the smallest settings accept every webhook within the limits, good or not, and count it once it is stored.
 #[test]
-fn within_the_limits_means_taken() {
+fn webhooks_within_the_limits_are_accepted() {
     let bridge = bridge(&[
         ("ingest.max_body_bytes", "1MiB"),
         ("ingest.max_bytes_in_flight", "3MiB"),
@@ -246,7 +245,7 @@ fn within_the_limits_means_taken() {
     expect_outcome(&bridge, "overloaded", 0.0);
 }
 
-/// A webhook refused for lack of room is stored nowhere, and so not counted as a parse failure.
+/// A webhook refused for lack of room is not stored, so it is not counted as a parse failure.
 #[test]
 fn failures_that_were_not_stored_are_not_counted() {
     let bridge = bridge(&[
@@ -269,15 +268,15 @@ fn failures_that_were_not_stored_are_not_counted() {
 }
 
 #[test]
-fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
+fn a_quiet_connection_is_closed_silently_after_the_idle_timeout() {
     let bridge = bridge(&[("ingest.header_timeout", "2s"), ("ingest.idle_timeout", "10s")]);
     let body = delivery("a");
     let request = format!("{}content-length: {}\r\n\r\n{body}", head(), body.len());
     let mut wire = bridge.wire();
     assert_eq!(wire.send(&request).answer().status, 200);
-    // Quiet for longer than a header may take, then used again; an empty line after a body is no request.
+    // Quiet for longer than a header may take, then used again. An empty line after a body is not a request.
     std::thread::sleep(std::time::Duration::from_secs(3));
-    // Counted from before the answer, which may be read late.
+    // Measured from before the answer, which may be read late.
     let quiet = std::time::Instant::now();
     assert_eq!(wire.send(format!("{request}\r\n")).answer().status, 200);
     wire.expect_closed();
@@ -286,14 +285,14 @@ fn a_quiet_connection_is_closed_after_the_idle_timeout_without_a_word() {
         "{:?}",
         quiet.elapsed()
     );
-    // Without any request it has only the time of a header.
+    // Before its first request, a connection has only the header timeout.
     bridge.wire().expect_closed();
     expect_outcome(&bridge, "accepted", 2.0);
     expect_outcome(&bridge, "timeout", 0.0);
 }
 
 #[test]
-fn a_request_that_began_with_the_one_before_is_timed_as_well() {
+fn a_request_that_began_with_the_previous_one_has_the_header_timeout() {
     let bridge = bridge(&[("ingest.header_timeout", "3s")]);
     let body = delivery("a");
     let request = format!("{}content-length: {}\r\n\r\n{body}", head(), body.len());
@@ -311,7 +310,7 @@ fn a_client_that_does_not_read_its_answers_is_closed() {
     let request = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
     let mut wire = bridge.wire();
     wire.send(&request);
-    // Until its answers fill the buffers of both sides, and the server stops reading.
+    // Sends until the answers fill the buffers on both sides and the server stops reading.
     let sender = std::thread::spawn(move || {
         for _ in 0..2000 {
             wire.send(&request);

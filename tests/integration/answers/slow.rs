@@ -25,12 +25,11 @@ const DRIBBLE: usize = 5_000;
 const ROUND: Duration = Duration::from_millis(1500);
 const FEWEST_ROUNDS: usize = 3;
 const MOST_ROUNDS: usize = 11;
-/// hyper's first buffer of 8 KiB, the connection's task, its timer; and as much again for what the allocator keeps of
-/// earlier ones.
+/// Hyper's first buffer of 8 KiB, the connection's task and timer, and as much again for memory that the allocator keeps
+/// from earlier connections.
 const BYTES_EACH: u64 = 40 * 1024;
 
-/// How many slow clients are possible: the limit of open files is raised, and each client costs one file on either
-/// side.
+/// The number of possible slow clients. Raises the limit of open files; each client needs one file on either side.
 fn crowd() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -49,7 +48,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// All are connected and have sent the begin of a request.
+    /// Connects all clients and sends the start of a request on each.
     fn gather(bridge: &Bridge, clients: usize) -> Crowd {
         let begin = format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\nx-slow: ");
         let mut streams: Vec<TcpStream> = (0..clients)
@@ -110,7 +109,7 @@ fn good_requests(bridge: &Bridge) -> f64 {
 fn ten_thousand_slow_clients() {
     let clients = crowd();
     let places = clients + 4;
-    // With so few places to spare, the next round would miss a place that is not given back.
+    // So few places are spare that a place not given back would be missing in the next round.
     let bridge = bridge(&[
         ("ingest.max_connections", &places.to_string()),
         ("ingest.header_timeout", "10m"),
@@ -136,17 +135,17 @@ fn ten_thousand_slow_clients() {
         bridge.wait_for(LIMIT, "the slow clients' ends", |scrape| {
             scrape.sum("cmc_bridge_webhooks_total", &[("outcome", "disconnected")]) == gone
         });
-        // Other tests run at the same time: one bad round proves nothing, but most rounds of many do.
+        // Because other tests run at the same time, one bad round proves nothing, but a majority of many does.
         ratios.sort_by(f64::total_cmp);
         assert!(
             ratios.len() < MOST_ROUNDS || ratios[ratios.len() / 2] > 0.5,
-            "{clients} slow clients leave so much to good ones: {ratios:.2?}"
+            "rates of good requests beside {clients} slow clients, relative to alone: {ratios:.2?}"
         );
     }
 }
 
 #[test]
-fn slow_clients_get_408_all_at_once_and_their_places_back() {
+fn slow_clients_all_get_408_at_once_and_free_their_places() {
     let clients = 300;
     let bridge = bridge(&[
         ("ingest.max_connections", "300"),

@@ -25,17 +25,17 @@ struct Row {
     fields: Vec<Field>,
     body: Vec<u8>,
     status: u16,
-    /// Of the problem; `None` for `ok`.
+    /// The problem's title; `None` for `ok`.
     title: Option<&'static str>,
-    /// A header that the answer must have, and the beginning of its value.
+    /// A required header of the answer, and the start of its value.
     header: Option<(&'static str, &'static str)>,
     outcome: &'static str,
     events: usize,
-    /// The values of its dead letters.
+    /// The values of the request's dead letters.
     letters: Vec<Vec<u8>>,
 }
 
-/// An authenticated POST of JSON that is understood.
+/// An authenticated POST of well-formed JSON.
 fn post(body: impl Into<Vec<u8>>) -> Row {
     Row {
         method: "POST",
@@ -80,7 +80,7 @@ impl Row {
         self
     }
 
-    /// Its body is one dead letter.
+    /// The request's body becomes one dead letter.
     fn kept(mut self) -> Row {
         self.letters = vec![self.body.clone()];
         self
@@ -242,7 +242,7 @@ fn malformed() -> Vec<Row> {
     rows
 }
 
-/// The request with this content type.
+/// A request with this content type.
 fn typed(content_type: &str, row: Row) -> Row {
     row.fields([("content-type", content_type.to_owned()), bearer(TOKEN)])
 }
@@ -332,7 +332,7 @@ fn check_answer(bridge: &Bridge, client: &mut Client, row: &Row) {
     });
 }
 
-/// All bytes of a record, for a search.
+/// All bytes of a record, to be searched.
 fn bytes_of(record: &Record) -> Vec<u8> {
     let mut bytes = record.value.clone();
     bytes.extend(record.key.iter().flatten());

@@ -1,4 +1,4 @@
-//! HTTP itself, byte by byte: what a client library would hide.
+//! HTTP byte by byte, with details that a client library would hide.
 
 use super::{bridge, events, expect_logged, expect_outcome, expect_problem};
 use crate::{bridge::Bridge, cmc::delivery, http::EVENTS};
@@ -23,7 +23,7 @@ fn chunked(body: &str, trailers: &str) -> String {
 }
 
 #[test]
-fn a_request_may_come_a_byte_at_a_time() {
+fn a_request_may_arrive_one_byte_at_a_time() {
     let bridge = bridge(&[]);
     let mut wire = bridge.wire();
     let body = delivery("a");
@@ -67,8 +67,7 @@ fn pipelined_requests_are_answered_in_their_order() {
     expect_outcome(&bridge, "not_found", 20.0);
 }
 
-/// Sends these bytes on a connection of their own; expects an answer with a problem body, after which the connection
-/// is closed.
+/// Sends these bytes on a new connection. Expects an answer with a problem body, then the end of the connection.
 fn expect_refusal(bridge: &Bridge, bytes: &str, status: u16) {
     println!("{status}: {:?}", &bytes[..bytes.len().min(300)]);
     let mut wire = bridge.wire();
@@ -79,12 +78,12 @@ fn expect_refusal(bridge: &Bridge, bytes: &str, status: u16) {
 }
 
 #[test]
-fn what_is_not_http_is_told_so() {
+fn bytes_that_are_not_http_are_answered_as_such() {
     let bridge = bridge(&[]);
     let line = |line: &str| format!("{line}\r\nhost: x\r\n\r\n");
     let field = |field: &str| format!("POST {EVENTS} HTTP/1.1\r\nhost: x\r\n{field}\r\n\r\n");
     let refused = [
-        // A TLS client, HTTP/2, and other things that arrive at ports.
+        // A TLS client, HTTP/2, and other traffic that reaches open ports.
         "\x16\x03\x01\x02\x00\x01\r\n\r\n".to_owned(),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
         "EHLO mail\r\n\r\n".to_owned(),
@@ -124,7 +123,7 @@ fn a_header_has_a_limit_of_bytes_and_of_fields() {
         good(&field("a", 1).repeat(101)),
         good(&field("a", 500_000)),
         format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(17_000)),
-        // Without an end.
+        // A header without an end.
         format!("GET / HTTP/1.1\r\n{}", field("a", 17_000)),
         "x".repeat(20_000),
     ];
@@ -146,7 +145,7 @@ fn a_request_has_one_host() {
         expect_refusal(&bridge, &format!("POST {EVENTS} HTTP/1.1\r\n{hosts}{rest}"), 400);
     }
     expect_outcome(&bridge, "invalid_http", 3.0);
-    // HTTP/1.0 needs none, and an absolute target is as good as a path.
+    // HTTP/1.0 needs no host, and an absolute target is as good as a path.
     for start in [
         format!("POST {EVENTS} HTTP/1.0\r\n"),
         format!("POST http://a{EVENTS} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"),
@@ -169,7 +168,7 @@ fn a_body_has_one_length() {
         format!("content-length: {length}\r\ntransfer-encoding: chunked"),
         format!("transfer-encoding: chunked\r\ncontent-length: {length}"),
     ] {
-        // The chunks count (RFC 9112, 6.3), and nothing that follows on the connection.
+        // The chunks determine the length (RFC 9112, 6.3), and anything after them on the connection is ignored.
         let mut wire = bridge.wire();
         wire.send(request(&both, &chunks)).send(with_length(&body));
         let response = wire.answer();
@@ -198,7 +197,7 @@ fn a_body_has_one_length() {
     expect_outcome(&bridge, "invalid_http", lengths.len() as f64 + 1.0);
     expect_refusal(&bridge, &request("content-length: 18446744073709551614", ""), 431);
     expect_refusal(&bridge, &request("content-length: 18446744073709551613", ""), 413);
-    // The coding below the chunks is an encoding like any other.
+    // A coding inside the chunks is treated like any other encoding.
     let zipped = request("transfer-encoding: gzip, chunked", &chunks);
     expect_problem(&bridge.wire().send(zipped).answer(), 415);
     expect_outcome(&bridge, "unsupported", 1.0);
@@ -209,7 +208,7 @@ fn a_body_has_one_length() {
 }
 
 #[test]
-fn wrong_chunks_are_told_so_and_nothing_is_stored() {
+fn wrong_chunks_are_refused_and_nothing_is_stored() {
     let bridge = bridge(&[]);
     let body = delivery("a");
     let length = body.len();
@@ -219,7 +218,7 @@ fn wrong_chunks_are_told_so_and_nothing_is_stored() {
         format!("\r\n{body}\r\n0\r\n\r\n"),
         format!("{length:x}\n{body}\n0\n\n"),
         format!("11111111111111111\r\n{body}\r\n0\r\n\r\n"),
-        // A chunk that is longer than announced, then one that is shorter.
+        // A chunk longer than announced, then a shorter one.
         format!("{:x}\r\n{body}\r\n0\r\n\r\n", length - 1),
         format!("{:x}\r\n{body}\r\n0\r\n\r\n", length + 1),
         format!("{length:x}\r\n{body}\r\n"),
@@ -248,7 +247,7 @@ fn wrong_chunks_are_told_so_and_nothing_is_stored() {
 }
 
 #[test]
-fn a_client_that_waits_to_go_on_is_told_before_it_sends_the_body() {
+fn a_client_that_waits_gets_its_answer_before_it_sends_the_body() {
     let bridge = bridge(&[
         ("ingest.auth.allow_anonymous", "false"),
         ("ingest.auth.bearer_tokens", "good-token"),

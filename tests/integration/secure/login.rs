@@ -1,9 +1,9 @@
-//! Wrong ways to log in: certificates, passwords, mechanisms, protocols, names of properties.
+//! Wrong logins: certificates, passwords, mechanisms, protocols, property names.
 
 use super::*;
 
 #[test]
-fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
+fn login_errors_are_named_and_nothing_is_lost() {
     let broker = secured();
     let kafka = broker.bootstrap();
     let prefixed = |kind: &str, prefix: &str, operations: &[&str]| {
@@ -154,7 +154,7 @@ fn what_is_wrong_with_the_login_is_named_and_nothing_is_lost() {
             ];
             assert!(
                 looked.iter().any(|line| log.contains(line)),
-                "the system's bundle was not looked for"
+                "librdkafka did not look for the system's CA bundle"
             );
         }
         assert_no_secrets(&wrong, &bridge);

@@ -1,4 +1,4 @@
-//! One right is missing, for one stream.
+//! One missing right of one stream.
 
 use super::*;
 use crate::bridge::Started;
@@ -10,12 +10,12 @@ const PREFIXED: [&str; 2] = ["--resource-pattern-type", "prefixed"];
 enum On {
     /// The topic of bounces.
     Topic,
-    /// The topic of bounces, which does not exist: the bridge should create it.
+    /// The topic of bounces, which the bridge should create because it does not exist.
     NewTopic,
     DeadLetterTopic,
-    /// The groups of the lane of bounces.
+    /// The groups of the bounces lane.
     Group,
-    /// Its transactional ids.
+    /// The transactional ids of the bounces lane.
     TransactionalId,
 }
 
@@ -43,7 +43,7 @@ const CASES: [Case; 8] = [
         lacks: &["Read"],
         words: &["WRITE and READ on topic TOPIC"],
     },
-    // Either of the two includes DESCRIBE.
+    // Each of these includes DESCRIBE.
     Case {
         user: "no-describe",
         on: On::Topic,
@@ -97,7 +97,7 @@ impl Case {
         }
     }
 
-    /// Its topics: its own one for that stream, and those on which it has all rights.
+    /// The case's topics: its own topic for that stream, and topics on which the user has all rights.
     fn topics(&self, own: &str, whole: &str) -> Topics {
         let dead_letters = self.on == On::DeadLetterTopic;
         let (bounces, dead_letters) = if dead_letters { (whole, own) } else { (own, whole) };
@@ -133,7 +133,7 @@ impl Case {
     }
 }
 
-/// The rights that all users have, and those that all have except the users who lack just them.
+/// The rights of all users, including rights that each user has unless its case is to lack them.
 fn common_grants() -> [Vec<String>; 5] {
     let users = |but: Option<On>| -> Vec<&str> {
         let cases = CASES.iter().filter(|case| Some(case.on) != but);
@@ -219,7 +219,7 @@ fn a_missing_right_blocks_its_own_lane_until_it_is_granted() {
 }
 
 #[test]
-fn a_tap_ends_when_its_right_is_withdrawn() {
+fn a_tap_ends_when_its_right_is_revoked() {
     let broker = secured();
     let topic = topics::create(&broker.bootstrap(), "withdrawn", 1, &[]);
     let user = CASES[0].user;

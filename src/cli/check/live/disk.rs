@@ -55,7 +55,7 @@ fn write_and_sync(file: &File, number: usize) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Why this kind of file system is no place for a spool, if it is none.
+/// Why this kind of file system is unfit for a spool; `None` if it is fit.
 pub fn doubtful_kind(dir: &Path) -> Option<&'static str> {
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;

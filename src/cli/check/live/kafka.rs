@@ -1,4 +1,4 @@
-//! What Kafka says: brokers, topics and rights.
+//! Asks Kafka about brokers, topics and rights.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -44,7 +44,7 @@ pub fn look(config: &Config, served: &[Stream], report: &mut LiveReport<'_, impl
         let streams = topics.remove(topic);
         let exists = match streams {
             Some(streams) => topic_line(kafka, &probe, topic, &streams, report)?,
-            // Reported with another stream that shares it.
+            // Another stream shares the topic and has reported it.
             None => probe.topic(topic).is_ok_and(|found| !found.partitions.is_empty()),
         };
         // Without transactions the bridge uses no group or transactional id and reads no topic.
@@ -203,7 +203,7 @@ fn judge_topic(
         } else if streams.contains(&Stream::DeadLetters) {
             Some("most dead letters have no key and would be refused, and their lane would stand still")
         } else {
-            Some("only the last event of each mail would be kept, and events without a key refused")
+            Some("only the last event of each message would be kept, and events without a key refused")
         };
         found.push(match what {
             None => (Level::Ok, format!("cleanup.policy {policy}")),

@@ -18,7 +18,7 @@ const SLOW_SYNC: Duration = Duration::from_millis(100);
 /// No device syncs this fast and keeps its promise.
 const TOO_QUICK: Duration = Duration::from_micros(5);
 
-/// Prints the lines for a disk that is to hold the logs of `streams` streams.
+/// Prints the lines for a disk that must hold the logs of `streams` streams.
 ///
 /// # Errors
 /// The output can't be written.

@@ -36,7 +36,7 @@ fn a_reader_sees_committed_records_only_and_waits_for_open_transactions() {
     assert_eq!(reader.read_count(1, LIMIT)[0].text(), "committed");
     assert_eq!(reader.read_to_end(LIMIT).len(), 1);
 
-    // Left open: the broker ends it after its time-out, and only then can the end be read.
+    // Left open: the broker aborts it after its time-out, and only then can readers reach the end.
     let producer = transactional_producer(kafka, &topic, 3000);
     producer.begin_transaction().unwrap();
     send(&producer, &topic, "abandoned");

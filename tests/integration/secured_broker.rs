@@ -45,7 +45,7 @@ pub const PLAIN_USER: &str = "cmc-bridge-plain";
 /// The subject of the client certificate.
 pub const CERTIFIED_USER: &str = "cmc-bridge-certified";
 
-/// The running broker and the files needed to reach it.
+/// The running broker and the files that clients need to reach it.
 pub struct Secured {
     broker: Broker,
     sasl_ssl: u16,
