@@ -51,7 +51,7 @@ impl Backlog {
         trimmer: Trimmer,
         books: Arc<Books>,
     ) -> Backlog {
-        reader.seek(found.position.seq);
+        reader.seek(found.position.seq, Some(found.position.events));
         Backlog {
             storage,
             dir,
@@ -132,7 +132,7 @@ impl Backlog {
     /// Goes back to the known position.
     pub fn rewind(&mut self) {
         self.peeked = None;
-        self.reader.seek(self.position.seq);
+        self.reader.seek(self.position.seq, Some(self.position.events));
     }
 
     /// Goes to a batch, which must not lie beyond the durable end, and makes it the known position.
@@ -141,7 +141,7 @@ impl Backlog {
     /// The batch is damaged, or the disk failed.
     pub fn seek(&mut self, seq: Seq) -> Result<Position, ReadError> {
         self.peeked = None;
-        self.reader.seek(seq);
+        self.reader.seek(seq, None);
         let end = self.end();
         let events = match self.peek()? {
             Some(batch) => batch.events_before,

@@ -441,8 +441,8 @@ impl LogWriter {
     }
 
     fn roll(&mut self, spare: Spare) -> Result<(), SpoolError> {
-        let NewSegment { id, first_seq, left } = self.writer.roll(spare, clock::unix_micros())?;
-        self.tail.roll(id, first_seq, self.writer.offset());
+        let NewSegment { id, begin, left } = self.writer.roll(spare, clock::unix_micros())?;
+        self.tail.roll(id, begin, self.writer.offset());
         self.rolled = clock::now();
         // A backlog must not fill the page cache with what nobody reads soon: allocating new pages costs more time than the
         // disk does.
@@ -469,6 +469,7 @@ fn keep_obsolete(found: &mut Inspection) {
         .map(|id| SegmentInfo {
             id,
             first_seq: Seq(0),
+            events_before: 0,
             after_loss: false,
             end: SegmentEnd::At(0),
             bytes: 0,

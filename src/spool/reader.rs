@@ -57,6 +57,8 @@ pub struct Reader {
     log_id: [u8; 16],
     tail: Arc<SharedEnd>,
     next: Seq,
+    /// Events in all batches before `next`, when known.
+    events: Option<u64>,
     open: Option<OpenSegment>,
 }
 
@@ -94,13 +96,15 @@ impl Reader {
             log_id,
             tail,
             next: Seq(0),
+            events: None,
             open: None,
         }
     }
 
-    /// Moves to a batch: the next one read is the first at or after `seq`.
-    pub fn seek(&mut self, seq: Seq) {
+    /// Moves to a batch: the next one read is the first at or after `seq`. `events` is how many lie before it, if known.
+    pub fn seek(&mut self, seq: Seq, events: Option<u64>) {
         self.next = seq;
+        self.events = events;
         self.open = None;
     }
 
@@ -147,6 +151,9 @@ impl Reader {
             }
             match open.record(limit)? {
                 Some((header, _)) if header.kind == RecordKind::Seal || header.seq < self.next => {
+                    if header.next_seq() == self.next {
+                        self.events = Some(header.events_after());
+                    }
                     open.offset += header.record_len() as u64;
                 }
                 Some((header, payload)) if header.seq == self.next => {
@@ -158,6 +165,7 @@ impl Reader {
                     };
                     open.offset += header.record_len() as u64;
                     self.next = Seq(header.seq.0 + 1);
+                    self.events = Some(header.events_after());
                     return Ok(Some(batch));
                 }
                 _ if ends_unsaid => {
@@ -166,8 +174,8 @@ impl Reader {
                         return Ok(None);
                     }
                 }
-                _ => match open.damage(&self.tail, limit, self.next)? {
-                    // Only delivered batches are damaged.
+                _ => match open.damage(&self.tail, limit, self.next, self.events)? {
+                    // What is damaged is delivered, or holds no batch.
                     Damage {
                         to: Some(to),
                         bytes: Some((_, behind)),
@@ -205,6 +213,9 @@ impl Reader {
         }
         if info.first_seq > self.next && info.after_loss {
             self.next = info.first_seq;
+        }
+        if info.first_seq == self.next {
+            self.events = Some(info.events_before);
         }
         if info.first_seq > self.next {
             return Err(ReadError::Damaged(Damage {
@@ -285,8 +296,14 @@ impl OpenSegment {
         Ok(wanted)
     }
 
-    /// The damage at the offset, up to the next valid record.
-    fn damage(&self, tail: &SharedEnd, limit: u64, from: Seq) -> Result<Damage, SpoolError> {
+    /// The damage at the offset, up to the next valid record. The next batch is `from`, with `events` before it.
+    fn damage(
+        &self,
+        tail: &SharedEnd,
+        limit: u64,
+        from: Seq,
+        events: Option<u64>,
+    ) -> Result<Damage, SpoolError> {
         let mut bytes = vec![0; limit.saturating_sub(self.offset) as usize];
         let n = self
             .file
@@ -306,14 +323,18 @@ impl OpenSegment {
             from,
             to: next
                 .map(|found| found.header.seq)
-                .or_else(|| first_behind(tail, self.id)),
+                .or_else(|| first_behind(tail, self.id, from, events)),
             kind: DamageKind::Records,
         })
     }
 }
 
-/// The first sequence of the segments after this one.
-fn first_behind(tail: &SharedEnd, id: SegmentId) -> Option<Seq> {
+/// The first batch after damage at the end of this segment; `from` if the damage costs none.
+fn first_behind(tail: &SharedEnd, id: SegmentId, from: Seq, events: Option<u64>) -> Option<Seq> {
     let state = tail.lock();
-    state.segments.iter().find(|s| s.id > id).map(|s| s.first_seq)
+    let behind = state.segments.iter().find(|s| s.id > id)?;
+    Some(match behind.follows_known_loss(events) {
+        true => from,
+        false => behind.first_seq,
+    })
 }

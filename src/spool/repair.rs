@@ -56,7 +56,8 @@ pub struct Lost {
     pub from: Seq,
     /// The first batch after them.
     pub to: Seq,
-    /// How many events they held, if a later batch shows it.
+    /// How many events they held, if a later batch shows it. A later incarnation's doesn't: it may have begun without being
+    /// able to read them.
     pub events: Option<u64>,
 }
 
@@ -214,11 +215,15 @@ impl Rewriting {
             !found.is_harmless() && found.from < seq && found.to.is_none_or(|to| to > self.old.seq)
         };
         let found = survey.damage().iter().filter(in_between);
-        if let Some(from) = found.map(|found| found.from.max(self.old.seq)).min() {
+        if !survey.follows_known_loss(seq, self.old.events)
+            && let Some(from) = found.map(|found| found.from.max(self.old.seq)).min()
+        {
             self.lost.push(Lost {
                 from,
                 to: seq,
-                events: events_before.map(|before| before.saturating_sub(self.old.events)),
+                events: events_before
+                    .filter(|_| self.writer.history().is_one_incarnation(self.old.seq, seq))
+                    .map(|before| before.saturating_sub(self.old.events)),
             });
         }
         self.commit()?;

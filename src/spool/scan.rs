@@ -53,10 +53,16 @@ pub fn scan(
         // beyond it. Without such a proof, valid records after it belong to the same commit, which was never acknowledged.
         let behind = (at + ALIGN).min(bytes.len());
         let hidden = is_hidden(bytes, at, checksum, refused);
+        // Damage to the header's copy proves nothing about the first commit, which begins after it.
+        let copy_end = match at == segment::HEADER {
+            true => header.first_commit_at(bytes),
+            false => at,
+        };
+        let proves =
+            |record: FoundRecord| record.commit_at() > copy_end || copy_end > at && record.at == copy_end;
         let proven = hidden
             || header.durability == Durability::Fsync
-                && (scan.next_seq < delivered
-                    || valid_records(bytes, &checksum, behind).any(|record| record.commit_at() > at));
+                && (scan.next_seq < delivered || valid_records(bytes, &checksum, behind).any(proves));
         let next = valid_records(bytes, &checksum, behind).next();
         let Some(next) = next.filter(|_| proven) else {
             scan.end_before(refused, hidden, header.id, bytes.len());

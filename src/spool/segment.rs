@@ -86,6 +86,14 @@ impl History {
         &self.0
     }
 
+    /// Whether one incarnation wrote both batches, the earlier one first.
+    pub fn is_one_incarnation(&self, earlier: Seq, later: Seq) -> bool {
+        !self
+            .0
+            .iter()
+            .any(|(_, first)| earlier < *first && *first <= later)
+    }
+
     /// This history with one more incarnation, from sequence `first` on. Entries that would cover no sequence are dropped, and
     /// the oldest ones beyond 250.
     pub fn then(mut self, incarnation: Incarnation, first: Seq) -> History {
@@ -174,6 +182,24 @@ impl SegmentHeader {
         bytes
     }
 
+    /// Where the first commit begins in a segment with these bytes: after the header's copy, even if that is damaged, or right
+    /// after the header if an earlier version wrote the segment.
+    pub fn first_commit_at(&self, bytes: &[u8]) -> usize {
+        let beginning = self.encode_with_copy();
+        let (_, copy) = beginning.split_at(HEADER);
+        let found = bytes.get(HEADER..beginning.len()).unwrap_or_default();
+        let same = copy
+            .iter()
+            .zip(found)
+            .filter(|(copy, found)| copy == found)
+            .count();
+        // A batch in this place has hardly more in common with the copy than some zeros.
+        match same * 4 > copy.len() * 3 {
+            true => beginning.len(),
+            false => HEADER,
+        }
+    }
+
     /// The header whose copy is the record at the beginning of `bytes`, if that is a valid copy.
     pub fn decode_copy(bytes: &[u8], checksum: Checksum) -> Option<SegmentHeader> {
         let (record, copy) = checksum.verify(bytes)?;
@@ -230,11 +256,21 @@ pub struct SegmentInfo {
     pub id: SegmentId,
     /// The first sequence in it, or after it if the segment is unusable.
     pub first_seq: Seq,
+    /// Events in all batches before it; 0 when the segment is unusable.
+    pub events_before: u64,
     /// Whether the batches missing before `first_seq` are known to be lost.
     pub after_loss: bool,
     pub end: SegmentEnd,
     /// Bytes that count against the budget.
     pub bytes: u64,
+}
+
+impl SegmentInfo {
+    /// Whether the batches missing before it were lost earlier and no others are, given the events before the missing ones.
+    /// Every batch has events, so none is missing if no event is.
+    pub fn follows_known_loss(&self, events: Option<u64>) -> bool {
+        self.after_loss && events == Some(self.events_before)
+    }
 }
 
 /// Where a segment's records end.

@@ -69,7 +69,7 @@ impl SharedEnd {
     }
 
     /// The writer has begun a new segment and is at this offset in it.
-    pub fn roll(&self, id: SegmentId, first_seq: Seq, offset: u64) {
+    pub fn roll(&self, id: SegmentId, begin: Position, offset: u64) {
         let mut state = self.lock();
         let left_at = state.durable_offset;
         if let Some(last) = state.segments.last_mut()
@@ -80,7 +80,8 @@ impl SharedEnd {
         state.durable_offset = offset;
         state.segments.push(SegmentInfo {
             id,
-            first_seq,
+            first_seq: begin.seq,
+            events_before: begin.events,
             after_loss: false,
             end: SegmentEnd::Durable,
             bytes: offset,
@@ -184,7 +185,7 @@ mod tests {
     fn the_budget_changes_together_with_the_segments() {
         let tail = SharedEnd::new(Vec::new(), Position::default());
         let queue = Queue::new(1);
-        tail.roll(SegmentId(1), Seq(0), 0);
+        tail.roll(SegmentId(1), Position::default(), 0);
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 for offset in 0..200_000 {

@@ -15,7 +15,7 @@ use super::{
     damage::{Damage, DamageKind},
     error::SpoolError,
     manifest::Manifest,
-    position::{Position, SegmentId},
+    position::{Position, SegmentId, Seq},
     reader::{ReadError, Reader, StoredBatch},
     recovery::{Inspection, inspect_salvaged, manifest_of, read_header, segment_ids},
     salvage::{Salvage, touch},
@@ -57,7 +57,7 @@ impl Survey {
             log_id,
             Arc::clone(&tail),
         );
-        reader.seek(found.position.seq);
+        reader.seek(found.position.seq, Some(found.position.events));
         Ok(Some(Survey {
             disk,
             dir: dir.to_path_buf(),
@@ -81,6 +81,13 @@ impl Survey {
     /// The log's end.
     pub fn end(&self) -> Position {
         self.tail.lock().end
+    }
+
+    /// Whether all batches missing before `seq` were lost earlier, given the events before the missing ones.
+    pub(super) fn follows_known_loss(&self, seq: Seq, events: u64) -> bool {
+        let state = self.tail.lock();
+        let mut segments = state.segments.iter().filter(|segment| segment.first_seq == seq);
+        segments.any(|segment| segment.follows_known_loss(Some(events)))
     }
 
     /// The next readable batch, skipping damage; `None` at the end.
@@ -107,7 +114,7 @@ impl Survey {
                         self.damage.push(damage);
                     }
                     match behind {
-                        Some(behind) => self.reader.seek(behind),
+                        Some(behind) => self.reader.seek(behind, None),
                         // Nothing after it can be read.
                         None => return Ok(None),
                     }

@@ -10,7 +10,7 @@ use std::{
 use super::{
     error::SpoolError,
     next_segment::Spare,
-    position::{CommitNo, SegmentId, Seq},
+    position::{CommitNo, Position, SegmentId, Seq},
     record::{self, Checksum, RecordHeader, RecordKind},
     recovery::Inspection,
     segment::{self, Durability, History, Incarnation, SegmentHeader},
@@ -76,7 +76,8 @@ impl Active {
 /// A segment that was just begun.
 pub struct NewSegment {
     pub id: SegmentId,
-    pub first_seq: Seq,
+    /// The position of its first batch.
+    pub begin: Position,
     /// The previous segment's file, which is durable.
     pub left: Option<Box<dyn StorageFile>>,
 }
@@ -297,7 +298,10 @@ impl Writer {
         self.after_loss = false;
         Ok(NewSegment {
             id,
-            first_seq: self.next_seq,
+            begin: Position {
+                seq: self.next_seq,
+                events: self.events,
+            },
             left: left.map(|left| left.file),
         })
     }

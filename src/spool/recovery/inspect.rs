@@ -487,6 +487,7 @@ fn chain(segments: &mut Vec<SegmentInfo>, header: &SegmentHeader, position: Seq)
     segments.push(SegmentInfo {
         id,
         first_seq: header.first_seq,
+        events_before: header.events_before,
         after_loss: header.after_loss,
         end: SegmentEnd::FirstInvalid,
         bytes: segment::HEADER as u64,
@@ -498,6 +499,7 @@ fn damaged_segment(id: SegmentId, from: Seq, to: Option<Seq>, kind: DamageKind) 
     SegmentInfo {
         id,
         first_seq: to.unwrap_or(from),
+        events_before: 0,
         after_loss: false,
         end: SegmentEnd::Damaged(Damage {
             segment: id,

@@ -234,6 +234,56 @@ fn delivery_from_a_position_inside_the_loss_continues_after_it() {
     }
 }
 
+/// Whatever breaks after a repair: what the repair gave up is not lost again.
+#[test]
+fn a_loss_is_reported_once() {
+    // Batches 1 and 3 are lost, so that a segment without batches follows the beginning, and one with a batch the other loss.
+    let repaired = || {
+        let spool = Spool::new();
+        spool.flip(2, 5000);
+        spool.flip(4, 5000);
+        spool.repair().unwrap();
+        spool
+    };
+    for delivered in [1, 2, 3, 4] {
+        let spool = repaired();
+        spool.open().deliver_to(delivered);
+        let kept: Vec<u64> = [2, 4, 5].into_iter().filter(|n| *n >= delivered).collect();
+        for (path, bytes) in spool.files() {
+            if path.extension().is_none_or(|extension| extension != "segment") {
+                continue;
+            }
+            for at in (0..bytes.len()).step_by(53) {
+                let mut wrong = bytes.clone();
+                wrong[at] ^= 1;
+                fs::write(&path, wrong).unwrap();
+                let (batches, survey) = spool.survey();
+                let found: Vec<u64> = batches.iter().map(|batch| batch.seq.0).collect();
+                let costs_nothing = survey.damage().iter().all(Damage::costs_nothing);
+                assert_eq!(
+                    found == kept,
+                    costs_nothing,
+                    "byte {at} of {path:?}: {found:?}, {:?}",
+                    survey.damage()
+                );
+            }
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+
+    // Both copies of the header of the segment without batches.
+    let spool = repaired();
+    let empty = spool
+        .files()
+        .into_iter()
+        .find(|(path, _)| path.extension().is_some_and(|e| e == "segment"));
+    let (path, mut bytes) = empty.unwrap();
+    bytes.fill(0xff);
+    fs::write(path, bytes).unwrap();
+    let again = spool.repair().unwrap();
+    assert_eq!((again.lost, again.batches), (vec![], 3));
+}
+
 #[test]
 fn headers_segments_checkpoint_and_tail() {
     type Harm = fn(&Spool);
@@ -454,6 +504,20 @@ fn the_last_segment_costs_all_batches_it_may_have_held() {
     assert_eq!((lost.from, lost.events), (Seq(5), None));
     assert!(lost.to > Seq(5));
     spool.check_repaired(&[1, 2, 3, 4], lost.to.0);
+}
+
+/// How many events an unreadable end of the log held is unknown, also when the bridge has gone on after it.
+#[test]
+fn batches_after_an_unreadable_end_do_not_tell_how_many_events_it_held() {
+    let spool = Spool::new();
+    fs::write(spool.segment(6), vec![0; SEGMENT as usize]).unwrap();
+    spool.open().append([6, 7], BIG);
+    let repaired = spool.repair().unwrap();
+    assert_eq!(repaired.batches, 6);
+    let [lost] = &repaired.lost[..] else {
+        panic!("{:?}", repaired.lost)
+    };
+    assert_eq!((lost.from, lost.events), (Seq(5), None));
 }
 
 /// Whichever byte is wrong, every batch that does not contain it is kept.

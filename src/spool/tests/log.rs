@@ -120,7 +120,12 @@ async fn batches_that_wait_together_share_a_sync() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_batch_is_read_once_and_in_order_while_others_append_and_trim() {
     let disk = SimDisk::new(1);
-    let mut opened = open(&disk, &options(SEGMENT));
+    let roomy = LogOptions {
+        // All batches fit, however late the reader comes.
+        max_bytes: 256 * SEGMENT,
+        ..options(SEGMENT)
+    };
+    let mut opened = open(&disk, &roomy);
     let acknowledged = Arc::new(AtomicUsize::new(0));
     for writer in 0..8 {
         let appender = opened.appender.clone();

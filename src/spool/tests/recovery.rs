@@ -146,6 +146,50 @@ fn a_gap_within_the_last_commit_is_a_torn_write() {
     );
 }
 
+/// Bit rot in the copy of the header does not make a torn first commit look durable, nor a lost one torn.
+#[test]
+fn damage_to_the_copy_of_a_header_proves_nothing_about_the_first_commit() {
+    let rotten = |commits: &[&[u64]], at: &[u64]| {
+        let disk = SimDisk::new(1);
+        let mut life = open_clean(&disk);
+        for commit in commits {
+            life.append(commit.iter().copied(), 40);
+        }
+        disk.kill();
+        disk.rot(&segment_path(1), HEADER + 60);
+        for at in at {
+            disk.rot(&segment_path(1), *at);
+        }
+        disk
+    };
+    let first = FIRST + 20;
+    let second = first + record_len(0, 40);
+
+    // The first commit is torn, and its end survived.
+    let disk = rotten(&[&[0, 1, 2]], &[first]);
+    let mut life = open_clean(&disk);
+    life.append([7], 40);
+    life.rest();
+    disk.kill();
+    open_clean(&disk).expect(0, [7], 40);
+
+    // It is torn further behind.
+    let disk = rotten(&[&[0, 1, 2]], &[second]);
+    open(&disk).expect(0, [0], 40);
+
+    // It is whole.
+    let disk = rotten(&[&[0, 1, 2]], &[]);
+    let mut life = open(&disk);
+    assert!(life.damage.iter().all(Damage::costs_nothing), "{:?}", life.damage);
+    life.expect(0, [0, 1, 2], 40);
+
+    // A later commit proves that it was durable.
+    let disk = rotten(&[&[0], &[1]], &[first]);
+    let range = Some((HEADER, FIRST + record_len(0, 40)));
+    let life = open(&disk);
+    assert_eq!(life.damage, [damage(1, range, 0, Some(1), DamageKind::Records)]);
+}
+
 #[test]
 fn nothing_after_a_cut_comes_back_even_if_the_cut_is_lost() {
     let disk = SimDisk::new(1);
