@@ -41,7 +41,8 @@
 //!    broker would refuse one that is ahead of its clock. If the broker refuses the time of sending, because its clock and this
 //!    machine's differ, records go without a timestamp for ten minutes.
 //! 8. Transactions begin at least `kafka.commit_interval` apart, because each costs the brokers much the same however few
-//!    events it has. The first event after a pause goes at once, and so does a full transaction. A drain does not pause.
+//!    events it has. The first event after a pause goes at once, and so does a full transaction and the one after it. A drain
+//!    does not pause.
 //!
 //! # At least once
 //!

@@ -76,7 +76,7 @@ pub struct Lane<C: Connect> {
     unconfirmed: Option<InFlight>,
     /// Records sent and not delivered yet. With transactions it is set only until the turn ends.
     in_flight: Option<InFlight>,
-    /// When the last transaction began; `None` before the first.
+    /// When the last transaction began; `None` before the first, and after one that left batches behind.
     begun_at: Option<Instant>,
     /// Maximum number of events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
@@ -367,9 +367,8 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
-    /// How long the next transaction waits for more events. A transaction costs the brokers much the same however few events
-    /// it has, so they begin at least `commit_interval` apart. One that would be full, or that follows a refusal, begins at
-    /// once.
+    /// How long the next transaction waits for more events: rule 8. One that would be full, that follows a full one or a
+    /// refusal, begins at once.
     fn pause(&self) -> Option<Duration> {
         let waiting = self.backlog.end().events - self.backlog.position().events;
         if waiting >= self.most_events as u64 || self.refusals.is_some() {
@@ -422,6 +421,7 @@ impl<C: Connect> Lane<C> {
         self.ended(TransactionOutcome::Committed, begun);
         self.committed_at = Some(clock::now());
         if let Some(sent) = self.unconfirmed.take() {
+            self.begun_at = self.begun_at.filter(|_| !sent.full);
             self.book(&sent);
         }
         Ok(Turn::Progress)

@@ -42,6 +42,7 @@ mod isolation;
 mod network;
 mod observability;
 mod outage;
+mod pace;
 mod pauses;
 mod readers;
 mod refusals;

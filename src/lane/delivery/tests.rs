@@ -526,21 +526,37 @@ fn transactions_begin_an_interval_apart_unless_they_are_full() {
     assert_eq!(bench.turn(), Turn::Paused(Duration::from_millis(30)));
     at(50);
     bench.settle();
-    // A full transaction does not wait, and what is left behind it does.
+    // A full transaction does not wait, and neither does what it leaves behind.
     bench.append(&[9, 3]);
-    assert_eq!(
-        (bench.turn(), bench.turn()),
-        (Turn::Progress, Turn::Paused(interval))
-    );
+    bench.settle();
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(interval));
     // Neither does a lane that is to end.
     bench.lane().hurry();
     bench.settle();
-    assert_eq!(bench.cluster.lock().transactions, [1, 2, 9, 3]);
+    assert_eq!(bench.cluster.lock().transactions, [1, 2, 9, 3, 1]);
     // After a pause an event goes at once.
     bench.lane().options.timing.commit_interval = interval;
     at(200);
     bench.append(&[1]);
     assert_eq!(bench.turn(), Turn::Progress);
+    clock::simulate(None);
+}
+
+#[test]
+fn a_backlog_of_large_events_is_not_paced() {
+    clock::simulate(Some(Instant::now()));
+    let mut bench = Bench::with(LaneOptions {
+        transaction_bytes: 1,
+        timing: Timing {
+            commit_interval: Duration::from_secs(1),
+            ..options().timing
+        },
+        ..options()
+    });
+    bench.append(&[1, 1, 1]);
+    bench.settle();
+    assert_eq!(bench.cluster.lock().transactions, [1, 1, 1]);
     clock::simulate(None);
 }
 
