@@ -24,6 +24,8 @@ pub struct Plan {
     shared: bool,
     /// `max.message.bytes` of the events' topics.
     pub limit: Option<usize>,
+    /// Whether producers compress records, so that the broker may take large ones.
+    pub compressed: bool,
     /// Whether the broker reveals the topics' configuration.
     told: bool,
     /// How many partitions topics have besides the first.
@@ -71,6 +73,7 @@ impl Plan {
             streams,
             shared: random.one_in(4),
             limit: random.one_in(2).then_some(1200),
+            compressed: random.one_in(2),
             told: random.one_in(2),
             more_partitions: random.pick(&[0, 0, 1, 2]),
             request: random.one_in(2).then(|| 1 + random.below(4) as usize),
@@ -123,6 +126,7 @@ impl Plan {
         let mut settings = Topic::default();
         settings.more_partitions = self.more_partitions;
         settings.told = self.told;
+        settings.compressed = self.compressed;
         if topic != LETTERS {
             settings.limit = self.limit;
             settings.compacted = self.compacted;

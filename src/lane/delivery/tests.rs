@@ -20,7 +20,7 @@ use crate::{
     books::Books,
     lane::{LaneThread, options::Timing},
     metrics::Metrics,
-    simulation::broker::{BrokerFault, Cluster, Crash, Crashed, Topic},
+    simulation::broker::{BrokerFault, COMPRESSIBLE, Cluster, Crash, Crashed, Topic},
     spool::{
         Appender, Durability, Log, LogMetrics, LogOptions, Manifest,
         storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
@@ -1085,11 +1085,17 @@ fn one_by_one_transactions_are_small_and_the_range_ends() {
 }
 
 #[test]
-fn large_dead_letters_go_in_parts() {
+fn large_dead_letters_go_in_parts_compressed_or_not() {
+    for compressed in [false, true] {
+        large_dead_letters_go_in_parts(compressed);
+    }
+}
+
+fn large_dead_letters_go_in_parts(compressed: bool) {
     let mut bench = with_limit(3000, false, options());
     let mut inner = bench.cluster.lock();
     let letters = inner.topics.get_mut(LETTERS).unwrap();
-    (letters.limit, letters.told) = (Some(2500), true);
+    (letters.limit, letters.told, letters.compressed) = (Some(2500), true, compressed);
     drop(inner);
     let large = "large".repeat(2000);
     bench.append_events(&[
@@ -1112,6 +1118,24 @@ fn large_dead_letters_go_in_parts() {
     assert!(parts.iter().all(|part| part.key.as_deref() == Some(b"k")));
     let books = bench.books();
     assert_eq!((books.delivered, books.diverted), (1, 1));
+}
+
+/// A record above the limit fits if it compresses well, so only the broker decides.
+#[test]
+fn compressed_records_are_refused_by_the_broker_alone() {
+    let mut bench = with_limit(1000, true, options());
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compressed = true;
+    let fits = char::from(COMPRESSIBLE).to_string().repeat(2000);
+    let large = "x".repeat(2000);
+    bench.append_events(&["1", &fits, &large, "2"].map(|value| Event {
+        key: Some("k"),
+        value,
+    }));
+    bench.settle();
+    assert_eq!(bench.cluster.values(TOPIC), ["1", &fits, "2"]);
+    assert_eq!(bench.cluster.values(LETTERS), [large]);
+    let books = bench.books();
+    assert_eq!((books.delivered, books.diverted), (3, 1));
 }
 
 #[test]
