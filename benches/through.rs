@@ -122,13 +122,15 @@ fn main() {
         .build()
         .expect("a runtime");
     println!("{}\n{rounds} rounds of {} s\n", machine(), time.as_secs());
-    // A cold virtual machine compiles for a while. These records are also what the bare producers send.
+    // A cold Java machine compiles for half a minute. These records are also what the bare producers send.
     let warm = kafka.topic();
     at_full_speed(&runtime, &kafka, &ways[0], &warm, time, &[]);
     let mut reader = Reader::new(&kafka.broker.bootstrap(), &warm);
     let records = reader.read_count(20_000, LIMIT).to_vec();
     drop(reader);
-    at_rate(&runtime, &kafka, &ways[0], 1000, time, &records);
+    for way in &ways {
+        at_rate(&runtime, &kafka, way, 1000, 2 * time, &records);
+    }
     let rest = kafka.cpu();
     thread::sleep(Duration::from_secs(3));
     let rest = (kafka.cpu() - rest).as_secs_f64() / 3.0;
@@ -408,7 +410,7 @@ async fn post_at(address: std::net::SocketAddr, rate: u64, time: Duration) -> In
         .post(&request(one(0).as_bytes()))
         .await;
     let total = rate * time.as_secs();
-    let begun = Instant::now() + Duration::from_secs(1);
+    let begun = Instant::now() + Duration::from_millis(100);
     let mut tasks = JoinSet::new();
     for first in 0..CONNECTIONS.min(total) {
         tasks.spawn(async move {
