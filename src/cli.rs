@@ -14,10 +14,13 @@
 //! | [`serve`] | runs the bridge until SIGTERM |
 //! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
 //! | [`tap`] | prints the records of the topics as they arrive |
+//! | [`top`] | shows running bridges in a terminal |
+//! | [`why`] | says what is wrong with a running bridge |
 //!
 //! | what they share | what it is |
 //! |---|---|
-//! | [`config_args`] | `--config` |
+//! | [`bridge_status`] | the status of a running bridge, from its admin port |
+//! | [`config_args`] | `--config` and `CMC_BRIDGE_CONFIG` |
 //! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
 //! | [`percentile`](mod@percentile) | percentiles |
@@ -26,6 +29,7 @@
 //! | [`signals`] | SIGINT and SIGTERM |
 //! | `stream_name` | streams by name on the command line |
 
+mod bridge_status;
 pub mod check;
 pub mod completions;
 mod config_args;
@@ -44,6 +48,8 @@ mod signals;
 pub mod spool;
 mod stream_name;
 pub mod tap;
+pub mod top;
+pub mod why;
 
 use clap::{Parser, Subcommand};
 
@@ -62,11 +68,12 @@ exactly once. A webhook is answered with 200 only when its events are on disk, s
 const AFTER_HELP: &str = "\
 Try it without Kafka: cmc-bridge dev --sample
 
-Configuration comes from the built-in defaults, then the files given with --config in order, then environment variables.
+Configuration comes from the built-in defaults, then the files given with --config in order (without it, those in
+CMC_BRIDGE_CONFIG, separated by colons), then environment variables.
 A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
 config/default.toml lists and explains every key.
 
-Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
+Exit codes: 0 success, 1 and 2 what `why` found, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
 file error, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
@@ -88,6 +95,12 @@ pub enum Command {
     /// Post sample webhooks to a bridge, as Customers Mail Cloud does
     #[command(after_help = send_sample::AFTER_HELP)]
     SendSample(send_sample::SendSampleArgs),
+    /// Ask a running bridge what is wrong, since when, what it costs and what to do
+    #[command(after_help = why::AFTER_HELP)]
+    Why(why::WhyArgs),
+    /// Show running bridges in a terminal: state, rates, backlog, lanes, problems, refusals
+    #[command(after_help = top::AFTER_HELP)]
+    Top(top::TopArgs),
     /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
@@ -131,7 +144,7 @@ mod tests {
         let Command::Config(ConfigCommand::Show(args)) = cli.command else {
             panic!("{cli:?}")
         };
-        assert_eq!(args.config.files, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(args.config.files(), [PathBuf::from("a"), PathBuf::from("b")]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The validated configuration: all that the rest of the program sees.
 //!
-//! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files named by `--config`
-//! in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
+//! Raw values become these types once, at the edge, by [`load`]: built-in defaults, then the files that the command
+//! line names, in their order, then the environment (`CMC_BRIDGE__` and the key in upper case, `__` for each dot). Nothing else is
 //! read. What is unknown or wrong is refused, all of it in one [`ConfigError`]; secrets are in none of the messages.
 //!
 //! # Files
@@ -42,7 +42,7 @@ mod tests;
 mod types;
 mod validate;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 pub use self::{
     credentials::{Auth, Credential, CredentialFile, CredentialKind, MAX_CREDENTIALS, clash},
@@ -88,6 +88,23 @@ pub fn load(
         (Some(config), settings, problems) if problems.is_empty() => Ok(Loaded { config, settings }),
         (_, _, problems) => Err(ConfigError { problems }),
     }
+}
+
+/// `admin.listen`, even if something else in the configuration is refused: a bridge whose configuration has been damaged
+/// since its start can still be asked.
+///
+/// # Errors
+/// The layers can't be merged, or this key is refused.
+pub fn admin_listen(
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<SocketAddr, ConfigError> {
+    let (config, settings, problems) = look(files, environment)?;
+    let shown = || settings.iter().find(|setting| setting.key == "admin.listen");
+    config
+        .map(|config| config.admin.listen)
+        .or_else(|| shown()?.value.trim_matches('"').parse().ok())
+        .ok_or(ConfigError { problems })
 }
 
 /// Every key with its value and origin, secrets redacted, and what is wrong with them, if anything.

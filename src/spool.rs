@@ -55,6 +55,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`access`] | who may use a spool's files: their modes |
 //! | [`appender`] | the queue between webhooks and writer |
 //! | [`backlog`] | a lane's view of its log: what is not yet in Kafka |
 //! | [`checkpoint`] | the lane's position on disk |
@@ -78,6 +79,7 @@
 //! | [`survey`] | inspects a log without changing it |
 //! | [`writer`] | commits, seals and rolls, without threads |
 
+mod access;
 mod appender;
 mod backlog;
 mod checkpoint;
@@ -104,6 +106,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use access::denied;
 pub use appender::{AppendError, Appender, LogState};
 pub use backlog::Backlog;
 pub use damage::{Damage, DamageKind};

@@ -4,6 +4,8 @@
 //! promises about delivery hold here too. A log that can't be opened does not hold up the others; its error is returned at the end.
 
 use std::{
+    mem,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +23,7 @@ use crate::{
     books::Balance,
     config::Config,
     metrics::{BlockReason, Metrics},
-    spool::SpoolLock,
+    spool::{SpoolError, SpoolLock},
     stream::Stream,
 };
 
@@ -37,27 +39,39 @@ pub struct Drained {
     pub blocked: Option<BlockReason>,
 }
 
+/// How long a drain waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a bridge that still has the spool open.
+    pub lock: Duration,
+    /// For the next delivery; without a limit if `None`.
+    pub progress: Option<Duration>,
+}
+
 /// Delivers the contents of this configuration's spool. Ends when all of it is delivered, when the rest lies after damage or a disk
-/// error, when nothing was delivered for `patience`, or at a message on `stop`. Calls `look` with the state of the streams a few
+/// error, when `patience` ends, or at a message on `stop`. Calls `look` with the state of the streams a few
 /// times a second.
 ///
 /// # Errors
 /// The directory holds no log, the spool is locked, or a log or lane failed.
 pub async fn drain(
     config: &Config,
-    patience: Option<Duration>,
+    patience: Patience,
     mut stop: mpsc::Receiver<()>,
     mut look: impl FnMut(&[Drained]),
 ) -> Result<Vec<Drained>, BridgeError> {
     // A directory without a manifest is not skipped: opening it says what is wrong.
-    let streams: Vec<Stream> = Stream::ALL
-        .into_iter()
-        .filter(|stream| config.spool.dir.join(stream.name()).is_dir())
-        .collect();
-    if streams.is_empty() {
+    let logs = || {
+        let mut streams = Stream::ALL.to_vec();
+        streams.retain(|stream| config.spool.dir.join(stream.name()).is_dir());
+        streams
+    };
+    if logs().is_empty() {
         return Err(BridgeError::NoLogs(config.spool.dir.clone()));
     }
-    SpoolLock::acquire(&config.spool.dir)?.until_the_process_ends();
+    let lock = lock(&config.spool.dir, patience.lock, &mut stop).await?;
+    lock.until_the_process_ends();
+    let streams = logs();
     let metrics = Arc::new(Metrics::new(&Registry::new(), &streams, [])?);
     let (failed, mut failures) = mpsc::unbounded_channel();
     let context = Arc::new(PipelineContext {
@@ -97,7 +111,9 @@ pub async fn drain(
                 || pipeline.has_failed()
                 || drained.blocked.is_some_and(BlockReason::is_of_the_spool)
         };
-        let given_up = patience.is_some_and(|patience| moved.0.elapsed() >= patience);
+        let given_up = patience
+            .progress
+            .is_some_and(|patience| moved.0.elapsed() >= patience);
         if pipelines.iter().zip(&now).all(stuck) || given_up {
             break;
         }
@@ -123,4 +139,27 @@ pub async fn drain(
     let result = drained();
     info!(left = left(&result), "the spool has been drained");
     Ok(result)
+}
+
+/// Locks the spool. Waits for another process that has it open, at most for `patience` and until a message on `stop`.
+async fn lock(
+    spool: &Path,
+    patience: Duration,
+    stop: &mut mpsc::Receiver<()>,
+) -> Result<SpoolLock, SpoolError> {
+    let deadline = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        let result = SpoolLock::acquire(spool);
+        if !matches!(result, Err(SpoolError::Locked { .. })) || Instant::now() >= deadline {
+            return result;
+        }
+        if !mem::replace(&mut told, true) {
+            info!(spool = %spool.display(), ?patience, "waiting for the bridge that has this spool open");
+        }
+        tokio::select! {
+            Some(()) = stop.recv() => return result,
+            () = sleep(LOOK) => {}
+        }
+    }
 }

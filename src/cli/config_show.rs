@@ -29,7 +29,7 @@ pub struct ShowArgs {
 /// 78: the configuration is refused; it is printed all the same.
 pub fn run(args: &ShowArgs, out: &mut impl Write) -> Result<(), Exit> {
     let environment = config::environment()?.into_iter();
-    let (mut settings, verdict) = config::settings(&args.config.files, environment)?;
+    let (mut settings, verdict) = config::settings(&args.config.files(), environment)?;
     if args.changed {
         settings.retain(|setting| setting.origin != Origin::Default);
         if settings.is_empty() {

@@ -11,6 +11,9 @@ const USAGE: u8 = 64;
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Exit {
+    /// Any code: the command has succeeded and printed its answer, which this code sums up.
+    #[error("")]
+    Answered(u8),
     /// 64: the command line is wrong. Waiting does not help.
     #[error("{0}")]
     Usage(String),
@@ -35,6 +38,7 @@ impl Exit {
     /// The code of sysexits.
     pub fn code(&self) -> u8 {
         match self {
+            Exit::Answered(code) => *code,
             Exit::Usage(_) => USAGE,
             Exit::Data(_) => 65,
             Exit::Unavailable(_) => 69,
@@ -103,6 +107,7 @@ mod tests {
     fn codes() {
         let refused = ConfigError { problems: Vec::new() };
         let codes = [
+            (Exit::Answered(2), 2),
             (Exit::Usage(String::new()), 64),
             (Exit::Data(String::new()), 65),
             (Exit::Unavailable(String::new()), 69),

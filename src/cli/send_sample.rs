@@ -88,6 +88,9 @@ pub struct SendSampleArgs {
     /// Authorities to trust for https (PEM) instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// While no connection can be made, try again for this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = value_parser!(u64).range(..=3600))]
+    wait: u64,
     #[command(flatten)]
     credentials: CredentialArgs,
 }
@@ -128,7 +131,13 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
     });
     let start = Instant::now();
     let runtime = Runtime::new()?;
-    let results = runtime.block_on(send_all(&posting, args.concurrency.min(args.count)))?;
+    let wait = Duration::from_secs(args.wait);
+    let results = runtime.block_on(async {
+        if !wait.is_zero() {
+            posting.target.reachable_within(wait).await;
+        }
+        send_all(&posting, args.concurrency.min(args.count)).await
+    })?;
     summary(&posting, &results, start.elapsed(), out)?;
     let good = results.answers.get(&200).map_or(0, |answers| answers.count);
     match args.count - good {

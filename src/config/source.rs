@@ -288,7 +288,12 @@ pub(super) fn merge(layers: Vec<Layer>) -> Result<Value, ::config::ConfigError> 
 
 /// Parses a TOML file, or says what is wrong and what to do.
 fn parse_file(path: &Path) -> Result<Map<String, Value>, (String, &'static str)> {
-    let text = files::read(path).map_err(|what| (what, "--config names a TOML file that can be read"))?;
+    let text = files::read(path).map_err(|what| {
+        (
+            what,
+            "name a TOML file that can be read, with --config or CMC_BRIDGE_CONFIG",
+        )
+    })?;
     ::config::File::from_str(&text, FileFormat::Toml)
         .collect()
         .map_err(|error| {

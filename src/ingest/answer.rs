@@ -23,12 +23,16 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::{limits::LogLimiter, phase::Phase};
-use crate::{cmc::Malformed, metrics::Outcome, stream::Stream};
+use crate::{
+    cmc::Malformed,
+    metrics::{Outcome, Shortage},
+    stream::Stream,
+};
 
 /// Rate limits for the log lines about refusals, one for each cause.
 pub(super) struct RefusalLines {
     outcomes: [LogLimiter; Outcome::ALL.len()],
-    shortages: [LogLimiter; 4],
+    shortages: [LogLimiter; Shortage::ALL.len()],
 }
 
 impl RefusalLines {
@@ -47,35 +51,6 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
-
-/// The shortage behind a 503 that the bridge gives while it is serving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shortage {
-    Flight,
-    Spool,
-    Disk,
-    /// The log is not open.
-    Log,
-}
-
-impl Shortage {
-    fn outcome(self) -> Outcome {
-        match self {
-            Shortage::Log => Outcome::Failed,
-            Shortage::Flight | Shortage::Spool | Shortage::Disk => Outcome::Overloaded,
-        }
-    }
-
-    /// The cause as the log and the runbook name it.
-    fn cause(self) -> &'static str {
-        match self {
-            Shortage::Flight => "too many bytes in flight",
-            Shortage::Spool => "spool full",
-            Shortage::Disk => "disk slow",
-            Shortage::Log => "log not open",
-        }
-    }
-}
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -299,6 +274,11 @@ impl Answer {
             }
             _ => (TEXT, Bytes::from_static(b"ok")),
         }
+    }
+
+    /// The shortage behind a 503.
+    pub(super) fn shortage(&self) -> Option<Shortage> {
+        self.shortage.map(|(shortage, _)| shortage)
     }
 
     /// Logs why the request was refused, unless this cause was logged a moment ago.

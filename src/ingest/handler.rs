@@ -33,7 +33,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    answer::{Answer, Ending, HealthAnswer, HttpResponse, Shortage},
+    answer::{Answer, Ending, HealthAnswer, HttpResponse},
     auth::Admission,
     body::{self, BodyError},
     connection::Connection,
@@ -42,7 +42,10 @@ use super::{
     phase::Phase,
     webhook::Webhook,
 };
-use crate::{cmc::Media, metrics::Outcome};
+use crate::{
+    cmc::Media,
+    metrics::{Outcome, Shortage},
+};
 
 /// The client is gone, so there is nobody to answer.
 #[derive(Debug, Error)]
@@ -90,6 +93,9 @@ pub(super) async fn serve(
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = request_body.bytes, "answered");
     } else {
         let request = format_args!("{number:x}-{on_connection}");
+        if let Some(shortage) = answer.shortage() {
+            intake.metrics.short_of(shortage);
+        }
         answer.log(&intake.refusal_lines, &request, request_body.bytes);
     }
     let mut phase = ending.phase();

@@ -19,7 +19,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
-    answer::{Answer, Shortage},
+    answer::Answer,
     auth::Admission,
     connection::Connection,
     intake::Intake,
@@ -30,7 +30,7 @@ use crate::{
     clock,
     cmc::{self, Envelope, Media, Split},
     dead_letter::Failure,
-    metrics::Outcome,
+    metrics::{Outcome, Shortage},
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };

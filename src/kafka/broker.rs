@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::dead_letter::Reason;
+use crate::{dead_letter::Reason, human};
 
 pub use crate::metrics::BlockReason;
 pub use crate::spool::Seq;
@@ -91,11 +91,13 @@ pub struct RefusedRecords {
 
 /// A failure that blocks the lane until it passes.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{message}")]
+#[error("{}", human::with_cure(cause, cure))]
 pub struct BrokerError {
     pub reason: BlockReason,
-    /// The cause and the cure.
-    pub message: String,
+    /// What is wrong, without a full stop.
+    pub cause: String,
+    /// What to do, in sentences without the last full stop; empty if there is nothing to do.
+    pub cure: String,
 }
 
 impl BrokerError {
@@ -104,8 +106,9 @@ impl BrokerError {
     pub fn unnamed_refusal() -> BrokerError {
         BrokerError {
             reason: BlockReason::Other,
-            message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
+            cause: "the broker refused a record, and librdkafka does not say which one; it is sent again"
                 .into(),
+            cure: String::new(),
         }
     }
 }

@@ -188,12 +188,12 @@ impl LetterReader {
             Look::Away(error) if silent => Err(error),
             Look::Well if silent => Err(BrokerError {
                 reason: BlockReason::Connect,
-                message: format!(
-                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s. Look at the \
-                     brokers' logs",
+                cause: format!(
+                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s",
                     self.session.topic,
                     SILENCE.as_secs()
                 ),
+                cure: "Look at the brokers' logs".into(),
             }),
             Look::Well | Look::Away(_) => Ok(()),
         }

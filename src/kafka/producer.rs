@@ -185,7 +185,8 @@ impl KafkaBroker {
             .transpose()
             .map_err(|error| BrokerError {
                 reason: BlockReason::Other,
-                message: format!("cannot start a thread for commits: {error}"),
+                cause: format!("cannot start a thread for commits: {error}"),
+                cure: String::new(),
             })?;
         Ok(KafkaBroker {
             producer,
@@ -211,7 +212,8 @@ impl KafkaBroker {
     ) -> Result<(), BrokerError> {
         let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
             reason: BlockReason::Other,
-            message: "librdkafka gave no group metadata".into(),
+            cause: "librdkafka gave no group metadata".into(),
+            cure: String::new(),
         })?;
         committer
             .commit(offsets, deadline)
@@ -335,7 +337,8 @@ impl Broker for KafkaBroker {
         let Some(consumer) = self.consumer.take() else {
             return Err(BrokerError {
                 reason: BlockReason::Other,
-                message: "the position has been read already".into(),
+                cause: "the position has been read already".into(),
+                cure: String::new(),
             });
         };
         let mut committed = self.session.committed(&consumer, &[0], PATIENCE)?;

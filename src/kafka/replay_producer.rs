@@ -162,10 +162,11 @@ fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
 pub fn another_replay(group: &str) -> BrokerError {
     BrokerError {
         reason: BlockReason::Fenced,
-        message: format!(
-            "another replay with {group} has begun, or a transaction took longer than kafka.transaction_timeout. Nothing was \
-             delivered twice; what is not replayed is left to the other one, or to the next"
+        cause: format!(
+            "another replay with {group} has begun, or a transaction took longer than kafka.transaction_timeout"
         ),
+        cure: "Nothing was delivered twice; what is not replayed is left to the other one, or to the next"
+            .into(),
     }
 }
 

@@ -59,11 +59,12 @@ impl TopicDescription {
     pub fn leaderless(&self, topic: &str) -> Option<BrokerError> {
         (self.without_leader > 0).then(|| BrokerError {
             reason: BlockReason::Connect,
-            message: format!(
-                "cannot read topic {topic}: {} of {} partitions have no leader. Look at the brokers that hold their replicas",
+            cause: format!(
+                "cannot read topic {topic}: {} of {} partitions have no leader",
                 self.without_leader,
                 self.partitions.len()
             ),
+            cure: "Look at the brokers that hold their replicas".into(),
         })
     }
 }

@@ -111,7 +111,8 @@ impl From<DeliveryError> for Stop {
             DeliveryError::Failed(error) => Stop::Blocked(error),
             error @ DeliveryError::TooLarge => Stop::Blocked(BrokerError {
                 reason: BlockReason::Other,
-                message: error.to_string(),
+                cause: error.to_string(),
+                cure: String::new(),
             }),
         }
     }
@@ -549,7 +550,7 @@ impl<C: Connect> Lane<C> {
         let wait = self.wait;
         self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
-        self.metrics.lane_blocked(error.reason, &error.message);
+        self.metrics.lane_blocked(error.reason, &error.cause, &error.cure);
         warn!(
             stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
             "the lane is blocked: {error}"

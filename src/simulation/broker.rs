@@ -432,7 +432,8 @@ impl Inner {
 pub fn error(reason: BlockReason, message: &str) -> BrokerError {
     BrokerError {
         reason,
-        message: message.to_owned(),
+        cause: message.to_owned(),
+        cure: String::new(),
     }
 }
 

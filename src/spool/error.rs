@@ -7,11 +7,13 @@ use std::{
 
 use thiserror::Error;
 
+use super::access::Explained;
+
 /// The spool can't go on. The process should end with 74, or with 69 when another one holds the lock.
 #[derive(Debug, Error)]
 pub enum SpoolError {
     /// A system call failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), Explained(path, source))]
     Io {
         action: &'static str,
         path: PathBuf,

@@ -5,12 +5,12 @@
 //! releases the lock after the last system call of the last of them.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io, mem,
     path::{Path, PathBuf},
 };
 
-use super::error::SpoolError;
+use super::{access, error::SpoolError};
 
 /// Holds the spool's lock for as long as it lives.
 #[derive(Debug)]
@@ -19,21 +19,19 @@ pub struct SpoolLock {
 }
 
 impl SpoolLock {
-    /// Locks the spool in `dir`, which is created if missing.
+    /// Locks the spool in `dir`, which is created if missing, and closes its files to other users.
     ///
     /// # Errors
     /// Another process holds the lock, or the disk failed.
     pub fn acquire(dir: &Path) -> Result<SpoolLock, SpoolError> {
         create_durably(dir).map_err(SpoolError::io("create the directory", dir))?;
         let path = dir.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(SpoolError::io("open", &path))?;
-        lock(file, path)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = access::open(&mut options, &path).map_err(SpoolError::io("open", &path))?;
+        let lock = lock(file, path)?;
+        access::restrict(dir);
+        Ok(lock)
     }
 
     /// Holds the lock until the process ends: nothing drops it.
@@ -68,7 +66,7 @@ fn lock(file: File, path: PathBuf) -> Result<SpoolLock, SpoolError> {
 /// below would survive a power loss.
 fn create_durably(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    fs::create_dir_all(dir)?;
+    access::create_dir_all(dir)?;
     for created in missing {
         let parent = match created.parent() {
             // A relative path has an empty parent.

@@ -20,6 +20,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use crate::clock;
 
 use super::{
+    access,
     checkpoint::Checkpoint,
     damage::Damage,
     error::SpoolError,
@@ -89,7 +90,7 @@ fn repair_from(
         // What an interrupted repair left may be the damaged log itself, so it must not be deleted.
         match fs::rename(&work, free_name(dir, &format!("{aside}-left"))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("set aside")(error)),
-            _ => fs::create_dir(&work).map_err(failed("create the directory")),
+            _ => access::create_dir(&work).map_err(failed("create the directory")),
         }
     };
     let rewritten = rewrite(survey, &storage, &work, begin, segment_bytes, durability);

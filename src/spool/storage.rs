@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::error::SpoolError;
+use super::{access, error::SpoolError};
 
 /// The reading half of a disk. Paths are those of the file system.
 pub trait ReadStorage: Send + Sync {
@@ -95,7 +95,7 @@ const DESCRIPTOR_WAIT: Duration = Duration::from_secs(30);
 const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
 
 /// Opens something. While file descriptors are used up, tries again: connections take them and release them when they time out.
-fn patiently<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
         match open() {
@@ -130,13 +130,13 @@ impl ReadStorage for FileSystem {
 
 impl Storage for FileSystem {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        access::create_dir_all(dir)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
-        Ok(Box::new(patiently(|| options.open(path))?))
+        Ok(Box::new(patiently(|| access::open(&mut options, path))?))
     }
 
     fn open_for_writing(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {

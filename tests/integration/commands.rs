@@ -423,3 +423,41 @@ fn completions_are_scripts() {
     let ended = run(&Setup::new(NO_KAFKA), &["completions", "bash"]);
     ended.has(0, &["complete -F", "send-sample"]);
 }
+
+/// Each command that reads a configuration, with nothing but its name.
+const CONFIGURED: [&[&str]; 13] = [
+    &["serve"],
+    &["dev"],
+    &["check"],
+    &["config", "show"],
+    &["tap"],
+    &["explain"],
+    &["spool", "ls"],
+    &["spool", "verify"],
+    &["spool", "export"],
+    &["spool", "drain"],
+    &["spool", "repair"],
+    &["dead-letters", "ls"],
+    &["dead-letters", "replay"],
+];
+
+#[test]
+fn one_variable_configures_every_command() {
+    let setup = Setup::new(NO_KAFKA);
+    let missing = [("CMC_BRIDGE_CONFIG", "/no/such.toml")];
+    for args in CONFIGURED {
+        let ended = Started::new(&setup, args, &missing).end();
+        assert_eq!(ended.code, 78, "{args:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("/no/such.toml"),
+            "{args:?}: {}",
+            ended.stderr
+        );
+    }
+    // The command line wins.
+    let file = new_dir("config").join("own.toml");
+    fs::write(&file, "[ingest]\nmax_events = 7\n").unwrap();
+    let args = ["config", "show", "--changed", "--config", file.to_str().unwrap()];
+    let ended = Started::new(&setup, &args, &missing).end();
+    assert!(ended.stdout.contains("max_events = 7"), "{}", ended.stdout);
+}

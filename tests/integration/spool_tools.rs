@@ -1,6 +1,13 @@
 //! `spool ls`, `verify`, `export`, `drain` and `repair` on spools that a real bridge left behind.
 
-use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -43,7 +50,27 @@ fn the_tools_list_verify_export_and_drain_a_spool() {
         assert_eq!(ended.code, 69, "{command}");
         assert!(ended.stderr.contains("another cmc-bridge has this spool open"));
     }
+    // A drain that may wait gets the spool when the bridge ends. Kafka is still unreachable, so nothing is delivered.
+    let waiting = thread::spawn({
+        let away = away.clone();
+        move || run(&away, &["spool", "drain", "--wait", "300", "--patience", "2"])
+    });
+    let briefly = run(&away, &["spool", "drain", "--wait", "1"]);
+    assert_eq!(briefly.code, 69, "{}", briefly.stderr);
+    assert!(
+        briefly.stderr.contains("another cmc-bridge has this spool open"),
+        "{}",
+        briefly.stderr
+    );
+    assert!(!waiting.is_finished(), "the drain did not wait");
     bridge.kill();
+    let waited = waiting.join().unwrap();
+    assert_eq!(waited.code, 69, "{}", waited.stderr);
+    assert!(
+        waited.stderr.contains("they are still in the spool"),
+        "{}",
+        waited.stderr
+    );
 
     let listing: Value = serde_json::from_str(&run(&away, &["spool", "ls", "--json"]).stdout).unwrap();
     assert_eq!(listing["open"], false);
@@ -259,7 +286,7 @@ fn a_batch_of_a_later_version_is_exported_unchanged_and_kept_by_a_repair() {
 }
 
 /// Changes the layout number of one batch in a segment, with valid checksums. Returns where the batches' records begin.
-fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
+pub fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
     let mut places = Vec::new();
     let payload_len = |bytes: &[u8], at: usize| {
         let len = bytes[at + 12..at + 16].try_into().unwrap();
@@ -282,6 +309,66 @@ fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
         at += (48 + len).next_multiple_of(16);
     }
     places
+}
+
+/// Only root can start processes as others.
+fn as_user(setup: &Setup, user: u32, group: u32) -> Setup {
+    let (user, group) = (format!("--reuid={user}"), format!("--regid={group}"));
+    setup
+        .clone()
+        .through(&["setpriv", &user, &group, "--clear-groups"])
+}
+
+#[test]
+fn another_user_of_the_same_group_takes_a_spool_over() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can start the bridge as other users");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let spool = dir.path().join("spool");
+    let setup = Setup::new(NO_KAFKA).spool(&spool).set("shutdown.grace", "1s");
+    let serve = |user, group| {
+        let bridge = as_user(&setup, user, group).start();
+        assert_eq!(
+            bridge
+                .client()
+                .post(cmc::sample("deliveries-succeeded.json"))
+                .status,
+            200
+        );
+        bridge.stop();
+    };
+    serve(4321, 4300);
+    serve(4322, 4300);
+    // A spool of an earlier version.
+    let modes = |file: u32, directory: u32| {
+        for path in [&spool, &spool.join("deliveries")] {
+            for entry in fs::read_dir(path).unwrap().flatten() {
+                let mode = if entry.path().is_dir() { directory } else { file };
+                fs::set_permissions(entry.path(), Permissions::from_mode(mode)).unwrap();
+                chown(entry.path(), Some(4321), Some(4300)).unwrap();
+            }
+        }
+    };
+    modes(0o644, 0o755);
+    let denied = |user, group, cure: &str| {
+        let setup = as_user(&setup, user, group);
+        let mut running = setup.spawn();
+        assert_eq!(running.wait_exit(LIMIT), 74, "{}", running.stderr());
+        let check = run(&setup, &["check"]);
+        for text in [running.stderr(), check.stdout + &check.stderr] {
+            let process = format!("this process is user {user} of group {group}");
+            for part in ["belongs to user 4321 and group 4300", &process, cure] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    };
+    denied(4322, 4300, "Start this version once as user 4321");
+    serve(4321, 4300);
+    serve(4322, 4300);
+    denied(4323, 4999, "Run it with group 4300");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-use crate::human;
+use crate::{human, spool::denied};
 
 /// The state of `spool.dir`.
 pub enum Directory {
@@ -22,14 +22,14 @@ impl Directory {
         let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK);
         match std::fs::metadata(dir) {
             Ok(metadata) if !metadata.is_dir() => Directory::Unusable("is not a directory".to_owned()),
-            Ok(_) => match writable(dir) {
-                Ok(()) => {
+            Ok(_) => match denied(dir) {
+                None => {
                     let free = rustix::fs::statvfs(dir).ok();
                     Directory::Ready {
                         free: free.map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)),
                     }
                 }
-                Err(error) => Directory::Unusable(format!("this user can't write to it: {error}")),
+                Some(why) => Directory::Unusable(why),
             },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let parent = existing_parent(dir);

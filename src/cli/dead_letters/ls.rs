@@ -55,7 +55,7 @@ pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
     let topic = &config.stream(Stream::DeadLetters).topic;
     let filter = args.filter.filter();
     let stop = stop_flag()?;
-    let unavailable = |error: BrokerError| Exit::Unavailable(error.message);
+    let unavailable = |error: BrokerError| Exit::Unavailable(error.to_string());
     let group = ReplayOptions::default_group(&config.kafka);
     let mut source = LetterReader::open(&config.kafka, &group, topic).map_err(unavailable)?;
     let mut ranges = source.bounds().map_err(unavailable)?;

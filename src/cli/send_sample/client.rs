@@ -5,15 +5,15 @@ use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Durati
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Request, StatusCode, Uri,
+    Method, Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -29,8 +29,12 @@ use crate::config::text_fault;
 /// The path for a URL without one: the bridge's default.
 const PATH: &str = "/webhooks/events";
 
+/// How long to wait for one connection, and how long between two tries.
+const CONNECT: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(200);
+
 /// Maximum length of an answer in bytes; the bridge's are shorter.
-const ANSWER: usize = 64 << 10;
+const ANSWER: usize = 1 << 20;
 
 /// A webhook endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,22 @@ impl Target {
         self.tls.is_some()
     }
 
+    /// Waits, at most for `patience`, until a connection can be made. In a new pod, name servers and network policies may not know
+    /// it yet. Nothing is sent, so nothing can come twice.
+    pub async fn reachable_within(&self, patience: Duration) {
+        let tried = async {
+            // A name may fail to resolve at first, and a packet may get no answer at all.
+            while !matches!(
+                timeout(CONNECT, TcpStream::connect(&self.address)).await,
+                Ok(Ok(_))
+            ) {
+                sleep(RETRY).await;
+            }
+        };
+        // If nothing answers, the webhook itself reports the error.
+        let _ = timeout(patience, tried).await;
+    }
+
     /// The endpoint as a URL.
     pub fn url(&self) -> String {
         let scheme = if self.is_https() { "https" } else { "http" };
@@ -72,7 +92,17 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Target, String> {
-        let example = "give it as http://127.0.0.1:8080/webhooks/events";
+        Target::parse(url, PATH, "http://127.0.0.1:8080/webhooks/events")
+    }
+}
+
+impl Target {
+    /// Parses a URL; one without a path gets this one.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the example.
+    pub fn parse(url: &str, default_path: &str, example: &str) -> Result<Target, String> {
+        let example = format!("give it as {example}");
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
@@ -99,10 +129,9 @@ impl FromStr for Target {
             address: format!("{host}:{port}"),
             tls: tls.map_err(|error| format!("no certificate can have the name {host}: {error}"))?,
             authority: authority.to_string(),
-            path: if path == "/" {
-                PATH.to_owned()
-            } else {
-                path.to_owned()
+            path: match path {
+                "/" => default_path.to_owned(),
+                path => path.to_owned(),
             },
         })
     }
@@ -147,7 +176,22 @@ impl Client {
     /// # Errors
     /// No answer within the limit: the webhook may or may not have been taken.
     pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
-        let answer = timeout(limit, self.exchange(content_type, body)).await;
+        let request = self.request(Method::POST, body)?;
+        let content_type = HeaderValue::from_str(content_type).map_err(io::Error::other)?;
+        self.send(with(request, CONTENT_TYPE, content_type), limit).await
+    }
+
+    /// Asks for the target and returns the answer.
+    ///
+    /// # Errors
+    /// No answer within the limit.
+    pub async fn get(&mut self, limit: Duration) -> io::Result<Reply> {
+        let request = self.request(Method::GET, Bytes::new())?;
+        self.send(request, limit).await
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>, limit: Duration) -> io::Result<Reply> {
+        let answer = timeout(limit, self.exchange(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
             self.sender = None;
@@ -155,11 +199,10 @@ impl Client {
         answer
     }
 
-    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Reply> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
-            let request = self.request(content_type, body.clone())?;
-            let answer = match self.sender().await?.send_request(request).await {
+            let answer = match self.sender().await?.send_request(request.clone()).await {
                 Ok(answer) => answer,
                 // The server had closed the kept connection, and nothing was sent.
                 Err(error) if kept && error.is_canceled() => {
@@ -176,10 +219,11 @@ impl Client {
         }
     }
 
-    fn request(&self, content_type: &str, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
-        let mut request = Request::post(&self.target.path)
-            .header(HOST, &self.target.authority)
-            .header(CONTENT_TYPE, content_type);
+    fn request(&self, method: Method, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(&self.target.path)
+            .header(HOST, &self.target.authority);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -205,6 +249,11 @@ impl Client {
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+}
+
+fn with(mut request: Request<Full<Bytes>>, name: HeaderName, value: HeaderValue) -> Request<Full<Bytes>> {
+    request.headers_mut().insert(name, value);
+    request
 }
 
 async fn speak(
@@ -259,6 +308,25 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_opens_later_is_waited_for() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = Target::new(socket.local_addr().unwrap(), PATH);
+        // Bound but not listening: connections are refused.
+        let begun = std::time::Instant::now();
+        target.reachable_within(RETRY).await;
+        assert!(begun.elapsed() >= RETRY);
+        let open = async {
+            sleep(2 * RETRY).await;
+            socket.listen(8).unwrap()
+        };
+        let patience = Duration::from_secs(300);
+        let begun = std::time::Instant::now();
+        let (_listener, ()) = tokio::join!(open, target.reachable_within(patience));
+        assert!((2 * RETRY..patience).contains(&begun.elapsed()));
+    }
 
     #[test]
     fn urls() {

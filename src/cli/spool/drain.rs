@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use super::selection::{SpoolArgs, UNKNOWN_LOG};
 use crate::{
-    bridge::{Drained, drain},
+    bridge::{Drained, Patience, drain},
     cli::{exit::Exit, output::Output, progress_bar::ProgressBar, signals::stop_signals},
     config::Config,
     leftover::Leftovers,
@@ -29,6 +29,9 @@ pub struct DrainArgs {
     /// Give up if nothing is delivered for this many seconds [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     patience: Option<u64>,
+    /// Wait this many seconds for a bridge that still has the spool open, because it is about to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u64,
 }
 
 /// Drains the spool.
@@ -39,7 +42,7 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.spool.config()?;
     let _logging = logging::init(&config.log)?;
     let runtime = Runtime::new()?;
-    let result = runtime.block_on(deliver(&config, args.patience.map(Duration::from_secs)));
+    let result = runtime.block_on(deliver(&config, args));
     runtime.shutdown_background();
     let drained = result?;
     for stream in &drained {
@@ -57,8 +60,12 @@ pub fn run(args: &DrainArgs, out: &mut Output) -> Result<(), Exit> {
     verdict(&config, &drained)
 }
 
-async fn deliver(config: &Config, patience: Option<Duration>) -> Result<Vec<Drained>, Exit> {
+async fn deliver(config: &Config, args: &DrainArgs) -> Result<Vec<Drained>, Exit> {
     let stop = stop_signals()?;
+    let patience = Patience {
+        lock: Duration::from_secs(args.wait),
+        progress: args.patience.map(Duration::from_secs),
+    };
     let progress = ProgressBar::start();
     let drained = drain(config, patience, stop, |streams| {
         let sum = |figure: fn(&Drained) -> u64| streams.iter().map(figure).sum::<u64>();

@@ -195,6 +195,25 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{/* The variable lets every command in the pod see the configuration, also those of `kubectl exec`. */}}
+{{- define "cmc-bridge.env" -}}
+- name: CMC_BRIDGE_CONFIG
+  value: /etc/cmc-bridge/cmc-bridge.toml
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The memory in MiB that the bridge may need: docs/operations.md, "Sizing". A quarter is the kernel's. */}}
+{{- define "cmc-bridge.memory" -}}
+{{- $bodies := include "cmc-bridge.bytes" (dig "ingest" "max_bytes_in_flight" "256MiB" .Values.config) }}
+{{- $connections := dig "ingest" "max_connections" 4096 .Values.config }}
+{{- $transaction := include "cmc-bridge.bytes" (dig "kafka" "transaction_bytes" "32MiB" .Values.config) }}
+{{- $streams := include "cmc-bridge.streams" . | splitList "," | len }}
+{{- $bytes := add $bodies (mul $connections 65536) (mul 80 1048576) (mul $streams 4 $transaction) }}
+{{- div (mul $bytes 5) (mul 4 1048576) }}
+{{- end }}
+
 {{/* The configuration file and the files from Secrets. */}}
 {{- define "cmc-bridge.volumes" -}}
 - name: config
