@@ -195,6 +195,11 @@ pub(super) static KEYS: &[Key] = &[
         millis(1000, Duration::from_secs(900)),
         Str("15s"),
     ),
+    key(
+        "kafka.commit_interval",
+        millis(0, Duration::from_secs(1)),
+        Str("50ms"),
+    ),
     key("kafka.properties", Properties, Empty),
     key("streams.deliveries.enabled", Boolean, Flag(true)),
     key(

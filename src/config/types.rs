@@ -139,6 +139,8 @@ pub struct Kafka {
     pub transaction_bytes: usize,
     /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
     pub transaction_timeout: Duration,
+    /// `kafka.commit_interval`: transactions of a stream begin at least this far apart while events keep coming.
+    pub commit_interval: Duration,
     /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
     pub properties: BTreeMap<String, SecretString>,
 }
@@ -158,6 +160,7 @@ impl Kafka {
             transaction_events: 1,
             transaction_bytes: 1,
             transaction_timeout: Duration::from_secs(15),
+            commit_interval: Duration::ZERO,
             properties: BTreeMap::new(),
         }
     }

@@ -260,6 +260,7 @@ fn kafka(raw: &mut Raw) -> Option<Kafka> {
         transaction_events: raw.number("kafka.transaction_events")?,
         transaction_bytes: raw.number("kafka.transaction_bytes")?,
         transaction_timeout: raw.get("kafka.transaction_timeout", parse::duration)?,
+        commit_interval: raw.get("kafka.commit_interval", parse::duration)?,
         properties,
     })
 }

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{
     broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing, TopicRules},
     callbacks::Callbacks,
-    producer::{KafkaBroker, foreseen},
+    producer::KafkaBroker,
     properties,
     range_reader::RangeReader,
     session::{CommittedOffsets, Session},
@@ -92,8 +92,7 @@ impl ToolProducer {
     /// # Errors
     /// The cluster gives no answer.
     pub fn topic(&mut self, reader: &RangeReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
-        let rules = self.topics.look_up(reader, topic)?;
-        Ok(rules.map(|rules| foreseen(rules, &self.session.kafka)))
+        self.topics.look_up(reader, topic)
     }
 
     /// Sends records without a timestamp from now on.
@@ -200,7 +199,8 @@ impl KnownTopics {
             return Ok(*known);
         }
         let exists = reader.exists(topic)?;
-        let rules = exists.then(|| topics::rules(&self.admin, &self.runtime, &[topic]).of(topic));
+        let rules =
+            exists.then(|| topics::rules(&reader.session, &self.admin, &self.runtime, &[topic]).of(topic));
         self.rules.insert(topic.to_owned(), rules);
         Ok(rules)
     }

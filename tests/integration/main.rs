@@ -43,6 +43,7 @@ mod isolation;
 mod network;
 mod observability;
 mod outage;
+mod pace;
 mod pauses;
 mod readers;
 mod reconcile;

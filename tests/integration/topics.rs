@@ -247,6 +247,14 @@ impl Reader {
         &self.records
     }
 
+    /// How many transactions have ended in a topic of one partition that has been read once to its end: each left a control
+    /// record, which takes an offset.
+    pub fn transactions(&self) -> usize {
+        assert_eq!(self.partitions, [0], "one partition");
+        let end = self.sentinels[&0] as usize;
+        end - self.records.len()
+    }
+
     fn poll(&mut self) {
         match self.consumer.poll(Duration::from_millis(100)) {
             None => {}
