@@ -3,6 +3,9 @@
 //! Unlike CPU time, they don't depend on the machine. Only those of Rust code in the measured thread are counted, not those of
 //! librdkafka. If a figure falls, commit the lower one. If it rises, the change should be worth it.
 
+// Test code outside of test functions may unwrap, too.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
