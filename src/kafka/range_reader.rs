@@ -160,7 +160,7 @@ impl RangeReader {
     pub fn rules(&self, runtime: &Handle) -> Result<TopicRules, BrokerError> {
         let admin = self.session.client(&properties::base(&self.session))?;
         let topic = self.session.topic.as_str();
-        Ok(topics::rules(&admin, runtime, &[topic]).of(topic))
+        Ok(topics::rules(&self.session, &admin, runtime, &[topic]).of(topic))
     }
 
     /// The group's positions. Kafka provides them only once no transaction of a former producer is open.
