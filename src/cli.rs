@@ -10,6 +10,7 @@
 //! | [`dead_letters`] | lists and replays dead letters |
 //! | [`dev`] | runs the bridge with an embedded broker and prints the events |
 //! | [`explain`] | says what a webhook's body would become |
+//! | [`reconcile`] | adds to the topics what the sender has and they lack |
 //! | [`send_sample`] | posts many webhooks and sums up the answers |
 //! | [`serve`] | runs the bridge until SIGTERM |
 //! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
@@ -41,6 +42,7 @@ pub mod explain;
 pub mod output;
 mod percentile;
 mod progress_bar;
+pub mod reconcile;
 mod records;
 pub mod send_sample;
 pub mod serve;
@@ -73,8 +75,8 @@ CMC_BRIDGE_CONFIG, separated by colons), then environment variables.
 A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
 config/default.toml lists and explains every key.
 
-Exit codes: 0 success, 1 and 2 what `why` found, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
-file error, 78 configuration refused.";
+Exit codes: 0 success, 1 and 2 what `why` found, 64 wrong command line, 65 wrong or damaged data, 69 something needed is
+unavailable, 74 disk or file error, 75 undecided as yet, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -113,6 +115,9 @@ pub enum Command {
     /// List dead letters, or replay them and deliver what is understood now
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Add to the topics what Customers Mail Cloud has and they lack, after an outage
+    #[command(after_help = reconcile::AFTER_HELP)]
+    Reconcile(reconcile::ReconcileArgs),
     /// Print a shell completion script
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),

@@ -45,6 +45,7 @@
 //! | [`form`] | form bodies, decoded strictly |
 //! | [`group`] | a received mail as a group of records |
 //! | [`id`] | ce_id |
+//! | [`identity`](mod@identity) | when two forms of an event are the same event |
 //! | [`inbound`] | webhooks of received mail |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
 //! | [`mail`] | a received mail: fields and files |
@@ -62,6 +63,7 @@ mod event;
 mod form;
 mod group;
 mod id;
+mod identity;
 mod inbound;
 mod json;
 mod mail;
@@ -74,9 +76,10 @@ mod understand;
 
 pub use self::{
     envelope::{Content, Envelope, Opened},
-    event::{Split, split},
+    event::{Split, row, split},
     group::most_bytes as most_bytes_of_mail,
     id::NAMESPACE,
+    identity::{OnTopic, Row, on_topic},
     malformed::Malformed,
     mask::{SHORTEST, Secrets, mask},
     request::{BOM, BodyEncoding, Endpoint, Media, Request},

@@ -53,8 +53,8 @@ pub use self::{
     show::{Setting, to_toml},
     source::environment,
     types::{
-        Admin, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig, StreamConfig,
-        TlsConfig,
+        Admin, ApiAccount, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, SenderApi, Shutdown,
+        SpoolConfig, StreamConfig, TlsConfig,
     },
 };
 

@@ -9,7 +9,7 @@ use cmc_bridge::{
         exit::{self, Exit},
         explain,
         output::{Output, say},
-        send_sample, serve, spool, tap, top, why,
+        reconcile, send_sample, serve, spool, tap, top, why,
     },
     logging,
 };
@@ -49,6 +49,7 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
+        Command::Reconcile(args) => reconcile::run(&args, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, Cli::command(), &mut Output::new()),
     }
 }

@@ -309,7 +309,10 @@ impl Opening {
             transaction_events: kafka.transaction_events,
             transaction_bytes: kafka.transaction_bytes,
             transaction_limit: kafka.transaction_timeout * 2 / 3,
-            timing: Timing::default(),
+            timing: Timing {
+                commit_interval: kafka.commit_interval,
+                ..Timing::default()
+            },
         };
         let of_stream = self.context.metrics.for_stream(stream);
         let connect = KafkaConnect {

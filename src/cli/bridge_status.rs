@@ -13,14 +13,12 @@ use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{
-    config_args::ConfigArgs,
-    send_sample::client::{Client, Target, trust},
-};
+use super::config_args::ConfigArgs;
 use crate::{
     admin::status::{BridgeState, problems::Severity},
     cli::exit::Exit,
     config,
+    http_client::{Client, Target, trust},
 };
 
 /// The path of the status below the address of an admin port.
@@ -183,28 +181,52 @@ impl BridgeClient {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn ask(&mut self, limit: Duration) -> Result<BridgeStatus, String> {
-        let reply = self
-            .client
-            .get(limit)
-            .await
-            .map_err(|error| unanswered(&error, limit))?;
-        if reply.status != StatusCode::OK {
-            return Err(format!(
-                "{PATH} is answered {}: this is no admin port of a bridge",
-                reply.status
-            ));
+    pub async fn ask(&mut self, limit: Duration) -> Result<BridgeStatus, NoStatus> {
+        let reply = self.client.get(limit).await;
+        let reply = reply.map_err(|error| NoStatus::unanswered(&error, limit))?;
+        match reply.status {
+            StatusCode::OK => serde_json::from_str(&reply.text).map_err(|error| {
+                NoStatus::elsewhere(format!("{PATH} is not the status of a bridge ({error})"))
+            }),
+            status @ (StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT) => Err(NoStatus {
+                cause: format!("a proxy answers {status}"),
+                is_elsewhere: false,
+            }),
+            status => Err(NoStatus::elsewhere(format!("{PATH} is answered {status}"))),
         }
-        serde_json::from_str(&reply.text).map_err(|error| {
-            format!("{PATH} is not the status of a bridge ({error}): this is no admin port of a bridge")
-        })
     }
 }
 
-fn unanswered(error: &io::Error, limit: Duration) -> String {
-    match error.kind() {
-        io::ErrorKind::TimedOut => format!("no answer within {} s", limit.as_secs()),
-        _ => error.to_string(),
+/// Why there is no status.
+#[derive(Clone, Debug)]
+pub struct NoStatus {
+    pub cause: String,
+    /// Something is at the address, but no admin port of a bridge: nothing is known about the bridge.
+    pub is_elsewhere: bool,
+}
+
+impl NoStatus {
+    fn elsewhere(what: String) -> NoStatus {
+        NoStatus {
+            cause: format!("{what}: this is no admin port of a bridge"),
+            is_elsewhere: true,
+        }
+    }
+
+    fn unanswered(error: &io::Error, limit: Duration) -> NoStatus {
+        match error.kind() {
+            io::ErrorKind::InvalidData => NoStatus::elsewhere(error.to_string()),
+            io::ErrorKind::TimedOut => NoStatus {
+                cause: format!("no answer within {} s", limit.as_secs()),
+                is_elsewhere: false,
+            },
+            _ => NoStatus {
+                cause: error.to_string(),
+                is_elsewhere: false,
+            },
+        }
     }
 }
 

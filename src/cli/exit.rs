@@ -23,6 +23,9 @@ pub enum Exit {
     /// 69: something needed is unavailable, such as a port that is in use. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
+    /// 75: something could not be decided yet. Trying again later helps.
+    #[error("{0}")]
+    Undecided(String),
     /// 74: a disk or file failed.
     #[error("{0}")]
     Io(String),
@@ -43,6 +46,7 @@ impl Exit {
             Exit::Data(_) => 65,
             Exit::Unavailable(_) => 69,
             Exit::Io(_) => 74,
+            Exit::Undecided(_) => 75,
             Exit::Config(_) | Exit::Certificate(_) => 78,
         }
     }
@@ -112,6 +116,7 @@ mod tests {
             (Exit::Data(String::new()), 65),
             (Exit::Unavailable(String::new()), 69),
             (Exit::Io(String::new()), 74),
+            (Exit::Undecided(String::new()), 75),
             (Exit::from(std::io::Error::other("full")), 74),
             (Exit::from(refused), 78),
             (Exit::from(BridgeError::NoLogs("x".into())), 64),

@@ -41,8 +41,10 @@ use crate::cli::exit::Exit;
 pub const AFTER_HELP: &str = "\
 Keys: q ends it, up and down choose a bridge.
 
-Colours only repeat what words say; --no-colour or the variable NO_COLOR turns them off. Rates are those of the last seconds; rates,
-sync times and answer times of streams are those of the last minutes. The bridge's own clock counts.";
+Colours only repeat what words say; --no-colour or the variable NO_COLOR turns them off.
+
+Rates of a bridge are those of the last seconds. Rates and sync times of streams, and answer times, are those of the last minutes. Times
+of day are UTC, by the bridge's clock.";
 
 /// How long a key or a signal may wait.
 const TICK: Duration = Duration::from_millis(200);

@@ -9,13 +9,14 @@ use clap::Args;
 use tokio::runtime::Runtime;
 
 use super::{
-    bridge_status::{BridgeClient, BridgeStatus, Problem, seconds_between},
+    bridge_status::{BridgeClient, BridgeStatus, NoStatus, Problem, seconds_between},
     config_args::ConfigArgs,
 };
 use crate::{
     admin::status::{BridgeState, problems::Severity},
     cli::exit::Exit,
     human,
+    plain::visible,
 };
 
 pub const AFTER_HELP: &str = "\
@@ -134,10 +135,23 @@ fn answer(status: &BridgeStatus, url: &str) -> String {
 }
 
 /// The answer if there is none.
-fn no_answer(url: &str, error: &str) -> String {
+fn no_answer(url: &str, error: &NoStatus) -> String {
+    if error.is_elsewhere {
+        return five_lines(
+            "unknown",
+            &format!("No bridge was asked at {url}: {}.", error.cause),
+            [
+                "not known",
+                "not known",
+                "Give the address of a bridge's admin port with --url: it begins with http:// unless a proxy adds TLS, and the port is \
+                 that of admin.listen (9464 unless you changed it).",
+                "cmc-bridge why --help",
+            ],
+        );
+    }
     five_lines(
         Severity::Critical.name(),
-        &format!("The bridge at {url} can't be asked: {error}."),
+        &format!("The bridge at {url} can't be asked: {}.", error.cause),
         [
             "not known; a bridge that has just started answers within seconds",
             "If it is down and no other replica runs, webhooks are being lost. What it acknowledged is on its disk.",
@@ -170,9 +184,10 @@ fn sentence(text: &str) -> String {
     }
 }
 
-/// An error may have several lines, an answer has exactly five.
+/// An error may have several lines, an answer has exactly five. What is at the address may be no bridge, and mean harm.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    visible(&line)
 }
 
 #[cfg(test)]
@@ -258,6 +273,23 @@ mod tests {
 
     #[test]
     fn no_answer_is_an_answer() {
-        assert_eq!(no_answer("http://h:1", "refused").lines().count(), 5);
+        for (is_elsewhere, begin) in [
+            (
+                false,
+                "critical: The bridge at http://h:1 can't be asked: refused.\n",
+            ),
+            (true, "unknown: No bridge was asked at http://h:1: refused.\n"),
+        ] {
+            let cause = "refused".to_owned();
+            let text = no_answer("http://h:1", &NoStatus { cause, is_elsewhere });
+            assert!(text.starts_with(begin), "{text}");
+            assert_eq!(text.lines().count(), 5);
+        }
+    }
+
+    #[test]
+    fn an_answer_controls_no_terminal() {
+        let status = status(serde_json::json!({ "problems": [problem("critical", "a\x1b[2Jb")] }));
+        assert!(!answer(&status, "http://h:1").contains('\x1b'));
     }
 }

@@ -9,9 +9,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     elements::Element,
-    envelope::{Content, Envelope, Opened, Unexpected},
+    envelope::{Content, Envelope, Opened, Unexpected, open_json},
     group::{MailTooLarge, split_mail},
     id::Ids,
+    identity::Members,
     mail::Mail,
     malformed::Malformed,
     mask::{is_key, mask, mask_form, mask_mail, mask_text, mask_whole},
@@ -36,8 +37,50 @@ pub struct Split {
     pub failures: Vec<Failure>,
 }
 
+/// Where events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A webhook.
+    Webhook,
+    /// The sender's Web API. The record says so, and its `ce_id` is the canonical one.
+    Api,
+}
+
+/// The record that a row of the sender's Web API becomes: what its webhook's would have been, but for `ce_id` and `cmc-origin`.
+/// `read_at_micros` is when it was read, in microseconds since the Unix epoch.
+///
+/// # Errors
+/// Why it can't become an event.
+pub fn row(
+    stream: Stream,
+    composition: &str,
+    row: &str,
+    read_at_micros: i64,
+    rules: &Rules,
+) -> Result<Batch, Reason> {
+    let composition = serde_json::Value::from(composition);
+    let body = format!(
+        r#"{{"event_type":"{stream}","server_composition":{composition},"event":{{"{stream}":[{row}]}}}}"#
+    );
+    let request = Request {
+        received_at_micros: read_at_micros,
+        path: "",
+        content_type: None,
+        body: body.as_bytes(),
+    };
+    let split = split_from(&open_json(request.body, rules), rules, &request, Origin::Api);
+    match (split.events, split.failures.first()) {
+        (Some((_, batch, _)), None) if batch.events() == 1 => Ok(batch),
+        (_, failure) => Err(failure.map_or(Reason::InvalidJson, |failure| failure.reason)),
+    }
+}
+
 /// Makes the records of an opened body. A malformed one becomes a dead letter.
 pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    split_from(opened, rules, request, Origin::Webhook)
+}
+
+fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin: Origin) -> Split {
     let envelope = match &opened.content {
         Ok(Content::Events(envelope)) => envelope,
         Ok(Content::Mail(mail)) => return split_inbound(mail, opened, rules, request),
@@ -58,7 +101,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         };
     };
     let mut letters = DeadLetters::new(opened, rules, request);
-    let events = split_events(stream, envelope, opened, rules, request, &mut letters);
+    let events = split_events(stream, envelope, opened, rules, request, origin, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
         letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
@@ -115,22 +158,28 @@ fn split_events(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
+    origin: Origin,
     letters: &mut DeadLetters<'_>,
 ) -> Option<(Stream, Batch, Tally)> {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
     let common = Common::new(stream, composition, request.received_at_micros);
-    let headers = common.headers();
+    let all = common.headers();
+    let headers = match origin {
+        Origin::Webhook => &all[..WEBHOOK_HEADERS],
+        Origin::Api => &all[..],
+    };
     let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
     let mut writer = EventWriter {
         stream,
         text,
         prefix_len: prefix.len(),
-        limit: RecordLimit::new(rules.max_record_bytes, &headers),
+        limit: RecordLimit::new(rules.max_record_bytes, headers),
         ids: Ids::new(stream.name(), composition),
+        origin,
         clock: Clock::new(rules.time_zone(composition)),
-        batch: BatchBuilder::new(request.received_at_micros, &headers, prefix.as_bytes(), capacity),
+        batch: BatchBuilder::new(request.received_at_micros, headers, prefix.as_bytes(), capacity),
         tally: Tally::default(),
         scratch: String::new(),
     };
@@ -165,6 +214,9 @@ fn split_events(
 /// An estimate of the bytes that an event adds to its own in a batch: key, headers, lengths.
 const EVENT_OVERHEAD: usize = 144;
 
+/// How many of [`Common::headers`] the events of a webhook have.
+const WEBHOOK_HEADERS: usize = 5;
+
 /// The type of the records that hold mails.
 pub(super) const MAIL_TYPE: &str = "jp.smtps.cmc.inbound";
 
@@ -193,17 +245,18 @@ impl Common {
 
     /// Those that the records of a mail share.
     pub fn shared(&self) -> [(&str, &[u8]); 3] {
-        let [version, _, source, _, received_at] = self.headers();
+        let [version, _, source, _, received_at, _] = self.headers();
         [version, source, received_at]
     }
 
-    fn headers(&self) -> [(&str, &[u8]); 5] {
+    fn headers(&self) -> [(&str, &[u8]); WEBHOOK_HEADERS + 1] {
         [
             ("ce_specversion", b"1.0"),
             ("ce_type", self.event_type.as_bytes()),
             ("ce_source", self.source.as_bytes()),
             ("content-type", b"application/json"),
             ("cmc-received-at", self.received_at.as_bytes()),
+            ("cmc-origin", b"api"),
         ]
     }
 }
@@ -222,6 +275,7 @@ struct EventWriter<'w> {
     prefix_len: usize,
     limit: RecordLimit<'w>,
     ids: Ids,
+    origin: Origin,
     clock: Clock<'w>,
     batch: BatchBuilder,
     tally: Tally,
@@ -262,7 +316,13 @@ impl EventWriter<'_> {
             .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
-        let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
+        let id = match self.origin {
+            Origin::Webhook => self.ids.id(raw.as_bytes(), &mut id_buffer),
+            Origin::Api => {
+                let canonical = Members::read(raw).canonical(self.stream);
+                self.ids.id(canonical.as_bytes(), &mut id_buffer)
+            }
+        };
 
         let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
         let mut count = 1;

@@ -28,7 +28,12 @@ impl Ids {
 
     /// The id of the element with these bytes, in lower case with hyphens, written into `buffer`.
     pub fn id<'b>(&self, element: &[u8], buffer: &'b mut [u8; 36]) -> &'b str {
-        format(self.0.clone().chain_update(element), buffer)
+        self.uuid(element).hyphenated().encode_lower(buffer)
+    }
+
+    /// The same as a UUID.
+    pub fn uuid(&self, element: &[u8]) -> Uuid {
+        version_5(self.0.clone().chain_update(element))
     }
 
     /// The id of a received mail. Its fields and files stand for the element, in the order received: for each its name, NUL, for
@@ -57,16 +62,13 @@ impl Ids {
                 file.content,
             );
         }
-        format(hash, buffer)
+        version_5(hash).hyphenated().encode_lower(buffer)
     }
 }
 
-fn format(hash: Sha1, buffer: &mut [u8; 36]) -> &str {
+fn version_5(hash: Sha1) -> Uuid {
     let hash: [u8; 20] = hash.finalize().into();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
-    Builder::from_sha1_bytes(bytes)
-        .into_uuid()
-        .hyphenated()
-        .encode_lower(buffer)
+    Builder::from_sha1_bytes(bytes).into_uuid()
 }

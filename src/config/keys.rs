@@ -11,7 +11,7 @@ use super::{
     forms,
     kinds::Kind::{
         self, Address, Boolean, Choice, Credentials, File, List, Number, OptionalText, Properties, Seconds,
-        Secrets, Size, Status, Text, TimeZone, TimeZones,
+        Secret, Secrets, Size, Status, Text, TimeZone, TimeZones,
     },
 };
 
@@ -195,6 +195,11 @@ pub(super) static KEYS: &[Key] = &[
         millis(1000, Duration::from_secs(900)),
         Str("15s"),
     ),
+    key(
+        "kafka.commit_interval",
+        millis(0, Duration::from_secs(1)),
+        Str("50ms"),
+    ),
     key("kafka.properties", Properties, Empty),
     key("streams.deliveries.enabled", Boolean, Flag(true)),
     key(
@@ -219,6 +224,22 @@ pub(super) static KEYS: &[Key] = &[
         Text(forms::topic),
         Str("cmc.dead-letters"),
     ),
+    key(
+        "sender_api.url",
+        Text(forms::api_url),
+        Str("https://api.smtps.jp/transaction/v2"),
+    ),
+    key("sender_api.user", OptionalText(forms::any), Str("")),
+    key("sender_api.key", Secret, Str("")),
+    key("sender_api.key_file", File, Str("")),
+    key("sender_api.ca_file", File, Str("")),
+    key("sender_api.server_compositions", List(forms::composition), Empty),
+    key(
+        "sender_api.pause",
+        millis(0, Duration::from_secs(60)),
+        Str("250ms"),
+    ),
+    key("sender_api.timeout", WAIT, Str("30s")),
     key("shutdown.lame_duck", millis(0, HOUR), Str("5s")),
     key("shutdown.grace", millis(0, HOUR), Str("25s")),
     key("log.format", Choice(&["text", "json"]), Str("text")),

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 
 use super::{
-    auth, parse, properties,
+    auth,
+    files::read_secret,
+    parse, properties,
     raw::Raw,
     types::{
-        Admin, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig, StreamConfig,
-        TlsConfig,
+        Admin, ApiAccount, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, SenderApi, Shutdown,
+        SpoolConfig, StreamConfig, TlsConfig,
     },
 };
 use crate::{
@@ -28,6 +30,7 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     let spool = spool(raw);
     let kafka = kafka(raw);
     let streams = Stream::ALL.map(|stream| stream_config(raw, stream));
+    let sender_api = sender_api(raw);
     let mail_content = raw.choice(
         "streams.inbound.content",
         &[
@@ -66,6 +69,7 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
         kafka: kafka?,
         streams: [deliveries, bounces, blocks, inbound, dead_letters],
         mail_content: mail_content?,
+        sender_api: sender_api?,
         shutdown: shutdown?,
         log: log?,
     })
@@ -256,6 +260,7 @@ fn kafka(raw: &mut Raw) -> Option<Kafka> {
         transaction_events: raw.number("kafka.transaction_events")?,
         transaction_bytes: raw.number("kafka.transaction_bytes")?,
         transaction_timeout: raw.get("kafka.transaction_timeout", parse::duration)?,
+        commit_interval: raw.get("kafka.commit_interval", parse::duration)?,
         properties,
     })
 }
@@ -274,6 +279,63 @@ fn stream_config(raw: &mut Raw, stream: Stream) -> Option<StreamConfig> {
         enabled,
         topic: raw.text(&format!("streams.{stream}.topic"))?,
     })
+}
+
+fn sender_api(raw: &mut Raw) -> Option<SenderApi> {
+    let account = api_account(raw);
+    Some(SenderApi {
+        url: raw.text("sender_api.url")?.trim_end_matches('/').to_owned(),
+        account: account?,
+        ca_file: raw.file("sender_api.ca_file"),
+        server_compositions: raw.get("sender_api.server_compositions", parse::list)?,
+        pause: raw.get("sender_api.pause", parse::duration)?,
+        timeout: raw.get("sender_api.timeout", parse::duration)?,
+    })
+}
+
+/// `Some(None)` is no account.
+fn api_account(raw: &mut Raw) -> Option<Option<ApiAccount>> {
+    let [user_key, key_key, file_key] = ["sender_api.user", "sender_api.key", "sender_api.key_file"];
+    let user = raw.text(user_key)?;
+    let value = raw.text(key_key)?;
+    let (key_key, key) = match raw.file(file_key) {
+        None => (key_key, value),
+        Some(_) if !value.is_empty() => {
+            let what = format!("{key_key} is given too ({})", raw.origin(key_key));
+            raw.problem(file_key, what, "keep the value or the file");
+            return None;
+        }
+        Some(path) => match read_secret(&path) {
+            Ok(key) => (file_key, key),
+            Err((what, fix)) => {
+                raw.problem(file_key, what, fix);
+                return None;
+            }
+        },
+    };
+    match (user.is_empty(), key.is_empty()) {
+        (true, true) => Some(None),
+        (false, false) => Some(Some(ApiAccount {
+            user,
+            key: key.into(),
+        })),
+        (true, false) => {
+            raw.problem(
+                user_key,
+                format!("is not set, but {key_key} is"),
+                "give the API user that the key belongs to",
+            );
+            None
+        }
+        (false, true) => {
+            raw.problem(
+                key_key,
+                format!("is not set, but {user_key} is"),
+                "give the user's key, or the file that holds it",
+            );
+            None
+        }
+    }
 }
 
 fn shutdown(raw: &Raw) -> Option<Shutdown> {

@@ -59,16 +59,22 @@ impl Refusal {
 /// What a topic's configuration demands of records, as far as the broker shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicRules {
-    /// The largest size of a record, alone in an uncompressed batch, in bytes.
+    /// The largest size of a batch, in bytes as it is sent.
     pub max_bytes: Option<usize>,
+    /// Batches are compressed. So a record above `max_bytes` may fit, and one below it fits all the same.
+    pub compressed: bool,
     /// `cleanup.policy` includes `compact`, so a null key is refused.
     pub compacted: bool,
+    /// `retention.ms`; -1 keeps records for ever.
+    pub retention_ms: Option<i64>,
+    /// `retention.bytes` of a partition; -1 is no limit.
+    pub retention_bytes: Option<i64>,
 }
 
 impl TopicRules {
-    /// Why the topic is sure to refuse a record, if it is. `size` gives the record's size, alone in a batch.
+    /// Why the topic is sure to refuse a record, if it is. `size` gives the record's size, alone in an uncompressed batch.
     pub fn refuse(&self, keyless: bool, size: impl FnOnce() -> usize) -> Option<Refusal> {
-        if self.max_bytes.is_some_and(|most| size() > most) {
+        if !self.compressed && self.max_bytes.is_some_and(|most| size() > most) {
             return Some(Refusal::TooLarge);
         }
         (self.compacted && keyless).then_some(Refusal::Invalid)

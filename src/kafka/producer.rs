@@ -136,7 +136,7 @@ impl KafkaConnect {
                 debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
             }
         }
-        Ok(topics::rules(&admin, &self.runtime, &topics))
+        Ok(topics::rules(session, &admin, &self.runtime, &topics))
     }
 }
 
@@ -192,7 +192,7 @@ impl KafkaBroker {
             producer,
             consumer: None,
             committer,
-            rules: rules.map(|rules| foreseen(rules, &session.kafka)),
+            rules,
             mode,
             stretch,
             timestamp: None,
@@ -201,7 +201,7 @@ impl KafkaBroker {
         })
     }
 
-    /// Commits the transaction, and with it these offsets of the group.
+    /// Commits the transaction, and with it these offsets of the group, if there are any.
     ///
     /// # Errors
     /// The transaction may be committed or not.
@@ -428,16 +428,5 @@ impl Broker for KafkaBroker {
             partition.set_metadata(metadata);
         }
         self.commit_offsets(offsets, deadline)
-    }
-}
-
-/// The rules by which a refusal can be foreseen. The size of a compressed record can't be.
-pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
-    let compressed = ["compression.type", "compression.codec"]
-        .iter()
-        .any(|name| kafka.properties.contains_key(*name));
-    TopicRules {
-        max_bytes: rules.max_bytes.filter(|_| !compressed),
-        ..rules
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     bridge::{Bridge, Setup, Topics},
-    cmc::{message, sample, webhook},
+    cmc::{incompressible, message, sample, webhook},
     http::{Client, FORM, JSON},
     kafka::{self, new_dir},
     topics::{self, Reader, Record},
@@ -308,7 +308,7 @@ fn post_bad_ones(client: &mut Client) {
         webhook(
             "blocks",
             "pro",
-            &[&message("refused@test", &"x".repeat(6000)), "{}"],
+            &[&message("refused@test", &incompressible(6000)), "{}"],
         ),
         webhook("bounces", "pro", &[r#"{"messageId":""}"#]),
     ] {

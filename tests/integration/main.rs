@@ -16,6 +16,7 @@ mod oracle;
 mod process;
 mod proxy;
 mod secured_broker;
+mod sender;
 mod topics;
 mod wait;
 
@@ -42,8 +43,10 @@ mod isolation;
 mod network;
 mod observability;
 mod outage;
+mod pace;
 mod pauses;
 mod readers;
+mod reconcile;
 mod refusals;
 mod refused_backlog;
 mod release;

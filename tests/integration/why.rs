@@ -314,7 +314,22 @@ fn no_answer_is_an_answer() {
     let bridge = Setup::new(NO_KAFKA).start();
     let ended = ask(bridge.ingest);
     assert_eq!(ended.code, 69);
+    assert!(
+        ended.stdout.starts_with("unknown: No bridge was asked"),
+        "{}",
+        ended.stdout
+    );
     assert!(ended.stdout.contains("is answered 404"), "{}", ended.stdout);
+    let ended = run(
+        &Setup::new(NO_KAFKA),
+        &["why", "--url", &format!("https://{}", bridge.admin)],
+    );
+    assert_eq!(ended.code, 69);
+    assert!(
+        ended.stdout.starts_with("unknown: No bridge was asked"),
+        "{}",
+        ended.stdout
+    );
     bridge.kill();
 
     for args in [

@@ -201,8 +201,11 @@ async fn ask(mut client: BridgeClient, every: Duration, news: mpsc::UnboundedSen
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let answer = Box::new(client.ask(PATIENCE).await);
-        if news.send(News::Answer(client.url().to_owned(), answer)).is_err() {
+        let answer = client.ask(PATIENCE).await.map_err(|error| error.cause);
+        if news
+            .send(News::Answer(client.url().to_owned(), Box::new(answer)))
+            .is_err()
+        {
             return;
         }
     }

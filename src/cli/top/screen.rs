@@ -191,9 +191,9 @@ fn draw_header(frame: &mut Frame<'_>, area: Rect, selected: Option<&Shown>) {
             left.push(Span::raw(format!(
                 "  version {}, up {}",
                 visible(&status.version),
-                human::age(status.uptime_seconds)
+                human::rough_age(status.uptime_seconds)
             )));
-            right = time_of_day(&status.at);
+            right = format!("{} UTC", time_of_day(&status.at));
         }
     }
     let [left_area, right_area] =
@@ -259,11 +259,11 @@ fn draw_state(frame: &mut Frame<'_>, area: Rect, selected: Option<&Shown>, paint
             let sentence = match (&shown.gone, &shown.status) {
                 (Some((error, seconds)), Some(_)) => {
                     format!(
-                        "No answer for {}: {error}. Below is what it said last.",
+                        "No status for {}: {error}. Below is what it said last.",
                         human::age(*seconds)
                     )
                 }
-                (Some((error, seconds)), None) => format!("No answer for {}: {error}.", human::age(*seconds)),
+                (Some((error, seconds)), None) => format!("No status for {}: {error}.", human::age(*seconds)),
                 (None, Some(status)) => status.summary.clone(),
                 (None, None) => String::new(),
             };
@@ -308,7 +308,7 @@ impl StreamColumn {
     fn width(self) -> u16 {
         match self {
             StreamColumn::Name => 12,
-            StreamColumn::Lane => 13,
+            StreamColumn::Lane => 15,
             StreamColumn::Backlog => 9,
             StreamColumn::Spool => 5,
             StreamColumn::In | StreamColumn::Out | StreamColumn::FullIn => 6,
@@ -321,7 +321,7 @@ impl StreamColumn {
     fn head(self) -> Line<'static> {
         match self {
             StreamColumn::Name => Line::raw("STREAM"),
-            StreamColumn::Lane => Line::raw("LANE"),
+            StreamColumn::Lane => Line::raw("LANE/BLOCKED BY"),
             StreamColumn::Backlog => right("BACKLOG"),
             StreamColumn::Oldest => right("OLDEST"),
             StreamColumn::In => right("IN/S"),
@@ -395,7 +395,7 @@ fn draw_numbers(frame: &mut Frame<'_>, area: Rect, status: &BridgeStatus) {
         short_rate(rates.accepted),
         short_rate(rates.refused)
     );
-    let answers = format!("answers {}", times(status.acknowledgement_seconds));
+    let answers = format!("answers p50/p99 {}", times(status.acknowledgement_seconds));
     let disk = status.disk.map_or("disk unknown".to_owned(), |disk| {
         format!(
             "disk {} of {} free",
@@ -522,6 +522,7 @@ pub(super) fn short_count(count: u64) -> String {
 /// At most six characters for any rate that a bridge can reach: `12,345`, then `123 k`.
 pub(super) fn short_rate(rate: f64) -> String {
     match rate {
+        f64::MIN_POSITIVE..0.05 => "<0.1".to_owned(),
         ..99_999.5 => human::rate(rate),
         ..999_500.0 => format!("{:.0} k", rate / 1e3),
         _ => format!("{:.0} M", rate / 1e6),

@@ -128,13 +128,13 @@ fn a_bridge_that_is_well() {
     assert_in_order(
         &lines(&screen, 80, 24),
         &[
-            "cmc-bridge top  http://127.0.0.1:9464  version 9.9.9, up 1 h 2 min      09:03:05",
+            "cmc-bridge top  http://127.0.0.1:9464  version 9.9.9, up 1 h        09:03:05 UTC",
             "ok  Webhooks are taken. All events are in Kafka.",
-            "STREAM       LANE            BACKLOG OLDEST   IN/S  OUT/S SPOOL   SYNC P50/P99",
-            "deliveries   idle                  0      -     12      0  12 %   1.2 ms/45 ms",
+            "STREAM       LANE/BLOCKED BY   BACKLOG OLDEST   IN/S  OUT/S SPOOL   SYNC P50/P99",
+            "deliveries   idle                    0      -     12      0  12 %   1.2 ms/45 ms",
             "dead_letters idle",
             "Webhooks 12/s taken, 0/s refused",
-            "answers 2.1 ms/12 ms | disk 11.5 GiB of 37.3 GiB free",
+            "answers p50/p99 2.1 ms/12 ms | disk 11.5 GiB of 37.3 GiB free",
             "Nothing is wrong.",
             "No refusal and no dead letter since the start.",
             "q: end",
@@ -143,11 +143,11 @@ fn a_bridge_that_is_well() {
     assert_in_order(
         &lines(&screen, 40, 12),
         &[
-            "cmc-bridge top  http://127.0.0.",
+            "cmc-bridge top  http://127.",
             "ok  Webhooks are taken.",
-            "STREAM       LANE            BACKLOG",
+            "STREAM       LANE/BLOCKED BY   BACKLOG",
             "Webhooks 12/s taken, 0/s refused",
-            "answers 2.1 ms/12 ms",
+            "answers p50/p99 2.1 ms/12 ms",
             "Nothing is wrong.",
             "q: end",
         ],
@@ -172,7 +172,7 @@ fn a_bridge_in_trouble() {
         &[
             "CRITICAL  Webhooks are taken. Not being delivered: bounces. 1,234,567 events are",
             "not in Kafka yet.",
-            "bounces      topic_missing 1,234,567  3 min",
+            "bounces      topic_missing   1,234,567  3 min",
             "dead_letters not open",
             "critical  The spool of bounces is full: spool.max_bytes is used up (3 min 5 s)",
             "  do  Raise spool.max_bytes",
@@ -231,7 +231,7 @@ fn several_bridges_have_a_line_each_and_one_is_chosen() {
             "  10.0.0.2:9464             CRITICAL  1,234,567  3 min",
             "> 10.0.0.3:9464             GONE",
             "  10.0.0.4:9464             asking",
-            "GONE  No answer for 1 min 15 s: Connection refused (os error 111). Below is what",
+            "GONE  No status for 1 min 15 s: Connection refused (os error 111). Below is what",
             "it said last.",
             "STREAM",
             "q: end   up, down: choose one of 4 bridges",
@@ -244,6 +244,14 @@ fn several_bridges_have_a_line_each_and_one_is_chosen() {
     assert_in_order(&small, &["  BRIDGE", "> 10.0.0.4:9464", "asking", "q: end"]);
     choose(&mut screen, -9);
     assert_eq!(screen.selected, 0);
+}
+
+#[test]
+fn a_rate_that_is_not_zero_does_not_look_like_it() {
+    assert_eq!(
+        [0.0, 0.004, 0.05, 9.94].map(screen::short_rate),
+        ["0", "<0.1", "0.1", "9.9"]
+    );
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl<C: Connect> Lane<C> {
             let goes_alike = mode_of(self.refusals.as_ref(), next.seq) == self.mode;
             let joins = sent.is_empty() || fits && goes_alike;
             if !joins {
+                sent.full = true;
                 break;
             }
             let Some(batch) = self.backlog.take().map_err(unreadable)? else {
