@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 use crate::{
     bridge::{NO_KAFKA, Setup, Started, Topics, run},
-    cmc::webhook,
+    cmc::{value_of, webhook},
     kafka,
     process::Ended,
     sender::{KEY, Listed, Sender, USER, Unkind},
@@ -374,4 +375,33 @@ fn what_can_not_be_compared_is_refused() {
     topics::delete_records(kafka, &topics.deliveries, 1);
     reconcile(&short, &[]).has(64, &["has deleted records", "1 h", "Nothing was added"]);
     assert!(sender.calls() > 0);
+}
+
+/// A bridge's transaction is open while the topics are read: its events are on their way, and not missing.
+#[test]
+fn an_open_transaction_is_waited_for() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (event, body) = delivery(1, "queued");
+    let sender = Sender::start(vec![event.clone()]);
+    let setup = setup(kafka, &topics, &sender);
+    let producer: BaseProducer = topics::client_config(kafka)
+        .set("transactional.id", unique("open"))
+        .create()
+        .unwrap();
+    producer.init_transactions(LIMIT).unwrap();
+    producer.begin_transaction().unwrap();
+    let value = value_of("deliveries", "pro", &body);
+    let record: BaseRecord<'_, str, str> = BaseRecord::to(&topics.deliveries).key("k").payload(&value);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.flush(LIMIT).unwrap();
+    let mut run = Started::new(&setup, &["reconcile"], &[]);
+    let early = run.process.wait(Duration::from_secs(5));
+    assert!(early.is_none(), "it did not wait: {}", run.text("stdout"));
+    producer.commit_transaction(LIMIT).unwrap();
+    run.end().has(0, &["ALL IS WELL", "missing 0"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[event], "deliveries")
+    );
 }
