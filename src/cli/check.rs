@@ -391,7 +391,7 @@ mod tests {
                     ("STREAMS__DELIVERIES__ENABLED", "false"),
                     ("STREAMS__BOUNCES__ENABLED", "false"),
                 ],
-                "every webhook is dead-lettered",
+                "every webhook of events is dead-lettered",
             ),
         ];
         for (variables, warning) in cases {
