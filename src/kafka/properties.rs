@@ -44,11 +44,12 @@ fn set_default(client: &mut ClientConfig, session: &Session, name: &str, value: 
     }
 }
 
-/// The operator's codec. If both names are set, librdkafka takes the later one, and the names are set in their order.
+/// The operator's codec.
 fn codec(kafka: &config::Kafka) -> Option<&str> {
-    let names = ["compression.type", "compression.codec"].iter();
-    let mut values = names.filter_map(|name| kafka.properties.get(*name));
-    values.next().map(ExposeSecret::expose_secret)
+    kafka
+        .properties
+        .get("compression.type")
+        .map(ExposeSecret::expose_secret)
 }
 
 /// Whether producers compress what they send.
@@ -196,12 +197,6 @@ mod tests {
             (&[][..], "lz4", true),
             (&[("compression.type", "zstd")], "zstd", true),
             (&[("compression.type", "None")], "None", false),
-            (&[("compression.codec", "none")], "none", false),
-            (
-                &[("compression.codec", "none"), ("compression.type", "gzip")],
-                "gzip",
-                true,
-            ),
         ] {
             let mut kafka = config::Kafka::for_tests();
             for (name, value) in properties {

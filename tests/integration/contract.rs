@@ -241,6 +241,10 @@ fn check_event(schemas: &Schemas, stream: &str, record: &Record) {
 fn post_samples(client: &mut Client) {
     for entry in fs::read_dir(root().join("tests/samples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
+        // Received mail has a path of its own.
+        if name.starts_with("inbound") {
+            continue;
+        }
         let encoding = if name.ends_with(".txt") { FORM } else { JSON };
         let answer = client.post_with(&[encoding], sample(&name));
         assert_eq!((answer.status, answer.text()), (200, "ok"), "{name}");

@@ -1,5 +1,7 @@
 //! Refused values, and what the message must say.
 
+use secrecy::ExposeSecret;
+
 use super::{Given, SECRET, file, one, variable};
 
 #[test]
@@ -440,6 +442,29 @@ fn properties_that_the_bridge_owns() {
         one(
             &variable(&format!("KAFKA__PROPERTIES__{upper}"), "x"),
             &["is set by the bridge itself", instead],
+        );
+    }
+}
+
+#[test]
+fn a_property_is_taken_by_either_name_but_not_by_both() {
+    for (alias, name, value) in [
+        ("compression.codec", "compression.type", "zstd"),
+        ("queue.buffering.max.ms", "linger.ms", "5"),
+        ("sasl.mechanisms", "sasl.mechanism", "PLAIN"),
+    ] {
+        let text = format!("[kafka.properties]\n\"{alias}\" = \"{value}\"\n");
+        let properties = file(&text).loaded().config.kafka.properties;
+        let names: Vec<_> = properties.keys().collect();
+        assert_eq!(names, [name], "{alias}");
+        assert_eq!(properties[name].expose_secret(), value);
+        one(
+            &file(&format!("{text}\"{name}\" = \"{value}\"\n")),
+            &[
+                &format!("kafka.properties.{alias} (file "),
+                &format!("is another name of {name}, which is given too"),
+                "keep one of them",
+            ],
         );
     }
 }
