@@ -345,7 +345,8 @@ def main():
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="consumers-", dir=ROOT / "target")))
         brokers = start_kafka(stack, java, libs, folder)
         bridge, url, admin = start_bridge(stack, brokers, folder)
-        for sample in sorted((ROOT / "tests/samples").iterdir()):
+        # Received mail has a path of its own.
+        for sample in sorted(set((ROOT / "tests/samples").iterdir()) - set((ROOT / "tests/samples").glob("inbound*"))):
             kind = "application/json" if sample.suffix == ".json" else "application/x-www-form-urlencoded"
             assert post(url, sample.read_bytes(), kind) == 200, sample
         assert post(url, b'{"event_type":') == 400

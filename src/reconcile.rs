@@ -7,7 +7,7 @@
 //! 2. It waits until each [replica](replicas) has delivered what it had received before.
 //! 3. Its producer begins, which shuts out every other reconciliation and ends its open transaction. Only then are the ends of the
 //!    topics read.
-//! 4. It reads the [topics](topics) and keeps a fingerprint of each event in a [ledger](ledger).
+//! 4. It reads the [topics] and keeps a fingerprint of each event in a [ledger].
 //! 5. It [reads each hour](hour) from the sender until two reads agree, and takes each row's event out of the ledger. A row without
 //!    one is a *hole*. An hour whose reads never agree is unsettled, and adds nothing.
 //! 6. It waits for the replicas again and reads what has come to the topics meanwhile, which may fill holes.
