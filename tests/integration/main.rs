@@ -39,6 +39,7 @@ mod full_disk;
 mod harness_tests;
 mod history;
 mod html;
+mod inbound;
 mod isolation;
 mod network;
 mod observability;
