@@ -126,8 +126,11 @@ fn mail(number: u64, random: &mut Random) -> Sent {
     }
 }
 
+/// The attachments of mails, by name and hash, by the mails' keys.
+type Groups = BTreeMap<String, Vec<(String, String)>>;
+
 /// The groups on a topic by key. Panics if one is not whole, or there twice.
-fn groups(records: &[Record]) -> BTreeMap<String, Vec<(String, String)>> {
+fn groups(records: &[Record]) -> Groups {
     let mut by_key: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
     for record in records {
         by_key
@@ -188,7 +191,7 @@ fn mails_are_whole_and_once_across_kills() {
     let target: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
     let stopped = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicU64::new(0));
-    let acknowledged: Arc<Mutex<BTreeMap<String, Vec<(String, String)>>>> = Arc::default();
+    let acknowledged: Arc<Mutex<Groups>> = Arc::default();
     let senders: Vec<_> = (0..2)
         .map(|sender| {
             let (target, stopped, next) = (Arc::clone(&target), Arc::clone(&stopped), Arc::clone(&next));
