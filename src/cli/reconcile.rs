@@ -207,6 +207,10 @@ impl Verdict {
         let (code, sentence) = if unsettled > 0 {
             let text = "NOT DECIDED: the sender's answers for some hours never agreed, so nothing was added for them. Run it again later";
             (75, text.to_owned())
+        } else if outcome.elsewhere > 0 {
+            let text = "NOT DECIDED: the sender lists rows under another hour than they name, and they were not compared there. Check \
+                        that ingest.time_zone is the console's";
+            (75, text.to_owned())
         } else if left > 0 && dry_run {
             (
                 65,

@@ -46,7 +46,8 @@ pub enum Fate {
 pub enum Reading {
     Settled {
         rows: u64,
-        /// Rows whose `created` lies in another hour.
+        /// Rows whose `created` names another hour, or no time. They count only there: a sender that lists a row under two hours
+        /// must not make it two events.
         elsewhere: u64,
         holes: Vec<Hole>,
     },
@@ -118,6 +119,7 @@ impl<'a, 'c> HourReader<'a, 'c> {
                     let begin = |created: jiff::civil::DateTime| (created.date(), created.hour());
                     if row.created.map(begin) != Some(begin(hour.begin)) {
                         elsewhere += 1;
+                        continue;
                     }
                     // The version of most consoles first: that match is exact.
                     match ledger.take(row.id).or_else(|| ledger.take(row.version_1)) {
@@ -137,7 +139,7 @@ impl<'a, 'c> HourReader<'a, 'c> {
             if before == Some(digest) {
                 self.found += holes.len();
                 return Ok(Reading::Settled {
-                    rows: digest.rows,
+                    rows: digest.rows - elsewhere,
                     elsewhere,
                     holes,
                 });

@@ -57,7 +57,7 @@ pub struct Outcome {
     pub cells: BTreeMap<CellKey, Cell>,
     /// Hours that are not over for long enough, of all compositions and streams.
     pub too_early: usize,
-    /// Rows whose `created` lies in another hour than the one that was asked for.
+    /// Rows whose `created` names another hour than the one that was asked for, or no time. They were not compared there.
     pub elsewhere: u64,
     /// The holes that are left: near misses, and what can't become an event. In a dry run also those to be added.
     pub left: Vec<Hole>,

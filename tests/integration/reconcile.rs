@@ -313,6 +313,38 @@ fn hours_that_do_not_settle_add_nothing_and_rows_that_come_meanwhile_are_found()
 }
 
 #[test]
+fn a_row_counts_only_in_the_hour_that_it_names() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (mut listed, posted): (Vec<Listed>, Vec<String>) =
+        (0..20).map(|n| delivery(n * 100, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted[3..]);
+    sender.be(Unkind {
+        hourless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 3), "{found}");
+    assert_eq!(found["rows_elsewhere"], 20 * 23);
+    let on_topic = events(&read(kafka, &topics.deliveries));
+    assert_eq!(on_topic, expected(&listed, "deliveries"));
+
+    // The sender's clock is not the one of `ingest.time_zone`, so nothing can be compared.
+    listed.push(delivery(7, "failed").0);
+    let sender = Sender::start(listed);
+    let setup = setup.set("sender_api.url", &sender.url());
+    sender.be(Unkind {
+        shifted: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 0), "{found}");
+    assert_eq!(events(&read(kafka, &topics.deliveries)), on_topic);
+}
+
+#[test]
 fn what_a_replica_holds_is_not_missing() {
     let kafka = kafka::shared();
     let topics = Topics::create(kafka);

@@ -38,6 +38,10 @@ pub struct Unkind {
     pub shuffled: bool,
     /// A new row comes first with every call.
     pub growing: bool,
+    /// Every hour has the rows of the whole day.
+    pub hourless: bool,
+    /// Every hour has the rows of the next one.
+    pub shifted: bool,
     /// These rows are added before this call is answered.
     pub added_at: Option<(u64, Vec<Listed>)>,
 }
@@ -189,8 +193,11 @@ fn answer(state: &State, unkind: &Unkind, call: u64, path: &str, body: &str) -> 
         let mut events = state.events.lock();
         *events = added.iter().cloned().chain(events.drain(..)).collect();
     }
-    let hour: u8 = field("hour").parse().unwrap();
-    let begin = format!("{} {hour:02}:", field("date"));
+    let hour = field("hour").parse::<u8>().unwrap() + u8::from(unkind.shifted);
+    let begin = match unkind.hourless {
+        true => field("date"),
+        false => format!("{} {hour:02}:", field("date")),
+    };
     let mut found: Vec<String> = Vec::new();
     if unkind.growing {
         let row = json!({"created": format!("{begin}00:00"), "messageId": format!("<new-{call}@test>"), "status": "queued"});

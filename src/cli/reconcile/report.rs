@@ -78,7 +78,7 @@ pub fn print_text(
     if outcome.elsewhere > 0 {
         writeln!(
             out,
-            "rows that were created in another hour than the one asked for: {}. Is ingest.time_zone the console's?",
+            "rows that name another hour than the one asked for, not compared there: {}",
             outcome.elsewhere
         )?;
     }
