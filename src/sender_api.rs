@@ -166,8 +166,7 @@ impl<'c> SenderApi<'c> {
             ("p", &page),
             ("r", &rows),
         ];
-        let fields =
-            fields.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+        let fields = fields.map(|(name, value)| format!("{name}={}", encoded(value)));
         fields.join("&").into()
     }
 
@@ -231,10 +230,17 @@ impl<'c> SenderApi<'c> {
             }
             Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" "),
         };
-        let said = said.replace(self.account.key.expose_secret(), "***");
+        let key = self.account.key.expose_secret();
+        // As it is, and as it was sent.
+        let said = said.replace(key, "***").replace(&encoded(key), "***");
         let said: String = said.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
         format!("{status}: {said}")
     }
+}
+
+/// A value in a form.
+fn encoded(value: &str) -> String {
+    utf8_percent_encode(value, NON_ALPHANUMERIC).to_string()
 }
 
 /// Whether the same call may be answered later.

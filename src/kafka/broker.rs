@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::{dead_letter::Reason, human};
+use crate::{
+    batch::{Batch, BatchView},
+    dead_letter::Reason,
+    human,
+};
 
 pub use crate::metrics::BlockReason;
 pub use crate::spool::Seq;
@@ -27,6 +31,33 @@ pub struct Outgoing<'a> {
     pub key: Option<&'a [u8]>,
     pub headers: &'a [(&'a str, &'a [u8])],
     pub value: &'a [u8],
+}
+
+impl Outgoing<'_> {
+    /// Calls `each` with each record of a batch that this process has made, in order.
+    ///
+    /// # Errors
+    /// The first error of `each`.
+    pub fn each_in<E>(
+        batch: &Batch,
+        topic: &str,
+        mut each: impl FnMut(Outgoing<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // A batch that has just been made can be decoded.
+        let Ok(view) = BatchView::decode(batch.bytes()) else {
+            return Ok(());
+        };
+        for record in &view.records {
+            let headers: Vec<_> = view.headers(record).collect();
+            each(Outgoing {
+                topic,
+                key: record.key,
+                headers: &headers,
+                value: &record.value(),
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// The position that Kafka has.

@@ -9,7 +9,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    batch::{Batch, BatchView, alone_in_batch},
+    batch::{Batch, alone_in_batch},
     cmc,
     config::Config,
     kafka::{
@@ -97,13 +97,11 @@ fn refusal(
     let Some(rules) = producer.topic(reader, topic)? else {
         return Ok(None);
     };
-    let mut refusal = None;
-    each_record(batch, topic, |record| {
+    let refusal = Outgoing::each_in(batch, topic, |record| {
         let size = || alone_in_batch(record.key, record.headers.iter().copied(), record.value.len());
-        refusal = rules.refuse(record.key.is_none(), size);
-        Ok(())
-    })
-    .map_or(Ok(refusal), |()| Ok(refusal))
+        rules.refuse(record.key.is_none(), size).map_or(Ok(()), Err)
+    });
+    Ok(refusal.err())
 }
 
 /// One transaction of these events.
@@ -111,29 +109,7 @@ fn commit(producer: &mut ToolProducer, pending: &[(usize, &str, Batch)]) -> Resu
     let deadline = producer.deadline();
     producer.begin_transaction()?;
     for (_, topic, batch) in pending {
-        each_record(batch, topic, |record| producer.send(record, deadline))?;
+        Outgoing::each_in(batch, topic, |record| producer.send(record, deadline))?;
     }
     producer.commit(&BTreeMap::new(), deadline)
-}
-
-/// Calls `each` with each record of a batch.
-fn each_record(
-    batch: &Batch,
-    topic: &str,
-    mut each: impl FnMut(Outgoing<'_>) -> Result<(), DeliveryError>,
-) -> Result<(), DeliveryError> {
-    // This process has just made it, so it can be decoded.
-    let Ok(view) = BatchView::decode(batch.bytes()) else {
-        return Ok(());
-    };
-    for record in &view.records {
-        let headers: Vec<_> = view.headers(record).collect();
-        each(Outgoing {
-            topic,
-            key: record.key,
-            headers: &headers,
-            value: &record.value(),
-        })?;
-    }
-    Ok(())
 }

@@ -386,7 +386,7 @@ fn what_can_not_be_compared_is_refused() {
     let wrong = base.clone().set("sender_api.key", "wr0ng-key");
     let ended = reconcile(&wrong, &[]);
     ended.has(69, &["01-002", "field api_key", "wrong key ***"]);
-    assert!(!ended.stderr.contains("wr0ng-key"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("wr0ng"), "{}", ended.stderr);
     reconcile(
         &base.clone().unset("sender_api.user").unset("sender_api.key"),
         &[],

@@ -174,7 +174,7 @@ fn answer(state: &State, unkind: &Unkind, call: u64, path: &str, body: &str) -> 
             401,
             "01-002",
             "api_key",
-            &format!("wrong key {}", field("api_key")),
+            &format!("wrong key {}, sent as {body}", field("api_key")),
         );
     }
     let Some(list) = path
