@@ -13,7 +13,7 @@ use crate::{
     process::Ended,
     sender::{KEY, Listed, Sender, USER, Unkind},
     topics::{self, Reader, Record},
-    wait::{Random, unique},
+    wait::{Random, unique, until},
 };
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -342,6 +342,58 @@ fn a_row_counts_only_in_the_hour_that_it_names() {
     let (code, found) = report(&setup, &["--stream", "deliveries"]);
     assert_eq!((code, sum(&found, "added")), (75, 0), "{found}");
     assert_eq!(events(&read(kafka, &topics.deliveries)), on_topic);
+}
+
+/// A reconciliation of deliveries that has read the topics and waits for the sender's answer to its tenth call.
+fn held(setup: &Setup, sender: &Sender) -> Started {
+    sender.be(Unkind {
+        held_at: Some(10),
+        ..Unkind::default()
+    });
+    let run = Started::new(setup, &["reconcile", "--stream", "deliveries"], &[]);
+    until(LIMIT, "the tenth call", || (sender.calls() >= 10).then_some(()));
+    run
+}
+
+#[test]
+fn a_webhook_that_arrives_while_the_sender_is_read_fills_its_hole() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, posted): (Vec<Listed>, Vec<String>) = (0..20).map(|n| delivery(n, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted[1..]);
+    let run = held(&setup, &sender);
+    post(&setup, "deliveries", &posted[..1]);
+    sender.release();
+    run.end().has(0, &["missing 0, added 0", "ALL IS WELL"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&listed, "deliveries")
+    );
+}
+
+#[test]
+fn a_later_run_shuts_out_an_earlier_one_from_its_beginning() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let listed: Vec<Listed> = (0..20).map(|n| delivery(n, "queued").0).collect();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    let earlier = held(&setup, &sender);
+    let (code, later) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&later, "added")), (0, 20), "{later}");
+    // In an hour that the earlier run has not read, so that it has something to add.
+    sender.be(Unkind {
+        added_at: Some((1, vec![delivery(1946, "queued").0])),
+        ..Unkind::default()
+    });
+    sender.release();
+    earlier.end().has(69, &["another run"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&listed, "deliveries")
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
@@ -42,6 +42,8 @@ pub struct Unkind {
     pub hourless: bool,
     /// Every hour has the rows of the next one.
     pub shifted: bool,
+    /// This call gets no answer before [`Sender::release`].
+    pub held_at: Option<u64>,
     /// These rows are added before this call is answered.
     pub added_at: Option<(u64, Vec<Listed>)>,
 }
@@ -49,6 +51,7 @@ pub struct Unkind {
 struct State {
     events: Mutex<Vec<Listed>>,
     unkind: Mutex<Unkind>,
+    released: Condvar,
     calls: AtomicU64,
     over: AtomicBool,
 }
@@ -67,6 +70,7 @@ impl Sender {
         let state = Arc::new(State {
             events: Mutex::new(events),
             unkind: Mutex::default(),
+            released: Condvar::new(),
             calls: AtomicU64::new(0),
             over: AtomicBool::new(false),
         });
@@ -94,7 +98,13 @@ impl Sender {
         *self.state.unkind.lock() = unkind;
     }
 
-    /// How many calls it has answered since.
+    /// Answers the call that is held.
+    pub fn release(&self) {
+        self.state.unkind.lock().held_at = None;
+        self.state.released.notify_all();
+    }
+
+    /// How many calls it has got since.
     pub fn calls(&self) -> u64 {
         self.state.calls.load(Ordering::Relaxed)
     }
@@ -103,6 +113,7 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         self.state.over.store(true, Ordering::Relaxed);
+        self.release();
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -113,7 +124,13 @@ fn serve(state: &State, stream: TcpStream) {
     let mut stream = stream;
     while let Some((path, body)) = request(&mut reader) {
         let call = state.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        let unkind = state.unkind.lock().clone();
+        let unkind = {
+            let mut unkind = state.unkind.lock();
+            while unkind.held_at == Some(call) {
+                state.released.wait(&mut unkind);
+            }
+            unkind.clone()
+        };
         let is_nth = |every: Option<u64>| every.is_some_and(|every| call.is_multiple_of(every));
         let (status, text) = match is_nth(unkind.busy) {
             true => (503, "busy".to_owned()),
