@@ -50,7 +50,10 @@ class Failed(Exception):
 
 def run(*command, **options):
     """Runs a command and returns its output. Its errors become part of the exception."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, **options)
+    except subprocess.TimeoutExpired as expired:
+        raise Failed(f"{' '.join(map(str, command))} does not end: {expired.stdout}") from None
     if done.returncode != 0:
         raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout
@@ -254,7 +257,7 @@ class Cluster:
         homes = {f"HELM_{kind}_HOME": str(self.directory / "helm") for kind in ("CACHE", "CONFIG", "DATA")}
         return run(self.tools / "helm", "--kubeconfig", self.pki / "admin.kubeconfig", *words, env=os.environ | homes)
 
-    def volume(self, name, node, size="20Gi"):
+    def volume(self, name, node, size):
         """A volume on a node's disk, for one claim."""
         path = self.directory / "volumes" / name
         path.mkdir(parents=True)

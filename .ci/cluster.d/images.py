@@ -1,7 +1,7 @@
 """Makes the images that the cluster runs as archives that containerd imports: no engine and no registry are needed.
 
 The bridge's has what the Dockerfile's last stages hold that the program can use: the program, glibc, libgcc, CA certificates. It
-has two tags, so that a roll-out can change the version. The other has only busybox: it is the pods' pause, and a client for tests.
+has two tags, so that a roll-out can change the version. The other has busybox and bash: it is the pods' pause, and a client for tests.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 BRIDGE = "registry.example.com/cmc-bridge"
-BUSYBOX = "registry.example.com/busybox:1"
+TOOLS = "registry.example.com/tools:1"
 # Numbers of `nonroot` in the Dockerfile's base image.
 NONROOT = 65532
 
@@ -68,16 +68,20 @@ def write_image(file, names, content, config):
             tar.addfile(entry, io.BytesIO(data))
 
 
+def add_libraries(root, program):
+    for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout):
+        target = root / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, target)
+
+
 def bridge_root(root, bridge, entrypoint):
     program = root / entrypoint.lstrip("/")
     program.parent.mkdir(parents=True)
     # A tenth of the size; its backtraces are not looked at here.
     subprocess.run(["objcopy", "--strip-debug", bridge, program], check=True)
     program.chmod(0o555)
-    for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", bridge], check=True, capture_output=True, text=True).stdout):
-        target = root / library.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
+    add_libraries(root, bridge)
     for directory in ("etc/ssl/certs", "tmp", "var/lib/cmc-bridge"):
         (root / directory).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
@@ -100,7 +104,10 @@ def make(bridge, directory):
         config = {"User": f"{NONROOT}:{NONROOT}", "Entrypoint": entrypoint, "Cmd": command}
         names = [f"{BRIDGE}:{version()}", f"{BRIDGE}:{version()}-next"]
         write_image(directory / "cmc-bridge.tar", names, layer(root, owned=("var/lib/cmc-bridge",)), config)
-        root = Path(place, "busybox")
+        root = Path(place, "tools")
         (root / "bin").mkdir(parents=True)
-        shutil.copy("/bin/busybox", root / "bin")
-        write_image(directory / "busybox.tar", [BUSYBOX], layer(root), {"User": "65535:65535", "Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]})
+        # Debian's static busybox has no working network: bash's /dev/tcp has.
+        for program in ("/bin/busybox", "/bin/bash"):
+            shutil.copy(program, root / "bin")
+        add_libraries(root, "/bin/bash")
+        write_image(directory / "tools.tar", [TOOLS], layer(root), {"User": "65535:65535", "Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]})

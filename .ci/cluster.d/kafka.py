@@ -69,7 +69,7 @@ auto.create.topics.enable=false
         run("iptables", "--wait", "--delete", *rule)
 
     def keys(self, topics="|".join(TOPICS)):
-        """How often each key stands in the topics, seen by a consumer of committed transactions."""
+        """How often each key stands in the topics, seen by a consumer of committed transactions. Ends once no more come."""
         lines = run(*self._java("org.apache.kafka.tools.consumer.ConsoleConsumer"), "--bootstrap-server", PLAIN, "--include", topics, "--from-beginning",
                     "--isolation-level", "read_committed", "--timeout-ms", "6000", "--formatter-property", "print.key=true", "--formatter-property", "print.value=false")
         return collections.Counter(lines.splitlines())

@@ -1,10 +1,10 @@
 """Posts numbered webhooks at a steady rate until SIGTERM, and writes what became of each.
 
-    load.py NAME URL FILE --rate R [--connections N] [--pad BYTES]
+    load.py NAME URL FILE --rate R [--connections N] [--events N] [--pad BYTES]
 
 Half of the connections stay open, half are new for each webhook. A webhook without an answer is not repeated: the sender may not
-do so either. A credential is read from FILE.credential for each webhook, so it can change. With https, any certificate will do,
-and the serial numbers that were seen are written down. A line of FILE is: kind, number, status or error, start, milliseconds.
+do so either. A credential is read from FILE.credential for each webhook, so it can change. With https, any certificate will do.
+A line of FILE is: kind, number, events, status or error, start, milliseconds.
 """
 
 import argparse
@@ -23,14 +23,16 @@ KINDS = {"bounces": "bounces-unknown-user.json", "deliveries": "deliveries-succe
 TIMEOUT = 15
 
 
-def key(name, number):
-    return f"<{name}.{number}@load.example.jp>"
+def keys(name, number, events):
+    """The keys of a webhook's events."""
+    return [f"<{name}.{number}.{event}@load.example.jp>" for event in range(events)]
 
 
-def body(name, number, pad):
+def body(name, number, events, pad):
     kind = "bounces" if number % 5 == 0 else "deliveries"
     webhook = json.loads((SAMPLES / KINDS[kind]).read_text())
-    webhook["event"][kind][0] |= {"messageId": key(name, number), "reason": "x" * pad}
+    (sample,) = webhook["event"][kind]
+    webhook["event"][kind] = [sample | {"messageId": key, "reason": "x" * pad} for key in keys(name, number, events)]
     return json.dumps(webhook).encode()
 
 
@@ -65,10 +67,10 @@ class Load:
             if not open_still and writer:
                 writer.close()
                 reader = writer = None
-            self.out.write(f"{'kept' if kept else 'new'}\t{number}\t{status}\t{start:.3f}\t{(time.time() - start) * 1000:.1f}\n")
+            self.out.write(f"{'kept' if kept else 'new'}\t{number}\t{self.arguments.events}\t{status}\t{start:.3f}\t{(time.time() - start) * 1000:.1f}\n")
 
     async def post(self, reader, writer, number, kept):
-        content = body(self.arguments.name, number, self.arguments.pad)
+        content = body(self.arguments.name, number, self.arguments.events, self.arguments.pad)
         basic = base64.b64encode(self.credential.read_bytes().strip()).decode()
         head = (f"POST {self.url.path} HTTP/1.1\r\nHost: {self.url.netloc}\r\nContent-Type: application/json\r\n"
                 f"Authorization: Basic {basic}\r\nConnection: {'keep-alive' if kept else 'close'}\r\nContent-Length: {len(content)}\r\n\r\n")
@@ -91,6 +93,7 @@ def main():
     parser.add_argument("file")
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--events", type=int, default=1)
     parser.add_argument("--pad", type=int, default=20)
     asyncio.run(Load(parser.parse_args()).run())
 

@@ -1,10 +1,10 @@
 """The chart in a real cluster, under load: installs it as its README says, changes and breaks it, and compares every acknowledged
 event with Kafka. Called by .ci/cluster, in namespaces of its own.
 
-    test.py DIRECTORY KUBERNETES BRIDGE JARS CGROUP [--all]
+    test.py DIRECTORY KUBERNETES BRIDGE JARS CGROUP [--all | STEP…]
 
-Without --all: installation, `helm test`, a roll-out, forced deletion and SIGKILL, a drained node, scaling out and in with a backlog,
-`helm rollback`. With it also what scenarios.py has. No event that was answered with 200 may be missing from the topics or be there
+Always: installation, `helm test`, a roll-out. Then, unless steps are named: forced deletion and SIGKILL, a drained node, scaling out
+and in with a backlog, and with --all what scenarios.py has. At last, `helm rollback`. No event that was answered with 200 may be missing from the topics or be there
 twice. Wherever one replica always serves, no webhook may be refused.
 """
 
@@ -25,7 +25,7 @@ import images
 import scenarios
 from cluster import NODES, Authority, Cluster, Failed, run, until
 from kafka import PLAIN, SECURED, USER, Kafka
-from load import key
+from load import keys
 
 ROOT = Path(__file__).parents[2]
 CHART = "deploy/helm/cmc-bridge"
@@ -34,6 +34,8 @@ NAMESPACE = "mail"
 # As the chart's README has it.
 CREDENTIAL = "cmc:change-me"
 KAFKA_PASSWORD = "kafka-password"
+# persistence.size, where nobody sets it.
+VOLUME = "20Gi"
 ROLL_OUT = 180
 
 
@@ -62,10 +64,10 @@ class Load:
             raise Failed(f"the load {self.name} failed: {self.error.read_text()}")
 
     def webhooks(self):
-        """(key, status, start, milliseconds) of each."""
+        """(keys, status, start, milliseconds) of each."""
         for line in self.file.read_text().splitlines():
-            _, number, status, start, milliseconds = line.split("\t")
-            yield key(self.name, int(number)), status, float(start), float(milliseconds)
+            _, number, events, status, start, milliseconds = line.split("\t")
+            yield keys(self.name, int(number), int(events)), status, float(start), float(milliseconds)
 
 
 class Test:
@@ -77,6 +79,8 @@ class Test:
         self.begin = time.monotonic()
         self.loads = []
         self.past = []
+        # Keys of other events that must be in Kafka once.
+        self.more = set()
         # (what, begin, end, whether a webhook may be refused)
         self.windows = []
 
@@ -111,10 +115,13 @@ class Test:
     def get(self, *words):
         return self.cluster.get("--namespace", NAMESPACE, *words)
 
-    def upgrade(self, *values, wait=True):
-        waiting = ["--wait", f"--timeout={ROLL_OUT}s"] if wait else []
-        self.cluster.helm("--namespace", NAMESPACE, "upgrade", "cmc-bridge", ROOT / CHART, "--reuse-values", *waiting,
-                          *(word for value in values for word in ("--set", value)))
+    def upgrade(self, *values, wait=True, user=None, **trees):
+        """Sets values, each `path=value` or a tree of JSON, as this user of Kubernetes."""
+        words = [word for value in values for word in ("--set", value)]
+        words += [word for name, tree in trees.items() for word in ("--set-json", f"{name}={json.dumps(tree)}")]
+        words += ["--wait", f"--timeout={ROLL_OUT}s"] if wait else []
+        words += ["--kube-as-user", user] if user else []
+        self.cluster.helm("--namespace", NAMESPACE, "upgrade", "cmc-bridge", ROOT / CHART, "--reuse-values", *words)
 
     def helm_test(self):
         self.said(self.cluster.helm("--namespace", NAMESPACE, "test", "cmc-bridge", "--logs", "--timeout", "120s"))
@@ -156,7 +163,7 @@ class Test:
 
     def install(self):
         for name, node in (("a", "n1"), ("b", "n2"), ("c", "n2")):
-            self.cluster.volume(name, node)
+            self.cluster.volume(name, node, VOLUME)
         log = self.readme("$ kubectl create namespace mail", [
             ("kubectl create namespace mail", f"kubectl create namespace {NAMESPACE}; kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=restricted"),
             (r"'kafka-1:9092\,kafka-2:9092'", f"{PLAIN} --set tests.sendSample=true"),
@@ -222,25 +229,36 @@ class Test:
         self.serving(2)
 
     def roll_back(self):
+        (template,) = self.get("statefulset", "cmc-bridge")["spec"]["volumeClaimTemplates"]
+        if template["spec"]["resources"]["requests"]["storage"] != VOLUME:
+            # The chart's README, "Larger volumes".
+            self.kubectl("delete", "statefulset", "cmc-bridge", "--cascade=orphan")
         self.cluster.helm("--namespace", NAMESPACE, "rollback", "cmc-bridge", "1", "--wait", f"--timeout={ROLL_OUT}s")
         self.serving(2)
         if any(pod["spec"]["containers"][0]["image"] != f"{images.BRIDGE}:{images.version()}" for pod in self.bridge_pods()):
             raise Failed("after the rollback the image is another than at first")
 
-    def run(self, everything):
+    def steps(self):
+        """Name, what happens, whether a webhook may be refused, and the function of each."""
+        return [
+            ("kill", "forced deletion of a pod, SIGKILL of a process", True, self.kill),
+            ("drain-node", "drain of a node; its disruption budget", False, self.drain_node),
+            ("scale", "2, 3, 2 replicas, while Kafka can't be reached; drain of what the third left", False, self.scale),
+        ]
+
+    def run(self, everything, names):
+        more = scenarios.steps(self)
+        chosen = [step for step in self.steps() + more if step[0] in names] if names else self.steps() + (more if everything else [])
+        if unknown := set(names) - {step[0] for step in chosen}:
+            raise Failed(f"there is no step {', '.join(unknown)}, but {', '.join(step[0] for step in self.steps() + more)}")
         with self.step("install and helm test, as the chart's README says, with a sample webhook"):
             self.install()
         self.start_load()
         with self.step("roll-out to another version, and from plain Kafka to SASL_SSL", may_refuse=False):
             self.secure_kafka()
-        with self.step("forced deletion of a pod, SIGKILL of a process", may_refuse=True):
-            self.kill()
-        with self.step("drain of a node; its disruption budget", may_refuse=False):
-            self.drain_node()
-        with self.step("2, 3, 2 replicas, while Kafka can't be reached; drain of what the third left", may_refuse=False):
-            self.scale()
-        if everything:
-            scenarios.run(self)
+        for _, what, may_refuse, function in chosen:
+            with self.step(what, may_refuse):
+                function()
         with self.step("helm rollback to the first revision", may_refuse=False):
             self.roll_back()
         self.stop_load()
@@ -250,7 +268,7 @@ class Test:
     def compare(self):
         """Every acknowledged event is in Kafka once; no webhook was refused where none may be."""
         webhooks = [webhook for load in self.past for webhook in load.webhooks()]
-        acknowledged = {name for name, status, _, _ in webhooks if status == "200"}
+        acknowledged = {key for keys_of, status, _, _ in webhooks if status == "200" for key in keys_of} | self.more
         found = collections.Counter()
 
         def delivered():
@@ -260,10 +278,11 @@ class Test:
         with contextlib.suppress(Failed):
             until("all are there", 60, delivered)
         missing = acknowledged - set(found)
-        twice = [name for name, _, _, _ in webhooks if found[name] > 1]
+        sent = {key for keys_of, _, _, _ in webhooks for key in keys_of} | self.more
+        twice = [key for key in sent if found[key] > 1]
         dead = sum(self.kafka.keys("cmc.dead-letters").values())
         statuses = dict(collections.Counter(status for _, status, _, _ in webhooks))
-        print(f"   {len(webhooks)} webhooks, answers {statuses}; acknowledged {len(acknowledged)}, lost {len(missing)}, twice {len(twice)}, dead letters {dead}")
+        print(f"   {len(webhooks)} webhooks, answers {statuses}; acknowledged events {len(acknowledged)}, lost {len(missing)}, twice {len(twice)}, dead letters {dead}")
         wrong = bool(missing or twice or dead) or len(acknowledged) < 1000
         for what, begin, end, may_refuse in self.windows:
             within = [(status, milliseconds) for _, status, start, milliseconds in webhooks if begin <= start < end]
@@ -288,6 +307,7 @@ def main():
         parser.add_argument(name, type=Path)
     parser.add_argument("cgroup")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("steps", nargs="*")
     arguments = parser.parse_args()
     directory = arguments.directory
     (directory / "images").mkdir(parents=True)
@@ -300,7 +320,7 @@ def main():
         print(f"the cluster and Kafka are there after {time.monotonic() - begin:.0f} s", flush=True)
         test = Test(directory, cluster, kafka, authority)
         try:
-            test.run(arguments.all)
+            test.run(arguments.all, arguments.steps)
         except (Failed, OSError, KeyError) as failed:
             print(f"FAILED: {failed!r}" if not isinstance(failed, Failed) else f"FAILED: {failed}", flush=True)
             test.explain()
