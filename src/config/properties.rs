@@ -130,6 +130,7 @@ const PEM_FILES: &[&str] = &[
     "ssl.certificate.location",
     "ssl.key.location",
     "ssl.crl.location",
+    "https.ca.location",
 ];
 
 /// Faults in the PEM files that these properties name which librdkafka ignores or reports unclearly: one sentence each. Librdkafka
@@ -282,10 +283,32 @@ pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
             Err(fault) => faults.push((entry_name(KEY, name), Origin::of(value), fault)),
         }
     }
+    if let Some((name, fault)) = token_fault(&properties)
+        && let Some((_, value)) = raw.entries(KEY).find(|(other, _)| *other == name)
+    {
+        faults.push((entry_name(KEY, name), Origin::of(value), fault));
+    }
     for (key, origin, (what, fix)) in faults {
         raw.problem_at(key, origin, what, fix);
     }
     properties
+}
+
+/// The property that asks for OAUTHBEARER if nothing says where its tokens come from: no client would ever log in.
+fn token_fault(properties: &BTreeMap<String, SecretString>) -> Option<(&'static str, Fault)> {
+    let is = |name: &str, value: &str| {
+        let given = properties.get(name).map(ExposeSecret::expose_secret);
+        given.is_some_and(|given| given.eq_ignore_ascii_case(value))
+    };
+    let mechanism = ["sasl.mechanism", "sasl.mechanisms"]
+        .into_iter()
+        .find(|name| is(name, "OAUTHBEARER"))?;
+    let has_tokens =
+        is("sasl.oauthbearer.method", "oidc") || is("enable.sasl.oauthbearer.unsecure.jwt", "true");
+    (!has_tokens).then(|| {
+        let fix = "set sasl.oauthbearer.method to oidc, with the token endpoint and the client (docs/kafka-security.md)";
+        (mechanism, fault("OAUTHBEARER needs a source of tokens", fix))
+    })
 }
 
 /// One property by its name and its text; `given` says where a property was given, if it was.

@@ -94,9 +94,10 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastEr
     );
     if vague && let Some((code, cause)) = last.get() {
         // OpenSSL's errors after the handshake are reported as failures of the transport.
-        found = match cause.contains("SSL routines") {
-            true => Some(tls(&cause)),
-            false => known(code, names).or(found),
+        found = match cause.split_once(TOKEN) {
+            Some((_, why)) => Some(token(why)),
+            None if cause.contains("SSL routines") => Some(tls(&cause)),
+            None => known(code, names).or(found),
         };
         if let (Some((BlockReason::Connect, advice)), Some(address)) = (&mut found, advertised(&cause)) {
             *advice = format!(
@@ -178,7 +179,8 @@ fn advertised(said: &str) -> Option<&str> {
 /// What to correct in `[kafka.properties]`, from librdkafka's words.
 fn misconfigured(what: &str) -> (BlockReason, String) {
     let advice = if what.contains("SASL mechanism") {
-        "Set sasl.mechanism under [kafka.properties] to one that this build supports: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        "Set sasl.mechanism under [kafka.properties] to one that this build supports: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or \
+         OAUTHBEARER"
     } else {
         "Correct the property under [kafka.properties], or the file that it names"
     };
@@ -196,6 +198,47 @@ fn tls(what: &str) -> (BlockReason, String) {
         "Check that the broker's port speaks TLS (security.protocol), and ssl.ca.location"
     };
     (BlockReason::Authentication, advice.to_owned())
+}
+
+/// What librdkafka says before the reason for which it has no token.
+const TOKEN: &str = "Failed to acquire SASL OAUTHBEARER token: ";
+
+/// What to correct about a token, from the words of curl, the token endpoint or librdkafka.
+fn token(why: &str) -> (BlockReason, String) {
+    let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
+    let of_client = "Check sasl.oauthbearer.client.id and sasl.oauthbearer.client.secret under [kafka.properties]: the token endpoint refuses \
+                     this client or its secret";
+    let (reason, advice) = if has(&["invalid_scope"]) {
+        (
+            BlockReason::Authentication,
+            "Check sasl.oauthbearer.scope under [kafka.properties]: the token endpoint refuses this scope",
+        )
+    } else if has(&["invalid_client", "unauthorized_client", "access_denied"]) {
+        (BlockReason::Authentication, of_client)
+    } else if has(&["unexpired token"]) {
+        (
+            BlockReason::Authentication,
+            "The token endpoint gives tokens that have already expired: compare its clock with this machine's",
+        )
+    } else if has(&["certificate", "SSL", "TLS"]) {
+        (
+            BlockReason::Authentication,
+            "Check that https.ca.location under [kafka.properties] has the CA of the token endpoint's certificate (without it, the \
+             system's CAs are trusted), and that the certificate is for the name in sasl.oauthbearer.token.endpoint.url",
+        )
+    } else if has(&["onnect", "resolve", "timed out", "Timeout"]) {
+        (
+            BlockReason::Connect,
+            "Check that the token endpoint (sasl.oauthbearer.token.endpoint.url) runs and can be reached from here. The brokers are \
+             not the cause",
+        )
+    } else {
+        (
+            BlockReason::Authentication,
+            "Check the properties sasl.oauthbearer.… under [kafka.properties], and the log of the token endpoint",
+        )
+    };
+    (reason, advice.to_owned())
 }
 
 /// What to do about a batch that can't be read, from librdkafka's words.
@@ -270,6 +313,14 @@ pub fn is_consequence(code: Code) -> bool {
     )
 }
 
+fn uses_tokens(kafka: &config::Kafka) -> bool {
+    let mut mechanisms = ["sasl.mechanism", "sasl.mechanisms"].iter();
+    mechanisms.any(|name| {
+        let mechanism = kafka.properties.get(*name);
+        mechanism.is_some_and(|mechanism| mechanism.expose_secret() == "OAUTHBEARER")
+    })
+}
+
 fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
     let Names {
         topic,
@@ -287,6 +338,12 @@ fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
             ),
         ),
         Code::SSL => tls(""),
+        Code::Authentication | Code::SaslAuthenticationFailed if uses_tokens(names.kafka) => (
+            BlockReason::Authentication,
+            "The broker refuses the token: compare what it expects (its sasl.oauthbearer.expected.issuer, \
+             sasl.oauthbearer.expected.audience and keys) with the token that the endpoint gives, and the clocks of both"
+                .into(),
+        ),
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => (
             BlockReason::Authentication,
             "Check security.protocol, sasl.mechanism, sasl.username and sasl.password under [kafka.properties]".into(),
@@ -410,6 +467,61 @@ mod tests {
             );
             assert_eq!(error.reason, reason, "{error}");
             assert!(error.message.contains(cure), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_token_names_the_endpoint_and_not_the_brokers() {
+        let connect = BlockReason::Connect;
+        let authentication = BlockReason::Authentication;
+        for (why, reason, cure) in [
+            (r#"{"error":"invalid_client"}"#, authentication, "client.secret"),
+            (
+                r#"{"error":"invalid_scope"}"#,
+                authentication,
+                "oauthbearer.scope",
+            ),
+            (
+                "Must supply an unexpired token: now=2ms, exp=1ms",
+                authentication,
+                "its clock",
+            ),
+            (
+                "SSL certificate problem: unable to get local issuer certificate",
+                authentication,
+                "https.ca.location",
+            ),
+            (
+                "error:0A000086:SSL routines::certificate verify failed",
+                authentication,
+                "https.ca.location",
+            ),
+            (
+                "Failed to connect to 127.0.0.1 port 1 after 0 ms",
+                connect,
+                "token endpoint",
+            ),
+            (
+                "Could not resolve host: login.example.com",
+                connect,
+                "token endpoint",
+            ),
+            (
+                "<html>Not found</html>",
+                authentication,
+                "log of the token endpoint",
+            ),
+        ] {
+            let last = LastError::default();
+            last.set(Code::Authentication, &format!("{TOKEN}{why}"));
+            let error = KafkaError::MessageProduction(Code::OperationTimedOut);
+            let error = explain(&error, "send", &names(), &last);
+            assert_eq!(error.reason, reason, "{error}");
+            assert!(
+                error.message.contains(cure) && error.message.contains(why),
+                "{error}"
+            );
+            assert!(!error.message.contains("kafka:9092"), "{error}");
         }
     }
 

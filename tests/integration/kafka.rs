@@ -26,6 +26,7 @@ use rustix::process::Signal;
 use crate::{
     jars::{java, work_dir},
     process::{Process, watched},
+    token_server::key_file,
     topics::{client_config, try_create_topic},
     wait::{self, Permit, Random, Semaphore},
 };
@@ -323,6 +324,10 @@ pub fn java_options(dir: &Path, heap: &str) -> Vec<OsString> {
         "-XX:+UseSerialGC".to_owned(),
         "-XX:TieredStopAtLevel=1".to_owned(),
         format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()),
+        format!(
+            "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{}",
+            key_file().display()
+        ),
         "-cp".to_owned(),
         java().class_path.clone(),
     ]

@@ -16,6 +16,7 @@ mod oracle;
 mod process;
 mod proxy;
 mod secured_broker;
+mod token_server;
 mod topics;
 mod wait;
 
