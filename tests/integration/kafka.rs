@@ -26,7 +26,6 @@ use rustix::process::Signal;
 use crate::{
     jars::{java, work_dir},
     process::{Process, watched},
-    token_server::key_file,
     topics::{client_config, try_create_topic},
     wait::{self, Permit, Random, Semaphore},
 };
@@ -314,6 +313,13 @@ pub fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Proce
     let mut command = watched(&java().program, &args);
     command.stdout(log.try_clone().unwrap()).stderr(log);
     Process::spawn(&mut command).unwrap()
+}
+
+/// The file with the public key of the token endpoint, the only one that brokers of this process may read keys from.
+pub fn key_file() -> PathBuf {
+    work_dir()
+        .join(format!("run-{}", std::process::id()))
+        .join("jwks.json")
 }
 
 /// Options for a Java program with Kafka's classes that logs according to the broker's `log4j2.xml`. It starts quickly and

@@ -17,9 +17,9 @@ use rcgen::{
 
 use crate::{
     jars::java,
-    kafka::{Broker, Extra, java_options, new_dir},
+    kafka::{Broker, Extra, java_options, key_file, new_dir},
     process::{Process, watched},
-    token_server::{AUDIENCE, ISSUER, TokenServer, key_file},
+    token_server::{AUDIENCE, ISSUER, TokenServer},
 };
 
 /// Every user's password. Tests search all output of the bridge for it.

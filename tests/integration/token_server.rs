@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use crate::{jars::work_dir, secured_broker::PASSWORD};
+use crate::{kafka::key_file, secured_broker::PASSWORD};
 
 /// The client that gets tokens, with [`PASSWORD`] as its secret. It is the Kafka user, too.
 pub const CLIENT: &str = "cmc-bridge";
@@ -35,13 +35,6 @@ pub const AUDIENCE: &str = "kafka.test";
 /// In seconds. librdkafka renews a token after four fifths.
 const LIFETIME: i64 = 20;
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// The file with the public key, the only one that brokers of this process may read keys from.
-pub fn key_file() -> PathBuf {
-    work_dir()
-        .join(format!("run-{}", std::process::id()))
-        .join("jwks.json")
-}
 
 /// A running token endpoint; it runs as long as the process.
 pub struct TokenServer {

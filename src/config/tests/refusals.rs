@@ -10,7 +10,10 @@ fn files_that_are_not_a_configuration() {
     };
     one(
         &missing,
-        &["file /no/such/file.toml: can't be read", "with --config or CMC_BRIDGE_CONFIG"],
+        &[
+            "file /no/such/file.toml: can't be read",
+            "with --config or CMC_BRIDGE_CONFIG",
+        ],
     );
     one(&file("[ingest\n"), &["bridge.toml: TOML parse error at line 1"]);
     one(
