@@ -38,6 +38,10 @@ schedules count="1000000" first="1000000":
 mutants *names:
     tests/mutants {{ names }}
 
+# Make the files of a release in target/release-files/out: archive, debug information, bill of materials, checksums.
+release:
+    .ci/release
+
 # Refresh what is derived: the chart's copies, its table of values, the plain manifests. Needs helm.
 sync:
     deploy/helm/sync

@@ -62,9 +62,9 @@ async fn compare(events: u32, body: &'static [u8], connections: usize, time: Dur
             (bare_process, &mut bare),
         ] {
             let (server, _spool) = server();
-            load(server.address, body, connections, Duration::from_millis(300)).await;
+            load(server.address, &[body], connections, Duration::from_millis(300)).await;
             let before = server.cpu();
-            let found = load(server.address, body, connections, time).await;
+            let found = load(server.address, &[body], connections, time).await;
             let micros = (server.cpu() - before).as_secs_f64() * 1e6 / found.answers as f64;
             seen.push((found, micros));
         }

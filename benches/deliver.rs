@@ -28,8 +28,7 @@ mod wait;
 
 use std::{
     env,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::Path,
     process::Command,
     sync::{
@@ -45,7 +44,7 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer},
 };
-use support::{Server, cpu_of, load, machine, median};
+use support::{Server, cpu_of, figure, load, machine, median, scrape};
 
 const HUNDRED: &[u8] = include_bytes!("../tests/samples/deliveries-batch-100.json");
 const PARTITIONS: i32 = 3;
@@ -99,7 +98,7 @@ fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> (f64
         let body = HUNDRED.trim_ascii_end();
         filled += 100
             * runtime
-                .block_on(load(server.address, body, 8, Duration::from_millis(200)))
+                .block_on(load(server.address, &[body], 8, Duration::from_millis(200)))
                 .answers;
     }
     drop(server);
@@ -139,20 +138,8 @@ fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
 fn until(admin: SocketAddr, wanted: impl Fn(u64, u64) -> bool) -> (Instant, u64) {
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
-        let mut stream = TcpStream::connect(admin).expect("connects");
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
-            .expect("sends");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("reads");
-        let figure = |name: &str| -> u64 {
-            let line = format!("{name}{{stream=\"deliveries\"}} ");
-            let value = text
-                .lines()
-                .find_map(|l| l.strip_prefix(&line))
-                .expect("a series");
-            value.parse::<f64>().expect("a number") as u64
-        };
+        let text = scrape(admin);
+        let figure = |name| figure(&text, &format!("{name}{{stream=\"deliveries\"}}"));
         let delivered = figure("cmc_bridge_delivered_events_total");
         if wanted(delivered, figure("cmc_bridge_backlog_events")) {
             return (Instant::now(), delivered);

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
+    io::{BufRead, BufReader, Read, Write},
+    net::{self, SocketAddr},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -60,6 +61,23 @@ impl Server {
     }
 }
 
+/// The bridge's metrics, as text.
+pub fn scrape(admin: SocketAddr) -> String {
+    let mut stream = net::TcpStream::connect(admin).expect("connects");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
+        .expect("sends");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("reads");
+    text
+}
+
+/// The value of a series in the metrics' text, given with its labels.
+pub fn figure(text: &str, series: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse::<f64>().ok();
+    text.lines().find_map(value).expect("a series") as u64
+}
+
 /// CPU time (user and system) that a process, given by its id or `self`, has used so far.
 pub fn cpu_of(process: &str) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("procfs");
@@ -98,43 +116,58 @@ impl Seen {
     }
 }
 
-/// Posts the same request over `connections` kept-alive connections, one request at a time on each, for this long. Every answer
-/// must be a 200.
-pub async fn load(address: SocketAddr, body: &'static [u8], connections: usize, time: Duration) -> Seen {
-    let mut request = format!(
+/// A kept-alive connection.
+pub struct Client(TcpStream);
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect(address).await.expect("connects");
+        stream.set_nodelay(true).expect("nodelay");
+        Client(stream)
+    }
+
+    /// Sends a request made by [`request`], and awaits its answer, which must be a 200.
+    pub async fn post(&mut self, request: &[u8]) {
+        let mut answer = [0; 1024];
+        self.0.write_all(request).await.expect("sends");
+        let mut n = 0;
+        // The answers are short: head, an empty line, `ok`.
+        while !answer[..n].ends_with(b"ok") {
+            let more = self.0.read(&mut answer[n..]).await.expect("reads");
+            let said = String::from_utf8_lossy(&answer[..n]);
+            assert!(more > 0, "the connection ended: {said}");
+            n += more;
+        }
+        let said = String::from_utf8_lossy(&answer[..n]);
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{said}");
+    }
+}
+
+/// A webhook's request.
+pub fn request(body: &[u8]) -> Vec<u8> {
+    let head = format!(
         "POST /webhooks/events HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
-    )
-    .into_bytes();
-    request.extend_from_slice(body);
-    let request: &'static [u8] = request.leak();
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// Posts these bodies in turn over `connections` kept-alive connections, one request at a time on each, for this long.
+pub async fn load(address: SocketAddr, bodies: &[&[u8]], connections: usize, time: Duration) -> Seen {
+    let requests: Arc<[Vec<u8>]> = bodies.iter().map(|body| request(body)).collect();
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
-    for _ in 0..connections {
+    for connection in 0..connections {
+        let requests = Arc::clone(&requests);
         tasks.spawn(async move {
-            let mut stream = TcpStream::connect(address).await.expect("connects");
-            stream.set_nodelay(true).expect("nodelay");
+            let mut client = Client::connect(address).await;
             let mut times = Vec::with_capacity(1 << 16);
-            let mut answer = [0; 1024];
-            while begun.elapsed() < time {
-                let sent = Instant::now();
-                stream.write_all(request).await.expect("sends");
-                let mut n = 0;
-                // The answers are short: head, an empty line, `ok`.
-                while !answer[..n].ends_with(b"ok") {
-                    let more = stream.read(&mut answer[n..]).await.expect("reads");
-                    assert!(
-                        more > 0,
-                        "the connection ended: {}",
-                        String::from_utf8_lossy(&answer[..n])
-                    );
-                    n += more;
+            for request in requests.iter().cycle().skip(connection) {
+                if begun.elapsed() >= time {
+                    break;
                 }
-                assert!(
-                    answer.starts_with(b"HTTP/1.1 200"),
-                    "{}",
-                    String::from_utf8_lossy(&answer[..n])
-                );
+                let sent = Instant::now();
+                client.post(request).await;
                 times.push(sent.elapsed());
             }
             times

@@ -27,9 +27,22 @@ pub mod books;
 pub mod health;
 mod rates;
 mod server;
-mod status;
+pub mod status;
 
 pub use self::{
     answers::Sources,
     server::{AdminServer, RunningAdminServer},
 };
+
+#[cfg(test)]
+pub mod tests {
+    //! What tests elsewhere need.
+
+    pub use super::answers::tests::sources;
+    use super::{Sources, status::Status};
+
+    /// The status of these sources.
+    pub fn status(sources: Sources) -> Status {
+        Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir)
+    }
+}

@@ -91,12 +91,13 @@ impl Bridge {
     pub async fn start(config: Config) -> Result<Bridge, BridgeError> {
         let registry = Registry::new();
         // This comes before anything is written: a refused pair is a fault of the configuration.
-        let tls = match &config.ingest.tls {
+        let (tls, certificate) = match &config.ingest.tls {
             Some(files) => {
                 let metrics = TlsMetrics::new(&registry)?;
-                Some(TlsContext::open(files.clone(), metrics)?)
+                let certificate = metrics.certificate();
+                (Some(TlsContext::open(files.clone(), metrics)?), Some(certificate))
             }
-            None => None,
+            None => (None, None),
         };
         for fault in pem_faults(&config.kafka.properties) {
             warn!("{fault}");
@@ -155,6 +156,7 @@ impl Bridge {
             books,
             spool_dir: config.spool.dir.clone(),
             unknown_logs,
+            certificate,
         };
         let admin = admin::AdminServer::bind(config.admin.listen, sources)
             .map_err(not_bound("admin.listen", config.admin.listen))?;

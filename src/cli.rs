@@ -10,13 +10,17 @@
 //! | [`dead_letters`] | lists and replays dead letters |
 //! | [`dev`] | runs the bridge with an embedded broker and prints the events |
 //! | [`explain`] | says what a webhook's body would become |
+//! | [`reconcile`] | adds to the topics what the sender has and they lack |
 //! | [`send_sample`] | posts many webhooks and sums up the answers |
 //! | [`serve`] | runs the bridge until SIGTERM |
 //! | [`spool`] | lists, verifies, exports, drains and repairs a spool |
 //! | [`tap`] | prints the records of the topics as they arrive |
+//! | [`top`] | shows running bridges in a terminal |
+//! | [`why`] | says what is wrong with a running bridge |
 //!
 //! | what they share | what it is |
 //! |---|---|
+//! | [`bridge_status`] | the status of a running bridge, from its admin port |
 //! | [`config_args`] | `--config` and `CMC_BRIDGE_CONFIG` |
 //! | [`exit`] | exit codes: how each error ends the process |
 //! | [`output`] | standard output that may be closed, and lines on standard error |
@@ -26,6 +30,7 @@
 //! | [`signals`] | SIGINT and SIGTERM |
 //! | `stream_name` | streams by name on the command line |
 
+mod bridge_status;
 pub mod check;
 pub mod completions;
 mod config_args;
@@ -37,6 +42,7 @@ pub mod explain;
 pub mod output;
 mod percentile;
 mod progress_bar;
+pub mod reconcile;
 mod records;
 pub mod send_sample;
 pub mod serve;
@@ -44,6 +50,8 @@ mod signals;
 pub mod spool;
 mod stream_name;
 pub mod tap;
+pub mod top;
+pub mod why;
 
 use clap::{Parser, Subcommand};
 
@@ -67,8 +75,8 @@ CMC_BRIDGE_CONFIG, separated by colons), then environment variables.
 A variable is CMC_BRIDGE__ and the key in upper case, with __ for each dot: CMC_BRIDGE__INGEST__LISTEN sets ingest.listen.
 config/default.toml lists and explains every key.
 
-Exit codes: 0 success, 64 wrong command line, 65 wrong or damaged data, 69 something needed is unavailable, 74 disk or
-file error, 78 configuration refused.";
+Exit codes: 0 success, 1 and 2 what `why` found, 64 wrong command line, 65 wrong or damaged data, 69 something needed is
+unavailable, 74 disk or file error, 75 undecided as yet, 78 configuration refused.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -89,6 +97,12 @@ pub enum Command {
     /// Post sample webhooks to a bridge, as Customers Mail Cloud does
     #[command(after_help = send_sample::AFTER_HELP)]
     SendSample(send_sample::SendSampleArgs),
+    /// Ask a running bridge what is wrong, since when, what it costs and what to do
+    #[command(after_help = why::AFTER_HELP)]
+    Why(why::WhyArgs),
+    /// Show running bridges in a terminal: state, rates, backlog, lanes, problems, refusals
+    #[command(after_help = top::AFTER_HELP)]
+    Top(top::TopArgs),
     /// Print the events on the topics as they arrive
     #[command(after_help = tap::AFTER_HELP)]
     Tap(tap::TapArgs),
@@ -101,6 +115,9 @@ pub enum Command {
     /// List dead letters, or replay them and deliver what is understood now
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// Add to the topics what Customers Mail Cloud has and they lack, after an outage
+    #[command(after_help = reconcile::AFTER_HELP)]
+    Reconcile(reconcile::ReconcileArgs),
     /// Print a shell completion script
     #[command(after_help = completions::AFTER_HELP)]
     Completions(completions::CompletionsArgs),

@@ -26,6 +26,8 @@
 //! - Numbers, strings, `true`, `false` and `null` beside `event` are ignored, and so are form fields that hold neither a list
 //!   nor an object.
 //!
+//! Webhooks on the path of received mail bring one mail each: [`inbound`] says how it is read, [`group`] what it becomes.
+//!
 //! The `api_key` is found in every body that is valid JSON, and in every form whose `api_key` field can be decoded, whatever
 //! else is wrong. It appears in no error text and in nothing that is stored: see [`mask()`].
 //!
@@ -36,12 +38,17 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`charset`] | names of character encodings |
 //! | [`elements`] | the lists of `event` and the members of their elements |
 //! | [`envelope`] | the members around the list of events |
 //! | [`event`] | turns elements into records, everything else into dead letters |
 //! | [`form`] | form bodies, decoded strictly |
+//! | [`group`] | a received mail as a group of records |
 //! | [`id`] | ce_id |
+//! | [`identity`](mod@identity) | when two forms of an event are the same event |
+//! | [`inbound`] | webhooks of received mail |
 //! | [`json`] | JSON bodies: validated, then walked by a cursor |
+//! | [`mail`] | a received mail: fields and files |
 //! | [`malformed`] | why a body as a whole could not be understood |
 //! | [`mask`](mod@mask) | credentials masked in dead letters |
 //! | [`request`] | the request, and which encoding its body is in |
@@ -49,12 +56,17 @@
 //! | [`time`] | ce_time |
 //! | [`understand`](mod@understand) | takes a body from its content type to its records |
 
+mod charset;
 mod elements;
 mod envelope;
 mod event;
 mod form;
+mod group;
 mod id;
+mod identity;
+mod inbound;
 mod json;
+mod mail;
 mod malformed;
 mod mask;
 mod request;
@@ -63,14 +75,16 @@ mod time;
 mod understand;
 
 pub use self::{
-    envelope::{Envelope, Opened},
-    event::{Split, split},
+    envelope::{Content, Envelope, Opened},
+    event::{Split, row, split},
+    group::most_bytes as most_bytes_of_mail,
     id::NAMESPACE,
+    identity::{OnTopic, Row, on_topic},
     malformed::Malformed,
     mask::{SHORTEST, Secrets, mask},
-    request::{BOM, BodyEncoding, Media, Request},
-    rules::{MAX_COMPOSITION, MAX_DEPTH, MAX_KEY, MAX_MEMBERS, Rules},
-    understand::{Understood, explain, open, understand},
+    request::{BOM, BodyEncoding, Endpoint, Media, Request},
+    rules::{InboundRules, MAX_COMPOSITION, MAX_DEPTH, MAX_KEY, MAX_MEMBERS, MailContent, Rules},
+    understand::{Understood, explain, open, open_request, understand},
 };
 
 #[cfg(test)]

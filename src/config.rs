@@ -42,7 +42,7 @@ mod tests;
 mod types;
 mod validate;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 pub use self::{
     credentials::{Auth, Credential, CredentialFile, CredentialKind, MAX_CREDENTIALS, clash},
@@ -53,8 +53,8 @@ pub use self::{
     show::{Setting, to_toml},
     source::environment,
     types::{
-        Admin, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig, StreamConfig,
-        TlsConfig,
+        Admin, ApiAccount, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, SenderApi, Shutdown,
+        SpoolConfig, StreamConfig, TlsConfig,
     },
 };
 
@@ -88,6 +88,23 @@ pub fn load(
         (Some(config), settings, problems) if problems.is_empty() => Ok(Loaded { config, settings }),
         (_, _, problems) => Err(ConfigError { problems }),
     }
+}
+
+/// `admin.listen`, even if something else in the configuration is refused: a bridge whose configuration has been damaged
+/// since its start can still be asked.
+///
+/// # Errors
+/// The layers can't be merged, or this key is refused.
+pub fn admin_listen(
+    files: &[PathBuf],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<SocketAddr, ConfigError> {
+    let (config, settings, problems) = look(files, environment)?;
+    let shown = || settings.iter().find(|setting| setting.key == "admin.listen");
+    config
+        .map(|config| config.admin.listen)
+        .or_else(|| shown()?.value.trim_matches('"').parse().ok())
+        .ok_or(ConfigError { problems })
 }
 
 /// Every key with its value and origin, secrets redacted, and what is wrong with them, if anything.

@@ -41,6 +41,7 @@ mod record;
 
 pub(crate) use self::record::rfc3339_micros;
 pub use self::{
+    headers::REASON,
     letter::{Letter, LetterAssembler, LetterError, part_of},
     reason::{Failure, Reason, Scope},
     record::{DeadLetter, MAX_TEXT},

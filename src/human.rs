@@ -97,6 +97,14 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// What is wrong and what to do, as sentences without the last full stop.
+pub fn with_cure(cause: &str, cure: &str) -> String {
+    match cure {
+        "" => cause.to_owned(),
+        _ => format!("{cause}. {cure}"),
+    }
+}
+
 /// `0.2`, `12`, `1,234`
 pub fn rate(rate: f64) -> String {
     if rate > 0.0 && rate < 9.95 {

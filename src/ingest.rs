@@ -9,7 +9,7 @@
 //! | an invalid credential | 401 + `WWW-Authenticate`; nothing is stored |
 //! | no credential | 401 as a challenge: sent once the body, up to a size, has been read; the connection is kept |
 //! | another content type, or a content encoding | 415 + `Accept-Post`; dead-lettered if the header authenticates the sender |
-//! | a body over `ingest.max_body_bytes` | 413; then a bounded part of the rest is read, a larger one from an admitted client |
+//! | a body over `ingest.max_body_bytes` (received mail: `ingest.inbound_max_body_bytes`) | 413; then a bounded part of the rest is read, a larger one from an admitted client |
 //! | a slow header or body | 408, closed |
 //! | too many connections | the oldest one without an admitted request is closed to make room; if there is none, 503 + `Retry-After` |
 //! | too many bytes in flight; spool full, failed, slow or not open; stopping | 503 + `Retry-After` |

@@ -1,7 +1,7 @@
 //! Everything that talks to a Kafka cluster. Nothing here knows the spool's files or the sender.
 //!
 //! Lanes see Kafka through the trait in [`broker`]. [`producer`] implements it with librdkafka; the tests also have a simulated
-//! broker, and both must play the scenes of `tests/conformance.rs` alike. Commands read topics with [`letter_reader`] and [`tap`],
+//! broker, and both must play the scenes of `tests/conformance.rs` alike. Commands read topics with [`range_reader`] and [`tap`],
 //! and `check --live` asks its questions with [`probe`].
 //!
 //! Three rules hold for all of them:
@@ -18,8 +18,8 @@
 //! |---|---|
 //! | [`broker`] | the trait that lanes deliver through, and its errors |
 //! | [`producer`] | implements that trait with librdkafka |
-//! | [`replay_producer`] | writes a replay's records and positions in transactions |
-//! | [`letter_reader`] | reads the dead-letter topic, for replays and `dead-letters ls` |
+//! | [`tool_producer`] | writes a command's records, and positions if it has any, in transactions |
+//! | [`range_reader`] | reads a topic from given offsets to given ends, for commands |
 //! | [`tap`] | reads topics as they grow, for `tap` |
 //! | [`probe`] | questions that change nothing, for `check --live` |
 //! | [`session`] | makes the clients of one lane or tool and explains their errors |
@@ -37,15 +37,15 @@ mod callbacks;
 mod commit;
 mod deliveries;
 mod explain;
-pub mod letter_reader;
 pub mod probe;
 pub mod producer;
 pub(crate) mod properties;
+pub mod range_reader;
 mod reader_health;
-pub mod replay_producer;
 pub(crate) mod session;
 mod statistics;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+pub mod tool_producer;
 mod topics;

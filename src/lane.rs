@@ -33,6 +33,8 @@
 //!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record per request,
 //!      and the others as before; a refusal then names its record.
 //!
+//!    The records of a received mail belong together: when one of them is diverted, all are.
+//!
 //!    The broker may refuse an early request while the lane is still sending. Whichever call meets the failure, it reports the
 //!    first cause ([`kafka::broker::Broker`](crate::kafka::broker::Broker)).
 //! 5. A failure blocks this lane only. The lane tries again after growing waits, with a metric and a log line.
@@ -40,6 +42,9 @@
 //! 7. The timestamp of a record is the time of sending. Retention would soon delete a record with an old timestamp, and the
 //!    broker would refuse one that is ahead of its clock. If the broker refuses the time of sending, because its clock and this
 //!    machine's differ, records go without a timestamp for ten minutes.
+//! 8. Transactions begin at least `kafka.commit_interval` apart, because each costs the brokers much the same however few
+//!    events it has. The first event after a pause goes at once, and so does a full transaction and the one after it. A drain
+//!    does not pause.
 //!
 //! # At least once
 //!
@@ -203,11 +208,14 @@ fn run<C: Connect>(mut lane: Lane<C>, control: &LaneControl) -> Result<(), Spool
         if phase == LanePhase::Stop || phase == LanePhase::Drain && lane.nothing_left() {
             return lane.finish();
         }
+        if phase == LanePhase::Drain {
+            lane.hurry();
+        }
         match lane.turn()? {
             Turn::Progress => {}
             Turn::Idle if phase == LanePhase::Drain => return lane.finish(),
             Turn::Idle => lane.wait(IDLE),
-            Turn::Blocked(wait) => control.sleep(phase, wait),
+            Turn::Blocked(wait) | Turn::Paused(wait) => control.sleep(phase, wait),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! 7. The checkpoint on disk follows, and the segments below it are freed.
 //!
 //! [`bridge::Bridge`] puts these parts together. [`books`] count them, [`metrics`] and [`admin`] show them, [`replay`] tries
-//! dead letters again, [`config`] is all that the parts know about their environment, and [`cli`] is the way in.
+//! dead letters again, [`reconcile`] adds what the sender has and the topics lack, [`config`] is all that the parts know about their environment, and [`cli`] is the way in.
 //!
 //! ARCHITECTURE.md describes the boundaries between the modules, the invariants and the glossary.
 
@@ -29,6 +29,7 @@ mod clock;
 pub mod cmc;
 pub mod config;
 pub mod dead_letter;
+pub mod http_client;
 mod human;
 pub mod ingest;
 pub mod kafka;
@@ -37,7 +38,9 @@ pub mod leftover;
 pub mod logging;
 pub mod metrics;
 mod plain;
+pub mod reconcile;
 pub mod replay;
+pub mod sender_api;
 pub mod spool;
 pub mod stream;
 

@@ -75,6 +75,11 @@ pub fn last_lines(write: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// How many log lines were dropped since nobody read standard error.
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
+
 /// `cmc_bridge_log_lines_dropped_total`.
 pub struct DroppedLines(IntCounter);
 
@@ -97,8 +102,7 @@ impl Collector for DroppedLines {
     fn collect(&self) -> Vec<MetricFamily> {
         let mut families = self.0.collect();
         let mut counter = Counter::default();
-        let lines = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
-        counter.set_value(lines as f64);
+        counter.set_value(dropped_lines() as f64);
         for metric in families.iter_mut().flat_map(MetricFamily::mut_metric) {
             metric.set_counter(counter.clone());
         }

@@ -9,7 +9,7 @@ use cmc_bridge::{
         exit::{self, Exit},
         explain,
         output::{Output, say},
-        send_sample, serve, spool, tap,
+        reconcile, send_sample, serve, spool, tap, top, why,
     },
     logging,
 };
@@ -28,7 +28,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
             let code = ExitCode::from(&exit);
-            logging::last_lines(move || say(&exit));
+            if !matches!(exit, Exit::Answered(_)) {
+                logging::last_lines(move || say(&exit));
+            }
             code
         }
     }
@@ -42,9 +44,12 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, &mut Output::new()),
         Command::SendSample(args) => send_sample::run(&args, &mut Output::new()),
         Command::Tap(args) => tap::run(&args, &mut Output::new()),
+        Command::Top(args) => top::run(&args),
+        Command::Why(args) => why::run(&args, &mut Output::new()),
         Command::Explain(args) => explain::run(&args, &mut Output::new()),
         Command::Spool(command) => spool::run(command, &mut Output::new()),
         Command::DeadLetters(command) => dead_letters::run(command, &mut Output::new()),
+        Command::Reconcile(args) => reconcile::run(&args, &mut Output::new()),
         Command::Completions(args) => completions::run(&args, Cli::command(), &mut Output::new()),
     }
 }

@@ -1,6 +1,6 @@
 //! Tries dead letters again, and delivers those that are now understood, exactly once.
 //!
-//! 1. The group's [`ReplayProducer`] begins. It shuts out every other replay of the group and ends its open transaction.
+//! 1. The group's [`ToolProducer`] begins. It shuts out every other replay of the group and ends its open transaction.
 //! 2. Only then does the replay read the group's positions, and the ends of the topic. New dead letters that this replay makes
 //!    lie beyond those ends and are left to the next one.
 //! 3. It gathers letters in each partition's order and [reprocesses](reprocess) each. What a letter becomes, and the positions
@@ -57,7 +57,7 @@ pub use self::{
 use crate::{
     cmc::Rules,
     config::Config,
-    kafka::{letter_reader::LetterReader, replay_producer::ReplayProducer},
+    kafka::{range_reader::RangeReader, tool_producer::ToolProducer},
     stream::Stream,
 };
 
@@ -87,14 +87,21 @@ impl<'r> Replay<'r> {
         runtime: &Handle,
     ) -> Result<Replay<'r>, ReplayError> {
         let dead_letters = &config.stream(Stream::DeadLetters).topic;
-        let reader = LetterReader::open(&config.kafka, &options.group, dead_letters)?;
+        let reader = RangeReader::open(
+            &config.kafka,
+            Stream::DeadLetters,
+            "replay",
+            &options.group,
+            dead_letters,
+        )?;
         let enabled = config.streams.iter().filter(|stream| stream.enabled);
         let topics: Vec<&str> = enabled.map(|stream| stream.topic.as_str()).collect();
+        let id = format!("{}.replay.{}", config.kafka.id_prefix, options.group);
         let sink = match options.dry_run {
             true => None,
             false => Some(Sink::new(
                 config,
-                ReplayProducer::begin(&reader, &topics, runtime)?,
+                ToolProducer::begin(&reader, id, &topics, runtime)?,
             )),
         };
         Ok(Replay {

@@ -1,4 +1,4 @@
-//! The four streams. Each has its own spool log, lane and topic.
+//! The five streams. Each has its own spool log, lane and topic.
 
 use std::fmt;
 
@@ -11,16 +11,19 @@ pub enum Stream {
     Bounces,
     /// Messages that the sender's service refused to send (Pro plan).
     Blocks,
+    /// Mails that were received, with their attachments.
+    Inbound,
     /// Authenticated webhooks, or parts of them, that could not be understood.
     DeadLetters,
 }
 
 impl Stream {
     /// Every stream, in the order of [`Stream::index`].
-    pub const ALL: [Stream; 4] = [
+    pub const ALL: [Stream; 5] = [
         Stream::Deliveries,
         Stream::Bounces,
         Stream::Blocks,
+        Stream::Inbound,
         Stream::DeadLetters,
     ];
 
@@ -33,6 +36,7 @@ impl Stream {
             Stream::Deliveries => "deliveries",
             Stream::Bounces => "bounces",
             Stream::Blocks => "blocks",
+            Stream::Inbound => "inbound",
             Stream::DeadLetters => "dead_letters",
         }
     }
@@ -40,6 +44,19 @@ impl Stream {
     /// The stream that a webhook's `event_type` names, if any.
     pub fn from_event_type(event_type: &str) -> Option<Stream> {
         Stream::EVENTS.into_iter().find(|s| s.name() == event_type)
+    }
+
+    /// The stream of records with this `ce_type`.
+    pub fn from_ce_type(ce_type: &str) -> Option<Stream> {
+        match ce_type.strip_prefix("jp.smtps.cmc.")? {
+            "inbound" | "inbound.attachment" => Some(Stream::Inbound),
+            event_type => Stream::from_event_type(event_type),
+        }
+    }
+
+    /// Whether the records of a batch belong together: if Kafka refuses one of them, all are diverted.
+    pub fn is_grouped(self) -> bool {
+        self == Stream::Inbound
     }
 
     /// A dense index, for arrays with one entry per stream.
@@ -50,13 +67,15 @@ impl Stream {
     /// The values of the metric label `status` on this stream; the last one is for every value not listed.
     ///
     /// Deliveries: the sender's documented statuses. Bounces: its documented codes (1 unknown host … 99 others).
-    /// Blocks have no documented status, dead letters have none.
+    /// Received mail: whether the record is the mail or part of an attachment. Blocks have no documented status, dead letters
+    /// have none.
     pub fn statuses(self) -> &'static [&'static str] {
         match self {
             Stream::Deliveries => &["queued", "succeeded", "failed", "deferred", "other"],
             Stream::Bounces => &[
                 "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "99", "other",
             ],
+            Stream::Inbound => &["mail", "attachment", "other"],
             Stream::Blocks | Stream::DeadLetters => &["other"],
         }
     }
@@ -124,8 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn no_event_type_names_the_dead_letters() {
+    fn no_event_type_names_received_mail_or_the_dead_letters() {
         assert_eq!(Stream::from_event_type("bounces"), Some(Stream::Bounces));
+        assert_eq!(Stream::from_event_type("inbound"), None);
         assert_eq!(Stream::from_event_type("dead_letters"), None);
     }
 }

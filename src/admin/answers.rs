@@ -22,7 +22,7 @@ use super::{
         page::{self, Refresh},
     },
 };
-use crate::metrics::Metrics;
+use crate::metrics::{CertificateState, Metrics};
 
 /// The sources of the answers.
 pub struct Sources {
@@ -35,6 +35,8 @@ pub struct Sources {
     pub spool_dir: PathBuf,
     /// Directories in the spool with events of streams that this version doesn't know.
     pub unknown_logs: Vec<String>,
+    /// The certificate of the webhooks' port, if it has one.
+    pub certificate: Option<CertificateState>,
 }
 
 /// Answers requests.
@@ -48,7 +50,8 @@ impl Desk {
         Desk {
             registry: sources.registry,
             status: Status::new(sources.metrics, sources.health, sources.books, sources.spool_dir)
-                .with_unknown_logs(sources.unknown_logs),
+                .with_unknown_logs(sources.unknown_logs)
+                .with_certificate(sources.certificate),
         }
     }
 
@@ -195,6 +198,7 @@ pub(super) mod tests {
             books,
             spool_dir: "/".into(),
             unknown_logs: Vec::new(),
+            certificate: None,
         }
     }
 

@@ -42,6 +42,7 @@ impl Readiness {
             Readiness::LogFailed(Stream::Deliveries) => "failed: the log of deliveries can't be written\n",
             Readiness::LogFailed(Stream::Bounces) => "failed: the log of bounces can't be written\n",
             Readiness::LogFailed(Stream::Blocks) => "failed: the log of blocks can't be written\n",
+            Readiness::LogFailed(Stream::Inbound) => "failed: the log of inbound can't be written\n",
             Readiness::LogFailed(Stream::DeadLetters) => "failed: the log of dead_letters can't be written\n",
             Readiness::LogsFull => "full: no event stream's log accepts webhooks\n",
             Readiness::LogsNotOpen => {

@@ -14,33 +14,41 @@
 //! | [`chart`] | the charts of the page |
 //! | [`escaped`] | text from elsewhere, escaped for HTML |
 //! | [`page`] | the page: HTML |
+//! | [`problems`] | what is wrong, since when, what it costs, and what to do |
 
 mod chart;
 mod escaped;
 pub mod page;
+pub mod problems;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::{
     task::spawn_blocking,
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use self::problems::{CertificateFacts, Facts, Onsets, Problem, judge};
 use super::{
     books::StreamBooks,
     health::{Health, Readiness},
-    rates::{CounterSample, EVERY, RateHistory, Rates},
+    rates::{Buckets, CounterSample, EVERY, Quantiles, RateHistory, Rates, StreamSample, per_second},
 };
 use crate::{
     clock,
     dead_letter::rfc3339_micros,
     human,
     leftover::Service,
-    metrics::{BlockReason, Blocked, Metrics, RecentLetter},
+    logging,
+    metrics::{BlockReason, Blocked, CertificateState, Metrics, Outcome, RecentLetter, Shortage},
     spool::LogState,
 };
 
@@ -51,8 +59,10 @@ pub struct Status {
     pub books: Arc<[StreamBooks]>,
     pub spool_dir: PathBuf,
     unknown_logs: Vec<String>,
+    certificate: Option<CertificateState>,
     started: Instant,
     history: RateHistory,
+    onsets: Onsets,
     disk: Mutex<Option<DiskRoom>>,
 }
 
@@ -65,14 +75,20 @@ pub struct StatusReport {
     pub state: BridgeState,
     /// The state in a sentence.
     pub summary: String,
+    /// What is wrong, the worst first.
+    pub problems: Vec<Problem>,
     /// Oldest first.
     pub rates: Vec<Rates>,
+    /// From the end of a request's header to its answer, in the last five minutes.
+    pub acknowledgement_seconds: Option<Quantiles>,
     pub streams: Vec<StreamReport>,
     /// Directories in the spool with events of streams that this version doesn't know.
     pub unknown_logs: Vec<String>,
     pub disk: Option<DiskRoom>,
     /// Newest first.
     pub dead_letters: Vec<LetterReport>,
+    /// Requests that were not answered with 200, newest first.
+    pub refusals: Vec<RefusalReport>,
 }
 
 /// A time, in microseconds since the Unix epoch; RFC 3339 in JSON.
@@ -86,7 +102,7 @@ impl Serialize for Time {
 }
 
 /// The state of the whole bridge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BridgeState {
     Ready,
@@ -112,6 +128,18 @@ pub struct StreamReport {
     pub oldest: Option<Time>,
     pub spool_bytes: u64,
     pub spool_limit_bytes: u64,
+    /// When the spool will be full, if it goes on growing as in the last minute.
+    pub full_in_seconds: Option<u64>,
+    pub rates: StreamRates,
+    /// Syncs of the last five minutes.
+    pub sync_seconds: Option<Quantiles>,
+}
+
+/// Events per second, in the last minute.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct StreamRates {
+    pub accepted: f64,
+    pub delivered: f64,
 }
 
 /// What a lane is doing.
@@ -123,8 +151,11 @@ pub enum LaneState {
     Running,
     Blocked {
         reason: &'static str,
-        /// Cause and cure.
+        /// Cause and cure, as in the log.
         message: String,
+        cause: String,
+        /// May be empty.
+        cure: String,
         since: Time,
         last_failure: Time,
     },
@@ -164,6 +195,15 @@ pub struct LetterReport {
     pub count: usize,
 }
 
+/// Requests with one outcome, and one shortage if it is a 503.
+#[derive(Debug, Serialize)]
+pub struct RefusalReport {
+    pub outcome: &'static str,
+    pub cause: Option<&'static str>,
+    pub count: u64,
+    pub last: Time,
+}
+
 impl Status {
     /// A status without samples; [`Status::watch`] takes them.
     pub fn new(
@@ -178,8 +218,10 @@ impl Status {
             books,
             spool_dir,
             unknown_logs: Vec::new(),
+            certificate: None,
             started: Instant::now(),
             history: RateHistory::default(),
+            onsets: Onsets::default(),
             disk: Mutex::new(None),
         }
     }
@@ -187,6 +229,11 @@ impl Status {
     /// Shows that the spool holds events of streams that this version doesn't know, in these directories.
     pub fn with_unknown_logs(self, unknown_logs: Vec<String>) -> Status {
         Status { unknown_logs, ..self }
+    }
+
+    /// Shows the state of the certificate.
+    pub fn with_certificate(self, certificate: Option<CertificateState>) -> Status {
+        Status { certificate, ..self }
     }
 
     /// Takes samples until the future is dropped. A disk that hangs does not hold up the rates.
@@ -199,14 +246,30 @@ impl Status {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let (accepted, refused) = self.metrics.accepted_and_refused();
-            let delivered = self.books.iter().map(|s| s.books.snapshot().delivered);
-            self.history.push(CounterSample {
-                at: Instant::now(),
-                accepted,
-                refused,
-                delivered: delivered.sum(),
-            });
+            self.history.push(self.sample());
+            // So that it is known since when each problem exists, even if nobody looks.
+            self.report();
+        }
+    }
+
+    fn sample(&self) -> CounterSample {
+        let of_stream = |of: &StreamBooks| {
+            let books = of.books.snapshot();
+            StreamSample {
+                accepted: books.accepted_total(),
+                delivered: books.delivered,
+                diverted: books.diverted,
+                spool_bytes: (of.spool_bytes)(),
+                syncs: Buckets::of(&self.metrics.for_stream(of.stream).sync_seconds),
+            }
+        };
+        CounterSample {
+            at: Instant::now(),
+            outcomes: self.metrics.outcomes(),
+            shortages: Shortage::ALL.map(|shortage| self.metrics.shortages(shortage).0),
+            acknowledgements: Buckets::of(self.metrics.acknowledgements()),
+            log_lines_dropped: logging::dropped_lines(),
+            streams: self.books.iter().map(of_stream).collect(),
         }
     }
 
@@ -225,24 +288,76 @@ impl Status {
 
     /// The status now.
     pub fn report(&self) -> StatusReport {
-        let streams: Vec<_> = self.books.iter().map(|books| self.stream(books)).collect();
-        let (state, summary) = sum_up(self.health.readiness(), &streams, &self.unknown_logs);
+        let at = Time(clock::unix_micros());
+        let now = self.sample();
+        let ago = |seconds| {
+            let before = self.history.before(now.at, Duration::from_secs(seconds));
+            before.unwrap_or_else(|| CounterSample::empty(self.started))
+        };
+        let (a_minute_ago, five_minutes_ago) = (ago(60), ago(300));
+        let stream = |(place, of): (usize, &StreamBooks)| {
+            let [now, minute, five] = [&now, &a_minute_ago, &five_minutes_ago];
+            self.stream(of, place, now, minute, five)
+        };
+        let streams: Vec<_> = self.books.iter().enumerate().map(stream).collect();
+        let readiness = self.health.readiness();
+        let (state, summary) = sum_up(readiness, &streams, &self.unknown_logs);
+        let uptime = self.started.elapsed();
+        let facts = Facts {
+            at,
+            started: Time(at.0.saturating_sub_unsigned(uptime.as_micros() as u64)),
+            readiness,
+            streams: &streams,
+            unknown_logs: &self.unknown_logs,
+            credential_files: self.metrics.credential_files().get(),
+            certificate: self.certificate.as_ref().map(|state| CertificateFacts {
+                expires: state.expires(),
+                refused: state.refused().get().pop(),
+            }),
+            now: &now,
+            a_minute_ago: &a_minute_ago,
+            five_minutes_ago: &five_minutes_ago,
+            ten_minutes_ago: &ago(600),
+            at_first: &ago(u64::MAX),
+        };
         StatusReport {
-            at: Time(clock::unix_micros()),
+            at,
             version: env!("CARGO_PKG_VERSION"),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: uptime.as_secs(),
             state,
             summary,
-            rates: self.history.rates(Instant::now()),
+            problems: judge(&facts, &self.onsets),
+            rates: self.history.rates(now.at),
+            acknowledgement_seconds: now
+                .acknowledgements
+                .since(&five_minutes_ago.acknowledgements)
+                .quantiles(),
             streams,
             unknown_logs: self.unknown_logs.clone(),
             disk: *self.disk.lock(),
             dead_letters: self.metrics.letters().get().iter().map(letter).collect(),
+            refusals: refusals(&self.metrics),
         }
     }
 
-    fn stream(&self, of: &StreamBooks) -> StreamReport {
+    /// The stream at this place in the books.
+    fn stream(
+        &self,
+        of: &StreamBooks,
+        place: usize,
+        now: &CounterSample,
+        a_minute_ago: &CounterSample,
+        five_minutes_ago: &CounterSample,
+    ) -> StreamReport {
         let books = of.books.snapshot();
+        let none = StreamSample::default();
+        let at = |sample: &CounterSample| sample.streams.get(place).cloned().unwrap_or_default();
+        let (minute, current) = (at(a_minute_ago), now.streams.get(place).unwrap_or(&none));
+        let time = now.at - a_minute_ago.at;
+        let growth = per_second(minute.spool_bytes, current.spool_bytes, time);
+        let room = of.spool_limit_bytes.saturating_sub(current.spool_bytes);
+        // What grew in a moment says nothing about the next hours.
+        let grows = growth > 0.0 && time >= EVERY * 2;
         StreamReport {
             stream: of.stream.name(),
             topic: of.topic.clone(),
@@ -261,17 +376,66 @@ impl Status {
             diverted: books.diverted,
             backlog: books.backlog(),
             oldest: books.oldest_micros.map(Time),
-            spool_bytes: (of.spool_bytes)(),
+            spool_bytes: current.spool_bytes,
             spool_limit_bytes: of.spool_limit_bytes,
+            full_in_seconds: grows.then(|| (room as f64 / growth) as u64),
+            rates: StreamRates {
+                accepted: per_second(minute.accepted, current.accepted, time),
+                delivered: per_second(minute.delivered, current.delivered, time),
+            },
+            sync_seconds: current.syncs.since(&at(five_minutes_ago).syncs).quantiles(),
         }
     }
+}
+
+/// What was refused since the start, newest first.
+fn refusals(metrics: &Metrics) -> Vec<RefusalReport> {
+    let of_shortages = Shortage::ALL.map(|shortage| {
+        let (outcome, cause) = (shortage.outcome().label(), Some(shortage.cause()));
+        (outcome, cause, metrics.shortages(shortage))
+    });
+    let short = |outcome: Outcome| {
+        let of_outcome = Shortage::ALL
+            .into_iter()
+            .filter(|shortage| shortage.outcome() == outcome);
+        of_outcome
+            .map(|shortage| metrics.shortages(shortage).0)
+            .sum::<u64>()
+    };
+    let others = Outcome::ALL.map(|outcome| {
+        let (count, last) = metrics.refusals(outcome);
+        (
+            outcome.label(),
+            None,
+            (count.saturating_sub(short(outcome)), last),
+        )
+    });
+    let all = of_shortages.into_iter().chain(others);
+    let mut refusals: Vec<_> = all
+        .filter(|(_, _, (count, _))| *count > 0)
+        .map(|(outcome, cause, (count, last))| RefusalReport {
+            outcome,
+            cause,
+            count,
+            last: Time(last),
+        })
+        .collect();
+    refusals.sort_by_key(|refusal| std::cmp::Reverse(refusal.last.0));
+    refusals
+}
+
+/// From one time to a later one.
+fn seconds(from: Time, to: Time) -> u64 {
+    (to.0.saturating_sub(from.0) / 1_000_000).try_into().unwrap_or(0)
 }
 
 fn lane(blocked: Option<Blocked>, backlog: u64) -> LaneState {
     match blocked {
         Some(blocked) => LaneState::Blocked {
             reason: BlockReason::label(blocked.reason),
-            message: blocked.message,
+            message: human::with_cure(&blocked.cause, &blocked.cure),
+            cause: blocked.cause,
+            cure: blocked.cure,
             since: Time(blocked.since_micros),
             last_failure: Time(blocked.last_micros),
         },

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     books::Books,
     config::Config,
+    human,
     kafka::producer::KafkaConnect,
     lane::{
         LaneThread,
@@ -217,10 +218,16 @@ impl Opening {
         let metrics = self.context.metrics.for_stream(stream);
         let mut opened = self.open_log().and_then(|(log, backlog)| {
             metrics.lane_free();
-            let lane = self.start_lane(backlog).map_err(|source| SpoolError::Io {
+            let cannot_start = |source| SpoolError::Io {
                 action: "start a thread for",
                 path: self.options().dir,
                 source,
+            };
+            let lane = self.start_lane(backlog).map_err(|error| {
+                // The log has taken webhooks, and closes for good: only a new process can open it again.
+                let same = error.raw_os_error().map(io::Error::from_raw_os_error);
+                let _ = self.context.failed.send(cannot_start(error));
+                cannot_start(same.unwrap_or_else(|| io::ErrorKind::Other.into()))
             })?;
             Ok(OpenPipeline { log, lane })
         });
@@ -239,9 +246,9 @@ impl Opening {
             }
         }
         if let Err(failure) = &opened {
-            let (reason, message) = cannot_open(failure, self.context.config.stream(stream).enabled);
-            metrics.lane_blocked(reason, &message);
-            error!(%stream, reason = reason.label(), "{message}");
+            let (reason, cause, cure) = cannot_open(failure, self.context.config.stream(stream).enabled);
+            metrics.lane_blocked(reason, &cause, cure);
+            error!(%stream, reason = reason.label(), "{}", human::with_cure(&cause, cure));
         }
         opened
     }
@@ -302,7 +309,10 @@ impl Opening {
             transaction_events: kafka.transaction_events,
             transaction_bytes: kafka.transaction_bytes,
             transaction_limit: kafka.transaction_timeout * 2 / 3,
-            timing: Timing::default(),
+            timing: Timing {
+                commit_interval: kafka.commit_interval,
+                ..Timing::default()
+            },
         };
         let of_stream = self.context.metrics.for_stream(stream);
         let connect = KafkaConnect {
@@ -321,22 +331,23 @@ impl Opening {
     }
 }
 
-/// The reason and the message for a stream whose log can't be opened.
-fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String) {
+/// Reason, cause and cure for a stream whose log can't be opened.
+fn cannot_open(error: &SpoolError, enabled: bool) -> (BlockReason, String, &'static str) {
     let reason = match error {
         SpoolError::Unusable { .. } => BlockReason::Damage,
         error if error.is_no_space() => BlockReason::Other,
         _ => BlockReason::DiskError,
     };
-    let message = match enabled {
-        true => format!(
-            "the log can't be opened: {error}. Its webhooks are answered 503 and nothing of it is delivered until it can; \
-             the other streams go on"
+    match enabled {
+        true => (
+            reason,
+            format!("the log can't be opened: {error}"),
+            "Its webhooks are answered 503 and nothing of it is delivered until it can; the other streams go on",
         ),
-        false => format!(
-            "the stream is disabled, and its log can't be opened: {error}. Nothing of it is delivered until it can; the \
-             other streams go on"
+        false => (
+            reason,
+            format!("the stream is disabled, and its log can't be opened: {error}"),
+            "Nothing of it is delivered until it can; the other streams go on",
         ),
-    };
-    (reason, message)
+    }
 }

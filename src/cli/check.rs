@@ -113,6 +113,13 @@ fn summary(
     let (ingest, spool, kafka) = (&config.ingest, &config.spool, &config.kafka);
     let scheme = if ingest.tls.is_some() { "https" } else { "http" };
     writeln!(out, "webhooks      {scheme}://{}{}", ingest.listen, ingest.path)?;
+    if config.stream(Stream::Inbound).enabled {
+        writeln!(
+            out,
+            "received mail {scheme}://{}{}",
+            ingest.listen, ingest.inbound_path
+        )?;
+    }
     if let Some(tls) = &ingest.tls {
         let expiry = pair.map_or("can't be used".to_owned(), |pair| {
             format!("expires {}", pair.expires_at())
@@ -279,7 +286,9 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
         .into_iter()
         .any(|stream| config.stream(stream).enabled)
     {
-        warnings.push("streams: no event stream is enabled, so every webhook is dead-lettered".to_owned());
+        warnings.push(
+            "streams: no event stream is enabled, so every webhook of events is dead-lettered".to_owned(),
+        );
     }
     let kafka = &config.kafka;
     if !kafka.create_topics && (kafka.topic_partitions.is_some() || kafka.topic_replication.is_some()) {
@@ -382,7 +391,7 @@ mod tests {
                     ("STREAMS__DELIVERIES__ENABLED", "false"),
                     ("STREAMS__BOUNCES__ENABLED", "false"),
                 ],
-                "every webhook is dead-lettered",
+                "every webhook of events is dead-lettered",
             ),
         ];
         for (variables, warning) in cases {

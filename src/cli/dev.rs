@@ -41,16 +41,14 @@ use tokio::runtime::Runtime;
 use super::{
     config_args::ConfigArgs,
     records::{self, PrintFormat},
-    send_sample::{
-        client::{Client, Target},
-        generate::BodyFormat,
-    },
+    send_sample::generate::BodyFormat,
     signals::stop_signals,
 };
 use crate::{
     bridge::Bridge,
     cli::exit::Exit,
     config::{Auth, Config, CredentialKind},
+    http_client::{Client, Target},
     logging,
     stream::Stream,
 };

@@ -11,6 +11,9 @@ const USAGE: u8 = 64;
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Exit {
+    /// Any code: the command has succeeded and printed its answer, which this code sums up.
+    #[error("")]
+    Answered(u8),
     /// 64: the command line is wrong. Waiting does not help.
     #[error("{0}")]
     Usage(String),
@@ -20,6 +23,9 @@ pub enum Exit {
     /// 69: something needed is unavailable, such as a port that is in use. Trying again may help.
     #[error("{0}")]
     Unavailable(String),
+    /// 75: something could not be decided yet. Trying again later helps.
+    #[error("{0}")]
+    Undecided(String),
     /// 74: a disk or file failed.
     #[error("{0}")]
     Io(String),
@@ -35,10 +41,12 @@ impl Exit {
     /// The code of sysexits.
     pub fn code(&self) -> u8 {
         match self {
+            Exit::Answered(code) => *code,
             Exit::Usage(_) => USAGE,
             Exit::Data(_) => 65,
             Exit::Unavailable(_) => 69,
             Exit::Io(_) => 74,
+            Exit::Undecided(_) => 75,
             Exit::Config(_) | Exit::Certificate(_) => 78,
         }
     }
@@ -103,10 +111,12 @@ mod tests {
     fn codes() {
         let refused = ConfigError { problems: Vec::new() };
         let codes = [
+            (Exit::Answered(2), 2),
             (Exit::Usage(String::new()), 64),
             (Exit::Data(String::new()), 65),
             (Exit::Unavailable(String::new()), 69),
             (Exit::Io(String::new()), 74),
+            (Exit::Undecided(String::new()), 75),
             (Exit::from(std::io::Error::other("full")), 74),
             (Exit::from(refused), 78),
             (Exit::from(BridgeError::NoLogs("x".into())), 64),

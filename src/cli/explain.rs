@@ -31,13 +31,13 @@ use self::excerpt::{Excerpt, cut};
 use super::{
     config_args::ConfigArgs,
     output::{Output, say},
-    records::{bytes, headers, push_value},
+    records::{attachment_part, bytes, headers, push_value},
 };
 use crate::{
     batch::{Batch, BatchView, RecordView},
     cli::exit::Exit,
     clock,
-    cmc::{self, BodyEncoding, Malformed, Secrets, Understood},
+    cmc::{self, BodyEncoding, Endpoint, Malformed, Secrets, Understood},
     config::Config,
     dead_letter::{Reason, Scope},
     human,
@@ -69,7 +69,7 @@ pub struct ExplainArgs {
     /// The Content-Type header that it came with [default: none; the first byte tells JSON from a form]
     #[arg(long, value_name = "TYPE")]
     pub content_type: Option<String>,
-    /// The path that it was posted to [default: ingest.path]
+    /// The path that it was posted to, for received mail ingest.inbound_path [default: ingest.path]
     #[arg(long)]
     pub path: Option<String>,
     /// Print whole values even on a terminal
@@ -94,8 +94,21 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
         let what = "--content-type has characters that a header can't carry";
         return Err(Exit::Usage(what.to_owned()));
     }
-    let body = read(args.file.as_deref(), config.ingest.max_body_bytes)?;
     let rules = config.rules();
+    let path = args.path.as_deref().unwrap_or(&config.ingest.path);
+    let (most, key, advice) = match rules.endpoint(path) {
+        Endpoint::Events => (
+            config.ingest.max_body_bytes,
+            "ingest.max_body_bytes",
+            "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
+        ),
+        Endpoint::Inbound => (
+            config.ingest.inbound_max_body_bytes,
+            "ingest.inbound_max_body_bytes",
+            "raise ingest.inbound_max_body_bytes",
+        ),
+    };
+    let body = read(args.file.as_deref(), most)?;
     let mut printer = Printer {
         config: &config,
         secrets: &rules.secrets,
@@ -103,24 +116,27 @@ pub fn run(args: &ExplainArgs, out: &mut Output) -> Result<(), Exit> {
         columns: columns(args),
         out,
     };
-    let path = args.path.as_deref().unwrap_or(&config.ingest.path);
-    if path.strip_suffix('/').unwrap_or(path) != config.ingest.path.trim_end_matches('/') {
+    let is_events = path.strip_suffix('/').unwrap_or(path) == config.ingest.path.trim_end_matches('/');
+    if !is_events && !rules.is_inbound(path) {
         return printer.not_taken(
             404,
             Diagnosis {
                 detail: format!("the bridge accepts no webhooks at {path}").into(),
-                advice: "post to ingest.path, or change that setting",
+                advice: "post to ingest.path, or with streams.inbound.enabled to ingest.inbound_path, or change that setting",
                 ..Diagnosis::default()
             },
         );
     }
-    if body.len() > config.ingest.max_body_bytes {
-        let limit = human::exact_size(config.ingest.max_body_bytes as u64);
-        return printer.not_taken(413, Diagnosis {
-            detail: format!("the body has more than {limit} (ingest.max_body_bytes)").into(),
-            advice: "raise ingest.max_body_bytes, or lower the number of events in a webhook in CMC's console",
-            ..Diagnosis::default()
-        });
+    if body.len() > most {
+        let limit = human::exact_size(most as u64);
+        return printer.not_taken(
+            413,
+            Diagnosis {
+                detail: format!("the body has more than {limit} ({key})").into(),
+                advice,
+                ..Diagnosis::default()
+            },
+        );
     }
     let request = cmc::Request {
         received_at_micros: clock::unix_micros(),
@@ -205,6 +221,7 @@ impl Printer<'_> {
             read_as: match understood.encoding {
                 Some(BodyEncoding::Json) => "JSON",
                 Some(BodyEncoding::Form) => "form",
+                Some(BodyEncoding::Multipart) => "multipart",
                 None => "nothing",
             },
             bytes: body.len(),
@@ -311,7 +328,15 @@ impl Printer<'_> {
         if let Some(reason) = element_reason(header("cmc-dead-letter-reason")) {
             writeln!(self.out, "  what to do  {}", advice(reason))?;
         }
-        let value = visible(&String::from_utf8_lossy(&record.value()));
+        let find = |name: &str| {
+            view.headers(record)
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value)
+        };
+        let value = match attachment_part(find, record.value_len()) {
+            Some(part) => part,
+            None => visible(&String::from_utf8_lossy(&record.value())),
+        };
         writeln!(self.out, "  {}", cut(&value, self.columns.saturating_sub(2)))
     }
 
@@ -480,8 +505,15 @@ fn element_reason(name: Option<String>) -> Option<Reason> {
 fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::UnsupportedMediaType => {
-            "choose JSON or form in CMC's console; check that nothing in between changes Content-Type"
+            "choose JSON, a form or (for received mail) multipart in CMC's console; check that nothing in between changes Content-Type"
         }
+        Reason::InvalidMultipart => {
+            "check that the body is complete, and that its boundary is the one in the content type (--content-type)"
+        }
+        Reason::InvalidMail => {
+            "a received mail has server_composition and headers, envelope-from, envelope-to or subject; post events to ingest.path"
+        }
+        Reason::MailTooLarge => "raise kafka.max_record_bytes, and max.message.bytes of the topic above it",
         Reason::UnsupportedEncoding => "check that nothing between CMC and the bridge compresses bodies",
         Reason::InvalidForm | Reason::InvalidUtf8 | Reason::InvalidJson => {
             "check that the body is complete (not cut, edited or already decoded) and has the type that it was read as"

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json, value::RawValue};
 use crate::{plain::visible, stream::Stream};
 
 const REASON: &str = "cmc-dead-letter-reason";
+/// The `ce_type` of parts of attachments.
+const ATTACHMENT: &[u8] = b"jp.smtps.cmc.inbound.attachment";
 
 /// How to print records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,39 @@ fn text(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
     if let Some(reason) = header(record, REASON) {
         writeln!(out, "  reason {}", text(Some(reason)))?;
     }
-    writeln!(out, "  {}", text(record.payload()))
+    let part = attachment_part(
+        |name| header(record, name),
+        record.payload().map_or(0, <[u8]>::len),
+    );
+    writeln!(out, "  {}", part.unwrap_or_else(|| text(record.payload())))
+}
+
+/// A record that holds part of an attachment, in words; `None` for any other record. `header` finds a header, `bytes` is the
+/// size of the value.
+pub fn attachment_part<'h>(header: impl Fn(&str) -> Option<&'h [u8]>, bytes: usize) -> Option<String> {
+    if header("ce_type") != Some(ATTACHMENT) {
+        return None;
+    }
+    let text = |name: &str| {
+        let value = header(&format!("cmc-attachment-{name}"));
+        value.map_or("(none)".to_owned(), |value| {
+            visible(&String::from_utf8_lossy(value))
+        })
+    };
+    let content_type = header("content-type").unwrap_or_default();
+    let (name, what) = match header("cmc-attachment-member") {
+        Some(_) => ("member", "field"),
+        None => ("name", "attachment"),
+    };
+    Some(format!(
+        "{what} {} {}  {}  part {} of {}: {bytes} of {} bytes",
+        text("index"),
+        text(name),
+        visible(&String::from_utf8_lossy(content_type)),
+        text("part"),
+        text("parts"),
+        text("size"),
+    ))
 }
 
 fn json(record: &impl Message, out: &mut impl Write) -> io::Result<()> {
@@ -120,7 +154,7 @@ pub fn stream(record: &impl Message) -> Option<Stream> {
         return Some(Stream::DeadLetters);
     }
     let kind = std::str::from_utf8(header(record, "ce_type")?).ok()?;
-    Stream::from_event_type(kind.strip_prefix("jp.smtps.cmc.")?)
+    Stream::from_ce_type(kind)
 }
 
 #[cfg(test)]

@@ -4,11 +4,9 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`client`] | posts webhooks on one connection |
 //! | [`credentials`] | the credential to present |
 //! | [`generate`] | makes webhooks |
 
-pub mod client;
 mod credentials;
 pub mod generate;
 
@@ -32,13 +30,18 @@ use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
 use self::{
-    client::{Client, Target, trust},
     credentials::CredentialArgs,
     generate::{BodyFormat, Generator, WebhookKind},
 };
 use super::{percentile::percentile, progress_bar::ProgressBar, signals::stop_signals};
-use crate::{cli::exit::Exit, human};
+use crate::{
+    cli::exit::Exit,
+    http_client::{Client, Target, trust},
+    human,
+};
 
+/// The path for a URL without one: the bridge's default.
+const PATH: &str = "/webhooks/events";
 /// How long a webhook waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the progress bar is drawn.
@@ -62,7 +65,7 @@ Examples:
 #[derive(Args, Clone, Debug)]
 pub struct SendSampleArgs {
     /// Webhook endpoint; the default path is /webhooks/events
-    #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = value_parser!(Target))]
+    #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = endpoint)]
     url: Target,
     /// Kind of webhooks to send
     #[arg(long, value_enum, default_value = "deliveries")]
@@ -93,6 +96,16 @@ pub struct SendSampleArgs {
     wait: u64,
     #[command(flatten)]
     credentials: CredentialArgs,
+}
+
+/// A webhook endpoint, with the bridge's default path for a URL without one.
+fn endpoint(url: &str) -> Result<Target, String> {
+    let example =
+        "http://127.0.0.1:8080/webhooks/events, with --bearer, --basic or --api-key for credentials";
+    Target::parse(url, PATH, example).map_err(|error| match error.contains("--basic") {
+        true => error,
+        false => format!("{error}: see --bearer, --basic and --api-key"),
+    })
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -347,6 +360,18 @@ fn advice(results: &Results) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_have_the_bridge_s_path_by_default() {
+        for (url, path) in [
+            ("http://bridge:81", PATH),
+            ("http://bridge/", PATH),
+            ("http://bridge/x", "/x"),
+        ] {
+            assert_eq!(endpoint(url).unwrap().path, path);
+        }
+        assert!(endpoint("http://a:b@bridge/").unwrap_err().contains("--basic"));
+    }
 
     #[test]
     fn rates() {

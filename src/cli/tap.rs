@@ -177,7 +177,7 @@ fn streams(args: &TapArgs, config: &Config) -> Result<Vec<Stream>, Exit> {
 }
 
 fn unavailable(error: BrokerError) -> Exit {
-    Exit::Unavailable(error.message)
+    Exit::Unavailable(error.to_string())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use super::{
     elements::{EventObject, LONGEST_NAME, Member, read_event},
     json::{self, Cursor, JsonKind},
+    mail::Mail,
     malformed::Malformed,
     request::BodyEncoding,
     rules::{MAX_COMPOSITION, MAX_MEMBERS, Rules},
@@ -23,9 +24,25 @@ pub struct Opened<'a> {
     /// `server_composition`, if it can be found and is a string.
     pub server_composition: Option<Cow<'a, str>>,
     /// Its contents, or why they can't be known.
-    pub content: Result<Envelope<'a>, Malformed>,
+    pub content: Result<Content<'a>, Malformed>,
     /// How it was read; `None` if it was not.
     pub(super) encoding: Option<BodyEncoding>,
+}
+
+/// What a body holds.
+pub enum Content<'a> {
+    Events(Envelope<'a>),
+    Mail(Mail<'a>),
+}
+
+impl Content<'_> {
+    /// The stream of its records; `None` if `event_type` names no enabled one.
+    pub fn stream(&self) -> Option<Stream> {
+        match self {
+            Content::Events(envelope) => envelope.stream,
+            Content::Mail(_) => Some(Stream::Inbound),
+        }
+    }
 }
 
 impl Opened<'_> {
@@ -39,6 +56,14 @@ impl Opened<'_> {
             encoding: None,
         }
     }
+
+    /// The same for the body of a webhook of received mail.
+    pub(super) fn closed_mail(malformed: Malformed) -> Self {
+        Opened {
+            event_type: Some(Cow::Borrowed(super::inbound::EVENT_TYPE)),
+            ..Opened::closed(malformed)
+        }
+    }
 }
 
 /// A webhook of the right shape.
@@ -49,13 +74,6 @@ pub struct Envelope<'a> {
     pub(super) text: Cow<'a, str>,
     pub(super) event: EventObject,
     pub(super) unexpected: Vec<Unexpected<'a>>,
-}
-
-impl Envelope<'_> {
-    /// The stream of its events; `None` if `event_type` names no enabled one.
-    pub fn stream(&self) -> Option<Stream> {
-        self.stream
-    }
 }
 
 /// A list or an object beside `event`.
@@ -75,7 +93,7 @@ pub(super) enum StringMember<'a> {
 }
 
 impl<'a> StringMember<'a> {
-    fn found(self) -> Option<Cow<'a, str>> {
+    pub fn found(self) -> Option<Cow<'a, str>> {
         match self {
             StringMember::Found(text) => Some(text),
             StringMember::Missing | StringMember::Unusable(_) => None,
@@ -172,11 +190,13 @@ impl<'a> Fields<'a> {
 
     /// Decides what the body is. The spans of `event` refer to `text`.
     pub fn finish(mut self, text: Cow<'a, str>, rules: &Rules) -> Opened<'a> {
-        let content = self.judge(&text, rules).map(|(stream, event)| Envelope {
-            stream,
-            text,
-            event,
-            unexpected: self.unexpected,
+        let content = self.judge(&text, rules).map(|(stream, event)| {
+            Content::Events(Envelope {
+                stream,
+                text,
+                event,
+                unexpected: self.unexpected,
+            })
         });
         Opened {
             api_key: self.api_key.found(),
@@ -208,30 +228,7 @@ impl<'a> Fields<'a> {
                 return fail(Reason::InvalidEventType, *at, "event_type is not a string");
             }
         }
-        match &self.server_composition {
-            StringMember::Found(text) if text.len() <= MAX_COMPOSITION => {}
-            StringMember::Found(_) => {
-                return Err(Malformed::new(
-                    Reason::InvalidServerComposition,
-                    None,
-                    format!("server_composition is longer than {MAX_COMPOSITION} bytes"),
-                ));
-            }
-            StringMember::Missing => {
-                return fail(
-                    Reason::MissingServerComposition,
-                    None,
-                    "server_composition is missing",
-                );
-            }
-            StringMember::Unusable(at) => {
-                return fail(
-                    Reason::InvalidServerComposition,
-                    *at,
-                    "server_composition is not a string",
-                );
-            }
-        }
+        composition(&self.server_composition)?;
         let Some(stream) = stream.flatten() else {
             return Ok((None, EventObject::default()));
         };
@@ -271,6 +268,29 @@ impl<'a> Fields<'a> {
         };
         result.map_err(Malformed::in_event)
     }
+}
+
+/// What is wrong with a `server_composition`, if anything.
+pub(super) fn composition(member: &StringMember<'_>) -> Result<(), Malformed> {
+    let (reason, offset, detail) = match member {
+        StringMember::Found(text) if text.len() <= MAX_COMPOSITION => return Ok(()),
+        StringMember::Found(_) => (
+            Reason::InvalidServerComposition,
+            None,
+            format!("server_composition is longer than {MAX_COMPOSITION} bytes"),
+        ),
+        StringMember::Missing => (
+            Reason::MissingServerComposition,
+            None,
+            "server_composition is missing".to_owned(),
+        ),
+        StringMember::Unusable(at) => (
+            Reason::InvalidServerComposition,
+            *at,
+            "server_composition is not a string".to_owned(),
+        ),
+    };
+    Err(Malformed::new(reason, offset, detail))
 }
 
 /// Opens a JSON body.

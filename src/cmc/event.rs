@@ -9,10 +9,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     elements::Element,
-    envelope::{Envelope, Opened, Unexpected},
+    envelope::{Content, Envelope, Opened, Unexpected, open_json},
+    group::{MailTooLarge, split_mail},
     id::Ids,
+    identity::Members,
+    mail::Mail,
     malformed::Malformed,
-    mask::{is_key, mask, mask_form, mask_text, mask_whole},
+    mask::{is_key, mask, mask_form, mask_mail, mask_text, mask_whole},
     request::{BodyEncoding, Request},
     rules::{MAX_KEY, Rules},
     time::Clock,
@@ -34,10 +37,53 @@ pub struct Split {
     pub failures: Vec<Failure>,
 }
 
+/// Where events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A webhook.
+    Webhook,
+    /// The sender's Web API. The record says so, and its `ce_id` is the canonical one.
+    Api,
+}
+
+/// The record that a row of the sender's Web API becomes: what its webhook's would have been, but for `ce_id` and `cmc-origin`.
+/// `read_at_micros` is when it was read, in microseconds since the Unix epoch.
+///
+/// # Errors
+/// Why it can't become an event.
+pub fn row(
+    stream: Stream,
+    composition: &str,
+    row: &str,
+    read_at_micros: i64,
+    rules: &Rules,
+) -> Result<Batch, Reason> {
+    let composition = serde_json::Value::from(composition);
+    let body = format!(
+        r#"{{"event_type":"{stream}","server_composition":{composition},"event":{{"{stream}":[{row}]}}}}"#
+    );
+    let request = Request {
+        received_at_micros: read_at_micros,
+        path: "",
+        content_type: None,
+        body: body.as_bytes(),
+    };
+    let split = split_from(&open_json(request.body, rules), rules, &request, Origin::Api);
+    match (split.events, split.failures.first()) {
+        (Some((_, batch, _)), None) if batch.events() == 1 => Ok(batch),
+        (_, failure) => Err(failure.map_or(Reason::InvalidJson, |failure| failure.reason)),
+    }
+}
+
 /// Makes the records of an opened body. A malformed one becomes a dead letter.
 pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    split_from(opened, rules, request, Origin::Webhook)
+}
+
+fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin: Origin) -> Split {
     let envelope = match &opened.content {
-        Ok(envelope) => envelope,
+        Ok(Content::Events(envelope)) => envelope,
+        Ok(Content::Mail(mail)) => return split_inbound(mail, opened, rules, request),
         Err(malformed) => {
             return Split {
                 events: None,
@@ -55,7 +101,7 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
         };
     };
     let mut letters = DeadLetters::new(opened, rules, request);
-    let events = split_events(stream, envelope, opened, rules, request, &mut letters);
+    let events = split_events(stream, envelope, opened, rules, request, origin, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
         letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
@@ -68,6 +114,24 @@ pub fn split(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split
     }
 }
 
+fn split_inbound(mail: &Mail<'_>, opened: &Opened<'_>, rules: &Rules, request: &Request<'_>) -> Split {
+    let composition = opened.server_composition.as_deref().unwrap_or_default();
+    match split_mail(mail, composition, rules, request) {
+        Ok((batch, tally)) => Split {
+            events: Some((Stream::Inbound, batch, tally)),
+            ..Split::default()
+        },
+        Err(MailTooLarge) => {
+            let malformed = Malformed::mail_too_large();
+            Split {
+                events: None,
+                dead_letters: Some(dead_letter_body(&malformed, opened, rules, request)),
+                failures: vec![Failure::whole(malformed.reason)],
+            }
+        }
+    }
+}
+
 /// Makes the dead letter of a whole body.
 pub(super) fn dead_letter_body(
     malformed: &Malformed,
@@ -76,8 +140,9 @@ pub(super) fn dead_letter_body(
     request: &Request<'_>,
 ) -> (Batch, Tally) {
     let body = match opened.encoding {
+        _ if rules.is_inbound(request.path) => mask_mail(request.body, &rules.secrets),
         Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
-        Some(BodyEncoding::Json) | None => mask(request.body, &rules.secrets),
+        _ => mask(request.body, &rules.secrets),
     };
     let mut letters = DeadLetters::new(opened, rules, request);
     letters.offset = malformed.offset;
@@ -93,26 +158,28 @@ fn split_events(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
+    origin: Origin,
     letters: &mut DeadLetters<'_>,
 ) -> Option<(Stream, Batch, Tally)> {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
     let common = Common::new(stream, composition, request.received_at_micros);
-    let headers = common.headers();
+    let all = common.headers();
+    let headers = match origin {
+        Origin::Webhook => &all[..WEBHOOK_HEADERS],
+        Origin::Api => &all[..],
+    };
     let prefix = prefix(stream, composition);
     let capacity = text.len() + envelope.event.elements.len() * EVENT_OVERHEAD;
     let mut writer = EventWriter {
         stream,
         text,
         prefix_len: prefix.len(),
-        limit: RecordLimit {
-            max_record_bytes: rules.max_record_bytes,
-            common: &headers,
-            common_len: bytes_of(&headers),
-        },
+        limit: RecordLimit::new(rules.max_record_bytes, headers),
         ids: Ids::new(stream.name(), composition),
+        origin,
         clock: Clock::new(rules.time_zone(composition)),
-        batch: BatchBuilder::new(request.received_at_micros, &headers, prefix.as_bytes(), capacity),
+        batch: BatchBuilder::new(request.received_at_micros, headers, prefix.as_bytes(), capacity),
         tally: Tally::default(),
         scratch: String::new(),
     };
@@ -147,8 +214,14 @@ fn split_events(
 /// An estimate of the bytes that an event adds to its own in a batch: key, headers, lengths.
 const EVENT_OVERHEAD: usize = 144;
 
+/// How many of [`Common::headers`] the events of a webhook have.
+const WEBHOOK_HEADERS: usize = 5;
+
+/// The type of the records that hold mails.
+pub(super) const MAIL_TYPE: &str = "jp.smtps.cmc.inbound";
+
 /// The headers that all events of a webhook share.
-struct Common {
+pub(super) struct Common {
     event_type: String,
     source: String,
     received_at: String,
@@ -162,7 +235,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl Common {
-    fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
+    pub fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
         Common {
             event_type: format!("jp.smtps.cmc.{stream}"),
             source: format!("/cmc/{}", utf8_percent_encode(composition, ENCODED)),
@@ -170,19 +243,26 @@ impl Common {
         }
     }
 
-    fn headers(&self) -> [(&str, &[u8]); 5] {
+    /// Those that the records of a mail share.
+    pub fn shared(&self) -> [(&str, &[u8]); 3] {
+        let [version, _, source, _, received_at, _] = self.headers();
+        [version, source, received_at]
+    }
+
+    fn headers(&self) -> [(&str, &[u8]); WEBHOOK_HEADERS + 1] {
         [
             ("ce_specversion", b"1.0"),
             ("ce_type", self.event_type.as_bytes()),
             ("ce_source", self.source.as_bytes()),
             ("content-type", b"application/json"),
             ("cmc-received-at", self.received_at.as_bytes()),
+            ("cmc-origin", b"api"),
         ]
     }
 }
 
 /// The beginning of every value, up to but without the comma before the element's own members.
-fn prefix(stream: Stream, composition: &str) -> String {
+pub(super) fn prefix(stream: Stream, composition: &str) -> String {
     let composition = serde_json::Value::from(composition);
     format!(r#"{{"event_type":"{stream}","server_composition":{composition}"#)
 }
@@ -195,6 +275,7 @@ struct EventWriter<'w> {
     prefix_len: usize,
     limit: RecordLimit<'w>,
     ids: Ids,
+    origin: Origin,
     clock: Clock<'w>,
     batch: BatchBuilder,
     tally: Tally,
@@ -235,7 +316,13 @@ impl EventWriter<'_> {
             .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
-        let id = self.ids.id(raw.as_bytes(), &mut id_buffer);
+        let id = match self.origin {
+            Origin::Webhook => self.ids.id(raw.as_bytes(), &mut id_buffer),
+            Origin::Api => {
+                let canonical = Members::read(raw).canonical(self.stream);
+                self.ids.id(canonical.as_bytes(), &mut id_buffer)
+            }
+        };
 
         let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
         let mut count = 1;
@@ -260,7 +347,7 @@ impl EventWriter<'_> {
 }
 
 /// Whether a text may be a CloudEvents attribute: it contains neither control characters nor noncharacters.
-fn is_attribute(text: &str) -> bool {
+pub(super) fn is_attribute(text: &str) -> bool {
     let is_plain = |byte: &u8| (b' '..=b'~').contains(byte);
     let is_noncharacter =
         |c: char| matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE;
@@ -269,15 +356,23 @@ fn is_attribute(text: &str) -> bool {
 }
 
 /// The limit on the size of a record.
-struct RecordLimit<'w> {
-    max_record_bytes: usize,
+pub(super) struct RecordLimit<'w> {
+    pub max_record_bytes: usize,
     /// The headers that all events share, and the length of their names and values.
-    common: &'w [(&'w str, &'w [u8])],
+    pub common: &'w [(&'w str, &'w [u8])],
     common_len: usize,
 }
 
-impl RecordLimit<'_> {
-    fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
+impl<'w> RecordLimit<'w> {
+    pub fn new(max_record_bytes: usize, common: &'w [(&'w str, &'w [u8])]) -> Self {
+        RecordLimit {
+            max_record_bytes,
+            common,
+            common_len: bytes_of(common),
+        }
+    }
+
+    pub fn is_passed(&self, key: Option<&[u8]>, headers: &[(&str, &[u8])], value_len: usize) -> bool {
         /// An upper bound for the lengths of eight headers and the batch around them.
         const AROUND: usize = 256;
         let key_len = key.map_or(0, <[u8]>::len);

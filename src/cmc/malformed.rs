@@ -37,6 +37,12 @@ impl Malformed {
         Malformed::new(Reason::UnknownEventType, None, detail)
     }
 
+    /// A mail that does not fit its record.
+    pub fn mail_too_large() -> Self {
+        let detail = "what the mail's own record must hold is larger than kafka.max_record_bytes";
+        Malformed::new(Reason::MailTooLarge, None, detail)
+    }
+
     pub(super) fn in_event(self) -> Self {
         Malformed {
             in_event: true,

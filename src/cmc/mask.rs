@@ -74,6 +74,12 @@ pub(super) fn mask_form<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]>
     mask_as(bytes, secrets, true)
 }
 
+/// [`mask`] for the body of a received mail, which may be large and hold any file. Credentials in UTF-16 are not searched for: a
+/// reading of each file as UTF-16 would take a multiple of its memory.
+pub(super) fn mask_mail<'a>(bytes: &'a [u8], secrets: &Secrets) -> Cow<'a, [u8]> {
+    mask_in(bytes, secrets, false, &[])
+}
+
 /// [`mask`] for text.
 pub(super) fn mask_text<'a>(text: &'a str, secrets: &Secrets) -> Cow<'a, str> {
     match mask(text.as_bytes(), secrets) {
@@ -96,6 +102,10 @@ pub(super) fn is_key(name: &str) -> bool {
 }
 
 fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> {
+    mask_in(bytes, secrets, form, &Utf16::ALL)
+}
+
+fn mask_in<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool, wides: &[Utf16]) -> Cow<'a, [u8]> {
     let mut masked = Cow::Borrowed(bytes);
     let Some(needles) = &secrets.needles else {
         masked.to_mut().fill(b'*');
@@ -106,7 +116,7 @@ fn mask_as<'a>(bytes: &'a [u8], secrets: &Secrets, form: bool) -> Cow<'a, [u8]> 
     });
     // A text that is decoded wrongly also has names and values, but not all of its ends.
     let mut named = false;
-    for wide in Utf16::ALL.iter().filter(|_| bytes.contains(&0)) {
+    for wide in wides.iter().filter(|_| bytes.contains(&0)) {
         let (text, units) = wide.decode(bytes);
         named |= find(&text, needles, form, !named, |place, _| {
             for unit in units.get(place).unwrap_or_default() {

@@ -24,11 +24,40 @@ pub enum BodyEncoding {
     Json,
     /// `application/x-www-form-urlencoded`, the sender's default
     Form,
+    /// `multipart/form-data`, for received mail only
+    Multipart,
+}
+
+/// What the webhooks on a path bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// What became of mails that were sent.
+    Events,
+    /// Mails that were received.
+    Inbound,
+}
+
+impl Endpoint {
+    fn takes(self, encoding: BodyEncoding) -> bool {
+        match encoding {
+            BodyEncoding::Json => true,
+            BodyEncoding::Form => self == Endpoint::Events,
+            BodyEncoding::Multipart => self == Endpoint::Inbound,
+        }
+    }
 }
 
 impl BodyEncoding {
     /// Guesses the encoding of a body without a content type: JSON if it begins like an object or a list, even after a
-    /// byte order mark.
+    /// byte order mark; otherwise the other encoding of its endpoint.
+    pub fn guess(body: &[u8], endpoint: Endpoint) -> BodyEncoding {
+        match (BodyEncoding::sniff(body), endpoint) {
+            (BodyEncoding::Form, Endpoint::Inbound) => BodyEncoding::Multipart,
+            (encoding, _) => encoding,
+        }
+    }
+
+    /// [`guess`](Self::guess) for events.
     pub fn sniff(body: &[u8]) -> BodyEncoding {
         let body = body.strip_prefix(BOM).unwrap_or(body);
         match body.trim_ascii_start().first() {
@@ -48,11 +77,11 @@ pub enum Media {
 }
 
 impl Media {
-    /// Takes the values of all `Content-Type` fields, which must agree.
+    /// Takes the values of all `Content-Type` fields of a request to this endpoint. They must agree.
     ///
     /// Parameters are ignored, whatever they are: RFC 8259 gives `charset` no meaning for JSON, and a form is ASCII. Both
     /// are UTF-8 or malformed, as their bytes show.
-    pub fn of<'v>(content_types: impl IntoIterator<Item = &'v [u8]>) -> Media {
+    pub fn of<'v>(endpoint: Endpoint, content_types: impl IntoIterator<Item = &'v [u8]>) -> Media {
         let mut media = Media::Unnamed;
         for value in content_types {
             let this = match essence(value) {
@@ -61,6 +90,9 @@ impl Media {
                 name if name.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") => {
                     Media::Known(BodyEncoding::Form)
                 }
+                name if name.eq_ignore_ascii_case(b"multipart/form-data") => {
+                    Media::Known(BodyEncoding::Multipart)
+                }
                 _ => return Media::Unsupported(Reason::UnsupportedMediaType),
             };
             if media != Media::Unnamed && media != this {
@@ -68,7 +100,12 @@ impl Media {
             }
             media = this;
         }
-        media
+        match media {
+            Media::Known(encoding) if !endpoint.takes(encoding) => {
+                Media::Unsupported(Reason::UnsupportedMediaType)
+            }
+            media => media,
+        }
     }
 }
 
@@ -92,9 +129,30 @@ mod tests {
     const FORM: Media = Media::Known(BodyEncoding::Form);
     const TYPE: Media = Media::Unsupported(Reason::UnsupportedMediaType);
 
+    fn of(values: &[&[u8]]) -> Media {
+        Media::of(Endpoint::Events, values.iter().copied())
+    }
+
+    #[test]
+    fn received_mail_comes_as_json_or_multipart() {
+        for (content_type, expected) in [
+            ("application/json", JSON),
+            (
+                "Multipart/Form-Data; boundary=x",
+                Media::Known(BodyEncoding::Multipart),
+            ),
+            ("application/x-www-form-urlencoded", TYPE),
+            ("multipart/mixed; boundary=x", TYPE),
+            ("", Media::Unnamed),
+        ] {
+            let media = Media::of(Endpoint::Inbound, [content_type.as_bytes()]);
+            assert_eq!(media, expected, "{content_type:?}");
+        }
+    }
+
     #[test]
     fn content_types() {
-        assert_eq!(Media::of([]), Media::Unnamed);
+        assert_eq!(of(&[]), Media::Unnamed);
         for (content_type, expected) in [
             ("", Media::Unnamed),
             ("application/json", JSON),
@@ -124,7 +182,7 @@ mod tests {
             ("text/plain", TYPE),
             ("application/json, text/plain", TYPE),
         ] {
-            assert_eq!(Media::of([content_type.as_bytes()]), expected, "{content_type:?}");
+            assert_eq!(of(&[content_type.as_bytes()]), expected, "{content_type:?}");
         }
     }
 
@@ -139,7 +197,7 @@ mod tests {
             (&[b"application/json\xE5"], TYPE),
         ];
         for (values, expected) in table {
-            assert_eq!(Media::of(values.iter().copied()), expected, "{values:?}");
+            assert_eq!(of(values), expected, "{values:?}");
         }
     }
 

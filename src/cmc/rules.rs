@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
 
-use super::mask::Secrets;
+use super::{mask::Secrets, request::Endpoint};
 use crate::stream::Stream;
 
 /// Maximum number of levels of objects and lists in an element, counting the element itself as one.
@@ -23,7 +23,7 @@ pub const MAX_KEY: usize = 512;
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// Whether each stream is enabled, at [`Stream::index`].
-    pub enabled: [bool; 4],
+    pub enabled: [bool; Stream::ALL.len()],
     /// Maximum number of elements in one webhook.
     pub max_events: usize,
     /// Maximum size of a record, alone in a Kafka record batch, in bytes.
@@ -34,12 +34,47 @@ pub struct Rules {
     pub time_zones: BTreeMap<String, TimeZone>,
     /// The secrets that are overwritten in dead letters.
     pub secrets: Secrets,
+    /// Received mail; `None` if its stream is not enabled.
+    pub inbound: Option<InboundRules>,
+}
+
+/// What a deployment decides about received mail.
+#[derive(Clone, Debug)]
+pub struct InboundRules {
+    /// The path of its webhooks, without a trailing slash.
+    pub path: String,
+    pub content: MailContent,
+}
+
+/// How much of a received mail is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailContent {
+    /// Everything.
+    All,
+    /// The fields; of attachments, only what the mail's record says about them.
+    NoAttachments,
+    /// Of the fields only `filter`, `headers`, `subject`, `envelope-from` and `envelope-to`; attachments as in `NoAttachments`.
+    Envelope,
 }
 
 impl Rules {
     /// The enabled stream that this `event_type` names.
     pub(super) fn stream(&self, event_type: &str) -> Option<Stream> {
         Stream::from_event_type(event_type).filter(|stream| self.enabled[stream.index()])
+    }
+
+    /// What webhooks on this path bring.
+    pub fn endpoint(&self, path: &str) -> Endpoint {
+        match self.is_inbound(path) {
+            true => Endpoint::Inbound,
+            false => Endpoint::Events,
+        }
+    }
+
+    /// Whether webhooks on this path bring received mail.
+    pub fn is_inbound(&self, path: &str) -> bool {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        self.inbound.as_ref().is_some_and(|inbound| inbound.path == path)
     }
 
     pub(super) fn time_zone(&self, server_composition: &str) -> &TimeZone {

@@ -4,6 +4,7 @@ mod amplification;
 mod bound;
 mod cost;
 mod failures;
+mod inbound;
 mod mutations;
 mod oracle;
 mod properties;
@@ -17,7 +18,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 use super::{event::dead_letter_body, *};
 use crate::{
-    batch::{Batch, BatchView},
+    batch::{Batch, BatchView, alone_in_batch},
     dead_letter::Reason,
     stream::Stream,
 };
@@ -27,12 +28,13 @@ const RECEIVED_AT_TEXT: &str = "2026-10-01T00:15:02.123456Z";
 
 pub(super) fn rules() -> Rules {
     Rules {
-        enabled: [true; 4],
+        enabled: [true; Stream::ALL.len()],
         max_events: 10_000,
         max_record_bytes: 1_000_000,
         time_zone: TimeZone::get("Asia/Tokyo").unwrap(),
         time_zones: BTreeMap::from([("utc".to_owned(), TimeZone::UTC)]),
         secrets: Secrets::new(["configured-secret"]),
+        inbound: None,
     }
 }
 

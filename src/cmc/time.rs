@@ -59,6 +59,11 @@ fn convert(created: &[u8; CREATED_LEN], zone: &TimeZone) -> Option<[u8; TIME_LEN
     Some(time)
 }
 
+/// The date and time that a `created` names, if it has exactly the sender's form.
+pub(super) fn civil(created: &str) -> Option<DateTime> {
+    parse(created.as_bytes().try_into().ok()?)
+}
+
 fn parse(created: &[u8; CREATED_LEN]) -> Option<DateTime> {
     for (at, separator) in [(4, b'-'), (7, b'-'), (10, b' '), (13, b':'), (16, b':')] {
         if created[at] != separator {

@@ -1,11 +1,13 @@
-//! The forms of texts: paths, topics, prefixes of ids, brokers' addresses, log filters.
+//! The forms of texts: paths, URLs, topics, prefixes of ids, brokers' addresses, log filters.
 
+use hyper::Uri;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{
     parse::quoted,
     problem::{Fault, fault},
 };
+use crate::cmc::MAX_COMPOSITION;
 
 /// Any text.
 pub(super) fn any(_: &str) -> Option<Fault> {
@@ -110,6 +112,38 @@ const MAX_PATH: usize = 1000;
 /// The characters of a path (RFC 3986, 3.3). Others are sent encoded, or refused.
 fn is_of_paths(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@%/".contains(c)
+}
+
+/// The URL of the sender's Web API. A key must not cross a network in the clear.
+pub(super) fn api_url(url: &str) -> Option<Fault> {
+    let is_loopback = |host: &str| host == "localhost" || host.starts_with("127.") || host == "[::1]";
+    let fits = url.parse::<Uri>().is_ok_and(|uri| {
+        let host = uri.host().unwrap_or_default();
+        let credentials = uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'));
+        let scheme = match uri.scheme_str() {
+            Some("https") => !host.is_empty(),
+            Some("http") => is_loopback(host),
+            _ => false,
+        };
+        scheme && !credentials && uri.query().is_none()
+    });
+    // It may hold credentials, so it is not repeated.
+    (!fits).then(|| {
+        fault(
+            "is not the URL of a Web API",
+            "give https://host/path without credentials or query (http only for this machine)",
+        )
+    })
+}
+
+/// A name of a `server_composition`.
+pub(super) fn composition(name: &str) -> Option<Fault> {
+    (name.len() > MAX_COMPOSITION).then(|| {
+        let what = format!("{} is too long for a server_composition", quoted(name));
+        fault(what, format!("give up to {MAX_COMPOSITION} bytes"))
+    })
 }
 
 /// Whether the name has up to `limit` characters, and only those that Kafka accepts in names of topics, ids and groups.

@@ -11,7 +11,7 @@ use super::{
     forms,
     kinds::Kind::{
         self, Address, Boolean, Choice, Credentials, File, List, Number, OptionalText, Properties, Seconds,
-        Secrets, Size, Status, Text, TimeZone, TimeZones,
+        Secret, Secrets, Size, Status, Text, TimeZone, TimeZones,
     },
 };
 
@@ -128,6 +128,12 @@ pub(super) static KEYS: &[Key] = &[
         Str("/healthz"),
     ),
     key("ingest.max_body_bytes", Size(KIB..=GIB), Str("8MiB")),
+    key(
+        "ingest.inbound_path",
+        Text(forms::webhook_path),
+        Str("/webhooks/inbound"),
+    ),
+    key("ingest.inbound_max_body_bytes", Size(KIB..=GIB), Str("32MiB")),
     key("ingest.max_events", Number(1..=1_000_000), Int(10_000)),
     key("ingest.max_connections", Number(1..=1_000_000), Int(4096)),
     key("ingest.max_bytes_in_flight", Size(MIB..=TIB), Str("256MiB")),
@@ -189,6 +195,11 @@ pub(super) static KEYS: &[Key] = &[
         millis(1000, Duration::from_secs(900)),
         Str("15s"),
     ),
+    key(
+        "kafka.commit_interval",
+        millis(0, Duration::from_secs(1)),
+        Str("50ms"),
+    ),
     key("kafka.properties", Properties, Empty),
     key("streams.deliveries.enabled", Boolean, Flag(true)),
     key(
@@ -200,12 +211,35 @@ pub(super) static KEYS: &[Key] = &[
     key("streams.bounces.topic", Text(forms::topic), Str("cmc.bounces")),
     key("streams.blocks.enabled", Boolean, Flag(false)),
     key("streams.blocks.topic", Text(forms::topic), Str("cmc.blocks")),
+    key("streams.inbound.enabled", Boolean, Flag(false)),
+    key("streams.inbound.topic", Text(forms::topic), Str("cmc.inbound")),
+    key(
+        "streams.inbound.content",
+        Choice(&["all", "no-attachments", "envelope"]),
+        Str("all"),
+    ),
     key("streams.dead_letters.enabled", Boolean, Flag(true)),
     key(
         "streams.dead_letters.topic",
         Text(forms::topic),
         Str("cmc.dead-letters"),
     ),
+    key(
+        "sender_api.url",
+        Text(forms::api_url),
+        Str("https://api.smtps.jp/transaction/v2"),
+    ),
+    key("sender_api.user", OptionalText(forms::any), Str("")),
+    key("sender_api.key", Secret, Str("")),
+    key("sender_api.key_file", File, Str("")),
+    key("sender_api.ca_file", File, Str("")),
+    key("sender_api.server_compositions", List(forms::composition), Empty),
+    key(
+        "sender_api.pause",
+        millis(0, Duration::from_secs(60)),
+        Str("250ms"),
+    ),
+    key("sender_api.timeout", WAIT, Str("30s")),
     key("shutdown.lame_duck", millis(0, HOUR), Str("5s")),
     key("shutdown.grace", millis(0, HOUR), Str("25s")),
     key("log.format", Choice(&["text", "json"]), Str("text")),

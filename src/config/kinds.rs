@@ -34,6 +34,8 @@ pub(super) enum Kind {
     List(Form),
     /// The name of a file with secrets; the value may be a secret by mistake.
     File,
+    /// One secret, or an empty text.
+    Secret,
     /// A list of secrets.
     Secrets,
     /// An array of tables, one for each named credential; files only.
@@ -115,6 +117,9 @@ impl Kind {
                 None => not_a_list(),
             },
             Kind::Secrets => parse::list(kind).is_none().then(not_a_list).flatten(),
+            Kind::Secret => parse::text(kind)
+                .is_none()
+                .then(|| fault("is not text", "put it in quotes")),
             // What it is instead may be a secret.
             Kind::File => parse::text(kind)
                 .is_none()

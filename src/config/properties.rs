@@ -124,6 +124,22 @@ const OWNED: &[(&str, &str)] = &[
     ),
 ];
 
+/// Second names of properties, with the name that the bridge uses. librdkafka would take whichever is set last.
+const ALIASES: &[(&str, &str)] = &[
+    ("compression.codec", "compression.type"),
+    ("fetch.message.max.bytes", "max.partition.fetch.bytes"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("sasl.mechanisms", "sasl.mechanism"),
+    (
+        "sasl.oauthbearer.client.credentials.client.id",
+        "sasl.oauthbearer.client.id",
+    ),
+    (
+        "sasl.oauthbearer.client.credentials.client.secret",
+        "sasl.oauthbearer.client.secret",
+    ),
+];
+
 /// The properties that name a PEM file.
 const PEM_FILES: &[&str] = &[
     "ssl.ca.location",
@@ -311,7 +327,7 @@ fn token_fault(properties: &BTreeMap<String, SecretString>) -> Option<(&'static 
     })
 }
 
-/// One property by its name and its text; `given` says where a property was given, if it was.
+/// One property by its first name and its text; `given` says where a property was given, if it was.
 fn property<'n>(
     name: &'n str,
     value: &Value,
@@ -341,12 +357,22 @@ fn property<'n>(
             "give the secret, or leave the key out",
         ));
     }
-    match refusal(name, &text, openness(name, value)) {
-        Some(what) => Err(fault(
+    if let Some(what) = refusal(name, &text, openness(name, value)) {
+        return Err(fault(
             what,
             "see the list of librdkafka's properties, CONFIGURATION.md",
+        ));
+    }
+    let Some((_, first)) = ALIASES.iter().find(|(alias, _)| *alias == name) else {
+        return Ok((name, text));
+    };
+    let first_given = given(first).or_else(|| given(&format!("{first}{FILE_SUFFIX}")));
+    match first_given {
+        Some(origin) => Err(fault(
+            format!("is another name of {first}, which is given too ({origin})"),
+            "keep one of them",
         )),
-        None => Ok((name, text)),
+        None => Ok((first, text)),
     }
 }
 

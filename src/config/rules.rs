@@ -8,18 +8,25 @@ use super::{
     credentials::{Auth, Credential, CredentialKind},
     types::Config,
 };
-use crate::cmc::{Rules, Secrets};
+use crate::{
+    cmc::{InboundRules, Rules, Secrets},
+    stream::Stream,
+};
 
 impl Config {
     /// The rules by which bodies become records.
     pub fn rules(&self) -> Rules {
         Rules {
-            enabled: [0, 1, 2, 3].map(|index| self.streams[index].enabled),
+            enabled: Stream::ALL.map(|stream| self.stream(stream).enabled),
             max_events: self.ingest.max_events,
             max_record_bytes: self.kafka.max_record_bytes,
             time_zone: self.ingest.time_zone.clone(),
             time_zones: self.ingest.time_zones.clone(),
             secrets: secrets(self.ingest.auth.credentials()),
+            inbound: self.stream(Stream::Inbound).enabled.then(|| InboundRules {
+                path: self.ingest.inbound_path.clone(),
+                content: self.mail_content,
+            }),
         }
     }
 }

@@ -98,7 +98,8 @@ fn setting_value(kind: &Kind, value: &Value) -> String {
             let items = text.split(',').filter(|item| !item.trim().is_empty()).count();
             format!("[{}]", vec![redacted(); items].join(", "))
         }
-        (Kind::Secrets, _) => redacted(),
+        (Kind::Secret, ValueKind::String(text)) if text.trim().is_empty() => quoted(text),
+        (Kind::Secrets | Kind::Secret, _) => redacted(),
         (Kind::Credentials, ValueKind::Array(items)) => {
             let items: Vec<String> = items.iter().map(credential).collect();
             format!("[{}]", items.join(", "))

@@ -8,7 +8,7 @@ use super::{
     credentials::{Auth, CredentialFile},
     files::shown_path,
 };
-use crate::{spool::Durability, stream::Stream};
+use crate::{cmc::MailContent, spool::Durability, stream::Stream};
 
 /// All settings.
 #[derive(Clone, Debug)]
@@ -18,7 +18,10 @@ pub struct Config {
     pub spool: SpoolConfig,
     pub kafka: Kafka,
     /// One entry for each stream, at [`Stream::index`]; read through [`Config::stream`].
-    pub streams: [StreamConfig; 4],
+    pub streams: [StreamConfig; Stream::ALL.len()],
+    /// `streams.inbound.content`
+    pub mail_content: MailContent,
+    pub sender_api: SenderApi,
     pub shutdown: Shutdown,
     pub log: LogConfig,
 }
@@ -44,6 +47,10 @@ pub struct Ingest {
     pub credential_files: Vec<CredentialFile>,
     /// `ingest.max_body_bytes`: a larger body is answered 413.
     pub max_body_bytes: usize,
+    /// `ingest.inbound_path`: the path of webhooks of received mail, without a trailing slash.
+    pub inbound_path: String,
+    /// `ingest.inbound_max_body_bytes`: a larger body of received mail is answered 413.
+    pub inbound_max_body_bytes: usize,
     /// `ingest.max_events`: a webhook with more elements is malformed.
     pub max_events: usize,
     /// `ingest.time_zone`: the time zone of the member `created`.
@@ -132,6 +139,8 @@ pub struct Kafka {
     pub transaction_bytes: usize,
     /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
     pub transaction_timeout: Duration,
+    /// `kafka.commit_interval`: transactions of a stream begin at least this far apart while events keep coming.
+    pub commit_interval: Duration,
     /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
     pub properties: BTreeMap<String, SecretString>,
 }
@@ -151,6 +160,7 @@ impl Kafka {
             transaction_events: 1,
             transaction_bytes: 1,
             transaction_timeout: Duration::from_secs(15),
+            commit_interval: Duration::ZERO,
             properties: BTreeMap::new(),
         }
     }
@@ -172,6 +182,45 @@ pub struct StreamConfig {
     pub enabled: bool,
     /// `streams.<name>.topic`
     pub topic: String,
+}
+
+/// The sender's Web API, which `reconcile` asks.
+#[derive(Clone)]
+pub struct SenderApi {
+    /// `sender_api.url`, without a trailing slash.
+    pub url: String,
+    /// `sender_api.user` and `sender_api.key`; `None` when neither is set.
+    pub account: Option<ApiAccount>,
+    /// `sender_api.ca_file`: the authorities to trust, PEM; `None` for the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `sender_api.server_compositions`: whose events are asked for.
+    pub server_compositions: Vec<String>,
+    /// `sender_api.pause` between two calls.
+    pub pause: Duration,
+    /// `sender_api.timeout`: how long a call may take.
+    pub timeout: Duration,
+}
+
+/// Who calls the Web API.
+#[derive(Clone, Debug)]
+pub struct ApiAccount {
+    pub user: String,
+    pub key: SecretString,
+}
+
+impl fmt::Debug for SenderApi {
+    /// The file's name may be the key itself, put there by mistake.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ca_file = self.ca_file.as_deref().map(shown_path);
+        f.debug_struct("SenderApi")
+            .field("url", &self.url)
+            .field("account", &self.account)
+            .field("ca_file", &ca_file)
+            .field("server_compositions", &self.server_compositions)
+            .field("pause", &self.pause)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
 }
 
 /// What happens after SIGTERM.

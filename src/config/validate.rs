@@ -3,14 +3,22 @@
 use std::net::SocketAddr;
 
 use super::{
-    auth, parse, properties,
+    auth,
+    files::read_secret,
+    parse, properties,
     raw::Raw,
     types::{
-        Admin, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, Shutdown, SpoolConfig, StreamConfig,
-        TlsConfig,
+        Admin, ApiAccount, Config, Delivery, Ingest, Kafka, LogConfig, LogFormat, SenderApi, Shutdown,
+        SpoolConfig, StreamConfig, TlsConfig,
     },
 };
-use crate::{batch, human, spool::Durability, stream::Stream};
+use crate::{
+    batch,
+    cmc::{self, MailContent},
+    human,
+    spool::Durability,
+    stream::Stream,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -22,14 +30,36 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
     let spool = spool(raw);
     let kafka = kafka(raw);
     let streams = Stream::ALL.map(|stream| stream_config(raw, stream));
+    let sender_api = sender_api(raw);
+    let mail_content = raw.choice(
+        "streams.inbound.content",
+        &[
+            ("all", MailContent::All),
+            ("no-attachments", MailContent::NoAttachments),
+            ("envelope", MailContent::Envelope),
+        ],
+    );
     let shutdown = shutdown(raw);
     let log = log(raw);
     let (ingest, admin, spool) = (ingest?, admin?, spool?);
     if let Some(kafka) = &kafka {
         refuse_too_little_for_a_webhook(raw, &ingest, &spool, kafka);
+        if streams[Stream::Inbound.index()]
+            .as_ref()
+            .is_some_and(|stream| stream.enabled)
+        {
+            refuse_too_little_for_a_mail(raw, &ingest, &spool, kafka);
+        }
     }
     refuse_shared_listener(raw, ingest.listen, admin.listen);
-    let [Some(deliveries), Some(bounces), Some(blocks), Some(dead_letters)] = streams else {
+    let [
+        Some(deliveries),
+        Some(bounces),
+        Some(blocks),
+        Some(inbound),
+        Some(dead_letters),
+    ] = streams
+    else {
         return None;
     };
     Some(Config {
@@ -37,7 +67,9 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
         admin,
         spool,
         kafka: kafka?,
-        streams: [deliveries, bounces, blocks, dead_letters],
+        streams: [deliveries, bounces, blocks, inbound, dead_letters],
+        mail_content: mail_content?,
+        sender_api: sender_api?,
         shutdown: shutdown?,
         log: log?,
     })
@@ -47,11 +79,38 @@ pub(super) fn config(raw: &mut Raw) -> Option<Config> {
 /// any: it would be answered 503 for ever.
 fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &SpoolConfig, kafka: &Kafka) {
     let stored = batch::most_bytes(ingest.max_body_bytes, ingest.max_events, kafka.max_record_bytes);
+    let what = format!(
+        "one webhook may need: a body of {} with {} events (ingest.max_body_bytes, ingest.max_events)",
+        human::exact_size(ingest.max_body_bytes as u64),
+        ingest.max_events
+    );
+    refuse_less_than(raw, ingest, spool, ingest.max_body_bytes, stored, &what);
+}
+
+/// The same for a received mail within `ingest.inbound_max_body_bytes`.
+fn refuse_too_little_for_a_mail(raw: &mut Raw, ingest: &Ingest, spool: &SpoolConfig, kafka: &Kafka) {
+    let body = ingest.inbound_max_body_bytes;
+    let stored = cmc::most_bytes_of_mail(body, kafka.max_record_bytes);
+    let what = format!(
+        "one received mail may need: a body of {} (ingest.inbound_max_body_bytes)",
+        human::exact_size(body as u64)
+    );
+    refuse_less_than(raw, ingest, spool, body, stored, &what);
+}
+
+/// Refuses limits that leave no room for a body of this size that becomes `stored` bytes in the spool.
+fn refuse_less_than(
+    raw: &mut Raw,
+    ingest: &Ingest,
+    spool: &SpoolConfig,
+    body: usize,
+    stored: usize,
+    need: &str,
+) {
     // The segment in use counts as a whole, even when all of it is delivered: it is trimmed only after another one has begun. It
     // holds `spool.segment_bytes`, or one larger batch.
     let stored_bytes = stored as u64;
-    let in_spool =
-        (stored_bytes + stored_bytes.max(spool.segment_bytes)).max(4 * ingest.max_body_bytes as u64);
+    let in_spool = (stored_bytes + stored_bytes.max(spool.segment_bytes)).max(4 * body as u64);
     let needs = [
         (
             "ingest.max_bytes_in_flight",
@@ -62,11 +121,7 @@ fn refuse_too_little_for_a_webhook(raw: &mut Raw, ingest: &Ingest, spool: &Spool
     ];
     for (key, given, needed) in needs {
         if given < needed {
-            let what = format!(
-                "is less than one webhook may need: a body of {} with {} events (ingest.max_body_bytes, ingest.max_events)",
-                human::exact_size(ingest.max_body_bytes as u64),
-                ingest.max_events
-            );
+            let what = format!("is less than {need}");
             let least = human::exact_size(needed.next_multiple_of(MIB));
             raw.problem(key, what, format!("give at least {least}, or lower one of those"));
         }
@@ -90,6 +145,17 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         let fix = "give another path, such as /healthz, or \"\" for none";
         raw.problem("ingest.health_path", "is the path of webhooks (ingest.path)", fix);
     }
+    let inbound_path = raw.text("ingest.inbound_path")?.trim_end_matches('/').to_owned();
+    for (taken, key) in [(&path, "ingest.path"), (&health_path, "ingest.health_path")] {
+        if *taken == inbound_path {
+            let what = format!("is the path of {key}");
+            raw.problem(
+                "ingest.inbound_path",
+                what,
+                "give another path, such as /webhooks/inbound",
+            );
+        }
+    }
     let time_zones = raw
         .entries("ingest.time_zones")
         .filter_map(|(composition, value)| Some((composition.to_owned(), parse::time_zone(&value.kind)?)))
@@ -102,6 +168,8 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         auth,
         credential_files,
         max_body_bytes: raw.number("ingest.max_body_bytes")?,
+        inbound_path,
+        inbound_max_body_bytes: raw.number("ingest.inbound_max_body_bytes")?,
         max_events: raw.number("ingest.max_events")?,
         time_zone: raw.get("ingest.time_zone", parse::time_zone)?,
         time_zones,
@@ -192,6 +260,7 @@ fn kafka(raw: &mut Raw) -> Option<Kafka> {
         transaction_events: raw.number("kafka.transaction_events")?,
         transaction_bytes: raw.number("kafka.transaction_bytes")?,
         transaction_timeout: raw.get("kafka.transaction_timeout", parse::duration)?,
+        commit_interval: raw.get("kafka.commit_interval", parse::duration)?,
         properties,
     })
 }
@@ -210,6 +279,63 @@ fn stream_config(raw: &mut Raw, stream: Stream) -> Option<StreamConfig> {
         enabled,
         topic: raw.text(&format!("streams.{stream}.topic"))?,
     })
+}
+
+fn sender_api(raw: &mut Raw) -> Option<SenderApi> {
+    let account = api_account(raw);
+    Some(SenderApi {
+        url: raw.text("sender_api.url")?.trim_end_matches('/').to_owned(),
+        account: account?,
+        ca_file: raw.file("sender_api.ca_file"),
+        server_compositions: raw.get("sender_api.server_compositions", parse::list)?,
+        pause: raw.get("sender_api.pause", parse::duration)?,
+        timeout: raw.get("sender_api.timeout", parse::duration)?,
+    })
+}
+
+/// `Some(None)` is no account.
+fn api_account(raw: &mut Raw) -> Option<Option<ApiAccount>> {
+    let [user_key, key_key, file_key] = ["sender_api.user", "sender_api.key", "sender_api.key_file"];
+    let user = raw.text(user_key)?;
+    let value = raw.text(key_key)?;
+    let (key_key, key) = match raw.file(file_key) {
+        None => (key_key, value),
+        Some(_) if !value.is_empty() => {
+            let what = format!("{key_key} is given too ({})", raw.origin(key_key));
+            raw.problem(file_key, what, "keep the value or the file");
+            return None;
+        }
+        Some(path) => match read_secret(&path) {
+            Ok(key) => (file_key, key),
+            Err((what, fix)) => {
+                raw.problem(file_key, what, fix);
+                return None;
+            }
+        },
+    };
+    match (user.is_empty(), key.is_empty()) {
+        (true, true) => Some(None),
+        (false, false) => Some(Some(ApiAccount {
+            user,
+            key: key.into(),
+        })),
+        (true, false) => {
+            raw.problem(
+                user_key,
+                format!("is not set, but {key_key} is"),
+                "give the API user that the key belongs to",
+            );
+            None
+        }
+        (false, true) => {
+            raw.problem(
+                key_key,
+                format!("is not set, but {user_key} is"),
+                "give the user's key, or the file that holds it",
+            );
+            None
+        }
+    }
 }
 
 fn shutdown(raw: &Raw) -> Option<Shutdown> {

@@ -1,7 +1,7 @@
 //! The names of a letter's headers; the head of [`super`] says what each holds.
 
 /// The first header of a letter.
-pub(super) const REASON: &str = "cmc-dead-letter-reason";
+pub const REASON: &str = "cmc-dead-letter-reason";
 pub(super) const OFFSET: &str = "cmc-dead-letter-offset";
 pub(super) const INDEX: &str = "cmc-dead-letter-index";
 pub(super) const MEMBER: &str = "cmc-dead-letter-member";

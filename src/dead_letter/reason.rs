@@ -9,6 +9,12 @@ pub enum Reason {
     UnsupportedMediaType,
     /// The body has a content encoding.
     UnsupportedEncoding,
+    /// The body is not a multipart body with a boundary at its beginning and end.
+    InvalidMultipart,
+    /// The webhook of a received mail lacks what every mail has, or has a field that none has.
+    InvalidMail,
+    /// What the record of a mail must hold would exceed `kafka.max_record_bytes`.
+    MailTooLarge,
     /// The form's fields are not percent-encoded UTF-8.
     InvalidForm,
     /// The JSON text is not UTF-8.
@@ -100,9 +106,12 @@ impl Scope {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 27] = [
+    pub const ALL: [Reason; 30] = [
         Reason::UnsupportedMediaType,
         Reason::UnsupportedEncoding,
+        Reason::InvalidMultipart,
+        Reason::InvalidMail,
+        Reason::MailTooLarge,
         Reason::InvalidForm,
         Reason::InvalidUtf8,
         Reason::InvalidJson,
@@ -135,6 +144,9 @@ impl Reason {
         match self {
             Reason::UnsupportedMediaType => "unsupported_media_type",
             Reason::UnsupportedEncoding => "unsupported_encoding",
+            Reason::InvalidMultipart => "invalid_multipart",
+            Reason::InvalidMail => "invalid_mail",
+            Reason::MailTooLarge => "mail_too_large",
             Reason::InvalidForm => "invalid_form",
             Reason::InvalidUtf8 => "invalid_utf8",
             Reason::InvalidJson => "invalid_json",

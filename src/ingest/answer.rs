@@ -23,12 +23,16 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::{limits::LogLimiter, phase::Phase};
-use crate::{cmc::Malformed, metrics::Outcome, stream::Stream};
+use crate::{
+    cmc::{Endpoint, Malformed},
+    metrics::{Outcome, Shortage},
+    stream::Stream,
+};
 
 /// Rate limits for the log lines about refusals, one for each cause.
 pub(super) struct RefusalLines {
     outcomes: [LogLimiter; Outcome::ALL.len()],
-    shortages: [LogLimiter; 4],
+    shortages: [LogLimiter; Shortage::ALL.len()],
 }
 
 impl RefusalLines {
@@ -47,35 +51,6 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
-
-/// The shortage behind a 503 that the bridge gives while it is serving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shortage {
-    Flight,
-    Spool,
-    Disk,
-    /// The log is not open.
-    Log,
-}
-
-impl Shortage {
-    fn outcome(self) -> Outcome {
-        match self {
-            Shortage::Log => Outcome::Failed,
-            Shortage::Flight | Shortage::Spool | Shortage::Disk => Outcome::Overloaded,
-        }
-    }
-
-    /// The cause as the log and the runbook name it.
-    fn cause(self) -> &'static str {
-        match self {
-            Shortage::Flight => "too many bytes in flight",
-            Shortage::Spool => "spool full",
-            Shortage::Disk => "disk slow",
-            Shortage::Log => "log not open",
-        }
-    }
-}
 
 /// The answer to a request.
 #[derive(Debug)]
@@ -218,17 +193,24 @@ impl Answer {
         )
     }
 
-    pub(super) fn unsupported() -> Answer {
+    pub(super) fn unsupported(endpoint: Endpoint) -> Answer {
+        let (detail, accepted) = match endpoint {
+            Endpoint::Events => (
+                "The content type is neither JSON nor a URL-encoded form, or the body has a content encoding.",
+                "application/json, application/x-www-form-urlencoded",
+            ),
+            Endpoint::Inbound => (
+                "The content type is neither JSON nor multipart/form-data, or the body has a content encoding.",
+                "application/json, multipart/form-data",
+            ),
+        };
         Answer::problem(
             Outcome::Unsupported,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "Unsupported media type",
-            "The content type is neither JSON nor a URL-encoded form, or the body has a content encoding.",
+            detail,
         )
-        .with(
-            ACCEPT_POST,
-            HeaderValue::from_static("application/json, application/x-www-form-urlencoded"),
-        )
+        .with(ACCEPT_POST, HeaderValue::from_static(accepted))
     }
 
     pub(super) fn stopping(retry_after: &RetryAfter) -> Answer {
@@ -299,6 +281,11 @@ impl Answer {
             }
             _ => (TEXT, Bytes::from_static(b"ok")),
         }
+    }
+
+    /// The shortage behind a 503.
+    pub(super) fn shortage(&self) -> Option<Shortage> {
+        self.shortage.map(|(shortage, _)| shortage)
     }
 
     /// Logs why the request was refused, unless this cause was logged a moment ago.
@@ -554,7 +541,7 @@ mod tests {
                 "application/problem+json",
             ),
             (
-                Answer::unsupported(),
+                Answer::unsupported(Endpoint::Events),
                 415,
                 "accept-post",
                 "application/json, application/x-www-form-urlencoded",

@@ -1,6 +1,6 @@
 //! The body of a request: its encoding according to the header, and how it is read.
 //!
-//! A body is read into memory within three limits: `ingest.max_body_bytes`, the budget of bytes in flight, and the
+//! A body is read into memory within three limits: `ingest.max_body_bytes` (for received mail `ingest.inbound_max_body_bytes`), the budget of bytes in flight, and the
 //! deadline of the body. The budget is charged for what is allocated: for a known client the whole `Content-Length`
 //! at once; for a stranger, or without a `Content-Length`, a buffer that grows as data arrives. A body that arrives
 //! as a single frame is used without a copy.
@@ -26,7 +26,10 @@ use super::{
     limits::{Budget, Exhausted, Share, Whose},
     phase::PhaseTracker,
 };
-use crate::{cmc::Media, dead_letter::Reason};
+use crate::{
+    cmc::{Endpoint, Media},
+    dead_letter::Reason,
+};
 
 /// After an early answer, this much of the body is still read, so that the client can read the answer.
 pub(super) const DRAIN_BYTES: usize = 1024 * 1024;
@@ -38,7 +41,7 @@ pub(super) const DRAIN_BODIES: usize = 8;
 pub(super) const SMALL_BYTES: usize = 64 * 1024;
 
 /// What a request's header says about the encoding of its body.
-pub(super) fn media(headers: &HeaderMap) -> Media {
+pub(super) fn media(endpoint: Endpoint, headers: &HeaderMap) -> Media {
     // hyper removes the chunking and leaves any coding below it.
     for (name, plain) in [(CONTENT_ENCODING, "identity"), (TRANSFER_ENCODING, "chunked")] {
         for encoding in headers.get_all(name) {
@@ -48,7 +51,8 @@ pub(super) fn media(headers: &HeaderMap) -> Media {
             }
         }
     }
-    Media::of(headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes))
+    let content_types = headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+    Media::of(endpoint, content_types)
 }
 
 /// A copy of the value that does not keep alive the buffer of its header.
@@ -271,8 +275,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             headers.insert(name, HeaderValue::from_static(value));
-            assert_eq!(media(&headers), expected, "{headers:?}");
+            assert_eq!(media(Endpoint::Events, &headers), expected, "{headers:?}");
         }
-        assert_eq!(media(&HeaderMap::new()), Media::Unnamed);
+        assert_eq!(media(Endpoint::Events, &HeaderMap::new()), Media::Unnamed);
     }
 }

@@ -26,6 +26,7 @@ use super::intake::Intake;
 use crate::{
     cmc::Rules,
     config::{Auth, Credential, CredentialFile, MAX_CREDENTIALS, clash, secrets},
+    metrics::Refused,
 };
 
 /// How often the files are read.
@@ -64,6 +65,7 @@ pub(super) async fn keep_fresh(intake: Arc<Intake>) {
         }
         let (changed, failures) = rotation.take(readings);
         (0..failures).for_each(|_| intake.metrics.credential_reload_failed());
+        rotation.report(intake.metrics.credential_files());
         if changed {
             let mut rules = Rules::clone(&intake.rules());
             rules.secrets = secrets(rotation.masked());
@@ -166,6 +168,17 @@ impl CredentialFiles {
             self.refuse(at, cause);
         }
         (changed, failures)
+    }
+
+    /// Reports which files are refused now.
+    fn report(&self, files: &Refused) {
+        for watched in &self.files {
+            let name = watched.file.path().display().to_string();
+            match &watched.refused {
+                Some((cause, _)) => files.refuse(&name, cause),
+                None => files.accept(&name),
+            }
+        }
     }
 
     fn found_in_use(&mut self, at: usize) {

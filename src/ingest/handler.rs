@@ -33,7 +33,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    answer::{Answer, Ending, HealthAnswer, HttpResponse, Shortage},
+    answer::{Answer, Ending, HealthAnswer, HttpResponse},
     auth::Admission,
     body::{self, BodyError},
     connection::Connection,
@@ -42,7 +42,10 @@ use super::{
     phase::Phase,
     webhook::Webhook,
 };
-use crate::{cmc::Media, metrics::Outcome};
+use crate::{
+    cmc::Media,
+    metrics::{Outcome, Shortage},
+};
 
 /// The client is gone, so there is nobody to answer.
 #[derive(Debug, Error)]
@@ -90,6 +93,9 @@ pub(super) async fn serve(
         debug!(request = %format_args!("{number:x}-{on_connection}"), status, bytes = request_body.bytes, "answered");
     } else {
         let request = format_args!("{number:x}-{on_connection}");
+        if let Some(shortage) = answer.shortage() {
+            intake.metrics.short_of(shortage);
+        }
         answer.log(&intake.refusal_lines, &request, request_body.bytes);
     }
     let mut phase = ending.phase();
@@ -190,9 +196,9 @@ async fn decide(
     let path = head.uri.path();
     let trimmed = without_slash(path);
     let trailing_slash = trimmed.len() < path.len();
-    if trimmed != intake.path {
+    let Some(endpoint) = intake.endpoint(trimmed) else {
         return Ok(Answer::not_found());
-    }
+    };
     if head.method != Method::POST {
         return Ok(Answer::method_not_allowed());
     }
@@ -220,9 +226,9 @@ async fn decide(
     if request_body.admitted && !connection.admit() {
         return Err(Gone);
     }
-    let media = body::media(&head.headers);
+    let media = body::media(endpoint, &head.headers);
     if matches!(media, Media::Unsupported(_)) && admission == Admission::AskBody {
-        return Ok(Answer::unsupported());
+        return Ok(Answer::unsupported(endpoint));
     }
     let content_type = head.headers.get(CONTENT_TYPE).map(body::own);
     let authorization = head.headers.contains_key(AUTHORIZATION);
@@ -231,10 +237,11 @@ async fn decide(
         true => Whose::Known,
         false => Whose::Stranger,
     };
+    let most = intake.most_body_bytes(endpoint);
     let read = body::read(
         &mut request_body.body,
         &mut request_body.begun,
-        intake.max_body_bytes,
+        most,
         &intake.budget,
         whose,
         &connection.phase,
@@ -243,7 +250,7 @@ async fn decide(
         Ok(read) => read,
         Err(BodyError::TooLarge(bytes)) => {
             request_body.bytes = bytes;
-            return Ok(Answer::too_large(intake.max_body_bytes));
+            return Ok(Answer::too_large(most));
         }
         Err(BodyError::Overloaded) => {
             let detail = "Too many webhooks are being read.";
@@ -262,6 +269,7 @@ async fn decide(
     request_body.bytes = body.len() as u64;
     connection.phase.enter(Phase::Answer, Instant::now());
     let webhook = Webhook {
+        endpoint,
         admission,
         authorization,
         media,

@@ -13,13 +13,21 @@ use super::{
     stop::StopHandle,
     zones::ZoneNames,
 };
-use crate::{cmc::Rules, config, metrics::Metrics, spool::Appender};
+use crate::{
+    cmc::{Endpoint, Rules},
+    config,
+    metrics::Metrics,
+    spool::Appender,
+    stream::Stream,
+};
 
 type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The state that all connections share.
 pub struct Intake {
     pub(super) path: String,
+    /// The path of webhooks of received mail; `None` if the stream is not enabled.
+    pub(super) inbound_path: Option<String>,
     pub(super) health_path: Option<String>,
     /// Whether webhooks can be made durable: the answer of the health path.
     pub(super) is_ready: ReadyCheck,
@@ -30,7 +38,7 @@ pub struct Intake {
     pub(super) auth: config::Auth,
     pub(super) credential_files: Vec<config::CredentialFile>,
     /// The log of each enabled stream, at [`crate::stream::Stream::index`].
-    pub(super) logs: [Option<Appender>; 4],
+    pub(super) logs: [Option<Appender>; Stream::ALL.len()],
     pub(super) budget: Budget,
     /// A permit for each large body that is being understood.
     pub(super) understanding: Semaphore,
@@ -38,6 +46,7 @@ pub struct Intake {
     pub(super) stop: StopHandle,
     pub(super) malformed_status: StatusCode,
     pub(super) max_body_bytes: usize,
+    pub(super) inbound_max_body_bytes: usize,
     pub(super) max_connections: usize,
     pub(super) header_timeout: Duration,
     pub(super) body_timeout: Duration,
@@ -56,12 +65,13 @@ impl Intake {
     pub fn new(
         config: &config::Ingest,
         rules: Rules,
-        logs: [Option<Appender>; 4],
+        logs: [Option<Appender>; Stream::ALL.len()],
         metrics: Arc<Metrics>,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Intake {
         Intake {
             path: config.path.trim_end_matches('/').to_owned(),
+            inbound_path: rules.inbound.as_ref().map(|inbound| inbound.path.clone()),
             health_path: config.health_path.clone(),
             is_ready: Box::new(is_ready),
             guard: Guard::new(&config.auth, &metrics),
@@ -76,6 +86,7 @@ impl Intake {
             malformed_status: StatusCode::from_u16(config.malformed_status)
                 .unwrap_or(StatusCode::BAD_REQUEST),
             max_body_bytes: config.max_body_bytes,
+            inbound_max_body_bytes: config.inbound_max_body_bytes,
             max_connections: config.max_connections,
             header_timeout: config.header_timeout,
             body_timeout: config.body_timeout,
@@ -86,6 +97,31 @@ impl Intake {
             zones: Arc::new(ZoneNames::new(config.time_zones.keys())),
             refusal_lines: RefusalLines::new(),
             dead_letter_lines: LogLimiter::new(),
+        }
+    }
+
+    /// What webhooks on this path bring, which has no trailing slash; `None` if it is no path of webhooks.
+    pub(super) fn endpoint(&self, path: &str) -> Option<Endpoint> {
+        match path {
+            _ if path == self.path => Some(Endpoint::Events),
+            _ if self.inbound_path.as_deref() == Some(path) => Some(Endpoint::Inbound),
+            _ => None,
+        }
+    }
+
+    /// The path of an endpoint, without a trailing slash.
+    pub(super) fn path_of(&self, endpoint: Endpoint) -> &str {
+        match endpoint {
+            Endpoint::Events => &self.path,
+            Endpoint::Inbound => self.inbound_path.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// Maximum size of a body for this endpoint, in bytes.
+    pub(super) fn most_body_bytes(&self, endpoint: Endpoint) -> usize {
+        match endpoint {
+            Endpoint::Events => self.max_body_bytes,
+            Endpoint::Inbound => self.inbound_max_body_bytes,
         }
     }
 

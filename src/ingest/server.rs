@@ -32,7 +32,7 @@ use super::{
     answer::Answer, connection::Connection, credential_reload, intake::Intake, limits::LogLimiter, serve,
     stop::StopHandle, tls::TlsContext,
 };
-use crate::metrics::Outcome;
+use crate::metrics::{Outcome, Shortage};
 
 /// Connections that wait in the kernel's queue; the kernel may lower it (`net.core.somaxconn`). A connection that
 /// finds it full waits a second or more, so it should hold a burst.
@@ -198,6 +198,7 @@ impl Acceptor {
         let places_taken = self.connections.len() - self.leaving.len();
         if places_taken >= limit && !self.recycle() {
             self.intake.metrics.webhook(Outcome::Overloaded);
+            self.intake.metrics.short_of(Shortage::Connections);
             self.overflow.note(limit);
             if self.tls.is_none() {
                 self.overflow.take(stream);
@@ -258,9 +259,8 @@ struct Overflow {
 impl Overflow {
     fn note(&self, limit: usize) {
         if let Some(suppressed) = self.lines.pass() {
-            let cause = "too many connections";
             warn!(
-                cause,
+                cause = Shortage::Connections.cause(),
                 limit, suppressed, "a connection over the limit was refused"
             );
         }

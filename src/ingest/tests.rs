@@ -18,9 +18,10 @@ use tokio::{
 
 use super::*;
 use crate::{
-    cmc::Rules,
+    cmc::{InboundRules, MailContent, Rules},
     config::{self, Auth, Credential, CredentialKind},
     metrics::{Metrics, Outcome},
+    stream::Stream,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -36,6 +37,8 @@ fn config() -> config::Ingest {
     config::Ingest {
         listen: "127.0.0.1:0".parse().unwrap(),
         path: "/webhooks/events".to_owned(),
+        inbound_path: "/webhooks/inbound".to_owned(),
+        inbound_max_body_bytes: 100_000,
         health_path: Some("/healthz".to_owned()),
         auth: Auth::Credentials(vec![
             credential("bearer-1", CredentialKind::Bearer, "token"),
@@ -66,17 +69,28 @@ struct Running {
 }
 
 async fn start(config: config::Ingest) -> Running {
+    start_with(config, None).await
+}
+
+async fn start_with(config: config::Ingest, inbound: Option<InboundRules>) -> Running {
     let registry = Registry::new();
     let metrics = Arc::new(Metrics::new(&registry, &[], []).unwrap());
     let rules = Rules {
-        enabled: [true; 4],
+        enabled: [true; Stream::ALL.len()],
         max_events: config.max_events,
         max_record_bytes: 1_000_000,
         time_zone: config.time_zone.clone(),
         time_zones: BTreeMap::new(),
         secrets: config::secrets(config.auth.credentials()),
+        inbound,
     };
-    let intake = Intake::new(&config, rules, [None, None, None, None], metrics, || false);
+    let intake = Intake::new(
+        &config,
+        rules,
+        [const { None }; Stream::ALL.len()],
+        metrics,
+        || false,
+    );
     let server = WebhookServer::bind(config.listen, intake, None).await.unwrap();
     Running {
         address: server.local_addr(),
@@ -765,4 +779,65 @@ async fn a_stopping_server_finishes_started_requests() {
     assert_eq!(answer.status, 200);
     assert!(answer.head.contains("\r\nconnection: close"));
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn received_mail_has_a_path_and_limits_of_its_own() {
+    const BASIC: &str = "Authorization: Bearer token\r\n";
+    const PARTS: &str = "Content-Type: multipart/form-data; boundary=b\r\n";
+    let mail =
+        |headers: &str, body: &str| post(headers, body).replacen("/webhooks/events", "/webhooks/inbound", 1);
+    let config = config::Ingest {
+        max_body_bytes: 1000,
+        inbound_max_body_bytes: 2000,
+        ..config()
+    };
+    let disabled = start(config.clone()).await;
+    assert_eq!(disabled.ask(&mail(AUTHORIZED, "{}")).await.status, 404);
+    let inbound = InboundRules {
+        path: "/webhooks/inbound".to_owned(),
+        content: MailContent::All,
+    };
+    let server = start_with(config, Some(inbound)).await;
+    let key = |key: &str| {
+        format!(
+            "--b\r\nContent-Disposition: form-data; name=\"api_key\"\r\nContent-Type: text/plain\r\n\r\n{key}\r\n--b--\r\n"
+        )
+    };
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    for (request, status, head) in [
+        (mail(AUTHORIZED, &"x".repeat(2001)), 413, ""),
+        (mail(AUTHORIZED, &"x".repeat(2000)), 400, ""),
+        (post(AUTHORIZED, &"x".repeat(1001)), 413, ""),
+        (
+            mail(&format!("{BASIC}{form}"), "a=b"),
+            415,
+            "accept-post: application/json, multipart/form-data\r\n",
+        ),
+        (
+            post(&format!("{BASIC}{PARTS}"), "--b--"),
+            415,
+            "accept-post: application/json, application/x-www-form",
+        ),
+        (mail(&format!("{BASIC}{PARTS}"), "--b--"), 400, ""),
+        // The key is a part of the body; the mail itself lacks everything else.
+        (mail(PARTS, &key("secret-key")), 400, ""),
+        (mail(PARTS, &key("secret-kez")), 401, "www-authenticate"),
+        (mail(PARTS, "--b--"), 401, "www-authenticate"),
+        (
+            mail(&AUTHORIZED.replace("token", "wrong"), "{}"),
+            401,
+            "www-authenticate",
+        ),
+        (
+            mail(AUTHORIZED, "{}").replacen("POST", "GET", 1),
+            405,
+            "allow: post",
+        ),
+        (mail(AUTHORIZED, "{}").replacen("inbound", "inbound/", 1), 400, ""),
+    ] {
+        let answer = server.ask(&request).await;
+        assert_eq!(answer.status, status, "{request:.200} {answer:?}");
+        assert!(answer.head.contains(head), "{answer:?}");
+    }
 }

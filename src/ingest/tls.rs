@@ -103,17 +103,20 @@ impl TlsContext {
             let looked = tokio::task::spawn_blocking(move || Pair::load_other(&files, in_use)).await;
             match looked {
                 Ok(Ok(None)) => {
+                    self.metrics.pair_accepted();
                     if logged.take().is_some() {
                         info!("the TLS files hold the certificate in use again");
                     }
                 }
                 Ok(Ok(Some(pair))) => {
+                    self.metrics.pair_accepted();
                     logged = None;
                     announce(&self.files, &pair, &self.metrics);
                     *self.in_use.write() = Arc::new(pair);
                 }
                 Ok(Err(cause)) => {
                     self.metrics.reload_failed();
+                    self.metrics.pair_refused(&cause.to_string());
                     let is_known = logged
                         .as_ref()
                         .is_some_and(|(known, at)| *known == cause && at.elapsed() < SAME_CAUSE);

@@ -19,7 +19,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
-    answer::{Answer, Shortage},
+    answer::Answer,
     auth::Admission,
     connection::Connection,
     intake::Intake,
@@ -28,9 +28,9 @@ use super::{
 use crate::{
     batch::Batch,
     clock,
-    cmc::{self, Envelope, Media, Split},
+    cmc::{self, Content, Endpoint, Media, Split},
     dead_letter::Failure,
-    metrics::Outcome,
+    metrics::{Outcome, Shortage},
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };
@@ -40,6 +40,7 @@ const SMALL: usize = 64 * 1024;
 
 /// A request that has not been answered yet.
 pub(super) struct Webhook {
+    pub(super) endpoint: Endpoint,
     pub(super) admission: Admission,
     /// Whether it has an `Authorization` header, valid or not.
     pub(super) authorization: bool,
@@ -93,8 +94,8 @@ impl Webhook {
             .as_ref()
             .map(|value| String::from_utf8_lossy(value.as_bytes()));
         let path = match self.trailing_slash {
-            false => Cow::Borrowed(intake.path.as_str()),
-            true => Cow::Owned(format!("{}/", intake.path)),
+            false => Cow::Borrowed(intake.path_of(self.endpoint)),
+            true => Cow::Owned(format!("{}/", intake.path_of(self.endpoint))),
         };
         let request = cmc::Request {
             received_at_micros: clock::unix_micros(),
@@ -103,7 +104,7 @@ impl Webhook {
             body: &self.body,
         };
         let rules = intake.rules();
-        let opened = cmc::open(request.body, self.media, &rules);
+        let opened = cmc::open_request(&request, self.media, &rules);
         let api_key = opened.api_key.as_deref();
         if self.admission != Admission::Admitted && !intake.guard.admits_api_key(api_key) {
             let answer = match self.authorization || api_key.is_some() {
@@ -124,14 +125,16 @@ impl Webhook {
         self.share.admit();
         // The current rules: the admitted credential may be a new one that must be masked.
         let rules = intake.rules();
-        let stream = opened.content.as_ref().ok().and_then(Envelope::stream);
-        if let (Some(_), Some(composition)) = (stream, opened.server_composition.as_deref()) {
+        let stream = opened.content.as_ref().ok().and_then(Content::stream);
+        if let (Some(_), Endpoint::Events, Some(composition)) =
+            (stream, self.endpoint, opened.server_composition.as_deref())
+        {
             intake.zones.note(composition);
         }
         let understood = cmc::understand(opened, &request, &rules);
         let answer = match understood.malformed {
             None => Answer::accepted(),
-            Some(_) if understood.encoding.is_none() => Answer::unsupported(),
+            Some(_) if understood.encoding.is_none() => Answer::unsupported(self.endpoint),
             Some(malformed) => Answer::malformed(intake.malformed_status, malformed),
         };
         Decision::Store(Box::new(understood.split), stream, answer, self.share)
@@ -253,6 +256,7 @@ impl Intake {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
+            endpoint: Endpoint::Events,
             admission: Admission::Admitted,
             authorization: false,
             media: Media::Known(cmc::BodyEncoding::Json),

@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::dead_letter::Reason;
+use crate::{
+    batch::{Batch, BatchView},
+    dead_letter::Reason,
+    human,
+};
 
 pub use crate::metrics::BlockReason;
 pub use crate::spool::Seq;
@@ -27,6 +31,33 @@ pub struct Outgoing<'a> {
     pub key: Option<&'a [u8]>,
     pub headers: &'a [(&'a str, &'a [u8])],
     pub value: &'a [u8],
+}
+
+impl Outgoing<'_> {
+    /// Calls `each` with each record of a batch that this process has made, in order.
+    ///
+    /// # Errors
+    /// The first error of `each`.
+    pub fn each_in<E>(
+        batch: &Batch,
+        topic: &str,
+        mut each: impl FnMut(Outgoing<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // A batch that has just been made can be decoded.
+        let Ok(view) = BatchView::decode(batch.bytes()) else {
+            return Ok(());
+        };
+        for record in &view.records {
+            let headers: Vec<_> = view.headers(record).collect();
+            each(Outgoing {
+                topic,
+                key: record.key,
+                headers: &headers,
+                value: &record.value(),
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// The position that Kafka has.
@@ -59,16 +90,22 @@ impl Refusal {
 /// What a topic's configuration demands of records, as far as the broker shows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicRules {
-    /// The largest size of a record, alone in an uncompressed batch, in bytes.
+    /// The largest size of a batch, in bytes as it is sent.
     pub max_bytes: Option<usize>,
+    /// Batches are compressed. So a record above `max_bytes` may fit, and one below it fits all the same.
+    pub compressed: bool,
     /// `cleanup.policy` includes `compact`, so a null key is refused.
     pub compacted: bool,
+    /// `retention.ms`; -1 keeps records for ever.
+    pub retention_ms: Option<i64>,
+    /// `retention.bytes` of a partition; -1 is no limit.
+    pub retention_bytes: Option<i64>,
 }
 
 impl TopicRules {
-    /// Why the topic is sure to refuse a record, if it is. `size` gives the record's size, alone in a batch.
+    /// Why the topic is sure to refuse a record, if it is. `size` gives the record's size, alone in an uncompressed batch.
     pub fn refuse(&self, keyless: bool, size: impl FnOnce() -> usize) -> Option<Refusal> {
-        if self.max_bytes.is_some_and(|most| size() > most) {
+        if !self.compressed && self.max_bytes.is_some_and(|most| size() > most) {
             return Some(Refusal::TooLarge);
         }
         (self.compacted && keyless).then_some(Refusal::Invalid)
@@ -89,11 +126,13 @@ pub struct RefusedRecords {
 
 /// A failure that blocks the lane until it passes.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{message}")]
+#[error("{}", human::with_cure(cause, cure))]
 pub struct BrokerError {
     pub reason: BlockReason,
-    /// The cause and the cure.
-    pub message: String,
+    /// What is wrong, without a full stop.
+    pub cause: String,
+    /// What to do, in sentences without the last full stop; empty if there is nothing to do.
+    pub cure: String,
 }
 
 impl BrokerError {
@@ -102,8 +141,9 @@ impl BrokerError {
     pub fn unnamed_refusal() -> BrokerError {
         BrokerError {
             reason: BlockReason::Other,
-            message: "the broker refused a record, and librdkafka does not say which one; it is sent again"
+            cause: "the broker refused a record, and librdkafka does not say which one; it is sent again"
                 .into(),
+            cure: String::new(),
         }
     }
 }

@@ -69,7 +69,7 @@ impl Committer {
         Ok(Committer { jobs, answers })
     }
 
-    /// Commits the open transaction, and these offsets with it.
+    /// Commits the open transaction, and these offsets with it, if there are any.
     ///
     /// # Errors
     /// The transaction may be committed or not.
@@ -89,9 +89,11 @@ fn commit(
 ) -> Result<(), Failed> {
     let left = || job.deadline.saturating_duration_since(Instant::now());
     let failed = |doing| move |error| Failed::Error(doing, error);
-    producer
-        .send_offsets_to_transaction(&job.offsets, group, left())
-        .map_err(failed("put the position into the transaction"))?;
+    if job.offsets.count() > 0 {
+        producer
+            .send_offsets_to_transaction(&job.offsets, group, left())
+            .map_err(failed("put the position into the transaction"))?;
+    }
     producer
         .commit_transaction(left())
         .map_err(failed("commit the transaction"))

@@ -113,10 +113,10 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastEr
         text = hide(&text, value.expose_secret());
     }
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
-    let stop = if advice.is_empty() { "" } else { ". " };
     BrokerError {
         reason,
-        message: format!("cannot {doing}: {text}{stop}{advice}"),
+        cause: format!("cannot {doing}: {text}"),
+        cure: advice,
     }
 }
 
@@ -144,16 +144,16 @@ pub fn explain_creation(error: &KafkaError, names: &Names<'_>, last: &LastError)
     match code_of(error) {
         Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => BrokerError {
             reason: BlockReason::Authorization,
-            message: format!(
-                "cannot create topic {topic}: {error}. Grant the bridge's user CREATE on it, or create it and set \
-                 kafka.create_topics = false"
-            ),
+            cause: format!("cannot create topic {topic}: {error}"),
+            cure: "Grant the bridge's user CREATE on it, or create it and set kafka.create_topics = false"
+                .into(),
         },
         // The topic was looked up just before.
         Some(Code::OperationTimedOut) if last.get().is_none() => BrokerError {
             reason: BlockReason::Connect,
-            message: format!(
-                "cannot create topic {topic}: {error}. The brokers at {} answer, but the cluster's controller does not: check that the \
+            cause: format!("cannot create topic {topic}: {error}"),
+            cure: format!(
+                "The brokers at {} answer, but the cluster's controller does not: check that the \
                  address that each broker advertises (its advertised.listeners) can be reached from here",
                 names.kafka.bootstrap_servers
             ),
@@ -433,8 +433,8 @@ mod tests {
         ] {
             let error = KafkaError::ClientCreation(text.to_owned());
             let error = explain(&error, "make a Kafka client", &names(), &LastError::default());
-            assert!(error.message.contains(shown), "{}", error.message);
-            assert!(!error.message.contains("hunter2-"), "{}", error.message);
+            assert!(error.to_string().contains(shown), "{error}");
+            assert!(!error.to_string().contains("hunter2-"), "{error}");
         }
     }
 
@@ -466,7 +466,7 @@ mod tests {
                 &LastError::default(),
             );
             assert_eq!(error.reason, reason, "{error}");
-            assert!(error.message.contains(cure), "{error}");
+            assert!(error.to_string().contains(cure), "{error}");
         }
     }
 
@@ -568,13 +568,13 @@ mod tests {
             let error = explain(&error, "read the topic", &names(), &last);
             assert_eq!(error.reason, BlockReason::Other, "{error}");
             for part in parts {
-                assert!(error.message.contains(part), "{error}");
+                assert!(error.to_string().contains(part), "{error}");
             }
             // Words about something else explain nothing.
             last.set(Code::BrokerTransportFailure, "Disconnected");
             let error = KafkaError::MessageConsumption(code);
             let error = explain(&error, "read the topic", &names(), &last);
-            assert!(!error.message.contains("Disconnected"), "{error}");
+            assert!(!error.to_string().contains("Disconnected"), "{error}");
         }
     }
 
@@ -583,11 +583,11 @@ mod tests {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
         let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization, "{error}");
-        assert!(error.message.contains("CREATE"), "{error}");
+        assert!(error.to_string().contains("CREATE"), "{error}");
         let error = KafkaError::AdminOp(Code::OperationTimedOut);
         let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Connect, "{error}");
-        assert!(error.message.contains("advertised.listeners"), "{error}");
+        assert!(error.to_string().contains("advertised.listeners"), "{error}");
     }
 
     #[test]
@@ -601,8 +601,8 @@ mod tests {
             .unwrap_err();
         let error = explain(&error, "make a Kafka client", &names(), &last);
         assert_eq!(error.reason, BlockReason::Other, "{error}");
-        assert!(error.message.contains("no.such.property"), "{error}");
-        assert!(!error.message.contains("refused"), "{error}");
+        assert!(error.to_string().contains("no.such.property"), "{error}");
+        assert!(!error.to_string().contains("refused"), "{error}");
     }
 
     #[test]
@@ -617,7 +617,7 @@ mod tests {
             &last,
         );
         assert_eq!(error.reason, BlockReason::Authentication);
-        assert!(error.message.contains("bad password"), "{error}");
+        assert!(error.to_string().contains("bad password"), "{error}");
     }
 
     #[test]
@@ -655,7 +655,7 @@ mod tests {
             let error = explain(&error, "look up the topic", &names(), &last);
             assert_eq!(error.reason, reason, "{error}");
             assert!(
-                error.message.contains(said) && error.message.contains(cure),
+                error.to_string().contains(said) && error.to_string().contains(cure),
                 "{error}"
             );
         }
@@ -673,7 +673,7 @@ mod tests {
         let error = explain(&refused, "make a Kafka client", &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Other);
         assert!(
-            error.message.contains("sasl.passwort") && !error.message.contains("s3cr3t"),
+            error.to_string().contains("sasl.passwort") && !error.to_string().contains("s3cr3t"),
             "{error}"
         );
     }
@@ -683,6 +683,6 @@ mod tests {
         let error = KafkaError::AdminOp(Code::TopicAuthorizationFailed);
         let error = explain_creation(&error, &names(), &LastError::default());
         assert_eq!(error.reason, BlockReason::Authorization);
-        assert!(error.message.contains("CREATE"), "{error}");
+        assert!(error.to_string().contains("CREATE"), "{error}");
     }
 }

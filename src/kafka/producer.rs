@@ -136,7 +136,7 @@ impl KafkaConnect {
                 debug!(stream = %self.stream, %error, "the dead-letter topic can't be used yet");
             }
         }
-        Ok(topics::rules(&admin, &self.runtime, &topics))
+        Ok(topics::rules(session, &admin, &self.runtime, &topics))
     }
 }
 
@@ -185,13 +185,14 @@ impl KafkaBroker {
             .transpose()
             .map_err(|error| BrokerError {
                 reason: BlockReason::Other,
-                message: format!("cannot start a thread for commits: {error}"),
+                cause: format!("cannot start a thread for commits: {error}"),
+                cure: String::new(),
             })?;
         Ok(KafkaBroker {
             producer,
             consumer: None,
             committer,
-            rules: rules.map(|rules| foreseen(rules, &session.kafka)),
+            rules,
             mode,
             stretch,
             timestamp: None,
@@ -200,7 +201,7 @@ impl KafkaBroker {
         })
     }
 
-    /// Commits the transaction, and with it these offsets of the group.
+    /// Commits the transaction, and with it these offsets of the group, if there are any.
     ///
     /// # Errors
     /// The transaction may be committed or not.
@@ -211,7 +212,8 @@ impl KafkaBroker {
     ) -> Result<(), BrokerError> {
         let committer = self.committer.as_ref().ok_or_else(|| BrokerError {
             reason: BlockReason::Other,
-            message: "librdkafka gave no group metadata".into(),
+            cause: "librdkafka gave no group metadata".into(),
+            cure: String::new(),
         })?;
         committer
             .commit(offsets, deadline)
@@ -335,7 +337,8 @@ impl Broker for KafkaBroker {
         let Some(consumer) = self.consumer.take() else {
             return Err(BrokerError {
                 reason: BlockReason::Other,
-                message: "the position has been read already".into(),
+                cause: "the position has been read already".into(),
+                cure: String::new(),
             });
         };
         let mut committed = self.session.committed(&consumer, &[0], PATIENCE)?;
@@ -425,16 +428,5 @@ impl Broker for KafkaBroker {
             partition.set_metadata(metadata);
         }
         self.commit_offsets(offsets, deadline)
-    }
-}
-
-/// The rules by which a refusal can be foreseen. The size of a compressed record can't be.
-pub(super) fn foreseen(rules: TopicRules, kafka: &config::Kafka) -> TopicRules {
-    let compressed = ["compression.type", "compression.codec"]
-        .iter()
-        .any(|name| kafka.properties.contains_key(*name));
-    TopicRules {
-        max_bytes: rules.max_bytes.filter(|_| !compressed),
-        ..rules
     }
 }

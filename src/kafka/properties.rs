@@ -6,10 +6,12 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use secrecy::ExposeSecret;
 
 use super::{broker::Mode, session::Session};
-use crate::config::Delivery;
+use crate::config::{self, Delivery};
 
 /// Room in `message.max.bytes` beyond `kafka.max_record_bytes`, which counts a whole batch. librdkafka counts less.
 const SLACK: usize = 64 << 10;
+/// The codec of producers: docs/benchmarks.md compares it with the others.
+const CODEC: &str = "lz4";
 
 /// The properties of every client.
 pub fn base(session: &Session) -> ClientConfig {
@@ -46,6 +48,19 @@ fn set_default(client: &mut ClientConfig, session: &Session, name: &str, value: 
     if !session.kafka.properties.contains_key(name) {
         client.set(name, value);
     }
+}
+
+/// The operator's codec.
+fn codec(kafka: &config::Kafka) -> Option<&str> {
+    kafka
+        .properties
+        .get("compression.type")
+        .map(ExposeSecret::expose_secret)
+}
+
+/// Whether producers compress what they send.
+pub fn compresses(kafka: &config::Kafka) -> bool {
+    codec(kafka).is_none_or(|codec| !codec.eq_ignore_ascii_case("none"))
 }
 
 /// The properties of a producer. `timeout` is that of its transactions, `batch_limit` the smallest `max.message.bytes` of
@@ -86,6 +101,9 @@ pub fn producer(
     // The broker is busy for some milliseconds after the end of a transaction. The default of 100 would slow down each one.
     set_default(&mut client, session, "retry.backoff.ms", "10");
     set_default(&mut client, session, "linger.ms", "1");
+    if codec(kafka).is_none() {
+        client.set("compression.type", CODEC);
+    }
     set_default(&mut client, session, "topic.metadata.propagation.max.ms", "5000");
     set_default(&mut client, session, "statistics.interval.ms", "5000");
     // Room for everything that may be in flight: while a broker is away, the lane waits for deliveries and not for room.
@@ -145,7 +163,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        config,
         kafka::{broker::BrokerError, callbacks::Callbacks},
         stream::Stream,
     };
@@ -177,6 +194,29 @@ mod tests {
                 let made: Result<ThreadedProducer<Callbacks>, BrokerError> = session.client(&config);
                 assert!(made.is_ok(), "{:?}", made.err());
             }
+        }
+    }
+
+    #[test]
+    fn the_operator_chooses_the_codec_or_none() {
+        for (properties, codec, compressed) in [
+            (&[][..], "lz4", true),
+            (&[("compression.type", "zstd")], "zstd", true),
+            (&[("compression.type", "None")], "None", false),
+        ] {
+            let mut kafka = config::Kafka::for_tests();
+            for (name, value) in properties {
+                kafka.properties.insert((*name).into(), (*value).into());
+            }
+            assert_eq!(compresses(&kafka), compressed, "{properties:?}");
+            let session = Session::of_tool(&kafka, Stream::Bounces, "client", "group".to_owned());
+            let config = producer(&session, Mode::Batched, Duration::from_secs(15), None);
+            // What librdkafka makes of them.
+            let producer: ThreadedProducer<Callbacks> = session.client(&config).unwrap();
+            drop(producer);
+            let native = config.create_native_config().unwrap();
+            let taken = native.get("compression.codec").unwrap();
+            assert_eq!(taken, codec.to_ascii_lowercase(), "{properties:?}");
         }
     }
 }

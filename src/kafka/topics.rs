@@ -14,6 +14,7 @@ use tracing::{debug, info};
 use super::{
     broker::{BlockReason, BrokerError, TopicRules},
     callbacks::Callbacks,
+    properties,
     session::{PATIENCE, Session, TOOL_PATIENCE, listen},
 };
 
@@ -34,12 +35,6 @@ impl RulesByTopic {
     /// A topic's rules; without any limit where they are unknown.
     pub fn of(&self, topic: &str) -> TopicRules {
         self.0.get(topic).copied().unwrap_or_default()
-    }
-
-    /// Changes the rules of each topic.
-    pub fn map(self, change: impl Fn(TopicRules) -> TopicRules) -> RulesByTopic {
-        let rules = self.0.into_iter();
-        rules.map(|(topic, rules)| (topic, change(rules))).collect()
     }
 
     /// The smallest `max.message.bytes`.
@@ -64,11 +59,12 @@ impl TopicDescription {
     pub fn leaderless(&self, topic: &str) -> Option<BrokerError> {
         (self.without_leader > 0).then(|| BrokerError {
             reason: BlockReason::Connect,
-            message: format!(
-                "cannot read topic {topic}: {} of {} partitions have no leader. Look at the brokers that hold their replicas",
+            cause: format!(
+                "cannot read topic {topic}: {} of {} partitions have no leader",
                 self.without_leader,
                 self.partitions.len()
             ),
+            cure: "Look at the brokers that hold their replicas".into(),
         })
     }
 }
@@ -169,7 +165,13 @@ pub fn create(
 
 /// Asks for the rules of topics. It is no error if the cluster doesn't show them (no right to describe configurations, not
 /// supported): it will take records or refuse them.
-pub fn rules(admin: &AdminClient<Callbacks>, runtime: &Handle, topics: &[&str]) -> RulesByTopic {
+pub fn rules(
+    session: &Session,
+    admin: &AdminClient<Callbacks>,
+    runtime: &Handle,
+    topics: &[&str],
+) -> RulesByTopic {
+    let compressed = properties::compresses(&session.kafka);
     let options = AdminOptions::new().request_timeout(Some(RULES_PATIENCE));
     let resources: Vec<_> = topics
         .iter()
@@ -183,17 +185,22 @@ pub fn rules(admin: &AdminClient<Callbacks>, runtime: &Handle, topics: &[&str]) 
         Ok(answers) => {
             let answers = topics.iter().zip(answers);
             answers
-                .filter_map(|(topic, answer)| Some(((*topic).to_owned(), rules_of(&answer.ok()?))))
+                .filter_map(|(topic, answer)| {
+                    Some(((*topic).to_owned(), rules_of(&answer.ok()?, compressed)))
+                })
                 .collect()
         }
     }
 }
 
-fn rules_of(topic: &ConfigResource) -> TopicRules {
+fn rules_of(topic: &ConfigResource, compressed: bool) -> TopicRules {
     let value = |name: &str| topic.get(name)?.value.as_deref();
     TopicRules {
         max_bytes: value("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
+        compressed,
         // A list: `compact`, `delete`, or both.
         compacted: value("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+        retention_ms: value("retention.ms").and_then(|millis| millis.parse().ok()),
+        retention_bytes: value("retention.bytes").and_then(|bytes| bytes.parse().ok()),
     }
 }

@@ -15,11 +15,10 @@ pub fn unreadable(error: ReadError) -> BrokerError {
         ReadError::Damaged(damage) => damaged(&damage),
         ReadError::Spool(error) => BrokerError {
             reason: BlockReason::DiskError,
-            message: format!(
-                "the spool can't be read: {error}. New webhooks are still taken, and delivery continues when the disk can \
-                 be read again. If it stays unreadable, stop the bridge and copy the disk; `cmc-bridge spool verify` says \
-                 what is lost"
-            ),
+            cause: format!("the spool can't be read: {error}"),
+            cure: "New webhooks are still taken, and delivery continues when the disk can be read again. If it stays \
+                   unreadable, stop the bridge and copy the disk; `cmc-bridge spool verify` says what is lost"
+                .into(),
         },
     }
 }
@@ -28,10 +27,8 @@ pub fn unreadable(error: ReadError) -> BrokerError {
 pub fn undecodable(batch: &StoredBatch, error: DecodeError) -> BrokerError {
     BrokerError {
         reason: BlockReason::Damage,
-        message: format!(
-            "batch {} can't be decoded ({error}); was it written by a newer version of cmc-bridge?",
-            batch.seq
-        ),
+        cause: format!("batch {} can't be decoded ({error})", batch.seq),
+        cure: "It was probably written by a newer version of cmc-bridge: start that one".into(),
     }
 }
 
@@ -41,7 +38,7 @@ pub fn blocked_by(damage: &Damage, dir: &Path) -> BrokerError {
     // Damage to the checkpoint names no segment. Then there is no position to continue from.
     if damage.segment != SegmentId(0) {
         let file = dir.join("damage");
-        error.message.push_str(&format!(
+        error.cure.push_str(&format!(
             ". When the loss is understood, stop the bridge and remove {}: delivery then continues from the checkpoint",
             file.display()
         ));
@@ -53,34 +50,35 @@ pub fn blocked_by(damage: &Damage, dir: &Path) -> BrokerError {
 pub fn damaged(damage: &Damage) -> BrokerError {
     BrokerError {
         reason: BlockReason::Damage,
-        message: format!(
-            "the spool is damaged: {damage}. New webhooks are still taken; nothing after the damage is delivered. Stop the \
-             bridge and keep a copy of the spool directory; `cmc-bridge spool verify` then says what is lost, and \
-             `cmc-bridge spool repair` sets it aside"
-        ),
+        cause: format!("the spool is damaged: {damage}"),
+        cure: "New webhooks are still taken; nothing after the damage is delivered. Stop the bridge and keep a copy of the \
+               spool directory; `cmc-bridge spool verify` then says what is lost, and `cmc-bridge spool repair` sets it aside"
+            .into(),
     }
 }
 
 /// The dead-letter topic refuses a dead letter of this lane.
 pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> BrokerError {
-    let message = match refusal {
+    let (fault, cure) = match refusal {
         Refusal::TooLarge => {
             let cure = match stream {
                 Stream::DeadLetters => {
-                    "raise its max.message.bytes above the value that kafka.max_record_bytes had when they were received. They \
+                    "Raise its max.message.bytes above the value that kafka.max_record_bytes had when they were received. They \
                      were cut to that size then, and are not cut again"
                 }
-                _ => "raise its max.message.bytes above kafka.max_record_bytes, or lower the latter",
+                _ => "Raise its max.message.bytes above kafka.max_record_bytes, or lower the latter",
             };
-            format!("topic {topic} refuses dead letters as too large: {cure}")
+            ("too large", cure)
         }
-        Refusal::Invalid => format!(
-            "topic {topic} refuses dead letters as invalid: it must not be compacted, because dead letters have no key"
+        Refusal::Invalid => (
+            "invalid",
+            "Set its cleanup.policy to delete: a compacted topic refuses records without a key, and dead letters have none",
         ),
     };
     BrokerError {
         reason: BlockReason::DeadLetterRefused,
-        message,
+        cause: format!("topic {topic} refuses dead letters as {fault}"),
+        cure: cure.into(),
     }
 }
 
@@ -88,7 +86,8 @@ pub fn dead_letter_refused(stream: Stream, topic: &str, refusal: Refusal) -> Bro
 pub fn no_room(error: &SpoolError) -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,
-        message: format!("{error}. Make room on the disk of spool.dir; delivery then continues"),
+        cause: error.to_string(),
+        cure: "Make room on the disk of spool.dir; delivery then continues".into(),
     }
 }
 
@@ -96,7 +95,8 @@ pub fn no_room(error: &SpoolError) -> BrokerError {
 pub fn not_connected() -> BrokerError {
     BrokerError {
         reason: BlockReason::Other,
-        message: "the lane has no producer".into(),
+        cause: "the lane has no producer".into(),
+        cure: String::new(),
     }
 }
 
@@ -106,9 +106,9 @@ mod tests {
 
     #[test]
     fn parts_that_are_cut_already_are_not_cut_again() {
-        let cure = |stream| dead_letter_refused(stream, "letters", Refusal::TooLarge).message;
+        let cure = |stream| dead_letter_refused(stream, "letters", Refusal::TooLarge).cure;
         assert!(cure(Stream::Bounces).contains("lower the latter"));
         assert!(!cure(Stream::DeadLetters).contains("lower"));
-        assert!(cure(Stream::DeadLetters).contains("raise its max.message.bytes"));
+        assert!(cure(Stream::DeadLetters).contains("Raise its max.message.bytes"));
     }
 }

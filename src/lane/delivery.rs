@@ -53,6 +53,8 @@ pub enum Turn {
     Idle,
     /// Nothing can be done before this time has passed.
     Blocked(Duration),
+    /// The next transaction begins after this time: see [`Lane::pause`].
+    Paused(Duration),
 }
 
 /// The delivery of one stream into Kafka.
@@ -74,6 +76,8 @@ pub struct Lane<C: Connect> {
     unconfirmed: Option<InFlight>,
     /// Records sent and not delivered yet. With transactions it is set only until the turn ends.
     in_flight: Option<InFlight>,
+    /// When the last transaction began; `None` before the first, and after one that left batches behind.
+    begun_at: Option<Instant>,
     /// Maximum number of events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
     wait: Duration,
@@ -107,7 +111,8 @@ impl From<DeliveryError> for Stop {
             DeliveryError::Failed(error) => Stop::Blocked(error),
             error @ DeliveryError::TooLarge => Stop::Blocked(BrokerError {
                 reason: BlockReason::Other,
-                message: error.to_string(),
+                cause: error.to_string(),
+                cure: String::new(),
             }),
         }
     }
@@ -147,6 +152,7 @@ impl<C: Connect> Lane<C> {
             pace: Pace::new(),
             unconfirmed: None,
             in_flight: None,
+            begun_at: None,
             blocked: None,
             stored_at: clock::now(),
             committed_at: Some(clock::now()),
@@ -222,7 +228,7 @@ impl<C: Connect> Lane<C> {
     }
 
     fn store_checkpoint_when_due(&mut self, turn: Turn) -> Result<(), SpoolError> {
-        let resting = turn != Turn::Progress;
+        let resting = !matches!(turn, Turn::Progress | Turn::Paused(_));
         let due = resting || clock::since(self.stored_at) >= self.options.timing.checkpoint_every;
         if due && self.backlog.checkpoint_due() {
             self.backlog.store_checkpoint()?;
@@ -279,7 +285,10 @@ impl<C: Connect> Lane<C> {
         }
         if next.is_some() {
             return match self.options.delivery {
-                Delivery::ExactlyOnce => self.transaction(),
+                Delivery::ExactlyOnce => match self.pause() {
+                    Some(wait) => Ok(Turn::Paused(wait)),
+                    None => self.transaction(),
+                },
                 Delivery::AtLeastOnce => self.window(),
             };
         }
@@ -359,9 +368,30 @@ impl<C: Connect> Lane<C> {
         Ok(())
     }
 
+    /// How long the next transaction waits for more events: rule 8. One that would be full, that follows a full one or a
+    /// refusal, begins at once.
+    fn pause(&self) -> Option<Duration> {
+        let waiting = self.backlog.end().events - self.backlog.position().events;
+        if waiting >= self.most_events as u64 || self.refusals.is_some() {
+            return None;
+        }
+        let left = self
+            .options
+            .timing
+            .commit_interval
+            .checked_sub(clock::since(self.begun_at?))?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Ends all pauses between transactions, for a lane that is to end.
+    pub fn hurry(&mut self) {
+        self.options.timing.commit_interval = Duration::ZERO;
+    }
+
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
         let mut sent = InFlight::begin();
+        self.begun_at = Some(sent.begun);
         let delivered = self.begin(&sent).and_then(|deadline| {
             self.send(&mut sent, self.most_events, deadline)?;
             self.broker()?.delivered(deadline)?;
@@ -392,6 +422,7 @@ impl<C: Connect> Lane<C> {
         self.ended(TransactionOutcome::Committed, begun);
         self.committed_at = Some(clock::now());
         if let Some(sent) = self.unconfirmed.take() {
+            self.begun_at = self.begun_at.filter(|_| !sent.full);
             self.book(&sent);
         }
         Ok(Turn::Progress)
@@ -519,7 +550,7 @@ impl<C: Connect> Lane<C> {
         let wait = self.wait;
         self.wait = (wait * 2).min(self.options.timing.longest_wait);
         self.blocked = Some(error.reason);
-        self.metrics.lane_blocked(error.reason, &error.message);
+        self.metrics.lane_blocked(error.reason, &error.cause, &error.cure);
         warn!(
             stream = %self.options.stream, reason = error.reason.label(), retry_in_ms = wait.as_millis() as u64,
             "the lane is blocked: {error}"

@@ -28,6 +28,8 @@ pub struct InFlight {
     pub end: Position,
     pub events: usize,
     pub bytes: usize,
+    /// Whether it left batches behind that would not fit.
+    pub full: bool,
     pub diverted: Vec<Failure>,
     pub records: Vec<SentRecord>,
     /// When the webhooks arrived, with the number of events of each.
@@ -42,6 +44,7 @@ impl InFlight {
             end: Position::default(),
             events: 0,
             bytes: 0,
+            full: false,
             diverted: Vec::new(),
             records: Vec::new(),
             received: Vec::new(),

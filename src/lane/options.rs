@@ -29,6 +29,8 @@ pub struct Timing {
     pub checkpoint_every: Duration,
     /// How often an idle lane commits its position.
     pub recommit_every: Duration,
+    /// Transactions begin at least this far apart while there is less to deliver than a full one.
+    pub commit_interval: Duration,
     /// The first wait after a failure. It doubles up to `longest_wait`.
     pub first_wait: Duration,
     pub longest_wait: Duration,
@@ -43,6 +45,7 @@ impl Default for Timing {
         Timing {
             checkpoint_every: Duration::from_secs(1),
             recommit_every: Duration::from_secs(3600),
+            commit_interval: Duration::ZERO,
             first_wait: Duration::from_millis(250),
             longest_wait: Duration::from_secs(10),
             late_every: Duration::from_millis(500),

@@ -70,6 +70,12 @@ impl Refusals {
         self.refused.get(&(batch, number)).copied().or(keyless)
     }
 
+    /// Why a record of this batch is known to be refused, if one is.
+    pub fn known_in(&self, batch: Seq) -> Option<Refusal> {
+        let mut known = self.refused.range((batch, 0)..=(batch, usize::MAX));
+        known.next().map(|(_, refusal)| *refusal)
+    }
+
     /// Whether a record need not be sent again.
     pub fn is_delivered(&self, record: &SentRecord) -> bool {
         self.delivered.contains(record)

@@ -82,6 +82,53 @@ impl Outcome {
     }
 }
 
+/// The shortage behind a 503 that the bridge gives while it is serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// `ingest.max_bytes_in_flight` is used up.
+    Flight,
+    /// `ingest.max_connections` is used up.
+    Connections,
+    /// The stream's log is full.
+    Spool,
+    /// A commit took longer than `ingest.append_timeout`.
+    Disk,
+    /// The stream's log is not open.
+    Log,
+}
+
+impl Shortage {
+    /// Every shortage, in the order of their declaration.
+    pub const ALL: [Shortage; 5] = [
+        Shortage::Flight,
+        Shortage::Connections,
+        Shortage::Spool,
+        Shortage::Disk,
+        Shortage::Log,
+    ];
+
+    /// The outcome of a request that it refuses.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Shortage::Log => Outcome::Failed,
+            Shortage::Flight | Shortage::Connections | Shortage::Spool | Shortage::Disk => {
+                Outcome::Overloaded
+            }
+        }
+    }
+
+    /// The cause as log, status and runbook name it.
+    pub fn cause(self) -> &'static str {
+        match self {
+            Shortage::Flight => "too many bytes in flight",
+            Shortage::Connections => "too many connections",
+            Shortage::Spool => "spool full",
+            Shortage::Disk => "disk slow",
+            Shortage::Log => "log not open",
+        }
+    }
+}
+
 /// Why a TLS handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeFailure {

@@ -41,10 +41,10 @@ pub struct KafkaSums {
 }
 
 impl StreamMetrics {
-    /// The lane is blocked; the message has cause and cure. A lane has one reason at a time.
-    pub fn lane_blocked(&self, reason: BlockReason, message: &str) {
+    /// The lane is blocked. A lane has one reason at a time.
+    pub fn lane_blocked(&self, reason: BlockReason, cause: &str, cure: &str) {
         self.set_blocked(Some(reason));
-        self.blockade.blocked(reason, message);
+        self.blockade.blocked(reason, cause, cure);
     }
 
     /// The lane is not blocked.

@@ -1,14 +1,39 @@
 //! The metrics of TLS on the webhooks' port.
 
+use std::sync::Arc;
+
 use prometheus::{IntCounter, IntGauge, Registry};
 
-use super::{labels::HandshakeFailure, register::Register};
+use super::{labels::HandshakeFailure, recent::Refused, register::Register};
+
+/// There is one pair, so its name tells nothing.
+const PAIR: &str = "ingest.tls";
 
 /// TLS on the webhooks' port. The series exist only where TLS is configured: an expiry at zero would alarm everybody else.
 pub struct TlsMetrics {
     expiry: IntGauge,
     reload_failures: IntCounter,
     handshake_failures: [IntCounter; HandshakeFailure::ALL.len()],
+    refused: Arc<Refused>,
+}
+
+/// The state of the certificate.
+#[derive(Clone)]
+pub struct CertificateState {
+    expiry: IntGauge,
+    refused: Arc<Refused>,
+}
+
+impl CertificateState {
+    /// When the certificate in use expires, in seconds since the Unix epoch; 0 before it is loaded.
+    pub fn expires(&self) -> i64 {
+        self.expiry.get()
+    }
+
+    /// The pair that is refused, if there is one.
+    pub fn refused(&self) -> &Refused {
+        &self.refused
+    }
 }
 
 impl TlsMetrics {
@@ -34,12 +59,31 @@ impl TlsMetrics {
             )?,
             handshake_failures: HandshakeFailure::ALL
                 .map(|reason| handshake_failures.with_label_values(&[reason.label()])),
+            refused: Arc::default(),
         })
     }
 
     /// The expiry of the certificate in use, in seconds since the Unix epoch.
     pub fn certificate_expires(&self, at: i64) {
         self.expiry.set(at);
+    }
+
+    /// What the status shows of it.
+    pub fn certificate(&self) -> CertificateState {
+        CertificateState {
+            expiry: self.expiry.clone(),
+            refused: Arc::clone(&self.refused),
+        }
+    }
+
+    /// The pair in the files is refused.
+    pub fn pair_refused(&self, cause: &str) {
+        self.refused.refuse(PAIR, cause);
+    }
+
+    /// The pair in the files is in use.
+    pub fn pair_accepted(&self) {
+        self.refused.accept(PAIR);
     }
 
     /// Counts a check that found an unusable pair.

@@ -6,12 +6,7 @@ use super::{
     updates::Fate,
 };
 use crate::{
-    batch::{Batch, BatchView},
-    cmc::Rules,
-    config::Config,
-    dead_letter::Letter,
-    kafka::broker::Outgoing,
-    stream::Stream,
+    batch::Batch, cmc::Rules, config::Config, dead_letter::Letter, kafka::broker::Outgoing, stream::Stream,
 };
 
 /// A letter and the result of reprocessing it.
@@ -104,22 +99,7 @@ impl Attempt {
         each: &mut dyn FnMut(Outgoing<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let topic = |stream| config.stream(stream).topic.as_str();
-        let mut of_batch = |topic: &str, batch: &Batch| {
-            // This process has just made it, so it can be decoded.
-            let Ok(view) = BatchView::decode(batch.bytes()) else {
-                return Ok(());
-            };
-            for record in &view.records {
-                let headers: Vec<_> = view.headers(record).collect();
-                each(Outgoing {
-                    topic,
-                    key: record.key,
-                    headers: &headers,
-                    value: &record.value(),
-                })?;
-            }
-            Ok(())
-        };
+        let mut of_batch = |topic: &str, batch: &Batch| Outgoing::each_in(batch, topic, &mut *each);
         match (&self.result, &self.letter) {
             (Reprocessed::Dead(_), _) => Ok(()),
             (

@@ -17,16 +17,16 @@ use crate::{
     config::Config,
     kafka::{
         broker::{BrokerError, DeliveryError, Mode, Refusal},
-        letter_reader::LetterReader,
-        replay_producer::ReplayProducer,
+        range_reader::RangeReader,
         session::CommittedOffsets,
+        tool_producer::ToolProducer,
     },
 };
 
 /// The transactions of a group.
 pub struct Sink<'r> {
     config: &'r Config,
-    producer: ReplayProducer,
+    producer: ToolProducer,
     /// Topics that refused a record without a key: they are compacted.
     keyed: BTreeSet<String>,
     /// The broker refused timestamps, so records have none.
@@ -43,7 +43,7 @@ struct SentRecord {
 
 impl<'r> Sink<'r> {
     /// A sink with a producer that has begun.
-    pub fn new(config: &'r Config, producer: ReplayProducer) -> Sink<'r> {
+    pub fn new(config: &'r Config, producer: ToolProducer) -> Sink<'r> {
         Sink {
             config,
             producer,
@@ -126,7 +126,7 @@ impl<'r> Sink<'r> {
     fn refused_beforehand(
         &mut self,
         attempt: &Attempt,
-        reader: &LetterReader,
+        reader: &RangeReader,
     ) -> Result<Option<Dead>, BrokerError> {
         let mut refusal = None;
         let mut missing = None;

@@ -1,7 +1,7 @@
 //! The read side of a replay: reads the dead-letter topic from the group's positions up to the ends that it had at the
 //! beginning, and keeps the positions to be committed.
 //!
-//! It begins only after the group's [`ReplayProducer`](crate::kafka::replay_producer::ReplayProducer), so no other replay
+//! It begins only after the group's [`ToolProducer`](crate::kafka::tool_producer::ToolProducer), so no other replay
 //! moves the positions that are read.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -13,7 +13,7 @@ use super::{
     options::ReplayOptions,
     position::{PartitionPosition, RecordState},
 };
-use crate::kafka::{letter_reader::LetterReader, replay_producer::another_replay, session::CommittedOffsets};
+use crate::kafka::{range_reader::RangeReader, session::CommittedOffsets, tool_producer::another_run};
 
 /// The default of `offsets.retention.minutes`, less the hour by which Kafka lets a record's timestamp be ahead.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);
@@ -21,7 +21,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs((7 * 24 - 1) * 3600);
 /// A group's way through the dead-letter topic.
 pub struct Source<'r> {
     options: &'r ReplayOptions,
-    reader: LetterReader,
+    reader: RangeReader,
     positions: BTreeMap<i32, PartitionPosition>,
     /// The positions that were committed last.
     committed: CommittedOffsets,
@@ -37,7 +37,7 @@ impl<'r> Source<'r> {
     ///
     /// # Errors
     /// Kafka is not available, or the position may have been forgotten.
-    pub fn begin(options: &'r ReplayOptions, reader: LetterReader) -> Result<Source<'r>, ReplayError> {
+    pub fn begin(options: &'r ReplayOptions, reader: RangeReader) -> Result<Source<'r>, ReplayError> {
         let mut source = Source {
             options,
             committed: reader.committed()?,
@@ -85,7 +85,7 @@ impl<'r> Source<'r> {
     }
 
     /// The reader of the topic.
-    pub fn reader(&self) -> &LetterReader {
+    pub fn reader(&self) -> &RangeReader {
         &self.reader
     }
 
@@ -190,7 +190,7 @@ impl<'r> Source<'r> {
     /// One has, or the positions can't be read.
     pub fn check_alone(&self) -> Result<(), ReplayError> {
         if self.reader.committed()? != self.committed {
-            return Err(another_replay(&self.options.group).into());
+            return Err(another_run(&self.options.group).into());
         }
         Ok(())
     }

@@ -79,6 +79,9 @@ pub enum Crash {
     After(usize),
 }
 
+/// The codec leaves nothing of these bytes, and all of the others.
+pub const COMPRESSIBLE: u8 = b'~';
+
 /// The payload of the panic that stands for the death of a process.
 pub struct Crashed;
 
@@ -93,12 +96,14 @@ pub struct StoredRecord {
 
 impl StoredRecord {
     /// The size that `max.message.bytes` limits.
-    fn size(&self) -> usize {
+    fn size(&self, compressed: bool) -> usize {
         let headers = self
             .headers
             .iter()
             .map(|(name, value)| (name.as_str(), &value[..]));
-        alone_in_batch(self.key.as_deref(), headers, self.value.len())
+        let shrinks = |byte: &&u8| compressed && **byte == COMPRESSIBLE;
+        let saved = self.value.iter().filter(shrinks).count();
+        alone_in_batch(self.key.as_deref(), headers, self.value.len() - saved)
     }
 
     /// The value of a header.
@@ -122,6 +127,8 @@ pub struct Topic {
     pub more_partitions: usize,
     /// `max.message.bytes`
     pub limit: Option<usize>,
+    /// Producers compress what they send: see [`COMPRESSIBLE`].
+    pub compressed: bool,
     /// Refuses null keys.
     pub compacted: bool,
     /// Refuses values with this beginning, for a reason that no configuration shows.
@@ -140,7 +147,9 @@ impl Topic {
         match self.told {
             true => TopicRules {
                 max_bytes: self.limit,
+                compressed: self.compressed,
                 compacted: self.compacted,
+                ..TopicRules::default()
             },
             false => TopicRules::default(),
         }
@@ -149,13 +158,15 @@ impl Topic {
     fn refusal(&self, record: &StoredRecord) -> Option<Refusal> {
         let rules = TopicRules {
             max_bytes: self.limit,
+            compressed: false,
             compacted: self.compacted,
+            ..TopicRules::default()
         };
         let other = self
             .refuses
             .is_some_and(|begin| record.value.starts_with(begin.as_bytes()));
         rules
-            .refuse(record.key.is_none(), || record.size())
+            .refuse(record.key.is_none(), || record.size(self.compressed))
             .or(other.then_some(Refusal::Invalid))
     }
 }
@@ -423,7 +434,8 @@ impl Inner {
 pub fn error(reason: BlockReason, message: &str) -> BrokerError {
     BrokerError {
         reason,
-        message: message.to_owned(),
+        cause: message.to_owned(),
+        cure: String::new(),
     }
 }
 

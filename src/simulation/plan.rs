@@ -24,6 +24,8 @@ pub struct Plan {
     shared: bool,
     /// `max.message.bytes` of the events' topics.
     pub limit: Option<usize>,
+    /// Whether producers compress records, so that the broker may take large ones.
+    pub compressed: bool,
     /// Whether the broker reveals the topics' configuration.
     told: bool,
     /// How many partitions topics have besides the first.
@@ -46,6 +48,7 @@ pub struct Plan {
     pub delivery: Delivery,
     transaction_events: usize,
     checkpoint_every: Duration,
+    commit_interval: Duration,
     /// The directory is restored from older copies, and bridges run on copies of it.
     pub copies: bool,
     /// Offsets expire and topics are deleted.
@@ -70,6 +73,7 @@ impl Plan {
             streams,
             shared: random.one_in(4),
             limit: random.one_in(2).then_some(1200),
+            compressed: random.one_in(2),
             told: random.one_in(2),
             more_partitions: random.pick(&[0, 0, 1, 2]),
             request: random.one_in(2).then(|| 1 + random.below(4) as usize),
@@ -91,6 +95,7 @@ impl Plan {
             },
             transaction_events: 1 + random.below(12) as usize,
             checkpoint_every: Duration::from_millis(random.pick(&[0, 1000])),
+            commit_interval: Duration::from_millis(random.pick(&[0, 50, 1000])),
             copies: matches!(special, 0..3),
             expiry: matches!(special, 3..6),
             rot: matches!(special, 5..7),
@@ -121,6 +126,7 @@ impl Plan {
         let mut settings = Topic::default();
         settings.more_partitions = self.more_partitions;
         settings.told = self.told;
+        settings.compressed = self.compressed;
         if topic != LETTERS {
             settings.limit = self.limit;
             settings.compacted = self.compacted;
@@ -154,6 +160,7 @@ impl Plan {
             transaction_limit: TRANSACTION_TIMEOUT * 2 / 3,
             timing: Timing {
                 checkpoint_every: self.checkpoint_every,
+                commit_interval: self.commit_interval,
                 ..Timing::default()
             },
         }

@@ -99,7 +99,7 @@ impl Process {
         cluster: &Cluster,
         pause: &Pause,
     ) -> Result<Process, SpoolError> {
-        let mut logs = [None, None, None, None];
+        let mut logs = [const { None }; Stream::ALL.len()];
         let mut pipes = Vec::new();
         for stream in plan.streams() {
             let books = Arc::new(Books::default());
@@ -187,6 +187,8 @@ fn configuration() -> (config::Ingest, Rules) {
     let ingest = config::Ingest {
         listen: ([127, 0, 0, 1], 0).into(),
         path: "/webhooks/events".to_owned(),
+        inbound_path: "/webhooks/inbound".to_owned(),
+        inbound_max_body_bytes: 1 << 20,
         health_path: None,
         auth: Auth::Anonymous,
         credential_files: Vec::new(),
@@ -205,12 +207,13 @@ fn configuration() -> (config::Ingest, Rules) {
         tls: None,
     };
     let rules = Rules {
-        enabled: Stream::ALL.map(|stream| stream != Stream::Blocks),
+        enabled: Stream::ALL.map(|stream| !matches!(stream, Stream::Blocks | Stream::Inbound)),
         max_events: ingest.max_events,
         max_record_bytes: config::Kafka::for_tests().max_record_bytes,
         time_zone: ingest.time_zone.clone(),
         time_zones: ingest.time_zones.clone(),
         secrets: Secrets::new([]),
+        inbound: None,
     };
     (ingest, rules)
 }

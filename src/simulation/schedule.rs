@@ -173,9 +173,16 @@ fn stop(world: &World, site: usize) {
         for _ in 0..2 {
             world.step_of(site, &process, pipe, Part::Writer);
         }
+        if let Some(lane) = &mut *pipe.lane.borrow_mut() {
+            lane.hurry();
+        }
         for _ in 0..world.below(10) {
-            if world.step_of(site, &process, pipe, Part::Lane) != Some(Turn::Progress) {
-                break;
+            match world.step_of(site, &process, pipe, Part::Lane) {
+                Some(Turn::Progress) => {}
+                Some(Turn::Paused(wait)) => {
+                    violated!("liveness", "a lane that drains waits {wait:?} for more")
+                }
+                _ => break,
             }
         }
         let lane = pipe.lane.take();
@@ -273,8 +280,12 @@ fn expire(world: &World, site: usize) {
     let pipe = &process.pipes[world.below(process.pipes.len() as u64) as usize];
     world.alone.set(true);
     for _ in 0..6 {
+        let turn = world.step_of(site, &process, pipe, Part::Lane);
+        if let Some(Turn::Paused(wait)) = turn {
+            world.pass(wait);
+        }
         // At rest the checkpoint is as new as the position.
-        if world.step_of(site, &process, pipe, Part::Lane) == Some(Turn::Idle) {
+        if turn == Some(Turn::Idle) {
             if let Some(group) = World::group(&world.site(site).disk.borrow(), pipe.stream) {
                 world.note(format_args!("the offsets of {} expire", pipe.stream));
                 world.count("expired");
@@ -392,6 +403,10 @@ fn round(world: &World, site: usize, stuck: &mut Vec<(usize, Stream)>) -> bool {
                 } else {
                     moved = true;
                 }
+            }
+            Some(Turn::Paused(wait)) => {
+                world.pass(wait);
+                moved = true;
             }
             Some(Turn::Progress | Turn::Idle) => {}
             None => {}

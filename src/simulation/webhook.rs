@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{plan::Plan, random::Random};
+use super::{broker::COMPRESSIBLE, plan::Plan, random::Random};
 use crate::stream::Stream;
 
 /// A webhook's body and the records expected from it.
@@ -46,9 +46,11 @@ pub fn make(random: &mut Random, plan: &Plan, number: u64) -> MadeWebhook {
             true => String::new(),
             false => format!("\"messageId\":\"k{}\",", random.below(3)),
         };
-        let padding = if large { "x".repeat(1500) } else { String::new() };
+        let padding = char::from(random.pick(&[b'x', COMPRESSIBLE]));
+        let too_large = large && !(plan.compressed && padding == char::from(COMPRESSIBLE));
+        let padding = String::from(padding).repeat(if large { 1500 } else { 0 });
         let members = format!("{key}\"n\":\"{id}{padding}\"");
-        let refused = plan.compacted && keyless || plan.limit.is_some() && large;
+        let refused = plan.compacted && keyless || plan.limit.is_some() && too_large;
         let topic = if refused {
             plan.topic(Stream::DeadLetters)
         } else {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use serde_json::Value;
 use sha1::{Digest, Sha1};
 
-use crate::topics::Record;
+use crate::{topics::Record, wait::Random};
 
 /// The text of a file in tests/samples.
 pub fn sample(name: &str) -> String {
@@ -28,6 +28,14 @@ pub fn message(id: &str, subject: &str) -> String {
     format!(
         r#"{{"reason":"","created":"2026-10-01 09:15:02","subject":"{subject}","messageId":"\u003C{id}\u003E","status":"queued"}}"#
     )
+}
+
+/// Text that lz4 can't make smaller, and other codecs not by half.
+pub fn incompressible(length: usize) -> String {
+    let mut random = Random::from_seed(7);
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+    let text = (0..length).map(|_| char::from(letters[random.below(64) as usize]));
+    text.collect()
 }
 
 /// A webhook with one delivery event with this id.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     bridge::{Bridge, Setup, Topics},
-    cmc::{message, sample, webhook},
+    cmc::{incompressible, message, sample, webhook},
     http::{Client, FORM, JSON},
     kafka::{self, new_dir},
     topics::{self, Reader, Record},
@@ -159,14 +159,18 @@ fn the_records_on_the_topics_match_the_schemas() {
     // Two topics cause the two refusals: one has a small limit, the other is compacted and so requires keys.
     topics.blocks = topics::create(kafka, "small", 3, &[("max.message.bytes", "5000")]);
     topics.bounces = topics::create(kafka, "compacted", 3, &[("cleanup.policy", "compact")]);
+    let inbound = topics::create(kafka, "inbound", 3, &[]);
     let setup = Setup::new(kafka)
         .topics(&topics)
         .set("streams.blocks.enabled", "true")
+        .set("streams.inbound.enabled", "true")
+        .set("streams.inbound.topic", &inbound)
         .set("kafka.max_record_bytes", "20000")
         .set("ingest.max_events", "150");
     let bridge = setup.start();
     let mut client = bridge.client();
     post_samples(&mut client);
+    post_mails(&mut client);
     let odd = [
         "{}",
         r#"{"messageId":7,"status":null,"created":{"no":"text"},"n":1e400}"#,
@@ -201,6 +205,9 @@ fn the_records_on_the_topics_match_the_schemas() {
             names.extend(record.headers.iter().map(|(name, _)| name.clone()));
         }
     }
+    check_mails(&schemas, &read(&inbound));
+    // Only events from the Web API have it.
+    names.insert("cmc-origin".to_owned());
     assert_eq!(names, properties(&self::schemas()["event-headers.schema.json"]));
 
     let mut reasons = BTreeSet::new();
@@ -241,9 +248,53 @@ fn check_event(schemas: &Schemas, stream: &str, record: &Record) {
 fn post_samples(client: &mut Client) {
     for entry in fs::read_dir(root().join("tests/samples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
+        // Received mail has a path of its own.
+        if name.starts_with("inbound") {
+            continue;
+        }
         let encoding = if name.ends_with(".txt") { FORM } else { JSON };
         let answer = client.post_with(&[encoding], sample(&name));
         assert_eq!((answer.status, answer.text()), (200, "ok"), "{name}");
+    }
+}
+
+/// Received mails: both samples, and one for each reason why a mail is not understood.
+fn post_mails(client: &mut Client) {
+    let mut post = |content_type: &str, body: &str| {
+        let headers = [("content-type", content_type)];
+        let answer = client.request("POST", "/webhooks/inbound", &headers, body.as_bytes());
+        answer.unwrap().status
+    };
+    let multipart = "multipart/form-data; boundary=\"----=_Part_7_1\"";
+    assert_eq!(post(JSON.1, &sample("inbound.json")), 200);
+    assert_eq!(post(multipart, &sample("inbound-multipart.txt")), 200);
+    assert_eq!(post(multipart, "--no such boundary"), 400);
+    assert_eq!(post(JSON.1, r#"{"server_composition":"pro","more":1}"#), 400);
+    let part = |disposition: String| {
+        format!("------=_Part_7_1\r\nContent-Disposition: form-data; {disposition}\r\n\r\npro\r\n")
+    };
+    // Their list doesn't fit into a record.
+    let files = (0..200).map(|n| part(format!("name=\"attachment{n}\"; filename=\"{n}\"")));
+    let parts = ["server_composition", "subject"]
+        .map(|name| part(format!("name=\"{name}\"")))
+        .into_iter()
+        .chain(files);
+    let body = format!("{}------=_Part_7_1--\r\n", parts.collect::<String>());
+    assert_eq!(post(multipart, &body), 400);
+}
+
+fn check_mails(schemas: &Schemas, records: &[Record]) {
+    let (mails, parts): (Vec<_>, Vec<_>) = records
+        .iter()
+        .partition(|record| record.header("ce_type") == Some("jp.smtps.cmc.inbound"));
+    assert_eq!(mails.len(), 2);
+    assert!(!parts.is_empty());
+    for mail in mails {
+        schemas.check("inbound", &serde_json::from_str(mail.text()).unwrap());
+        schemas.check("event-headers", &headers(mail));
+    }
+    for part in parts {
+        schemas.check("inbound-attachment-headers", &headers(part));
     }
 }
 
@@ -308,7 +359,7 @@ fn post_bad_ones(client: &mut Client) {
         webhook(
             "blocks",
             "pro",
-            &[&message("refused@test", &"x".repeat(6000)), "{}"],
+            &[&message("refused@test", &incompressible(6000)), "{}"],
         ),
         webhook("bounces", "pro", &[r#"{"messageId":""}"#]),
     ] {

@@ -174,10 +174,10 @@ fn a_refused_record_is_rebuilt_from_its_parts() {
     let bridge = bridge(kafka, &topics);
     // With its own headers alone the records still fit, with those of a dead letter they don't.
     let padding = MAX_RECORD_BYTES - 470;
-    let with_key = message("large@test", &"x".repeat(padding - 100));
+    let with_key = message("large@test", &cmc::incompressible(padding - 100));
     let without = format!(
         r#"{{"created":"2026-10-01 09:15:02","subject":"{}"}}"#,
-        "x".repeat(padding)
+        cmc::incompressible(padding)
     );
     for element in [&with_key, &without] {
         assert_eq!(

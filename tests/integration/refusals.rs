@@ -14,19 +14,20 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Posts good elements and one that the topic refuses, and checks where each record is, with and without transactions.
-fn one_refused_among_good_ones(topic_config: &[(&str, &str)], refused: &str) {
+fn one_refused_among_good_ones(topic_config: &[(&str, &str)], refused: &str, codec: &str) {
     for delivery in ["exactly-once", "at-least-once"] {
-        one_refused(topic_config, refused, delivery);
+        one_refused(topic_config, refused, codec, delivery);
     }
 }
 
-fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
+fn one_refused(topic_config: &[(&str, &str)], refused: &str, codec: &str, delivery: &str) {
     let kafka = kafka::shared();
     let mut topics = Topics::create(kafka);
     topics.deliveries = topics::create(kafka, "refusing", 1, topic_config);
     let bridge = Setup::new(kafka)
         .topics(&topics)
         .set("kafka.delivery", delivery)
+        .property("compression.type", codec)
         .start();
     let mut client = bridge.client();
     let good: Vec<String> = (0..20).map(|n| message("same@test", &format!("{n}"))).collect();
@@ -99,16 +100,44 @@ fn one_refused(topic_config: &[(&str, &str)], refused: &str, delivery: &str) {
     cmc::check(&letter, "deliveries", "pro", refused);
 }
 
+const SMALL: (&str, &str) = ("max.message.bytes", "20000");
+
+/// Without a codec, the topic's configuration tells in advance that any record of this size is too large.
 #[test]
 fn a_record_too_large_for_the_topic() {
     let large = message("large@test", &"x".repeat(30_000));
-    one_refused_among_good_ones(&[("max.message.bytes", "20000")], &large);
+    one_refused_among_good_ones(&[SMALL], &large, "none");
+}
+
+#[test]
+fn a_record_too_large_for_the_topic_although_compressed() {
+    let large = message("large@test", &cmc::incompressible(30_000));
+    one_refused_among_good_ones(&[SMALL], &large, "lz4");
+}
+
+/// By default, records are compressed, and the limit is that of their compressed size.
+#[test]
+fn a_record_that_fits_the_topic_compressed_is_delivered() {
+    let kafka = kafka::shared();
+    let mut topics = Topics::create(kafka);
+    topics.deliveries = topics::create(kafka, "fits", 1, &[SMALL]);
+    let bridge = Setup::new(kafka).topics(&topics).start();
+    let large = message("large@test", &"x".repeat(100_000));
+    let body = webhook("deliveries", "pro", &[&large]);
+    assert_eq!(bridge.client().post(body).status, 200);
+    let scrape = bridge.wait_drained(LIMIT);
+    assert_eq!(
+        scrape.stream("cmc_bridge_diverted_events_total", "deliveries"),
+        0.0
+    );
+    let mut reader = Reader::new(kafka, &topics.deliveries);
+    cmc::check(&reader.read_to_end(LIMIT)[0], "deliveries", "pro", &large);
 }
 
 #[test]
 fn a_record_without_key_on_a_compacted_topic() {
     let keyless = r#"{"created":"2026-10-01 09:15:02","subject":"no id","status":"queued"}"#;
-    one_refused_among_good_ones(&[("cleanup.policy", "compact")], keyless);
+    one_refused_among_good_ones(&[("cleanup.policy", "compact")], keyless, "lz4");
 }
 
 #[test]

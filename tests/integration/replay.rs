@@ -100,8 +100,8 @@ fn what_is_understood_by_now_is_delivered_once_and_the_rest_is_left() {
         .map(|n| message(&format!("good-{n}@test"), &"g".repeat(300)))
         .collect();
     let reserved = r#"{"messageId":"<r@test>","event_type":"x"}"#;
-    let of_topic = message("refused@test", &"r".repeat(15_000));
-    let too_large = message("large@test", &"l".repeat(30_000));
+    let of_topic = message("refused@test", &cmc::incompressible(15_000));
+    let too_large = message("large@test", &cmc::incompressible(30_000));
     let all = |elements: &[&str]| webhook("deliveries", "pro", elements);
     let in_parts: Vec<&str> = good[2..].iter().map(String::as_str).collect();
     let with_key = all(&[&good[0], reserved, &good[1]]).replacen('{', r#"{"api_key":"0123456789","#, 1);

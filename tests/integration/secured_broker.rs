@@ -36,6 +36,7 @@ const USERS: &[&str] = &[
     "no-group",
     "no-group-read",
     "no-transactional-id",
+    "asks-why",
     "loses-write",
     "is-refused",
 ];

@@ -286,7 +286,7 @@ fn a_batch_of_a_later_version_is_exported_unchanged_and_kept_by_a_repair() {
 }
 
 /// Changes the layout number of one batch in a segment, with valid checksums. Returns where the batches' records begin.
-fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
+pub fn with_layout(bytes: &mut [u8], batch: usize, layout: u8) -> Vec<usize> {
     let mut places = Vec::new();
     let payload_len = |bytes: &[u8], at: usize| {
         let len = bytes[at + 12..at + 16].try_into().unwrap();

@@ -143,7 +143,10 @@ fn a_backlog_older_than_the_retention_is_read_whole() {
         dead_letters: topics::create(kafka, "dead-letters", 1, &short),
         ..Topics::create(kafka)
     };
-    let setup = Setup::new(kafka).topics(&topics);
+    // Uncompressed, so that segments fill.
+    let setup = Setup::new(kafka)
+        .topics(&topics)
+        .property("compression.type", "none");
     let received = hours_from_now(-10 * 24);
     let events: Vec<String> = (0..3000)
         .map(|n| message(&format!("{n}@old"), &"s".repeat(1000)))

@@ -100,6 +100,20 @@ pub fn configure(bootstrap: &str, topic: &str, name: &str, value: &str) {
     });
 }
 
+/// Deletes the records of partition 0 below this offset.
+pub fn delete_records(bootstrap: &str, topic: &str, before: i64) {
+    let admin: AdminClient<DefaultClientContext> = client_config(bootstrap).create().unwrap();
+    let mut offsets = TopicPartitionList::new();
+    offsets
+        .add_partition_offset(topic, 0, Offset::Offset(before))
+        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let deleted = runtime.block_on(admin.delete_records(&offsets, &AdminOptions::new()));
+    for element in deleted.unwrap().elements() {
+        element.error().unwrap();
+    }
+}
+
 /// Creates a topic with a unique name that begins with `what`.
 pub fn create(bootstrap: &str, what: &str, partitions: i32, config: &[(&str, &str)]) -> String {
     let name = unique(what);
@@ -231,6 +245,14 @@ impl Reader {
             self.poll();
         }
         &self.records
+    }
+
+    /// How many transactions have ended in a topic of one partition that has been read once to its end: each left a control
+    /// record, which takes an offset.
+    pub fn transactions(&self) -> usize {
+        assert_eq!(self.partitions, [0], "one partition");
+        let end = self.sentinels[&0] as usize;
+        end - self.records.len()
     }
 
     fn poll(&mut self) {

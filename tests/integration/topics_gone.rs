@@ -14,7 +14,7 @@ use rdkafka::{
 
 use crate::{
     bridge::{Bridge, Setup, Topics},
-    cmc::{message, webhook},
+    cmc::{incompressible, message, webhook},
     history::post,
     kafka,
     load::{Load, Outcome, Shape, Target},
@@ -131,7 +131,7 @@ fn a_deleted_topic(delivery: &str) {
     posted.extend(post(&bridge, 100));
     wait_blocked(&bridge, "deliveries", "topic_missing");
     posted.extend(post(&bridge, 100));
-    let large = message("large@test", &"x".repeat(30_000));
+    let large = message("large@test", &incompressible(30_000));
     assert_eq!(
         bridge
             .client()

@@ -107,6 +107,11 @@ public class CheckRecords {
             required(record, headers.keySet(), "dead-letter-headers.schema.json");
             return "dead letter, " + reason;
         }
+        if ((TYPE + "inbound.attachment").equals(headers.get("ce_type"))) {
+            // Its value is a part of a file, not JSON.
+            required(record, headers.keySet(), "inbound-attachment-headers.schema.json");
+            return "part of an attachment";
+        }
         required(record, headers.keySet(), "event-headers.schema.json");
         require(record, "1.0".equals(headers.get("ce_specversion")), "ce_specversion");
         require(record, "application/json".equals(headers.get("content-type")), "content-type");

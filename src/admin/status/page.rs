@@ -12,6 +12,8 @@ use tokio_rustls::rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use super::{
     BridgeState, LaneState, LetterReport, LogIntake, Rates, StatusReport, StreamReport, Time, chart,
     escaped::Escaped,
+    problems::{Problem, ProblemKind},
+    seconds,
 };
 use crate::human;
 
@@ -78,6 +80,7 @@ fn write(out: &mut String, report: &StatusReport, refresh: Refresh) -> fmt::Resu
         "<section class=\"state {tone}\"><h2>{word}</h2><p>{}</p></section>",
         Escaped(&report.summary)
     )?;
+    problems(out, report)?;
     streams(out, report)?;
     rates(out, &report.rates)?;
     dead_letters(out, report)?;
@@ -90,6 +93,47 @@ fn write(out: &mut String, report: &StatusReport, refresh: Refresh) -> fmt::Resu
         "</main>\n<footer><p>{other} · <a href=\"status.json\">JSON</a> · <a href=\"metrics\">metrics</a> · \
          <a href=\"readyz\">readyz</a></p></footer>\n</body>\n</html>\n"
     )
+}
+
+/// The problems that the state and the tables of the page don't show.
+fn problems(out: &mut String, report: &StatusReport) -> fmt::Result {
+    let is_shown_below = |problem: &&Problem| {
+        matches!(
+            problem.kind,
+            ProblemKind::LogFailed
+                | ProblemKind::LogNotOpen
+                | ProblemKind::SpoolFull
+                | ProblemKind::Damage
+                | ProblemKind::Draining
+                | ProblemKind::Starting
+                | ProblemKind::LaneBlocked
+                | ProblemKind::UnknownLogs
+                | ProblemKind::DeadLetters
+        )
+    };
+    let others: Vec<_> = report
+        .problems
+        .iter()
+        .filter(|problem| !is_shown_below(problem))
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    out.push_str("<section><h2>What else is wrong</h2>\n");
+    for problem in others {
+        writeln!(
+            out,
+            "<p><strong>{}:</strong> {}, for {}, since {} UTC. {}. {}.</p>",
+            problem.severity.name(),
+            Escaped(&problem.what),
+            human::age(seconds(problem.since, report.at)),
+            clock(problem.since, report.at),
+            Escaped(&problem.costs),
+            Escaped(&problem.action)
+        )?;
+    }
+    out.push_str("</section>\n");
+    Ok(())
 }
 
 fn streams(out: &mut String, report: &StatusReport) -> fmt::Result {
@@ -172,6 +216,7 @@ fn write_stream(out: &mut String, stream: &StreamReport, above: &[StreamReport],
         message,
         since,
         last_failure,
+        ..
     } = &stream.lane
     {
         let same = above.iter().find(
@@ -321,9 +366,4 @@ fn clock(time: Time, now: Time) -> String {
         false => time.strftime("%F %T"),
     };
     format!("<time datetime=\"{time:.0}\">{shown}</time>")
-}
-
-/// From one time to a later one.
-fn seconds(from: Time, to: Time) -> u64 {
-    (to.0.saturating_sub(from.0) / 1_000_000).try_into().unwrap_or(0)
 }

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::{
     page::{Refresh, content_security_policy, html},
     *,
@@ -72,7 +70,11 @@ fn a_fresh_bridge_has_nothing_to_show_and_says_so() {
 fn topics_and_errors_are_never_markup() {
     let status = status("<script>alert('1')</script>&\"");
     let bounces = status.metrics.for_stream(Stream::Bounces);
-    bounces.lane_blocked(BlockReason::Other, "<img src=x onerror=\"y\"> & \u{1b}[31m]]>");
+    bounces.lane_blocked(
+        BlockReason::Other,
+        "<img src=x onerror=\"y\"> & \u{1b}[31m]]>",
+        "",
+    );
     let report = ready(&status);
     let page = html(&report, Refresh::On);
     assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
@@ -90,7 +92,11 @@ fn a_blocked_lane_shows_cause_and_cure_and_is_named_in_the_state() {
     accept(&status, 0, 1200);
     for stream in [Stream::Deliveries, Stream::Bounces] {
         let metrics = status.metrics.for_stream(stream);
-        metrics.lane_blocked(BlockReason::Connect, "cannot connect: refused. Start the broker");
+        metrics.lane_blocked(
+            BlockReason::Connect,
+            "cannot connect: refused",
+            "Start the broker",
+        );
     }
     let report = ready(&status);
     assert_eq!(report.state, BridgeState::Impaired);
@@ -238,12 +244,13 @@ fn rates_become_charts() {
     let status = status("t");
     let now = Instant::now();
     for (ago, count) in [(10, 0), (5, 50), (0, 61)] {
-        status.history.push(CounterSample {
-            at: now - Duration::from_secs(ago),
-            accepted: count,
-            refused: 0,
+        let mut sample = CounterSample::empty(now - Duration::from_secs(ago));
+        sample.outcomes[Outcome::Accepted.index()] = count;
+        sample.streams.push(StreamSample {
             delivered: count * 1000,
+            ..StreamSample::default()
         });
+        status.history.push(sample);
     }
     let page = shown(&ready(&status));
     for text in [

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cli::{config_args::ConfigArgs, exit::Exit, output::Output, records::push_value, signals::stop_flag},
     dead_letter::{Letter, rfc3339_micros},
-    kafka::{broker::BrokerError, letter_reader::LetterReader},
+    kafka::{broker::BrokerError, range_reader::RangeReader},
     plain::visible,
     replay::{
         ReplayOptions,
@@ -55,9 +55,10 @@ pub fn run(args: &LetterLsArgs, out: &mut Output) -> Result<(), Exit> {
     let topic = &config.stream(Stream::DeadLetters).topic;
     let filter = args.filter.filter();
     let stop = stop_flag()?;
-    let unavailable = |error: BrokerError| Exit::Unavailable(error.message);
+    let unavailable = |error: BrokerError| Exit::Unavailable(error.to_string());
     let group = ReplayOptions::default_group(&config.kafka);
-    let mut source = LetterReader::open(&config.kafka, &group, topic).map_err(unavailable)?;
+    let mut source = RangeReader::open(&config.kafka, Stream::DeadLetters, "replay", &group, topic)
+        .map_err(unavailable)?;
     let mut ranges = source.bounds().map_err(unavailable)?;
     ranges.retain(|_, (first, end)| first < end);
     source.assign(&ranges).map_err(unavailable)?;

@@ -169,7 +169,7 @@ fn sum_up(summary: &Summary, dry_run: bool, out: &mut Output) -> std::io::Result
 impl From<ReplayError> for Exit {
     fn from(error: ReplayError) -> Exit {
         match error {
-            ReplayError::Broker(error) => Exit::Unavailable(error.message),
+            ReplayError::Broker(error) => Exit::Unavailable(error.to_string()),
             ReplayError::Forgotten { .. } => Exit::Usage(error.to_string()),
             ReplayError::TooScattered(_) => Exit::Data(error.to_string()),
             ReplayError::Output(error) => error.into(),

@@ -58,7 +58,7 @@ pub(super) fn expected(body: &[u8], encoding: BodyEncoding, rules: &Rules) -> (E
             Ok(members) => members,
             Err(reason) => return (Expected::Malformed([reason].into()), None),
         },
-        BodyEncoding::Form => of_form(body),
+        BodyEncoding::Form | BodyEncoding::Multipart => of_form(body),
     };
     let key = match &members.keys[..] {
         [key] => key.clone(),

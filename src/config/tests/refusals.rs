@@ -1,5 +1,7 @@
 //! Refused values, and what the message must say.
 
+use secrecy::ExposeSecret;
+
 use super::{Given, SECRET, file, one, variable};
 
 #[test]
@@ -54,6 +56,37 @@ fn settings_that_would_always_refuse_some_webhook_within_all_limits() {
     );
     let fits = file("[ingest]\nmax_body_bytes = \"1MiB\"\nmax_bytes_in_flight = \"3MiB\"");
     assert!(fits.load().is_ok());
+}
+
+#[test]
+fn received_mail_needs_a_path_and_room_of_its_own() {
+    let enabled = |rest: &str| file(&format!("[streams.inbound]\nenabled = true\n{rest}"));
+    let mail = "one received mail may need: a body of 128 MiB";
+    one(
+        &enabled("[ingest]\ninbound_max_body_bytes = \"128MiB\"\nmax_bytes_in_flight = \"128MiB\""),
+        &["ingest.max_bytes_in_flight", mail, "at least"],
+    );
+    one(
+        &enabled("[ingest]\ninbound_max_body_bytes = \"128MiB\"\n[spool]\nmax_bytes = \"256MiB\""),
+        &["spool.max_bytes", mail, "at least 512 MiB"],
+    );
+    // A stream that is off needs nothing.
+    let off = file("[ingest]\ninbound_max_body_bytes = \"1GiB\"");
+    assert!(off.load().is_ok());
+    for paths in [
+        "inbound_path = \"/webhooks/events\"",
+        "health_path = \"/webhooks/inbound\"",
+    ] {
+        one(
+            &file(&format!("[ingest]\n{paths}")),
+            &["ingest.inbound_path", "is the path of ingest."],
+        );
+    }
+    one(
+        &enabled("content = \"some\""),
+        &["streams.inbound.content", "no-attachments"],
+    );
+    assert!(enabled("content = \"envelope\"").load().is_ok());
 }
 
 #[test]
@@ -415,6 +448,29 @@ fn properties_that_the_bridge_owns() {
         one(
             &variable(&format!("KAFKA__PROPERTIES__{upper}"), "x"),
             &["is set by the bridge itself", instead],
+        );
+    }
+}
+
+#[test]
+fn a_property_is_taken_by_either_name_but_not_by_both() {
+    for (alias, name, value) in [
+        ("compression.codec", "compression.type", "zstd"),
+        ("queue.buffering.max.ms", "linger.ms", "5"),
+        ("sasl.mechanisms", "sasl.mechanism", "PLAIN"),
+    ] {
+        let text = format!("[kafka.properties]\n\"{alias}\" = \"{value}\"\n");
+        let properties = file(&text).loaded().config.kafka.properties;
+        let names: Vec<_> = properties.keys().collect();
+        assert_eq!(names, [name], "{alias}");
+        assert_eq!(properties[name].expose_secret(), value);
+        one(
+            &file(&format!("{text}\"{name}\" = \"{value}\"\n")),
+            &[
+                &format!("kafka.properties.{alias} (file "),
+                &format!("is another name of {name}, which is given too"),
+                "keep one of them",
+            ],
         );
     }
 }

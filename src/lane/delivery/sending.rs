@@ -17,7 +17,9 @@ use crate::{
     batch::{BatchView, alone_in_batch},
     clock,
     dead_letter::{DeadLetter, Failure},
-    kafka::broker::{Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal, RefusedRecords},
+    kafka::broker::{
+        Broker, BrokerError, Connect, DeliveryError, Mode, Outgoing, Refusal, RefusedRecords, TopicRules,
+    },
     spool::{Seq, StoredBatch},
     stream::Stream,
 };
@@ -68,6 +70,7 @@ impl<C: Connect> Lane<C> {
             let goes_alike = mode_of(self.refusals.as_ref(), next.seq) == self.mode;
             let joins = sent.is_empty() || fits && goes_alike;
             if !joins {
+                sent.full = true;
                 break;
             }
             let Some(batch) = self.backlog.take().map_err(unreadable)? else {
@@ -104,6 +107,15 @@ impl<C: Connect> Lane<C> {
         };
         let topic = &self.options.topic;
         let rules = broker.rules(topic);
+        let group = match self.options.stream.is_grouped() {
+            true => refusal_in(view, batch.seq, self.refusals.as_ref(), rules),
+            false => None,
+        };
+        if let Some((RefusedBy::Topic, _)) = group
+            && clock::since(self.connected_at) >= RULES_LAST
+        {
+            return Err(Stop::Again);
+        }
         let mut headers = Vec::with_capacity(16);
         let mut scratch = Vec::new();
         sent.received.push((view.received_at_micros, view.records.len()));
@@ -115,7 +127,8 @@ impl<C: Connect> Lane<C> {
                 keyless: record.key.is_none(),
             };
             let refusals = self.refusals.as_ref();
-            if refusals.is_some_and(|refusals| refusals.is_delivered(&of_record)) {
+            // What was delivered of a group that is diverted now goes with the rest: a dead letter has the whole group.
+            if group.is_none() && refusals.is_some_and(|refusals| refusals.is_delivered(&of_record)) {
                 continue;
             }
             let value = record.value_in(&mut scratch);
@@ -123,12 +136,15 @@ impl<C: Connect> Lane<C> {
             headers.extend(view.headers(record));
             let known = refusals.and_then(|refusals| refusals.known(batch.seq, number, of_record.keyless));
             let size = || alone_in_batch(record.key, view.headers(record), record.value_len());
-            let mut refused = match (known, rules.refuse(of_record.keyless, size)) {
-                (Some(refusal), _) => Some((RefusedBy::Broker, refusal)),
+            let mut refused = match (group, known, rules.refuse(of_record.keyless, size)) {
+                (Some(_), ..) => group,
+                (None, Some(refusal), _) => Some((RefusedBy::Broker, refusal)),
                 // The rules may have changed since, and a record that fits must not be diverted.
-                (None, Some(_)) if clock::since(self.connected_at) >= RULES_LAST => return Err(Stop::Again),
-                (None, Some(refusal)) => Some((RefusedBy::Topic, refusal)),
-                (None, None) => None,
+                (None, None, Some(_)) if clock::since(self.connected_at) >= RULES_LAST => {
+                    return Err(Stop::Again);
+                }
+                (None, None, Some(refusal)) => Some((RefusedBy::Topic, refusal)),
+                (None, None, None) => None,
             };
             if refused.is_none() {
                 let outgoing = Outgoing {
@@ -139,6 +155,14 @@ impl<C: Connect> Lane<C> {
                 };
                 match broker.send(outgoing, deadline) {
                     Ok(()) => sent.records.push(of_record),
+                    Err(DeliveryError::TooLarge) if self.options.stream.is_grouped() => {
+                        // Records of the group may be on their way to the topic. The transaction is made anew without them.
+                        let end = batch.end().seq;
+                        let refusals = self.refusals.get_or_insert_with(|| Refusals::until(end));
+                        refusals.until = refusals.until.max(end);
+                        refusals.refuse(of_record, Refusal::TooLarge);
+                        return Err(Stop::Again);
+                    }
                     Err(DeliveryError::TooLarge) => refused = Some((RefusedBy::Client, Refusal::TooLarge)),
                     Err(error) => return Err(error.into()),
                 }
@@ -210,6 +234,23 @@ impl<C: Connect> Lane<C> {
         );
         Stop::Paced(self.pace.wait())
     }
+}
+
+/// Why a group is diverted as a whole: one of its records is known to be refused.
+fn refusal_in(
+    view: &BatchView<'_>,
+    batch: Seq,
+    refusals: Option<&Refusals>,
+    rules: TopicRules,
+) -> Option<(RefusedBy, Refusal)> {
+    if let Some(known) = refusals.and_then(|refusals| refusals.known_in(batch)) {
+        return Some((RefusedBy::Broker, known));
+    }
+    let refusal = view.records.iter().find_map(|record| {
+        let size = || alone_in_batch(record.key, view.headers(record), record.value_len());
+        rules.refuse(record.key.is_none(), size)
+    });
+    refusal.map(|refusal| (RefusedBy::Topic, refusal))
 }
 
 /// Sends the dead letter of a record, except the parts that are delivered already.

@@ -1,6 +1,7 @@
 //! Tests of the rules of a lane, turn by turn, with a log on disk and a simulated cluster.
 
 mod at_least_once;
+mod groups;
 mod random;
 
 use std::{
@@ -20,7 +21,7 @@ use crate::{
     books::Books,
     lane::{LaneThread, options::Timing},
     metrics::Metrics,
-    simulation::broker::{BrokerFault, Cluster, Crash, Crashed, Topic},
+    simulation::broker::{BrokerFault, COMPRESSIBLE, Cluster, Crash, Crashed, Topic},
     spool::{
         Appender, Durability, Log, LogMetrics, LogOptions, Manifest,
         storage::{FileSystem, ReadFile, ReadStorage, Storage, StorageFile},
@@ -503,6 +504,64 @@ fn waits_grow_up_to_a_limit_and_begin_again_after_success() {
 }
 
 #[test]
+fn transactions_begin_an_interval_apart_unless_they_are_full() {
+    let interval = Duration::from_millis(50);
+    let begun = Instant::now();
+    let at = |millis| clock::simulate(Some(begun + Duration::from_millis(millis)));
+    at(0);
+    let mut bench = Bench::with(LaneOptions {
+        transaction_events: 10,
+        timing: Timing {
+            commit_interval: interval,
+            ..options().timing
+        },
+        ..options()
+    });
+    // The first event goes at once, the next one when the interval is over.
+    bench.append(&[1]);
+    bench.settle();
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(interval));
+    at(20);
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(Duration::from_millis(30)));
+    at(50);
+    bench.settle();
+    // A full transaction does not wait, and neither does what it leaves behind.
+    bench.append(&[9, 3]);
+    bench.settle();
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Paused(interval));
+    // Neither does a lane that is to end.
+    bench.lane().hurry();
+    bench.settle();
+    assert_eq!(bench.cluster.lock().transactions, [1, 2, 9, 3, 1]);
+    // After a pause an event goes at once.
+    bench.lane().options.timing.commit_interval = interval;
+    at(200);
+    bench.append(&[1]);
+    assert_eq!(bench.turn(), Turn::Progress);
+    clock::simulate(None);
+}
+
+#[test]
+fn a_backlog_of_large_events_is_not_paced() {
+    clock::simulate(Some(Instant::now()));
+    let mut bench = Bench::with(LaneOptions {
+        transaction_bytes: 1,
+        timing: Timing {
+            commit_interval: Duration::from_secs(1),
+            ..options().timing
+        },
+        ..options()
+    });
+    bench.append(&[1, 1, 1]);
+    bench.settle();
+    assert_eq!(bench.cluster.lock().transactions, [1, 1, 1]);
+    clock::simulate(None);
+}
+
+#[test]
 fn missing_topics_and_rights_block_and_never_divert() {
     let mut bench = Bench::new();
     bench.cluster.delete_topic(TOPIC);
@@ -957,7 +1016,7 @@ fn a_broker_that_refuses_much_is_not_overrun() {
     loop {
         match bench.turn() {
             Turn::Idle => break,
-            Turn::Blocked(wait) => waits.push(wait),
+            Turn::Blocked(wait) | Turn::Paused(wait) => waits.push(wait),
             Turn::Progress => {}
         }
     }
@@ -1027,11 +1086,17 @@ fn one_by_one_transactions_are_small_and_the_range_ends() {
 }
 
 #[test]
-fn large_dead_letters_go_in_parts() {
+fn large_dead_letters_go_in_parts_compressed_or_not() {
+    for compressed in [false, true] {
+        large_dead_letters_go_in_parts(compressed);
+    }
+}
+
+fn large_dead_letters_go_in_parts(compressed: bool) {
     let mut bench = with_limit(3000, false, options());
     let mut inner = bench.cluster.lock();
     let letters = inner.topics.get_mut(LETTERS).unwrap();
-    (letters.limit, letters.told) = (Some(2500), true);
+    (letters.limit, letters.told, letters.compressed) = (Some(2500), true, compressed);
     drop(inner);
     let large = "large".repeat(2000);
     bench.append_events(&[
@@ -1054,6 +1119,24 @@ fn large_dead_letters_go_in_parts() {
     assert!(parts.iter().all(|part| part.key.as_deref() == Some(b"k")));
     let books = bench.books();
     assert_eq!((books.delivered, books.diverted), (1, 1));
+}
+
+/// A record above the limit fits if it compresses well, so only the broker decides.
+#[test]
+fn compressed_records_are_refused_by_the_broker_alone() {
+    let mut bench = with_limit(1000, true, options());
+    bench.cluster.lock().topics.get_mut(TOPIC).unwrap().compressed = true;
+    let fits = char::from(COMPRESSIBLE).to_string().repeat(2000);
+    let large = "x".repeat(2000);
+    bench.append_events(&["1", &fits, &large, "2"].map(|value| Event {
+        key: Some("k"),
+        value,
+    }));
+    bench.settle();
+    assert_eq!(bench.cluster.values(TOPIC), ["1", &fits, "2"]);
+    assert_eq!(bench.cluster.values(LETTERS), [large]);
+    let books = bench.books();
+    assert_eq!((books.delivered, books.diverted), (3, 1));
 }
 
 #[test]

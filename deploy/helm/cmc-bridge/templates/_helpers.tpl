@@ -57,6 +57,12 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- dig "ingest" "path" "/webhooks/events" .Values.config }}
 {{- end }}
 
+{{/* The paths of webhooks as a comma-separated list. */}}
+{{- define "cmc-bridge.paths" -}}
+{{- include "cmc-bridge.path" . }}
+{{- if dig "streams" "inbound" "enabled" false .Values.config }},{{ dig "ingest" "inbound_path" "/webhooks/inbound" .Values.config }}{{ end }}
+{{- end }}
+
 {{/* A time of the configuration in whole seconds, rounded up. */}}
 {{- define "cmc-bridge.seconds" -}}
 {{- $text := ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
@@ -87,7 +93,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* The enabled streams as a comma-separated list. */}}
 {{- define "cmc-bridge.streams" -}}
-{{- $defaults := dict "deliveries" true "bounces" true "blocks" false "dead_letters" true }}
+{{- $defaults := dict "deliveries" true "bounces" true "blocks" false "inbound" false "dead_letters" true }}
 {{- $enabled := list }}
 {{- range $stream, $default := $defaults }}
 {{- if dig "streams" $stream "enabled" $default $.Values.config }}{{ $enabled = append $enabled $stream }}{{ end }}

@@ -122,7 +122,7 @@ fn topic_line(
     let found = match probe.topic(topic) {
         Ok(found) => found,
         Err(error) => {
-            report.line(Level::Fail, &subject, &error.message)?;
+            report.line(Level::Fail, &subject, &error.to_string())?;
             return Ok(false);
         }
     };

@@ -1,18 +1,19 @@
-//! An HTTP/1.1 client that posts webhooks as the sender does, on a connection that is kept open.
+//! A small HTTP/1.1 client on a connection that is kept open: posts webhooks as the sender does, calls the sender's Web API and
+//! asks bridges for their status.
 
-use std::{io, net::SocketAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Request, StatusCode, Uri,
+    Method, Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -26,17 +27,14 @@ use tokio_rustls::{
 
 use crate::config::text_fault;
 
-/// The path for a URL without one: the bridge's default.
-const PATH: &str = "/webhooks/events";
-
 /// How long to wait for one connection, and how long between two tries.
 const CONNECT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Maximum length of an answer in bytes; the bridge's are shorter.
-const ANSWER: usize = 64 << 10;
+/// Maximum length of an answer in bytes, unless the caller sets another; the bridge's are shorter.
+const ANSWER: usize = 1 << 20;
 
-/// A webhook endpoint.
+/// What a URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Host and port to connect to.
@@ -81,18 +79,39 @@ impl Target {
         let _ = timeout(patience, tried).await;
     }
 
-    /// The endpoint as a URL.
+    /// The same host with another path.
+    pub fn with_path(&self, path: &str) -> Target {
+        Target {
+            path: path.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same target at each address that its host has now. A headless service of Kubernetes has one for each pod.
+    ///
+    /// # Errors
+    /// The name can't be looked up.
+    pub async fn everywhere(&self) -> io::Result<Vec<Target>> {
+        let addresses = lookup_host(&self.address).await?;
+        let at = |address: SocketAddr| Target {
+            address: address.to_string(),
+            ..self.clone()
+        };
+        Ok(addresses.map(at).collect())
+    }
+
+    /// It as a URL.
     pub fn url(&self) -> String {
         let scheme = if self.is_https() { "https" } else { "http" };
         format!("{scheme}://{}{}", self.authority, self.path)
     }
-}
 
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Target, String> {
-        let example = "give it as http://127.0.0.1:8080/webhooks/events";
+    /// Parses a URL; one without a path gets this one.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the example.
+    pub fn parse(url: &str, default_path: &str, example: &str) -> Result<Target, String> {
+        let example = format!("give it as {example}");
         let uri: Uri = url.parse().map_err(|error| format!("{error}; {example}"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,
@@ -107,9 +126,7 @@ impl FromStr for Target {
             return Err(format!("the URL names no host; {example}"));
         };
         if authority.as_str().contains('@') {
-            return Err(
-                "credentials don't belong in the URL: see --bearer, --basic and --api-key".to_owned(),
-            );
+            return Err("credentials don't belong in the URL".to_owned());
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let name = host.trim_matches(['[', ']']).to_owned();
@@ -119,16 +136,15 @@ impl FromStr for Target {
             address: format!("{host}:{port}"),
             tls: tls.map_err(|error| format!("no certificate can have the name {host}: {error}"))?,
             authority: authority.to_string(),
-            path: if path == "/" {
-                PATH.to_owned()
-            } else {
-                path.to_owned()
+            path: match path {
+                "/" => default_path.to_owned(),
+                path => path.to_owned(),
             },
         })
     }
 }
 
-/// The answer to a webhook.
+/// The answer to a request.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -143,6 +159,7 @@ pub struct Client {
     /// Verifies the server; needed for https only.
     trust: Option<TlsConnector>,
     sender: Option<SendRequest<Full<Bytes>>>,
+    most: usize,
 }
 
 impl Client {
@@ -153,6 +170,7 @@ impl Client {
             authorization,
             trust: None,
             sender: None,
+            most: ANSWER,
         }
     }
 
@@ -162,12 +180,33 @@ impl Client {
         self
     }
 
+    /// Sets the maximum length of an answer, in bytes.
+    pub fn with_most(mut self, most: usize) -> Client {
+        self.most = most;
+        self
+    }
+
     /// Posts a body and returns the answer.
     ///
     /// # Errors
-    /// No answer within the limit: the webhook may or may not have been taken.
+    /// No answer within the limit: the body may or may not have been taken.
     pub async fn post(&mut self, content_type: &str, body: Bytes, limit: Duration) -> io::Result<Reply> {
-        let answer = timeout(limit, self.exchange(content_type, body)).await;
+        let request = self.request(Method::POST, body)?;
+        let content_type = HeaderValue::from_str(content_type).map_err(io::Error::other)?;
+        self.send(with(request, CONTENT_TYPE, content_type), limit).await
+    }
+
+    /// Asks for the target and returns the answer.
+    ///
+    /// # Errors
+    /// No answer within the limit.
+    pub async fn get(&mut self, limit: Duration) -> io::Result<Reply> {
+        let request = self.request(Method::GET, Bytes::new())?;
+        self.send(request, limit).await
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>, limit: Duration) -> io::Result<Reply> {
+        let answer = timeout(limit, self.exchange(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if answer.is_err() {
             self.sender = None;
@@ -175,11 +214,10 @@ impl Client {
         answer
     }
 
-    async fn exchange(&mut self, content_type: &str, body: Bytes) -> io::Result<Reply> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> io::Result<Reply> {
         loop {
             let kept = self.sender.is_some();
-            let request = self.request(content_type, body.clone())?;
-            let answer = match self.sender().await?.send_request(request).await {
+            let answer = match self.sender().await?.send_request(request.clone()).await {
                 Ok(answer) => answer,
                 // The server had closed the kept connection, and nothing was sent.
                 Err(error) if kept && error.is_canceled() => {
@@ -189,17 +227,18 @@ impl Client {
                 Err(error) => return Err(io::Error::other(error)),
             };
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER);
+            let body = Limited::new(answer.into_body(), self.most);
             let body = body.collect().await.map_err(io::Error::other)?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             return Ok(Reply { status, text });
         }
     }
 
-    fn request(&self, content_type: &str, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
-        let mut request = Request::post(&self.target.path)
-            .header(HOST, &self.target.authority)
-            .header(CONTENT_TYPE, content_type);
+    fn request(&self, method: Method, body: Bytes) -> io::Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(&self.target.path)
+            .header(HOST, &self.target.authority);
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -225,6 +264,11 @@ impl Client {
             .as_mut()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
+}
+
+fn with(mut request: Request<Full<Bytes>>, name: HeaderName, value: HeaderValue) -> Request<Full<Bytes>> {
+    request.headers_mut().insert(name, value);
+    request
 }
 
 async fn speak(
@@ -284,7 +328,7 @@ mod tests {
     async fn a_port_that_opens_later_is_waited_for() {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let target = Target::new(socket.local_addr().unwrap(), PATH);
+        let target = Target::new(socket.local_addr().unwrap(), "/");
         // Bound but not listening: connections are refused.
         let begun = std::time::Instant::now();
         target.reachable_within(RETRY).await;
@@ -303,14 +347,14 @@ mod tests {
     fn urls() {
         let cases = [
             ("http://127.0.0.1:8080/a?b=c", "127.0.0.1:8080", "/a?b=c"),
-            ("http://bridge/", "bridge:80", PATH),
-            ("http://bridge:81", "bridge:81", PATH),
+            ("http://bridge/", "bridge:80", "/default"),
+            ("http://bridge:81", "bridge:81", "/default"),
             ("http://[::1]:8080/x", "[::1]:8080", "/x"),
             ("https://bridge/x", "bridge:443", "/x"),
-            ("https://[::1]:8443", "[::1]:8443", PATH),
+            ("https://[::1]:8443", "[::1]:8443", "/default"),
         ];
         for (url, address, path) in cases {
-            let target: Target = url.parse().unwrap();
+            let target = Target::parse(url, "/default", "http://host").unwrap();
             assert_eq!(target.is_https(), url.starts_with("https"));
             assert_eq!((target.address.as_str(), target.path.as_str()), (address, path));
         }
@@ -319,10 +363,10 @@ mod tests {
             ("bridge:8080", "http://"),
             ("/webhooks/events", "http://"),
             ("", "http://"),
-            ("http://a:b@bridge/", "--basic"),
+            ("http://a:b@bridge/", "credentials"),
         ];
         for (url, hint) in refused {
-            let error = url.parse::<Target>().unwrap_err();
+            let error = Target::parse(url, "/", "http://host or https://host").unwrap_err();
             assert!(error.contains(hint), "{url}: {error}");
         }
     }

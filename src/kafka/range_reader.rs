@@ -1,4 +1,4 @@
-//! Reads the dead-letter topic, from a group's positions or from any offsets. Only committed records are seen.
+//! Reads a topic from given offsets to given ends, for commands. Only committed records are seen.
 
 use std::{
     collections::BTreeMap,
@@ -11,9 +11,10 @@ use rdkafka::{
     error::KafkaError,
     message::BorrowedMessage,
 };
+use tokio::runtime::Handle;
 
 use super::{
-    broker::{BlockReason, BrokerError},
+    broker::{BlockReason, BrokerError, TopicRules},
     callbacks::Callbacks,
     properties,
     reader_health::{LOOK_AFTER, Look, ReadErrors, look},
@@ -22,11 +23,13 @@ use super::{
 };
 use crate::{config, stream::Stream};
 
+/// How long a transaction may stay open: the brokers' `transaction.max.timeout.ms` is 15 minutes by default.
+const OPEN_TRANSACTIONS: Duration = Duration::from_secs(16 * 60);
 /// Reading ends when no partition has had any news for this long.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// A reader of the dead-letter topic.
-pub struct LetterReader {
+/// A reader of one topic.
+pub struct RangeReader {
     pub(super) session: Session,
     consumer: BaseConsumer<Callbacks>,
     partitions: Vec<i32>,
@@ -37,20 +40,26 @@ pub struct LetterReader {
     errors: ReadErrors,
 }
 
-impl LetterReader {
-    /// Connects, and looks up the topic's partitions.
+impl RangeReader {
+    /// Connects a command (`tool`), and looks up the topic's partitions. The group may have positions in it.
     ///
     /// # Errors
     /// The cluster can't be reached, or the topic can't be read.
-    pub fn open(kafka: &config::Kafka, group: &str, topic: &str) -> Result<LetterReader, BrokerError> {
-        let session =
-            Session::of_tool(kafka, Stream::DeadLetters, "cmc-bridge-replay", group.to_owned()).about(topic);
+    pub fn open(
+        kafka: &config::Kafka,
+        stream: Stream,
+        tool: &str,
+        group: &str,
+        topic: &str,
+    ) -> Result<RangeReader, BrokerError> {
+        let client_id = format!("cmc-bridge-{tool}");
+        let session = Session::of_tool(kafka, stream, &client_id, group.to_owned()).about(topic);
         let mut config = properties::reader(&session);
         config.set("enable.partition.eof", "true");
         let consumer = session.client(&config)?;
         session.reach(&consumer)?;
         let partitions = topics::readable(&session, &consumer)?;
-        Ok(LetterReader {
+        Ok(RangeReader {
             session,
             consumer,
             partitions,
@@ -73,6 +82,85 @@ impl LetterReader {
             Ok((*partition, bounds))
         });
         bounds.collect()
+    }
+
+    /// The offset of each partition's oldest record, and the offset after its newest one now, once every transaction that had
+    /// records below that end is over. So all that was sent before this call and counts is read below the end.
+    ///
+    /// # Errors
+    /// The cluster does not provide them, or a transaction is still open after [`OPEN_TRANSACTIONS`].
+    pub fn settled_bounds(&self) -> Result<BTreeMap<i32, (i64, i64)>, BrokerError> {
+        let mut config = properties::reader(&self.session);
+        config.set("isolation.level", "read_uncommitted");
+        let uncommitted: BaseConsumer<Callbacks> = self.session.client(&config)?;
+        let deadline = Instant::now() + OPEN_TRANSACTIONS;
+        let mut bounds = BTreeMap::new();
+        for partition in &self.partitions {
+            let (first, end) = uncommitted
+                .fetch_watermarks(&self.session.topic, *partition, PATIENCE)
+                .map_err(self.session.failed("read the topic"))?;
+            bounds.insert(*partition, (first, end));
+        }
+        while self
+            .bounds()?
+            .iter()
+            .any(|(partition, (_, stable))| bounds.get(partition).is_some_and(|(_, end)| stable < end))
+        {
+            if Instant::now() > deadline {
+                return Err(BrokerError {
+                    reason: BlockReason::Other,
+                    cause: format!(
+                        "a transaction on topic {} has been open for {} s, so what is on the topic is not known",
+                        self.session.topic,
+                        OPEN_TRANSACTIONS.as_secs()
+                    ),
+                    cure: "Find its producer with kafka-transactions.sh".to_owned(),
+                });
+            }
+            std::thread::sleep(ASK_AGAIN);
+        }
+        Ok(bounds)
+    }
+
+    /// The first offset in each partition whose record has this timestamp or a later one, in milliseconds since the Unix epoch;
+    /// `None` if no record has.
+    ///
+    /// # Errors
+    /// The cluster does not answer.
+    pub fn offsets_at(&self, millis: i64) -> Result<BTreeMap<i32, Option<i64>>, BrokerError> {
+        let failed = self.session.failed("read the topic");
+        let mut wanted = TopicPartitionList::new();
+        for partition in &self.partitions {
+            wanted
+                .add_partition_offset(&self.session.topic, *partition, Offset::Offset(millis))
+                .map_err(&failed)?;
+        }
+        let found = self
+            .consumer
+            .offsets_for_times(wanted, PATIENCE)
+            .map_err(&failed)?;
+        found
+            .elements()
+            .into_iter()
+            .map(|found| {
+                found.error().map_err(&failed)?;
+                let offset = match found.offset() {
+                    Offset::Offset(offset) => Some(offset),
+                    _ => None,
+                };
+                Ok((found.partition(), offset))
+            })
+            .collect()
+    }
+
+    /// The topic's rules, as far as the cluster shows them.
+    ///
+    /// # Errors
+    /// The client can't be made.
+    pub fn rules(&self, runtime: &Handle) -> Result<TopicRules, BrokerError> {
+        let admin = self.session.client(&properties::base(&self.session))?;
+        let topic = self.session.topic.as_str();
+        Ok(topics::rules(&self.session, &admin, runtime, &[topic]).of(topic))
     }
 
     /// The group's positions. Kafka provides them only once no transaction of a former producer is open.
@@ -188,12 +276,12 @@ impl LetterReader {
             Look::Away(error) if silent => Err(error),
             Look::Well if silent => Err(BrokerError {
                 reason: BlockReason::Connect,
-                message: format!(
-                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s. Look at the \
-                     brokers' logs",
+                cause: format!(
+                    "cannot read topic {}: its partitions have leaders, but nothing came from them for {} s",
                     self.session.topic,
                     SILENCE.as_secs()
                 ),
+                cure: "Look at the brokers' logs".into(),
             }),
             Look::Well | Look::Away(_) => Ok(()),
         }

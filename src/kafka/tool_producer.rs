@@ -1,8 +1,8 @@
-//! Writes the records of a replay, together with the new positions of its group, in one transaction.
+//! Writes the records of a command in transactions, together with new positions of its group if it has any.
 //!
-//! The transactional id is `<kafka.id_prefix>.replay.<group>`. A producer that begins ends the open transaction of every
-//! other one of its group and shuts it out; the positions are read only after that. So two replays of one group never
-//! deliver the same letter, and one that is killed leaves all or nothing of its last transaction.
+//! A producer that begins ends the open transaction of every other one with its transactional id and shuts it out. A command reads
+//! what it depends on (the positions, the topics) only after that. So two runs never write the same records, and one that is killed
+//! leaves all or nothing of its last transaction.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use tokio::runtime::Handle;
 use super::{
     broker::{BlockReason, Broker, BrokerError, DeliveryError, Mode, Outgoing, TopicRules},
     callbacks::Callbacks,
-    letter_reader::LetterReader,
-    producer::{KafkaBroker, foreseen},
+    producer::KafkaBroker,
     properties,
+    range_reader::RangeReader,
     session::{CommittedOffsets, Session},
     topics::{self, RulesByTopic},
 };
 use crate::stream::Stream;
 
-/// Writes transactions with positions of a [`LetterReader`]'s group. After an error it can't go on until
-/// [`ReplayProducer::begin_anew`].
-pub struct ReplayProducer {
+/// Writes transactions, with positions of a [`RangeReader`]'s group in its topic. After an error it can't go on until
+/// [`ToolProducer::begin_anew`].
+pub struct ToolProducer {
     session: Session,
     broker: KafkaBroker,
     mode: Mode,
@@ -40,16 +40,17 @@ struct KnownTopics {
     rules: BTreeMap<String, Option<TopicRules>>,
 }
 
-impl ReplayProducer {
-    /// Begins as the producer of the reader's group, and shuts out every other one.
+impl ToolProducer {
+    /// Begins as the producer with this transactional id, and shuts out every other one.
     ///
     /// # Errors
     /// The cluster can't be reached, or refuses a right.
     pub fn begin(
-        reader: &LetterReader,
+        reader: &RangeReader,
+        id: String,
         topics: &[&str],
         runtime: &Handle,
-    ) -> Result<ReplayProducer, BrokerError> {
+    ) -> Result<ToolProducer, BrokerError> {
         let mut known = KnownTopics {
             admin: reader.session.client(&properties::base(&reader.session))?,
             runtime: runtime.clone(),
@@ -58,8 +59,8 @@ impl ReplayProducer {
         for topic in topics {
             known.look_up(reader, topic)?;
         }
-        let (session, broker) = start(reader, &known, Mode::Batched)?;
-        Ok(ReplayProducer {
+        let (session, broker) = start(reader, id, &known, Mode::Batched)?;
+        Ok(ToolProducer {
             session,
             broker,
             mode: Mode::Batched,
@@ -67,16 +68,16 @@ impl ReplayProducer {
         })
     }
 
-    /// Gives up the open transaction and begins again, with the topics' current rules. Another replay may have run in
+    /// Gives up the open transaction and begins again, with the topics' current rules. Another run may have come in
     /// between: compare the positions.
     ///
     /// # Errors
-    /// Those of [`ReplayProducer::begin`].
-    pub fn begin_anew(&mut self, reader: &LetterReader, mode: Mode) -> Result<(), BrokerError> {
+    /// Those of [`ToolProducer::begin`].
+    pub fn begin_anew(&mut self, reader: &RangeReader, mode: Mode) -> Result<(), BrokerError> {
         for topic in std::mem::take(&mut self.topics.rules).into_keys() {
             self.topics.look_up(reader, &topic)?;
         }
-        (self.session, self.broker) = start(reader, &self.topics, mode)?;
+        (self.session, self.broker) = start(reader, self.session.group.clone(), &self.topics, mode)?;
         self.mode = mode;
         Ok(())
     }
@@ -90,9 +91,8 @@ impl ReplayProducer {
     ///
     /// # Errors
     /// The cluster gives no answer.
-    pub fn topic(&mut self, reader: &LetterReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
-        let rules = self.topics.look_up(reader, topic)?;
-        Ok(rules.map(|rules| foreseen(rules, &self.session.kafka)))
+    pub fn topic(&mut self, reader: &RangeReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+        self.topics.look_up(reader, topic)
     }
 
     /// Sends records without a timestamp from now on.
@@ -109,7 +109,7 @@ impl ReplayProducer {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// This producer has failed, or another replay of the group has begun.
+    /// This producer has failed, or another one with its transactional id has begun.
     pub fn begin_transaction(&mut self) -> Result<(), BrokerError> {
         self.broker.begin().map_err(judge(&self.session))
     }
@@ -123,7 +123,7 @@ impl ReplayProducer {
         sent.map_err(judge_delivery(&self.session))
     }
 
-    /// Waits until everything is delivered, and commits it with these positions.
+    /// Waits until everything is delivered, and commits it with these positions, if there are any.
     ///
     /// # Errors
     /// Those of [`Broker::delivered`] and [`Broker::commit`].
@@ -151,35 +151,34 @@ fn judge_delivery(session: &Session) -> impl Fn(DeliveryError) -> DeliveryError 
     }
 }
 
-/// Explains a fence for a replay: the explanation for a lane speaks of copies of the spool.
+/// Explains a fence for a command: the explanation for a lane speaks of copies of the spool.
 fn judge(session: &Session) -> impl Fn(BrokerError) -> BrokerError {
     move |error| match error.reason {
-        BlockReason::Fenced => another_replay(&session.group),
+        BlockReason::Fenced => another_run(&session.group),
         _ => error,
     }
 }
 
-/// The error when another replay of the group has begun.
-pub fn another_replay(group: &str) -> BrokerError {
+/// The error when another run with this transactional id or group has begun.
+pub fn another_run(id: &str) -> BrokerError {
     BrokerError {
         reason: BlockReason::Fenced,
-        message: format!(
-            "another replay with {group} has begun, or a transaction took longer than kafka.transaction_timeout. Nothing was \
-             delivered twice; what is not replayed is left to the other one, or to the next"
+        cause: format!(
+            "another run with {id} has begun, or a transaction took longer than kafka.transaction_timeout"
         ),
+        cure: "Nothing was delivered twice; what is not delivered is left to the other one, or to the next"
+            .into(),
     }
 }
 
 fn start(
-    reader: &LetterReader,
+    reader: &RangeReader,
+    id: String,
     topics: &KnownTopics,
     mode: Mode,
 ) -> Result<(Session, KafkaBroker), BrokerError> {
     let session = Session {
-        group: format!(
-            "{}.replay.{}",
-            reader.session.kafka.id_prefix, reader.session.group
-        ),
+        group: id,
         callbacks: Callbacks::uncounted(Stream::DeadLetters),
         ..reader.session.clone()
     };
@@ -195,12 +194,13 @@ impl KnownTopics {
             .collect()
     }
 
-    fn look_up(&mut self, reader: &LetterReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
+    fn look_up(&mut self, reader: &RangeReader, topic: &str) -> Result<Option<TopicRules>, BrokerError> {
         if let Some(known) = self.rules.get(topic) {
             return Ok(*known);
         }
         let exists = reader.exists(topic)?;
-        let rules = exists.then(|| topics::rules(&self.admin, &self.runtime, &[topic]).of(topic));
+        let rules =
+            exists.then(|| topics::rules(&reader.session, &self.admin, &self.runtime, &[topic]).of(topic));
         self.rules.insert(topic.to_owned(), rules);
         Ok(rules)
     }

@@ -1,0 +1,491 @@
+//! `reconcile`: what the sender has and the topics lack is added, once, whatever the sender, the replicas and the operator do.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::{Value, json};
+
+use crate::{
+    bridge::{NO_KAFKA, Setup, Started, Topics, run},
+    cmc::{value_of, webhook},
+    kafka,
+    process::Ended,
+    sender::{KEY, Listed, Sender, USER, Unkind},
+    topics::{self, Reader, Record},
+    wait::{Random, unique, until},
+};
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Yesterday at this second of the day, in the console's zone.
+fn created(second: i64) -> DateTime {
+    let zone = TimeZone::get("Asia/Tokyo").unwrap();
+    let today = zone.to_datetime(Timestamp::now()).date();
+    today.to_datetime(jiff::civil::Time::midnight()) - 1.day() + second.seconds()
+}
+
+/// A delivery as the API lists it, and as a webhook posts it: the same values, written differently.
+fn delivery(n: i64, status: &str) -> (Listed, String) {
+    let created = created(n * 37 % 86_400).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let row = format!(
+        r#"{{"created":"{created}","returnPath":"b@test","from":"f@test","to":"t{n}@test","messageId":"<{n}@test>","reason":"","senderIp":"","sourceIp":"192.0.2.1","status":"{status}","subject":"十月 {n}","apiData":""}}"#
+    );
+    let posted = format!(
+        r#"{{"status":"{status}","messageId":"\u003C{n}@test\u003E", "subject":"\u5341\u6708 {n}","reason":"","sourceIp":"192.0.2.1","created":"{created}","returnPath":"b@test","from":"f@test","to":"t{n}@test","senderIp":""}}"#
+    );
+    let listed = Listed {
+        stream: "deliveries",
+        composition: "pro",
+        row,
+    };
+    (listed, posted)
+}
+
+fn bounce(n: i64) -> (Listed, String) {
+    let (listed, _) = delivery(n, "2");
+    let posted = listed.row.clone();
+    let listed = Listed {
+        stream: "bounces",
+        ..listed
+    };
+    (listed, posted)
+}
+
+fn setup(kafka: &str, topics: &Topics, sender: &Sender) -> Setup {
+    Setup::new(kafka)
+        .topics(topics)
+        .set("kafka.id_prefix", &unique("test"))
+        .set("sender_api.url", &sender.url())
+        .set("sender_api.user", USER)
+        .set("sender_api.key", KEY)
+        .set("sender_api.server_compositions", "pro")
+        .set("sender_api.pause", "0")
+}
+
+fn post(setup: &Setup, event_type: &str, elements: &[String]) {
+    let bridge = setup.start();
+    let mut client = bridge.client();
+    for chunk in elements.chunks(500) {
+        let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
+        assert_eq!(client.post(webhook(event_type, "pro", &chunk)).status, 200);
+    }
+    bridge.wait_drained(LIMIT);
+    bridge.stop();
+}
+
+fn reconcile(setup: &Setup, args: &[&str]) -> Ended {
+    run(setup, &[&["reconcile"], args].concat())
+}
+
+/// The report of a run with `--json`, and its exit code.
+fn report(setup: &Setup, args: &[&str]) -> (i32, Value) {
+    let ended = reconcile(setup, &[&["--json"], args].concat());
+    let report = serde_json::from_str(&ended.stdout);
+    (
+        ended.code,
+        report.unwrap_or_else(|error| panic!("{error}: {}{}", ended.stdout, ended.stderr)),
+    )
+}
+
+fn sum(report: &Value, name: &str) -> u64 {
+    let days = report["days"].as_array().unwrap();
+    days.iter().map(|day| day[name].as_u64().unwrap()).sum()
+}
+
+fn read(kafka: &str, topic: &str) -> Vec<Record> {
+    Reader::new(kafka, topic).read_to_end(LIMIT).to_vec()
+}
+
+/// How often each event is on a topic: by its values, with empty ones left out.
+fn events(records: &[Record]) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for record in records {
+        let value: BTreeMap<String, Value> = serde_json::from_str(record.text()).unwrap();
+        let members = value.into_iter().filter(|(_, value)| *value != json!(""));
+        let value: BTreeMap<_, _> = members.collect();
+        *found.entry(json!(value).to_string()).or_default() += 1;
+    }
+    found
+}
+
+/// What the topic of a stream must hold.
+fn expected(listed: &[Listed], stream: &str) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for event in listed.iter().filter(|event| event.stream == stream) {
+        let mut value: BTreeMap<String, Value> = serde_json::from_str(&event.row).unwrap();
+        value.insert("event_type".to_owned(), json!(stream));
+        value.insert("server_composition".to_owned(), json!(event.composition));
+        value.retain(|_, value| *value != json!(""));
+        *found.entry(json!(value).to_string()).or_default() += 1;
+    }
+    found
+}
+
+#[test]
+fn exactly_the_holes_are_filled() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (mut listed, mut posted, mut bounces): (Vec<Listed>, Vec<String>, Vec<String>) = Default::default();
+    let mut lost = 0;
+    for n in 0..2000 {
+        let (event, body) = delivery(n, "succeeded");
+        // The sender has some events twice, and of some of those a webhook got through once.
+        let times = if n % 50 == 7 { 2 } else { 1 };
+        for _ in 0..times {
+            listed.push(event.clone());
+        }
+        match n % 13 {
+            0 => lost += times,
+            7 if times == 2 => {
+                posted.push(body);
+                lost += 1;
+            }
+            _ => (0..times).for_each(|_| posted.push(body.clone())),
+        }
+    }
+    for n in 0..300 {
+        let (event, body) = bounce(n);
+        listed.push(event);
+        if n % 10 == 3 {
+            lost += 1;
+        } else {
+            bounces.push(body);
+        }
+    }
+    // In version 1, and of another composition.
+    let (old, _) = delivery(5000, "failed");
+    let day = created(5000 * 37 % 86_400)
+        .strftime("%Y-%m-%d %H:%M:%S")
+        .to_string();
+    posted.push(format!(
+        r#"{{"reason":"","sourceIp":"192.0.2.1","created":"{day}","subject":"十月 5000","messageId":"<5000@test>","senderIp":"","status":"failed","envelopeFrom":"b@test","envelopeTo":"t5000@test"}}"#
+    ));
+    let exact = listed.clone();
+    listed.push(old);
+    // Near misses: the webhook said something else.
+    for n in 6000..6003 {
+        let (event, body) = delivery(n, "failed");
+        listed.push(event);
+        posted.push(body.replace("192.0.2.1", "192.0.2.2"));
+    }
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted);
+    post(&setup, "bounces", &bounces);
+
+    let (code, dry) = report(&setup, &["--dry-run"]);
+    assert_eq!(
+        (code, sum(&dry, "missing"), sum(&dry, "added")),
+        (65, lost + 3, 0),
+        "{dry}"
+    );
+    assert_eq!(read(kafka, &topics.deliveries).len(), posted.len());
+
+    sender.be(Unkind {
+        busy: Some(41),
+        cut: Some(29),
+        shuffled: true,
+        ..Unkind::default()
+    });
+    let (code, first) = report(&setup, &[]);
+    assert_eq!(
+        (code, sum(&first, "added"), sum(&first, "near_misses")),
+        (65, lost, 3),
+        "{first}"
+    );
+    assert_eq!(
+        (sum(&first, "sender"), sum(&first, "unknown_to_sender")),
+        (listed.len() as u64, 3)
+    );
+    let near: Vec<&str> = first["left"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|left| left["why"].as_str().unwrap())
+        .collect();
+    assert_eq!(near, ["near_miss"; 3]);
+
+    let records = read(kafka, &topics.deliveries);
+    let added: Vec<&Record> = records
+        .iter()
+        .filter(|record| record.header("cmc-origin") == Some("api"))
+        .collect();
+    let found = events(&records);
+    for (event, times) in expected(&exact, "deliveries") {
+        assert_eq!(found.get(&event), Some(&times), "{event}");
+    }
+    assert_eq!(records.len(), posted.len() + added.len());
+    assert_eq!(events(&read(kafka, &topics.bounces)), expected(&exact, "bounces"));
+    for record in added {
+        let value: Value = serde_json::from_str(record.text()).unwrap();
+        assert_eq!(record.key_text(), value["messageId"].as_str());
+        assert_eq!(record.header("ce_subject"), value["messageId"].as_str());
+        assert_eq!(record.header("ce_type"), Some("jp.smtps.cmc.deliveries"));
+        assert_eq!(record.header("ce_source"), Some("/cmc/pro"));
+        assert!(record.header("cmc-received-at").is_some() && record.header("ce_time").is_some());
+        assert!(
+            record
+                .text()
+                .starts_with(r#"{"event_type":"deliveries","server_composition":"pro","created":"#)
+        );
+    }
+
+    sender.be(Unkind::default());
+    let (code, second) = report(&setup, &[]);
+    assert_eq!(
+        (code, sum(&second, "added"), sum(&second, "near_misses")),
+        (65, 0, 3),
+        "{second}"
+    );
+    let (code, third) = report(&setup, &["--add-near"]);
+    assert_eq!((code, sum(&third, "added")), (0, 3), "{third}");
+    let ended = reconcile(&setup, &[]);
+    ended.has(0, &["ALL IS WELL"]);
+}
+
+#[test]
+fn killed_at_any_time_it_adds_each_event_once() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let listed: Vec<Listed> = (0..1500).map(|n| delivery(n, "queued").0).collect();
+    let sender = Sender::start(listed.clone());
+    // Many transactions, so that kills fall between and into them.
+    let setup = setup(kafka, &topics, &sender).set("kafka.transaction_events", "20");
+    post(&setup, "deliveries", &[delivery(3, "queued").1]);
+    let mut random = Random::new("reconcile");
+    for _ in 0..10 {
+        let mut run = Started::new(&setup, &["reconcile"], &[]);
+        let left = Duration::from_millis(300 + random.below(4000));
+        if run.process.wait(left).is_none() {
+            run.process.kill();
+        }
+    }
+    // Two at once: the later one shuts out the other.
+    let runs: Vec<Started> = (0..2)
+        .map(|_| Started::new(&setup, &["reconcile"], &[]))
+        .collect();
+    for run in runs {
+        let ended = run.end();
+        assert!([0, 69].contains(&ended.code), "{}{}", ended.stdout, ended.stderr);
+    }
+    let (code, last) = report(&setup, &[]);
+    assert_eq!(code, 0, "{last}");
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&listed, "deliveries")
+    );
+}
+
+#[test]
+fn hours_that_do_not_settle_add_nothing_and_rows_that_come_meanwhile_are_found() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let listed: Vec<Listed> = (0..30).map(|n| delivery(n, "queued").0).collect();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    sender.be(Unkind {
+        growing: true,
+        ..Unkind::default()
+    });
+    let (code, report_of_growing) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!(
+        (code, sum(&report_of_growing, "added")),
+        (75, 0),
+        "{report_of_growing}"
+    );
+    assert_eq!(sum(&report_of_growing, "unsettled_hours"), 24);
+
+    // A page of the first hour shifts between two calls.
+    let more: Vec<Listed> = (0..150).map(|n| delivery(n * 86_400, "queued").0).collect();
+    let mut all = listed;
+    all.extend(more.iter().cloned());
+    sender.be(Unkind {
+        added_at: Some((2, more)),
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!(code, 0, "{found}");
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&all, "deliveries")
+    );
+}
+
+#[test]
+fn a_row_counts_only_in_the_hour_that_it_names() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (mut listed, posted): (Vec<Listed>, Vec<String>) =
+        (0..20).map(|n| delivery(n * 100, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted[3..]);
+    sender.be(Unkind {
+        hourless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 3), "{found}");
+    assert_eq!(found["rows_elsewhere"], 20 * 23);
+    let on_topic = events(&read(kafka, &topics.deliveries));
+    assert_eq!(on_topic, expected(&listed, "deliveries"));
+
+    // The sender's clock is not the one of `ingest.time_zone`, so nothing can be compared.
+    listed.push(delivery(7, "failed").0);
+    let sender = Sender::start(listed);
+    let setup = setup.set("sender_api.url", &sender.url());
+    sender.be(Unkind {
+        shifted: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 0), "{found}");
+    assert_eq!(events(&read(kafka, &topics.deliveries)), on_topic);
+}
+
+/// A reconciliation of deliveries that has read the topics and waits for the sender's answer to its tenth call.
+fn held(setup: &Setup, sender: &Sender) -> Started {
+    sender.be(Unkind {
+        held_at: Some(10),
+        ..Unkind::default()
+    });
+    let run = Started::new(setup, &["reconcile", "--stream", "deliveries"], &[]);
+    until(LIMIT, "the tenth call", || (sender.calls() >= 10).then_some(()));
+    run
+}
+
+#[test]
+fn a_webhook_that_arrives_while_the_sender_is_read_fills_its_hole() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, posted): (Vec<Listed>, Vec<String>) = (0..20).map(|n| delivery(n, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted[1..]);
+    let run = held(&setup, &sender);
+    post(&setup, "deliveries", &posted[..1]);
+    sender.release();
+    run.end().has(0, &["missing 0, added 0", "ALL IS WELL"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&listed, "deliveries")
+    );
+}
+
+#[test]
+fn a_later_run_shuts_out_an_earlier_one_from_its_beginning() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let listed: Vec<Listed> = (0..20).map(|n| delivery(n, "queued").0).collect();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    let earlier = held(&setup, &sender);
+    let (code, later) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&later, "added")), (0, 20), "{later}");
+    // In an hour that the earlier run has not read, so that it has something to add.
+    sender.be(Unkind {
+        added_at: Some((1, vec![delivery(1946, "queued").0])),
+        ..Unkind::default()
+    });
+    sender.release();
+    earlier.end().has(69, &["another run"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&listed, "deliveries")
+    );
+}
+
+#[test]
+fn what_a_replica_holds_is_not_missing() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (event, body) = delivery(1, "queued");
+    let sender = Sender::start(vec![event.clone()]);
+    let setup = setup(kafka, &topics, &sender);
+    let away = setup.clone().set("kafka.bootstrap_servers", NO_KAFKA);
+    let bridge = away.start();
+    assert_eq!(
+        bridge
+            .client()
+            .post(webhook("deliveries", "pro", &[&body]))
+            .status,
+        200
+    );
+    let replica = format!("http://{}", bridge.admin);
+    let args = ["--replica", &replica, "--wait", "1"];
+    reconcile(&setup, &args).has(69, &["holds 1 events of deliveries"]);
+    bridge.kill();
+    reconcile(&setup, &args).has(69, &["can't be asked"]);
+    assert_eq!(read(kafka, &topics.deliveries).len(), 0);
+
+    let bridge = setup.start();
+    let replica = format!("http://{}", bridge.admin);
+    reconcile(&setup, &["--replica", &replica]).has(0, &["ALL IS WELL", "missing 0"]);
+    bridge.stop();
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[event], "deliveries")
+    );
+}
+
+#[test]
+fn what_can_not_be_compared_is_refused() {
+    let kafka = kafka::shared();
+    let mut topics = Topics::create(kafka);
+    let sender = Sender::start(vec![delivery(1, "queued").0]);
+    let base = setup(kafka, &topics, &sender);
+    let wrong = base.clone().set("sender_api.key", "wr0ng-key");
+    let ended = reconcile(&wrong, &[]);
+    ended.has(69, &["01-002", "field api_key", "wrong key ***"]);
+    assert!(!ended.stderr.contains("wr0ng"), "{}", ended.stderr);
+    reconcile(
+        &base.clone().unset("sender_api.user").unset("sender_api.key"),
+        &[],
+    )
+    .has(64, &["sender_api.user"]);
+    reconcile(&base.clone().unset("sender_api.server_compositions"), &[]).has(64, &["--server-composition"]);
+    reconcile(&base, &["--from", "2020-01-01", "--to", "2020-01-02"]).has(64, &["40 days"]);
+    reconcile(&base, &["--most", "1", "--stream", "bounces"]).has(0, &["ALL IS WELL"]);
+    reconcile(&base.clone().set("kafka.delivery", "at-least-once"), &[]).has(64, &["transactions"]);
+
+    topics.deliveries = topics::create(kafka, "compacted", 1, &[("cleanup.policy", "compact")]);
+    reconcile(&base.clone().topics(&topics), &[]).has(64, &["is compacted", "Nothing was added"]);
+
+    // Its retention has removed what came before.
+    topics.deliveries = topics::create(kafka, "short", 1, &[("retention.ms", "3600000")]);
+    let short = base.topics(&topics);
+    post(&short, "deliveries", &[delivery(2, "queued").1]);
+    topics::delete_records(kafka, &topics.deliveries, 1);
+    reconcile(&short, &[]).has(64, &["has deleted records", "1 h", "Nothing was added"]);
+    assert!(sender.calls() > 0);
+}
+
+/// A bridge's transaction is open while the topics are read: its events are on their way, and not missing.
+#[test]
+fn an_open_transaction_is_waited_for() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (event, body) = delivery(1, "queued");
+    let sender = Sender::start(vec![event.clone()]);
+    let setup = setup(kafka, &topics, &sender);
+    let producer: BaseProducer = topics::client_config(kafka)
+        .set("transactional.id", unique("open"))
+        .create()
+        .unwrap();
+    producer.init_transactions(LIMIT).unwrap();
+    producer.begin_transaction().unwrap();
+    let value = value_of("deliveries", "pro", &body);
+    let record: BaseRecord<'_, str, str> = BaseRecord::to(&topics.deliveries).key("k").payload(&value);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    producer.flush(LIMIT).unwrap();
+    let mut run = Started::new(&setup, &["reconcile"], &[]);
+    let early = run.process.wait(Duration::from_secs(5));
+    assert!(early.is_none(), "it did not wait: {}", run.text("stdout"));
+    producer.commit_transaction(LIMIT).unwrap();
+    run.end().has(0, &["ALL IS WELL", "missing 0"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[event], "deliveries")
+    );
+}
