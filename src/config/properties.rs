@@ -299,9 +299,13 @@ pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
             Err(fault) => faults.push((entry_name(KEY, name), Origin::of(value), fault)),
         }
     }
-    if let Some((name, fault)) = token_fault(&properties)
-        && let Some((_, value)) = raw.entries(KEY).find(|(other, _)| *other == name)
+    if asks_for_tokens_of_nobody(&properties)
+        && let Some((name, value)) = raw
+            .entries(KEY)
+            .find(|(name, _)| matches!(*name, "sasl.mechanism" | "sasl.mechanisms"))
     {
+        let fix = "set sasl.oauthbearer.method to oidc, with the token endpoint and the client (docs/kafka-security.md)";
+        let fault = fault("OAUTHBEARER needs a source of tokens", fix);
         faults.push((entry_name(KEY, name), Origin::of(value), fault));
     }
     for (key, origin, (what, fix)) in faults {
@@ -310,21 +314,15 @@ pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
     properties
 }
 
-/// The property that asks for OAUTHBEARER if nothing says where its tokens come from: no client would ever log in.
-fn token_fault(properties: &BTreeMap<String, SecretString>) -> Option<(&'static str, Fault)> {
+/// Whether these properties ask for OAUTHBEARER and name no source of tokens: no client would ever log in.
+fn asks_for_tokens_of_nobody(properties: &BTreeMap<String, SecretString>) -> bool {
     let is = |name: &str, value: &str| {
         let given = properties.get(name).map(ExposeSecret::expose_secret);
         given.is_some_and(|given| given.eq_ignore_ascii_case(value))
     };
-    let mechanism = ["sasl.mechanism", "sasl.mechanisms"]
-        .into_iter()
-        .find(|name| is(name, "OAUTHBEARER"))?;
-    let has_tokens =
-        is("sasl.oauthbearer.method", "oidc") || is("enable.sasl.oauthbearer.unsecure.jwt", "true");
-    (!has_tokens).then(|| {
-        let fix = "set sasl.oauthbearer.method to oidc, with the token endpoint and the client (docs/kafka-security.md)";
-        (mechanism, fault("OAUTHBEARER needs a source of tokens", fix))
-    })
+    is("sasl.mechanism", "OAUTHBEARER")
+        && !is("sasl.oauthbearer.method", "oidc")
+        && !is("enable.sasl.oauthbearer.unsecure.jwt", "true")
 }
 
 /// One property by its first name and its text; `given` says where a property was given, if it was.

@@ -13,7 +13,7 @@ use crate::{
     metrics::STREAMS,
     oracle,
     secured_broker::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
-    token_server::CLIENT,
+    token_server::{CLIENT, URL_SECRET},
     topics::{self, Reader},
     wait::{self, unique},
 };
@@ -105,6 +105,12 @@ pub fn scram(broker: &Secured, user: &str) -> Setup {
 fn assert_no_secret(what: &str, text: &str) {
     assert!(!text.contains(PASSWORD), "{what} shows the password:\n{text}");
     assert!(!text.contains("PRIVATE KEY"), "{what} shows a key:\n{text}");
+    assert!(
+        !text.contains(URL_SECRET),
+        "{what} shows a part of the URL:\n{text}"
+    );
+    // What each JSON Web Token begins with.
+    assert!(!text.contains("eyJ"), "{what} shows a token:\n{text}");
 }
 
 type Change<'a> = Box<dyn Fn(Setup) -> Setup + 'a>;
@@ -173,8 +179,11 @@ fn wrong_logins(broker: &Secured, right: &Setup, prefix: &str, cases: Vec<Case<'
 /// Searches all output of a bridge.
 fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
     assert_no_secret("the log", &bridge.running.stderr());
-    let metrics = crate::http::Client::new(bridge.admin).get("/metrics");
-    assert_no_secret("/metrics", metrics.text());
+    for page in ["/metrics", "/status", "/status.json"] {
+        let answer = crate::http::Client::new(bridge.admin).get(page);
+        assert_eq!(answer.status, 200, "{page}");
+        assert_no_secret(page, answer.text());
+    }
     for command in [&["config", "show"][..], &["check"]] {
         let ended = run(setup, command);
         assert_eq!(ended.code, 0, "{}", ended.stderr);

@@ -1,13 +1,17 @@
 //! An OAuth token endpoint (client credentials over https) for a broker that takes its tokens, signed with ES256.
 //!
-//! `/expired` and `/audience` give bad tokens. All other paths give good ones, which are short-lived: a client soon renews them.
+//! `/expired` and `/audience` give bad tokens, `/busy` and `/silent` none. All other paths give good ones, which are short-lived: a
+//! client soon renews them. Whatever is wrong with a client, the answer repeats its secret, and so does the URL if it has one.
 
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -29,6 +33,8 @@ use crate::{kafka::key_file, secured_broker::PASSWORD};
 pub const CLIENT: &str = "cmc-bridge";
 /// The scope that a client must ask for.
 pub const SCOPE: &str = "kafka";
+/// A part of a URL that only the endpoint may see.
+pub const URL_SECRET: &str = "key-7Hj2kLm9";
 pub const ISSUER: &str = "https://issuer.test";
 pub const AUDIENCE: &str = "kafka.test";
 
@@ -39,13 +45,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A running token endpoint; it runs as long as the process.
 pub struct TokenServer {
     address: SocketAddr,
-    given: Arc<Mutex<Vec<String>>>,
+    state: Arc<State>,
+}
+
+struct State {
+    tls: Arc<ServerConfig>,
+    key: KeyPair,
+    /// The paths that have given tokens.
+    given: Mutex<Vec<String>>,
+    /// Whether `/leaving` breaks off.
+    away: AtomicBool,
 }
 
 impl TokenServer {
     /// Writes the public key for the broker, and serves with the certificate and key in this PEM file.
     pub fn start(certificate: &Path) -> TokenServer {
-        let key = Arc::new(KeyPair::generate().unwrap());
+        let key = KeyPair::generate().unwrap();
         fs::write(key_file(), public(&key).to_string()).unwrap();
         let chain = CertificateDer::pem_file_iter(certificate).unwrap();
         let private = PrivateKeyDer::from_pem_file(certificate).unwrap();
@@ -53,18 +68,22 @@ impl TokenServer {
             .with_no_client_auth()
             .with_single_cert(chain.map(Result::unwrap).collect(), private)
             .unwrap();
-        let tls = Arc::new(tls);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = TokenServer {
             address: listener.local_addr().unwrap(),
-            given: Arc::default(),
+            state: Arc::new(State {
+                tls: Arc::new(tls),
+                key,
+                given: Mutex::default(),
+                away: AtomicBool::new(false),
+            }),
         };
-        let given = Arc::clone(&server.given);
+        let state = Arc::clone(&server.state);
         thread::spawn(move || {
             for connection in listener.incoming().map_while(Result::ok) {
-                let (tls, key, given) = (Arc::clone(&tls), Arc::clone(&key), Arc::clone(&given));
+                let state = Arc::clone(&state);
                 // A client that trusts another authority breaks the connection off.
-                thread::spawn(move || answer(connection, tls, &key, &given).ok());
+                thread::spawn(move || answer(connection, &state).ok());
             }
         });
         server
@@ -77,19 +96,19 @@ impl TokenServer {
 
     /// How many tokens this path has given.
     pub fn given(&self, path: &str) -> usize {
-        let given = self.given.lock().unwrap();
+        let given = self.state.given.lock().unwrap();
         given.iter().filter(|other| other[1..] == *path).count()
+    }
+
+    /// Lets `/leaving` break off each request from now on, or answer again.
+    pub fn leave(&self, away: bool) {
+        self.state.away.store(away, Ordering::Relaxed);
     }
 }
 
-fn answer(
-    connection: TcpStream,
-    tls: Arc<ServerConfig>,
-    key: &KeyPair,
-    given: &Mutex<Vec<String>>,
-) -> io::Result<()> {
+fn answer(connection: TcpStream, state: &State) -> io::Result<()> {
     connection.set_read_timeout(Some(LIMIT))?;
-    let tls = ServerConnection::new(tls).map_err(io::Error::other)?;
+    let tls = ServerConnection::new(Arc::clone(&state.tls)).map_err(io::Error::other)?;
     let mut reader = BufReader::new(StreamOwned::new(tls, connection));
     let mut head = Vec::new();
     loop {
@@ -109,15 +128,21 @@ fn answer(
     };
     let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
     reader.read_exact(&mut body)?;
-    let path = head[0].split(' ').nth(1).unwrap_or_default();
+    let path = head[0].split([' ', '?']).nth(1).unwrap_or_default();
+    match path {
+        "/leaving" if state.away.load(Ordering::Relaxed) => return Ok(()),
+        // Until the client is gone.
+        "/silent" => return reader.read_to_end(&mut Vec::new()).map(drop),
+        _ => {}
+    }
     let (status, answer) = decide(
         path,
         header("authorization"),
         &String::from_utf8_lossy(&body),
-        key,
+        &state.key,
     );
     if status == "200 OK" {
-        given.lock().unwrap().push(path.to_owned());
+        state.given.lock().unwrap().push(path.to_owned());
     }
     let answer = answer.to_string();
     let stream = reader.get_mut();
@@ -139,8 +164,20 @@ fn decide(path: &str, authorization: &str, body: &str, key: &KeyPair) -> (&'stat
         "/audience" => ("another cluster", now + LIFETIME),
         _ => (AUDIENCE, now + LIFETIME),
     };
-    if authorization != credential {
-        ("401 Unauthorized", json!({"error": "invalid_client"}))
+    if path == "/busy" {
+        (
+            "503 Service Unavailable",
+            json!({"error": "temporarily_unavailable"}),
+        )
+    } else if authorization != credential {
+        let shown = authorization.strip_prefix("Basic ");
+        let shown = shown.and_then(|encoded| STANDARD.decode(encoded).ok());
+        let shown = String::from_utf8(shown.unwrap_or_default()).unwrap_or_default();
+        let description = format!("not a known client: {shown}");
+        (
+            "401 Unauthorized",
+            json!({"error": "invalid_client", "error_description": description}),
+        )
     } else if !has("grant_type=client_credentials") {
         ("400 Bad Request", json!({"error": "unsupported_grant_type"}))
     } else if !has(&format!("scope={SCOPE}")) {
