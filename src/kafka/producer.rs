@@ -106,7 +106,7 @@ impl Connect for KafkaConnect {
             client_id: format!("cmc-bridge-{}", self.stream),
             group: format!("{}.{}.{group}", self.kafka.id_prefix, self.stream),
             topic: self.topic.clone(),
-            callbacks: Callbacks::of_lane(self.stream, self.sums.clone()),
+            callbacks: Callbacks::of_lane(self.stream, &self.kafka, self.sums.clone()),
         };
         // It looks up topics and reads the position.
         let consumer: BaseConsumer<Callbacks> = session.client(&properties::consumer(&session))?;

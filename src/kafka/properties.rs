@@ -27,6 +27,12 @@ pub fn base(session: &Session) -> ClientConfig {
         {
             client.set("ssl.ca.location", "probe");
         }
+        if name == "sasl.oauthbearer.token.endpoint.url"
+            && !kafka.properties.contains_key("https.ca.location")
+            && !kafka.properties.contains_key("https.ca.pem")
+        {
+            client.set("https.ca.location", "probe");
+        }
     }
     client
         .set("bootstrap.servers", &kafka.bootstrap_servers)
