@@ -97,7 +97,23 @@ class Authority:
             extensions += "subjectAltName=" + ",".join(alternatives) + "\n"
         (self.directory / f"{name}.ext").write_text(extensions)
         self._openssl("req", "-new", *self._key(name), "-subj", subject, "-out", f"{name}.csr")
-        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30", "-extfile", f"{name}.ext", "-out", f"{name}.crt")
+        self._openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-extfile",
+            f"{name}.ext",
+            "-out",
+            f"{name}.crt",
+        )
 
     def _key(self, name):
         return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key"]
@@ -141,19 +157,43 @@ class Cluster:
     def _sign(self):
         authority = Authority(self.pki)
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        authority.sign("apiserver", "/CN=kube-apiserver", f"IP:{CONTROL_PLANE}", "IP:127.0.0.1", "IP:10.96.0.1", *(f"DNS:{name}" for name in names))
+        authority.sign(
+            "apiserver",
+            "/CN=kube-apiserver",
+            f"IP:{CONTROL_PLANE}",
+            "IP:127.0.0.1",
+            "IP:10.96.0.1",
+            *(f"DNS:{name}" for name in names),
+        )
         authority.sign("admin", "/O=system:masters/CN=admin")
         for name, _, _ in NODES:
             authority.sign(name, f"/O=system:nodes/CN=system:node:{name}")
         for name in ["admin", *(name for name, _, _ in NODES)]:
-            (self.pki / f"{name}.kubeconfig").write_text(json.dumps({
-                "apiVersion": "v1",
-                "kind": "Config",
-                "clusters": [{"name": "c", "cluster": {"server": f"https://{CONTROL_PLANE}:6443", "certificate-authority": f"{self.pki}/ca.crt"}}],
-                "users": [{"name": "u", "user": {"client-certificate": f"{self.pki}/{name}.crt", "client-key": f"{self.pki}/{name}.key"}}],
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "current-context": "c",
-            }))
+            (self.pki / f"{name}.kubeconfig").write_text(
+                json.dumps(
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Config",
+                        "clusters": [
+                            {
+                                "name": "c",
+                                "cluster": {
+                                    "server": f"https://{CONTROL_PLANE}:6443",
+                                    "certificate-authority": f"{self.pki}/ca.crt",
+                                },
+                            }
+                        ],
+                        "users": [
+                            {
+                                "name": "u",
+                                "user": {"client-certificate": f"{self.pki}/{name}.crt", "client-key": f"{self.pki}/{name}.key"},
+                            }
+                        ],
+                        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                        "current-context": "c",
+                    }
+                )
+            )
 
     def _part(self, name, *flags):
         log = open(self.logs / name, "ab")
@@ -163,17 +203,33 @@ class Cluster:
         pki, admin = self.pki, f"{self.pki}/admin.kubeconfig"
         # What it stores is of no use after a crash of the machine.
         self._part("etcd", "--data-dir", f"{self.directory}/etcd", "--unsafe-no-fsync", "--log-level", "warn")
-        self._part("kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", f"--advertise-address={CONTROL_PLANE}",
-                   f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key", f"--client-ca-file={pki}/ca.crt",
-                   "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={pki}/ca.crt",
-                   f"--service-account-signing-key-file={pki}/ca.key", f"--service-cluster-ip-range={SERVICE_NETWORK}",
-                   "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-                   f"--kubelet-client-certificate={pki}/admin.crt", f"--kubelet-client-key={pki}/admin.key",
-                   "--kubelet-preferred-address-types=InternalIP")
+        self._part(
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            f"--advertise-address={CONTROL_PLANE}",
+            f"--tls-cert-file={pki}/apiserver.crt",
+            f"--tls-private-key-file={pki}/apiserver.key",
+            f"--client-ca-file={pki}/ca.crt",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={pki}/ca.crt",
+            f"--service-account-signing-key-file={pki}/ca.key",
+            f"--service-cluster-ip-range={SERVICE_NETWORK}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            f"--kubelet-client-certificate={pki}/admin.crt",
+            f"--kubelet-client-key={pki}/admin.key",
+            "--kubelet-preferred-address-types=InternalIP",
+        )
         until("the API server is ready", 90, self._api_answers)
         clients = [f"--kubeconfig={admin}", "--leader-elect=false", "--bind-address=127.0.0.1"]
-        self._part("kube-controller-manager", *clients, f"--service-account-private-key-file={pki}/ca.key", f"--root-ca-file={pki}/ca.crt",
-                   "--use-service-account-credentials", "--node-monitor-grace-period=20s")
+        self._part(
+            "kube-controller-manager",
+            *clients,
+            f"--service-account-private-key-file={pki}/ca.key",
+            f"--root-ca-file={pki}/ca.crt",
+            "--use-service-account-credentials",
+            "--node-monitor-grace-period=20s",
+        )
         self._part("kube-scheduler", *clients)
         self._part("dns", "--kubeconfig", admin, "--listen", f"{CONTROL_PLANE}:53")
 
@@ -194,13 +250,40 @@ class Cluster:
                         (group / setting).write_text((hierarchy / setting).read_text())
                 if (hierarchy / "cgroup.controllers").exists():
                     (group / "cgroup.subtree_control").write_text("+cpu +cpuset +io +memory +pids")
-        environment = os.environ | {"KUBERNETES": str(self.kubernetes), "CLUSTER": str(self.directory), "CGROUP": self.cgroup,
-                                    "CONTROL_PLANE": CONTROL_PLANE, "CLUSTER_DNS": CLUSTER_DNS, "POD_NETWORK": POD_NETWORK}
+        environment = os.environ | {
+            "KUBERNETES": str(self.kubernetes),
+            "CLUSTER": str(self.directory),
+            "CGROUP": self.cgroup,
+            "CONTROL_PLANE": CONTROL_PLANE,
+            "CLUSTER_DNS": CLUSTER_DNS,
+            "POD_NETWORK": POD_NETWORK,
+        }
         log = open(self.logs / f"node-{name}", "ab")
         # The network is made before the node's first command, so the node waits for a line.
         node = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", 'read -r && exec "$@"', "node", HERE / "node", name, address, pods],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, text=True)
+            [
+                "unshare",
+                "--mount",
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+                'read -r && exec "$@"',
+                "node",
+                HERE / "node",
+                name,
+                address,
+                pods,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            text=True,
+        )
         self.nodes[name] = node
         until(f"node {name} has a first process", 10, lambda: self._first_process(name))
         run("ip", "link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0", "netns", self._first_process(name))
@@ -226,6 +309,7 @@ class Cluster:
         def ready():
             lines = self.kubectl("get", "nodes", "--no-headers").splitlines()
             return len(lines) == len(NODES) and all(line.split()[1] == "Ready" for line in lines)
+
         until("both nodes are Ready", 90, ready)
 
     def _process_of(self, node):
@@ -251,7 +335,8 @@ class Cluster:
         return json.loads(self.kubectl("get", *words, "--output", "json"))
 
     def apply(self, manifest):
-        self.kubectl("apply", "--filename", "-", input=manifest)
+        """Makes or changes an object, or those of a text in YAML."""
+        self.kubectl("apply", "--filename", "-", input=manifest if isinstance(manifest, str) else json.dumps(manifest))
 
     def helm(self, *words):
         homes = {f"HELM_{kind}_HOME": str(self.directory / "helm") for kind in ("CACHE", "CONFIG", "DATA")}
@@ -262,11 +347,18 @@ class Cluster:
         path = self.directory / "volumes" / name
         path.mkdir(parents=True)
         at = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
-        self.apply(json.dumps({
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {"capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
-                     "storageClassName": "local", "local": {"path": str(path)},
-                     "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [at]}]}}},
-        }))
+        self.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": name},
+                "spec": {
+                    "capacity": {"storage": size},
+                    "accessModes": ["ReadWriteOnce"],
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "storageClassName": "local",
+                    "local": {"path": str(path)},
+                    "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [at]}]}},
+                },
+            }
+        )

@@ -51,12 +51,15 @@ def write_image(file, names, content, config):
 
     layers = [blob("layer.v1.tar", content)]
     rootfs = {"type": "layers", "diff_ids": [sha256(content)]}
-    manifest = document("manifest.v1", {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": document("config.v1", {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}),
-        "layers": layers,
-    })
+    manifest = document(
+        "manifest.v1",
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": document("config.v1", {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}),
+            "layers": layers,
+        },
+    )
     named = [manifest | {"annotations": {"io.containerd.image.name": name}} for name in names]
     files = {f"blobs/sha256/{digest.removeprefix('sha256:')}": data for digest, data in blobs.items()}
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
@@ -86,7 +89,9 @@ def bridge_root(root, bridge, entrypoint):
         (root / directory).mkdir(parents=True)
     (root / "tmp").chmod(0o1777)
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs")
-    (root / "etc/passwd").write_text(f"root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:{NONROOT}:{NONROOT}:nonroot:/home/nonroot:/sbin/nologin\n")
+    (root / "etc/passwd").write_text(
+        f"root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:{NONROOT}:{NONROOT}:nonroot:/home/nonroot:/sbin/nologin\n"
+    )
     (root / "etc/nsswitch.conf").write_text("hosts: files dns\n")
 
 
@@ -110,4 +115,9 @@ def make(bridge, directory):
         for program in ("/bin/busybox", "/bin/bash"):
             shutil.copy(program, root / "bin")
         add_libraries(root, "/bin/bash")
-        write_image(directory / "tools.tar", [TOOLS], layer(root), {"User": "65535:65535", "Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]})
+        write_image(
+            directory / "tools.tar",
+            [TOOLS],
+            layer(root),
+            {"User": "65535:65535", "Entrypoint": ["/bin/busybox"], "Cmd": ["sleep", "2147483647"]},
+        )

@@ -23,7 +23,10 @@ class Kafka:
         authority.sign("kafka", "/CN=kafka", f"IP:{CONTROL_PLANE}")
         (directory / "keys.pem").write_text("".join((authority.directory / f"kafka.{kind}").read_text() for kind in ("key", "crt")))
         (directory / "log4j2.yaml").write_text(
-            "Configuration: {Appenders: {Console: {name: S, target: SYSTEM_ERR, PatternLayout: {pattern: '%d %p %m%n'}}}, Loggers: {Root: {level: ERROR, AppenderRef: [{ref: S}]}}}")
+            "Configuration:\n"
+            "  Appenders: {Console: {name: S, target: SYSTEM_ERR, PatternLayout: {pattern: '%d %p %m%n'}}}\n"
+            "  Loggers: {Root: {level: ERROR, AppenderRef: [{ref: S}]}}\n"
+        )
         (directory / "broker.properties").write_text(f"""process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{CONTROL_PLANE}:9093
@@ -45,40 +48,107 @@ group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 """)
         identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        run(*self._java("kafka.tools.StorageTool"), "format", "-t", identity, "-c", directory / "broker.properties",
-            "--add-scram", f"SCRAM-SHA-512=[name={USER},password={password}]")
+        run(
+            *self._java("kafka.tools.StorageTool"),
+            "format",
+            "-t",
+            identity,
+            "-c",
+            directory / "broker.properties",
+            "--add-scram",
+            f"SCRAM-SHA-512=[name={USER},password={password}]",
+        )
         with open(directory / "log", "wb") as log:
-            self.process = subprocess.Popen([*self._java("kafka.Kafka"), directory / "broker.properties"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [*self._java("kafka.Kafka"), directory / "broker.properties"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def create_topics(self):
         for topic, partitions in TOPICS.items():
-            until(f"topic {topic} is there", 90, lambda topic=topic, partitions=partitions: self._tool(
-                "org.apache.kafka.tools.TopicCommand", "--create", "--if-not-exists", "--topic", topic, "--partitions", str(partitions)) is not None)
+            until(
+                f"topic {topic} is there",
+                90,
+                lambda topic=topic, partitions=partitions: (
+                    self._tool(
+                        "org.apache.kafka.tools.TopicCommand",
+                        "--create",
+                        "--if-not-exists",
+                        "--topic",
+                        topic,
+                        "--partitions",
+                        str(partitions),
+                    )
+                    is not None
+                ),
+            )
 
     def set_password(self, password):
-        self._tool("kafka.admin.ConfigCommand", "--alter", "--entity-type", "users", "--entity-name", USER, "--add-config", f"SCRAM-SHA-512=[password={password}]")
+        self._tool(
+            "kafka.admin.ConfigCommand",
+            "--alter",
+            "--entity-type",
+            "users",
+            "--entity-name",
+            USER,
+            "--add-config",
+            f"SCRAM-SHA-512=[password={password}]",
+        )
 
     # A broker that only stands still would lose leadership of its own partitions, and a coordinator that sees no leader writes no
     # marker for an aborted transaction (docs/operations.md, "Give the cluster its own controllers").
     @contextlib.contextmanager
     def unreachable(self):
         """Packets from pods are dropped. Connections stay open, and nothing answers."""
-        rule = ["INPUT", "--source", POD_NETWORK, "--protocol", "tcp", "--match", "multiport", "--dports", "9092,9094", "--jump", "DROP"]
+        rule = [
+            "INPUT",
+            "--source",
+            POD_NETWORK,
+            "--protocol",
+            "tcp",
+            "--match",
+            "multiport",
+            "--dports",
+            "9092,9094",
+            "--jump",
+            "DROP",
+        ]
         run("iptables", "--wait", "--insert", *rule)
         yield
         run("iptables", "--wait", "--delete", *rule)
 
     def keys(self, topics="|".join(TOPICS)):
         """How often each key stands in the topics, seen by a consumer of committed transactions. Ends once no more come."""
-        lines = run(*self._java("org.apache.kafka.tools.consumer.ConsoleConsumer"), "--bootstrap-server", PLAIN, "--include", topics, "--from-beginning",
-                    "--isolation-level", "read_committed", "--timeout-ms", "6000", "--formatter-property", "print.key=true", "--formatter-property", "print.value=false")
+        lines = run(
+            *self._java("org.apache.kafka.tools.consumer.ConsoleConsumer"),
+            "--bootstrap-server",
+            PLAIN,
+            "--include",
+            topics,
+            "--from-beginning",
+            "--isolation-level",
+            "read_committed",
+            "--timeout-ms",
+            "6000",
+            "--formatter-property",
+            "print.key=true",
+            "--formatter-property",
+            "print.value=false",
+        )
         return collections.Counter(lines.splitlines())
 
     def _tool(self, tool, *words):
         return run(*self._java(tool), "--bootstrap-server", PLAIN, *words)
 
     def _java(self, main):
-        return ["java", "-Xmx512m", "-XX:TieredStopAtLevel=1", f"-Dlog4j2.configurationFile={self.directory}/log4j2.yaml", "-cp", f"{self.jars}/*", main]
+        return [
+            "java",
+            "-Xmx512m",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dlog4j2.configurationFile={self.directory}/log4j2.yaml",
+            "-cp",
+            f"{self.jars}/*",
+            main,
+        ]
 
     def __enter__(self):
         return self

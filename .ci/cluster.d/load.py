@@ -67,13 +67,16 @@ class Load:
             if not open_still and writer:
                 writer.close()
                 reader = writer = None
-            self.out.write(f"{'kept' if kept else 'new'}\t{number}\t{self.arguments.events}\t{status}\t{start:.3f}\t{(time.time() - start) * 1000:.1f}\n")
+            took = (time.time() - start) * 1000
+            self.out.write(f"{'kept' if kept else 'new'}\t{number}\t{self.arguments.events}\t{status}\t{start:.3f}\t{took:.1f}\n")
 
     async def post(self, reader, writer, number, kept):
         content = body(self.arguments.name, number, self.arguments.events, self.arguments.pad)
         basic = base64.b64encode(self.credential.read_bytes().strip()).decode()
-        head = (f"POST {self.url.path} HTTP/1.1\r\nHost: {self.url.netloc}\r\nContent-Type: application/json\r\n"
-                f"Authorization: Basic {basic}\r\nConnection: {'keep-alive' if kept else 'close'}\r\nContent-Length: {len(content)}\r\n\r\n")
+        head = (
+            f"POST {self.url.path} HTTP/1.1\r\nHost: {self.url.netloc}\r\nContent-Type: application/json\r\n"
+            f"Authorization: Basic {basic}\r\nConnection: {'keep-alive' if kept else 'close'}\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         writer.write(head.encode() + content)
         await writer.drain()
         answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()

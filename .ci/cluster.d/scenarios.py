@@ -29,8 +29,19 @@ def webhook(kind, elements):
 
 
 def delivery(key, created):
-    return {"created": created, "returnPath": "b@example.jp", "from": "f@example.jp", "to": "t@example.net", "messageId": key, "reason": "",
-            "senderIp": "", "sourceIp": "192.0.2.1", "status": "succeeded", "subject": "十月", "apiData": ""}
+    return {
+        "created": created,
+        "returnPath": "b@example.jp",
+        "from": "f@example.jp",
+        "to": "t@example.net",
+        "messageId": key,
+        "reason": "",
+        "senderIp": "",
+        "sourceIp": "192.0.2.1",
+        "status": "succeeded",
+        "subject": "十月",
+        "apiData": "",
+    }
 
 
 class Scenarios:
@@ -48,7 +59,11 @@ class Scenarios:
     def answers(self, credential):
         """How each pod answers a webhook with this credential."""
         self.probes += 1
-        return self.post(credential, webhook("deliveries", [delivery(f"<probe.{self.probes}@example.jp>", "2026-10-01 09:15:05")]), *self.addresses())
+        return self.post(
+            credential,
+            webhook("deliveries", [delivery(f"<probe.{self.probes}@example.jp>", "2026-10-01 09:15:05")]),
+            *self.addresses(),
+        )
 
     def credentials(self):
         """The Secret has the old and the new credential, the sender changes, the old one goes. Nothing is restarted."""
@@ -85,25 +100,50 @@ class Scenarios:
 
     def client(self, labels, address, port, path):
         """A pod that asks for the path once a second until it gets it, at most 8 times. Returns whether it did."""
-        test, name = self.test, "client"
-        restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        test = self.test
+        restricted = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
         ask = f"exec 3<>/dev/tcp/{address}/{port}; printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3; read -r line <&3; [[ $line == *' 200 '* ]]"
-        script = f'for n in {{1..8}}; do busybox timeout 1 bash -c "$0" && exit; busybox sleep 1; done; exit 1'
-        test.kubectl("apply", "--filename", "-", input=json.dumps({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "labels": labels},
-            "spec": {"restartPolicy": "Never", "containers": [{"name": "client", "image": images.TOOLS, "command": ["/bin/bash", "-c", script, ask], "securityContext": restricted}]},
-        }))
-        phase = until(f"{name} ends", 90, lambda: {"Succeeded": "yes", "Failed": "no"}.get(test.get("pod", name)["status"].get("phase")))
-        test.kubectl("delete", "pod", name, "--wait=false")
+        script = 'for n in {1..8}; do busybox timeout 1 bash -c "$0" && exit; busybox sleep 1; done; exit 1'
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "client", "labels": labels},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [
+                        {
+                            "name": "client",
+                            "image": images.TOOLS,
+                            "command": ["/bin/bash", "-c", script, ask],
+                            "securityContext": restricted,
+                        }
+                    ],
+                },
+            }
+        )
+        ends = {"Succeeded": "yes", "Failed": "no"}
+        phase = until("the client ends", 90, lambda: ends.get(test.get("pod", "client")["status"].get("phase")))
+        test.kubectl("delete", "pod", "client", "--timeout=60s")
         return phase == "yes"
 
     def network_policy(self):
         """Only the named peers reach the webhooks' port, and helm test passes three times of three."""
         test = self.test
-        test.upgrade(**{"networkPolicy.webhooksFrom": [{"ipBlock": {"cidr": NODES_ADDRESSES}}, {"podSelector": {"matchLabels": {"may-post": "yes"}}}],
-                        "networkPolicy.adminFrom": [{"podSelector": {"matchLabels": {"may-scrape": "yes"}}}]})
+        test.upgrade(
+            **{
+                "networkPolicy.webhooksFrom": [
+                    {"ipBlock": {"cidr": NODES_ADDRESSES}},
+                    {"podSelector": {"matchLabels": {"may-post": "yes"}}},
+                ],
+                "networkPolicy.adminFrom": [{"podSelector": {"matchLabels": {"may-scrape": "yes"}}}],
+            }
+        )
         pod, service = self.addresses()[0], test.get("service", "cmc-bridge")["spec"]["clusterIP"]
         for what, labels, address, port, path, wanted in (
             ("a peer", {"may-post": "yes"}, service, 8080, "/healthz", True),
@@ -113,7 +153,6 @@ class Scenarios:
         ):
             if self.client(labels, address, port, path) != wanted:
                 raise Failed(f"{what} {'does not reach' if wanted else 'reaches'} {address}:{port}{path}")
-            test.kubectl("wait", "--for=delete", "pod/client", "--timeout=60s")
         for _ in range(3):
             test.helm_test()
 
@@ -130,14 +169,19 @@ class Scenarios:
         kept = [row for row in rows if row not in lost]
         if self.post("cmc:change-me", webhook("deliveries", kept), self.addresses()[0]) != ["200"]:
             raise Failed("the webhook of yesterday's events was refused")
-        test.upgrade("reconcile.enabled=true", f"reconcile.user={READER}", "reconcile.key.secretName=sender-api", "reconcile.ca.secretName=kafka-ca",
-                     f"config.sender_api.url={sender.url}", "config.sender_api.server_compositions={pro}", "config.sender_api.pause=10ms")
+        test.upgrade(
+            "reconcile.enabled=true",
+            f"reconcile.user={READER}",
+            "reconcile.key.secretName=sender-api",
+            "reconcile.ca.secretName=kafka-ca",
+            f"config.sender_api.url={sender.url}",
+            "config.sender_api.server_compositions={pro}",
+            "config.sender_api.pause=10ms",
+        )
         test.serving(2)
         test.kubectl("create", "job", "reconcile-now", "--from=cronjob/cmc-bridge-reconcile")
-        finished = until("the reconciliation ends", 180, lambda: test.get("job", "reconcile-now")["status"].get("conditions"))
+        test.kubectl("wait", "--for=condition=Complete", "--timeout=180s", "job/reconcile-now")
         log = test.kubectl("logs", "--selector=job-name=reconcile-now", "--tail=-1")
-        if not any(condition["type"] == "Complete" for condition in finished) and not any(condition["type"] == "SuccessCriteriaMet" for condition in finished):
-            raise Failed(f"the reconciliation failed: {log}")
         if f"missing {len(lost)}, added {len(lost)}" not in log:
             raise Failed(f"the reconciliation did not add {len(lost)} events: {log}")
         test.more |= {row["messageId"] for row in rows}
@@ -151,7 +195,9 @@ class Scenarios:
             test.kubectl("patch", "pvc", claim, "--patch", json.dumps({"spec": {"resources": {"requests": {"storage": size}}}}))
             volume = test.get("pvc", claim)["spec"]["volumeName"]
             self.cluster.kubectl("patch", "pv", volume, "--patch", json.dumps({"spec": {"capacity": {"storage": size}}}))
-            test.kubectl("patch", "pvc", claim, "--subresource=status", "--patch", json.dumps({"status": {"capacity": {"storage": size}}}))
+            test.kubectl(
+                "patch", "pvc", claim, "--subresource=status", "--patch", json.dumps({"status": {"capacity": {"storage": size}}})
+            )
         test.kubectl("delete", "statefulset", "cmc-bridge", "--cascade=orphan")
         test.upgrade(f"persistence.size={size}")
         test.serving(2)
@@ -165,12 +211,27 @@ class Scenarios:
         """As a user who may do everything in the namespace but list claims: refused with find, possible without."""
         test = self.test
         resources = ["configmaps", "secrets", "services", "serviceaccounts", "pods"]
-        rules = [{"apiGroups": [""], "resources": resources, "verbs": ["*"]},
-                 {"apiGroups": ["apps", "batch", "policy", "networking.k8s.io"], "resources": ["*"], "verbs": ["*"]}]
-        self.cluster.apply(json.dumps({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "no-claims", "namespace": "mail"}, "rules": rules}))
-        self.cluster.apply(json.dumps({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "no-claims", "namespace": "mail"},
-                                       "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "no-claims"},
-                                       "subjects": [{"kind": "User", "name": "operator", "apiGroup": "rbac.authorization.k8s.io"}]}))
+        rules = [
+            {"apiGroups": [""], "resources": resources, "verbs": ["*"]},
+            {"apiGroups": ["apps", "batch", "policy", "networking.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+        ]
+        self.cluster.apply(
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "Role",
+                "metadata": {"name": "no-claims", "namespace": "mail"},
+                "rules": rules,
+            }
+        )
+        self.cluster.apply(
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": {"name": "no-claims", "namespace": "mail"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "no-claims"},
+                "subjects": [{"kind": "User", "name": "operator", "apiGroup": "rbac.authorization.k8s.io"}],
+            }
+        )
         refusal = ""
         try:
             test.upgrade(user="operator")
@@ -210,16 +271,25 @@ class Scenarios:
             (container,) = pod["status"]["containerStatuses"]
             limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
             identity = container["containerID"].removeprefix("containerd://")
-            process = re.search(rf"^{identity}\s+(\d+)", self.cluster.on_node(node, "ctr", "--namespace", "k8s.io", "tasks", "list"), re.M)[1]
+            process = re.search(
+                rf"^{identity}\s+(\d+)", self.cluster.on_node(node, "ctr", "--namespace", "k8s.io", "tasks", "list"), re.M
+            )[1]
             status = self.cluster.on_node(node, "cat", f"/proc/{process}/status")
             own = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) >> 10
-            groups = dict(line.split(":", 2)[1:] for line in self.cluster.on_node(node, "cat", f"/proc/{process}/cgroup").splitlines())
+            groups = dict(
+                line.split(":", 2)[1:] for line in self.cluster.on_node(node, "cat", f"/proc/{process}/cgroup").splitlines()
+            )
             group = f"/sys/fs/cgroup/memory{groups['memory']}" if "memory" in groups else f"/sys/fs/cgroup{groups['']}"
             file = "memory.max_usage_in_bytes" if "memory" in groups else "memory.peak"
             whole = int(self.cluster.on_node(node, "cat", f"{group}/{file}")) // MIB
-            print(f"   {name}: limit {limit}; peak of the container, with the page cache that the kernel may take back: {whole} MiB; of the process: {own} MiB", flush=True)
+            print(
+                f"   {name}: limit {limit}; peak of the process {own} MiB, of the container with its page cache {whole} MiB",
+                flush=True,
+            )
             if container["restartCount"] or limit != "1280Mi" or own > 1280 * 4 // 5:
-                raise Failed(f"{name} restarted {container['restartCount']} times, or its process needs more than four fifths of the limit")
+                raise Failed(
+                    f"{name} restarted {container['restartCount']} times, or its process needs more than four fifths of the limit"
+                )
         until("the backlog is delivered", 120, self.without_backlog)
         test.start_load()
 
@@ -257,8 +327,8 @@ class Scenarios:
         self.test.secret("webhooks-tls", **files)
 
     def certificates_served(self):
-        program = "import ssl, sys; print(*(ssl.get_server_certificate((address, 8080)).replace('\\n', '') for address in sys.argv[1:]), sep='\\n')"
-        return set(self.cluster.on_network("n1", "python3", "-c", program, *self.addresses()).splitlines())
+        program = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 8080)))"
+        return {self.cluster.on_network("n1", "python3", "-c", program, address) for address in self.addresses()}
 
 
 def steps(test):

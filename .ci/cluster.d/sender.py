@@ -30,7 +30,7 @@ class Sender:
         begin = f"{fields['date']} {int(fields['hour']):02}:"
         found = [row for row in self.rows[stream] if row["created"].startswith(begin) and fields["server_composition"] == "pro"]
         size = int(fields["r"])
-        page = found[int(fields["p"]) * size:][:size]
+        page = found[int(fields["p"]) * size :][:size]
         return (200, {stream: page}) if page else (204, None)
 
     def _handler(sender):

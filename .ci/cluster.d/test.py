@@ -4,8 +4,8 @@ event with Kafka. Called by .ci/cluster, in namespaces of its own.
     test.py DIRECTORY KUBERNETES BRIDGE JARS CGROUP [--all | STEP…]
 
 Always: installation, `helm test`, a roll-out. Then, unless steps are named: forced deletion and SIGKILL, a drained node, scaling out
-and in with a backlog, and with --all what scenarios.py has. At last, `helm rollback`. No event that was answered with 200 may be missing from the topics or be there
-twice. Wherever one replica always serves, no webhook may be refused.
+and in with a backlog, and with --all what scenarios.py has. At last, `helm rollback`. No event that was answered with 200 may be
+missing from the topics or be there twice. Wherever one replica always serves, no webhook may be refused.
 """
 
 import argparse
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 CHART = "deploy/helm/cmc-bridge"
 TOOLS = ROOT / "target/ci-tools/bin"
 NAMESPACE = "mail"
+POD_SECURITY = "pod-security.kubernetes.io/enforce=restricted"
 # As the chart's README has it.
 CREDENTIAL = "cmc:change-me"
 KAFKA_PASSWORD = "kafka-password"
@@ -50,7 +51,19 @@ class Load:
         self.credential(CREDENTIAL)
         with open(self.error, "wb") as log:
             self.process = subprocess.Popen(
-                [*test.cluster.network_of(node), sys.executable, Path(__file__).parent / "load.py", name, url, self.file, "--rate", str(rate), *options], stderr=log)
+                [
+                    *test.cluster.network_of(node),
+                    sys.executable,
+                    Path(__file__).parent / "load.py",
+                    name,
+                    url,
+                    self.file,
+                    "--rate",
+                    str(rate),
+                    *options,
+                ],
+                stderr=log,
+            )
 
     def credential(self, text):
         new = Path(f"{self.file}.new")
@@ -97,7 +110,7 @@ class Test:
     def readme(self, first, replaced=()):
         """Runs the commands of a block of the chart's README, from the one that begins with `first` to the block's end."""
         blocks = re.findall(r"```console\n(.*?)```", Path(ROOT / CHART / "README.md").read_text(), re.S)
-        commands = next((block[block.index(first):] for block in blocks if first in block), None)
+        commands = next((block[block.index(first) :] for block in blocks if first in block), None)
         if commands is None:
             raise Failed(f"{CHART}/README.md has no command that begins with: {first}")
         commands = re.sub(r"^ *\$ ", "", commands, flags=re.M)
@@ -134,10 +147,17 @@ class Test:
 
     def serving(self, replicas):
         """Waits until so many pods are there, all of them ready."""
+
         def ready():
             pods = self.bridge_pods()
-            states = [condition["status"] for pod in pods for condition in pod["status"].get("conditions", []) if condition["type"] == "Ready"]
+            states = [
+                condition["status"]
+                for pod in pods
+                for condition in pod["status"].get("conditions", [])
+                if condition["type"] == "Ready"
+            ]
             return len(pods) == replicas and states == ["True"] * replicas
+
         until(f"{replicas} pods are ready", ROLL_OUT, ready)
 
     def bridge_pods(self):
@@ -145,7 +165,7 @@ class Test:
 
     def secret(self, name, **entries):
         data = {entry.replace("_", "."): base64.b64encode(value.encode()).decode() for entry, value in entries.items()}
-        self.kubectl("apply", "--filename", "-", input=json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}))
+        self.cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data})
 
     def start_load(self, scheme="http", rate=30, *options):
         service = self.get("service", "cmc-bridge")["spec"]
@@ -153,7 +173,11 @@ class Test:
         for node, _, _ in NODES:
             self.loads.append(Load(self, f"{node}-{len(self.past)}", node, rate, url, *options))
             self.past.append(self.loads[-1])
-        until("webhooks are answered", 60, lambda: all(any(status == "200" for _, status, _, _ in load.webhooks()) for load in self.loads))
+        until(
+            "webhooks are answered",
+            60,
+            lambda: all(any(status == "200" for _, status, _, _ in load.webhooks()) for load in self.loads),
+        )
 
     def stop_load(self):
         while self.loads:
@@ -164,10 +188,16 @@ class Test:
     def install(self):
         for name, node in (("a", "n1"), ("b", "n2"), ("c", "n2")):
             self.cluster.volume(name, node, VOLUME)
-        log = self.readme("$ kubectl create namespace mail", [
-            ("kubectl create namespace mail", f"kubectl create namespace {NAMESPACE}; kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=restricted"),
-            (r"'kafka-1:9092\,kafka-2:9092'", f"{PLAIN} --set tests.sendSample=true"),
-        ])
+        log = self.readme(
+            "$ kubectl create namespace mail",
+            [
+                (
+                    "kubectl create namespace mail",
+                    f"kubectl create namespace {NAMESPACE}\nkubectl label namespace {NAMESPACE} {POD_SECURITY}",
+                ),
+                (r"'kafka-1:9092\,kafka-2:9092'", f"{PLAIN} --set tests.sendSample=true"),
+            ],
+        )
         self.said(log)
         # So that the commands below, which name no namespace, mean this one.
         self.cluster.kubectl("config", "set-context", "--current", f"--namespace={NAMESPACE}")
@@ -179,9 +209,18 @@ class Test:
     def secure_kafka(self):
         self.secret("kafka-password", password=KAFKA_PASSWORD)
         self.secret("kafka-ca", ca_crt=(self.authority.directory / "ca.crt").read_text())
-        properties = r"config.kafka.properties.security\.protocol=SASL_SSL", r"config.kafka.properties.sasl\.mechanism=SCRAM-SHA-512", rf"config.kafka.properties.sasl\.username={USER}"
-        self.upgrade(f"config.kafka.bootstrap_servers={SECURED}", *properties, "kafka.password.secretName=kafka-password", "kafka.ca.secretName=kafka-ca",
-                     f"image.tag={images.version()}-next")
+        properties = (
+            r"config.kafka.properties.security\.protocol=SASL_SSL",
+            r"config.kafka.properties.sasl\.mechanism=SCRAM-SHA-512",
+            rf"config.kafka.properties.sasl\.username={USER}",
+        )
+        self.upgrade(
+            f"config.kafka.bootstrap_servers={SECURED}",
+            *properties,
+            "kafka.password.secretName=kafka-password",
+            "kafka.ca.secretName=kafka-ca",
+            f"image.tag={images.version()}-next",
+        )
         self.serving(2)
 
     def kill(self):
@@ -190,8 +229,14 @@ class Test:
         self.serving(2)
         pod = self.get("pod", "cmc-bridge-0")
         container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-        self.cluster.on_node(pod["spec"]["nodeName"], "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", container)
-        until("the killed container runs again", 60, lambda: self.get("pod", "cmc-bridge-0")["status"]["containerStatuses"][0]["restartCount"] == 1)
+        self.cluster.on_node(
+            pod["spec"]["nodeName"], "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", container
+        )
+        until(
+            "the killed container runs again",
+            60,
+            lambda: self.get("pod", "cmc-bridge-0")["status"]["containerStatuses"][0]["restartCount"] == 1,
+        )
         self.serving(2)
 
     def drain_node(self):
@@ -248,7 +293,9 @@ class Test:
 
     def run(self, everything, names):
         more = scenarios.steps(self)
-        chosen = [step for step in self.steps() + more if step[0] in names] if names else self.steps() + (more if everything else [])
+        chosen = (
+            [step for step in self.steps() + more if step[0] in names] if names else self.steps() + (more if everything else [])
+        )
         if unknown := set(names) - {step[0] for step in chosen}:
             raise Failed(f"there is no step {', '.join(unknown)}, but {', '.join(step[0] for step in self.steps() + more)}")
         with self.step("install and helm test, as the chart's README says, with a sample webhook"):
@@ -275,6 +322,7 @@ class Test:
             nonlocal found
             found = self.kafka.keys()
             return acknowledged <= set(found)
+
         with contextlib.suppress(Failed):
             until("all are there", 60, delivered)
         missing = acknowledged - set(found)
@@ -282,7 +330,8 @@ class Test:
         twice = [key for key in sent if found[key] > 1]
         dead = sum(self.kafka.keys("cmc.dead-letters").values())
         statuses = dict(collections.Counter(status for _, status, _, _ in webhooks))
-        print(f"   {len(webhooks)} webhooks, answers {statuses}; acknowledged events {len(acknowledged)}, lost {len(missing)}, twice {len(twice)}, dead letters {dead}")
+        print(f"   {len(webhooks)} webhooks, answers {statuses}")
+        print(f"   acknowledged events {len(acknowledged)}, lost {len(missing)}, twice {len(twice)}, dead letters {dead}")
         wrong = bool(missing or twice or dead) or len(acknowledged) < 1000
         for what, begin, end, may_refuse in self.windows:
             within = [(status, milliseconds) for _, status, start, milliseconds in webhooks if begin <= start < end]
@@ -295,7 +344,11 @@ class Test:
 
     def explain(self):
         """What a reader of a failed run wants to see."""
-        for words in (["get", "pods,pvc,jobs", "--output=wide"], ["get", "events", "--sort-by=.lastTimestamp"], ["logs", "--selector=app.kubernetes.io/name=cmc-bridge", "--prefix", "--tail=25"]):
+        for words in (
+            ["get", "pods,pvc,jobs", "--output=wide"],
+            ["get", "events", "--sort-by=.lastTimestamp"],
+            ["logs", "--selector=app.kubernetes.io/name=cmc-bridge", "--prefix", "--tail=25"],
+        ):
             with contextlib.suppress(Failed):
                 print("\n".join(self.kubectl(*words).splitlines()[-60:]), flush=True)
         print(f"more in {self.cluster.logs} and {self.directory}/nodes/*/var/log", flush=True)
@@ -314,7 +367,10 @@ def main():
     images.make(arguments.bridge, directory / "images")
     authority = Authority(directory / "authority")
     begin = time.monotonic()
-    with Cluster(directory, arguments.kubernetes, TOOLS, arguments.cgroup) as cluster, Kafka(directory / "kafka", arguments.jars, authority, KAFKA_PASSWORD) as kafka:
+    with (
+        Cluster(directory, arguments.kubernetes, TOOLS, arguments.cgroup) as cluster,
+        Kafka(directory / "kafka", arguments.jars, authority, KAFKA_PASSWORD) as kafka,
+    ):
         kafka.create_topics()
         print(cluster.kubectl("get", "nodes", "--output=wide"), end="")
         print(f"the cluster and Kafka are there after {time.monotonic() - begin:.0f} s", flush=True)
