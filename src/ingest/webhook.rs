@@ -249,19 +249,24 @@ impl Intake {
         }
     }
 
-    /// Takes a JSON body to its answer, like the handler with a body that it has read.
+    /// Takes a body to its answer, like the handler with a body that it has read.
     #[cfg(test)]
-    pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
+    pub(crate) async fn take_body(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Outcome {
         let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
-            endpoint: Endpoint::Events,
+            endpoint,
             admission: Admission::Admitted,
             authorization: false,
-            media: Media::Known(cmc::BodyEncoding::Json),
+            media: Media::of(endpoint, [content_type.as_bytes()]),
             trailing_slash: false,
-            content_type: None,
+            content_type: Some(HeaderValue::from_static(content_type)),
             body,
             share,
         };
