@@ -89,5 +89,10 @@ fn samples_and_the_printed_command_present_the_credentials() {
             assert_eq!(answer, "HTTP/1.1 200 OK", "{key}");
         }
         assert!(!text.contains("s3cr3t"), "{text}");
+        assert!(text.contains("webhooks of received mail"), "{text}");
+        assert!(
+            text.contains("posted a received mail with an attachment (multipart): 200"),
+            "{text}"
+        );
     }
 }
