@@ -5,7 +5,7 @@
 //!
 //! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
 //! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
-//! are processors, so that other webhooks don't wait for it and the memory of that work is bounded.
+//! are processors (received mails: half as many), so that other webhooks don't wait for it and the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
@@ -71,7 +71,11 @@ impl Webhook {
         let connection = Arc::clone(connection);
         // A task of its own: a client that disappears meanwhile changes nothing.
         let taken = tokio::spawn(async move {
-            let place = connection.intake.understanding.acquire().await;
+            let places = match self.endpoint {
+                Endpoint::Events => &connection.intake.understanding,
+                Endpoint::Inbound => &connection.intake.understanding_mail,
+            };
+            let place = places.acquire().await;
             let by = Arc::clone(&connection);
             let decision = spawn_blocking(move || self.understand(&by)).await;
             drop(place);
