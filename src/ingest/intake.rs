@@ -86,7 +86,7 @@ impl Intake {
             understanding: Semaphore::new(processors),
             understanding_mail: Semaphore::new((processors / 2).max(1)),
             metrics,
-            stop: StopHandle::new(),
+            stop: StopHandle::default(),
             malformed_status: StatusCode::from_u16(config.malformed_status)
                 .unwrap_or(StatusCode::BAD_REQUEST),
             max_body_bytes: config.max_body_bytes,
