@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     oracle::{Oracle, violated},
-    plan::{BOUNCES, DELIVERIES, LETTERS, Plan, TRANSACTION_TIMEOUT},
+    plan::{Plan, TOPICS, TRANSACTION_TIMEOUT},
     process::{PerThread, Process, StreamParts},
     random::Random,
     webhook,
@@ -114,7 +114,7 @@ impl World {
     pub fn new(seed: u64, shared: Rc<PerThread>, traced: bool) -> Rc<World> {
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
-        let cluster = Cluster::new(&[DELIVERIES, BOUNCES, LETTERS]);
+        let cluster = Cluster::new(&TOPICS);
         {
             let mut inner = cluster.lock();
             inner.seed = random.next();
@@ -128,9 +128,8 @@ impl World {
                 *topic = plan.topic_settings(name);
             }
         }
-        let topics = [DELIVERIES, BOUNCES, LETTERS];
         let world = Rc::new(World {
-            oracle: RefCell::new(Oracle::new(topics, plan.delivery)),
+            oracle: RefCell::new(Oracle::new(TOPICS, plan.delivery)),
             plan,
             shared,
             cluster,
@@ -440,15 +439,20 @@ impl World {
         };
         self.webhooks.set(self.webhooks.get() + 1);
         let made = webhook::make(&mut self.random.borrow_mut(), &self.plan, self.webhooks.get());
-        let body = made.body.clone();
+        for (stream, records) in made.batches.iter().filter(|(stream, _)| stream.is_grouped()) {
+            let is_refused = records
+                .iter()
+                .any(|record| record.topic != self.plan.topic(*stream));
+            self.count(if is_refused { "refused mails" } else { "mails" });
+        }
         let batches = made
             .batches
             .iter()
             .map(|(stream, records)| (*stream, records.len()));
         let batches: Vec<_> = batches.collect();
-        let number = self.oracle.borrow_mut().posted(site, made.batches);
+        let number = self.oracle.borrow_mut().posted(site, &made);
         self.note(format_args!("webhook {number} to {site}: {batches:?}"));
-        process.post(&self.shared, number, body);
+        process.post(&self.shared, number, &made);
         self.look_at_answers();
     }
 
