@@ -10,7 +10,7 @@ mod report;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use jiff::{SignedDuration, Timestamp, civil::Date};
 use tokio::runtime::Runtime;
 
@@ -71,7 +71,7 @@ pub struct ReconcileArgs {
     #[arg(long, value_name = "DATE")]
     to: Option<Date>,
     /// Server compositions to ask for [default: sender_api.server_compositions]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     server_composition: Vec<String>,
     /// Streams to compare
     #[arg(long, value_enum, value_delimiter = ',', default_value = "deliveries,bounces")]
@@ -82,6 +82,13 @@ pub struct ReconcileArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Read every event from the sender, even on days whose counts agree
+    ///
+    /// Without it, the sender's counts of a day's deliveries by status are compared first. Where they agree, only its deferred ones
+    /// and its bounces are read one by one. A missing event goes unnoticed there if another one of its status is on the topic and
+    /// unknown to the sender.
+    #[arg(long)]
+    thorough: bool,
     /// Add near misses, too
     #[arg(long)]
     add_near: bool,
@@ -124,6 +131,7 @@ pub fn run(args: &ReconcileArgs, out: &mut Output) -> Result<(), Exit> {
     let options = ReconcileOptions {
         dry_run: args.dry_run,
         add_near: args.add_near,
+        thorough: args.thorough,
         read_all: args.read_all,
         replicas: args.replica.clone(),
         wait: Duration::from_secs(args.wait.into()),
@@ -203,9 +211,11 @@ impl Verdict {
     fn of(outcome: &Outcome, dry_run: bool) -> Verdict {
         let sum = |number: fn(&crate::reconcile::Cell) -> u64| outcome.sum(number);
         let (unsettled, added) = (sum(|cell| cell.unsettled), sum(|cell| cell.added));
+        let only_counted = sum(|cell| cell.counted) > 0;
         let left = outcome.left.len();
         let (code, sentence) = if unsettled > 0 {
-            let text = "NOT DECIDED: the sender's answers for some hours never agreed, so nothing was added for them. Run it again later";
+            let text = "NOT DECIDED: the sender's answers for some hours never agreed, or repeated a page, so nothing was added for them. Run it \
+                        again later";
             (75, text.to_owned())
         } else if outcome.elsewhere > 0 {
             let text = "NOT DECIDED: the sender lists rows under another hour than they name, and they were not compared there. Check \
@@ -225,16 +235,18 @@ impl Verdict {
                     "INCOMPLETE: {left} events are still missing on the topics: near misses, or events that don't fit. See above"
                 ),
             )
-        } else if added > 0 {
-            (
-                0,
-                "ALL IS WELL: the topics now have every event that the sender has".to_owned(),
-            )
+        } else if sum(|cell| cell.sender) == 0 {
+            let text = "ALL IS WELL: the sender has no events of these days. If it should, check the names of the compositions";
+            (0, text.to_owned())
         } else {
-            (
-                0,
-                "ALL IS WELL: the topics have every event that the sender has".to_owned(),
-            )
+            let now = if added > 0 { "now " } else { "" };
+            let by_counts = match only_counted {
+                true => ", as far as its counts tell (--thorough compares each event)",
+                false => "",
+            };
+            let text =
+                format!("ALL IS WELL: the topics {now}have every event that the sender has{by_counts}");
+            (0, text)
         };
         Verdict { code, sentence }
     }

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use crate::{
     bridge::{NO_KAFKA, Setup, Started, Topics, run},
     cmc::{value_of, webhook},
+    commands::check_live,
     kafka,
     process::Ended,
-    sender::{KEY, Listed, Sender, USER, Unkind},
+    sender::{Body, KEY, Listed, Sender, UNKNOWN, USER, Unkind},
+    tls::Authority,
     topics::{self, Reader, Record},
     wait::{Random, unique, until},
 };
@@ -232,13 +234,13 @@ fn exactly_the_holes_are_filled() {
     }
 
     sender.be(Unkind::default());
-    let (code, second) = report(&setup, &[]);
+    let (code, second) = report(&setup, &["--thorough"]);
     assert_eq!(
         (code, sum(&second, "added"), sum(&second, "near_misses")),
         (65, 0, 3),
         "{second}"
     );
-    let (code, third) = report(&setup, &["--add-near"]);
+    let (code, third) = report(&setup, &["--add-near", "--thorough"]);
     assert_eq!((code, sum(&third, "added")), (0, 3), "{third}");
     let ended = reconcile(&setup, &[]);
     ended.has(0, &["ALL IS WELL"]);
@@ -487,5 +489,301 @@ fn an_open_transaction_is_waited_for() {
     assert_eq!(
         events(&read(kafka, &topics.deliveries)),
         expected(&[event], "deliveries")
+    );
+}
+
+#[test]
+fn deliveries_whose_counts_agree_are_not_read() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let statuses = ["queued", "succeeded", "failed", "deferred"];
+    let (listed, posted): (Vec<Listed>, Vec<String>) =
+        (0..400).map(|n| delivery(n, statuses[n as usize % 4])).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    let args = ["--stream", "deliveries"];
+    let thorough = ["--stream", "deliveries", "--thorough"];
+
+    // Of what is missing, the counts have only the second one.
+    let (deferred, failed) = (3, 2);
+    post(&setup, "deliveries", &posted[4..]);
+    post(&setup, "deliveries", &posted[..2]);
+    let (code, dry) = report(&setup, &["--stream", "deliveries", "--dry-run"]);
+    assert_eq!(
+        (code, sum(&dry, "missing"), sum(&dry, "counted_only")),
+        (65, 2, 0),
+        "{dry}"
+    );
+    post(&setup, "deliveries", &posted[failed..=failed]);
+    sender.be(Unkind::default());
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 300),
+        "{found}"
+    );
+    assert_eq!(
+        (sum(&found, "sender"), sum(&found, "topic")),
+        (400, 399),
+        "{found}"
+    );
+    assert!(found["left"].as_array().unwrap().is_empty());
+    assert!(
+        found["verdict"].as_str().unwrap().contains("--thorough"),
+        "{found}"
+    );
+    assert!(sender.calls() < 8, "{} calls", sender.calls());
+    let complete = expected(&listed, "deliveries");
+    assert_eq!(events(&read(kafka, &topics.deliveries)), complete);
+    assert!(
+        complete
+            .keys()
+            .any(|event| event.contains(&format!("<{deferred}@test>")))
+    );
+
+    // A sender that ignores the status: all rows are read.
+    sender.be(Unkind {
+        statusless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 0, 0),
+        "{found}"
+    );
+    assert_eq!(sum(&found, "sender"), 400, "{found}");
+
+    // One that is missing, and another that came twice: the counts agree, but don't count.
+    let (another, _) = delivery(1000, "queued");
+    let more = Sender::start([&listed[..], &[another.clone()]].concat());
+    let setup = setup.set("sender_api.url", &more.url());
+    post(&setup, "deliveries", &posted[..1]);
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 0),
+        "{found}"
+    );
+    assert_eq!(sum(&found, "unknown_to_sender"), 1, "{found}");
+
+    // One that is missing, and another that the sender doesn't know: only the rows tell.
+    let swapped = Topics::create(kafka);
+    let setup = setup.topics(&swapped).set("sender_api.url", &sender.url());
+    let (_, unknown) = delivery(2000, "queued");
+    post(&setup, "deliveries", &[&posted[1..], &[unknown]].concat());
+    sender.be(Unkind::default());
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 0, 300),
+        "{found}"
+    );
+    let (code, found) = report(&setup, &thorough);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 0),
+        "{found}"
+    );
+}
+
+#[test]
+fn check_live_tries_the_sender_and_names_cause_and_cure() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let sender = Sender::start(Vec::new());
+    let base = setup(kafka, &topics, &sender).set("sender_api.timeout", "1s");
+    let url = format!("{}/deliveries/list.json", sender.url());
+    check_live(&base, 0, &["sender API (pro)", &url, USER]);
+    let none = base.clone().unset("sender_api.server_compositions");
+    check_live(&none, 0, &["warn", "sender_api.server_compositions names none"]);
+
+    let ended = check_live(
+        &base.clone().set("sender_api.key", "wr0ng-key"),
+        69,
+        &["FAIL", "01-002", "Check sender_api.user and sender_api.key"],
+    );
+    assert!(!format!("{}{}", ended.stdout, ended.stderr).contains("wr0ng"));
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.server_compositions", &format!("pro,{UNKNOWN}")),
+        69,
+        &[
+            "ok    sender API (pro)",
+            "13-006",
+            "Check the name of the composition",
+        ],
+    );
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.url", &sender.url().replace("/transaction/v2", "")),
+        69,
+        &["404", "Check sender_api.url"],
+    );
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.url", "http://127.0.0.1:1/transaction/v2"),
+        69,
+        &["refused", "tries: 1", "Check sender_api.url, name resolution"],
+    );
+    let unreadable = base
+        .clone()
+        .set("sender_api.url", &sender.url().replace("http:", "https:"))
+        .set("sender_api.ca_file", "/no/such/file.pem");
+    check_live(&unreadable, 69, &["sender_api.ca_file", "/no/such/file.pem"]);
+
+    for (body, why) in [
+        (Body::Hangs, "no whole answer within 1 s (sender_api.timeout)"),
+        (Body::Trickles, "no whole answer within 1 s (sender_api.timeout)"),
+        (Body::Floods, "longer than 16 MiB"),
+    ] {
+        sender.be(Unkind {
+            body,
+            ..Unkind::default()
+        });
+        // A flood may take longer than a second.
+        let limit = if body == Body::Floods { "60s" } else { "1s" };
+        check_live(&base.clone().set("sender_api.timeout", limit), 69, &["FAIL", why]);
+    }
+}
+
+#[test]
+fn a_sender_with_an_authority_of_its_own() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, _) = delivery(1, "queued");
+    let authority = Authority::new();
+    let issued = authority.issue(2100);
+    let sender = Sender::start_tls(vec![listed.clone()], &issued.chain, &issued.key);
+    let file = kafka::new_dir("ca").join("ca.pem");
+    std::fs::write(&file, &authority.root_pem).unwrap();
+    let untrusted = setup(kafka, &topics, &sender);
+    let trusted = untrusted
+        .clone()
+        .set("sender_api.ca_file", file.to_str().unwrap());
+    let refused = ["invalid peer certificate", "sender_api.ca_file"];
+    check_live(&untrusted, 69, &refused);
+    reconcile(&untrusted, &[]).has(69, &refused);
+    // For another name, and expired.
+    let elsewhere = sender.url().replace("127.0.0.1", "localhost");
+    let misnamed = trusted.clone().set("sender_api.url", &elsewhere);
+    reconcile(&misnamed, &[]).has(69, &["invalid peer certificate", "not valid for name"]);
+    let old = authority.issue(2020);
+    let expired = Sender::start_tls(Vec::new(), &old.chain, &old.key);
+    let expired = trusted.clone().set("sender_api.url", &expired.url());
+    reconcile(&expired, &[]).has(69, &["invalid peer certificate", "expired"]);
+
+    check_live(&trusted, 0, &["sender API (pro)", "https://"]);
+    reconcile(&trusted, &[]).has(0, &["added 1", "ALL IS WELL"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[listed], "deliveries")
+    );
+}
+
+#[test]
+fn a_sender_that_repeats_a_page_is_not_believed() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let sender = Sender::start((0..3).map(|n| delivery(n, "queued").0).collect());
+    let setup = setup(kafka, &topics, &sender);
+    sender.be(Unkind {
+        pageless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 0), "{found}");
+    assert_eq!(read(kafka, &topics.deliveries).len(), 0);
+}
+
+/// 20,000 events and 1,500 holes; some events are repeated, some nearly there, and a page shifts.
+#[test]
+fn a_day_of_twenty_thousand_events() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (mut listed, mut posted): (Vec<Listed>, Vec<String>) = Default::default();
+    let (mut holes, mut near) = (0, 0);
+    for n in 0..20_000 {
+        let (event, body) = delivery(n, ["queued", "succeeded"][n as usize % 2]);
+        listed.push(event.clone());
+        match n {
+            // The sender has it twice, and so has the topic, or the topic only once.
+            _ if n % 1000 == 1 => {
+                listed.push(event);
+                posted.push(body.clone());
+                match n % 2000 == 1 {
+                    true => posted.push(body),
+                    false => holes += 1,
+                }
+            }
+            _ if n % 2000 == 2 => {
+                posted.push(body.replace("192.0.2.1", "192.0.2.2"));
+                near += 1;
+            }
+            _ if n % 13 == 5 && holes < 1500 => holes += 1,
+            _ => posted.push(body),
+        }
+    }
+    assert_eq!((holes, near), (1500, 10));
+    // They come first on their pages while those are read.
+    let shifting: Vec<Listed> = (0..40).map(|n| delivery(30_000 + n, "failed").0).collect();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted);
+    sender.be(Unkind {
+        added_at: Some((30, shifting.clone())),
+        shuffled: true,
+        ..Unkind::default()
+    });
+    let begun = std::time::Instant::now();
+    let args = ["reconcile", "--json", "--thorough", "--stream", "deliveries"];
+    let mut run = Started::new(&setup, &args, &[]);
+    let mut peak = 0;
+    while run.process.exited().is_none() {
+        peak = run.peak_bytes().unwrap_or(0).max(peak);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let calls = sender.calls();
+    let ended = run.end();
+    let first: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let (megabytes, added) = (peak >> 20, sum(&first, "added"));
+    println!("{calls} calls in {seconds:.1} s, peak {megabytes} MiB, {added} added");
+    assert_eq!(ended.code, 65, "{first}");
+    // What was added to an hour that had been read is for the next run.
+    let late = 1500 + 40 - added;
+    assert!(late < 40, "{first}");
+    assert_eq!(sum(&first, "near_misses"), near, "{first}");
+    assert!(megabytes < 256, "{megabytes} MiB");
+
+    sender.be(Unkind::default());
+    let (code, second) = report(&setup, &args[2..]);
+    assert_eq!((code, sum(&second, "added")), (65, late), "{second}");
+    let (code, third) = report(&setup, &args[2..]);
+    assert_eq!(
+        (code, sum(&third, "added"), sum(&third, "near_misses")),
+        (65, 0, near),
+        "{third}"
+    );
+
+    listed.extend(shifting);
+    let mut wanted = expected(&listed, "deliveries");
+    // The near misses are there in their other form alone.
+    for n in (2..20_000).step_by(2000) {
+        let (event, _) = delivery(n, ["queued", "succeeded"][n as usize % 2]);
+        for key in expected(&[event], "deliveries").into_keys() {
+            let times = wanted.remove(&key).unwrap();
+            wanted.insert(key.replace("192.0.2.1", "192.0.2.2"), times);
+        }
+    }
+    let found = events(&read(kafka, &topics.deliveries));
+    assert!(
+        found == wanted,
+        "{} events differ from {}",
+        found.len(),
+        wanted.len()
     );
 }
