@@ -51,6 +51,7 @@ impl Agreement {
     ) -> Result<Agreement, ReconcileError> {
         let mut found = Agreement::default();
         let mut months = BTreeMap::new();
+        let tallies = ledger.tallies();
         for day in scope.whole_days() {
             if stop.load(Ordering::Relaxed) {
                 return Err(ReconcileError::Stopped);
@@ -73,7 +74,7 @@ impl Agreement {
             };
             let mut of_day = counts.iter().filter(|counts| counts.day == day.day);
             if let (Some(counts), None) = (of_day.next(), of_day.next())
-                && let Some(tally) = ledger.tally(day.composition, &day.slots)
+                && let Some(tally) = of_whole(&day, &tallies)
                 && agree(&counts.counts, &tally)
             {
                 found.days.push((day, counts.counts.iter().sum()));
@@ -81,6 +82,16 @@ impl Agreement {
         }
         Ok(found)
     }
+}
+
+/// The sum of a day's slots; `None` if an event is there twice.
+fn of_whole(day: &WholeDay, tallies: &BTreeMap<(u8, u16), Option<Tally>>) -> Option<Tally> {
+    let mut sum = Tally::default();
+    let slots = day.slots.clone();
+    for tally in slots.filter_map(|slot| tallies.get(&(day.composition, slot))) {
+        sum.add(tally.as_ref()?);
+    }
+    Some(sum)
 }
 
 fn agree(counts: &[u64; COUNTED.len()], tally: &Tally) -> bool {

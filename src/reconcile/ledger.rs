@@ -3,7 +3,8 @@
 //! An event is *taken* when a row of the sender has it. What is left at the end is unknown to the sender.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     ops::Range,
 };
 
@@ -44,9 +45,8 @@ impl Entry {
         usize::from((self.flags & !TAKEN) >> STATUS_SHIFT)
     }
 
-    fn is_delivery(&self, composition: u8, slots: &Range<u16>) -> bool {
-        let stream = usize::from(self.flags & STREAM_BITS);
-        self.composition == composition && slots.contains(&self.slot) && stream == Stream::Deliveries.index()
+    fn is_delivery(&self) -> bool {
+        usize::from(self.flags & STREAM_BITS) == Stream::Deliveries.index()
     }
 
     fn is_taken(&self) -> bool {
@@ -151,27 +151,45 @@ impl Ledger {
         })
     }
 
-    /// How many deliveries of a composition in these slots have which status, in the order of [`Stream::statuses`]. `None` if one
-    /// event is there twice.
-    pub fn tally(&self, composition: u8, slots: &Range<u16>) -> Option<Tally> {
-        let mut tally = Tally::default();
-        // Half an id is enough: if two events share it, the rows are read.
-        let mut ids: Vec<[u8; 8]> = Vec::new();
-        for entry in self
-            .entries()
-            .filter(|entry| entry.is_delivery(composition, slots))
-        {
-            tally.count_at(entry.status());
-            ids.extend(entry.id.last_chunk());
+    /// The deliveries by status, for each composition and slot. `None` if an event is there twice.
+    pub fn tallies(&self) -> BTreeMap<(u8, u16), Option<Tally>> {
+        let mut tallies = BTreeMap::new();
+        let mut last = None;
+        for entry in self.in_order().filter(|entry| entry.is_delivery()) {
+            let tally = tallies
+                .entry((entry.composition, entry.slot))
+                .or_insert_with(|| Some(Tally::default()));
+            match tally {
+                _ if last == Some(entry.id) => *tally = None,
+                Some(tally) => tally.count_at(entry.status()),
+                None => {}
+            }
+            last = Some(entry.id);
         }
-        ids.sort_unstable();
-        ids.is_sorted_by(|a, b| a < b).then_some(tally)
+        tallies
+    }
+
+    /// All sealed events in the order of their ids. This takes no memory for each of them.
+    fn in_order(&self) -> impl Iterator<Item = &Entry> {
+        let head = |chunk: usize, at: usize| {
+            let entry = self.sorted.get(chunk)?.get(at)?;
+            Some(Reverse((entry.id, chunk, at)))
+        };
+        let mut heads: BinaryHeap<_> = (0..self.sorted.len())
+            .filter_map(|chunk| head(chunk, 0))
+            .collect();
+        std::iter::from_fn(move || {
+            let Reverse((_, chunk, at)) = heads.pop()?;
+            heads.extend(head(chunk, at + 1));
+            self.sorted.get(chunk)?.get(at)
+        })
     }
 
     /// Takes the deliveries of a composition in these slots whose statuses the sender counts.
     pub fn take_counted(&mut self, composition: u8, slots: &Range<u16>) {
         for entry in self.sorted.iter_mut().flatten() {
-            if entry.is_delivery(composition, slots) && entry.status() < COUNTED.len() {
+            let is_of_day = entry.composition == composition && slots.contains(&entry.slot);
+            if is_of_day && entry.is_delivery() && entry.status() < COUNTED.len() {
                 entry.flags |= TAKEN;
             }
         }
@@ -209,8 +227,13 @@ mod tests {
         ledger.add(&event(Uuid::from_u128(8), 0, Stream::Deliveries, "queued"), 1, 5);
         ledger.add(&event(Uuid::from_u128(9), 0, Stream::Deliveries, "queued"), 0, 6);
         ledger.seal();
-        assert_eq!(ledger.tally(0, &(5..6)).unwrap().counts()[..5], [2, 1, 1, 1, 1]);
-        assert_eq!(ledger.tally(0, &(5..7)).unwrap().counts()[..5], [3, 1, 1, 1, 1]);
+        let counts = |ledger: &Ledger, slot| {
+            let tally = ledger.tallies().remove(&(0, slot)).unwrap();
+            tally.map(|tally| tally.counts()[..5].to_vec())
+        };
+        assert_eq!(counts(&ledger, 5).unwrap(), [2, 1, 1, 1, 1]);
+        assert_eq!(counts(&ledger, 6).unwrap(), [1, 0, 0, 0, 0]);
+        assert_eq!(ledger.tallies().len(), 3);
         ledger.take_counted(0, &(5..6));
         let left = ledger.counted().filter(|event| !event.taken).count();
         assert_eq!(left, 5);
@@ -220,8 +243,27 @@ mod tests {
             5,
         );
         ledger.seal();
-        assert!(ledger.tally(0, &(5..6)).is_none());
-        assert!(ledger.tally(0, &(6..7)).is_some());
+        // In another chunk.
+        assert_eq!(counts(&ledger, 5), None);
+        assert!(counts(&ledger, 6).is_some());
+    }
+
+    #[test]
+    fn ten_million_events_take_less_than_400_mib() {
+        let events = 1_000_000;
+        let mut ledger = Ledger::default();
+        for n in 0..events as u128 {
+            // In no order.
+            let id = Uuid::from_u128(n.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835));
+            ledger.add(&event(id, n as u64, Stream::Deliveries, "queued"), 0, 1);
+        }
+        ledger.seal();
+        let entries: usize = ledger.sorted.iter().map(Vec::capacity).sum();
+        let bytes = entries * size_of::<Entry>();
+        assert!(bytes <= 28 * events, "{} bytes an event", bytes / events);
+        assert_eq!(ledger.tallies().len(), 1);
+        let most = 10_000_000 * 28 + CHUNK * size_of::<Entry>();
+        assert!(most < 300 << 20);
     }
 
     #[test]

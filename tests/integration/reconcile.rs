@@ -1,13 +1,17 @@
 //! `reconcile`: what the sender has and the topics lack is added, once, whatever the sender, the replicas and the operator do.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Started, Topics, run},
+    bridge::{Bridge, NO_KAFKA, Setup, Started, Topics, run},
     cmc::{value_of, webhook},
     commands::check_live,
     kafka,
@@ -29,7 +33,11 @@ fn created(second: i64) -> DateTime {
 
 /// A delivery as the API lists it, and as a webhook posts it: the same values, written differently.
 fn delivery(n: i64, status: &str) -> (Listed, String) {
-    let created = created(n * 37 % 86_400).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    delivery_at(created(n * 37 % 86_400), n, status)
+}
+
+fn delivery_at(created: DateTime, n: i64, status: &str) -> (Listed, String) {
+    let created = created.strftime("%Y-%m-%d %H:%M:%S").to_string();
     let row = format!(
         r#"{{"created":"{created}","returnPath":"b@test","from":"f@test","to":"t{n}@test","messageId":"<{n}@test>","reason":"","senderIp":"","sourceIp":"192.0.2.1","status":"{status}","subject":"十月 {n}","apiData":""}}"#
     );
@@ -490,6 +498,90 @@ fn an_open_transaction_is_waited_for() {
         events(&read(kafka, &topics.deliveries)),
         expected(&[event], "deliveries")
     );
+}
+
+/// One replica goes away, so that webhooks are refused connections; another one, without Kafka, keeps what fits into its spool and
+/// answers 503 to the rest. Then both come back, and webhooks go on while the day is reconciled.
+#[test]
+fn after_an_outage_under_load_every_event_is_there_once() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, posted): (Vec<Listed>, Vec<String>) = (0..2000).map(|n| delivery(n, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let one = setup(kafka, &topics, &sender);
+    let small = [
+        ("ingest.max_body_bytes", "16KiB"),
+        ("ingest.max_events", "100"),
+        ("spool.max_bytes", "256KiB"),
+        ("spool.segment_bytes", "64KiB"),
+    ];
+    let other = Setup::new(kafka)
+        .topics(&topics)
+        .set("kafka.id_prefix", &unique("other"));
+    let other = small
+        .iter()
+        .fold(other, |setup, (key, value)| setup.set(key, value));
+    post(&one, "deliveries", &posted[..700]);
+    let away = other.clone().set("kafka.bootstrap_servers", NO_KAFKA);
+    let full = away.start();
+    let mut client = full.client();
+    let (mut kept, mut refused) = (0, 0);
+    for chunk in posted[700..].chunks(10) {
+        let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
+        match client.post(webhook("deliveries", "pro", &chunk)).status {
+            200 => kept += chunk.len() as u64,
+            503 => refused += chunk.len() as u64,
+            status => panic!("{status}"),
+        }
+    }
+    assert!(kept > 0 && refused > 0, "kept {kept}, refused {refused}");
+
+    let bridge = one.start();
+    let over = AtomicBool::new(false);
+    let today = created(86_400);
+    let (ended, today) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut client = bridge.client();
+            let mut events = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let (event, body) = delivery_at(today, 10_000 + events.len() as i64, "queued");
+                assert_eq!(client.post(webhook("deliveries", "pro", &[&body])).status, 200);
+                events.push(event);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            events
+        });
+        let urls = |bridges: [&Bridge; 2]| bridges.map(|bridge| format!("http://{}", bridge.admin));
+        let [first, second] = urls([&bridge, &full]);
+        reconcile(&one, &["--replica", &first, "--replica", &second, "--wait", "1"])
+            .has(69, &["of deliveries that are not in Kafka", &second]);
+        full.kill();
+        let full = other.start();
+        let [first, second] = urls([&bridge, &full]);
+        let ended = reconcile(
+            &one,
+            &["--replica", &first, "--replica", &second, "--wait", "120"],
+        );
+        over.store(true, Ordering::Relaxed);
+        full.stop();
+        (ended, load.join().unwrap())
+    });
+    bridge.wait_drained(LIMIT);
+    bridge.stop();
+    ended.has(0, &[&format!("added {}", human(refused)), "ALL IS WELL"]);
+    assert!(today.len() > 50, "{}", today.len());
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[listed, today].concat(), "deliveries")
+    );
+}
+
+/// A count as the summary has it.
+fn human(count: u64) -> String {
+    match count {
+        1000.. => format!("{},{:03}", count / 1000, count % 1000),
+        _ => count.to_string(),
+    }
 }
 
 #[test]
