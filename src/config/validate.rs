@@ -174,6 +174,10 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         time_zone: raw.get("ingest.time_zone", parse::time_zone)?,
         time_zones,
         malformed_status: raw.get("ingest.malformed_status", parse::status)?,
+        repeat_window: match raw.choice("ingest.repeats", &[("keep", false), ("drop", true)])? {
+            true => Some(raw.get("ingest.repeat_window", parse::duration)?),
+            false => None,
+        },
         max_connections: raw.number("ingest.max_connections")?,
         max_bytes_in_flight: raw.number("ingest.max_bytes_in_flight")?,
         header_timeout: raw.get("ingest.header_timeout", parse::duration)?,
