@@ -202,8 +202,8 @@ fn split_events(
             continue;
         };
         let ours = name.as_deref() == Some(stream.name());
-        // Once per list, however many elements fail: a name can be as long as the body.
-        let name = letters.name(name.as_deref());
+        // Masked once per list, however many elements fail: a name can be as long as the body.
+        let mut masked = None;
         let elements = envelope.event.elements.get(list.clone()).unwrap_or_default();
         for (index, element) in elements.iter().enumerate() {
             let result = if ours {
@@ -213,7 +213,8 @@ fn split_events(
             };
             if let Err(reason) = result {
                 let value = &text[element.span.clone()];
-                letters.add(reason, Some(index), &name, value.as_bytes());
+                let name = masked.get_or_insert_with(|| letters.name(name.as_deref()));
+                letters.add(reason, Some(index), name, value.as_bytes());
             }
         }
     }
@@ -427,13 +428,19 @@ struct MemberName<'n> {
     is_key: bool,
 }
 
-/// Collects the dead letters of one webhook.
+/// Collects the dead letters of one webhook. Nearly every webhook has none, so nothing is masked before the first.
 struct DeadLetters<'a> {
     rules: &'a Rules,
+    opened: &'a Opened<'a>,
+    request: &'a Request<'a>,
     batch: BatchBuilder,
     failures: Vec<Failure>,
-    received_at_micros: i64,
     offset: Option<usize>,
+    texts: Option<Texts<'a>>,
+}
+
+/// What the dead letters of a webhook say about it.
+struct Texts<'a> {
     event_type: Option<Cow<'a, str>>,
     server_composition: Option<Cow<'a, str>>,
     path: Cow<'a, str>,
@@ -442,29 +449,34 @@ struct DeadLetters<'a> {
     masked: bool,
 }
 
-impl<'a> DeadLetters<'a> {
-    fn new(opened: &'a Opened<'_>, rules: &'a Rules, request: &Request<'a>) -> Self {
+impl<'a> Texts<'a> {
+    fn new(opened: &'a Opened<'_>, rules: &Rules, request: &Request<'a>) -> Self {
         let mut masked = false;
         let mut text = |text: &'a str| {
             let text = mask_text(text, &rules.secrets);
             masked |= matches!(text, Cow::Owned(_));
             text
         };
-        let event_type = opened.event_type.as_deref().map(&mut text);
-        let server_composition = opened.server_composition.as_deref().map(&mut text);
-        let path = text(request.path);
-        let content_type = request.content_type.map(&mut text);
+        Texts {
+            event_type: opened.event_type.as_deref().map(&mut text),
+            server_composition: opened.server_composition.as_deref().map(&mut text),
+            path: text(request.path),
+            content_type: request.content_type.map(&mut text),
+            masked,
+        }
+    }
+}
+
+impl<'a> DeadLetters<'a> {
+    fn new(opened: &'a Opened<'a>, rules: &'a Rules, request: &'a Request<'a>) -> Self {
         DeadLetters {
             rules,
+            opened,
+            request,
             batch: BatchBuilder::new(request.received_at_micros, &[], b"", 0),
             failures: Vec::new(),
-            received_at_micros: request.received_at_micros,
             offset: None,
-            event_type,
-            server_composition,
-            path,
-            content_type,
-            masked,
+            texts: None,
         }
     }
 
@@ -491,18 +503,21 @@ impl<'a> DeadLetters<'a> {
         member: &MemberName<'_>,
         value: Cow<'_, [u8]>,
     ) {
+        let texts = self
+            .texts
+            .get_or_insert_with(|| Texts::new(self.opened, self.rules, self.request));
         let member = &member.name;
-        let masked = self.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
+        let masked = texts.masked || matches!(value, Cow::Owned(_)) || matches!(member, Some(Cow::Owned(_)));
         let letter = DeadLetter {
             offset: self.offset,
             index,
             member: member.as_deref(),
-            event_type: self.event_type.as_deref(),
-            server_composition: self.server_composition.as_deref(),
-            path: Some(&self.path),
-            content_type: self.content_type.as_deref(),
+            event_type: texts.event_type.as_deref(),
+            server_composition: texts.server_composition.as_deref(),
+            path: Some(&texts.path),
+            content_type: texts.content_type.as_deref(),
             masked,
-            ..DeadLetter::new(reason, self.received_at_micros, &value)
+            ..DeadLetter::new(reason, self.request.received_at_micros, &value)
         };
         letter.push(&mut self.batch, self.rules.max_record_bytes);
         self.failures.push(Failure { reason, index });

@@ -82,7 +82,7 @@ impl Intake {
             budget: Budget::new(config.max_bytes_in_flight),
             understanding: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             metrics,
-            stop: StopHandle::new(),
+            stop: StopHandle::default(),
             malformed_status: StatusCode::from_u16(config.malformed_status)
                 .unwrap_or(StatusCode::BAD_REQUEST),
             max_body_bytes: config.max_body_bytes,

@@ -285,7 +285,6 @@ impl OpenSegment {
             // A corrupt length must not allocate more memory than the file is long.
             let limit = limit.min(self.file.size().map_err(failed)?);
             let room = limit.saturating_sub(self.offset).min(wanted.max(CHUNK) as u64) as usize;
-            self.buffer.clear();
             self.buffer.resize(room, 0);
             self.buffer_at = self.offset;
             let read = self.file.read_at(&mut self.buffer, self.offset);
