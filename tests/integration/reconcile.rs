@@ -456,6 +456,11 @@ fn what_can_not_be_compared_is_refused() {
     .has(64, &["sender_api.user"]);
     reconcile(&base.clone().unset("sender_api.server_compositions"), &[]).has(64, &["--server-composition"]);
     reconcile(&base, &["--from", "2020-01-01", "--to", "2020-01-02"]).has(64, &["40 days"]);
+    let [yesterday, tomorrow] = [0, 2 * 86_400].map(|second| created(second).date().to_string());
+    reconcile(&base, &["--from", &yesterday, "--to", "2020-01-02"]).has(64, &["is after --to"]);
+    reconcile(&base, &["--from", &yesterday, "--to", &tomorrow]).has(64, &["is in the future"]);
+    reconcile(&base, &["--from", &yesterday, "--settle", "2880"]).has(64, &["over for long enough"]);
+    reconcile(&base, &["--server-composition", ""]).has(64, &["--server-composition"]);
     reconcile(&base, &["--most", "1", "--stream", "bounces"]).has(0, &["ALL IS WELL"]);
     reconcile(&base.clone().set("kafka.delivery", "at-least-once"), &[]).has(64, &["transactions"]);
 
@@ -498,6 +503,47 @@ fn an_open_transaction_is_waited_for() {
         events(&read(kafka, &topics.deliveries)),
         expected(&[event], "deliveries")
     );
+}
+
+#[test]
+fn rows_and_compositions_of_any_kind() {
+    const NAME: &str = "本番 & \"100%\"/=";
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let row = |n: i64, more: &str| {
+        let (listed, _) = delivery(n, "queued");
+        Listed {
+            composition: NAME,
+            row: format!("{},{more}}}", listed.row.strip_suffix('}').unwrap()),
+            ..listed
+        }
+    };
+    let large = format!("\"later\":\"{}\"", "x".repeat(1_200_000));
+    let odd = "\"later\":{\"a\":[1,null,\"\\u001b[31m\"]}";
+    let sender = Sender::start(vec![
+        row(1, odd),
+        row(2, "\"event_type\":\"bounces\""),
+        row(3, &large),
+    ]);
+    let setup = setup(kafka, &topics, &sender);
+    let args = ["--server-composition", NAME, "--stream", "deliveries"];
+    for added in [1, 0] {
+        let (code, found) = report(&setup, &args);
+        assert_eq!(
+            (code, sum(&found, "added"), sum(&found, "unfit")),
+            (65, added, 2),
+            "{found}"
+        );
+        let left = found["left"].as_array().unwrap();
+        let mut reasons: Vec<&str> = left.iter().map(|left| left["reason"].as_str().unwrap()).collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, ["record_too_large", "reserved_member"]);
+    }
+    let records = read(kafka, &topics.deliveries);
+    assert_eq!(records.len(), 1);
+    let value: Value = serde_json::from_str(records[0].text()).unwrap();
+    assert_eq!(value["server_composition"], NAME);
+    assert!(records[0].text().contains(odd), "{}", records[0].text());
 }
 
 /// One replica goes away, so that webhooks are refused connections; another one, without Kafka, keeps what fits into its spool and
@@ -648,7 +694,7 @@ fn deliveries_whose_counts_agree_are_not_read() {
 
     // One that is missing, and another that came twice: the counts agree, but don't count.
     let (another, _) = delivery(1000, "queued");
-    let more = Sender::start([&listed[..], &[another.clone()]].concat());
+    let more = Sender::start([&listed[..], std::slice::from_ref(&another)].concat());
     let setup = setup.set("sender_api.url", &more.url());
     post(&setup, "deliveries", &posted[..1]);
     let (code, found) = report(&setup, &args);
