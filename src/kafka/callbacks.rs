@@ -57,6 +57,11 @@ impl Callbacks {
         }
     }
 
+    /// The stream of the lane or tool.
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// How many log lines and errors there have been.
     pub fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
