@@ -5,7 +5,7 @@
 //!
 //! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
 //! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
-//! are processors, so that other webhooks don't wait for it and the memory of that work is bounded.
+//! are processors (received mails: half as many), so that other webhooks don't wait for it and the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
@@ -71,7 +71,11 @@ impl Webhook {
         let connection = Arc::clone(connection);
         // A task of its own: a client that disappears meanwhile changes nothing.
         let taken = tokio::spawn(async move {
-            let place = connection.intake.understanding.acquire().await;
+            let places = match self.endpoint {
+                Endpoint::Events => &connection.intake.understanding,
+                Endpoint::Inbound => &connection.intake.understanding_mail,
+            };
+            let place = places.acquire().await;
             let by = Arc::clone(&connection);
             let decision = spawn_blocking(move || self.understand(&by)).await;
             drop(place);
@@ -181,8 +185,8 @@ impl StoreError {
 }
 
 impl Intake {
-    /// Stores what must be stored, and returns the answer. Failures are counted once they are durable, by a task of
-    /// its own: a client that disappears meanwhile changes neither.
+    /// Stores what must be stored, and returns the answer. Failures are counted, and events become known, once they are durable, by a
+    /// task of its own: a client that disappears meanwhile changes neither.
     async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
         let (split, stream, answer, share) = match decision {
             Decision::Answer(answer) => return answer,
@@ -192,17 +196,27 @@ impl Intake {
             events,
             dead_letters,
             failures,
+            ids,
+            repeated,
         } = *split;
-        let stored = if failures.is_empty() {
+        let stored = if failures.is_empty() && ids.is_empty() {
             self.store(events, dead_letters, share).await
         } else {
             let intake = Arc::clone(self);
             let is_accepted = answer.outcome == Outcome::Accepted;
+            let received_at = events.as_ref().map(|(_, batch, _)| batch.received_at_micros());
             let task = tokio::spawn(async move {
                 intake.store(events, dead_letters, share).await?;
-                intake.metrics.parse_failures(stream, &failures);
-                if is_accepted {
-                    intake.note_dead_letters(&failures);
+                if let (Some(repeats), Some(stream), Some(received_at)) =
+                    (&intake.rules().repeats, stream, received_at)
+                {
+                    repeats.note(stream, ids, received_at);
+                }
+                if !failures.is_empty() {
+                    intake.metrics.parse_failures(stream, &failures);
+                    if is_accepted {
+                        intake.note_dead_letters(&failures);
+                    }
                 }
                 Ok(())
             });
@@ -210,7 +224,12 @@ impl Intake {
             task.await.unwrap_or(Err(failed))
         };
         match stored {
-            Ok(()) => answer,
+            Ok(()) => {
+                if let (Some(stream), 1..) = (stream, repeated) {
+                    self.metrics.repeated_events(stream, repeated);
+                }
+                answer
+            }
             Err(refusal) => refusal.answer(self),
         }
     }
@@ -249,19 +268,24 @@ impl Intake {
         }
     }
 
-    /// Takes a JSON body to its answer, like the handler with a body that it has read.
+    /// Takes a body to its answer, like the handler with a body that it has read.
     #[cfg(test)]
-    pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
+    pub(crate) async fn take_body(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Outcome {
         let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
-            endpoint: Endpoint::Events,
+            endpoint,
             admission: Admission::Admitted,
             authorization: false,
-            media: Media::Known(cmc::BodyEncoding::Json),
+            media: Media::of(endpoint, [content_type.as_bytes()]),
             trailing_slash: false,
-            content_type: None,
+            content_type: Some(HeaderValue::from_static(content_type)),
             body,
             share,
         };

@@ -52,6 +52,7 @@ mod reconcile;
 mod refusals;
 mod refused_backlog;
 mod release;
+mod repeats;
 mod replay;
 mod replicas;
 mod resources;
