@@ -49,11 +49,13 @@ use tracing::{error, info, warn};
 use self::pipeline::{Pipeline, PipelineContext, Purpose};
 use crate::{
     admin::{self, books::BooksCollector, health::Health},
+    cmc::Rules,
     config::{Config, pem_faults},
     ingest::{Intake, StopHandle, TlsContext, WebhookServer},
     leftover::Leftovers,
     logging::DroppedLines,
     metrics::{Metrics, TlsMetrics},
+    repeats::Repeats,
     spool::{SpoolError, SpoolLock},
     stream::Stream,
 };
@@ -114,6 +116,7 @@ impl Bridge {
             metrics.set_enabled(stream, enabled(stream));
         }
         let unknown_logs = report_unknown_logs(&config, &leftovers, &metrics);
+        let repeats = config.ingest.repeat_window.map(Repeats::new).map(Arc::new);
         let (failed, failures) = mpsc::unbounded_channel();
         let context = PipelineContext {
             config: config.clone(),
@@ -121,6 +124,7 @@ impl Bridge {
             failed,
             runtime: Handle::current(),
             purpose: Purpose::Serve,
+            repeats: repeats.clone(),
         };
         let streams = streams::open(context, &streams, PATIENCE).await?;
 
@@ -141,7 +145,10 @@ impl Bridge {
         let is_ready = move || readiness.readiness().is_ready();
         let intake = Intake::new(
             &config.ingest,
-            config.rules(),
+            Rules {
+                repeats,
+                ..config.rules()
+            },
             logs,
             Arc::clone(&metrics),
             is_ready,

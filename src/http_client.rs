@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
@@ -25,7 +25,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::config::text_fault;
+use crate::{config::text_fault, human};
 
 /// How long to wait for one connection, and how long between two tries.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -228,7 +228,19 @@ impl Client {
             };
             let status = answer.status();
             let body = Limited::new(answer.into_body(), self.most);
-            let body = body.collect().await.map_err(io::Error::other)?;
+            let body = body
+                .collect()
+                .await
+                .map_err(|error| match error.is::<LengthLimitError>() {
+                    true => {
+                        let limit = human::exact_size(self.most as u64);
+                        io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            format!("the answer is longer than {limit}"),
+                        )
+                    }
+                    false => io::Error::other(error),
+                })?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             return Ok(Reply { status, text });
         }

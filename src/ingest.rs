@@ -5,6 +5,7 @@
 //! | the health path (`ingest.health_path`) | 200 while webhooks can be made durable, otherwise 503; the same as `/readyz` |
 //! | understood | 200 `ok`, once its events are durable |
 //! | partly understood | 200 `ok`, once first the dead letters and then the events are durable |
+//! | understood, with events that are known to be durable (`ingest.repeats`) | 200 `ok`, once the others are durable |
 //! | malformed | `ingest.malformed_status` (400), once the body is durable as a dead letter |
 //! | an invalid credential | 401 + `WWW-Authenticate`; nothing is stored |
 //! | no credential | 401 as a challenge: sent once the body, up to a size, has been read; the connection is kept |

@@ -39,6 +39,7 @@ pub mod logging;
 pub mod metrics;
 mod plain;
 pub mod reconcile;
+pub mod repeats;
 pub mod replay;
 pub mod sender_api;
 pub mod spool;

@@ -67,6 +67,7 @@ const TRANSACTION_SECONDS: &[f64] = &[
 pub struct Metrics {
     webhooks: [IntCounter; Outcome::ALL.len()],
     parse_failures: IntCounterVec,
+    repeated_events: IntCounterVec,
     acknowledgement_seconds: Histogram,
     connections_recycled: IntCounter,
     credential_uses: IntCounterVec,
@@ -115,6 +116,11 @@ impl Metrics {
                 "cmc_bridge_parse_failures_total",
                 "Bodies and elements that could not be understood",
                 &["scope", "reason"],
+            )?,
+            repeated_events: register.counters(
+                "cmc_bridge_repeated_events_total",
+                "Events of answered webhooks that were not stored again, because they were known to be durable (ingest.repeats)",
+                &["stream"],
             )?,
             acknowledgement_seconds: register.histogram(
                 "cmc_bridge_acknowledgement_seconds",
@@ -227,6 +233,9 @@ impl Metrics {
         }
         for stream in streams {
             metrics.for_stream(*stream);
+            if Stream::EVENTS.contains(stream) {
+                metrics.repeated_events(*stream, 0);
+            }
         }
         Ok(metrics)
     }
@@ -272,6 +281,13 @@ impl Metrics {
                 .inc();
         }
         self.letters.note(stream, failures);
+    }
+
+    /// Counts events of a stream that were not stored again.
+    pub fn repeated_events(&self, stream: Stream, count: u64) {
+        self.repeated_events
+            .with_label_values(&[stream.name()])
+            .inc_by(count);
     }
 
     /// How many requests had each outcome, at [`Outcome::index`].

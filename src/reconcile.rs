@@ -8,8 +8,9 @@
 //! 3. Its producer begins, which shuts out every other reconciliation and ends its open transaction. Only then are the ends of the
 //!    topics read.
 //! 4. It reads the [topics] and keeps a fingerprint of each event in a [ledger].
-//! 5. It [reads each hour](hour) from the sender until two reads agree, and takes each row's event out of the ledger. A row without
-//!    one is a *hole*. An hour whose reads never agree is unsettled, and adds nothing.
+//! 5. It asks for the sender's [counts] of each day: deliveries whose counts agree with the topic are not read, except when it is
+//!    to be thorough. It [reads each other hour](hour) until two reads agree, and takes each row's event out of the ledger. A row
+//!    without one is a *hole*. An hour whose reads never agree is unsettled, and adds nothing.
 //! 6. It waits for the replicas again and reads what has come to the topics meanwhile, which may fill holes.
 //! 7. A hole whose mail and status the ledger still has, in an event that the sender doesn't know, is a *near miss*: perhaps the same
 //!    event in another form. It is listed and not added, unless the operator says so.
@@ -28,6 +29,7 @@
 //! | [`scope`] | the days, hours, compositions and streams that are compared |
 //! | [`replicas`] | whether replicas hold events that are not in Kafka |
 //! | [`topics`] | reads the topics, and refuses those that have forgotten the days |
+//! | [`counts`] | days that are finished by the sender's counts |
 //! | [`ledger`] | fingerprints of the events on the topics |
 //! | [`hour`] | reads an hour from the sender until two reads agree |
 //! | [`add`] | adds holes in transactions |
@@ -35,6 +37,7 @@
 //! | [`error`] | why it ends early |
 
 mod add;
+mod counts;
 mod error;
 mod hour;
 mod ledger;
@@ -49,26 +52,28 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::Time};
 use tokio::runtime::Runtime;
 
+use self::{
+    counts::Agreement,
+    hour::{HourReader, Reading},
+    ledger::Ledger,
+    scope::Hour,
+    topics::TopicSet,
+};
 pub use self::{
     error::ReconcileError,
     hour::{Fate, Hole},
     outcome::{Cell, CellKey, Outcome},
     scope::Scope,
 };
-use self::{
-    hour::{HourReader, Reading},
-    ledger::Ledger,
-    scope::Hour,
-    topics::TopicSet,
-};
 use crate::{
     config::Config,
     http_client::Target,
     kafka::tool_producer::ToolProducer,
-    sender_api::{Question, SenderApi},
+    sender_api::{Question, SenderApi, Span},
+    stream::Stream,
 };
 
 /// How to reconcile.
@@ -78,6 +83,8 @@ pub struct ReconcileOptions {
     pub dry_run: bool,
     /// Adds near misses, too.
     pub add_near: bool,
+    /// Reads the rows of every day, also where the sender's counts agree with the topics.
+    pub thorough: bool,
     /// Reads the topics from their beginning.
     pub read_all: bool,
     /// The admin ports of all replicas.
@@ -137,11 +144,45 @@ pub fn reconcile(
     topics.read(scope, options, &mut ledger, stop, report)?;
 
     let mut outcome = Outcome::new(scope);
-    let hours: Vec<Hour> = scope.hours().collect();
-    let total = hours.len() as u64;
+    let mut hours: Vec<Hour> = scope.hours().collect();
     let mut holes: Vec<Hole> = Vec::new();
     let mut examined = BTreeSet::new();
+    let agreement = match options.thorough {
+        true => Agreement::default(),
+        false => Agreement::find(&mut api, runtime, stop, scope, &ledger)?,
+    };
+    outcome.no_counts = agreement.unusable;
     let mut reader = HourReader::new(&mut api, runtime, stop, options.most);
+    for (day, counted) in agreement.days {
+        let key = CellKey {
+            day: day.day,
+            composition: day.composition,
+            stream: Stream::Deliveries,
+        };
+        let question = Question {
+            stream: Stream::Deliveries,
+            composition: scope.composition(day.composition),
+            begin: day.day.to_datetime(Time::midnight()),
+            span: Span::DayWithStatus(counts::UNCOUNTED),
+        };
+        // Anything unexpected: its hours are read.
+        let Reading::Settled {
+            rows, holes: found, ..
+        } = reader.read(question, key, &mut ledger)?
+        else {
+            continue;
+        };
+        hours.retain(|hour| CellKey::of(hour) != key);
+        ledger.take_counted(day.composition, &day.slots);
+        let cell = outcome.cell(key);
+        cell.sender += counted + rows;
+        cell.counted += counted;
+        for slot in day.slots {
+            examined.insert((day.composition, Stream::Deliveries, slot));
+        }
+        holes.extend(found);
+    }
+    let total = hours.len() as u64;
     for (done, hour) in hours.iter().enumerate() {
         report(Step::Hours {
             done: done as u64,
@@ -150,9 +191,10 @@ pub fn reconcile(
         let question = Question {
             stream: hour.stream,
             composition: scope.composition(hour.composition),
-            hour: hour.begin,
+            begin: hour.begin,
+            span: Span::Hour,
         };
-        match reader.read(question, hour, &mut ledger)? {
+        match reader.read(question, CellKey::of(hour), &mut ledger)? {
             Reading::Settled {
                 rows,
                 elsewhere,

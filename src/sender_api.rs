@@ -1,17 +1,18 @@
 //! The sender's Web API, which knows the events of the last 40 days: one call at a time, with a pause between two.
 //!
-//! `POST <url>/<stream>/list.json`, the parameters as a form. The answer has up to `r` rows of one hour of one composition, from page
-//! `p` on; 204 or an empty list when there are none. Calls are repeated with growing waits when the connection breaks or the answer
-//! is late, 429 or 5xx. Any other answer ends the work; the sender's own errors are shown with code, field and message. The key
-//! appears in no text.
+//! `POST <url>/<list>/list.json`, the parameters as a form. The lists of a stream's events answer with up to `r` rows of one hour of one
+//! composition, from page `p` on; 204 or an empty list when there are none. The list `statistics` has the numbers of mails by day. Calls
+//! are repeated with growing waits when the connection breaks or the answer is late, 429 or 5xx. Any other answer ends the work; the
+//! sender's own errors are shown with code, field and message. The key appears in no text.
 //!
-//! Nothing here says in which order rows come, or that pages stay the same between two calls: see [`crate::reconcile`].
+//! Nothing here says in which order rows come, or that pages stay the same between two calls: see [`crate::reconcile`]. Each call is
+//! bounded in time and memory, whatever the other side sends.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use jiff::civil::DateTime;
+use jiff::civil::{Date, DateTime};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -20,15 +21,18 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
+    cmc::{Secrets, mask},
     config,
     http_client::{Client, Target, trust},
+    human,
+    plain::visible,
     stream::Stream,
 };
 
 /// Rows of a page: the most that the sender gives.
 const ROWS: usize = 100;
-/// Maximum length of an answer in bytes.
-const ANSWER: usize = 64 << 20;
+/// Maximum length of an answer in bytes; a page of long rows has a few hundred thousand.
+const ANSWER: usize = 16 << 20;
 /// The waits before a call is repeated.
 const WAITS: [Duration; 6] = [
     Duration::from_secs(1),
@@ -48,14 +52,23 @@ pub enum ApiError {
     #[error("{0}")]
     Configuration(String),
     /// It refuses the call. The same call will be refused again.
-    #[error("the sender's Web API refuses {path}: {why}")]
-    Refused { path: String, why: String },
+    #[error("the sender's Web API refuses {url}: {why}. {cure}")]
+    Refused {
+        url: String,
+        why: String,
+        cure: &'static str,
+    },
     /// It answers something else than what is documented.
-    #[error("the sender's Web API answers {path} with something that is not understood: {why}")]
-    NotUnderstood { path: String, why: String },
-    /// It is not available, after several tries.
-    #[error("the sender's Web API is not available ({path}, {} tries): {why}", WAITS.len() + 1)]
-    Unavailable { path: String, why: String },
+    #[error("the sender's Web API answers {url} with something that is not understood: {why}")]
+    NotUnderstood { url: String, why: String },
+    /// It is not available.
+    #[error("the sender's Web API is not available ({url}, tries: {tries}): {why}. {cure}")]
+    Unavailable {
+        url: String,
+        tries: usize,
+        why: String,
+        cure: &'static str,
+    },
 }
 
 /// The rows to ask for.
@@ -63,9 +76,29 @@ pub enum ApiError {
 pub struct Question<'q> {
     pub stream: Stream,
     pub composition: &'q str,
-    /// The date and the hour, in the console's time zone.
-    pub hour: DateTime,
+    /// A time in the console's zone.
+    pub begin: DateTime,
+    pub span: Span,
 }
+
+/// Which rows of a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// Those of the hour that begins then.
+    Hour,
+    /// Those with this status.
+    DayWithStatus(&'static str),
+}
+
+/// The numbers of a composition's mails on a day, as the sender counts them: by status, in the order of [`COUNTED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DayCounts {
+    pub day: Date,
+    pub counts: [u64; COUNTED.len()],
+}
+
+/// The statuses of deliveries that the sender counts. It counts neither deferred deliveries nor bounces.
+pub const COUNTED: [&str; 3] = ["queued", "succeeded", "failed"];
 
 /// A client of the API.
 pub struct SenderApi<'c> {
@@ -75,6 +108,8 @@ pub struct SenderApi<'c> {
     clients: BTreeMap<String, Client>,
     target: Target,
     trust: Option<tokio_rustls::TlsConnector>,
+    /// The waits before a call is repeated.
+    waits: &'static [Duration],
     /// When the next call may begin.
     next: Instant,
 }
@@ -111,8 +146,25 @@ impl<'c> SenderApi<'c> {
             clients: BTreeMap::new(),
             target,
             trust,
+            waits: &WAITS,
             next: Instant::now(),
         })
+    }
+
+    /// The same client, which makes each call only once.
+    pub fn without_repeats(mut self) -> SenderApi<'c> {
+        self.waits = &[];
+        self
+    }
+
+    /// The address of a list.
+    pub fn url(&self, list: &str) -> String {
+        self.list(list).url()
+    }
+
+    fn list(&self, list: &str) -> Target {
+        let base = self.target.path.trim_end_matches('/');
+        self.target.with_path(&format!("{base}/{list}/list.json"))
     }
 
     /// One page of rows, from 0; none after the last page. Each row is a JSON object.
@@ -124,55 +176,116 @@ impl<'c> SenderApi<'c> {
         question: Question<'_>,
         page: usize,
     ) -> Result<Vec<Box<RawValue>>, ApiError> {
-        let list = question.stream.name();
-        let path = format!("{}/{list}/list.json", self.target.path.trim_end_matches('/'));
-        let form = self.form(question, page);
-        let mut waits = WAITS.into_iter();
+        let hour = question.begin.hour().to_string();
+        let part = match question.span {
+            Span::Hour => ("hour", hour.as_str()),
+            Span::DayWithStatus(status) => ("status", status),
+        };
+        let (date, page, rows) = (
+            question.begin.date().to_string(),
+            page.to_string(),
+            ROWS.to_string(),
+        );
+        let form = self.form(&[
+            ("server_composition", question.composition),
+            ("date", &date),
+            part,
+            ("p", &page),
+            ("r", &rows),
+        ]);
+        self.ask(question.stream.name(), form).await
+    }
+
+    /// The counts of a composition's mails in the month of this day, in no order. A day may be missing or come more than once.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn counts(&mut self, composition: &str, month: Date) -> Result<Vec<DayCounts>, ApiError> {
+        let (year, month) = (month.year().to_string(), month.month().to_string());
+        let form = self.form(&[
+            ("server_composition", composition),
+            ("year", &year),
+            ("month", &month),
+        ]);
+        let rows = self.ask("statistics", form).await?;
+        let counts = rows.iter().map(|row| {
+            let row: serde_json::Value = serde_json::from_str(row.get()).ok()?;
+            let day = row["date"].as_str()?.parse().ok()?;
+            let number = |name: &str| match &row[name] {
+                serde_json::Value::String(text) => text.parse().ok(),
+                other => other.as_u64(),
+            };
+            let [queued, succeeded, failed] = COUNTED.map(number);
+            Some(DayCounts {
+                day,
+                counts: [queued?, succeeded?, failed?],
+            })
+        });
+        // What isn't understood says nothing about its day.
+        Ok(counts.flatten().collect())
+    }
+
+    /// The rows of a list.
+    async fn ask(&mut self, list: &str, form: Bytes) -> Result<Vec<Box<RawValue>>, ApiError> {
+        let target = self.list(list);
+        let url = target.url();
+        let mut waits = self.waits.iter();
+        let unavailable = |why, cure, tries| ApiError::Unavailable {
+            url: url.clone(),
+            tries,
+            why,
+            cure,
+        };
         loop {
             sleep_until(self.next).await;
-            let answer = self.call(&path, form.clone()).await;
+            let answer = self.call(&target, form.clone()).await;
             self.next = Instant::now() + self.config.pause;
-            let why = match answer {
+            let tries = self.waits.len() - waits.len() + 1;
+            let (why, cure) = match answer {
                 Ok((StatusCode::NO_CONTENT, _)) => return Ok(Vec::new()),
-                Ok((StatusCode::OK, text)) => return self.rows(&path, list, &text),
-                Ok((status, text)) if may_pass(status) => self.shown(status, &text),
-                Ok((status, text)) => {
-                    let why = self.shown(status, &text);
-                    return Err(ApiError::Refused { path, why });
+                Ok((StatusCode::OK, text)) => return self.rows(url, list, &text),
+                Ok((status, text)) if may_pass(status) => {
+                    (self.shown(status, &text), "Try again later, or ask the sender")
                 }
-                // A certificate that isn't trusted, and the like.
+                Ok((status, text)) => return Err(self.refused(url, status, &text)),
+                // A certificate that isn't trusted, an endless answer, and the like.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    let why = error.to_string();
-                    return Err(ApiError::Unavailable { path, why });
+                    let cure = "Check that sender_api.url is the sender's, and sender_api.ca_file the authority that signed its certificate";
+                    return Err(unavailable(error.to_string(), cure, tries));
                 }
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    let why = match error.kind() {
+                        io::ErrorKind::TimedOut => {
+                            let limit = human::exact_duration(self.config.timeout);
+                            format!("no whole answer within {limit} (sender_api.timeout)")
+                        }
+                        _ => error.to_string(),
+                    };
+                    let cure = "Check sender_api.url, name resolution, and that firewalls and network policies let this machine reach it";
+                    (why, cure)
+                }
             };
             match waits.next() {
-                Some(wait) => sleep(wait).await,
-                None => return Err(ApiError::Unavailable { path, why }),
+                Some(wait) => sleep(*wait).await,
+                None => return Err(unavailable(why, cure, tries)),
             }
         }
     }
 
-    fn form(&self, question: Question<'_>, page: usize) -> Bytes {
-        let (date, hour) = (question.hour.date().to_string(), question.hour.hour().to_string());
-        let (page, rows) = (page.to_string(), ROWS.to_string());
-        let fields = [
+    /// A form with the account and these fields.
+    fn form(&self, fields: &[(&str, &str)]) -> Bytes {
+        let account = [
             ("api_user", self.account.user.as_str()),
             ("api_key", self.account.key.expose_secret()),
-            ("server_composition", question.composition),
-            ("date", &date),
-            ("hour", &hour),
-            ("p", &page),
-            ("r", &rows),
         ];
+        let fields = account.iter().chain(fields);
         let fields = fields.map(|(name, value)| format!("{name}={}", encoded(value)));
-        fields.join("&").into()
+        fields.collect::<Vec<_>>().join("&").into()
     }
 
-    async fn call(&mut self, path: &str, form: Bytes) -> io::Result<(StatusCode, String)> {
-        let client = self.clients.entry(path.to_owned()).or_insert_with(|| {
-            Client::new(self.target.with_path(path), None)
+    async fn call(&mut self, target: &Target, form: Bytes) -> io::Result<(StatusCode, String)> {
+        let client = self.clients.entry(target.path.clone()).or_insert_with(|| {
+            Client::new(target.clone(), None)
                 .with_trust(self.trust.clone())
                 .with_most(ANSWER)
         });
@@ -182,21 +295,21 @@ impl<'c> SenderApi<'c> {
         Ok((reply.status, reply.text))
     }
 
-    fn rows(&self, path: &str, list: &str, text: &str) -> Result<Vec<Box<RawValue>>, ApiError> {
+    fn rows(&self, url: String, list: &str, text: &str) -> Result<Vec<Box<RawValue>>, ApiError> {
+        let shown = || self.shown(StatusCode::OK, text);
+        // An error may repeat a part of the answer.
         let not_understood = |why: String| ApiError::NotUnderstood {
-            path: path.to_owned(),
-            why,
+            url: url.clone(),
+            why: self.masked(&why),
         };
-        let shown = self.shown(StatusCode::OK, text);
         let mut answer: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_str(text).map_err(|error| not_understood(format!("{error}; {shown}")))?;
+            serde_json::from_str(text).map_err(|error| not_understood(format!("{error}; {}", shown())))?;
         if answer.contains_key("errors") {
-            let (path, why) = (path.to_owned(), shown);
-            return Err(ApiError::Refused { path, why });
+            return Err(self.refused(url, StatusCode::OK, text));
         }
         let rows = answer
             .remove(list)
-            .ok_or_else(|| not_understood(format!("it has no member {list}; {shown}")))?;
+            .ok_or_else(|| not_understood(format!("it has no member {list}; {}", shown())))?;
         let rows: Vec<Box<RawValue>> = serde_json::from_str(rows.get())
             .map_err(|error| not_understood(format!("its member {list} is no list: {error}")))?;
         if rows.iter().any(|row| !row.get().starts_with('{')) {
@@ -205,14 +318,34 @@ impl<'c> SenderApi<'c> {
         Ok(rows)
     }
 
+    fn refused(&self, url: String, status: StatusCode, text: &str) -> ApiError {
+        let errors = errors(text).unwrap_or_default();
+        let names = |name: &str| errors.iter().any(|error| error.field == name);
+        let cure = if names("server_composition") {
+            "Check the name of the composition (sender_api.server_compositions, --server-composition), and that this API user may see it"
+        } else if names("api_user") || names("api_key") || status == StatusCode::UNAUTHORIZED {
+            "Check sender_api.user and sender_api.key against the sender's console"
+        } else if status == StatusCode::NOT_FOUND || status.is_redirection() {
+            "Check sender_api.url: it ends with the API's version, such as https://api.smtps.jp/transaction/v2"
+        } else {
+            "Check the composition's name, the API user, its key, and its right to refer to data in the sender's console"
+        };
+        let why = self.shown(status, text);
+        ApiError::Refused { url, why, cure }
+    }
+
+    /// A text without the key in any spelling. A short key is only found as it is and as it was sent.
+    fn masked(&self, text: &str) -> String {
+        let key = self.account.key.expose_secret();
+        let text = mask(text.as_bytes(), &Secrets::new([key]));
+        let text = String::from_utf8_lossy(&text);
+        text.replace(key, "***").replace(&encoded(key), "***")
+    }
+
     /// An answer on one line: the sender's errors if it has any, otherwise its beginning. Without the key.
     fn shown(&self, status: StatusCode, text: &str) -> String {
-        #[derive(Deserialize)]
-        struct Errors {
-            errors: Vec<SenderError>,
-        }
-        let said = match serde_json::from_str::<Errors>(text) {
-            Ok(Errors { errors }) => {
+        let said = match errors(text) {
+            Some(errors) => {
                 let errors = errors.iter().map(|error| {
                     let said = [
                         ("code", &error.code),
@@ -228,14 +361,21 @@ impl<'c> SenderApi<'c> {
                 });
                 errors.collect::<Vec<_>>().join("; ")
             }
-            Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" "),
+            None => text.split_whitespace().collect::<Vec<_>>().join(" "),
         };
-        let key = self.account.key.expose_secret();
-        // As it is, and as it was sent.
-        let said = said.replace(key, "***").replace(&encoded(key), "***");
-        let said: String = said.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+        let said: String = visible(&self.masked(&said)).chars().take(SHOWN).collect();
         format!("{status}: {said}")
     }
+}
+
+/// The sender's errors in an answer.
+fn errors(text: &str) -> Option<Vec<SenderError>> {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<SenderError>,
+    }
+    let answer: Errors = serde_json::from_str(text).ok()?;
+    Some(answer.errors)
 }
 
 /// A value in a form.

@@ -79,6 +79,14 @@ impl Stream {
             Stream::Blocks | Stream::DeadLetters => &["other"],
         }
     }
+
+    /// Where a status stands among [`Stream::statuses`] (`None`: the event has none).
+    pub fn status_index(self, status: Option<&str>) -> usize {
+        let known = self.statuses();
+        status
+            .and_then(|status| known.iter().position(|k| *k == status))
+            .unwrap_or(known.len() - 1)
+    }
 }
 
 impl fmt::Display for Stream {
@@ -94,11 +102,14 @@ pub struct Tally([u32; 13]);
 impl Tally {
     /// Counts one event of `stream` whose `status` member has this text (`None`: no such member, or no string).
     pub fn count(&mut self, stream: Stream, status: Option<&str>) {
-        let known = stream.statuses();
-        let index = status
-            .and_then(|status| known.iter().position(|k| *k == status))
-            .unwrap_or(known.len() - 1);
-        self.0[index] += 1;
+        self.0[stream.status_index(status)] += 1;
+    }
+
+    /// Counts one event whose status stands there among [`Stream::statuses`].
+    pub fn count_at(&mut self, status: usize) {
+        if let Some(count) = self.0.get_mut(status) {
+            *count += 1;
+        }
     }
 
     /// The counts, in the order of [`Stream::statuses`]; entries beyond the stream's list are zero.

@@ -80,6 +80,7 @@ pub async fn drain(
         failed,
         runtime: Handle::current(),
         purpose: Purpose::Drain,
+        repeats: None,
     });
     let pipelines = streams
         .iter()

@@ -29,6 +29,7 @@ use crate::{
         options::{LaneOptions, Timing},
     },
     metrics::{BlockReason, Metrics},
+    repeats::Repeats,
     spool::{Appender, Backlog, Log, LogMetrics, LogOptions, SpoolError, storage::FileSystem},
     stream::Stream,
 };
@@ -44,6 +45,8 @@ pub(super) struct PipelineContext {
     pub failed: mpsc::UnboundedSender<SpoolError>,
     pub runtime: Handle,
     pub purpose: Purpose,
+    /// What is to know the events that the logs hold.
+    pub repeats: Option<Arc<Repeats>>,
 }
 
 impl PipelineContext {
@@ -223,6 +226,7 @@ impl Opening {
                 path: self.options().dir,
                 source,
             };
+            let backlog = self.with_repeats(backlog);
             let lane = self.start_lane(backlog).map_err(|error| {
                 // The log has taken webhooks, and closes for good: only a new process can open it again.
                 let same = error.raw_os_error().map(io::Error::from_raw_os_error);
@@ -293,6 +297,21 @@ impl Opening {
         let backlog_events = self.books.snapshot().backlog();
         info!(%stream, backlog_events, "the log is open");
         Ok((log, backlog))
+    }
+
+    /// Makes the events that the log holds known, before the lane begins to let go of them. It takes webhooks meanwhile.
+    fn with_repeats(&self, mut backlog: Backlog) -> Backlog {
+        if let Some(repeats) = &self.context.repeats
+            && Stream::EVENTS.contains(&self.stream)
+            && self.context.takes_webhooks(self.stream)
+        {
+            let stream = self.stream;
+            let read = backlog.each_held(|payload| repeats.note_batch(stream, payload));
+            if let Err(error) = read {
+                warn!(%stream, %error, "repeats of events after this place in the log are not recognised");
+            }
+        }
+        backlog
     }
 
     fn start_lane(&self, backlog: Backlog) -> io::Result<LaneThread> {

@@ -1,13 +1,13 @@
 //! `cmc-bridge check`: shows what would run with this configuration, and warns.
 //!
-//! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it also asks Kafka and the disk.
+//! Opens no port, asks no broker and writes nothing; with `--live` ([`live`]) it also asks Kafka, the disk and the sender's Web API.
 //!
 //! # Files
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`directory`] | looks at the spool's directory |
-//! | [`live`] | check --live: asks Kafka and the disk |
+//! | [`live`] | check --live: asks Kafka, the disk and the sender's Web API |
 
 mod directory;
 mod live;
@@ -20,11 +20,12 @@ use self::directory::Directory;
 use super::config_args::ConfigArgs;
 use crate::{
     cli::exit::Exit,
-    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, pem_faults, shown_path},
+    config::{Auth, Config, CredentialKind, Delivery, Loaded, Origin, SenderApi, pem_faults, shown_path},
     human,
     ingest::Pair,
     kafka::probe::make_clients,
     leftover::Leftovers,
+    plain::visible,
     spool::Durability,
     stream::Stream,
 };
@@ -39,7 +40,7 @@ Examples:
 pub struct CheckArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Also ask Kafka and the disk: brokers, topics and their settings, rights, sync times, free space
+    /// Also ask Kafka, the disk and the sender's API: brokers, topics, rights, sync times, free space, the API's user and key
     ///
     /// Changes nothing: creates no topic and sends no event. Each line says ok, warn or FAIL, with the cause and what to
     /// do. Exits with 69 if any line is FAIL.
@@ -47,7 +48,7 @@ pub struct CheckArgs {
     pub live: bool,
 }
 
-/// Checks the configuration and, with `--live`, Kafka and the disk.
+/// Checks the configuration and, with `--live`, Kafka, the disk and the sender's Web API.
 ///
 /// # Errors
 /// 78: `serve` would refuse the configuration. 69: with `--live`, something else would stop it.
@@ -156,6 +157,7 @@ fn summary(
         let names: Vec<&str> = kafka.properties.keys().map(String::as_str).collect();
         writeln!(out, "              with {}", names.join(", "))?;
     }
+    writeln!(out, "sender API    {}", sender_api(&config.sender_api))?;
     for stream in Stream::ALL {
         let settings = config.stream(stream);
         match settings.enabled {
@@ -169,6 +171,19 @@ fn summary(
         }
     }
     Ok(())
+}
+
+/// What `reconcile` would ask.
+fn sender_api(api: &SenderApi) -> String {
+    let Some(account) = &api.account else {
+        return "no user and key, so reconcile has nothing to ask".to_owned();
+    };
+    let names: Vec<&str> = api.server_compositions.iter().map(String::as_str).collect();
+    let names = match names.as_slice() {
+        [] => "no compositions".to_owned(),
+        names => names.join(", "),
+    };
+    format!("{} as {}: {}", api.url, visible(&account.user), visible(&names))
 }
 
 fn credentials(auth: &Auth) -> String {
@@ -297,6 +312,11 @@ fn warnings(config: &Config, directory: &Directory, pair: Option<&Pair>) -> Vec<
                 .to_owned(),
         );
     }
+    if config.sender_api.account.is_some()
+        && let Err(error) = crate::sender_api::SenderApi::new(&config.sender_api)
+    {
+        warnings.push(format!("{error}: reconcile would end with 64"));
+    }
     warnings.extend(pem_faults(&kafka.properties));
     let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for stream in enabled(config) {
@@ -352,6 +372,7 @@ mod tests {
             "deliveries -> topic cmc.deliveries",
             "blocks is disabled",
             "dead_letters -> topic cmc.dead-letters",
+            "sender API    no user and key",
             "is valid",
         ] {
             assert!(out.contains(part), "no {part:?} in\n{out}");
@@ -366,7 +387,15 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         let marked = dir.path().join("ca.pem");
         std::fs::write(&marked, "\u{FEFF}-----BEGIN").unwrap();
-        let cases: [(&[(&str, &str)], &str); 8] = [
+        let cases: [(&[(&str, &str)], &str); 9] = [
+            (
+                &[
+                    ("SENDER_API__USER", "reader"),
+                    ("SENDER_API__KEY", "k"),
+                    ("SENDER_API__CA_FILE", file.to_str().unwrap()),
+                ],
+                "sender_api.ca_file: ",
+            ),
             (
                 &[("INGEST__TIME_ZONES__TRANSACTIONAL_EMAIL", "UTC")],
                 "ingest.time_zones.transactional_email: a variable can't have a hyphen",

@@ -10,8 +10,8 @@ mod report;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use clap::{Args, ValueEnum};
-use jiff::{SignedDuration, Timestamp, civil::Date};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
+use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 use tokio::runtime::Runtime;
 
 use self::report::{print_json, print_text};
@@ -64,14 +64,14 @@ enum ListedStream {
 pub struct ReconcileArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// First day, in the time zone of the console (ingest.time_zone) [default: yesterday]
+    /// First day, in the time zone of the console (ingest.time_zone) [default: the last day that has been over for --settle]
     #[arg(long, value_name = "DATE")]
     from: Option<Date>,
-    /// Last day [default: --from, or yesterday]
+    /// Last day [default: --from]
     #[arg(long, value_name = "DATE")]
     to: Option<Date>,
     /// Server compositions to ask for [default: sender_api.server_compositions]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     server_composition: Vec<String>,
     /// Streams to compare
     #[arg(long, value_enum, value_delimiter = ',', default_value = "deliveries,bounces")]
@@ -82,6 +82,13 @@ pub struct ReconcileArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Read every event from the sender, even on days whose counts agree
+    ///
+    /// Without it, the sender's counts of a day's deliveries by status are compared first. Where they agree, only its deferred ones
+    /// and its bounces are read one by one. A missing event goes unnoticed there if another one of its status is on the topic and
+    /// unknown to the sender.
+    #[arg(long)]
+    thorough: bool,
     /// Add near misses, too
     #[arg(long)]
     add_near: bool,
@@ -124,11 +131,17 @@ pub fn run(args: &ReconcileArgs, out: &mut Output) -> Result<(), Exit> {
     let options = ReconcileOptions {
         dry_run: args.dry_run,
         add_near: args.add_near,
+        thorough: args.thorough,
         read_all: args.read_all,
         replicas: args.replica.clone(),
         wait: Duration::from_secs(args.wait.into()),
         most: args.most as usize,
     };
+    if args.replica.is_empty() && !args.dry_run {
+        say(format_args!(
+            "warning: no --replica is given. An event that still waits in a spool would be added, and be on its topic twice"
+        ));
+    }
     let stop = stop_flag()?;
     let runtime = Runtime::new()?;
     let progress = ProgressBar::start();
@@ -162,18 +175,18 @@ pub fn run(args: &ReconcileArgs, out: &mut Output) -> Result<(), Exit> {
 
 fn scope(args: &ReconcileArgs, config: &Config) -> Result<Scope, Exit> {
     let zone = &config.ingest.time_zone;
-    let yesterday = || {
-        let today = zone.to_datetime(Timestamp::now()).date();
-        today.yesterday().map_err(|error| Exit::Usage(error.to_string()))
-    };
-    let from = args.from.or(args.to).map_or_else(yesterday, Ok)?;
-    let to = args.to.unwrap_or(from);
+    let settle = SignedDuration::from_mins(args.settle.into());
     let names = match args.server_composition.as_slice() {
         [] => &config.sender_api.server_compositions,
         given => given,
     };
     let zone_of = |name: &String| config.ingest.time_zones.get(name).unwrap_or(zone).clone();
     let compositions: BTreeMap<_, _> = names.iter().map(|name| (name.clone(), zone_of(name))).collect();
+    let from = args
+        .from
+        .or(args.to)
+        .unwrap_or_else(|| last_day(Timestamp::now(), settle, compositions.values()));
+    let to = args.to.unwrap_or(from);
     let mut streams: Vec<Stream> = Vec::new();
     for stream in &args.stream {
         let stream = match stream {
@@ -188,8 +201,18 @@ fn scope(args: &ReconcileArgs, config: &Config) -> Result<Scope, Exit> {
             streams.push(stream);
         }
     }
-    let settle = SignedDuration::from_mins(args.settle.into());
     Scope::new(from, to, compositions, streams, settle).map_err(|error| Exit::Usage(error.to_string()))
+}
+
+/// The last day that has been over for `settle` in all these zones. With a zone behind the others, a day that is over only in some
+/// would lose its last hours: the next day's run doesn't come back to them.
+fn last_day<'z>(now: Timestamp, settle: SignedDuration, zones: impl Iterator<Item = &'z TimeZone>) -> Date {
+    let settled = now.checked_sub(settle).unwrap_or(now);
+    let days = zones.map(|zone| zone.to_datetime(settled).date());
+    let earliest = days
+        .min()
+        .unwrap_or_else(|| TimeZone::UTC.to_datetime(settled).date());
+    earliest.yesterday().unwrap_or(earliest)
 }
 
 /// Whether all is well.
@@ -203,9 +226,11 @@ impl Verdict {
     fn of(outcome: &Outcome, dry_run: bool) -> Verdict {
         let sum = |number: fn(&crate::reconcile::Cell) -> u64| outcome.sum(number);
         let (unsettled, added) = (sum(|cell| cell.unsettled), sum(|cell| cell.added));
+        let only_counted = sum(|cell| cell.counted) > 0;
         let left = outcome.left.len();
         let (code, sentence) = if unsettled > 0 {
-            let text = "NOT DECIDED: the sender's answers for some hours never agreed, so nothing was added for them. Run it again later";
+            let text = "NOT DECIDED: the sender's answers for some hours never agreed, or repeated a page, so nothing was added for them. Run it \
+                        again later";
             (75, text.to_owned())
         } else if outcome.elsewhere > 0 {
             let text = "NOT DECIDED: the sender lists rows under another hour than they name, and they were not compared there. Check \
@@ -225,16 +250,23 @@ impl Verdict {
                     "INCOMPLETE: {left} events are still missing on the topics: near misses, or events that don't fit. See above"
                 ),
             )
-        } else if added > 0 {
-            (
-                0,
-                "ALL IS WELL: the topics now have every event that the sender has".to_owned(),
-            )
+        } else if sum(|cell| cell.sender) == 0 {
+            let text = "ALL IS WELL: the sender has no events of these days. If it should, check the names of the compositions";
+            (0, text.to_owned())
         } else {
-            (
-                0,
-                "ALL IS WELL: the topics have every event that the sender has".to_owned(),
-            )
+            let now = if added > 0 { "now " } else { "" };
+            let by_counts = match only_counted {
+                true => ", as far as its counts tell (--thorough compares each event)",
+                false => "",
+            };
+            let hours = match outcome.too_early {
+                0 => "",
+                _ => " of the hours that are over for long enough",
+            };
+            let text = format!(
+                "ALL IS WELL: the topics {now}have every event that the sender has{hours}{by_counts}"
+            );
+            (0, text)
         };
         Verdict { code, sentence }
     }
@@ -260,5 +292,32 @@ impl From<ReconcileError> for Exit {
             | ReconcileError::Stopped
             | ReconcileError::Adding { .. } => Exit::Unavailable(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_the_last_day_that_is_over_everywhere() {
+        let zones = |names: &[&str]| -> Vec<TimeZone> {
+            names.iter().map(|name| TimeZone::get(name).unwrap()).collect()
+        };
+        let day = |now: &str, minutes, names: &[&str]| {
+            let settle = SignedDuration::from_mins(minutes);
+            last_day(now.parse().unwrap(), settle, zones(names).iter()).to_string()
+        };
+        // 04:10 in Tokyo.
+        let night = "2026-10-01T19:10:00Z";
+        assert_eq!(day(night, 60, &["Asia/Tokyo"]), "2026-10-01");
+        assert_eq!(day(night, 60, &["Asia/Tokyo", "UTC"]), "2026-09-30");
+        assert_eq!(day(night, 60, &[]), "2026-09-30");
+        // 00:30 in Tokyo: the last hour of yesterday has not been over for long enough.
+        let midnight = "2026-10-01T15:30:00Z";
+        assert_eq!(day(midnight, 60, &["Asia/Tokyo"]), "2026-09-30");
+        assert_eq!(day(midnight, 29, &["Asia/Tokyo"]), "2026-10-01");
+        // Clocks went back at 03:00 to 02:00.
+        assert_eq!(day("2026-10-26T00:30:00Z", 60, &["Europe/Berlin"]), "2026-10-25");
     }
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use uuid::Uuid;
 
 use super::{
     elements::Element,
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     batch::{Batch, BatchBuilder, alone_in_batch},
     dead_letter::{DeadLetter, Failure, Reason, rfc3339_micros},
+    repeats::Repeats,
     stream::{Stream, Tally},
 };
 
@@ -35,6 +37,10 @@ pub struct Split {
     pub dead_letters: Option<(Batch, Tally)>,
     /// One entry for each dead letter, however many parts it has.
     pub failures: Vec<Failure>,
+    /// The ids of `events`, if repeats are to be recognised; otherwise none.
+    pub ids: Vec<Uuid>,
+    /// How many events were left out, because they are known to be durable.
+    pub repeated: u64,
 }
 
 /// Where events come from.
@@ -86,31 +92,31 @@ fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin:
         Ok(Content::Mail(mail)) => return split_inbound(mail, opened, rules, request),
         Err(malformed) => {
             return Split {
-                events: None,
                 dead_letters: Some(dead_letter_body(malformed, opened, rules, request)),
                 failures: vec![Failure::whole(malformed.reason)],
+                ..Split::default()
             };
         }
     };
     let Some(stream) = envelope.stream else {
         let unknown = Malformed::unknown_event_type();
         return Split {
-            events: None,
             dead_letters: Some(dead_letter_body(&unknown, opened, rules, request)),
             failures: vec![Failure::whole(unknown.reason)],
+            ..Split::default()
         };
     };
     let mut letters = DeadLetters::new(opened, rules, request);
-    let events = split_events(stream, envelope, opened, rules, request, origin, &mut letters);
+    let split = split_events(stream, envelope, opened, rules, request, origin, &mut letters);
     for Unexpected { name, value } in &envelope.unexpected {
         let name = letters.name(name.as_deref());
         letters.add(Reason::UnexpectedMember, None, &name, value.as_bytes());
     }
     let failures = std::mem::take(&mut letters.failures);
     Split {
-        events,
         dead_letters: letters.finish(),
         failures,
+        ..split
     }
 }
 
@@ -124,9 +130,9 @@ fn split_inbound(mail: &Mail<'_>, opened: &Opened<'_>, rules: &Rules, request: &
         Err(MailTooLarge) => {
             let malformed = Malformed::mail_too_large();
             Split {
-                events: None,
                 dead_letters: Some(dead_letter_body(&malformed, opened, rules, request)),
                 failures: vec![Failure::whole(malformed.reason)],
+                ..Split::default()
             }
         }
     }
@@ -160,7 +166,7 @@ fn split_events(
     request: &Request<'_>,
     origin: Origin,
     letters: &mut DeadLetters<'_>,
-) -> Option<(Stream, Batch, Tally)> {
+) -> Split {
     let text = &*envelope.text;
     let composition = opened.server_composition.as_deref().unwrap_or_default();
     let common = Common::new(stream, composition, request.received_at_micros);
@@ -182,6 +188,10 @@ fn split_events(
         batch: BatchBuilder::new(request.received_at_micros, headers, prefix.as_bytes(), capacity),
         tally: Tally::default(),
         scratch: String::new(),
+        repeats: rules.repeats.as_deref(),
+        received_at_micros: request.received_at_micros,
+        new: Vec::new(),
+        repeated: 0,
     };
     for member in &envelope.event.members {
         let name = member.name.decode(text);
@@ -209,7 +219,12 @@ fn split_events(
         }
     }
     let batch = writer.batch.finish();
-    (batch.events() > 0).then_some((stream, batch, writer.tally))
+    Split {
+        events: (batch.events() > 0).then_some((stream, batch, writer.tally)),
+        ids: writer.new,
+        repeated: writer.repeated,
+        ..Split::default()
+    }
 }
 
 /// An estimate of the bytes that an event adds to its own in a batch: key, headers, lengths.
@@ -282,6 +297,12 @@ struct EventWriter<'w> {
     tally: Tally,
     /// Holds a decoded string while an event is written.
     scratch: String,
+    repeats: Option<&'w Repeats>,
+    received_at_micros: i64,
+    /// With `repeats`: the ids of the events in `batch`.
+    new: Vec<Uuid>,
+    /// How many events were left out, because they are known.
+    repeated: u64,
 }
 
 impl EventWriter<'_> {
@@ -317,13 +338,19 @@ impl EventWriter<'_> {
             .and_then(|id| id.decode_up_to(MAX_KEY, self.text, &mut self.scratch))
             .filter(|id| !id.is_empty());
         let mut id_buffer = [0; 36];
-        let id = match self.origin {
-            Origin::Webhook => self.ids.id(raw.as_bytes(), &mut id_buffer),
-            Origin::Api => {
-                let canonical = Members::read(raw).canonical(self.stream);
-                self.ids.id(canonical.as_bytes(), &mut id_buffer)
-            }
+        let uuid = match self.origin {
+            Origin::Webhook => self.ids.uuid(raw.as_bytes()),
+            Origin::Api => self
+                .ids
+                .uuid(Members::read(raw).canonical(self.stream).as_bytes()),
         };
+        if let Some(repeats) = self.repeats
+            && repeats.is_known(self.stream, &uuid, self.received_at_micros)
+        {
+            self.repeated += 1;
+            return Ok(());
+        }
+        let id = &*uuid.hyphenated().encode_lower(&mut id_buffer);
 
         let mut headers: [(&str, &[u8]); 3] = [("ce_id", id.as_bytes()), ("", b""), ("", b"")];
         let mut count = 1;
@@ -343,6 +370,9 @@ impl EventWriter<'_> {
         }
         self.batch.push(key, headers, &[comma, rest]);
         self.tally = tally;
+        if self.repeats.is_some() {
+            self.new.push(uuid);
+        }
         Ok(())
     }
 }

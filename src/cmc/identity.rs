@@ -67,6 +67,8 @@ pub struct Row {
     pub version_1: Uuid,
     /// The same for all its kin.
     pub kin: u64,
+    /// Where its status stands among [`Stream::statuses`].
+    pub status: usize,
     /// The time that its `created` names.
     pub created: Option<DateTime>,
 }
@@ -80,6 +82,8 @@ pub struct OnTopic {
     pub id: Uuid,
     /// The same for all its kin.
     pub kin: u64,
+    /// Where its status stands among [`Stream::statuses`].
+    pub status: usize,
     /// The time that its `created` names.
     pub created: Option<DateTime>,
 }
@@ -93,6 +97,7 @@ impl Row {
             id: ids.uuid(members.canonical(stream).as_bytes()),
             version_1: ids.uuid(members.version_1(stream).as_bytes()),
             kin: members.kin(&ids),
+            status: members.status(stream),
             created: members.created(),
         }
     }
@@ -123,6 +128,7 @@ pub fn on_topic(value: &[u8]) -> Option<OnTopic> {
         stream,
         id: ids.uuid(form.as_bytes()),
         kin: members.kin(&ids),
+        status: members.status(stream),
         created: members.created(),
         composition: composition.into_owned(),
     })
@@ -255,6 +261,10 @@ impl<'t> Members<'t> {
         let id = ids.uuid(format!("{id}\0{status}").as_bytes());
         // The version and the variant are in the middle.
         id.as_u64_pair().0.rotate_left(16) ^ id.as_u64_pair().1
+    }
+
+    fn status(&self, stream: Stream) -> usize {
+        stream.status_index(Some(self.get("status").text()))
     }
 
     fn created(&self) -> Option<DateTime> {

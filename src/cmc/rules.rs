@@ -1,11 +1,11 @@
 //! What a deployment decides about webhooks, and the limits that nobody can change.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::tz::TimeZone;
 
 use super::{mask::Secrets, request::Endpoint};
-use crate::stream::Stream;
+use crate::{repeats::Repeats, stream::Stream};
 
 /// Maximum number of levels of objects and lists in an element, counting the element itself as one.
 pub const MAX_DEPTH: usize = 64;
@@ -36,6 +36,8 @@ pub struct Rules {
     pub secrets: Secrets,
     /// Received mail; `None` if its stream is not enabled.
     pub inbound: Option<InboundRules>,
+    /// The events that are known to be durable and left out; `None` if repeats are kept.
+    pub repeats: Option<Arc<Repeats>>,
 }
 
 /// What a deployment decides about received mail.

@@ -35,6 +35,7 @@ pub(super) fn rules() -> Rules {
         time_zones: BTreeMap::from([("utc".to_owned(), TimeZone::UTC)]),
         secrets: Secrets::new(["configured-secret"]),
         inbound: None,
+        repeats: None,
     }
 }
 

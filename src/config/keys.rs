@@ -147,6 +147,12 @@ pub(super) static KEYS: &[Key] = &[
         Str("5s"),
     ),
     key("ingest.malformed_status", Status, Int(400)),
+    key("ingest.repeats", Choice(&["keep", "drop"]), Str("keep")),
+    key(
+        "ingest.repeat_window",
+        millis(1000, Duration::from_secs(24 * 3600)),
+        Str("1h"),
+    ),
     key("ingest.time_zone", TimeZone, Str("Asia/Tokyo")),
     key("ingest.time_zones", TimeZones, Empty),
     key("ingest.auth.allow_anonymous", Boolean, Flag(false)),

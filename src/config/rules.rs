@@ -27,6 +27,7 @@ impl Config {
                 path: self.ingest.inbound_path.clone(),
                 content: self.mail_content,
             }),
+            repeats: None,
         }
     }
 }

@@ -59,6 +59,9 @@ pub struct Ingest {
     pub time_zones: BTreeMap<String, jiff::tz::TimeZone>,
     /// `ingest.malformed_status`: the status for a body that can't be understood, 400 unless the sender needs another.
     pub malformed_status: u16,
+    /// `ingest.repeats` and `ingest.repeat_window`: events that were made durable so long ago are not stored again; `None` keeps
+    /// repeats.
+    pub repeat_window: Option<Duration>,
     /// `ingest.max_connections`: a further connection replaces one without a credential, or is answered 503.
     pub max_connections: usize,
     /// `ingest.max_bytes_in_flight`: bodies being read and batches waiting for the disk, all together.

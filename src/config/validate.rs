@@ -174,6 +174,10 @@ fn ingest(raw: &mut Raw) -> Option<Ingest> {
         time_zone: raw.get("ingest.time_zone", parse::time_zone)?,
         time_zones,
         malformed_status: raw.get("ingest.malformed_status", parse::status)?,
+        repeat_window: match raw.choice("ingest.repeats", &[("keep", false), ("drop", true)])? {
+            true => Some(raw.get("ingest.repeat_window", parse::duration)?),
+            false => None,
+        },
         max_connections: raw.number("ingest.max_connections")?,
         max_bytes_in_flight: raw.number("ingest.max_bytes_in_flight")?,
         header_timeout: raw.get("ingest.header_timeout", parse::duration)?,
@@ -283,11 +287,17 @@ fn stream_config(raw: &mut Raw, stream: Stream) -> Option<StreamConfig> {
 
 fn sender_api(raw: &mut Raw) -> Option<SenderApi> {
     let account = api_account(raw);
+    let names = "sender_api.server_compositions";
+    let server_compositions = raw.get(names, parse::list)?;
+    if server_compositions.iter().any(|name| name.trim().is_empty()) {
+        raw.problem(names, "has an empty name", "take it out");
+        return None;
+    }
     Some(SenderApi {
         url: raw.text("sender_api.url")?.trim_end_matches('/').to_owned(),
         account: account?,
         ca_file: raw.file("sender_api.ca_file"),
-        server_compositions: raw.get("sender_api.server_compositions", parse::list)?,
+        server_compositions,
         pause: raw.get("sender_api.pause", parse::duration)?,
         timeout: raw.get("sender_api.timeout", parse::duration)?,
     })

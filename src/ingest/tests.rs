@@ -50,6 +50,7 @@ fn config() -> config::Ingest {
         time_zone: jiff::tz::TimeZone::UTC,
         time_zones: BTreeMap::new(),
         malformed_status: 400,
+        repeat_window: None,
         max_connections: 8,
         max_bytes_in_flight: 150_000,
         header_timeout: Duration::from_secs(60),
@@ -83,6 +84,7 @@ async fn start_with(config: config::Ingest, inbound: Option<InboundRules>) -> Ru
         time_zones: BTreeMap::new(),
         secrets: config::secrets(config.auth.credentials()),
         inbound,
+        repeats: None,
     };
     let intake = Intake::new(
         &config,

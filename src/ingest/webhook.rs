@@ -185,8 +185,8 @@ impl StoreError {
 }
 
 impl Intake {
-    /// Stores what must be stored, and returns the answer. Failures are counted once they are durable, by a task of
-    /// its own: a client that disappears meanwhile changes neither.
+    /// Stores what must be stored, and returns the answer. Failures are counted, and events become known, once they are durable, by a
+    /// task of its own: a client that disappears meanwhile changes neither.
     async fn see_through(self: &Arc<Self>, decision: Decision) -> Answer {
         let (split, stream, answer, share) = match decision {
             Decision::Answer(answer) => return answer,
@@ -196,17 +196,27 @@ impl Intake {
             events,
             dead_letters,
             failures,
+            ids,
+            repeated,
         } = *split;
-        let stored = if failures.is_empty() {
+        let stored = if failures.is_empty() && ids.is_empty() {
             self.store(events, dead_letters, share).await
         } else {
             let intake = Arc::clone(self);
             let is_accepted = answer.outcome == Outcome::Accepted;
+            let received_at = events.as_ref().map(|(_, batch, _)| batch.received_at_micros());
             let task = tokio::spawn(async move {
                 intake.store(events, dead_letters, share).await?;
-                intake.metrics.parse_failures(stream, &failures);
-                if is_accepted {
-                    intake.note_dead_letters(&failures);
+                if let (Some(repeats), Some(stream), Some(received_at)) =
+                    (&intake.rules().repeats, stream, received_at)
+                {
+                    repeats.note(stream, ids, received_at);
+                }
+                if !failures.is_empty() {
+                    intake.metrics.parse_failures(stream, &failures);
+                    if is_accepted {
+                        intake.note_dead_letters(&failures);
+                    }
                 }
                 Ok(())
             });
@@ -214,7 +224,12 @@ impl Intake {
             task.await.unwrap_or(Err(failed))
         };
         match stored {
-            Ok(()) => answer,
+            Ok(()) => {
+                if let (Some(stream), 1..) = (stream, repeated) {
+                    self.metrics.repeated_events(stream, repeated);
+                }
+                answer
+            }
             Err(refusal) => refusal.answer(self),
         }
     }

@@ -1,4 +1,4 @@
-//! Reads an hour from the sender until two reads agree.
+//! Reads an hour, or a day's deferred deliveries, from the sender until two reads agree.
 //!
 //! The sender doesn't say in which order rows come. If rows are added while pages are read, a row may come twice or not at all. So the
 //! whole hour is read again until two reads in a row have the same rows, in whatever order.
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::runtime::Runtime;
 
-use super::{error::ReconcileError, ledger::Ledger, outcome::CellKey, scope::Hour};
+use super::{error::ReconcileError, ledger::Ledger, outcome::CellKey};
 use crate::{
     cmc::Row,
-    sender_api::{ApiError, Question, SenderApi},
+    sender_api::{ApiError, Question, SenderApi, Span},
 };
 
 /// An hour that has not settled after so many reads is given up.
@@ -71,6 +71,32 @@ struct Digest {
     sum: u128,
 }
 
+impl Digest {
+    fn add(&mut self, row: &Row) {
+        self.add_all(Digest {
+            rows: 1,
+            sum: row.id.as_u128(),
+        });
+    }
+
+    fn add_all(&mut self, other: Digest) {
+        self.rows += other.rows;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+}
+
+/// Whether a row is one that was asked for.
+fn belongs(row: &Row, question: Question<'_>) -> bool {
+    let begin = question.begin;
+    row.created.is_some_and(|created| {
+        created.date() == begin.date()
+            && match question.span {
+                Span::Hour => created.hour() == begin.hour(),
+                Span::DayWithStatus(status) => question.stream.status_index(Some(status)) == row.status,
+            }
+    })
+}
+
 impl<'a, 'c> HourReader<'a, 'c> {
     /// A reader. `stop` ends it early, and so do more holes than `most`.
     pub fn new(api: &'a mut SenderApi<'c>, runtime: &'a Runtime, stop: &'a AtomicBool, most: usize) -> Self {
@@ -90,34 +116,32 @@ impl<'a, 'c> HourReader<'a, 'c> {
     pub fn read(
         &mut self,
         question: Question<'_>,
-        hour: &Hour,
+        key: CellKey,
         ledger: &mut Ledger,
     ) -> Result<Reading, ReconcileError> {
         let mut before = None;
         for _ in 0..READS {
             let mut digest = Digest::default();
             let (mut taken, mut holes, mut elsewhere) = (Vec::new(), Vec::new(), 0);
+            let (mut last_page, mut is_usable) = (Digest::default(), true);
             for page in 0.. {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(ReconcileError::Stopped);
                 }
                 if page == PAGES {
-                    let (path, why) = (
-                        question.stream.to_string(),
-                        format!("there are more than {PAGES} pages"),
-                    );
-                    return Err(ApiError::NotUnderstood { path, why }.into());
+                    let url = self.api.url(question.stream.name());
+                    let why = format!("there are more than {PAGES} pages");
+                    return Err(ApiError::NotUnderstood { url, why }.into());
                 }
                 let rows = self.runtime.block_on(self.api.page(question, page))?;
                 if rows.is_empty() {
                     break;
                 }
+                let mut this_page = Digest::default();
                 for text in rows {
                     let row = Row::read(question.stream, question.composition, text.get());
-                    digest.rows += 1;
-                    digest.sum = digest.sum.wrapping_add(row.id.as_u128());
-                    let begin = |created: jiff::civil::DateTime| (created.date(), created.hour());
-                    if row.created.map(begin) != Some(begin(hour.begin)) {
+                    this_page.add(&row);
+                    if !belongs(&row, question) {
                         elsewhere += 1;
                         continue;
                     }
@@ -125,7 +149,7 @@ impl<'a, 'c> HourReader<'a, 'c> {
                     match ledger.take(row.id).or_else(|| ledger.take(row.version_1)) {
                         Some(place) => taken.push(place),
                         None => holes.push(Hole {
-                            key: CellKey::of(hour),
+                            key,
                             row,
                             text: text.get().into(),
                             fate: Fate::ToAdd,
@@ -135,8 +159,17 @@ impl<'a, 'c> HourReader<'a, 'c> {
                         return Err(ReconcileError::TooMany(self.most));
                     }
                 }
+                // So many rows were added, or the server ignores the page.
+                if this_page == last_page {
+                    is_usable = false;
+                    break;
+                }
+                digest.add_all(this_page);
+                last_page = this_page;
             }
-            if before == Some(digest) {
+            // A server that ignores the status gives other rows, too.
+            is_usable &= question.span == Span::Hour || elsewhere == 0;
+            if before == Some(digest) && is_usable {
                 self.found += holes.len();
                 return Ok(Reading::Settled {
                     rows: digest.rows - elsewhere,

@@ -36,6 +36,8 @@ impl CellKey {
 pub struct Cell {
     /// The sender has them.
     pub sender: u64,
+    /// Those among them that were compared by the sender's counts alone.
+    pub counted: u64,
     /// The topics held them, before any was added.
     pub topics: u64,
     /// The sender has them and the topics lacked them, near misses included.
@@ -55,6 +57,8 @@ pub struct Cell {
 #[derive(Debug)]
 pub struct Outcome {
     pub cells: BTreeMap<CellKey, Cell>,
+    /// Why the sender's counts were not used.
+    pub no_counts: Option<String>,
     /// Hours that are not over for long enough, of all compositions and streams.
     pub too_early: usize,
     /// Rows whose `created` names another hour than the one that was asked for, or no time. They were not compared there.
@@ -67,6 +71,7 @@ impl Outcome {
     pub(super) fn new(scope: &Scope) -> Outcome {
         Outcome {
             cells: BTreeMap::new(),
+            no_counts: None,
             too_early: scope.too_early(),
             elsewhere: 0,
             left: Vec::new(),

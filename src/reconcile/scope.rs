@@ -3,7 +3,7 @@
 //! Hours are those of the time zone of `created`, by the clock on the wall. Where that clock shows an hour twice, it is one hour and
 //! ends with the second one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use jiff::{
     SignedDuration, Span, Timestamp,
@@ -18,6 +18,8 @@ use crate::stream::Stream;
 pub const KEPT_DAYS: i32 = 40;
 /// Events that were created this many hours before or after the days can be near misses. No two time zones differ more.
 const AROUND: i32 = 14;
+/// Hours of a day, by the clock on the wall.
+const HOURS: usize = 24;
 /// The records of an event are read from so long before the first hour on. The clocks of sender and bridge may differ by that.
 const MARGIN: SignedDuration = SignedDuration::from_hours(1);
 
@@ -41,6 +43,15 @@ pub struct Hour {
     pub slot: u16,
     /// By the clock of its composition's zone.
     pub begin: DateTime,
+}
+
+/// A day of a composition's deliveries, all of whose hours count.
+#[derive(Clone, Debug)]
+pub struct WholeDay {
+    /// The index of its composition.
+    pub composition: u8,
+    pub day: Date,
+    pub slots: Range<u16>,
 }
 
 /// Why there is nothing to compare.
@@ -127,6 +138,25 @@ impl Scope {
                 })
             })
         })
+    }
+
+    /// The days of deliveries of which every hour counts.
+    pub fn whole_days(&self) -> Vec<WholeDay> {
+        let mut days: Vec<WholeDay> = Vec::new();
+        for hour in self.hours().filter(|hour| hour.stream == Stream::Deliveries) {
+            match days.last_mut() {
+                Some(day) if (day.composition, day.day) == (hour.composition, hour.begin.date()) => {
+                    day.slots.end = hour.slot + 1;
+                }
+                _ => days.push(WholeDay {
+                    composition: hour.composition,
+                    day: hour.begin.date(),
+                    slots: hour.slot..hour.slot + 1,
+                }),
+            }
+        }
+        days.retain(|day| day.slots.len() == HOURS);
+        days
     }
 
     /// How many hours of each stream and composition are not over for long enough.

@@ -223,7 +223,7 @@ fn note(record: &impl Message, scope: &Scope, ledger: &mut Ledger) -> bool {
     if let (Some(slot), Some(composition)) = (slot, composition)
         && scope.streams().contains(&event.stream)
     {
-        ledger.add(event.id, event.kin, event.stream, composition, slot);
+        ledger.add(&event, composition, slot);
     }
     true
 }

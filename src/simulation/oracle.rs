@@ -158,6 +158,18 @@ impl Oracle {
         webhook
     }
 
+    /// A webhook is posted again to a bridge that drops repeats. If its events are `known` there, they must not be stored again.
+    pub fn posted_again(&mut self, webhook: usize, known: bool) {
+        for batch in &self.batches[self.webhooks[webhook].clone()] {
+            if known && batch.stream != Stream::DeadLetters {
+                continue;
+            }
+            for event in &mut self.events[batch.events.clone()] {
+                event.allowed += 1;
+            }
+        }
+    }
+
     /// A webhook was answered 200.
     pub fn acknowledged(&mut self, webhook: usize) {
         let now = self.now();

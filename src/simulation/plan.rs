@@ -61,6 +61,8 @@ pub struct Plan {
     pub rot: bool,
     /// The disk fails and fills.
     pub disk_faults: bool,
+    /// The sender repeats webhooks, and the bridge drops the repeats that it knows.
+    pub repeats: bool,
     /// Other parts run at one in this many calls.
     pub nest: u64,
     pub steps: u64,
@@ -107,6 +109,8 @@ impl Plan {
             disk_faults: random.one_in(2),
             nest: random.pick(&[3, 8, 30]),
             steps: 10 + random.below(50),
+            // A directory that is restored or copied has other events than its process knows.
+            repeats: special > 6 && random.one_in(2),
         }
     }
 

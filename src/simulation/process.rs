@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -10,17 +11,15 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::{
-    plan::Plan,
-    webhook::{MadeWebhook, content_type},
-};
+use super::{plan::Plan, webhook::content_type};
 use crate::{
     books::Books,
-    cmc::{InboundRules, MailContent, Rules, Secrets},
+    cmc::{Endpoint, InboundRules, MailContent, Rules, Secrets},
     config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
     metrics::{Metrics, Outcome},
+    repeats::Repeats,
     simulation::{
         broker::Cluster,
         disk::{Pause, SimDisk},
@@ -74,6 +73,8 @@ pub struct Process {
     pub pipes: Vec<StreamParts>,
     /// Unanswered webhooks, by the oracle's number.
     webhooks: RefCell<Vec<(usize, Arc<OnceLock<Outcome>>)>>,
+    /// Those that this process has acknowledged.
+    acknowledged: RefCell<BTreeSet<usize>>,
     /// End with the process.
     tasks: RefCell<JoinSet<()>>,
     /// Something has failed for good, and the process ends after this many more steps.
@@ -104,6 +105,7 @@ impl Process {
     ) -> Result<Process, SpoolError> {
         let mut logs = [const { None }; Stream::ALL.len()];
         let mut pipes = Vec::new();
+        let repeats = plan.repeats.then(|| Arc::new(Repeats::new(LONG * 1000)));
         for stream in plan.streams() {
             let books = Arc::new(Books::default());
             let metrics = shared.metrics.for_stream(*stream);
@@ -114,11 +116,15 @@ impl Process {
             let storage = disk.mount_with(Some(Arc::clone(pause)));
             let OpenedLog {
                 log,
-                backlog,
+                mut backlog,
                 appender,
                 damage,
                 prepare,
             } = SteppedLog::open(storage, &plan.log(*stream), Arc::clone(&books), log_metrics)?;
+            if let Some(repeats) = repeats.as_ref().filter(|_| Stream::EVENTS.contains(stream)) {
+                // What can't be read is not known.
+                let _ = backlog.each_held(|payload| repeats.note_batch(*stream, payload));
+            }
             logs[stream.index()] = Some(appender.clone());
             let connect = cluster.for_lane(plan.topic(*stream), Arc::clone(pause));
             let lane = Lane::new(plan.lane(*stream), backlog, connect, metrics);
@@ -135,7 +141,10 @@ impl Process {
         }
         let intake = Intake::new(
             &shared.ingest,
-            shared.rules.clone(),
+            Rules {
+                repeats,
+                ..shared.rules.clone()
+            },
             logs,
             Arc::clone(&shared.metrics),
             || true,
@@ -144,6 +153,7 @@ impl Process {
             intake: Arc::new(intake),
             pipes,
             webhooks: RefCell::default(),
+            acknowledged: RefCell::default(),
             tasks: RefCell::default(),
             ends_in: Cell::new(None),
             gone: Cell::new(false),
@@ -151,11 +161,10 @@ impl Process {
     }
 
     /// Posts a webhook; `number` is the oracle's.
-    pub fn post(&self, shared: &PerThread, number: usize, webhook: &MadeWebhook) {
+    pub fn post(&self, shared: &PerThread, number: usize, endpoint: Endpoint, body: Bytes) {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
-        let (endpoint, body) = (webhook.endpoint, Bytes::clone(&webhook.body));
         let task = async move {
             let outcome = intake.take_body(endpoint, content_type(endpoint), body).await;
             let _ = answer.set(outcome);
@@ -172,6 +181,16 @@ impl Process {
             answer.get().is_none()
         });
         answers
+    }
+
+    /// A webhook was acknowledged.
+    pub fn has_acknowledged(&self, number: usize) {
+        self.acknowledged.borrow_mut().insert(number);
+    }
+
+    /// Whether it must know the events of this webhook, if it drops repeats.
+    pub fn knows(&self, number: usize) -> bool {
+        self.acknowledged.borrow().contains(&number)
     }
 
     /// Whether a webhook waits for its answer.
@@ -201,6 +220,7 @@ fn configuration() -> (config::Ingest, Rules) {
         time_zone: jiff::tz::TimeZone::UTC,
         time_zones: Default::default(),
         malformed_status: 400,
+        repeat_window: None,
         max_connections: 1,
         max_bytes_in_flight: 1 << 20,
         header_timeout: LONG,
@@ -221,6 +241,7 @@ fn configuration() -> (config::Ingest, Rules) {
             path: ingest.inbound_path.clone(),
             content: MailContent::All,
         }),
+        repeats: None,
     };
     (ingest, rules)
 }

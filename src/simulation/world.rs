@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -26,6 +27,7 @@ use super::{
 };
 use crate::{
     clock,
+    cmc::Endpoint,
     config::Delivery,
     lane::delivery::Turn,
     metrics::{BlockReason, Outcome},
@@ -84,6 +86,8 @@ pub struct World {
     /// No other steps run during calls.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
+    /// The bodies of all webhooks, by the oracle's numbers.
+    posted: RefCell<Vec<(usize, Bytes)>>,
     /// Counts answers, and turns of lanes that did something.
     pub moves: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
@@ -139,6 +143,7 @@ impl World {
             calm: Cell::new(false),
             alone: Cell::new(false),
             webhooks: Cell::new(0),
+            posted: RefCell::default(),
             moves: Cell::new(0),
             trace: traced.then(RefCell::default),
             counts: RefCell::default(),
@@ -424,6 +429,7 @@ impl World {
                 self.moves.set(self.moves.get() + 1);
                 if matches!(outcome, Outcome::Accepted | Outcome::Malformed) {
                     self.count("acknowledged");
+                    process.has_acknowledged(number);
                     self.oracle.borrow_mut().acknowledged(number);
                 } else {
                     self.count("refused");
@@ -437,6 +443,9 @@ impl World {
         let Some(process) = self.process(site) else {
             return;
         };
+        if self.plan.repeats && self.one_in(3) {
+            return self.post_again(&process);
+        }
         self.webhooks.set(self.webhooks.get() + 1);
         let made = webhook::make(&mut self.random.borrow_mut(), &self.plan, self.webhooks.get());
         for (stream, records) in made.batches.iter().filter(|(stream, _)| stream.is_grouped()) {
@@ -452,7 +461,24 @@ impl World {
         let batches: Vec<_> = batches.collect();
         let number = self.oracle.borrow_mut().posted(site, &made);
         self.note(format_args!("webhook {number} to {site}: {batches:?}"));
-        process.post(&self.shared, number, &made);
+        // Repeats of mails are kept.
+        if made.endpoint == Endpoint::Events {
+            self.posted.borrow_mut().push((number, made.body.clone()));
+        }
+        process.post(&self.shared, number, made.endpoint, made.body);
+        self.look_at_answers();
+    }
+
+    /// Repeats a webhook, whatever became of it. There is only one site.
+    fn post_again(&self, process: &Process) {
+        let Some((number, body)) = self.pick_from(&self.posted.borrow()).cloned() else {
+            return;
+        };
+        let known = process.knows(number);
+        self.note(format_args!("webhook {number} again, known: {known}"));
+        self.count("repeats");
+        self.oracle.borrow_mut().posted_again(number, known);
+        process.post(&self.shared, number, Endpoint::Events, body);
         self.look_at_answers();
     }
 

@@ -151,6 +151,32 @@ impl Backlog {
         Ok(self.position)
     }
 
+    /// Reads every batch that the log holds now, delivered ones included, and goes back to the known position.
+    ///
+    /// # Errors
+    /// A batch is damaged, or the disk failed. The batches before it were seen.
+    pub fn each_held(&mut self, mut see: impl FnMut(&[u8])) -> Result<(), ReadError> {
+        let (first, end) = {
+            let tail = self.trimmer.tail.lock();
+            // Segments that are only waiting to be removed come first.
+            let held = tail.segments.iter().find(|segment| segment.bytes > 0);
+            (
+                held.map_or(self.position.seq, |segment| segment.first_seq),
+                tail.end.seq,
+            )
+        };
+        self.reader.seek(first, None);
+        let read = loop {
+            match self.reader.next() {
+                Ok(Some(batch)) if batch.seq < end => see(&batch.payload),
+                Ok(_) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.rewind();
+        read
+    }
+
     /// Sets the known position: Kafka has everything before it.
     pub fn advance(&mut self, position: Position) {
         self.position = position;

@@ -220,6 +220,11 @@ impl Started {
         });
     }
 
+    /// The most memory that was resident so far, in bytes; `None` if it has ended.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        memory_of(self.process.id(), "VmHWM:")
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let status = self.process.wait(COMMAND_LIMIT);
@@ -292,6 +297,13 @@ impl Drop for Running {
     }
 }
 
+/// The value of a memory line in `/proc/<pid>/status`, in bytes; `None` if the process has ended.
+fn memory_of(id: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
 /// A bridge that takes webhooks.
 pub struct Bridge {
     /// The webhook port.
@@ -319,9 +331,7 @@ impl Bridge {
 
     /// The value of a memory line in `/proc/<pid>/status`, in bytes.
     pub fn memory(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        memory_of(self.id(), name).unwrap()
     }
 
     /// A new client of the webhook port.

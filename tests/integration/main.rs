@@ -17,6 +17,7 @@ mod process;
 mod proxy;
 mod secured_broker;
 mod sender;
+mod token_server;
 mod topics;
 mod wait;
 
@@ -51,6 +52,7 @@ mod reconcile;
 mod refusals;
 mod refused_backlog;
 mod release;
+mod repeats;
 mod replay;
 mod replicas;
 mod resources;

@@ -1,17 +1,23 @@
 //! `reconcile`: what the sender has and the topics lack is added, once, whatever the sender, the replicas and the operator do.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
 use crate::{
-    bridge::{NO_KAFKA, Setup, Started, Topics, run},
+    bridge::{Bridge, NO_KAFKA, Setup, Started, Topics, run},
     cmc::{value_of, webhook},
+    commands::check_live,
     kafka,
     process::Ended,
-    sender::{KEY, Listed, Sender, USER, Unkind},
+    sender::{Body, KEY, Listed, Sender, UNKNOWN, USER, Unkind},
+    tls::Authority,
     topics::{self, Reader, Record},
     wait::{Random, unique, until},
 };
@@ -27,7 +33,11 @@ fn created(second: i64) -> DateTime {
 
 /// A delivery as the API lists it, and as a webhook posts it: the same values, written differently.
 fn delivery(n: i64, status: &str) -> (Listed, String) {
-    let created = created(n * 37 % 86_400).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    delivery_at(created(n * 37 % 86_400), n, status)
+}
+
+fn delivery_at(created: DateTime, n: i64, status: &str) -> (Listed, String) {
+    let created = created.strftime("%Y-%m-%d %H:%M:%S").to_string();
     let row = format!(
         r#"{{"created":"{created}","returnPath":"b@test","from":"f@test","to":"t{n}@test","messageId":"<{n}@test>","reason":"","senderIp":"","sourceIp":"192.0.2.1","status":"{status}","subject":"十月 {n}","apiData":""}}"#
     );
@@ -232,13 +242,13 @@ fn exactly_the_holes_are_filled() {
     }
 
     sender.be(Unkind::default());
-    let (code, second) = report(&setup, &[]);
+    let (code, second) = report(&setup, &["--thorough"]);
     assert_eq!(
         (code, sum(&second, "added"), sum(&second, "near_misses")),
         (65, 0, 3),
         "{second}"
     );
-    let (code, third) = report(&setup, &["--add-near"]);
+    let (code, third) = report(&setup, &["--add-near", "--thorough"]);
     assert_eq!((code, sum(&third, "added")), (0, 3), "{third}");
     let ended = reconcile(&setup, &[]);
     ended.has(0, &["ALL IS WELL"]);
@@ -446,6 +456,11 @@ fn what_can_not_be_compared_is_refused() {
     .has(64, &["sender_api.user"]);
     reconcile(&base.clone().unset("sender_api.server_compositions"), &[]).has(64, &["--server-composition"]);
     reconcile(&base, &["--from", "2020-01-01", "--to", "2020-01-02"]).has(64, &["40 days"]);
+    let [yesterday, tomorrow] = [0, 2 * 86_400].map(|second| created(second).date().to_string());
+    reconcile(&base, &["--from", &yesterday, "--to", "2020-01-02"]).has(64, &["is after --to"]);
+    reconcile(&base, &["--from", &yesterday, "--to", &tomorrow]).has(64, &["is in the future"]);
+    reconcile(&base, &["--from", &yesterday, "--settle", "2880"]).has(64, &["over for long enough"]);
+    reconcile(&base, &["--server-composition", ""]).has(64, &["--server-composition"]);
     reconcile(&base, &["--most", "1", "--stream", "bounces"]).has(0, &["ALL IS WELL"]);
     reconcile(&base.clone().set("kafka.delivery", "at-least-once"), &[]).has(64, &["transactions"]);
 
@@ -487,5 +502,426 @@ fn an_open_transaction_is_waited_for() {
     assert_eq!(
         events(&read(kafka, &topics.deliveries)),
         expected(&[event], "deliveries")
+    );
+}
+
+#[test]
+fn rows_and_compositions_of_any_kind() {
+    const NAME: &str = "本番 & \"100%\"/=";
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let row = |n: i64, more: &str| {
+        let (listed, _) = delivery(n, "queued");
+        Listed {
+            composition: NAME,
+            row: format!("{},{more}}}", listed.row.strip_suffix('}').unwrap()),
+            ..listed
+        }
+    };
+    let large = format!("\"later\":\"{}\"", "x".repeat(1_200_000));
+    let odd = "\"later\":{\"a\":[1,null,\"\\u001b[31m\"]}";
+    let sender = Sender::start(vec![
+        row(1, odd),
+        row(2, "\"event_type\":\"bounces\""),
+        row(3, &large),
+    ]);
+    let setup = setup(kafka, &topics, &sender);
+    let args = ["--server-composition", NAME, "--stream", "deliveries"];
+    for added in [1, 0] {
+        let (code, found) = report(&setup, &args);
+        assert_eq!(
+            (code, sum(&found, "added"), sum(&found, "unfit")),
+            (65, added, 2),
+            "{found}"
+        );
+        let left = found["left"].as_array().unwrap();
+        let mut reasons: Vec<&str> = left.iter().map(|left| left["reason"].as_str().unwrap()).collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, ["record_too_large", "reserved_member"]);
+    }
+    let records = read(kafka, &topics.deliveries);
+    assert_eq!(records.len(), 1);
+    let value: Value = serde_json::from_str(records[0].text()).unwrap();
+    assert_eq!(value["server_composition"], NAME);
+    assert!(records[0].text().contains(odd), "{}", records[0].text());
+}
+
+/// One replica goes away, so that webhooks are refused connections; another one, without Kafka, keeps what fits into its spool and
+/// answers 503 to the rest. Then both come back, and webhooks go on while the day is reconciled.
+#[test]
+fn after_an_outage_under_load_every_event_is_there_once() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, posted): (Vec<Listed>, Vec<String>) = (0..2000).map(|n| delivery(n, "queued")).unzip();
+    let sender = Sender::start(listed.clone());
+    let one = setup(kafka, &topics, &sender);
+    let small = [
+        ("ingest.max_body_bytes", "16KiB"),
+        ("ingest.max_events", "100"),
+        ("spool.max_bytes", "256KiB"),
+        ("spool.segment_bytes", "64KiB"),
+    ];
+    let other = Setup::new(kafka)
+        .topics(&topics)
+        .set("kafka.id_prefix", &unique("other"));
+    let other = small
+        .iter()
+        .fold(other, |setup, (key, value)| setup.set(key, value));
+    post(&one, "deliveries", &posted[..700]);
+    let away = other.clone().set("kafka.bootstrap_servers", NO_KAFKA);
+    let full = away.start();
+    let mut client = full.client();
+    let (mut kept, mut refused) = (0, 0);
+    for chunk in posted[700..].chunks(10) {
+        let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
+        match client.post(webhook("deliveries", "pro", &chunk)).status {
+            200 => kept += chunk.len() as u64,
+            503 => refused += chunk.len() as u64,
+            status => panic!("{status}"),
+        }
+    }
+    assert!(kept > 0 && refused > 0, "kept {kept}, refused {refused}");
+
+    let bridge = one.start();
+    let over = AtomicBool::new(false);
+    let today = created(86_400);
+    let (ended, today) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut client = bridge.client();
+            let mut events = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                let (event, body) = delivery_at(today, 10_000 + events.len() as i64, "queued");
+                assert_eq!(client.post(webhook("deliveries", "pro", &[&body])).status, 200);
+                events.push(event);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            events
+        });
+        let urls = |bridges: [&Bridge; 2]| bridges.map(|bridge| format!("http://{}", bridge.admin));
+        let [first, second] = urls([&bridge, &full]);
+        reconcile(&one, &["--replica", &first, "--replica", &second, "--wait", "1"])
+            .has(69, &["of deliveries that are not in Kafka", &second]);
+        full.kill();
+        let full = other.start();
+        let [first, second] = urls([&bridge, &full]);
+        let ended = reconcile(
+            &one,
+            &["--replica", &first, "--replica", &second, "--wait", "120"],
+        );
+        over.store(true, Ordering::Relaxed);
+        full.stop();
+        (ended, load.join().unwrap())
+    });
+    bridge.wait_drained(LIMIT);
+    bridge.stop();
+    ended.has(0, &[&format!("added {}", human(refused)), "ALL IS WELL"]);
+    assert!(today.len() > 50, "{}", today.len());
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[listed, today].concat(), "deliveries")
+    );
+}
+
+/// A count as the summary has it.
+fn human(count: u64) -> String {
+    match count {
+        1000.. => format!("{},{:03}", count / 1000, count % 1000),
+        _ => count.to_string(),
+    }
+}
+
+#[test]
+fn deliveries_whose_counts_agree_are_not_read() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let statuses = ["queued", "succeeded", "failed", "deferred"];
+    let (listed, posted): (Vec<Listed>, Vec<String>) =
+        (0..400).map(|n| delivery(n, statuses[n as usize % 4])).unzip();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    let args = ["--stream", "deliveries"];
+    let thorough = ["--stream", "deliveries", "--thorough"];
+
+    // Of what is missing, the counts have only the second one.
+    let (deferred, failed) = (3, 2);
+    post(&setup, "deliveries", &posted[4..]);
+    post(&setup, "deliveries", &posted[..2]);
+    let (code, dry) = report(&setup, &["--stream", "deliveries", "--dry-run"]);
+    assert_eq!(
+        (code, sum(&dry, "missing"), sum(&dry, "counted_only")),
+        (65, 2, 0),
+        "{dry}"
+    );
+    post(&setup, "deliveries", &posted[failed..=failed]);
+    sender.be(Unkind::default());
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 300),
+        "{found}"
+    );
+    assert_eq!(
+        (sum(&found, "sender"), sum(&found, "topic")),
+        (400, 399),
+        "{found}"
+    );
+    assert!(found["left"].as_array().unwrap().is_empty());
+    assert!(
+        found["verdict"].as_str().unwrap().contains("--thorough"),
+        "{found}"
+    );
+    assert!(sender.calls() < 8, "{} calls", sender.calls());
+    let complete = expected(&listed, "deliveries");
+    assert_eq!(events(&read(kafka, &topics.deliveries)), complete);
+    assert!(
+        complete
+            .keys()
+            .any(|event| event.contains(&format!("<{deferred}@test>")))
+    );
+
+    // A sender that ignores the status: all rows are read.
+    sender.be(Unkind {
+        statusless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 0, 0),
+        "{found}"
+    );
+    assert_eq!(sum(&found, "sender"), 400, "{found}");
+
+    // One that is missing, and another that came twice: the counts agree, but don't count.
+    let (another, _) = delivery(1000, "queued");
+    let more = Sender::start([&listed[..], std::slice::from_ref(&another)].concat());
+    let setup = setup.set("sender_api.url", &more.url());
+    post(&setup, "deliveries", &posted[..1]);
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 0),
+        "{found}"
+    );
+    assert_eq!(sum(&found, "unknown_to_sender"), 1, "{found}");
+
+    // One that is missing, and another that the sender doesn't know: only the rows tell.
+    let swapped = Topics::create(kafka);
+    let setup = setup.topics(&swapped).set("sender_api.url", &sender.url());
+    let (_, unknown) = delivery(2000, "queued");
+    post(&setup, "deliveries", &[&posted[1..], &[unknown]].concat());
+    sender.be(Unkind::default());
+    let (code, found) = report(&setup, &args);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 0, 300),
+        "{found}"
+    );
+    let (code, found) = report(&setup, &thorough);
+    assert_eq!(
+        (code, sum(&found, "added"), sum(&found, "counted_only")),
+        (0, 1, 0),
+        "{found}"
+    );
+}
+
+#[test]
+fn check_live_tries_the_sender_and_names_cause_and_cure() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let sender = Sender::start(Vec::new());
+    let base = setup(kafka, &topics, &sender).set("sender_api.timeout", "1s");
+    let url = format!("{}/deliveries/list.json", sender.url());
+    check_live(&base, 0, &["sender API (pro)", &url, USER]);
+    let none = base.clone().unset("sender_api.server_compositions");
+    check_live(&none, 0, &["warn", "sender_api.server_compositions names none"]);
+
+    let ended = check_live(
+        &base.clone().set("sender_api.key", "wr0ng-key"),
+        69,
+        &["FAIL", "01-002", "Check sender_api.user and sender_api.key"],
+    );
+    assert!(!format!("{}{}", ended.stdout, ended.stderr).contains("wr0ng"));
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.server_compositions", &format!("pro,{UNKNOWN}")),
+        69,
+        &[
+            "ok    sender API (pro)",
+            "13-006",
+            "Check the name of the composition",
+        ],
+    );
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.url", &sender.url().replace("/transaction/v2", "")),
+        69,
+        &["404", "Check sender_api.url"],
+    );
+    check_live(
+        &base
+            .clone()
+            .set("sender_api.url", "http://127.0.0.1:1/transaction/v2"),
+        69,
+        &["refused", "tries: 1", "Check sender_api.url, name resolution"],
+    );
+    let unreadable = base
+        .clone()
+        .set("sender_api.url", &sender.url().replace("http:", "https:"))
+        .set("sender_api.ca_file", "/no/such/file.pem");
+    check_live(&unreadable, 69, &["sender_api.ca_file", "/no/such/file.pem"]);
+
+    for (body, why) in [
+        (Body::Hangs, "no whole answer within 1 s (sender_api.timeout)"),
+        (Body::Trickles, "no whole answer within 1 s (sender_api.timeout)"),
+        (Body::Floods, "longer than 16 MiB"),
+    ] {
+        sender.be(Unkind {
+            body,
+            ..Unkind::default()
+        });
+        // A flood may take longer than a second.
+        let limit = if body == Body::Floods { "60s" } else { "1s" };
+        check_live(&base.clone().set("sender_api.timeout", limit), 69, &["FAIL", why]);
+    }
+}
+
+#[test]
+fn a_sender_with_an_authority_of_its_own() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (listed, _) = delivery(1, "queued");
+    let authority = Authority::new();
+    let issued = authority.issue(2100);
+    let sender = Sender::start_tls(vec![listed.clone()], &issued.chain, &issued.key);
+    let file = kafka::new_dir("ca").join("ca.pem");
+    std::fs::write(&file, &authority.root_pem).unwrap();
+    let untrusted = setup(kafka, &topics, &sender);
+    let trusted = untrusted
+        .clone()
+        .set("sender_api.ca_file", file.to_str().unwrap());
+    let refused = ["invalid peer certificate", "sender_api.ca_file"];
+    check_live(&untrusted, 69, &refused);
+    reconcile(&untrusted, &[]).has(69, &refused);
+    // For another name, and expired.
+    let elsewhere = sender.url().replace("127.0.0.1", "localhost");
+    let misnamed = trusted.clone().set("sender_api.url", &elsewhere);
+    reconcile(&misnamed, &[]).has(69, &["invalid peer certificate", "not valid for name"]);
+    let old = authority.issue(2020);
+    let expired = Sender::start_tls(Vec::new(), &old.chain, &old.key);
+    let expired = trusted.clone().set("sender_api.url", &expired.url());
+    reconcile(&expired, &[]).has(69, &["invalid peer certificate", "expired"]);
+
+    check_live(&trusted, 0, &["sender API (pro)", "https://"]);
+    reconcile(&trusted, &[]).has(0, &["added 1", "ALL IS WELL"]);
+    assert_eq!(
+        events(&read(kafka, &topics.deliveries)),
+        expected(&[listed], "deliveries")
+    );
+}
+
+#[test]
+fn a_sender_that_repeats_a_page_is_not_believed() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let sender = Sender::start((0..3).map(|n| delivery(n, "queued").0).collect());
+    let setup = setup(kafka, &topics, &sender);
+    sender.be(Unkind {
+        pageless: true,
+        ..Unkind::default()
+    });
+    let (code, found) = report(&setup, &["--stream", "deliveries"]);
+    assert_eq!((code, sum(&found, "added")), (75, 0), "{found}");
+    assert_eq!(read(kafka, &topics.deliveries).len(), 0);
+}
+
+/// 20,000 events and 1,500 holes; some events are repeated, some nearly there, and a page shifts.
+#[test]
+fn a_day_of_twenty_thousand_events() {
+    let kafka = kafka::shared();
+    let topics = Topics::create(kafka);
+    let (mut listed, mut posted): (Vec<Listed>, Vec<String>) = Default::default();
+    let (mut holes, mut near) = (0, 0);
+    for n in 0..20_000 {
+        let (event, body) = delivery(n, ["queued", "succeeded"][n as usize % 2]);
+        listed.push(event.clone());
+        match n {
+            // The sender has it twice, and so has the topic, or the topic only once.
+            _ if n % 1000 == 1 => {
+                listed.push(event);
+                posted.push(body.clone());
+                match n % 2000 == 1 {
+                    true => posted.push(body),
+                    false => holes += 1,
+                }
+            }
+            _ if n % 2000 == 2 => {
+                posted.push(body.replace("192.0.2.1", "192.0.2.2"));
+                near += 1;
+            }
+            _ if n % 13 == 5 && holes < 1500 => holes += 1,
+            _ => posted.push(body),
+        }
+    }
+    assert_eq!((holes, near), (1500, 10));
+    // They come first on their pages while those are read.
+    let shifting: Vec<Listed> = (0..40).map(|n| delivery(30_000 + n, "failed").0).collect();
+    let sender = Sender::start(listed.clone());
+    let setup = setup(kafka, &topics, &sender);
+    post(&setup, "deliveries", &posted);
+    sender.be(Unkind {
+        added_at: Some((30, shifting.clone())),
+        shuffled: true,
+        ..Unkind::default()
+    });
+    let begun = std::time::Instant::now();
+    let args = ["reconcile", "--json", "--thorough", "--stream", "deliveries"];
+    let mut run = Started::new(&setup, &args, &[]);
+    let mut peak = 0;
+    while run.process.exited().is_none() {
+        peak = run.peak_bytes().unwrap_or(0).max(peak);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let calls = sender.calls();
+    let ended = run.end();
+    let first: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let (megabytes, added) = (peak >> 20, sum(&first, "added"));
+    println!("{calls} calls in {seconds:.1} s, peak {megabytes} MiB, {added} added");
+    assert_eq!(ended.code, 65, "{first}");
+    // What was added to an hour that had been read is for the next run.
+    let late = 1500 + 40 - added;
+    assert!(late < 40, "{first}");
+    assert_eq!(sum(&first, "near_misses"), near, "{first}");
+    assert!(megabytes < 256, "{megabytes} MiB");
+
+    sender.be(Unkind::default());
+    let (code, second) = report(&setup, &args[2..]);
+    assert_eq!((code, sum(&second, "added")), (65, late), "{second}");
+    let (code, third) = report(&setup, &args[2..]);
+    assert_eq!(
+        (code, sum(&third, "added"), sum(&third, "near_misses")),
+        (65, 0, near),
+        "{third}"
+    );
+
+    listed.extend(shifting);
+    let mut wanted = expected(&listed, "deliveries");
+    // The near misses are there in their other form alone.
+    for n in (2..20_000).step_by(2000) {
+        let (event, _) = delivery(n, ["queued", "succeeded"][n as usize % 2]);
+        for key in expected(&[event], "deliveries").into_keys() {
+            let times = wanted.remove(&key).unwrap();
+            wanted.insert(key.replace("192.0.2.1", "192.0.2.2"), times);
+        }
+    }
+    let found = events(&read(kafka, &topics.deliveries));
+    assert!(
+        found == wanted,
+        "{} events differ from {}",
+        found.len(),
+        wanted.len()
     );
 }

@@ -2,21 +2,44 @@
 //! which a real one is unkind.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
+use tokio_rustls::rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
 pub const USER: &str = "reader";
 pub const KEY: &str = "k3y&=+ %\"秘密";
+
+/// A composition that the sender doesn't have.
+pub const UNKNOWN: &str = "unknown & \"本番\"";
+
+/// How an answer goes on after its head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Body {
+    #[default]
+    Whole,
+    /// It doesn't, and the connection stays open.
+    Hangs,
+    /// A byte every few milliseconds, with no end.
+    Trickles,
+    /// As fast as it can, with no end.
+    Floods,
+}
 
 /// An event that the sender has.
 #[derive(Clone, Debug)]
@@ -42,14 +65,40 @@ pub struct Unkind {
     pub hourless: bool,
     /// Every hour has the rows of the next one.
     pub shifted: bool,
+    /// It ignores the status that is asked for.
+    pub statusless: bool,
+    /// Every page is the first one.
+    pub pageless: bool,
+    /// How an answer goes on after its head.
+    pub body: Body,
     /// This call gets no answer before [`Sender::release`].
     pub held_at: Option<u64>,
     /// These rows are added before this call is answered.
     pub added_at: Option<(u64, Vec<Listed>)>,
 }
 
+/// An event with what is asked for, so that large lists are searched fast.
+#[derive(Clone)]
+struct Stored {
+    event: Listed,
+    created: String,
+    status: String,
+}
+
+impl Stored {
+    fn of(event: Listed) -> Stored {
+        let row: Value = serde_json::from_str(&event.row).unwrap();
+        let text = |name: &str| row[name].as_str().unwrap().to_owned();
+        Stored {
+            created: text("created"),
+            status: text("status"),
+            event,
+        }
+    }
+}
+
 struct State {
-    events: Mutex<Vec<Listed>>,
+    events: Mutex<Vec<Stored>>,
     unkind: Mutex<Unkind>,
     released: Condvar,
     calls: AtomicU64,
@@ -59,16 +108,36 @@ struct State {
 /// A running server. Dropping it ends it.
 pub struct Sender {
     address: SocketAddr,
+    is_tls: bool,
     state: Arc<State>,
 }
 
 impl Sender {
     /// Starts a server that has these events.
     pub fn start(events: Vec<Listed>) -> Sender {
+        Sender::start_with(events, None)
+    }
+
+    /// The same with TLS, as the certificates and the key in PEM say.
+    pub fn start_tls(events: Vec<Listed>, chain: &str, key: &str) -> Sender {
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                chain.map(Result::unwrap).collect(),
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+            );
+        Sender::start_with(events, Some(Arc::new(config.unwrap())))
+    }
+
+    fn start_with(events: Vec<Listed>, tls: Option<Arc<ServerConfig>>) -> Sender {
+        let is_tls = tls.is_some();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            events: Mutex::new(events),
+            events: Mutex::new(events.into_iter().map(Stored::of).collect()),
             unkind: Mutex::default(),
             released: Condvar::new(),
             calls: AtomicU64::new(0),
@@ -81,15 +150,24 @@ impl Sender {
                     return;
                 }
                 let shared = Arc::clone(&shared);
-                thread::spawn(move || serve(&shared, stream));
+                let session = tls.clone().map(|tls| ServerConnection::new(tls).unwrap());
+                thread::spawn(move || match session {
+                    None => serve(&shared, stream),
+                    Some(session) => serve(&shared, StreamOwned::new(session, stream)),
+                });
             }
         });
-        Sender { address, state }
+        Sender {
+            address,
+            is_tls,
+            state,
+        }
     }
 
     /// `sender_api.url`.
     pub fn url(&self) -> String {
-        format!("http://{}/transaction/v2", self.address)
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{}/transaction/v2", self.address)
     }
 
     /// How it misbehaves from now on.
@@ -119,9 +197,8 @@ impl Drop for Sender {
 }
 
 /// Answers the requests of one connection.
-fn serve(state: &State, stream: TcpStream) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut stream = stream;
+fn serve(state: &State, stream: impl Read + Write) {
+    let mut reader = BufReader::new(stream);
     while let Some((path, body)) = request(&mut reader) {
         let call = state.calls.fetch_add(1, Ordering::Relaxed) + 1;
         let unkind = {
@@ -146,10 +223,36 @@ fn serve(state: &State, stream: TcpStream) {
         if cut {
             bytes.truncate(head.len() + text.len() / 2);
         }
-        if stream.write_all(&bytes).is_err() || cut {
+        let stream = reader.get_mut();
+        if unkind.body != Body::Whole {
+            let _ = go_on(state, unkind.body, stream);
+            return;
+        }
+        if stream.write_all(&bytes).and_then(|()| stream.flush()).is_err() || cut {
             return;
         }
     }
+}
+
+/// Answers 200 with a body that never ends, until the client has gone or the server is over.
+fn go_on(state: &State, body: Body, stream: &mut impl Write) -> io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 200 S\r\ncontent-type: application/json\r\n\r\n["
+    )?;
+    let flood = vec![b' '; 1 << 16];
+    while !state.over.load(Ordering::Relaxed) {
+        match body {
+            Body::Whole | Body::Hangs => {}
+            Body::Trickles => stream.write_all(b" ")?,
+            Body::Floods => stream.write_all(&flood)?,
+        }
+        stream.flush()?;
+        if body != Body::Floods {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
 }
 
 fn request(reader: &mut impl BufRead) -> Option<(String, String)> {
@@ -194,12 +297,18 @@ fn answer(state: &State, unkind: &Unkind, call: u64, path: &str, body: &str) -> 
             &format!("wrong key {}, sent as {body}", field("api_key")),
         );
     }
+    if field("server_composition") == UNKNOWN {
+        return error(400, "13-006", "server_composition", "no such composition");
+    }
     let Some(list) = path
         .strip_prefix("/transaction/v2/")
         .and_then(|path| path.strip_suffix("/list.json"))
     else {
         return error(404, "00-001", "", "no such resource");
     };
+    if list == "statistics" {
+        return statistics(state, &field);
+    }
     let rows: usize = field("r").parse().unwrap();
     if !(1..=100).contains(&rows) {
         return error(400, "13-006", "r", "at most 100");
@@ -208,36 +317,73 @@ fn answer(state: &State, unkind: &Unkind, call: u64, path: &str, body: &str) -> 
         && *at == call
     {
         let mut events = state.events.lock();
-        *events = added.iter().cloned().chain(events.drain(..)).collect();
+        let added = added.iter().cloned().map(Stored::of);
+        *events = added.chain(events.drain(..)).collect();
     }
-    let hour = field("hour").parse::<u8>().unwrap() + u8::from(unkind.shifted);
-    let begin = match unkind.hourless {
-        true => field("date"),
-        false => format!("{} {hour:02}:", field("date")),
+    let hour = field("hour").parse::<u8>().ok();
+    let begin = match hour {
+        Some(hour) if !unkind.hourless => {
+            format!("{} {:02}:", field("date"), hour + u8::from(unkind.shifted))
+        }
+        _ => field("date"),
     };
+    let status = field("status");
+    let status = Some(&*status).filter(|status| !status.is_empty() && !unkind.statusless);
     let mut found: Vec<String> = Vec::new();
     if unkind.growing {
         let row = json!({"created": format!("{begin}00:00"), "messageId": format!("<new-{call}@test>"), "status": "queued"});
         found.push(row.to_string());
     }
-    for event in state.events.lock().iter() {
-        let row: Value = serde_json::from_str(&event.row).unwrap();
-        let created = row["created"].as_str().unwrap();
-        if event.stream == list
-            && event.composition == field("server_composition")
-            && created.starts_with(&begin)
+    let composition = field("server_composition");
+    for stored in state.events.lock().iter() {
+        if stored.event.stream == list
+            && stored.event.composition == composition
+            && stored.created.starts_with(&begin)
+            && status.is_none_or(|status| stored.status == status)
         {
-            found.push(event.row.clone());
+            found.push(stored.event.row.clone());
         }
     }
     if unkind.shuffled && field("p") == "0" {
         let first = found.len().min(rows);
         found[..first].reverse();
     }
-    let page: usize = field("p").parse().unwrap();
+    let page: usize = match unkind.pageless {
+        true => 0,
+        false => field("p").parse().unwrap(),
+    };
     let page: Vec<String> = found.into_iter().skip(page * rows).take(rows).collect();
     match page.is_empty() {
         true => (204, String::new()),
         false => (200, format!("{{\"{list}\": [{}]}}", page.join(","))),
     }
+}
+
+/// The numbers of a month's deliveries, by day.
+fn statistics(state: &State, field: &impl Fn(&str) -> String) -> (u16, String) {
+    let month = format!("{}-{:0>2}-", field("year"), field("month"));
+    let mut days: BTreeMap<String, [u64; 3]> = BTreeMap::new();
+    let composition = field("server_composition");
+    for stored in state.events.lock().iter() {
+        let day = stored.created.split(' ').next().unwrap();
+        if stored.event.stream == "deliveries"
+            && stored.event.composition == composition
+            && day.starts_with(&month)
+        {
+            let counts = days.entry(day.to_owned()).or_default();
+            let status = ["queued", "succeeded", "failed"]
+                .iter()
+                .position(|status| stored.status == *status);
+            if let Some(status) = status {
+                counts[status] += 1;
+            }
+        }
+    }
+    let days: Vec<Value> = days
+        .iter()
+        .map(|(day, [queued, succeeded, failed])| {
+            json!({"date": day, "queued": queued, "succeeded": succeeded, "failed": failed, "blocked": 0, "valid": queued})
+        })
+        .collect();
+    (200, json!({"statistics": days}).to_string())
 }

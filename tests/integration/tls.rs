@@ -36,21 +36,23 @@ const YEAR_2100: f64 = 4_102_444_800.0;
 const YEAR_2101: f64 = 4_133_980_800.0;
 
 /// A root that clients trust, and an intermediate authority that issues certificates.
-struct Authority {
+pub struct Authority {
     root: CertificateDer<'static>,
+    /// The root in PEM.
+    pub root_pem: String,
     intermediate: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A server certificate as the bridge gets it.
-struct Issued {
+pub struct Issued {
     /// The certificate, then the intermediate one.
-    chain: String,
-    key: String,
+    pub chain: String,
+    pub key: String,
     leaf: CertificateDer<'static>,
 }
 
 impl Authority {
-    fn new() -> Authority {
+    pub fn new() -> Authority {
         let params = || {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -61,12 +63,13 @@ impl Authority {
         let intermediate = CertifiedIssuer::signed_by(params(), key(), &root).unwrap();
         Authority {
             root: root.der().clone(),
+            root_pem: root.pem(),
             intermediate,
         }
     }
 
     /// A certificate for the loopback address that is valid until the beginning of this year.
-    fn issue(&self, until: i32) -> Issued {
+    pub fn issue(&self, until: i32) -> Issued {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
         params.not_after = date_time_ymd(until, 1, 1);

@@ -1,4 +1,4 @@
-//! `check --live`: asks Kafka and the disk without changing anything.
+//! `check --live`: asks Kafka, the disk and the sender's Web API without changing anything.
 //!
 //! # Files
 //!
@@ -7,11 +7,13 @@
 //! | [`disk`] | measures the disk |
 //! | [`kafka`] | asks Kafka for brokers, topics and rights |
 //! | [`report`] | the lines: ok, warn, FAIL |
+//! | [`sender_api`] | asks the sender's Web API |
 //! | [`spool`] | judges the spool's disk |
 
 mod disk;
 mod kafka;
 mod report;
+mod sender_api;
 mod spool;
 
 use std::io::Write;
@@ -27,6 +29,7 @@ pub fn run(config: &Config, streams: &[Stream], out: &mut impl Write) -> Result<
     let mut report = LiveReport::new(out);
     spool::look(config, streams.len(), &mut report)?;
     kafka::look(config, streams, &mut report)?;
+    sender_api::look(config, &mut report)?;
     let (warnings, failures) = (report.warnings, report.failures);
     match failures {
         0 => {

@@ -8,6 +8,7 @@ use super::Verdict;
 use crate::{
     cli::output::Output,
     human,
+    plain::visible,
     reconcile::{Cell, Fate, Hole, Outcome, Scope},
 };
 
@@ -27,6 +28,7 @@ pub fn print_text(
     for (key, cell) in &outcome.cells {
         let Cell {
             sender,
+            counted,
             topics,
             missing,
             added,
@@ -40,7 +42,7 @@ pub fn print_text(
             "{} {} {}: the sender has {}, the topic held {}; missing {}, added {}, near misses {near}, unfit {unfit}, unknown to \
              the sender {}",
             key.day,
-            scope.composition(key.composition),
+            visible(scope.composition(key.composition)),
             key.stream,
             human::count(*sender),
             human::count(*topics),
@@ -48,12 +50,19 @@ pub fn print_text(
             human::count(*added),
             human::count(*unknown),
         )?;
+        if *counted > 0 {
+            let counted = human::count(*counted);
+            writeln!(
+                out,
+                "  compared by the sender's counts, not one by one: {counted}"
+            )?;
+        }
         if *unsettled > 0 {
             writeln!(out, "  hours that did not settle, not counted: {unsettled}")?;
         }
     }
     for hole in outcome.left.iter().take(LISTED) {
-        let [created, id, status] = names(hole);
+        let [created, id, status] = names(hole).map(|name| visible(&name));
         let why = match hole.fate {
             Fate::Near => "near miss".to_owned(),
             Fate::Unfit(reason) => format!("unfit ({reason})"),
@@ -66,6 +75,12 @@ pub fn print_text(
             out,
             "… and {} more (--json lists all)",
             outcome.left.len() - LISTED
+        )?;
+    }
+    if let Some(why) = &outcome.no_counts {
+        writeln!(
+            out,
+            "the sender's counts can't be used, so all events were read: {why}"
         )?;
     }
     if outcome.too_early > 0 {
@@ -105,6 +120,7 @@ pub fn print_json(
                 "server_composition": scope.composition(key.composition),
                 "stream": key.stream.name(),
                 "sender": cell.sender,
+                "counted_only": cell.counted,
                 "topic": cell.topics,
                 "missing": cell.missing,
                 "added": cell.added,
@@ -141,6 +157,7 @@ pub fn print_json(
         "left": left,
         "hours_too_early": outcome.too_early,
         "rows_elsewhere": outcome.elsewhere,
+        "counts_unusable": outcome.no_counts,
         "well": verdict.code == 0,
         "verdict": verdict.sentence,
     });

@@ -307,6 +307,34 @@ fn single_values() {
             "is not true or false",
             "true or false",
         ),
+        ("SENDER_API__URL", "", "is empty", "leave the key out"),
+        (
+            "SENDER_API__URL",
+            "api.smtps.jp",
+            "is not the URL of a Web API",
+            "https://host/path",
+        ),
+        (
+            "SENDER_API__URL",
+            "http://api.smtps.jp/transaction/v2",
+            "is not the URL of a Web API",
+            "http only for this machine",
+        ),
+        (
+            "SENDER_API__URL",
+            "https://reader:hunter2@api.smtps.jp/",
+            "is not the URL of a Web API",
+            "without credentials or query",
+        ),
+        (
+            "SENDER_API__URL",
+            "https://api.smtps.jp/?api_key=hunter2",
+            "is not the URL of a Web API",
+            "without credentials or query",
+        ),
+        ("SENDER_API__PAUSE", "2m", "is too large", "1 min"),
+        ("SENDER_API__TIMEOUT", "0", "is too small", "give 100 ms"),
+        ("SENDER_API__TIMEOUT", "soon", "is not a time", "seconds"),
         ("SHUTDOWN__LAME_DUCK", "x", "is not a time", "seconds"),
         ("SHUTDOWN__GRACE", "2h", "is too large", "0 s to 1 h"),
         ("LOG__FORMAT", "xml", "is not a choice", "text or json"),
@@ -317,6 +345,35 @@ fn single_values() {
         let key = name.to_ascii_lowercase().replace("__", ".");
         let start = format!("{key} (environment variable CMC_BRIDGE__{name}): ");
         one(&variable(name, value), &[&start, what, fix]);
+    }
+    for (text, parts) in [
+        (
+            "server_compositions = [\"pro\", \" \"]".to_owned(),
+            ["has an empty name", "take it out"],
+        ),
+        (
+            format!("server_compositions = \"pro,{}\"", "x".repeat(300)),
+            ["is too long for a server_composition", "bytes"],
+        ),
+        ("server_compositions = 7".to_owned(), ["is not a list", "one,two"]),
+        (
+            "user = \"reader\"".to_owned(),
+            ["sender_api.key (default): is not set", "give the user's key"],
+        ),
+        (
+            "key = \"hunter2\"".to_owned(),
+            ["sender_api.user (default): is not set", "give the API user"],
+        ),
+        (
+            "user = \"reader\"\nkey_file = \"/no/such/file\"".to_owned(),
+            ["sender_api.key_file", "No such file"],
+        ),
+        (
+            "user = \"reader\"\nkey = \"hunter2\"\nkey_file = \"/no/such/file\"".to_owned(),
+            ["sender_api.key is given too", "keep the value or the file"],
+        ),
+    ] {
+        one(&file(&format!("[sender_api]\n{text}\n")), &parts);
     }
     one(
         &variable("STREAMS__BOUNCES__TOPIC", &"t".repeat(250)),
@@ -384,6 +441,12 @@ fn values_of_the_wrong_type_in_files() {
             "kafka.properties.linger.ms",
             "is not text",
             "quotes",
+        ),
+        (
+            "[kafka.properties]\n\"sasl.mechanism\" = \"OAUTHBEARER\"",
+            "kafka.properties.sasl.mechanism",
+            "needs a source of tokens",
+            "sasl.oauthbearer.method to oidc",
         ),
     ];
     for (text, key, what, fix) in cases {
