@@ -22,9 +22,13 @@ unit filter="":
 kafka filter="":
     cargo test --locked --test integration {{ filter }}
 
-# Everything that must hold before a change lands: half an hour on two cores.
+# Everything that must hold before a change lands: three quarters of an hour on two cores.
 gate:
     .ci/run
+
+# Try the chart in a Kubernetes of two nodes, made on this machine: `just cluster --all` tries everything. Needs root and Go.
+cluster *options:
+    .ci/cluster {{ options }}
 
 # Repeat one run of the simulation, with its steps.
 seed seed:

@@ -23,7 +23,7 @@ OURS = {
     "ingest.listen", "admin.listen", "spool.dir", "ingest.tls.certificate", "ingest.tls.key",
     *(f"ingest.auth.{kind}{suffix}" for kind in ("bearer_tokens", "basic", "api_keys") for suffix in ("", "_file")),
     "ingest.auth.credentials",
-    # `reconcile.user` and `reconcile.key`; the sender's own API needs no other authority.
+    # `reconcile.user`, `reconcile.key` and `reconcile.ca`.
     *(f"sender_api.{key}" for key in ("user", "key", "key_file", "ca_file")),
 }
 
