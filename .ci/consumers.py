@@ -3,6 +3,9 @@ records and the example consumers. Arguments: java, the directory of Kafka's jar
 by process id."""
 
 import contextlib
+import email
+import email.policy
+import hashlib
 import json
 import os
 import pathlib
@@ -317,6 +320,99 @@ def check_suppression_list(brokers, url, admin, folder):
     print(f"suppression list: {len(rows)} addresses, the same after reading all again")
 
 
+def multipart(fields, files):
+    """A body with the boundary "b": fields as (header, bytes), files as (disposition, bytes)."""
+    parts = [*fields, *((f"name=attachment{number}; {name}", content) for number, (name, content) in enumerate(files, 1))]
+    head = b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
+    return b"".join(head % (header.encode(), content) for header, content in parts) + b"--b--\r\n"
+
+
+def received_mail(brokers, out, group, *args):
+    command = [sys.executable, CONSUMERS / "received_mail/received_mail.py", *args]
+    return [*command, "--brokers", brokers, "--out", out, "--group", group]
+
+
+def received_mail_once(brokers, out, group):
+    run = subprocess.run(received_mail(brokers, out, group, "--once"), capture_output=True, text=True, timeout=LIMIT)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip(), run.stderr
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_received_mail(stack, brokers, url, admin, folder):
+    out = folder / "received-mail"
+    files = [
+        ('filename="plain.bin"', random.randbytes(2_500_000)),
+        ('filename="../見積.csv"', "品,円\r\n".encode()),
+        ("filename=\"=?ISO-2022-JP?B?GyRCOCsbKEI=?= =?ISO-2022-JP?B?GyRCQFEbKEI=?=\"", b""),
+        ("filename*=UTF-8''%E8%A6%8B%E7%A9%8D.csv", b"\0\xff"),
+    ]
+    names = ["plain.bin", "../見積.csv", "見積", "見積.csv"]
+    html = "<p>" + "大" * 500_000
+    for number in range(8):
+        headers = json.dumps([{"name": "Message-ID", "value": f"<{number}@mail>"}, {"name": "Subject", "value": "件名"}])
+        fields = [
+            ("name=server_composition", b"pro"),
+            ("name=headers", headers.encode()),
+            ("name=text\r\nContent-Type: text/plain; charset=ISO-2022-JP", "本文".encode("iso2022_jp")),
+            ("name=html", html.encode()),
+        ]
+        body = multipart(fields, files if number % 2 == 0 else files[1:])
+        assert post(url, body, "multipart/form-data; boundary=b", "/webhooks/inbound") == 200
+    wait("delivery", lambda: drained(admin))
+    # Killed in the middle, twice.
+    for most in (2, 5):
+        reader = spawn(stack, received_mail(brokers, out, "one"), folder / f"received-mail-{most}.log")
+        wait("folders", lambda: out.exists() and len([d for d in out.iterdir() if d.name[0] != "."]) >= most)
+        reader.kill()
+        reader.wait()
+    said, errors = received_mail_once(brokers, out, "one")
+    written = tree(out)
+    folders = {name.split("/")[0] for name in written}
+    # With the two samples.
+    assert len(folders) == 10 and not any(name.startswith(".") for name in folders), (said, errors, folders)
+    for id in folders:
+        mail = json.loads(written[f"{id}/mail.json"])
+        message = email.message_from_bytes(written[f"{id}/message.eml"], policy=email.policy.default)
+        attached = list(message.iter_attachments())
+        of_files = [one for one in mail["attachments"] if "member" not in one]
+        assert [part.get_filename() for part in attached] == [one["name"] for one in of_files]
+        for part, one in zip(attached, of_files):
+            saved = next(content for name, content in written.items() if name.startswith(f"{id}/{one['index']}-"))
+            content = part.get_payload(decode=True)
+            assert hashlib.sha256(saved).hexdigest() == hashlib.sha256(content).hexdigest() == one["sha256"], one
+        if message["Message-ID"].endswith("@mail>"):
+            assert [one["name"] for one in of_files] in (names, names[1:])
+            assert message.get_body(("plain",)).get_content().rstrip() == "本文"
+            assert message.get_body(("html",)).get_content().rstrip() == html
+            assert message["Subject"] == "件名"
+    # Another group reads all of it again, and writes nothing.
+    assert received_mail_once(brokers, out, "two") == ("10 known", "") and tree(out) == written
+    # A group whose last part is late: nothing is written until it is there, although the consumer is started anew.
+    records = records_of(brokers, "cmc.inbound")
+    large = next(r for r in records if dict(r.headers())["ce_type"] == b"jp.smtps.cmc.inbound.attachment" and r.key() == b"<0@mail>")
+    id = dict(large.headers())["cmc-mail-id"]
+    of_mail = [r for r in records if id in (dict(r.headers()).get("cmc-mail-id"), dict(r.headers())["ce_id"])]
+    late = str(uuid.uuid4()).encode()
+    producer = Producer({"bootstrap.servers": brokers})
+
+    def send(record):
+        renamed = [(name, late if value == id else value) for name, value in record.headers()]
+        producer.produce("cmc.inbound", record.value(), record.key(), partition=record.partition(), headers=renamed)
+        assert producer.flush(LIMIT) == 0
+
+    for record in of_mail[:-1]:
+        send(record)
+    assert received_mail_once(brokers, out, "one")[0] == "1 waiting"
+    send(of_mail[-1])
+    assert received_mail_once(brokers, out, "one") == ("1 written", "")
+    assert {name: content for name, content in tree(out).items() if not name.startswith(late.decode())} == written
+    print(f"received mail: {len(folders) + 1} folders, each whole, the same after kills and after reading all again")
+
+
 def check_java(java, libs, brokers, counts):
     command = [java, "-cp", f"{libs}/*", CONSUMERS / "check_records/CheckRecords.java", brokers, ROOT / "docs/schemas"]
 
@@ -366,6 +462,7 @@ def main():
         aborted(brokers, "cmc.bounces", next(with_address))
         check_java(java, libs, brokers, counts)
         check_suppression_list(brokers, url, admin, folder)
+        check_received_mail(stack, brokers, url, admin, folder)
         bridge.terminate()
         assert bridge.wait(LIMIT) == 0
     print("the consumers agree with the contract")

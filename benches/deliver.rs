@@ -69,13 +69,17 @@ fn main() {
             runs.push(through_bridge(&bootstrap, &topic(), mode, events));
         }
     }
-    println!("| | events/s | CPU µs per event | ratio |\n|---|---|---|---|");
-    let row = |what: &str, runs: &[(f64, f64)]| {
+    println!("| | events/s | CPU µs per event | ratio | peak memory |\n|---|---|---|---|---|");
+    let row = |what: &str, runs: &[Run]| {
         println!(
-            "| {what} | {:.0} | {:.1} | {:.2} |",
-            median(runs.iter().map(|run| run.0).collect()),
-            median(runs.iter().map(|run| run.1).collect()),
-            median(runs.iter().zip(&bare).map(|(a, b)| a.0 / b.0).collect()),
+            "| {what} | {:.0} | {:.1} | {:.2} | {} |",
+            median(runs.iter().map(|run| run.rate).collect()),
+            median(runs.iter().map(|run| run.micros).collect()),
+            median(runs.iter().zip(&bare).map(|(a, b)| a.rate / b.rate).collect()),
+            match runs.iter().filter_map(|run| run.peak).max() {
+                Some(mebibytes) => format!("{mebibytes} MiB"),
+                None => "–".to_owned(),
+            },
         );
     };
     for (mode, runs) in modes.iter().zip(&bridge) {
@@ -84,9 +88,18 @@ fn main() {
     row("bare producer", &bare);
 }
 
-/// Fills a spool without Kafka, then starts a bridge on it with Kafka. Returns events/s and CPU µs per event, from the first
-/// delivery to the last.
-fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> (f64, f64) {
+/// From the first delivery to the last.
+struct Run {
+    /// Events a second.
+    rate: f64,
+    /// CPU µs an event.
+    micros: f64,
+    /// The process's peak memory in MiB.
+    peak: Option<u64>,
+}
+
+/// Fills a spool without Kafka, then starts a bridge on it with Kafka.
+fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> Run {
     let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -109,10 +122,11 @@ fn through_bridge(bootstrap: &str, topic: &str, mode: &str, events: u64) -> (f64
     let ended = until(admin, |_, backlog| backlog == 0);
     let done = ended.1 - begun.1;
     let seconds = (ended.0 - begun.0).as_secs_f64();
-    (
-        done as f64 / seconds,
-        (server.cpu() - cpu).as_secs_f64() * 1e6 / done as f64,
-    )
+    Run {
+        rate: done as f64 / seconds,
+        micros: (server.cpu() - cpu).as_secs_f64() * 1e6 / done as f64,
+        peak: Some(server.peak_memory()),
+    }
 }
 
 fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
@@ -162,15 +176,16 @@ impl ProducerContext for Counter {
     }
 }
 
-/// The floor: sends records of the same size, with as many headers, from memory, and awaits each delivery.
-fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
+/// The floor: sends records of the same size with the same codec and as many headers from memory, and awaits each delivery.
+fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> Run {
     let done = Arc::new(AtomicU64::new(0));
     let producer: ThreadedProducer<Counter> = topics::client_config(bootstrap)
         .set("enable.idempotence", "true")
         .set("linger.ms", "1")
+        .set("compression.type", "lz4")
         .create_with_context(Counter(Arc::clone(&done)))
         .expect("a producer");
-    let value = vec![b'x'; HUNDRED.len() / 100];
+    let value = &HUNDRED[..HUNDRED.len() / 100];
     let headers = [3usize, 23, 8, 16, 27, 36, 60, 25];
     let send = |n: u64| {
         let key = format!("<{n:08}-0000-4000-8000-000000001eef@mail.example.co.jp>");
@@ -182,7 +197,7 @@ fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
                     value: Some(&value[..length]),
                 });
             }
-            let record = BaseRecord::to(topic).key(&key).payload(&value).headers(own);
+            let record = BaseRecord::to(topic).key(&key).payload(value).headers(own);
             match producer.send(record) {
                 Ok(()) => return,
                 Err((error, _)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) => {
@@ -202,6 +217,9 @@ fn bare_producer(bootstrap: &str, topic: &str, events: u64) -> (f64, f64) {
     while done.load(Ordering::Relaxed) <= events {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let rate = events as f64 / begun.elapsed().as_secs_f64();
-    (rate, (cpu_of("self") - cpu).as_secs_f64() * 1e6 / events as f64)
+    Run {
+        rate: events as f64 / begun.elapsed().as_secs_f64(),
+        micros: (cpu_of("self") - cpu).as_secs_f64() * 1e6 / events as f64,
+        peak: None,
+    }
 }

@@ -59,6 +59,16 @@ impl Server {
     pub fn cpu(&self) -> Duration {
         cpu_of(&self.child.id().to_string())
     }
+
+    /// The most memory that it has had resident so far, in MiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("procfs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak
+            .and_then(|peak| peak.trim().strip_suffix(" kB"))
+            .expect("a size");
+        kib.parse::<u64>().expect("a number") / 1024
+    }
 }
 
 /// The bridge's metrics, as text.

@@ -26,6 +26,7 @@
 //! | [`properties`] | the librdkafka properties of each kind of client |
 //! | [`callbacks`] | librdkafka's callbacks: logs, errors, statistics, delivery reports |
 //! | [`deliveries`] | counts the delivery reports of a producer |
+//! | [`polled`] | a producer with a thread that runs its callbacks |
 //! | [`commit`] | commits transactions, with a limit that holds |
 //! | [`explain`] | turns an error into its reason, cause and cure |
 //! | [`topics`] | whether topics exist, their creation, which records they take |
@@ -37,6 +38,7 @@ mod callbacks;
 mod commit;
 mod deliveries;
 mod explain;
+mod polled;
 pub mod probe;
 pub mod producer;
 pub(crate) mod properties;

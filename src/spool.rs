@@ -18,10 +18,11 @@
 //!
 //! # Writing
 //!
-//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`. A webhook's batch is one
-//! record, so it is durable as a whole or not at all. Recovery relies on these rules:
+//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`; a large one in pieces, each
+//! synced before the next. A webhook's batch is one record, so it is durable as a whole or not at all. Recovery relies on these
+//! rules:
 //!
-//! 1. Commit n+1 is written only after the `fdatasync` of commit n has returned. A valid record of a *later* commit
+//! 1. Commit n+1 is written only after the last `fdatasync` of commit n has returned. A valid record of a *later* commit
 //!    therefore proves that everything before it was once durable.
 //! 2. A commit never spans segments. Before a segment's first record is written, its header is durable under the segment's
 //!    name. The header states the exact end of the previous segment, whose last commit is durable by then.

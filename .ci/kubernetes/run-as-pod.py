@@ -355,6 +355,8 @@ def run(place, binary, tested, full, plain):
         "cmc-bridge-credentials": {"basic": basic, "tokens": "token\n", "api-keys": "key\n"},
         "kafka-user": {"password": "00123", "sasl.jaas.config": "x"},
         "kafka-ca": {"ca.crt": crt},
+        "kafka-oauth": {"secret": "00123"},
+        "login-ca": {"ca.crt": crt},
         "kafka-client": {"user.crt": crt, "user.key": key},
         "webhooks-tls": {"tls.crt": crt, "tls.key": key},
     }

@@ -41,12 +41,13 @@ use tokio::runtime::Runtime;
 use super::{
     config_args::ConfigArgs,
     records::{self, PrintFormat},
-    send_sample::generate::BodyFormat,
+    send_sample::generate::{BOUNDARY, BodyFormat},
     signals::stop_signals,
 };
 use crate::{
     bridge::Bridge,
     cli::exit::Exit,
+    cmc::Endpoint,
     config::{Auth, Config, CredentialKind},
     http_client::{Client, Target},
     logging,
@@ -58,7 +59,8 @@ const PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const AFTER_HELP: &str = "\
-An embedded broker takes Kafka's place, and each event is printed when it reaches its topic. The spool is temporary.
+An embedded broker takes Kafka's place, and each event is printed when it reaches its topic. Every stream is enabled, received
+mail included. The spool is temporary.
 Delivery guarantees can't be tried here: the embedded broker keeps neither offsets nor transactions.
 
 Examples:
@@ -99,23 +101,25 @@ pub fn run(args: &DevArgs) -> Result<(), Exit> {
     let runtime = Runtime::new()?;
     let result: Result<(), Exit> = runtime.block_on(async {
         let stop = stop_signals()?;
-        let path = config.ingest.path.clone();
+        let [path, inbound_path] = [&config.ingest.path, &config.ingest.inbound_path].map(String::clone);
         let brokers = config.kafka.bootstrap_servers.clone();
         let bridge = Bridge::start(config).await?;
-        let url = format!("http://{}{path}", bridge.ingest_address());
+        let url = |path: &str| format!("http://{}{path}", bridge.ingest_address());
         greet(
-            &url,
+            &url(&path),
+            &url(&inbound_path),
             bridge.admin_address(),
             &brokers,
             spool.path(),
             &presented.curl(),
         )?;
         if args.sample {
-            let client = Client::new(
-                Target::new(bridge.ingest_address(), &path),
-                presented.authorization.clone(),
-            );
-            tokio::spawn(post_samples(client, presented.api_key.clone()));
+            let client = |path: &str| {
+                let target = Target::new(bridge.ingest_address(), path);
+                Client::new(target, presented.authorization.clone())
+            };
+            let clients = [client(&path), client(&inbound_path)];
+            tokio::spawn(post_samples(clients, presented.api_key.clone()));
         }
         Ok(bridge.run(stop).await?)
     });
@@ -135,7 +139,9 @@ fn adapt(config: &mut Config, args: &DevArgs, spool: &std::path::Path, brokers: 
     config.spool.dir = spool.to_path_buf();
     config.kafka.bootstrap_servers = brokers;
     config.kafka.properties.clear();
-    config.streams[Stream::Blocks.index()].enabled = true;
+    for stream in [Stream::Blocks, Stream::Inbound] {
+        config.streams[stream.index()].enabled = true;
+    }
     config.shutdown.lame_duck = Duration::ZERO;
     config.shutdown.grace = Duration::from_secs(5);
     let anybody = match &config.ingest.auth {
@@ -168,9 +174,17 @@ fn topics(config: &Config) -> BTreeSet<&str> {
         .collect()
 }
 
-fn greet(url: &str, admin: SocketAddr, brokers: &str, spool: &std::path::Path, curl: &str) -> io::Result<()> {
+fn greet(
+    url: &str,
+    inbound_url: &str,
+    admin: SocketAddr,
+    brokers: &str,
+    spool: &std::path::Path,
+    curl: &str,
+) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     writeln!(out, "webhooks                       {url}")?;
+    writeln!(out, "webhooks of received mail      {inbound_url}")?;
     writeln!(
         out,
         "status, metrics and probes     http://{admin}/status  /metrics  /livez  /readyz"
@@ -245,7 +259,8 @@ impl Presented {
     }
 }
 
-async fn post_samples(mut client: Client, api_key: Option<String>) {
+/// Posts the samples with a client for each endpoint.
+async fn post_samples([mut events, mut inbound]: [Client; 2], api_key: Option<String>) {
     // The bridge finds no key in a truncated body.
     let keyed = |sample: &&samples::SampleWebhook| api_key.is_none() || !sample.truncated;
     for sample in samples::ALL.iter().filter(keyed) {
@@ -253,7 +268,12 @@ async fn post_samples(mut client: Client, api_key: Option<String>) {
             None => Bytes::from_static(sample.body.as_bytes()),
             Some(key) => sample.format.with_api_key(sample.body, key).into(),
         };
-        let answer = client.post(sample.format.content_type(), body, PATIENCE).await;
+        let client = match sample.endpoint {
+            Endpoint::Events => &mut events,
+            Endpoint::Inbound => &mut inbound,
+        };
+        let content_type = sample.format.content_type(BOUNDARY);
+        let answer = client.post(&content_type, body, PATIENCE).await;
         // One write, so that the printer's thread can't split the line.
         let line = match answer {
             Ok(answer) => format!("posted {}: {}\n", sample.what, answer.status),

@@ -4,11 +4,15 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`attachment`] | files to attach to received mails |
 //! | [`credentials`] | the credential to present |
 //! | [`generate`] | makes webhooks |
+//! | [`mail`] | makes webhooks of received mail |
 
+pub mod attachment;
 mod credentials;
 pub mod generate;
+mod mail;
 
 use std::{
     collections::BTreeMap,
@@ -40,8 +44,9 @@ use crate::{
     human,
 };
 
-/// The path for a URL without one: the bridge's default.
+/// The paths for a URL without one: the bridge's defaults, for events and for received mail.
 const PATH: &str = "/webhooks/events";
+const INBOUND_PATH: &str = "/webhooks/inbound";
 /// How long a webhook waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the progress bar is drawn.
@@ -59,20 +64,24 @@ are answered 400, so sending them ends with 69.
 
 Examples:
   cmc-bridge send-sample http://127.0.0.1:8080/webhooks/events --bearer-file /run/secrets/token
-  cmc-bridge send-sample --kind mixed --format form --events 100 --count 1000 --concurrency 16";
+  cmc-bridge send-sample --kind mixed --format form --events 100 --count 1000 --concurrency 16
+  cmc-bridge send-sample --kind inbound --attach estimate.pdf --attach photo.jpg";
 
 /// The arguments of `send-sample`.
 #[derive(Args, Clone, Debug)]
 pub struct SendSampleArgs {
-    /// Webhook endpoint; the default path is /webhooks/events
-    #[arg(default_value = "http://127.0.0.1:8080/webhooks/events", value_parser = endpoint)]
+    /// Webhook endpoint; the default path is /webhooks/events, for received mail /webhooks/inbound
+    #[arg(default_value = "http://127.0.0.1:8080", value_parser = endpoint)]
     url: Target,
     /// Kind of webhooks to send
     #[arg(long, value_enum, default_value = "deliveries")]
     kind: WebhookKind,
-    /// Format of the bodies
-    #[arg(long, value_enum, default_value = "json")]
-    format: BodyFormat,
+    /// Format of the bodies [default: json; multipart with --attach]
+    #[arg(long, value_enum)]
+    format: Option<BodyFormat>,
+    /// Attach this file to each received mail; may be repeated
+    #[arg(long, value_name = "FILE")]
+    attach: Vec<PathBuf>,
     /// Events in each webhook
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=100_000))]
     events: u64,
@@ -98,11 +107,11 @@ pub struct SendSampleArgs {
     credentials: CredentialArgs,
 }
 
-/// A webhook endpoint, with the bridge's default path for a URL without one.
+/// A webhook endpoint; [`SendSampleArgs::target`] adds the path to a URL without one.
 fn endpoint(url: &str) -> Result<Target, String> {
     let example =
         "http://127.0.0.1:8080/webhooks/events, with --bearer, --basic or --api-key for credentials";
-    Target::parse(url, PATH, example).map_err(|error| match error.contains("--basic") {
+    Target::parse(url, "/", example).map_err(|error| match error.contains("--basic") {
         true => error,
         false => format!("{error}: see --bearer, --basic and --api-key"),
     })
@@ -115,24 +124,59 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+impl SendSampleArgs {
+    fn target(&self) -> Target {
+        match (self.url.path.as_str(), self.kind) {
+            ("/", WebhookKind::Inbound) => self.url.with_path(INBOUND_PATH),
+            ("/", _) => self.url.with_path(PATH),
+            _ => self.url.clone(),
+        }
+    }
+
+    /// The format of the bodies. The error says which options don't go together.
+    fn format(&self) -> Result<BodyFormat, &'static str> {
+        let is_mail = self.kind == WebhookKind::Inbound;
+        let has_files = !self.attach.is_empty();
+        match self.format {
+            _ if has_files && !is_mail => Err("only received mail has attachments: give --kind inbound"),
+            _ if is_mail && self.events != 1 => {
+                Err("a webhook of received mail brings one mail: use --count")
+            }
+            Some(BodyFormat::Form) if is_mail => {
+                Err("received mail comes as json or multipart, not as a form")
+            }
+            Some(BodyFormat::Multipart) if !is_mail => Err("only received mail comes as multipart"),
+            Some(BodyFormat::Json) if has_files => {
+                Err("received mail in JSON has no attachments: use multipart")
+            }
+            Some(format) => Ok(format),
+            None if has_files => Ok(BodyFormat::Multipart),
+            None => Ok(BodyFormat::Json),
+        }
+    }
+}
+
 /// Sends all webhooks and prints the summary.
 ///
 /// # Errors
-/// 64: a credential or `--ca-file` can't be used. 69: a webhook was not answered 200.
+/// 64: a credential, `--ca-file` or a file to attach can't be used, or options don't go together. 69: a webhook was not
+/// answered 200.
 pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
+    let format = args.format().map_err(|error| Exit::Usage(error.to_owned()))?;
     let credentials = args.credentials.resolve(|name| std::env::var_os(name))?;
     let trust = args.url.is_https().then(|| trust(args.ca_file.as_deref()));
     let trust = trust.transpose().map_err(Exit::Usage)?;
     let generator = Generator {
         kind: args.kind,
-        format: args.format,
+        format,
         events: args.events,
         server_composition: args.server_composition.clone(),
         api_key: credentials.api_key,
         run: Uuid::new_v4().simple().to_string().split_off(20),
+        attachments: attachment::read(&args.attach).map_err(Exit::Usage)?,
     };
     let posting = Arc::new(Posting {
-        target: args.url.clone(),
+        target: args.target(),
         authorization: credentials.authorization,
         trust,
         generator,
@@ -158,7 +202,7 @@ pub fn run(args: &SendSampleArgs, out: &mut impl Write) -> Result<(), Exit> {
         bad => Err(Exit::Unavailable(format!(
             "{bad} of {} webhooks were not answered 200{}",
             args.count,
-            advice(&results)
+            advice(&results, args.kind)
         ))),
     }
 }
@@ -249,6 +293,7 @@ async fn send_all(posting: &Arc<Posting>, connections: u64) -> Result<Results, E
 async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Results {
     let mut client =
         Client::new(posting.target.clone(), posting.authorization.clone()).with_trust(posting.trust.clone());
+    let content_type = posting.generator.content_type();
     let mut results = Results::default();
     loop {
         let number = posting.next.fetch_add(1, Ordering::Relaxed);
@@ -263,10 +308,7 @@ async fn send_some(posting: Arc<Posting>, start: tokio::time::Instant) -> Result
         }
         let body = Bytes::from(posting.generator.body(number, Timestamp::now()));
         let begin = Instant::now();
-        match client
-            .post(posting.generator.format.content_type(), body, PATIENCE)
-            .await
-        {
+        match client.post(&content_type, body, PATIENCE).await {
             Ok(answer) => {
                 results.times.push(begin.elapsed());
                 let answers = results.answers.entry(answer.status.as_u16()).or_default();
@@ -342,12 +384,14 @@ fn first_line(text: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-fn advice(results: &Results) -> &'static str {
+fn advice(results: &Results, kind: WebhookKind) -> &'static str {
     let answered = |status| results.answers.contains_key(&status);
     if results.unanswered > 0 && results.answers.is_empty() {
         "; is a bridge running there? `cmc-bridge dev` starts one to try out"
     } else if answered(401) {
         "; give a credential that the bridge accepts with --bearer-file, --basic-file, --api-key-file or their variables"
+    } else if (answered(404) || answered(405)) && kind == WebhookKind::Inbound {
+        "; is the path the one in ingest.inbound_path, and streams.inbound.enabled = true?"
     } else if answered(404) || answered(405) {
         "; is the path the one in ingest.path?"
     } else if answered(503) {
@@ -361,16 +405,69 @@ fn advice(results: &Results) -> &'static str {
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: SendSampleArgs,
+    }
+
+    fn args(line: &[&str]) -> SendSampleArgs {
+        let line = ["send-sample"].iter().chain(line);
+        <CommandLine as clap::Parser>::try_parse_from(line).unwrap().args
+    }
+
     #[test]
     fn endpoints_have_the_bridge_s_path_by_default() {
-        for (url, path) in [
-            ("http://bridge:81", PATH),
-            ("http://bridge/", PATH),
-            ("http://bridge/x", "/x"),
+        for (line, url) in [
+            (&[][..], "http://127.0.0.1:8080/webhooks/events"),
+            (&["--kind", "inbound"], "http://127.0.0.1:8080/webhooks/inbound"),
+            (&["http://bridge:81"], "http://bridge:81/webhooks/events"),
+            (
+                &["http://bridge/", "--kind", "inbound"],
+                "http://bridge/webhooks/inbound",
+            ),
+            (&["http://bridge/x", "--kind", "inbound"], "http://bridge/x"),
+            (&["http://bridge/x"], "http://bridge/x"),
         ] {
-            assert_eq!(endpoint(url).unwrap().path, path);
+            assert_eq!(args(line).target().url(), url);
         }
         assert!(endpoint("http://a:b@bridge/").unwrap_err().contains("--basic"));
+    }
+
+    #[test]
+    fn formats_follow_from_the_kind() {
+        let cases: [(&[&str], Result<BodyFormat, &str>); 9] = [
+            (&[], Ok(BodyFormat::Json)),
+            (&["--format", "form"], Ok(BodyFormat::Form)),
+            (&["--kind", "inbound"], Ok(BodyFormat::Json)),
+            (
+                &["--kind", "inbound", "--format", "multipart"],
+                Ok(BodyFormat::Multipart),
+            ),
+            (&["--kind", "inbound", "--attach", "a"], Ok(BodyFormat::Multipart)),
+            (&["--attach", "a"], Err("--kind inbound")),
+            (&["--format", "multipart"], Err("only received mail")),
+            (
+                &["--kind", "inbound", "--format", "json", "--attach", "a"],
+                Err("use multipart"),
+            ),
+            (&["--kind", "inbound", "--events", "2"], Err("--count")),
+        ];
+        for (line, wanted) in cases {
+            match (args(line).format(), wanted) {
+                (Ok(found), Ok(wanted)) => assert_eq!(found, wanted),
+                (Err(found), Err(wanted)) => assert!(found.contains(wanted), "{found}"),
+                (found, _) => panic!("{line:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn files_to_attach_are_read_within_a_limit() {
+        let files = |name: &str| attachment::read(&[PathBuf::from(name)]);
+        assert!(files("/dev/zero").unwrap_err().contains("more than"));
+        assert!(files("/no/such/file").unwrap_err().contains("No such file"));
+        assert_eq!(files("/dev/null").unwrap()[0].name, "null");
     }
 
     #[test]

@@ -2,13 +2,28 @@
 //!
 //! It disturbs nobody: its consumer joins no group and commits nothing. It uses the Kafka settings of the configuration
 //! and prints only committed records, as any consumer should see them.
+//!
+//! # Files
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`safe_name`] | names of attachments as names of files |
+//! | [`save`] | writes attachments of received mail into a directory |
 
-use std::{collections::BTreeSet, sync::atomic::Ordering};
+mod safe_name;
+mod save;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    path::PathBuf,
+    sync::atomic::Ordering,
+};
 
 use clap::Args;
 use rdkafka::{Message, message::BorrowedMessage};
 use serde_json::{Map, Value};
 
+use self::save::AttachmentSaver;
 use super::{
     config_args::ConfigArgs,
     output::{Output, say},
@@ -31,6 +46,10 @@ Examples:
   cmc-bridge tap --stream bounces --to @example.net
   cmc-bridge tap --from-beginning --key '<1@example.co.jp>' --json | jq .value.status
   cmc-bridge tap --stream dead-letters --from-beginning --count 1
+  cmc-bridge tap --stream inbound --from-beginning --key '<in-1@example.net>' --save attachments
+
+--save writes each attachment of received mail once all its parts have been read and its SHA-256 agrees. File names are made safe, and
+no file is overwritten: a second one is called \"name (2)\". Parts of attachments are printed, and saved, if their mail is printed.
 
 The topics and the Kafka cluster are those of the configuration (--config, environment). A record is printed if all
 conditions hold. Partitions that are added later are not read. Temporary trouble, such as an unreachable broker, is
@@ -53,6 +72,9 @@ pub struct TapArgs {
     /// Print one JSON object per line: topic, partition, offset, timestamp (ms), key, headers, value
     #[arg(long)]
     pub json: bool,
+    /// Save attachments of received mail into this directory
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
     #[command(flatten)]
     pub filter: RecordFilter,
 }
@@ -75,6 +97,12 @@ pub struct RecordFilter {
 }
 
 impl RecordFilter {
+    fn is_empty(&self) -> bool {
+        [&self.key, &self.status, &self.to, &self.contains]
+            .into_iter()
+            .all(Option::is_none)
+    }
+
     fn passes(&self, record: &impl Message) -> bool {
         let value = record.payload().unwrap_or_default();
         let needs_members = self.status.is_some() || self.to.is_some() || self.contains.is_some();
@@ -83,7 +111,10 @@ impl RecordFilter {
             false => Map::new(),
         };
         let member = |name: &str| members.get(name).and_then(Value::as_str);
-        let recipient = || member("to").or(member("envelopeTo")).unwrap_or_default();
+        let recipient = || {
+            let names = ["to", "envelopeTo", "envelope-to"];
+            names.into_iter().find_map(member).unwrap_or_default()
+        };
         holds(&self.key, |key| is_key(record.key(), key))
             && holds(&self.status, |status| member("status") == Some(status))
             && holds(&self.to, |text| recipient().contains(text))
@@ -93,6 +124,33 @@ impl RecordFilter {
                         .values()
                         .any(|value| value.as_str().is_some_and(|value| value.contains(text)))
             })
+    }
+}
+
+/// Which mails were printed lately, because parts of attachments go with their mail whatever they hold.
+#[derive(Default)]
+struct PrintedMails(VecDeque<Vec<u8>>);
+
+impl PrintedMails {
+    /// Maximum number of mails to remember. Parts follow their mail closely.
+    const MOST: usize = 1000;
+
+    /// Whether a record is to be printed, by the conditions or because its mail was.
+    fn passes(&mut self, record: &impl Message, filter: &RecordFilter) -> bool {
+        if records::stream(record) != Some(Stream::Inbound) {
+            return filter.passes(record);
+        }
+        if let Some(mail) = records::header(record, "cmc-mail-id") {
+            return filter.is_empty() || self.0.iter().any(|known| known == mail);
+        }
+        let passes = filter.passes(record);
+        if let Some(id) = records::header(record, "ce_id").filter(|_| passes) {
+            if self.0.len() == PrintedMails::MOST {
+                self.0.pop_front();
+            }
+            self.0.push_back(id.to_vec());
+        }
+        passes
     }
 }
 
@@ -108,7 +166,8 @@ fn is_key(key: Option<&[u8]>, wanted: &str) -> bool {
 /// Prints until SIGINT or SIGTERM, until enough is printed, or until the reader of the output is gone.
 ///
 /// # Errors
-/// 64: a chosen stream is disabled. 69: a topic can't be read. 78: the configuration is refused.
+/// 64: a chosen stream is disabled. 69: a topic can't be read. 74: the directory for attachments can't be written. 78: the
+/// configuration is refused.
 pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let config = args.config.load()?.config;
     let streams = streams(args, &config)?;
@@ -121,6 +180,16 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
     let from = match args.from_beginning {
         true => ReadFrom::Beginning,
         false => ReadFrom::End,
+    };
+    let mut saver = match &args.save {
+        Some(_) if !streams.contains(&Stream::Inbound) => {
+            return Err(Exit::Usage(
+                "--save needs received mail: add --stream inbound, and set streams.inbound.enabled = true"
+                    .to_owned(),
+            ));
+        }
+        Some(dir) => Some(AttachmentSaver::new(dir).map_err(not_saved(dir))?),
+        None => None,
     };
     let stop = stop_flag()?;
     let mut reader = TapReader::new(&config.kafka).map_err(unavailable)?;
@@ -135,9 +204,11 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
             "now on"
         }
     ));
-    let wanted = |record: &BorrowedMessage<'_>| {
+    let mut mails = PrintedMails::default();
+    let mut wanted = |record: &BorrowedMessage<'_>| {
         // A record without a stream is not the bridge's and is shown.
-        records::stream(record).is_none_or(|stream| streams.contains(&stream)) && args.filter.passes(record)
+        records::stream(record).is_none_or(|stream| streams.contains(&stream))
+            && mails.passes(record, &args.filter)
     };
     let format = if args.json {
         PrintFormat::Json
@@ -149,6 +220,11 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
         match reader.poll().map_err(unavailable)? {
             Polled::Record(record) if wanted(&record) => {
                 records::print(&record, format, out)?;
+                if let (Some(saver), Some(dir)) = (&mut saver, &args.save)
+                    && let Some(said) = saver.take(&record).map_err(not_saved(dir))?
+                {
+                    say(said);
+                }
                 printed += 1;
                 if args.count == Some(printed) {
                     break;
@@ -159,7 +235,18 @@ pub fn run(args: &TapArgs, out: &mut Output) -> Result<(), Exit> {
             Polled::Well => say("all topics can be read again"),
         }
     }
+    let incomplete = saver.map_or(0, |saver| saver.incomplete());
+    if incomplete > 0 {
+        say(format_args!(
+            "attachments that are not saved, because parts were not read: {incomplete}"
+        ));
+    }
     Ok(())
+}
+
+fn not_saved(dir: &std::path::Path) -> impl Fn(std::io::Error) -> Exit {
+    let dir = dir.display().to_string();
+    move |error| Exit::Io(format!("attachments can't be saved in {dir}: {error}"))
 }
 
 /// The streams to read: the chosen ones, or all enabled ones.
@@ -182,7 +269,10 @@ fn unavailable(error: BrokerError) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::{Timestamp, message::OwnedMessage};
+    use rdkafka::{
+        Timestamp,
+        message::{Header, OwnedHeaders, OwnedMessage},
+    };
 
     use super::*;
 
@@ -224,6 +314,50 @@ mod tests {
             let record = record(Some("<1@example.co.jp>"), VALUE);
             assert_eq!(filter.passes(&record), passes, "{filter:?}");
         }
+    }
+
+    #[test]
+    fn parts_of_attachments_go_with_their_mail() {
+        let mail = |headers: &[(&str, &str)], value: &str| {
+            let headers = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+                all.insert(Header {
+                    key,
+                    value: Some(*value),
+                })
+            });
+            let topic = "cmc.inbound".to_owned();
+            OwnedMessage::new(
+                Some(value.into()),
+                None,
+                topic,
+                Timestamp::NotAvailable,
+                0,
+                0,
+                Some(headers),
+            )
+        };
+        let of = |id: &str, to: &str| {
+            let headers = [("ce_type", "jp.smtps.cmc.inbound"), ("ce_id", id)];
+            mail(&headers, &format!(r#"{{"envelope-to":"{to}"}}"#))
+        };
+        let part = |id: &str| {
+            let headers = [
+                ("ce_type", "jp.smtps.cmc.inbound.attachment"),
+                ("ce_id", "p"),
+                ("cmc-mail-id", id),
+            ];
+            mail(&headers, "\0")
+        };
+        let filter = RecordFilter {
+            to: Some("@example.net".to_owned()),
+            ..RecordFilter::default()
+        };
+        let mut mails = PrintedMails::default();
+        assert!(!mails.passes(&part("1"), &filter));
+        assert!(mails.passes(&of("1", "a@example.net"), &filter));
+        assert!(!mails.passes(&of("2", "a@example.org"), &filter));
+        assert!(mails.passes(&part("1"), &filter) && !mails.passes(&part("2"), &filter));
+        assert!(mails.passes(&part("2"), &RecordFilter::default()));
     }
 
     #[test]

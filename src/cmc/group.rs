@@ -13,8 +13,8 @@
 //! The id of the mail is that of its fields and files as received ([`super::id`]), so it depends neither on the boundary of the
 //! multipart body nor on the configuration. The ids of the parts follow from it.
 //!
-//! Memory: the batch holds each byte of a file once, and each field once. JSON escapes a text at most sixfold, but only a text that
-//! fits a record. [`most_bytes`] is the sum.
+//! Memory: the batch holds each byte of a file once, and each field once. JSON escapes a text at most sixfold, but only texts that
+//! may fit the record together. [`most_bytes`] is the sum.
 
 use std::borrow::Cow;
 
@@ -131,10 +131,11 @@ pub(super) fn split_mail(
             name: &field.name,
             quoted: &field.quoted,
             value: &field.value,
-            json: json_of(&field.value, rules.max_record_bytes),
+            json: None,
             moved: None,
         })
         .collect();
+    move_what_can_not_fit(&mut members, &mut attachments, rules.max_record_bytes);
     let limit = RecordLimit::new(rules.max_record_bytes.saturating_sub(LETTER_HEADERS), &headers);
     let value = loop {
         let value = value(&members, &attachments, mail, composition, &limit, key);
@@ -175,11 +176,10 @@ pub(super) fn split_mail(
 }
 
 fn of_file<'m>(file: &'m super::mail::MailFile<'m>, content: MailContent) -> Attachment<'m> {
-    let text = |bytes: &[u8]| serde_json::Value::from(&*String::from_utf8_lossy(bytes)).to_string();
-    let mut about = format!(r#""field":{}"#, text(file.field.as_bytes()));
+    let mut about = format!(r#""field":{}"#, json_text(file.field.as_bytes()));
     let mut add = |name: &str, value: Option<&[u8]>| {
         if let Some(value) = value {
-            about.push_str(&format!(r#","{name}":{}"#, text(value)));
+            about.push_str(&format!(r#","{name}":{}"#, json_text(value)));
         }
     };
     add("name", file.name.as_deref().map(str::as_bytes));
@@ -206,14 +206,27 @@ fn of_member<'m>(member: &Member<'m>) -> Attachment<'m> {
         FieldValue::Bytes { content_type, .. } => Cow::Borrowed(&**content_type),
     };
     let content = member.value.bytes();
-    let type_text = serde_json::Value::from(&*String::from_utf8_lossy(&content_type));
+    let transfer_encoding = match member.value {
+        FieldValue::Bytes {
+            transfer_encoding, ..
+        } => transfer_encoding.as_deref(),
+        _ => None,
+    };
+    let mut about = format!(
+        r#""member":{},"content_type":{}"#,
+        member.quoted,
+        json_text(&content_type)
+    );
+    if let Some(encoding) = transfer_encoding {
+        about.push_str(&format!(r#","transfer_encoding":{}"#, json_text(encoding)));
+    }
     Attachment {
-        about: format!(r#""member":{},"content_type":{type_text}"#, member.quoted),
+        about,
         content_type,
         name: None,
         original_name: None,
         member: Some(member.name),
-        transfer_encoding: None,
+        transfer_encoding,
         content,
         sha256: sha256(content),
         omitted: false,
@@ -230,10 +243,14 @@ fn sha256(bytes: &[u8]) -> String {
     text
 }
 
-/// A value as JSON; `None` if it can't be, or is too large for any record.
-fn json_of<'m>(value: &'m FieldValue<'_>, most: usize) -> Option<Cow<'m, str>> {
+/// Bytes as a JSON string.
+fn json_text(bytes: &[u8]) -> String {
+    serde_json::Value::from(&*String::from_utf8_lossy(bytes)).to_string()
+}
+
+/// A value as JSON; `None` if it can't be.
+fn json_of<'m>(value: &'m FieldValue<'_>) -> Option<Cow<'m, str>> {
     match value {
-        _ if value.bytes().len() > most => None,
         FieldValue::Json(json) => Some(Cow::Borrowed(json)),
         FieldValue::Text(text) => Some(Cow::Owned(serde_json::Value::from(&**text).to_string())),
         FieldValue::Bytes { .. } => None,
@@ -288,7 +305,13 @@ fn value(
     Some(value)
 }
 
-impl Member<'_> {
+impl<'m> Member<'m> {
+    fn move_into(&mut self, attachments: &mut Vec<Attachment<'m>>) {
+        attachments.push(of_member(self));
+        self.moved = Some(attachments.len());
+        self.json = None;
+    }
+
     /// Bytes in the record of the mail.
     fn len(&self) -> usize {
         let value = match self.moved {
@@ -296,6 +319,25 @@ impl Member<'_> {
             None => self.json.as_ref().map_or(0, |json| json.len()),
         };
         self.quoted.len() + value
+    }
+}
+
+/// Moves the largest fields into attachments until the others may fit the record, and makes JSON of those. JSON is never shorter
+/// than the text, but up to six times as long: so only what may fit costs that.
+fn move_what_can_not_fit<'m>(members: &mut [Member<'m>], attachments: &mut Vec<Attachment<'m>>, most: usize) {
+    let size = |member: &Member<'_>| member.value.bytes().len();
+    let mut left: usize = members.iter().map(size).sum();
+    while left > most
+        && let Some(largest) = members
+            .iter_mut()
+            .filter(|member| member.moved.is_none() && size(member) >= LEAST_MOVED)
+            .max_by_key(|member| size(member))
+    {
+        left -= size(largest);
+        largest.move_into(attachments);
+    }
+    for member in members.iter_mut().filter(|member| member.moved.is_none()) {
+        member.json = json_of(member.value);
     }
 }
 
@@ -311,9 +353,7 @@ fn move_largest<'m>(
         .max_by_key(|member| size(member))
         .filter(|member| size(member) >= LEAST_MOVED)
         .ok_or(MailTooLarge)?;
-    attachments.push(of_member(largest));
-    largest.moved = Some(attachments.len());
-    largest.json = None;
+    largest.move_into(attachments);
     Ok(())
 }
 
@@ -453,6 +493,8 @@ fn time_of(date: &str) -> Option<String> {
     /// No date is longer.
     const LONGEST: usize = 200;
     let date = Some(date).filter(|date| date.len() <= LONGEST)?;
-    let time = jiff::fmt::rfc2822::parse(date).ok()?;
+    // Many programs write the wrong day of the week.
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+    let time = parser.parse_zoned_datetime(date).ok()?;
     Some(time.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
 }

@@ -7,15 +7,16 @@
 //!   on only if it differs from the number of files. `headers` is a list of objects with `name` and `value`; if it is such a list
 //!   as a string, the string's contents take its place, otherwise it stays as it is. All other fields are passed on as they are,
 //!   unknown ones too.
-//! - Each part with a file name, and each part named `attachment` and a number, is a file.
-//! - A text part is decoded from the charset that its `Content-Type` declares, by default UTF-8. If it can't be decoded, or has
-//!   more than [`MOST_DECODED`] bytes in another charset, its bytes are kept.
-//! - A `Content-Transfer-Encoding` is not removed (the sender has none, and RFC 7578 allows none in HTTP), but it is passed on.
+//! - Each part with a file name, and each part named `attachment` and a number, is a file; `api_key` never is.
+//! - A text part is decoded from the charset that its `Content-Type` declares, by default UTF-8. If it can't be decoded, or if the
+//!   texts that are not UTF-8 have more than [`MOST_DECODED`] bytes together, its bytes are kept.
+//! - A `Content-Transfer-Encoding` is not removed (the sender has none, and RFC 7578 allows none in HTTP), but it is passed on: a
+//!   text that has one counts as bytes.
 //! - File names may be raw UTF-8, encoded words, or extended parameters: [`file_name`].
 //! - A body is malformed if it is neither JSON nor a multipart body that ends with its closing boundary; if a field occurs twice,
-//!   has no name, or is one of `event_type`, `event` and `attachments_announced`; if there are none of `headers`,
-//!   `envelope-from`, `envelope-to` and `subject`; or if it exceeds a limit: [`MAX_MEMBERS`] fields, [`MOST_PARTS`] parts,
-//!   [`multipart::MOST_HEADER`] bytes in the header of a part, [`MOST_NAME`] bytes in the name of a field, [`MAX_DEPTH`] levels in
+//!   has no name, or is one of `event_type`, `event` and `attachments_announced`; if `attachments` can't be decoded; if there are
+//!   none of `headers`, `envelope-from`, `envelope-to` and `subject`; or if it exceeds a limit: [`MAX_MEMBERS`] fields,
+//!   [`MOST_PARTS`] parts, [`multipart::MOST_HEADER`] bytes in the header of a part, [`MOST_NAME`] bytes in the name of a field, [`MAX_DEPTH`] levels in
 //!   a JSON value, [`MAX_COMPOSITION`](super::MAX_COMPOSITION) bytes of `server_composition`.
 //!
 //! A malformed body becomes a dead letter as a whole, and so does a mail that does not fit its first record
@@ -38,9 +39,11 @@ mod part;
 
 use std::{borrow::Cow, collections::BTreeSet};
 
+use encoding_rs::UTF_8;
+
 use self::{multipart::boundary_of, part::PartHeader};
 use super::{
-    charset::encoding,
+    charset::{decode, encoding},
     envelope::{Content, Opened, StringMember, composition},
     json::{self, Cursor},
     mail::{Field, FieldValue, Mail, MailFile},
@@ -56,8 +59,8 @@ pub(super) const EVENT_TYPE: &str = "inbound";
 pub const MOST_PARTS: usize = 1000;
 /// Maximum length of a field's name in bytes.
 const MOST_NAME: usize = 256;
-/// A larger text that is not UTF-8 is not decoded, in bytes.
-const MOST_DECODED: usize = 1 << 20;
+/// Maximum size of all texts of a mail that are decoded from another charset than UTF-8, in bytes.
+const MOST_DECODED: usize = 2 << 20;
 /// The content type of a part that has none.
 const UNKNOWN_TYPE: &[u8] = b"application/octet-stream";
 
@@ -138,6 +141,8 @@ struct Collector<'a> {
     announced: Option<String>,
     fields: Vec<Field<'a>>,
     files: Vec<MailFile<'a>>,
+    /// How much text was decoded, in bytes as received.
+    decoded: usize,
     malformed: Option<Malformed>,
 }
 
@@ -170,9 +175,17 @@ impl<'a> Collector<'a> {
             }
         };
         let content_type = header.content_type.unwrap_or(Cow::Borrowed(UNKNOWN_TYPE));
-        if header.file_name.is_none() && !is_attachment(&name) {
+        let is_file = header.file_name.is_some() || is_attachment(&name);
+        if !is_file || name == "api_key" {
             let quoted = serde_json::Value::from(&*name).to_string();
-            let value = text_or_bytes(content, content_type);
+            let value = match self.text(content, &content_type) {
+                Some(text) if header.transfer_encoding.is_none() => FieldValue::Text(text),
+                _ => FieldValue::Bytes {
+                    bytes: content,
+                    content_type,
+                    transfer_encoding: header.transfer_encoding,
+                },
+            };
             return self.add(name, Cow::Owned(quoted), value, at);
         }
         if self.is_new(name.clone(), at) {
@@ -188,6 +201,21 @@ impl<'a> Collector<'a> {
         }
     }
 
+    /// The text of a part that is no file; `None` if it can't be decoded.
+    fn text(&mut self, content: &'a [u8], content_type: &[u8]) -> Option<Cow<'a, str>> {
+        let label = part::charset(content_type);
+        let encoding = label.as_deref().map_or(Some(UTF_8), encoding)?;
+        if encoding == UTF_8 {
+            return std::str::from_utf8(content).ok().map(Cow::Borrowed);
+        }
+        let decoded = self.decoded + content.len();
+        if decoded > MOST_DECODED {
+            return None;
+        }
+        self.decoded = decoded;
+        decode(encoding, content)
+    }
+
     fn add(&mut self, name: Cow<'a, str>, quoted: Cow<'a, str>, value: FieldValue<'a>, at: usize) {
         if !self.is_new(name.clone(), at) {
             return;
@@ -199,7 +227,14 @@ impl<'a> Collector<'a> {
                     .text()
                     .map_or(StringMember::Unusable(Some(at)), StringMember::Found);
             }
-            "attachments" => self.announced = Some(announced(&value)),
+            "attachments" => match announced(&value) {
+                Some(announced) => self.announced = Some(announced),
+                None => self.note(Malformed::new(
+                    Reason::InvalidMail,
+                    Some(at),
+                    "the number of attachments can't be decoded",
+                )),
+            },
             "event_type" | "event" | "attachments_announced" => self.note(Malformed::new(
                 Reason::InvalidMail,
                 Some(at),
@@ -257,15 +292,15 @@ fn is_attachment(name: &str) -> bool {
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The announced number of attachments as JSON text: a number if it is one, else what was received.
-fn announced(value: &FieldValue<'_>) -> String {
+/// The announced number of attachments as JSON text: a number if it is one, else what was received. `None` if it is no text.
+fn announced(value: &FieldValue<'_>) -> Option<String> {
     match (value.text(), value) {
-        (Some(text), _) => match text.trim().parse::<u64>() {
+        (Some(text), _) => Some(match text.trim().parse::<u64>() {
             Ok(number) => number.to_string(),
             Err(_) => serde_json::Value::from(&*text).to_string(),
-        },
-        (None, FieldValue::Json(json)) => json.to_string(),
-        (None, value) => serde_json::Value::from(&*String::from_utf8_lossy(value.bytes())).to_string(),
+        }),
+        (None, FieldValue::Json(json)) => Some(json.to_string()),
+        (None, _) => None,
     }
 }
 
@@ -274,26 +309,4 @@ fn list_in<'a>(value: &FieldValue<'a>) -> Option<Cow<'a, str>> {
     let text = value.text()?;
     let is_list = text.trim_ascii_start().starts_with('[') && json::is_valid(&text);
     (is_list && Cursor::new(text.trim_ascii_start()).value().depth <= MAX_DEPTH).then_some(text)
-}
-
-/// The value of a part that is no file.
-fn text_or_bytes<'a>(content: &'a [u8], content_type: Cow<'a, [u8]>) -> FieldValue<'a> {
-    let label = part::charset(&content_type);
-    let decoded = match label.as_deref().map(encoding) {
-        None => std::str::from_utf8(content).ok().map(Cow::Borrowed),
-        Some(Some(encoding)) if encoding == encoding_rs::UTF_8 => {
-            std::str::from_utf8(content).ok().map(Cow::Borrowed)
-        }
-        Some(Some(encoding)) if content.len() <= MOST_DECODED => {
-            encoding.decode_without_bom_handling_and_without_replacement(content)
-        }
-        Some(_) => None,
-    };
-    match decoded {
-        Some(text) => FieldValue::Text(text),
-        None => FieldValue::Bytes {
-            bytes: content,
-            content_type,
-        },
-    }
 }

@@ -39,6 +39,8 @@ pub(super) enum FieldValue<'a> {
     Bytes {
         bytes: &'a [u8],
         content_type: Cow<'a, [u8]>,
+        /// As for a [`MailFile`].
+        transfer_encoding: Option<Cow<'a, [u8]>>,
     },
 }
 

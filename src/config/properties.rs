@@ -146,6 +146,7 @@ const PEM_FILES: &[&str] = &[
     "ssl.certificate.location",
     "ssl.key.location",
     "ssl.crl.location",
+    "https.ca.location",
 ];
 
 /// Faults in the PEM files that these properties name which librdkafka ignores or reports unclearly: one sentence each. Librdkafka
@@ -298,10 +299,30 @@ pub(super) fn properties(raw: &mut Raw) -> BTreeMap<String, SecretString> {
             Err(fault) => faults.push((entry_name(KEY, name), Origin::of(value), fault)),
         }
     }
+    if asks_for_tokens_of_nobody(&properties)
+        && let Some((name, value)) = raw
+            .entries(KEY)
+            .find(|(name, _)| matches!(*name, "sasl.mechanism" | "sasl.mechanisms"))
+    {
+        let fix = "set sasl.oauthbearer.method to oidc, with the token endpoint and the client (docs/kafka-security.md)";
+        let fault = fault("OAUTHBEARER needs a source of tokens", fix);
+        faults.push((entry_name(KEY, name), Origin::of(value), fault));
+    }
     for (key, origin, (what, fix)) in faults {
         raw.problem_at(key, origin, what, fix);
     }
     properties
+}
+
+/// Whether these properties ask for OAUTHBEARER and name no source of tokens: no client would ever log in.
+fn asks_for_tokens_of_nobody(properties: &BTreeMap<String, SecretString>) -> bool {
+    let is = |name: &str, value: &str| {
+        let given = properties.get(name).map(ExposeSecret::expose_secret);
+        given.is_some_and(|given| given.eq_ignore_ascii_case(value))
+    };
+    is("sasl.mechanism", "OAUTHBEARER")
+        && !is("sasl.oauthbearer.method", "oidc")
+        && !is("enable.sasl.oauthbearer.unsecure.jwt", "true")
 }
 
 /// One property by its first name and its text; `given` says where a property was given, if it was.

@@ -1,6 +1,6 @@
 //! The state that all connections share: settings, credentials, logs, budgets, metrics.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use hyper::{StatusCode, header::HeaderValue};
 use parking_lot::RwLock;
@@ -42,6 +42,8 @@ pub struct Intake {
     pub(super) budget: Budget,
     /// A permit for each large body that is being understood.
     pub(super) understanding: Semaphore,
+    /// The same for received mails. They get half of the processors: they are large, come in bursts, and can wait.
+    pub(super) understanding_mail: Semaphore,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: StopHandle,
     pub(super) malformed_status: StatusCode,
@@ -69,6 +71,7 @@ impl Intake {
         metrics: Arc<Metrics>,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Intake {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
         Intake {
             path: config.path.trim_end_matches('/').to_owned(),
             inbound_path: rules.inbound.as_ref().map(|inbound| inbound.path.clone()),
@@ -80,7 +83,8 @@ impl Intake {
             credential_files: config.credential_files.clone(),
             logs,
             budget: Budget::new(config.max_bytes_in_flight),
-            understanding: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            understanding: Semaphore::new(processors),
+            understanding_mail: Semaphore::new((processors / 2).max(1)),
             metrics,
             stop: StopHandle::default(),
             malformed_status: StatusCode::from_u16(config.malformed_status)

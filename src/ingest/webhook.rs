@@ -5,7 +5,7 @@
 //!
 //! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
 //! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
-//! are processors, so that other webhooks don't wait for it and the memory of that work is bounded.
+//! are processors (received mails: half as many), so that other webhooks don't wait for it and the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
@@ -71,7 +71,11 @@ impl Webhook {
         let connection = Arc::clone(connection);
         // A task of its own: a client that disappears meanwhile changes nothing.
         let taken = tokio::spawn(async move {
-            let place = connection.intake.understanding.acquire().await;
+            let places = match self.endpoint {
+                Endpoint::Events => &connection.intake.understanding,
+                Endpoint::Inbound => &connection.intake.understanding_mail,
+            };
+            let place = places.acquire().await;
             let by = Arc::clone(&connection);
             let decision = spawn_blocking(move || self.understand(&by)).await;
             drop(place);
@@ -264,19 +268,24 @@ impl Intake {
         }
     }
 
-    /// Takes a JSON body to its answer, like the handler with a body that it has read.
+    /// Takes a body to its answer, like the handler with a body that it has read.
     #[cfg(test)]
-    pub(crate) async fn take_json(self: &Arc<Self>, body: Bytes) -> Outcome {
+    pub(crate) async fn take_body(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Outcome {
         let Ok(share) = self.budget.reserve(body.len(), super::limits::Whose::Known) else {
             return Outcome::Overloaded;
         };
         let webhook = Webhook {
-            endpoint: Endpoint::Events,
+            endpoint,
             admission: Admission::Admitted,
             authorization: false,
-            media: Media::Known(cmc::BodyEncoding::Json),
+            media: Media::of(endpoint, [content_type.as_bytes()]),
             trailing_slash: false,
-            content_type: None,
+            content_type: Some(HeaderValue::from_static(content_type)),
             body,
             share,
         };

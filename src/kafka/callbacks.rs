@@ -13,14 +13,15 @@ use rdkafka::{
     producer::{DeliveryResult, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
+use secrecy::SecretString;
 use tracing::{debug, info, warn};
 
 use super::{
     deliveries::{Deliveries, UndeliveredRecord},
-    explain::LastError,
+    explain::{LastError, redact},
     statistics::Statistics,
 };
-use crate::{metrics::KafkaSums, stream::Stream};
+use crate::{config, metrics::KafkaSums, stream::Stream};
 
 /// The callbacks of the clients of one lane or tool, and what they have collected.
 #[derive(Clone)]
@@ -31,26 +32,34 @@ pub struct Callbacks {
     /// `None` for a tool.
     statistics: Option<Arc<Statistics>>,
     heard: Arc<AtomicU64>,
+    /// Values of properties that no log line may show. librdkafka shows URLs and the answers to its requests as they are.
+    unshown: Arc<[SecretString]>,
 }
 
 impl Callbacks {
     /// Callbacks of a lane's clients, whose statistics are added to these sums.
-    pub fn of_lane(stream: Stream, sums: KafkaSums) -> Callbacks {
+    pub fn of_lane(stream: Stream, kafka: &config::Kafka, sums: KafkaSums) -> Callbacks {
         Callbacks {
             statistics: Some(Arc::new(Statistics::new(sums))),
-            ..Callbacks::uncounted(stream)
+            ..Callbacks::uncounted(stream, kafka)
         }
     }
 
     /// Callbacks of a tool's clients, which no metric counts.
-    pub fn uncounted(stream: Stream) -> Callbacks {
+    pub fn uncounted(stream: Stream, kafka: &config::Kafka) -> Callbacks {
         Callbacks {
             stream,
             last_error: Arc::default(),
             deliveries: Arc::default(),
             statistics: None,
             heard: Arc::default(),
+            unshown: kafka.unshown().into(),
         }
+    }
+
+    /// The stream of the lane or tool.
+    pub fn stream(&self) -> Stream {
+        self.stream
     }
 
     /// How many log lines and errors there have been.
@@ -63,7 +72,10 @@ impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
         let stream = self.stream;
         self.heard.fetch_add(1, Ordering::Relaxed);
-        let said = text.split_once("]: ").map_or(text, |(_thread, said)| said);
+        let text = redact(text, &self.unshown);
+        let said = text
+            .split_once("]: ")
+            .map_or(text.as_str(), |(_thread, said)| said);
         // librdkafka does not treat it as an error when a broker hangs up. A broker that does so at the first request may want TLS.
         if fac == "FAIL" && text.contains("Disconnected") && text.contains("APIVERSION_QUERY") {
             let said = format!("{said} (does this port want TLS?)");
@@ -87,6 +99,7 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
+        let reason = &redact(reason, &self.unshown);
         debug!(target: "librdkafka", stream = %self.stream, %error, "{reason}");
         if let Some(code) = error.rdkafka_error_code() {
             self.last_error.set(code, reason);

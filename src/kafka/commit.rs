@@ -16,14 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{
-    TopicPartitionList,
-    consumer::ConsumerGroupMetadata,
-    error::KafkaError,
-    producer::{Producer, ThreadedProducer},
-};
+use rdkafka::{TopicPartitionList, consumer::ConsumerGroupMetadata, error::KafkaError, producer::Producer};
 
-use super::callbacks::Callbacks;
+use super::polled::PolledProducer;
 
 /// How long after the deadline to wait for librdkafka's own error, which says more than that the time is up.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -52,10 +47,7 @@ impl Committer {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(
-        producer: Arc<ThreadedProducer<Callbacks>>,
-        group: ConsumerGroupMetadata,
-    ) -> io::Result<Committer> {
+    pub fn start(producer: Arc<PolledProducer>, group: ConsumerGroupMetadata) -> io::Result<Committer> {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (done, answers) = sync_channel(1);
         thread::Builder::new().name("commit".into()).spawn(move || {
@@ -82,11 +74,7 @@ impl Committer {
     }
 }
 
-fn commit(
-    producer: &ThreadedProducer<Callbacks>,
-    group: &ConsumerGroupMetadata,
-    job: &Job,
-) -> Result<(), Failed> {
+fn commit(producer: &PolledProducer, group: &ConsumerGroupMetadata, job: &Job) -> Result<(), Failed> {
     let left = || job.deadline.saturating_duration_since(Instant::now());
     let failed = |doing| move |error| Failed::Error(doing, error);
     if job.offsets.count() > 0 {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaErrorCode as Code};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::broker::{BlockReason, BrokerError, Refusal};
 use crate::config;
@@ -28,10 +28,14 @@ pub struct LastError(Mutex<Option<(Instant, Code, String)>>);
 impl LastError {
     /// Takes a report of the client.
     pub fn set(&self, code: Code, text: &str) {
-        // "All brokers down" follows each failure of a broker and says less.
         let mut last = self.0.lock();
-        let recent = last.as_ref().is_some_and(|(when, ..)| when.elapsed() < RECENT);
-        if code != Code::AllBrokersDown || !recent {
+        let follows = last.as_ref().is_some_and(|(when, _, said)| {
+            // "All brokers down" follows each failure of a broker and says less. Without a new token, brokers refuse the old one.
+            let says_less = code == Code::AllBrokersDown
+                || code == Code::Authentication && said.starts_with(TOKEN) && !text.starts_with(TOKEN);
+            says_less && when.elapsed() < RECENT
+        });
+        if !follows {
             *last = Some((Instant::now(), code, text.to_owned()));
         }
     }
@@ -92,11 +96,16 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastEr
                 | Code::AllBrokersDown
         )
     );
-    if vague && let Some((code, cause)) = last.get() {
+    let cause = last.get();
+    if vague && cause.is_none() && uses_tokens(names.kafka) {
+        found = Some(no_token_yet(names));
+    }
+    if vague && let Some((code, cause)) = cause {
         // OpenSSL's errors after the handshake are reported as failures of the transport.
-        found = match cause.contains("SSL routines") {
-            true => Some(tls(&cause)),
-            false => known(code, names).or(found),
+        found = match cause.split_once(TOKEN) {
+            Some((_, why)) => Some(token(why)),
+            None if cause.contains("SSL routines") => Some(tls(&cause)),
+            None => known(code, names).or(found),
         };
         if let (Some((BlockReason::Connect, advice)), Some(address)) = (&mut found, advertised(&cause)) {
             *advice = format!(
@@ -108,15 +117,19 @@ pub fn explain(error: &KafkaError, doing: &str, names: &Names<'_>, last: &LastEr
     }
     text.truncate(text.trim_end_matches('.').len());
     // OpenSSL names the files that properties name.
-    for value in &names.kafka.unshown() {
-        text = hide(&text, value.expose_secret());
-    }
+    text = redact(&text, &names.kafka.unshown());
     let (reason, advice) = found.unwrap_or((BlockReason::Transaction, String::new()));
     BrokerError {
         reason,
         cause: format!("cannot {doing}: {text}"),
         cure: advice,
     }
+}
+
+/// The text without these values.
+pub fn redact(text: &str, unshown: &[SecretString]) -> String {
+    let values = unshown.iter().map(ExposeSecret::expose_secret);
+    values.fold(text.to_owned(), |text, value| hide(&text, value))
 }
 
 /// The text without this value. An error may contain only its beginning.
@@ -178,7 +191,8 @@ fn advertised(said: &str) -> Option<&str> {
 /// What to correct in `[kafka.properties]`, from librdkafka's words.
 fn misconfigured(what: &str) -> (BlockReason, String) {
     let advice = if what.contains("SASL mechanism") {
-        "Set sasl.mechanism under [kafka.properties] to one that this build supports: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        "Set sasl.mechanism under [kafka.properties] to one that this build supports: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or \
+         OAUTHBEARER. docs/kafka-security.md says what to use in place of IAM and Kerberos"
     } else {
         "Correct the property under [kafka.properties], or the file that it names"
     };
@@ -196,6 +210,87 @@ fn tls(what: &str) -> (BlockReason, String) {
         "Check that the broker's port speaks TLS (security.protocol), and ssl.ca.location"
     };
     (BlockReason::Authentication, advice.to_owned())
+}
+
+/// What librdkafka says before the reason for which it has no token.
+const TOKEN: &str = "Failed to acquire SASL OAUTHBEARER token: ";
+
+/// What to look at if neither the token endpoint nor a broker has reported an error. An endpoint that is slow, or that is busy and
+/// asked again, reports none in time; without a token no broker is asked.
+fn no_token_yet(names: &Names<'_>) -> (BlockReason, String) {
+    let advice = format!(
+        "Check that the token endpoint (sasl.oauthbearer.token.endpoint.url) gives a token within seconds: nothing is sent to the \
+         brokers before that. If it does, check that the brokers at {} answer",
+        names.kafka.bootstrap_servers
+    );
+    (BlockReason::Connect, advice)
+}
+
+/// What to correct about a token, from the words of the token endpoint (a body), of curl or of librdkafka.
+fn token(why: &str) -> (BlockReason, String) {
+    use BlockReason::{Authentication, Connect};
+    let is_body = why.trim_start().starts_with(['{', '<']);
+    let in_body = |parts: &[&str]| is_body && parts.iter().any(|part| why.contains(part));
+    let has = |parts: &[&str]| !is_body && parts.iter().any(|part| why.contains(part));
+    let (reason, advice) = if in_body(&["invalid_scope"]) {
+        (
+            Authentication,
+            "Check sasl.oauthbearer.scope under [kafka.properties]: the token endpoint refuses this scope",
+        )
+    } else if in_body(&["invalid_client", "unauthorized_client", "access_denied"]) {
+        (
+            Authentication,
+            "Check sasl.oauthbearer.client.id and sasl.oauthbearer.client.secret under [kafka.properties]: the token endpoint \
+             refuses this client or its secret",
+        )
+    } else if has(&["unexpired token"]) {
+        (
+            Authentication,
+            "The token endpoint gives tokens that have already expired: compare its clock with this machine's",
+        )
+    } else if has(&[
+        "SSL certificate",
+        "certificate verify failed",
+        "trust anchors",
+        "subject name",
+    ]) {
+        (
+            Authentication,
+            "Check that https.ca.location under [kafka.properties] has the CA of the token endpoint's certificate (without it, the \
+             system's CAs are trusted), and that the certificate is for the name in sasl.oauthbearer.token.endpoint.url",
+        )
+    } else if has(&["SSL routines"]) && !has(&["unexpected eof"]) {
+        (
+            Connect,
+            "Check that the port in sasl.oauthbearer.token.endpoint.url speaks TLS 1.2 or 1.3 and wants no client certificate. The \
+             brokers are not the cause",
+        )
+    } else if has(&[
+        "onnect",
+        "resolve",
+        "timed out",
+        "timeout",
+        "reset",
+        "closed",
+        "Empty reply",
+        "SYSCALL",
+        "unexpected eof",
+        "roxy",
+        "Send failure",
+        "Recv failure",
+    ]) {
+        (
+            Connect,
+            "Check that the token endpoint (sasl.oauthbearer.token.endpoint.url) runs and can be reached from here (an https_proxy in \
+             the environment counts). The brokers are not the cause",
+        )
+    } else {
+        (
+            Authentication,
+            "Check the properties sasl.oauthbearer.… under [kafka.properties], and the log of the token endpoint",
+        )
+    };
+    (reason, advice.to_owned())
 }
 
 /// What to do about a batch that can't be read, from librdkafka's words.
@@ -270,6 +365,12 @@ pub fn is_consequence(code: Code) -> bool {
     )
 }
 
+/// Whether clients log in with tokens.
+fn uses_tokens(kafka: &config::Kafka) -> bool {
+    let mechanism = kafka.properties.get("sasl.mechanism");
+    mechanism.is_some_and(|mechanism| mechanism.expose_secret().eq_ignore_ascii_case("OAUTHBEARER"))
+}
+
 fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
     let Names {
         topic,
@@ -287,6 +388,12 @@ fn known(code: Code, names: &Names<'_>) -> Option<(BlockReason, String)> {
             ),
         ),
         Code::SSL => tls(""),
+        Code::Authentication | Code::SaslAuthenticationFailed if uses_tokens(names.kafka) => (
+            BlockReason::Authentication,
+            "The broker refuses the token: compare what it expects (its sasl.oauthbearer.expected.issuer, \
+             sasl.oauthbearer.expected.audience and keys) with the token that the endpoint gives, and the clocks of both"
+                .into(),
+        ),
         Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => (
             BlockReason::Authentication,
             "Check security.protocol, sasl.mechanism, sasl.username and sasl.password under [kafka.properties]".into(),
@@ -411,6 +518,131 @@ mod tests {
             assert_eq!(error.reason, reason, "{error}");
             assert!(error.to_string().contains(cure), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_token_names_the_endpoint_and_not_the_brokers() {
+        let connect = BlockReason::Connect;
+        let authentication = BlockReason::Authentication;
+        for (why, reason, cure) in [
+            (r#"{"error":"invalid_client"}"#, authentication, "client.secret"),
+            (
+                r#"{"error":"invalid_scope"}"#,
+                authentication,
+                "oauthbearer.scope",
+            ),
+            (
+                "Must supply an unexpired token: now=2ms, exp=1ms",
+                authentication,
+                "its clock",
+            ),
+            (
+                "SSL certificate problem: unable to get local issuer certificate",
+                authentication,
+                "https.ca.location",
+            ),
+            (
+                "error:0A000086:SSL routines::certificate verify failed",
+                authentication,
+                "https.ca.location",
+            ),
+            (
+                "Failed to connect to 127.0.0.1 port 1 after 0 ms",
+                connect,
+                "token endpoint",
+            ),
+            ("Empty reply from server", connect, "can be reached"),
+            (
+                "OpenSSL SSL_read: error:0A000126:SSL routines::unexpected eof while reading, errno 0",
+                connect,
+                "can be reached",
+            ),
+            (
+                "OpenSSL SSL_connect: Connection reset by peer in connection to 127.0.0.1:1",
+                connect,
+                "can be reached",
+            ),
+            (
+                "TLS connect error: error:0A00010B:SSL routines::wrong version number",
+                connect,
+                "speaks TLS",
+            ),
+            (
+                "SSL: no alternative certificate subject name matches target host name 'localhost'",
+                authentication,
+                "https.ca.location",
+            ),
+            (
+                r#"{"error":"invalid_request","error_description":"Connection timed out: no certificate"}"#,
+                authentication,
+                "log of the token endpoint",
+            ),
+            (
+                "Could not resolve host: login.example.com",
+                connect,
+                "token endpoint",
+            ),
+            (
+                "<html>Not found</html>",
+                authentication,
+                "log of the token endpoint",
+            ),
+        ] {
+            let last = LastError::default();
+            last.set(Code::Authentication, &format!("{TOKEN}{why}"));
+            let error = KafkaError::MessageProduction(Code::OperationTimedOut);
+            let error = explain(&error, "send", &names(), &last);
+            let text = error.to_string();
+            assert_eq!(error.reason, reason, "{text}");
+            assert!(text.contains(cure) && text.contains(why), "{text}");
+            assert!(!text.contains("kafka:9092"), "{text}");
+        }
+    }
+
+    fn with_tokens() -> config::Kafka {
+        let mechanism = ("sasl.mechanism".to_owned(), "OAUTHBEARER".into());
+        config::Kafka {
+            bootstrap_servers: "kafka:9092".into(),
+            properties: [mechanism].into(),
+            ..config::Kafka::for_tests()
+        }
+    }
+
+    #[test]
+    fn while_neither_endpoint_nor_broker_says_anything_both_are_named() {
+        let kafka = with_tokens();
+        let names = Names {
+            kafka: &kafka,
+            ..names()
+        };
+        let error = KafkaError::MetadataFetch(Code::OperationTimedOut);
+        let error = explain(&error, "look up the topic", &names, &LastError::default());
+        assert_eq!(error.reason, BlockReason::Connect, "{error}");
+        let endpoint = error.cure.find("token.endpoint.url");
+        assert!(
+            endpoint.is_some() && endpoint < error.cure.find("kafka:9092"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_broker_that_refuses_the_old_token_is_not_the_cause() {
+        let kafka = with_tokens();
+        let names = Names {
+            kafka: &kafka,
+            ..names()
+        };
+        let last = LastError::default();
+        let refused = "sasl_ssl://kafka:9092/1: SASL authentication error: {\"status\":\"invalid_token\"}";
+        let timed_out = || KafkaError::MessageProduction(Code::OperationTimedOut);
+        last.set(Code::Authentication, &format!("{TOKEN}Empty reply from server"));
+        last.set(Code::Authentication, refused);
+        let error = explain(&timed_out(), "send", &names, &last);
+        assert!(error.cure.contains("The brokers are not the cause"), "{error}");
+        let last = LastError::default();
+        last.set(Code::Authentication, refused);
+        let error = explain(&timed_out(), "send", &names, &last);
+        assert!(error.cure.contains("The broker refuses the token"), "{error}");
     }
 
     #[test]

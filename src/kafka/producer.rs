@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::KafkaError,
     message::{Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ThreadedProducer},
+    producer::{BaseRecord, Producer},
     types::RDKafkaErrorCode as Code,
 };
 use tokio::runtime::Handle;
@@ -31,6 +32,7 @@ use super::{
     commit::{Committer, Failed},
     deliveries::{UndeliveredRecord, Waited},
     explain::{is_consequence, refusal},
+    polled::PolledProducer,
     properties,
     session::{PATIENCE, Session},
     topics::{self, RulesByTopic},
@@ -50,6 +52,11 @@ const ONE_BY_ONE: Duration = Duration::from_secs(60);
 /// The timestamp of a record without one. The broker takes it whatever its clock says.
 const NO_TIMESTAMP: i64 = -1;
 
+/// Half of what librdkafka holds of a transaction. Two halves keep a broker busy, and larger transactions take no more memory.
+const HALF_RECORDS: usize = 2_500;
+/// The same in bytes of keys, headers and values.
+const HALF_BYTES: usize = 2 << 20;
+
 /// Connects one lane to a Kafka cluster.
 #[derive(Clone)]
 pub struct KafkaConnect {
@@ -65,7 +72,7 @@ pub struct KafkaConnect {
 /// A producer; with at-least-once delivery, one without transactions.
 pub struct KafkaBroker {
     session: Session,
-    producer: Arc<ThreadedProducer<Callbacks>>,
+    pub(super) producer: Arc<PolledProducer>,
     /// Reads the position and is then dropped: nobody would poll it, and it would hold on to connections and threads.
     consumer: Option<BaseConsumer<Callbacks>>,
     /// Set with transactions.
@@ -79,6 +86,15 @@ pub struct KafkaBroker {
     timestamp: Option<i64>,
     /// Records since `begin`.
     sent: usize,
+    half: Half,
+}
+
+/// The records that are handed to librdkafka while those before them are on their way: see [`HALF_RECORDS`].
+#[derive(Default)]
+struct Half {
+    /// How many records of the transaction precede it.
+    first: usize,
+    bytes: usize,
 }
 
 impl Connect for KafkaConnect {
@@ -90,7 +106,7 @@ impl Connect for KafkaConnect {
             client_id: format!("cmc-bridge-{}", self.stream),
             group: format!("{}.{}.{group}", self.kafka.id_prefix, self.stream),
             topic: self.topic.clone(),
-            callbacks: Callbacks::of_lane(self.stream, self.sums.clone()),
+            callbacks: Callbacks::of_lane(self.stream, &self.kafka, self.sums.clone()),
         };
         // It looks up topics and reads the position.
         let consumer: BaseConsumer<Callbacks> = session.client(&properties::consumer(&session))?;
@@ -161,7 +177,7 @@ impl KafkaBroker {
         };
         let producer = loop {
             let config = properties::producer(&session, mode, usual * stretch, rules.smallest());
-            let producer: ThreadedProducer<Callbacks> = session.client(&config)?;
+            let producer = PolledProducer::start(session.client(&config)?).map_err(no_thread)?;
             if session.kafka.delivery == Delivery::AtLeastOnce {
                 break producer;
             }
@@ -183,11 +199,7 @@ impl KafkaBroker {
         let committer = group
             .map(|group| Committer::start(Arc::clone(&producer), group))
             .transpose()
-            .map_err(|error| BrokerError {
-                reason: BlockReason::Other,
-                cause: format!("cannot start a thread for commits: {error}"),
-                cure: String::new(),
-            })?;
+            .map_err(no_thread)?;
         Ok(KafkaBroker {
             producer,
             consumer: None,
@@ -197,6 +209,7 @@ impl KafkaBroker {
             stretch,
             timestamp: None,
             sent: 0,
+            half: Half::default(),
             session,
         })
     }
@@ -240,6 +253,28 @@ impl KafkaBroker {
     /// Whether refusals do not affect other records, so that all of them are collected.
     fn hears_all(&self) -> bool {
         self.committer.is_none() && self.mode == Mode::OneByOne
+    }
+
+    /// Waits until the half before this one is delivered, if this one is full. Not without transactions: a late delivery would end
+    /// the producer, and a new one would send everything a second time.
+    fn make_room(&mut self, record: &Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
+        if self.committer.is_none() {
+            return Ok(());
+        }
+        if self.sent - self.half.first >= HALF_RECORDS || self.half.bytes >= HALF_BYTES {
+            self.waited(self.session.callbacks.deliveries.wait(self.half.first, deadline))?;
+            self.half = Half {
+                first: self.sent,
+                bytes: 0,
+            };
+        }
+        let headers: usize = record
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        self.half.bytes += record.key.map_or(0, <[u8]>::len) + headers + record.value.len();
+        Ok(())
     }
 
     fn waited(&self, waited: Waited) -> Result<(), DeliveryError> {
@@ -332,6 +367,14 @@ impl KafkaBroker {
     }
 }
 
+fn no_thread(error: io::Error) -> BrokerError {
+    BrokerError {
+        reason: BlockReason::Other,
+        cause: format!("cannot start a thread of the producer: {error}"),
+        cure: String::new(),
+    }
+}
+
 impl Broker for KafkaBroker {
     fn committed(&mut self) -> Result<Option<CommittedPosition>, BrokerError> {
         let Some(consumer) = self.consumer.take() else {
@@ -363,6 +406,7 @@ impl Broker for KafkaBroker {
     fn begin(&mut self) -> Result<(), BrokerError> {
         self.session.callbacks.deliveries.reset();
         self.sent = 0;
+        self.half = Half::default();
         match self.committer {
             Some(_) => self
                 .producer
@@ -373,6 +417,7 @@ impl Broker for KafkaBroker {
     }
 
     fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
+        self.make_room(&record, deadline)?;
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (key, value) in record.headers {
             headers = headers.insert(Header {

@@ -27,6 +27,12 @@ pub fn base(session: &Session) -> ClientConfig {
         {
             client.set("ssl.ca.location", "probe");
         }
+        if name == "sasl.oauthbearer.token.endpoint.url"
+            && !kafka.properties.contains_key("https.ca.location")
+            && !kafka.properties.contains_key("https.ca.pem")
+        {
+            client.set("https.ca.location", "probe");
+        }
     }
     client
         .set("bootstrap.servers", &kafka.bootstrap_servers)
@@ -153,7 +159,7 @@ pub fn reader(session: &Session) -> ClientConfig {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::producer::ThreadedProducer;
+    use rdkafka::producer::BaseProducer;
 
     use super::*;
     use crate::{
@@ -185,7 +191,7 @@ mod tests {
                 let session = Session::of_tool(&kafka, Stream::Bounces, "client", "group".to_owned());
                 let config = producer(&session, mode, Duration::from_secs(15), limit);
                 assert_eq!(config.get("batch.size"), batch);
-                let made: Result<ThreadedProducer<Callbacks>, BrokerError> = session.client(&config);
+                let made: Result<BaseProducer<Callbacks>, BrokerError> = session.client(&config);
                 assert!(made.is_ok(), "{:?}", made.err());
             }
         }
@@ -206,7 +212,7 @@ mod tests {
             let session = Session::of_tool(&kafka, Stream::Bounces, "client", "group".to_owned());
             let config = producer(&session, Mode::Batched, Duration::from_secs(15), None);
             // What librdkafka makes of them.
-            let producer: ThreadedProducer<Callbacks> = session.client(&config).unwrap();
+            let producer: BaseProducer<Callbacks> = session.client(&config).unwrap();
             drop(producer);
             let native = config.create_native_config().unwrap();
             let taken = native.get("compression.codec").unwrap();

@@ -58,7 +58,7 @@ impl Session {
             client_id: client_id.to_owned(),
             group,
             topic: String::new(),
-            callbacks: Callbacks::uncounted(stream),
+            callbacks: Callbacks::uncounted(stream, kafka),
         }
     }
 

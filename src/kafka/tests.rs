@@ -2,25 +2,32 @@
 
 mod conformance;
 
-use std::{cell::Cell, time::Duration};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     mocking::{MockCluster, MockCoordinator},
-    producer::DefaultProducerContext,
+    producer::{DefaultProducerContext, Producer},
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use self::conformance::{SceneTopic, Temper, World, play};
-use super::{broker, producer};
+use super::{
+    broker::{self, Broker, Connect, Mode, Outgoing},
+    producer,
+};
 use crate::{
     config::{self, Delivery},
     metrics,
     simulation::broker::{Cluster, Topic},
+    spool::Seq,
     stream,
 };
 
@@ -188,5 +195,35 @@ fn the_mock_cluster_plays_its_part() {
             coordinator: Cell::new(1),
         };
         assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 3);
+    }
+}
+
+#[test]
+fn librdkafka_holds_two_halves_of_a_transaction_of_any_size() {
+    const BIG: usize = 400 << 10;
+    let cluster: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).unwrap();
+    cluster.create_topic(NAME, 3, 1).unwrap();
+    let runtime = Runtime::new().unwrap();
+    let servers = cluster.bootstrap_servers();
+    let topic: SceneTopic<producer::KafkaConnect> =
+        SceneTopic::of_cluster(NAME.to_owned(), &servers, Delivery::ExactlyOnce, runtime.handle());
+    let mut broker = topic.connect.connect(Uuid::new_v4(), Mode::Batched).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for (records, bytes, most) in [(20_000, 10, 5_000), (40, BIG, 12)] {
+        broker.begin().unwrap();
+        let value = vec![b'x'; bytes];
+        for sent in 1..=records {
+            let key = sent.to_string();
+            let record = Outgoing {
+                topic: NAME,
+                key: Some(key.as_bytes()),
+                headers: &[("header", b"value")],
+                value: &value,
+            };
+            broker.send(record, deadline).unwrap();
+            assert!(broker.producer.in_flight_count() <= most + 10, "after {sent}");
+        }
+        broker.delivered(deadline).unwrap();
+        broker.commit(Seq(records), "", deadline).unwrap();
     }
 }

@@ -179,7 +179,7 @@ fn start(
 ) -> Result<(Session, KafkaBroker), BrokerError> {
     let session = Session {
         group: id,
-        callbacks: Callbacks::uncounted(Stream::DeadLetters),
+        callbacks: Callbacks::uncounted(Stream::DeadLetters, &reader.session.kafka),
         ..reader.session.clone()
     };
     let broker = KafkaBroker::start(session.clone(), topics.rules(), mode, reader.group_metadata())?;

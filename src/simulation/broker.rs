@@ -91,6 +91,8 @@ pub struct StoredRecord {
     pub key: Option<Vec<u8>>,
     pub headers: Vec<(String, Vec<u8>)>,
     pub value: Vec<u8>,
+    /// The number of its transaction; 0 if it has none.
+    pub transaction: u64,
     state: TransactionState,
 }
 
@@ -674,15 +676,19 @@ impl Producer {
     }
 
     fn append(&mut self, inner: &mut Inner, request: &[usize]) {
-        let state = match inner.plain {
-            true => TransactionState::Committed,
-            false => TransactionState::Open(inner.groups[&self.group].open.as_ref().unwrap().number),
+        let (transaction, state) = match inner.plain {
+            true => (0, TransactionState::Committed),
+            false => {
+                let number = inner.groups[&self.group].open.as_ref().unwrap().number;
+                (number, TransactionState::Open(number))
+            }
         };
         for number in request {
             let queued = &mut self.queued[*number];
             queued.delivered = true;
             self.waiting -= 1;
             let record = StoredRecord {
+                transaction,
                 state,
                 ..queued.record.clone()
             };
@@ -744,6 +750,7 @@ impl Broker for Producer {
             key: record.key.map(<[u8]>::to_vec),
             headers: record.headers.iter().map(own).collect(),
             value: record.value.to_vec(),
+            transaction: 0,
             state: TransactionState::Aborted,
         };
         let limit = self.cluster.lock().client_limit;

@@ -5,11 +5,13 @@
 //! - An event is in its topic once, as it was sent.
 //! - If one batch of a log was acknowledged before another one was posted, it comes first.
 //! - While no transaction is open, a batch is there as a whole or not at all.
+//! - The records of a received mail, a *group*, are in one transaction, and all on one topic.
 //!
 //! When everything has come to rest, every acknowledged event is there.
 //!
 //! At-least-once delivery may duplicate events and show parts of batches; the first copies of events with a key are in order
-//! nevertheless. The limits in the README's "What is guaranteed" are the only exceptions, each a function of its own:
+//! nevertheless. Part of a group may then be on its topic although all of it is among the dead letters, because one of its records was
+//! refused after others were delivered. The limits in the README's "What is guaranteed" are the only exceptions, each a function of its own:
 //! [`Oracle::restored`], [`Oracle::copied`], [`Oracle::topic_deleted`], [`Oracle::damaged`].
 
 use std::{
@@ -17,8 +19,15 @@ use std::{
     mem,
 };
 
-use super::{plan::LETTERS, webhook::ExpectedRecord};
-use crate::{config::Delivery, simulation::broker::Cluster, stream::Stream};
+use super::{
+    plan::LETTERS,
+    webhook::{ExpectedRecord, MadeWebhook},
+};
+use crate::{
+    config::Delivery,
+    simulation::broker::{Cluster, StoredRecord},
+    stream::Stream,
+};
 
 /// Ends the run: a guarantee is broken.
 macro_rules! violated {
@@ -32,6 +41,7 @@ struct PostedEvent {
     batch: usize,
     index: usize,
     topic: &'static str,
+    keyless: bool,
     seen: u32,
     /// How often it may be seen.
     allowed: u32,
@@ -53,12 +63,11 @@ struct PostedBatch {
     unordered: bool,
     events: std::ops::Range<usize>,
     seen: usize,
+    /// The transaction of the events seen so far.
+    transaction: Option<u64>,
     /// The next index of an event in each partition.
     next: BTreeMap<Partition, usize>,
 }
-
-/// Events with this member have a key.
-const KEY: &[u8] = b"\"messageId\"";
 
 /// Order is guaranteed within one.
 type Partition = (&'static str, usize);
@@ -101,20 +110,26 @@ impl Oracle {
     }
 
     /// A webhook is posted to the bridge of this directory.
-    pub fn posted(&mut self, holder: usize, batches: Vec<(Stream, Vec<ExpectedRecord>)>) -> usize {
+    pub fn posted(&mut self, holder: usize, made: &MadeWebhook) -> usize {
         let posted = self.now();
         let first = self.batches.len();
         let webhook = self.webhooks.len();
-        for (stream, records) in batches {
+        for (stream, records) in &made.batches {
             let batch = self.batches.len();
             let begin = self.events.len();
-            for (index, record) in records.into_iter().enumerate() {
-                let former = self.by_value.insert(record.value, self.events.len());
+            for (index, record) in records.iter().enumerate() {
+                let ExpectedRecord {
+                    topic,
+                    value,
+                    keyless,
+                } = record;
+                let former = self.by_value.insert(value.clone(), self.events.len());
                 assert!(former.is_none(), "two events are identical");
                 self.events.push(PostedEvent {
                     batch,
                     index,
-                    topic: record.topic,
+                    topic,
+                    keyless: *keyless,
                     seen: 0,
                     allowed: match self.delivery {
                         Delivery::ExactlyOnce => 1,
@@ -125,7 +140,7 @@ impl Oracle {
             }
             self.batches.push(PostedBatch {
                 webhook,
-                stream,
+                stream: *stream,
                 holders: vec![holder],
                 posted,
                 acknowledged: None,
@@ -135,6 +150,7 @@ impl Oracle {
                 unordered: false,
                 events: begin..self.events.len(),
                 seen: 0,
+                transaction: None,
                 next: BTreeMap::new(),
             });
         }
@@ -167,7 +183,7 @@ impl Oracle {
         let mut read = mem::take(&mut self.read);
         for (topic, at) in &mut read {
             cluster.follow(topic, at, |partition, record| {
-                self.saw((topic, partition), &record.value)
+                self.saw((topic, partition), record)
             });
         }
         self.read = read;
@@ -178,8 +194,9 @@ impl Oracle {
         }
     }
 
-    fn saw(&mut self, partition: Partition, value: &[u8]) {
+    fn saw(&mut self, partition: Partition, record: &StoredRecord) {
         let (topic, _) = partition;
+        let value = &record.value;
         let Some(&id) = self.by_value.get(value) else {
             violated!("intact", "{topic} has {:?}", String::from_utf8_lossy(value));
         };
@@ -188,6 +205,10 @@ impl Oracle {
         let batch = &mut self.batches[event.batch];
         let (webhook, stream, index) = (batch.webhook, batch.stream, event.index);
         if event.topic != topic {
+            let at_least_once = self.delivery == Delivery::AtLeastOnce;
+            if stream.is_grouped() && at_least_once && event.topic == LETTERS {
+                return;
+            }
             violated!("intact", "event {index} of webhook {webhook} is in {topic}");
         }
         event.seen += 1;
@@ -203,14 +224,17 @@ impl Oracle {
         }
         event.seen_at = tick;
         batch.seen += 1;
+        let transaction = *batch.transaction.get_or_insert(record.transaction);
+        if stream.is_grouped() && !batch.torn && transaction != record.transaction {
+            violated!("group", "the mail of webhook {webhook} is in two transactions");
+        }
         match batch.seen == batch.events.len() || batch.torn {
             true => self.partial.remove(&event.batch),
             false => self.partial.insert(event.batch),
         };
         // Without transactions, a record without a key may change its partition when it is sent again, and dead letters for a
         // refused request come only once the refused records are known.
-        let keyless = !value.windows(KEY.len()).any(|at| at == KEY);
-        let free = self.delivery == Delivery::AtLeastOnce && (keyless || topic == LETTERS);
+        let free = self.delivery == Delivery::AtLeastOnce && (event.keyless || topic == LETTERS);
         if batch.unordered || free {
             return;
         }
@@ -324,6 +348,7 @@ impl Oracle {
                 }
             }
             batch.seen = 0;
+            batch.transaction = None;
             batch.next.clear();
         }
         self.newest.retain(|(_, stream, _), _| !streams.contains(stream));

@@ -13,16 +13,20 @@ use crate::{
 
 pub const DELIVERIES: &str = "cmc.deliveries";
 pub const BOUNCES: &str = "cmc.bounces";
+pub const INBOUND: &str = "cmc.inbound";
 pub const LETTERS: &str = "cmc.dead-letters";
+
+/// Every topic.
+pub const TOPICS: [&str; 4] = [DELIVERIES, BOUNCES, INBOUND, LETTERS];
 
 /// When the broker aborts an open transaction.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub struct Plan {
     streams: Vec<Stream>,
-    /// Both event streams have one topic.
+    /// Deliveries and bounces have one topic.
     shared: bool,
-    /// `max.message.bytes` of the events' topics.
+    /// `max.message.bytes` of the events' topics; twice that of the topic of received mail, whose records are larger.
     pub limit: Option<usize>,
     /// Whether producers compress records, so that the broker may take large ones.
     pub compressed: bool,
@@ -69,6 +73,7 @@ impl Plan {
         let bounces = random.one_in(3);
         let mut streams = vec![Stream::Deliveries];
         streams.extend(bounces.then_some(Stream::Bounces));
+        streams.extend(random.one_in(3).then_some(Stream::Inbound));
         streams.push(Stream::DeadLetters);
         let special = random.below(10);
         Plan {
@@ -121,6 +126,7 @@ impl Plan {
         match stream {
             Stream::DeadLetters => LETTERS,
             Stream::Bounces if !self.shared => BOUNCES,
+            Stream::Inbound => INBOUND,
             _ => DELIVERIES,
         }
     }
@@ -132,7 +138,8 @@ impl Plan {
         settings.told = self.told;
         settings.compressed = self.compressed;
         if topic != LETTERS {
-            settings.limit = self.limit;
+            let factor = if topic == INBOUND { 2 } else { 1 };
+            settings.limit = self.limit.map(|limit| limit * factor);
             settings.compacted = self.compacted;
         }
         settings

@@ -11,10 +11,13 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::plan::Plan;
+use super::{
+    plan::Plan,
+    webhook::{MadeWebhook, content_type},
+};
 use crate::{
     books::Books,
-    cmc::{Rules, Secrets},
+    cmc::{InboundRules, MailContent, Rules, Secrets},
     config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
@@ -161,12 +164,13 @@ impl Process {
     }
 
     /// Posts a webhook; `number` is the oracle's.
-    pub fn post(&self, shared: &PerThread, number: usize, body: Bytes) {
+    pub fn post(&self, shared: &PerThread, number: usize, webhook: &MadeWebhook) {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
+        let (endpoint, body) = (webhook.endpoint, Bytes::clone(&webhook.body));
         let task = async move {
-            let outcome = intake.take_json(body).await;
+            let outcome = intake.take_body(endpoint, content_type(endpoint), body).await;
             let _ = answer.set(outcome);
         };
         self.tasks.borrow_mut().spawn_on(task, shared.runtime.handle());
@@ -231,13 +235,16 @@ fn configuration() -> (config::Ingest, Rules) {
         tls: None,
     };
     let rules = Rules {
-        enabled: Stream::ALL.map(|stream| !matches!(stream, Stream::Blocks | Stream::Inbound)),
+        enabled: Stream::ALL.map(|stream| stream != Stream::Blocks),
         max_events: ingest.max_events,
         max_record_bytes: config::Kafka::for_tests().max_record_bytes,
         time_zone: ingest.time_zone.clone(),
         time_zones: ingest.time_zones.clone(),
         secrets: Secrets::new([]),
-        inbound: None,
+        inbound: Some(InboundRules {
+            path: ingest.inbound_path.clone(),
+            content: MailContent::All,
+        }),
         repeats: None,
     };
     (ingest, rules)

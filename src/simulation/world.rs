@@ -15,18 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
     oracle::{Oracle, violated},
-    plan::{BOUNCES, DELIVERIES, LETTERS, Plan, TRANSACTION_TIMEOUT},
+    plan::{Plan, TOPICS, TRANSACTION_TIMEOUT},
     process::{PerThread, Process, StreamParts},
     random::Random,
-    webhook,
+    webhook::{self, MadeWebhook},
 };
 use crate::{
     clock,
+    cmc::Endpoint,
     config::Delivery,
     lane::delivery::Turn,
     metrics::{BlockReason, Outcome},
@@ -85,8 +85,8 @@ pub struct World {
     /// No other steps run during calls.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
-    /// The bodies of all webhooks, by the oracle's numbers.
-    posted: RefCell<Vec<(usize, Bytes)>>,
+    /// All webhooks with events, by the oracle's numbers.
+    posted: RefCell<Vec<(usize, Rc<MadeWebhook>)>>,
     /// Counts answers, and turns of lanes that did something.
     pub moves: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
@@ -117,7 +117,7 @@ impl World {
     pub fn new(seed: u64, shared: Rc<PerThread>, traced: bool) -> Rc<World> {
         let mut random = Random::new(seed);
         let plan = Plan::new(&mut random);
-        let cluster = Cluster::new(&[DELIVERIES, BOUNCES, LETTERS]);
+        let cluster = Cluster::new(&TOPICS);
         {
             let mut inner = cluster.lock();
             inner.seed = random.next();
@@ -131,9 +131,8 @@ impl World {
                 *topic = plan.topic_settings(name);
             }
         }
-        let topics = [DELIVERIES, BOUNCES, LETTERS];
         let world = Rc::new(World {
-            oracle: RefCell::new(Oracle::new(topics, plan.delivery)),
+            oracle: RefCell::new(Oracle::new(TOPICS, plan.delivery)),
             plan,
             shared,
             cluster,
@@ -448,29 +447,38 @@ impl World {
         }
         self.webhooks.set(self.webhooks.get() + 1);
         let made = webhook::make(&mut self.random.borrow_mut(), &self.plan, self.webhooks.get());
-        let body = made.body.clone();
+        for (stream, records) in made.batches.iter().filter(|(stream, _)| stream.is_grouped()) {
+            let is_refused = records
+                .iter()
+                .any(|record| record.topic != self.plan.topic(*stream));
+            self.count(if is_refused { "refused mails" } else { "mails" });
+        }
         let batches = made
             .batches
             .iter()
             .map(|(stream, records)| (*stream, records.len()));
         let batches: Vec<_> = batches.collect();
-        let number = self.oracle.borrow_mut().posted(site, made.batches);
+        let number = self.oracle.borrow_mut().posted(site, &made);
         self.note(format_args!("webhook {number} to {site}: {batches:?}"));
-        self.posted.borrow_mut().push((number, body.clone()));
-        process.post(&self.shared, number, body);
+        let made = Rc::new(made);
+        // Received mail is not recognised.
+        if made.endpoint == Endpoint::Events {
+            self.posted.borrow_mut().push((number, Rc::clone(&made)));
+        }
+        process.post(&self.shared, number, &made);
         self.look_at_answers();
     }
 
     /// Repeats a webhook, whatever became of it. There is only one site.
     fn post_again(&self, process: &Process) {
-        let Some((number, body)) = self.pick_from(&self.posted.borrow()).cloned() else {
+        let Some((number, made)) = self.pick_from(&self.posted.borrow()).cloned() else {
             return;
         };
         let known = process.knows(number);
         self.note(format_args!("webhook {number} again, known: {known}"));
         self.count("repeats");
         self.oracle.borrow_mut().posted_again(number, known);
-        process.post(&self.shared, number, body);
+        process.post(&self.shared, number, &made);
         self.look_at_answers();
     }
 

@@ -17,6 +17,8 @@ use super::{
     storage::{Storage, StorageFile},
 };
 
+/// A commit is large beyond this many bytes, or beyond a quarter of its segment. Its pieces have a quarter of that.
+const LARGE: usize = 4 << 20;
 /// Bytes kept free at a segment's end for the seal.
 const SEAL: u64 = record::HEADER as u64;
 
@@ -176,7 +178,8 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured.
+    /// Writes the commit being built and makes it as durable as configured: a large one piece by piece, because the syncs of other
+    /// logs on the same disk wait for what is under way. What is left of it after a crash is a torn tail, as of any commit.
     ///
     /// # Errors
     /// The disk failed, or the segment was deleted or moved; the writer must not be used any more.
@@ -187,12 +190,22 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        active
-            .file
-            .write_all_at(&self.buffer, active.offset)
-            .map_err(SpoolError::io("write", &active.path))?;
-        if self.durability == Durability::Fsync {
-            active.sync()?;
+        let large = LARGE.min(active.len as usize / 4);
+        let size = if self.buffer.len() > large {
+            large / 4
+        } else {
+            large
+        };
+        let mut at = active.offset;
+        for piece in self.buffer.chunks(size.max(1)) {
+            active
+                .file
+                .write_all_at(piece, at)
+                .map_err(SpoolError::io("write", &active.path))?;
+            at += piece.len() as u64;
+            if self.durability == Durability::Fsync {
+                active.sync()?;
+            }
         }
         active.check_in_place()?;
         active.offset += self.buffer.len() as u64;

@@ -72,7 +72,7 @@ fn samples_and_the_printed_command_present_the_credentials() {
             "posted a truncated body",
         ),
         ("ingest.auth.basic", "cmc:s3cr3t", "posted a truncated body"),
-        ("ingest.auth.api_keys", "s3cr3t-key", "posted the bounce"),
+        ("ingest.auth.api_keys", "s3cr3t-key", "posted a received mail"),
     ] {
         let (text, answer) = dev(&setup.clone().set(key, value), last);
         let posted: Vec<&str> = text.lines().filter(|line| line.starts_with("posted ")).collect();
@@ -89,5 +89,10 @@ fn samples_and_the_printed_command_present_the_credentials() {
             assert_eq!(answer, "HTTP/1.1 200 OK", "{key}");
         }
         assert!(!text.contains("s3cr3t"), "{text}");
+        assert!(text.contains("webhooks of received mail"), "{text}");
+        assert!(
+            text.contains("posted a received mail with an attachment (multipart): 200"),
+            "{text}"
+        );
     }
 }

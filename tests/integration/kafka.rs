@@ -315,6 +315,13 @@ pub fn run_kafka(dir: &Path, node: &str, heap: &str, format: &[String]) -> Proce
     Process::spawn(&mut command).unwrap()
 }
 
+/// The file with the public key of the token endpoint, the only one that brokers of this process may read keys from.
+pub fn key_file() -> PathBuf {
+    work_dir()
+        .join(format!("run-{}", std::process::id()))
+        .join("jwks.json")
+}
+
 /// Options for a Java program with Kafka's classes that logs according to the broker's `log4j2.xml`. It starts quickly and
 /// uses little, because the tests share the machine with the bridge.
 pub fn java_options(dir: &Path, heap: &str) -> Vec<OsString> {
@@ -323,6 +330,10 @@ pub fn java_options(dir: &Path, heap: &str) -> Vec<OsString> {
         "-XX:+UseSerialGC".to_owned(),
         "-XX:TieredStopAtLevel=1".to_owned(),
         format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display()),
+        format!(
+            "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{}",
+            key_file().display()
+        ),
         "-cp".to_owned(),
         java().class_path.clone(),
     ]

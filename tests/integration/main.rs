@@ -17,6 +17,7 @@ mod process;
 mod proxy;
 mod secured_broker;
 mod sender;
+mod token_server;
 mod topics;
 mod wait;
 

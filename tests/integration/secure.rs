@@ -8,18 +8,22 @@ use serde_json::Value;
 use crate::{
     bridge::{Bridge, Setup, Topics, run},
     cmc::{self, message, webhook},
+    kafka::new_dir,
     load::{Load, Outcome, Shape, Target},
     metrics::STREAMS,
     oracle,
     secured_broker::{CERTIFIED_USER, PASSWORD, PLAIN_USER, Secured, secured},
+    token_server::{CLIENT, URL_SECRET},
     topics::{self, Reader},
     wait::{self, unique},
 };
 
 mod login;
 mod rights;
+mod tokens;
 
 const LIMIT: Duration = Duration::from_secs(180);
+const TOKEN_URL: &str = "sasl.oauthbearer.token.endpoint.url";
 
 /// The blocks of settings in docs/kafka-security.md, and its ACL commands without the tool's own options.
 struct Documented {
@@ -62,11 +66,16 @@ impl Documented {
             .next()
             .unwrap_or_else(|| panic!("no block with {value}"))
             .clone();
+        settings
+            .entry(TOKEN_URL.to_owned())
+            .and_modify(|url| *url = broker.tokens.url("token"));
         for (name, file) in [
             ("ssl.ca.location", "ca.pem"),
             ("ssl.certificate.location", "client.pem"),
             ("ssl.key.location", "client.key"),
             ("sasl.password_file", "password"),
+            ("https.ca.location", "other-ca.pem"),
+            ("sasl.oauthbearer.client.secret_file", "password"),
         ] {
             settings
                 .entry(name.to_owned())
@@ -96,13 +105,85 @@ pub fn scram(broker: &Secured, user: &str) -> Setup {
 fn assert_no_secret(what: &str, text: &str) {
     assert!(!text.contains(PASSWORD), "{what} shows the password:\n{text}");
     assert!(!text.contains("PRIVATE KEY"), "{what} shows a key:\n{text}");
+    assert!(
+        !text.contains(URL_SECRET),
+        "{what} shows a part of the URL:\n{text}"
+    );
+    // What each JSON Web Token begins with.
+    assert!(!text.contains("eyJ"), "{what} shows a token:\n{text}");
+}
+
+type Change<'a> = Box<dyn Fn(Setup) -> Setup + 'a>;
+
+/// A wrong login: its name, what is wrong, the reason that blocks the lanes, and words of the warning.
+type Case<'a> = (&'a str, Change<'a>, &'a str, &'a [&'a str]);
+
+/// Starts a bridge with each wrong login, and checks that the warnings name cause and cure. With the right login, each event then
+/// arrives once.
+fn wrong_logins(broker: &Secured, right: &Setup, prefix: &str, cases: Vec<Case<'_>>) {
+    let kafka = broker.bootstrap();
+    let prefixed = |kind: &str, prefix: &str, operations: &[&str]| {
+        let resource = [kind, prefix, "--resource-pattern-type", "prefixed"];
+        grant(&["cmc-bridge"], operations, &resource)
+    };
+    broker.acls(&[
+        prefixed("--topic", &format!("{prefix}."), &["Write", "Read"]),
+        prefixed("--transactional-id", "cmc-bridge", &["Write"]),
+        prefixed("--group", "cmc-bridge", &["Read"]),
+    ]);
+    let started: Vec<_> = cases
+        .into_iter()
+        .map(|(case, change, reason, words)| {
+            let topic = |stream: &str| topics::create(&kafka, &format!("{prefix}.{stream}"), 1, &[]);
+            let topics = Topics {
+                deliveries: topic("deliveries"),
+                bounces: topic("bounces"),
+                blocks: format!("{prefix}.blocks"),
+                dead_letters: topic("dead-letters"),
+            };
+            let right = right.clone().spool(&new_dir("spool")).topics(&topics);
+            let wrong = change(right.clone());
+            let bridge = wrong.start();
+            (case, reason, words, wrong, right, bridge, topics)
+        })
+        .collect();
+    for (case, reason, words, wrong, right, bridge, topics) in started {
+        let element = message(&format!("{case}@test").replace(' ', "-"), case);
+        let body = webhook("deliveries", "pro", &[&element]);
+        assert_eq!(bridge.client().post(&body).status, 200, "{case}");
+        for stream in STREAMS {
+            wait_blocked(case, &bridge, stream, reason, words);
+        }
+        if case == "no CA" {
+            let log = bridge.running.stderr();
+            let looked = [
+                "Setting default CA certificate location",
+                "Unable to find any standard CA",
+            ];
+            assert!(
+                looked.iter().any(|line| log.contains(line)),
+                "librdkafka did not look for the system's CA bundle"
+            );
+        }
+        assert_no_secrets(&wrong, &bridge);
+        bridge.kill();
+        let bridge = right.start();
+        bridge.wait_drained(LIMIT);
+        let mut reader = Reader::new(&kafka, &topics.deliveries);
+        let records = reader.read_to_end(LIMIT);
+        assert_eq!(records.len(), 1, "{case}");
+        cmc::check(&records[0], "deliveries", "pro", &element);
+    }
 }
 
 /// Searches all output of a bridge.
 fn assert_no_secrets(setup: &Setup, bridge: &Bridge) {
     assert_no_secret("the log", &bridge.running.stderr());
-    let metrics = crate::http::Client::new(bridge.admin).get("/metrics");
-    assert_no_secret("/metrics", metrics.text());
+    for page in ["/metrics", "/status", "/status.json"] {
+        let answer = crate::http::Client::new(bridge.admin).get(page);
+        assert_eq!(answer.status, 200, "{page}");
+        assert_no_secret(page, answer.text());
+    }
     for command in [&["config", "show"][..], &["check"]] {
         let ended = run(setup, command);
         assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -200,6 +281,7 @@ fn each_event_arrives_once_with_each_documented_login_and_its_rights() {
         ("SCRAM-SHA-512", broker.sasl_ssl(), "cmc-bridge"),
         ("PLAIN", broker.sasl_ssl(), PLAIN_USER),
         ("SSL", broker.ssl(), CERTIFIED_USER),
+        ("OAUTHBEARER", broker.sasl_ssl(), CLIENT),
     ] {
         let mut properties = documented.with(value, broker);
         properties
@@ -236,7 +318,7 @@ fn each_event_arrives_once_with_each_documented_login_and_its_rights() {
     );
     oracle::check(&kafka, &topics, &posted);
     let mut reader = Reader::new(&kafka, &topics.dead_letters);
-    assert_eq!(reader.read_to_end(LIMIT).len(), 3);
+    assert_eq!(reader.read_to_end(LIMIT).len(), 4);
     for topic in [&topics.deliveries, &topics.bounces, &topics.dead_letters] {
         for record in Reader::new(&kafka, topic).read_to_end(LIMIT) {
             assert_no_secret("a record", &format!("{:?} {}", record.headers, record.text()));

@@ -17,8 +17,9 @@ use rcgen::{
 
 use crate::{
     jars::java,
-    kafka::{Broker, Extra, java_options, new_dir},
+    kafka::{Broker, Extra, java_options, key_file, new_dir},
     process::{Process, watched},
+    token_server::{AUDIENCE, ISSUER, TokenServer},
 };
 
 /// Every user's password. Tests search all output of the bridge for it.
@@ -52,6 +53,7 @@ pub struct Secured {
     sasl_ssl: u16,
     ssl: u16,
     dir: PathBuf,
+    pub tokens: TokenServer,
 }
 
 /// The broker that tests share.
@@ -66,6 +68,7 @@ impl Secured {
         write_certificates(&dir);
         fs::write(dir.join("password"), format!("{PASSWORD}\n")).unwrap();
         fs::write(dir.join("wrong-password"), "wrong").unwrap();
+        let tokens = TokenServer::start(&dir.join("token-server.pem"));
         let (mut sasl_ssl, mut ssl) = (0, 0);
         let broker = Broker::start(None, |listeners, free_port| {
             (sasl_ssl, ssl) = (free_port(), free_port());
@@ -87,6 +90,7 @@ impl Secured {
             sasl_ssl,
             ssl,
             dir,
+            tokens,
         }
     }
 
@@ -95,7 +99,7 @@ impl Secured {
         self.broker.bootstrap()
     }
 
-    /// The listener for SCRAM-SHA-512 and PLAIN.
+    /// The listener for SCRAM-SHA-512, PLAIN and OAUTHBEARER.
     pub fn sasl_ssl(&self) -> String {
         format!("127.0.0.1:{}", self.sasl_ssl)
     }
@@ -153,7 +157,14 @@ fn properties(dir: &Path, listeners: &str, plain: &str, own: &str) -> String {
          ssl.truststore.type=PEM\n\
          ssl.truststore.location={ca}\n\
          listener.name.ssl.ssl.client.auth=required\n\
-         sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN\n\
+         sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN,OAUTHBEARER\n\
+         # A connection ends with its token.\n\
+         listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms=3600000\n\
+         {oauth}.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required;\n\
+         {oauth}.sasl.server.callback.handler.class={module}.oauthbearer.OAuthBearerValidatorCallbackHandler\n\
+         {oauth}.sasl.oauthbearer.jwks.endpoint.url=file://{keys}\n\
+         {oauth}.sasl.oauthbearer.expected.issuer={ISSUER}\n\
+         {oauth}.sasl.oauthbearer.expected.audience={AUDIENCE}\n\
          listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
          listener.name.sasl_ssl.plain.sasl.jaas.config={module}.plain.PlainLoginModule required \
          user_{PLAIN_USER}=\"{PASSWORD}\";\n\
@@ -162,29 +173,34 @@ fn properties(dir: &Path, listeners: &str, plain: &str, own: &str) -> String {
          transaction.max.timeout.ms=20000\n\
          authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
          super.users=User:ANONYMOUS\n",
+        oauth = "listener.name.sasl_ssl.oauthbearer",
+        keys = key_file().display(),
         server = dir.join("server.pem").display(),
         ca = dir.join("ca.pem").display(),
     )
 }
 
 /// Writes a CA with certificates for the broker (for its address, not for `localhost`) and for a client, and an unrelated
-/// CA.
+/// CA with one for the token endpoint.
 fn write_certificates(dir: &Path) {
     let write = |name: &str, text: String| fs::write(dir.join(name), text).unwrap();
     let ca = authority("cmc-bridge test CA");
     write("ca.pem", ca.pem());
-    write("other-ca.pem", authority("another CA").pem());
-    let signed = |name: &str, addresses: &[&str]| {
+    let other = authority("another CA");
+    write("other-ca.pem", other.pem());
+    let signed = |ca: &CertifiedIssuer<'static, KeyPair>, name: &str, addresses: &[&str]| {
         let addresses: Vec<String> = addresses.iter().map(|&address| address.to_owned()).collect();
         let mut params = CertificateParams::new(addresses).unwrap();
         params.distinguished_name = common_name(name);
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &ca).unwrap();
+        let certificate = params.signed_by(&key, ca).unwrap();
         (certificate.pem(), key.serialize_pem())
     };
-    let (certificate, key) = signed("broker", &["127.0.0.1"]);
+    let (certificate, key) = signed(&ca, "broker", &["127.0.0.1"]);
     write("server.pem", key + &certificate);
-    let (certificate, key) = signed(CERTIFIED_USER, &[]);
+    let (certificate, key) = signed(&other, "token endpoint", &["127.0.0.1"]);
+    write("token-server.pem", key + &certificate);
+    let (certificate, key) = signed(&ca, CERTIFIED_USER, &[]);
     write("client.pem", certificate);
     write("client.key", key);
 }

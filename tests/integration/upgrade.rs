@@ -1,4 +1,4 @@
-//! Spools that an earlier release left, and such as a later release will leave.
+//! Spools that an earlier version left, and such as a later version will leave.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// A copy of the spool that release 0.1.0 left when it was killed for the second time: format 1, nothing delivered.
+/// A copy of the spool that a build of version 0.1.0 left when it was killed for the second time: format 1, nothing delivered.
 fn left_by_0_1_0() -> PathBuf {
     let spool = new_dir("upgrade");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/spools/0.1.0");

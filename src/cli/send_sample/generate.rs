@@ -1,10 +1,12 @@
-//! Generates webhooks, each event with its own messageId.
+//! Generates webhooks, each event with its own messageId. [`super::mail`] generates those of received mail.
 
 use std::fmt::Write;
 
 use clap::ValueEnum;
 use jiff::{Timestamp, tz::TimeZone};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{attachment::Attachment, mail};
 
 /// Kind of webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,6 +21,8 @@ pub enum WebhookKind {
     Malformed,
     /// Three webhooks of deliveries, then one of bounces
     Mixed,
+    /// Received mails, to a path of their own; dead letters unless streams.inbound is enabled, which it is not by default
+    Inbound,
 }
 
 /// Format of a body.
@@ -28,22 +32,33 @@ pub enum BodyFormat {
     Json,
     /// application/x-www-form-urlencoded, the sender's default
     Form,
+    /// multipart/form-data, only for received mail: its default with --attach
+    Multipart,
 }
 
+/// The boundary of multipart bodies. A run of `send-sample` appends random digits to it.
+pub const BOUNDARY: &str = "----=_Part_1_";
+
 impl BodyFormat {
-    /// The value of the header Content-Type.
-    pub fn content_type(self) -> &'static str {
+    /// The value of the header Content-Type; for multipart with this boundary.
+    pub fn content_type(self, boundary: &str) -> String {
         match self {
-            BodyFormat::Json => "application/json",
-            BodyFormat::Form => "application/x-www-form-urlencoded",
+            BodyFormat::Json => "application/json".to_owned(),
+            BodyFormat::Form => "application/x-www-form-urlencoded".to_owned(),
+            BodyFormat::Multipart => format!("multipart/form-data; boundary=\"{boundary}\""),
         }
     }
 
-    /// A body of this format with an `api_key` added.
+    /// A body of this format with an `api_key` added; a multipart body has [`BOUNDARY`].
     pub fn with_api_key(self, body: &str, key: &str) -> String {
         match self {
             BodyFormat::Json => body.replacen('{', &format!("{{\"api_key\":{},", text(key)), 1),
             BodyFormat::Form => format!("api_key={}&{body}", field(key)),
+            BodyFormat::Multipart => {
+                let mut part = Vec::new();
+                mail::put_field(&mut part, BOUNDARY, "api_key", key);
+                String::from_utf8_lossy(&part).into_owned() + body
+            }
         }
     }
 
@@ -52,6 +67,7 @@ impl BodyFormat {
         match self {
             BodyFormat::Json => crate::cmc::BodyEncoding::Json,
             BodyFormat::Form => crate::cmc::BodyEncoding::Form,
+            BodyFormat::Multipart => crate::cmc::BodyEncoding::Multipart,
         }
     }
 }
@@ -67,9 +83,11 @@ pub struct Generator {
     pub api_key: Option<String>,
     /// Part of each messageId, so that no two runs share one.
     pub run: String,
+    /// The attachments of each received mail.
+    pub attachments: Vec<Attachment>,
 }
 
-const SUBJECTS: [&str; 5] = [
+pub(super) const SUBJECTS: [&str; 5] = [
     "十月のお知らせ",
     "ご注文ありがとうございます",
     "【重要】パスワード再設定のご案内",
@@ -108,13 +126,26 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b' ');
 
 impl Generator {
+    /// The boundary of multipart bodies. It is random, so that no attachment holds it.
+    pub fn boundary(&self) -> String {
+        format!("{BOUNDARY}{}", self.run)
+    }
+
+    /// The value of the header Content-Type.
+    pub fn content_type(&self) -> String {
+        self.format.content_type(&self.boundary())
+    }
+
     /// The body of webhook number `number`; its events were created at `now`.
     pub fn body(&self, number: u64, now: Timestamp) -> Vec<u8> {
+        if self.kind == WebhookKind::Inbound {
+            return mail::body(self, number, now);
+        }
         let event_type = match self.kind {
             WebhookKind::Bounces => "bounces",
             WebhookKind::Blocks => "blocks",
             WebhookKind::Mixed if number % 4 == 3 => "bounces",
-            WebhookKind::Deliveries | WebhookKind::Malformed | WebhookKind::Mixed => "deliveries",
+            _ => "deliveries",
         };
         let zone = TimeZone::get("Asia/Tokyo").unwrap_or(TimeZone::UTC);
         let created = zone.to_datetime(now).strftime("%Y-%m-%d %H:%M:%S").to_string();
@@ -136,7 +167,8 @@ impl Generator {
                 r#"{{"event_type":"{event_type}","server_composition":{},"event":{event}}}"#,
                 text(composition)
             ),
-            BodyFormat::Form => format!(
+            // The command line allows multipart for received mail only.
+            BodyFormat::Form | BodyFormat::Multipart => format!(
                 "server_composition={}&event_type={event_type}&event={}",
                 field(composition),
                 field(&event)
@@ -169,7 +201,7 @@ impl Generator {
 }
 
 /// A string as JSON.
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
@@ -195,6 +227,7 @@ mod tests {
             server_composition: "メール \"&=+".to_owned(),
             api_key: Some(KEY.to_owned()),
             run: format!("{kind:?}"),
+            attachments: Vec::new(),
         }
     }
 
@@ -203,8 +236,9 @@ mod tests {
         let blocks = ("CMC_BRIDGE__STREAMS__BLOCKS__ENABLED".into(), "true".into());
         let config = config::load(&[], std::iter::once(blocks)).unwrap().config;
         let rules = config.rules();
-        for kind in WebhookKind::value_variants() {
-            for format in BodyFormat::value_variants() {
+        let kinds = WebhookKind::value_variants().iter();
+        for kind in kinds.filter(|kind| **kind != WebhookKind::Inbound) {
+            for format in &[BodyFormat::Json, BodyFormat::Form] {
                 for number in 0..5 {
                     let body = generator(*kind, *format).body(number, Timestamp::UNIX_EPOCH);
                     let opened = cmc::open(&body, format.encoding(), &rules);

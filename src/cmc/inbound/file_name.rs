@@ -15,7 +15,7 @@ use encoding_rs::Encoding;
 use percent_encoding::percent_decode;
 
 use super::part::Parameters;
-use crate::cmc::charset::encoding;
+use crate::cmc::charset::{decode_lossy, encoding};
 
 /// Base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -95,7 +95,7 @@ fn decode_pieces(pieces: &[(&[u8], bool)]) -> String {
         }
         bytes.extend(percent_decode(value));
     }
-    charset.decode_without_bom_handling(&bytes).0.into_owned()
+    decode_lossy(charset, &bytes)
 }
 
 /// Decodes the encoded words in a text.
@@ -136,23 +136,24 @@ fn decode_words(text: &str) -> Cow<'_, str> {
 
 fn flush(words: &mut Option<(&'static Encoding, Vec<u8>)>, out: &mut String) {
     if let Some((encoding, bytes)) = words.take() {
-        out.push_str(&encoding.decode_without_bom_handling(&bytes).0);
+        out.push_str(&decode_lossy(encoding, &bytes));
     }
 }
 
 /// The encoded word that begins here: its charset, its bytes, and what follows it.
 fn word(text: &str) -> Option<(&'static Encoding, Vec<u8>, &str)> {
     let (charset, rest) = text.strip_prefix("=?")?.split_once('?')?;
-    let (kind, rest) = rest.split_once('?')?;
-    let (content, after) = rest.split_once("?=")?;
     // RFC 2231, 5: a language may follow the charset.
-    let label = charset.split('*').next()?;
+    let encoding = encoding(charset.split('*').next()?.as_bytes())?;
+    let (kind, rest) = rest.split_once('?')?;
+    // The end is looked for last, and fast: what only looks like many words costs little.
+    let (content, after) = rest.split_at(memchr::memmem::find(rest.as_bytes(), b"?=")?);
     let bytes = match kind {
         "B" | "b" => BASE64.decode(content).ok()?,
         "Q" | "q" => decode_q(content.as_bytes()),
         _ => return None,
     };
-    Some((encoding(label.as_bytes())?, bytes, after))
+    Some((encoding, bytes, &after[2..]))
 }
 
 fn decode_q(text: &[u8]) -> Vec<u8> {
@@ -212,6 +213,15 @@ mod tests {
                 true,
             ),
             (r#"filename="a =?UTF-8?Q?b?= c""#, "a b c", true),
+            // Each word of ISO-2022-JP ends in ASCII, so escape sequences meet.
+            (
+                r#"filename="=?ISO-2022-JP?B?GyRCOCsbKEI=?= =?ISO-2022-JP?B?GyRCQFEbKEI=?=""#,
+                "見積",
+                true,
+            ),
+            // Apache's client does not escape a quote.
+            (r#"filename="a"b".csv""#, r#"a"b".csv"#, false),
+            (r#"filename="a"b" ; x=y"#, r#"a"b"#, false),
             // No words.
             (r#"filename="=?nonsense?B?eA==?=""#, "=?nonsense?B?eA==?=", false),
             (r#"filename="=?UTF-8?X?eA==?=""#, "=?UTF-8?X?eA==?=", false),

@@ -144,13 +144,14 @@ fn after(text: &[u8], byte: u8) -> &[u8] {
 }
 
 /// The contents of a quoted string, and what follows its end. A backslash quotes only a quote or a backslash: some clients
-/// send the path of a file with single backslashes.
+/// send the path of a file with single backslashes. A quote ends the string only before a semicolon or at the end: some clients
+/// don't quote those of a file name.
 fn unquote(quoted: &[u8]) -> (Vec<u8>, &[u8]) {
     let mut text = Vec::new();
     let mut rest = quoted;
     while let Some((byte, tail)) = rest.split_first() {
         match (byte, tail) {
-            (b'"', tail) => return (text, tail),
+            (b'"', tail) if matches!(tail.trim_ascii_start(), [] | [b';', ..]) => return (text, tail),
             (b'\\', [next @ (b'"' | b'\\'), tail @ ..]) => {
                 text.push(*next);
                 rest = tail;

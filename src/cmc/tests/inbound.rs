@@ -303,6 +303,43 @@ fn key_time_and_subject_come_from_the_headers() {
             false,
             Some("2026-10-01T09:15:02+00:00"),
         ),
+        // The wrong day of the week, a year of two digits, no seconds, a leap second, a comment.
+        (
+            r#"[{"name":"Date","value":"Mon, 1 Oct 26 09:15 -0330 (a (nested) comment)"}]"#,
+            None,
+            false,
+            Some("2026-10-01T09:15:00-03:30"),
+        ),
+        (
+            r#"[{"name":"Date","value":"Sat, 31 Dec 2016 23:59:60 +0000"}]"#,
+            None,
+            false,
+            Some("2016-12-31T23:59:59+00:00"),
+        ),
+        (
+            r#"[{"name":"Date","value":"Thu, 31 Feb 2026 09:15:02 +0900"}]"#,
+            None,
+            false,
+            None,
+        ),
+        (
+            r#"[{"name":"Date","value":"2026-10-01T09:15:02+09:00"}]"#,
+            None,
+            false,
+            None,
+        ),
+        (
+            r#"[{"name":"Date","value":"Thu, 01 Oct 2026 09:15:02 +9999"}]"#,
+            None,
+            false,
+            None,
+        ),
+        (
+            r#"[{"name":"Date","value":"Thu, 01 Oct 2026 09:15:02 +0900\u0000"}]"#,
+            None,
+            false,
+            None,
+        ),
         (r#"[{"name":"Date","value":"yesterday"}]"#, None, false, None),
         // No list: it stays a text.
         (r#"[{"name":"Message-ID","value":"<a@b>"}"#, None, false, None),
@@ -340,7 +377,8 @@ fn headers_as_a_string_in_json_become_a_list() {
 #[test]
 fn attachments_of_every_size_and_number() {
     let big = vec![b'x'; 2_500_000];
-    let cases: [(usize, &[u8]); 4] = [(0, b""), (1, b""), (20, b"content"), (2, &big)];
+    let huge = vec![b'x'; 30_000_000];
+    let cases: [(usize, &[u8]); 5] = [(0, b""), (1, b""), (20, b"content"), (2, &big), (1, &huge)];
     for (count, bytes) in cases {
         let names: Vec<String> = (1..=count)
             .map(|n| format!("name=\"attachment{n}\"; filename=\"{n}.bin\""))
@@ -452,7 +490,11 @@ fn a_boundary_inside_an_attachment_is_content() {
 #[test]
 fn texts_are_decoded_by_their_charset() {
     let jis = b"\x1b$B8+@Q\x1b(B";
-    let cases: [(&str, &[u8], Option<&str>); 10] = [
+    let joined = b"\x1b$B8+\x1b(B\x1b$B@Q\x1b(B";
+    let cases: [(&str, &[u8], Option<&str>); 13] = [
+        ("text/plain; charset=ISO-2022-JP", joined, Some("見積")),
+        ("text/plain; charset=US-ASCII", "見積".as_bytes(), Some("見積")),
+        ("text/plain; charset=ISO-2022-JP", "見積".as_bytes(), None),
         ("text/plain; charset=UTF-8", "見積".as_bytes(), Some("見積")),
         ("text/plain", "見積".as_bytes(), Some("見積")),
         ("text/plain; charset=\"iso-2022-jp\"", jis, Some("見積")),
@@ -479,6 +521,93 @@ fn texts_are_decoded_by_their_charset() {
             }
         }
     }
+}
+
+#[test]
+fn many_texts_that_are_not_utf_8_are_kept_as_bytes() {
+    let text = [b"\x1b$B".as_slice(), &b"8+".repeat(499_998), b"\x1b(B"].concat();
+    let names: Vec<String> = (0..3)
+        .map(|n| format!("name=\"text{n}\"\r\nContent-Type: text/plain; charset=ISO-2022-JP"))
+        .collect();
+    let parts: Vec<Part<'_>> = names
+        .iter()
+        .map(|name| (name.as_str(), text.as_slice()))
+        .collect();
+    let (value, records) = mail(&parts);
+    for (name, content_type) in [
+        ("text0", "text/plain; charset=utf-8"),
+        ("text1", "text/plain; charset=utf-8"),
+        ("text2", "text/plain; charset=ISO-2022-JP"),
+    ] {
+        let index = value[name]["attachment"].as_u64().unwrap() as usize;
+        assert_eq!(value["attachments"][index - 1]["content_type"], content_type);
+        let content = content(&records, index);
+        match name {
+            "text2" => assert_eq!(content, text),
+            _ => assert_eq!(content, "見".repeat(499_998).as_bytes()),
+        }
+    }
+}
+
+#[test]
+fn texts_that_json_escapes_cost_no_more_than_a_record() {
+    let text = vec![1; 900_000];
+    let names: Vec<String> = (0..30).map(|n| format!("name=\"text{n}\"")).collect();
+    let parts: Vec<Part<'_>> = names
+        .iter()
+        .map(|name| (name.as_str(), text.as_slice()))
+        .collect();
+    let (value, records) = mail(&parts);
+    for index in 1..=30 {
+        assert_eq!(content(&records, index), text);
+    }
+    assert_eq!(value["attachments"].as_array().unwrap().len(), 30);
+}
+
+#[test]
+fn a_mail_may_have_html_only_or_no_text_at_all() {
+    let html = "<p>見積</p>\r\n";
+    let (value, records) = mail(&[(
+        "name=\"html\"\r\nContent-Type: text/html; charset=UTF-8",
+        html.as_bytes(),
+    )]);
+    assert_eq!(
+        (&value["html"], value.get("text"), records.len()),
+        (&json!(html), None, 1)
+    );
+    let (value, _) = mail(&[]);
+    assert_eq!((value.get("html"), value.get("text")), (None, None));
+    let body = br#"{"server_composition":"pro","envelope-to":"a@b","html":""}"#;
+    let (value, _) = group(&explained(body, None, &all()), &all());
+    assert_eq!(value["html"], "");
+}
+
+#[test]
+fn a_boundary_may_hold_every_character_that_is_allowed() {
+    for boundary in ["a", "a b", "'()+_,-./:=?", &"x".repeat(70), "-", "--"] {
+        let sample = String::from_utf8(MULTIPART.to_vec())
+            .unwrap()
+            .replace(BOUNDARY, boundary);
+        let content_type = format!("Multipart/Form-Data; charset=utf-8;Boundary = \"{boundary}\"");
+        let (value, _) = group(&explained(sample.as_bytes(), Some(&content_type), &all()), &all());
+        assert_eq!(value["attachments"][0]["size"], 23, "{boundary}");
+    }
+}
+
+#[test]
+fn a_text_with_a_transfer_encoding_is_kept_as_bytes() {
+    let (value, records) = mail(&[(
+        "name=\"text\"\r\nContent-Transfer-Encoding: quoted-printable",
+        b"=E8=A6=8B",
+    )]);
+    assert_eq!(value["text"], json!({"attachment": 1}));
+    assert_eq!(value["attachments"][0]["transfer_encoding"], "quoted-printable");
+    assert_eq!(records[1].header("cmc-attachment-member"), Some("text"));
+    assert_eq!(
+        records[1].header("cmc-attachment-transfer-encoding"),
+        Some("quoted-printable")
+    );
+    assert_eq!(records[1].value, b"=E8=A6=8B");
 }
 
 #[test]
@@ -696,6 +825,20 @@ fn what_is_not_understood_is_a_dead_letter_with_all_of_it() {
             false,
             Reason::InvalidServerComposition,
         ),
+        // Lines that end in LF alone.
+        (
+            String::from_utf8(good.clone())
+                .unwrap()
+                .replace("\r\n", "\n")
+                .into_bytes(),
+            false,
+            Reason::InvalidMultipart,
+        ),
+        (
+            multipart(&[COMPOSITION, SUBJECT, ("name=attachments", b"\xFF")]),
+            false,
+            Reason::InvalidMail,
+        ),
         (
             multipart(&[COMPOSITION, ("name=\"text\"", b"x")]),
             false,
@@ -784,10 +927,12 @@ fn the_key_is_found_and_stored_nowhere() {
             .api_key
             .map(|key| key.into_owned())
     };
+    let file: Part<'_> = ("name=\"api_key\"; filename=\"key.txt\"", b"0123456789");
     let good = body(&[key, COMPOSITION, SUBJECT]);
+    let as_file = body(&[file, COMPOSITION, SUBJECT]);
     let bad = body(&[SUBJECT, SUBJECT, key]);
     let twice = body(&[key, key]);
-    for (body, found) in [(&good, true), (&bad, true), (&twice, false)] {
+    for (body, found) in [(&good, true), (&as_file, true), (&bad, true), (&twice, false)] {
         let key = open_with(body, &multipart_type(), &all());
         assert_eq!(key.as_deref(), found.then_some("0123456789"));
         let understood = explained(body, Some(&multipart_type()), &all());

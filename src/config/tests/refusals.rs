@@ -442,6 +442,12 @@ fn values_of_the_wrong_type_in_files() {
             "is not text",
             "quotes",
         ),
+        (
+            "[kafka.properties]\n\"sasl.mechanism\" = \"OAUTHBEARER\"",
+            "kafka.properties.sasl.mechanism",
+            "needs a source of tokens",
+            "sasl.oauthbearer.method to oidc",
+        ),
     ];
     for (text, key, what, fix) in cases {
         one(&file(text), &[&format!("{key} (file "), what, fix]);

@@ -213,16 +213,16 @@ fn the_last_commit_is_made_durable_before_it_is_served() {
     let disk = SimDisk::new(1);
     let mut life = open_clean(&disk);
     disk.fail(Op::SyncData, ".segment", 0);
-    let (answers, result) = life.try_append(&[batch(0, 3000).0]);
+    let (answers, result) = life.try_append(&[batch(0, 1000).0]);
     assert!(result.is_err());
     assert_eq!(answers, [Err(AppendError::Failed)]);
     disk.kill();
     // It is in the page cache and is served now, so it must survive from now on.
-    open_clean(&disk).expect(0, [0], 3000);
+    open_clean(&disk).expect(0, [0], 1000);
     for seed in 0..20 {
         let disk = disk.fork();
         disk.crash(seed);
-        open_clean(&disk).expect(0, [0], 3000);
+        open_clean(&disk).expect(0, [0], 1000);
     }
 }
 

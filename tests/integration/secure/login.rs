@@ -5,22 +5,11 @@ use super::*;
 #[test]
 fn login_errors_are_named_and_nothing_is_lost() {
     let broker = secured();
-    let kafka = broker.bootstrap();
-    let prefixed = |kind: &str, prefix: &str, operations: &[&str]| {
-        let resource = [kind, prefix, "--resource-pattern-type", "prefixed"];
-        grant(&["cmc-bridge"], operations, &resource)
-    };
-    broker.acls(&[
-        prefixed("--topic", "login.", &["Write", "Read"]),
-        prefixed("--transactional-id", "cmc-bridge", &["Write"]),
-        prefixed("--group", "cmc-bridge", &["Read"]),
-    ]);
     let localhost = broker.sasl_ssl().replace("127.0.0.1", "localhost");
-    type Change<'a> = Box<dyn Fn(Setup) -> Setup + 'a>;
     let set = |name: &'static str, value: String| -> Change<'_> {
         Box::new(move |setup| setup.property(name, &value))
     };
-    let cases: Vec<(&str, Change<'_>, &str, &[&str])> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (
             "wrong CA",
             set("ssl.ca.location", broker.file("other-ca.pem")),
@@ -124,46 +113,5 @@ fn login_errors_are_named_and_nothing_is_lost() {
             &["socket.timeout.ms", "[kafka.properties]"],
         ),
     ];
-    let started: Vec<_> = cases
-        .into_iter()
-        .map(|(case, change, reason, words)| {
-            let topic = |stream: &str| topics::create(&kafka, &format!("login.{stream}"), 1, &[]);
-            let topics = Topics {
-                deliveries: topic("deliveries"),
-                bounces: topic("bounces"),
-                blocks: "login.blocks".into(),
-                dead_letters: topic("dead-letters"),
-            };
-            let right = scram(broker, "cmc-bridge").topics(&topics);
-            let bridge = change(right.clone()).start();
-            (case, reason, words, change(right.clone()), right, bridge, topics)
-        })
-        .collect();
-    for (case, reason, words, wrong, right, bridge, topics) in started {
-        let element = message(&format!("{case}@test").replace(' ', "-"), case);
-        let body = webhook("deliveries", "pro", &[&element]);
-        assert_eq!(bridge.client().post(&body).status, 200, "{case}");
-        for stream in STREAMS {
-            wait_blocked(case, &bridge, stream, reason, words);
-        }
-        if case == "no CA" {
-            let log = bridge.running.stderr();
-            let looked = [
-                "Setting default CA certificate location",
-                "Unable to find any standard CA",
-            ];
-            assert!(
-                looked.iter().any(|line| log.contains(line)),
-                "librdkafka did not look for the system's CA bundle"
-            );
-        }
-        assert_no_secrets(&wrong, &bridge);
-        bridge.kill();
-        let bridge = right.start();
-        bridge.wait_drained(LIMIT);
-        let mut reader = Reader::new(&kafka, &topics.deliveries);
-        let records = reader.read_to_end(LIMIT);
-        assert_eq!(records.len(), 1, "{case}");
-        cmc::check(&records[0], "deliveries", "pro", &element);
-    }
+    wrong_logins(broker, &scram(broker, "cmc-bridge"), "login", cases);
 }

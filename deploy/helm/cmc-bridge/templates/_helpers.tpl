@@ -141,6 +141,8 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- with .Values.kafka }}
 {{- if .password.secretName }}{{ $_ := set $properties "sasl.password_file" (printf "/run/secrets/cmc-bridge/kafka-password/%s" .password.key) }}{{ end }}
 {{- if .ca.secretName }}{{ $_ := set $properties "ssl.ca.location" (printf "/run/secrets/cmc-bridge/kafka-ca/%s" .ca.key) }}{{ end }}
+{{- if .clientSecret.secretName }}{{ $_ := set $properties "sasl.oauthbearer.client.secret_file" (printf "/run/secrets/cmc-bridge/kafka-client-secret/%s" .clientSecret.key) }}{{ end }}
+{{- if .tokenCa.secretName }}{{ $_ := set $properties "https.ca.location" (printf "/run/secrets/cmc-bridge/kafka-token-ca/%s" .tokenCa.key) }}{{ end }}
 {{- if .client.secretName }}
 {{- $_ := set $properties "ssl.certificate.location" (printf "/run/secrets/cmc-bridge/kafka-client/%s" .client.certificateKey) }}
 {{- $_ := set $properties "ssl.key.location" (printf "/run/secrets/cmc-bridge/kafka-client/%s" .client.keyKey) }}
@@ -220,6 +222,11 @@ tolerations:
 {{- div (mul $bytes 5) (mul 4 1048576) }}
 {{- end }}
 
+{{/* The single files for the connection to Kafka, as JSON, by the names of their volumes. */}}
+{{- define "cmc-bridge.kafkaFiles" -}}
+{{- with .Values.kafka }}{{ dict "kafka-password" .password "kafka-ca" .ca "kafka-client-secret" .clientSecret "kafka-token-ca" .tokenCa | toJson }}{{ end }}
+{{- end }}
+
 {{/* The configuration file and the files from Secrets. */}}
 {{- define "cmc-bridge.volumes" -}}
 - name: config
@@ -231,19 +238,12 @@ tolerations:
     secretName: {{ .secretName }}
     defaultMode: 0440
 {{- end }}{{ end }}
-{{- with .Values.kafka.password }}{{ if .secretName }}
-- name: kafka-password
+{{- range $name, $file := include "cmc-bridge.kafkaFiles" . | fromJson }}{{ if $file.secretName }}
+- name: {{ $name }}
   secret:
-    secretName: {{ .secretName }}
+    secretName: {{ $file.secretName }}
     defaultMode: 0440
-    items: [{ key: {{ .key | quote }}, path: {{ .key | quote }} }]
-{{- end }}{{ end }}
-{{- with .Values.kafka.ca }}{{ if .secretName }}
-- name: kafka-ca
-  secret:
-    secretName: {{ .secretName }}
-    defaultMode: 0440
-    items: [{ key: {{ .key | quote }}, path: {{ .key | quote }} }]
+    items: [{ key: {{ $file.key | quote }}, path: {{ $file.key | quote }} }]
 {{- end }}{{ end }}
 {{- with .Values.kafka.client }}{{ if .secretName }}
 - name: kafka-client
@@ -263,8 +263,9 @@ tolerations:
 - name: config
   mountPath: /etc/cmc-bridge
   readOnly: true
-{{- range $name, $secret := dict "credentials" .Values.credentials.secretName "kafka-password" .Values.kafka.password.secretName "kafka-ca" .Values.kafka.ca.secretName "kafka-client" .Values.kafka.client.secretName "tls" .Values.tls.secretName }}
-{{- if $secret }}
+{{- $files := include "cmc-bridge.kafkaFiles" . | fromJson }}
+{{- range $name, $secret := merge (dict "credentials" .Values.credentials "kafka-client" .Values.kafka.client "tls" .Values.tls) $files }}
+{{- if $secret.secretName }}
 - name: {{ $name }}
   mountPath: /run/secrets/cmc-bridge/{{ $name }}
   readOnly: true
