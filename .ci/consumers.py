@@ -406,9 +406,11 @@ def check_received_mail(stack, brokers, url, admin, folder):
 
     for record in of_mail[:-1]:
         send(record)
-    assert received_mail_once(brokers, out, "one")[0] == "1 waiting"
+    said = received_mail_once(brokers, out, "one")
+    assert said == ("1 waiting", ""), said
     send(of_mail[-1])
-    assert received_mail_once(brokers, out, "one") == ("1 written", "")
+    said = received_mail_once(brokers, out, "one")
+    assert said == ("1 written", ""), said
     assert {name: content for name, content in tree(out).items() if not name.startswith(late.decode())} == written
     print(f"received mail: {len(folders) + 1} folders, each whole, the same after kills and after reading all again")
 

@@ -11,10 +11,13 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use super::{plan::Plan, webhook::content_type};
+use super::{
+    plan::Plan,
+    webhook::{MadeWebhook, content_type},
+};
 use crate::{
     books::Books,
-    cmc::{Endpoint, InboundRules, MailContent, Rules, Secrets},
+    cmc::{InboundRules, MailContent, Rules, Secrets},
     config::{self, Auth},
     ingest::Intake,
     lane::delivery::Lane,
@@ -161,10 +164,11 @@ impl Process {
     }
 
     /// Posts a webhook; `number` is the oracle's.
-    pub fn post(&self, shared: &PerThread, number: usize, endpoint: Endpoint, body: Bytes) {
+    pub fn post(&self, shared: &PerThread, number: usize, webhook: &MadeWebhook) {
         let answer = Arc::new(OnceLock::new());
         self.webhooks.borrow_mut().push((number, Arc::clone(&answer)));
         let intake = Arc::clone(&self.intake);
+        let (endpoint, body) = (webhook.endpoint, Bytes::clone(&webhook.body));
         let task = async move {
             let outcome = intake.take_body(endpoint, content_type(endpoint), body).await;
             let _ = answer.set(outcome);

@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
     plan::{Plan, TOPICS, TRANSACTION_TIMEOUT},
     process::{PerThread, Process, StreamParts},
     random::Random,
-    webhook,
+    webhook::{self, MadeWebhook},
 };
 use crate::{
     clock,
@@ -86,8 +85,8 @@ pub struct World {
     /// No other steps run during calls.
     pub alone: Cell<bool>,
     webhooks: Cell<u64>,
-    /// The bodies of all webhooks, by the oracle's numbers.
-    posted: RefCell<Vec<(usize, Bytes)>>,
+    /// All webhooks with events, by the oracle's numbers.
+    posted: RefCell<Vec<(usize, Rc<MadeWebhook>)>>,
     /// Counts answers, and turns of lanes that did something.
     pub moves: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
@@ -461,24 +460,25 @@ impl World {
         let batches: Vec<_> = batches.collect();
         let number = self.oracle.borrow_mut().posted(site, &made);
         self.note(format_args!("webhook {number} to {site}: {batches:?}"));
-        // Repeats of mails are kept.
+        let made = Rc::new(made);
+        // Received mail is not recognised.
         if made.endpoint == Endpoint::Events {
-            self.posted.borrow_mut().push((number, made.body.clone()));
+            self.posted.borrow_mut().push((number, Rc::clone(&made)));
         }
-        process.post(&self.shared, number, made.endpoint, made.body);
+        process.post(&self.shared, number, &made);
         self.look_at_answers();
     }
 
     /// Repeats a webhook, whatever became of it. There is only one site.
     fn post_again(&self, process: &Process) {
-        let Some((number, body)) = self.pick_from(&self.posted.borrow()).cloned() else {
+        let Some((number, made)) = self.pick_from(&self.posted.borrow()).cloned() else {
             return;
         };
         let known = process.knows(number);
         self.note(format_args!("webhook {number} again, known: {known}"));
         self.count("repeats");
         self.oracle.borrow_mut().posted_again(number, known);
-        process.post(&self.shared, number, Endpoint::Events, body);
+        process.post(&self.shared, number, &made);
         self.look_at_answers();
     }
 

@@ -298,7 +298,7 @@ fn post_until_taken(address: SocketAddr, body: &[u8]) -> usize {
 
 /// The memory that docs/operations.md says to allow for ten mails of 25 MB at once, on two processors: an idle bridge, the budget
 /// for bodies and batches, and what is calculated beyond it.
-const MOST_RESIDENT: u64 = (80 << 20) + (256 << 20) + (256 << 20);
+const MOST_RESIDENT: u64 = (80 << 20) + (256 << 20) + (192 << 20);
 
 #[test]
 fn ten_large_mails_at_once_stay_within_the_documented_memory() {
@@ -348,8 +348,8 @@ fn latencies(address: SocketAddr, ended: impl Fn(usize) -> bool) -> Vec<Duration
     times
 }
 
-/// Measures the latency of deliveries while mails of 25 MB come in one after another, and before and after. The figure in
-/// docs/benchmarks.md is from a quiet machine; here only a gross slowdown fails.
+/// Measures the latency of deliveries while mails of 25 MB come in one after another, and between them. The figure depends on what
+/// else the machine does, so only a gross slowdown fails.
 #[test]
 fn deliveries_keep_their_latency_while_large_mails_come() {
     const ROUNDS: u64 = 3;

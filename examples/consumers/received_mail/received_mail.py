@@ -309,9 +309,10 @@ def main():
             except KafkaException as error:
                 # The partition's new owner reads these again, which changes nothing.
                 print(error, file=sys.stderr)
-    consumer.close()
+    # Closing revokes the partitions.
     if waiting := sum(map(len, mails.waiting.values())):
         counts["waiting"] = waiting
+    consumer.close()
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing new")
 
 

@@ -51,7 +51,9 @@ fn split(name: &str) -> (&str, &str) {
 
 fn shortened(name: &str) -> String {
     let (stem, extension) = split(name);
-    let end = stem.floor_char_boundary(MOST - extension.len());
+    let most = MOST - extension.len();
+    let ends = stem.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = ends.take_while(|end| *end <= most).last().unwrap_or(0);
     format!("{}{extension}", stem[..end].trim_end())
 }
 
