@@ -71,8 +71,8 @@ pub struct KafkaConnect {
 
 /// A producer; with at-least-once delivery, one without transactions.
 pub struct KafkaBroker {
-    session: Session,
-    pub(super) producer: Arc<PolledProducer>,
+    pub(super) session: Session,
+    producer: Arc<PolledProducer>,
     /// Reads the position and is then dropped: nobody would poll it, and it would hold on to connections and threads.
     consumer: Option<BaseConsumer<Callbacks>>,
     /// Set with transactions.

@@ -160,10 +160,12 @@ impl Oracle {
 
     /// A webhook is posted again to a bridge that drops repeats. If its events are `known` there, they must not be stored again.
     pub fn posted_again(&mut self, webhook: usize, known: bool) {
-        for batch in &self.batches[self.webhooks[webhook].clone()] {
+        for batch in &mut self.batches[self.webhooks[webhook].clone()] {
             if known && batch.stream != Stream::DeadLetters {
                 continue;
             }
+            // Either copy may be seen first.
+            batch.unordered = true;
             for event in &mut self.events[batch.events.clone()] {
                 event.allowed += 1;
             }
