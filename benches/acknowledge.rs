@@ -1,14 +1,31 @@
 //! Durable answers per second, compared with a bare hyper server that only reads the body.
 //!
 //! Both run as separate processes and take turns on the same machine, so the ratio is meaningful even if absolute figures are
-//! not. Kafka is not running: this measures only the way to the 200.
-//! `cargo bench --bench acknowledge -- [seconds per round, default 3] [rounds, default 5]`.
+//! not. Kafka is away: this measures only the way to the 200. With `live`, Kafka runs on the same machine, and the bridge delivers
+//! meanwhile (Java 17, Maven).
+//! `cargo bench --bench acknowledge -- [seconds per round, default 3] [rounds, default 5] [live]`.
 
 // A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-#[allow(dead_code)] // All benchmarks share the module; this one needs only a part.
+// The tests' harness and the other benchmarks' load; this one needs only a part of each.
+#[allow(dead_code)]
+#[path = "../tests/integration/jars.rs"]
+mod jars;
+#[allow(dead_code)]
+#[path = "../tests/integration/kafka.rs"]
+mod kafka;
+#[allow(dead_code)]
+#[path = "../tests/integration/process.rs"]
+mod process;
+#[allow(dead_code)]
 mod support;
+#[allow(dead_code)]
+#[path = "../tests/integration/topics.rs"]
+mod topics;
+#[allow(dead_code)]
+#[path = "../tests/integration/wait.rs"]
+mod wait;
 
 use std::{env, process::Command, time::Duration};
 
@@ -20,6 +37,7 @@ use support::{Seen, Server, load, machine, median};
 use tokio::net::TcpListener;
 
 const ONE: &[u8] = include_bytes!("../tests/samples/deliveries-succeeded.json");
+const PARTITIONS: i32 = 3;
 const HUNDRED: &[u8] = include_bytes!("../tests/samples/deliveries-batch-100.json");
 
 fn main() {
@@ -29,10 +47,12 @@ fn main() {
     }
     let seconds = Duration::from_secs(numbers.first().copied().unwrap_or(3));
     let rounds = numbers.get(1).copied().unwrap_or(5);
+    let broker = env::args().any(|arg| arg == "live").then(kafka::Broker::own);
     println!(
-        "{}\n{rounds} rounds of {} s, bridge and bare server in turn\n",
+        "{}\n{rounds} rounds of {} s, bridge and bare server in turn, Kafka {}\n",
         machine(),
-        seconds.as_secs()
+        seconds.as_secs(),
+        if broker.is_some() { "live" } else { "away" }
     );
     println!(
         "| events | connections | answers/s | events/s | p50 | p99 | CPU µs per webhook | a bare server's | ratio | p50 ratio |"
@@ -45,23 +65,34 @@ fn main() {
         .expect("a runtime");
     for (events, body) in [(1u32, ONE.trim_ascii_end()), (100, HUNDRED.trim_ascii_end())] {
         for connections in [1, 64] {
-            runtime.block_on(compare(events, body, connections, seconds, rounds));
+            runtime.block_on(compare(
+                broker.as_ref(),
+                events,
+                body,
+                connections,
+                seconds,
+                rounds,
+            ));
         }
     }
 }
 
-async fn compare(events: u32, body: &'static [u8], connections: usize, time: Duration, rounds: u64) {
+async fn compare(
+    broker: Option<&kafka::Broker>,
+    events: u32,
+    body: &'static [u8],
+    connections: usize,
+    time: Duration,
+    rounds: u64,
+) {
     let mut bridge: Vec<(Seen, f64)> = Vec::new();
     let mut bare: Vec<(Seen, f64)> = Vec::new();
     for _ in 0..rounds {
-        for (server, seen) in [
-            (
-                bridge_server as fn() -> (Server, Option<tempfile::TempDir>),
-                &mut bridge,
-            ),
-            (bare_process, &mut bare),
-        ] {
-            let (server, _spool) = server();
+        for (is_bridge, seen) in [(true, &mut bridge), (false, &mut bare)] {
+            let (server, _spool) = match is_bridge {
+                true => bridge_server(broker),
+                false => bare_process(),
+            };
             load(server.address, &[body], connections, Duration::from_millis(300)).await;
             let before = server.cpu();
             let found = load(server.address, &[body], connections, time).await;
@@ -96,7 +127,14 @@ async fn compare(events: u32, body: &'static [u8], connections: usize, time: Dur
     );
 }
 
-fn bridge_server() -> (Server, Option<tempfile::TempDir>) {
+fn bridge_server(broker: Option<&kafka::Broker>) -> (Server, Option<tempfile::TempDir>) {
+    // Nobody listens on this port.
+    let away = || ("127.0.0.1:1".to_owned(), "cmc.deliveries".to_owned());
+    let (bootstrap, topic) = broker.map_or_else(away, |broker| {
+        let bootstrap = broker.bootstrap();
+        let topic = topics::create(&bootstrap, "acknowledge", PARTITIONS, &[]);
+        (bootstrap, topic)
+    });
     let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cmc-bridge"));
     command.arg("serve").envs([
@@ -104,8 +142,8 @@ fn bridge_server() -> (Server, Option<tempfile::TempDir>) {
         ("CMC_BRIDGE__ADMIN__LISTEN", "127.0.0.1:0"),
         ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
         ("CMC_BRIDGE__LOG__FORMAT", "json"),
-        // Nobody listens on this port.
-        ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+        ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", bootstrap.as_str()),
+        ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic.as_str()),
         ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
         ("CMC_BRIDGE__SPOOL__DIR", spool.path().to_str().expect("UTF-8")),
     ]);

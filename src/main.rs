@@ -20,6 +20,9 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    // mimalloc asks for huge pages, and most of each would stay unused: twice the memory at rest, and no speed. Not every kernel has
+    // them.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return exit::command_line(&error),

@@ -168,6 +168,17 @@ fn large_bodies_beyond_the_budget_are_refused_within_little_memory() {
     bridge.stop();
 }
 
+#[test]
+fn a_bridge_at_rest_takes_little_memory() {
+    /// Without the program itself. Huge pages would take twice as much.
+    const MOST: u64 = 24 << 20;
+    let bridge = Setup::new(NO_KAFKA).start();
+    assert_eq!(bridge.client().post(delivery("rest@test")).status, 200);
+    let anonymous = bridge.memory("RssAnon:");
+    println!("{} KiB", anonymous >> 10);
+    assert!(anonymous < MOST, "{} KiB", anonymous >> 10);
+}
+
 /// The memory that docs/operations.md says to allow for with default limits, without Kafka: a budget of 256 MiB for bodies
 /// and batches, 64 KiB for each of 4,096 connections, and 80 MiB for the rest.
 const MOST_RESIDENT: u64 = (256 << 20) + 4096 * (64 << 10) + (80 << 20);
