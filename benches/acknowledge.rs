@@ -27,7 +27,7 @@ mod topics;
 #[path = "../tests/integration/wait.rs"]
 mod wait;
 
-use std::{env, process::Command, time::Duration};
+use std::{env, process::Command, thread, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -132,7 +132,9 @@ fn bridge_server(broker: Option<&kafka::Broker>) -> (Server, Option<tempfile::Te
     let away = || ("127.0.0.1:1".to_owned(), "cmc.deliveries".to_owned());
     let (bootstrap, topic) = broker.map_or_else(away, |broker| {
         let bootstrap = broker.bootstrap();
-        let topic = topics::create(&bootstrap, "acknowledge", PARTITIONS, &[]);
+        // In a thread without a runtime, because it brings its own.
+        let create = || topics::create(&bootstrap, "acknowledge", PARTITIONS, &[]);
+        let topic = thread::scope(|scope| scope.spawn(create).join().expect("a topic"));
         (bootstrap, topic)
     });
     let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
