@@ -8,28 +8,16 @@
 // A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
-// The tests' harness and the other benchmarks' load; this one needs only a part of each.
+// This benchmark needs only a part of each.
 #[allow(dead_code)]
-#[path = "../tests/integration/jars.rs"]
-mod jars;
-#[allow(dead_code)]
-#[path = "../tests/integration/kafka.rs"]
-mod kafka;
-#[allow(dead_code)]
-#[path = "../tests/integration/process.rs"]
-mod process;
+mod harness;
 #[allow(dead_code)]
 mod support;
-#[allow(dead_code)]
-#[path = "../tests/integration/topics.rs"]
-mod topics;
-#[allow(dead_code)]
-#[path = "../tests/integration/wait.rs"]
-mod wait;
 
 use std::{env, process::Command, thread, time::Duration};
 
 use bytes::Bytes;
+use harness::{jars, kafka, process, topics, wait};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
