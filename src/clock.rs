@@ -1,6 +1,9 @@
 //! The monotonic clock, which the simulation replaces.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// Now.
 pub fn now() -> Instant {
@@ -20,6 +23,15 @@ pub fn since(then: Instant) -> Duration {
 pub fn unix_micros() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_micros() as i64)
+}
+
+/// Waits for this long.
+pub fn sleep(time: Duration) {
+    #[cfg(test)]
+    if let Some(now) = SIMULATED.get() {
+        return simulate_wait(now + time);
+    }
+    thread::sleep(time);
 }
 
 #[cfg(test)]

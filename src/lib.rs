@@ -38,6 +38,7 @@ pub mod leftover;
 pub mod logging;
 pub mod metrics;
 mod plain;
+mod priority;
 pub mod reconcile;
 pub mod repeats;
 pub mod replay;

@@ -18,8 +18,8 @@
 //!
 //! # Writing
 //!
-//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`; a large one in pieces, each
-//! synced before the next. A webhook's batch is one record, so it is durable as a whole or not at all. Recovery relies on these
+//! A *commit* is a group of records written by one `pwrite` and made durable by one `fdatasync`; one with a giant batch in pieces,
+//! each synced before the next. A webhook's batch is one record, so it is durable as a whole or not at all. Recovery relies on these
 //! rules:
 //!
 //! 1. Commit n+1 is written only after the last `fdatasync` of commit n has returned. A valid record of a *later* commit

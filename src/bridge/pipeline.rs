@@ -29,6 +29,7 @@ use crate::{
         options::{LaneOptions, Timing},
     },
     metrics::{BlockReason, Metrics},
+    priority,
     repeats::Repeats,
     spool::{Appender, Backlog, Log, LogMetrics, LogOptions, SpoolError, storage::FileSystem},
     stream::Stream,
@@ -119,7 +120,13 @@ impl Pipeline {
         let slot = Arc::clone(&pipeline.slot);
         thread::Builder::new()
             .name(format!("open-{stream}"))
-            .spawn(move || slot.run(&opening))?;
+            .spawn(move || {
+                if stream.is_grouped() {
+                    // The threads of its log, its lane and its Kafka clients inherit this.
+                    priority::lower();
+                }
+                slot.run(&opening);
+            })?;
         Ok(pipeline)
     }
 

@@ -5,17 +5,21 @@
 //!
 //! Understanding a body takes time in proportion to its size. A small body is understood at once. One of more than
 //! [`SMALL`] bytes is understood away from the threads that serve connections, and no more of them at once than there
-//! are processors (received mails: half as many), so that other webhooks don't wait for it and the memory of that work is bounded.
+//! are processors (received mails: half as many, with a lower priority), so that other webhooks don't wait for it and
+//! the memory of that work is bounded.
 //!
 //! Dead letters are durable before the events are appended, so that nothing of an acknowledged webhook is missing and
 //! nothing is dead-lettered in silence. A client that disappears meanwhile changes nothing: a batch that was handed
 //! over is written, and a webhook with dead letters is completed by a task of its own.
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{borrow::Cow, io, sync::Arc, thread, time::Instant};
 
 use bytes::Bytes;
 use hyper::header::HeaderValue;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, spawn_blocking},
+};
 use tracing::{error, warn};
 
 use super::{
@@ -31,6 +35,7 @@ use crate::{
     cmc::{self, Content, Endpoint, Media, Split},
     dead_letter::Failure,
     metrics::{Outcome, Shortage},
+    priority,
     spool::{AppendError, Appender, LogState},
     stream::{Stream, Tally},
 };
@@ -76,18 +81,32 @@ impl Webhook {
                 Endpoint::Inbound => &connection.intake.understanding_mail,
             };
             let place = places.acquire().await;
-            let by = Arc::clone(&connection);
-            let decision = spawn_blocking(move || self.understand(&by)).await;
+            let decision = self.understand_aside(Arc::clone(&connection)).await;
             drop(place);
             Ok(connection.intake.see_through(decision?).await)
         });
-        match taken.await.unwrap_or_else(Err::<Answer, JoinError>) {
+        let failed = |error: JoinError| Err(io::Error::from(error));
+        match taken.await.unwrap_or_else(failed) {
             Ok(answer) => answer,
             Err(error) => {
                 error!(%error, "the task of a webhook failed");
                 Answer::unavailable(Outcome::Failed, "The bridge failed.", &intake.retry_after)
             }
         }
+    }
+
+    /// [`Webhook::understand`] on another thread: for a mail, one with a lower priority.
+    async fn understand_aside(self, connection: Arc<Connection>) -> io::Result<Decision> {
+        if self.endpoint == Endpoint::Events {
+            return Ok(spawn_blocking(move || self.understand(&connection)).await?);
+        }
+        let (done, decision) = oneshot::channel();
+        thread::Builder::new().name("mail".into()).spawn(move || {
+            priority::lower();
+            // Somebody waits for it.
+            let _ = done.send(self.understand(&connection));
+        })?;
+        decision.await.map_err(|_| io::Error::other("it panicked"))
     }
 
     /// Decides what to do with the webhook, and drops its body.

@@ -21,7 +21,10 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use super::random::Random;
-use crate::spool::storage::{ReadFile, ReadStorage, Storage, StorageFile};
+use crate::{
+    clock,
+    spool::storage::{ReadFile, ReadStorage, Storage, StorageFile},
+};
 
 const SECTOR: usize = 512;
 
@@ -73,6 +76,7 @@ struct DiskState {
     failed: u64,
     halt_in: Option<u64>,
     syncs_held: bool,
+    sync_time: Duration,
     life: u64,
     random: Random,
     counts: BTreeMap<Op, BTreeMap<String, u64>>,
@@ -254,6 +258,11 @@ impl SimDisk {
     /// While held, no `fdatasync` of a segment returns.
     pub fn hold_syncs(&self, held: bool) {
         self.lock().syncs_held = held;
+    }
+
+    /// Each `fdatasync` takes this long by the simulated clock.
+    pub fn set_sync_time(&self, time: Duration) {
+        self.lock().sync_time = time;
     }
 
     /// All files together hold no more than this many bytes.
@@ -670,6 +679,7 @@ impl StorageFile for OpenFile {
             thread::sleep(Duration::from_millis(1));
             disk = self.mount.lock()?;
         }
+        clock::sleep(disk.sync_time);
         let result = disk.change(Op::SyncData, &name);
         if disk.halt_in == Some(0) && result.is_err() {
             return result;

@@ -5,7 +5,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+
+use crate::clock;
 
 use super::{
     error::SpoolError,
@@ -17,8 +20,12 @@ use super::{
     storage::{Storage, StorageFile},
 };
 
-/// A commit is large beyond this many bytes, or beyond a quarter of its segment. Its pieces have a quarter of that.
-const LARGE: usize = 4 << 20;
+/// A batch is giant beyond this many bytes, or beyond a quarter of its segment. The first piece of its commit has a quarter of that.
+const GIANT: usize = 1 << 20;
+/// A piece that takes longer than this is followed by one of twice its size, because a sync takes long on this disk whatever it writes.
+const SLOW_PIECE: Duration = Duration::from_millis(2);
+/// The longest pause between two pieces.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes kept free at a segment's end for the seal.
 const SEAL: u64 = record::HEADER as u64;
 
@@ -40,6 +47,8 @@ pub struct Writer {
     unsealed: bool,
     /// The records of the commit being built.
     buffer: Vec<u8>,
+    /// Bytes of the largest of them.
+    largest: usize,
     /// Whether batches right before the next one are lost.
     after_loss: bool,
 }
@@ -55,6 +64,37 @@ struct Active {
 }
 
 impl Active {
+    /// Adds bytes at the end.
+    fn write(&mut self, bytes: &[u8], durability: Durability) -> Result<(), SpoolError> {
+        self.file
+            .write_all_at(bytes, self.offset)
+            .map_err(SpoolError::io("write", &self.path))?;
+        self.offset += bytes.len() as u64;
+        match durability {
+            Durability::Fsync => self.sync(),
+            Durability::PageCache => Ok(()),
+        }
+    }
+
+    /// Writes and syncs piece by piece, and leaves the disk to other logs for as long as it took before each further piece.
+    fn write_in_pieces(&mut self, bytes: &[u8], first: usize) -> Result<(), SpoolError> {
+        let (mut size, mut rest) = (first.max(1), bytes);
+        loop {
+            let begun = clock::now();
+            let (piece, further) = rest.split_at(size.min(rest.len()));
+            self.write(piece, Durability::Fsync)?;
+            if further.is_empty() {
+                return Ok(());
+            }
+            rest = further;
+            let took = clock::since(begun);
+            if took > SLOW_PIECE {
+                size *= 2;
+            }
+            clock::sleep(took.min(LONGEST_PAUSE));
+        }
+    }
+
     fn sync(&self) -> Result<(), SpoolError> {
         self.file.sync_data().map_err(SpoolError::io("sync", &self.path))
     }
@@ -123,6 +163,7 @@ impl Writer {
             events: found.position.events,
             unsealed: false,
             buffer: Vec::new(),
+            largest: 0,
             after_loss: false,
         }
     }
@@ -178,8 +219,9 @@ impl Writer {
         self.unsealed = true;
     }
 
-    /// Writes the commit being built and makes it as durable as configured: a large one piece by piece, because the syncs of other
-    /// logs on the same disk wait for what is under way. What is left of it after a crash is a torn tail, as of any commit.
+    /// Writes the commit being built and makes it as durable as configured. One with a giant batch goes piece by piece, because the
+    /// syncs of other logs on the same disk wait for what is under way. What is left of it after a crash is a torn tail, as of any
+    /// commit.
     ///
     /// # Errors
     /// The disk failed, or the segment was deleted or moved; the writer must not be used any more.
@@ -190,30 +232,18 @@ impl Writer {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let large = LARGE.min(active.len as usize / 4);
-        let size = if self.buffer.len() > large {
-            large / 4
-        } else {
-            large
-        };
-        let mut at = active.offset;
-        for piece in self.buffer.chunks(size.max(1)) {
-            active
-                .file
-                .write_all_at(piece, at)
-                .map_err(SpoolError::io("write", &active.path))?;
-            at += piece.len() as u64;
-            if self.durability == Durability::Fsync {
-                active.sync()?;
-            }
+        let giant = GIANT.min(active.len as usize / 4);
+        match self.durability {
+            Durability::Fsync if self.largest > giant => active.write_in_pieces(&self.buffer, giant / 4)?,
+            durability => active.write(&self.buffer, durability)?,
         }
         active.check_in_place()?;
-        active.offset += self.buffer.len() as u64;
         if let Some((_, end)) = &mut self.last {
             *end = active.offset;
         }
         self.next_commit.0 += 1;
         self.buffer.clear();
+        self.largest = 0;
         // The memory of a giant batch must not be kept for ever.
         self.buffer.shrink_to(8 << 20);
         Ok(())
@@ -331,6 +361,7 @@ impl Writer {
                 in_commit: self.buffer.len() as u32,
             };
             active.checksum.encode(&header, payload, &mut self.buffer);
+            self.largest = self.largest.max(payload.len());
         }
     }
 }

@@ -334,6 +334,21 @@ impl Bridge {
         memory_of(self.id(), name).unwrap()
     }
 
+    /// The name and the nice value of each thread.
+    pub fn nice_values(&self) -> Vec<(String, i32)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        // A thread may end meanwhile.
+        let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        stats
+            .map(|stat| {
+                // proc(5): the name stands in parentheses, and 16 fields later the nice value.
+                let (name, rest) = stat.rsplit_once(") ").unwrap();
+                let (_, name) = name.split_once('(').unwrap();
+                (name.to_owned(), rest.split(' ').nth(16).unwrap().parse().unwrap())
+            })
+            .collect()
+    }
+
     /// A new client of the webhook port.
     pub fn client(&self) -> Client {
         Client::new(self.ingest)

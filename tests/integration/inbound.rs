@@ -379,6 +379,22 @@ fn deliveries_keep_their_latency_while_large_mails_come() {
     let ratio = busy.as_secs_f64() / quiet.as_secs_f64();
     println!("p50 {quiet:?} without and {busy:?} with mails ({count} deliveries): {ratio:.2} times");
     assert!(ratio < 20.0, "{ratio}");
+    let threads = bridge.nice_values();
+    for (prefix, nice) in [
+        ("write-inbound", 10),
+        ("lane-inbound", 10),
+        ("poll-inbound", 10),
+        ("write-deliverie", 0),
+        ("lane-deliveries", 0),
+        ("tokio", 0),
+    ] {
+        let found: Vec<_> = threads
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix))
+            .collect();
+        let all = !found.is_empty() && found.iter().all(|(_, of_thread)| *of_thread == nice);
+        assert!(all, "{prefix}: {nice} wanted, {threads:?}");
+    }
     bridge.stop();
 }
 

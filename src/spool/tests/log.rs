@@ -484,6 +484,31 @@ fn few_segments_are_kept_for_reuse() {
     );
 }
 
+/// The syncs of other logs wait for what the disk is doing.
+#[test]
+fn a_giant_batch_leaves_the_disk_to_others_again_and_again() {
+    const MIB: usize = 1 << 20;
+    let begun = Instant::now();
+    let disk = SimDisk::new(1);
+    let mut life = LogLife::open(&disk, &options(64 << 20)).unwrap();
+    let mut syncs_and_time = |numbers: std::ops::Range<u64>, len, sync_time| {
+        disk.set_sync_time(sync_time);
+        clock::simulate(Some(begun));
+        let syncs = disk.count(Op::SyncData, ".segment");
+        life.append(numbers, len);
+        (disk.count(Op::SyncData, ".segment") - syncs, clock::since(begun))
+    };
+    let millis = Duration::from_millis;
+    assert_eq!(syncs_and_time(0..1, 3 * MIB, millis(1)), (13, millis(13 + 12)));
+    // Where a sync takes long, the next piece is larger.
+    assert_eq!(syncs_and_time(1..2, 3 * MIB, millis(10)), (4, millis(40 + 30)));
+    assert_eq!(syncs_and_time(2..3, 3 * MIB, millis(50)), (4, millis(200 + 60)));
+    // Many small ones are worth one sync.
+    assert_eq!(syncs_and_time(3..7, MIB - 4096, millis(10)), (1, millis(10)));
+    assert_eq!(syncs_and_time(7..8, MIB + 4096, millis(1)).0, 5);
+    clock::simulate(None);
+}
+
 /// A backlog must not fill the page cache with data that nobody reads soon.
 #[test]
 fn segments_far_ahead_of_the_reader_leave_the_cache() {
