@@ -380,7 +380,11 @@ fn latencies(runtime: &Runtime, kafka: &Kafka, way: &Way, rate: u64, time: Durat
         client.post(&request(one(0).as_bytes())).await;
         // Connecting to Kafka takes a second, once.
         let admin = server.admin.expect("an admin port");
-        while figure(&scrape(admin), "cmc_bridge_delivered_events_total{stream=\"deliveries\"}") == 0 {
+        while figure(
+            &scrape(admin),
+            "cmc_bridge_delivered_events_total{stream=\"deliveries\"}",
+        ) == 0
+        {
             thread::sleep(Duration::from_millis(10));
         }
         post_at(server.address, rate, time).await

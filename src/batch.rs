@@ -91,9 +91,15 @@ pub struct BatchBuilder {
 
 impl BatchBuilder {
     /// Begins a batch that was received at this time (microseconds since the Unix epoch) and whose records share these
-    /// headers and this beginning of their values. `capacity` is a guess of its encoded size in bytes.
+    /// headers and this beginning of their values. `capacity` is a guess of the encoded size of all records, in bytes.
     pub fn new(received_at_micros: i64, common: &[(&str, &[u8])], beginning: &[u8], capacity: usize) -> Self {
-        let mut bytes = Vec::with_capacity(capacity);
+        /// An upper bound for layout, time, counts, and the lengths of eight headers.
+        const AROUND: usize = 64;
+        let once = common
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
+        let mut bytes = Vec::with_capacity(AROUND + once + beginning.len() + capacity);
         bytes.push(LAYOUT);
         bytes.extend_from_slice(&received_at_micros.to_le_bytes());
         bytes.extend_from_slice(&0u32.to_le_bytes());
@@ -106,8 +112,8 @@ impl BatchBuilder {
         BatchBuilder {
             bytes,
             events: 0,
-            names: Vec::new(),
-            name_ends: Vec::new(),
+            names: Vec::with_capacity(32),
+            name_ends: Vec::with_capacity(4),
             repeated: Vec::new(),
         }
     }

@@ -204,9 +204,9 @@ mod tests {
             let mut tally = Tally::default();
             tally.count(Stream::Blocks, None);
             let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-            let limit = std::time::Duration::from_secs(60);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
             log.appender()
-                .append(batch.finish(), tally, permit, limit)
+                .append(batch.finish(), tally, permit, deadline)
                 .await
                 .unwrap();
         }

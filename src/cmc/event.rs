@@ -3,7 +3,7 @@
 //! The loop over the elements is the hot one: an event costs a hash, a few short strings on the stack and one copy of
 //! its bytes into the batch.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, iter};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
@@ -92,7 +92,7 @@ fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin:
         Ok(Content::Mail(mail)) => return split_inbound(mail, opened, rules, request),
         Err(malformed) => {
             return Split {
-                dead_letters: Some(dead_letter_body(malformed, opened, rules, request)),
+                dead_letters: dead_letter_body(malformed, opened, rules, request),
                 failures: vec![Failure::whole(malformed.reason)],
                 ..Split::default()
             };
@@ -101,7 +101,7 @@ fn split_from(opened: &Opened<'_>, rules: &Rules, request: &Request<'_>, origin:
     let Some(stream) = envelope.stream else {
         let unknown = Malformed::unknown_event_type();
         return Split {
-            dead_letters: Some(dead_letter_body(&unknown, opened, rules, request)),
+            dead_letters: dead_letter_body(&unknown, opened, rules, request),
             failures: vec![Failure::whole(unknown.reason)],
             ..Split::default()
         };
@@ -130,7 +130,7 @@ fn split_inbound(mail: &Mail<'_>, opened: &Opened<'_>, rules: &Rules, request: &
         Err(MailTooLarge) => {
             let malformed = Malformed::mail_too_large();
             Split {
-                dead_letters: Some(dead_letter_body(&malformed, opened, rules, request)),
+                dead_letters: dead_letter_body(&malformed, opened, rules, request),
                 failures: vec![Failure::whole(malformed.reason)],
                 ..Split::default()
             }
@@ -144,7 +144,7 @@ pub(super) fn dead_letter_body(
     opened: &Opened<'_>,
     rules: &Rules,
     request: &Request<'_>,
-) -> (Batch, Tally) {
+) -> Option<(Batch, Tally)> {
     let body = match opened.encoding {
         _ if rules.is_inbound(request.path) => mask_mail(request.body, &rules.secrets),
         Some(BodyEncoding::Form) => mask_form(request.body, &rules.secrets),
@@ -153,9 +153,7 @@ pub(super) fn dead_letter_body(
     let mut letters = DeadLetters::new(opened, rules, request);
     letters.offset = malformed.offset;
     letters.add_masked(malformed.reason, None, &MemberName::default(), body);
-    let batch = letters.batch.finish();
-    let tally = tally_dead_letters(&batch);
-    (batch, tally)
+    letters.finish()
 }
 
 fn split_events(
@@ -253,8 +251,10 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 impl Common {
     pub fn new(stream: Stream, composition: &str, received_at_micros: i64) -> Self {
         Common {
-            event_type: format!("jp.smtps.cmc.{stream}"),
-            source: format!("/cmc/{}", utf8_percent_encode(composition, ENCODED)),
+            event_type: ["jp.smtps.cmc.", stream.name()].concat(),
+            source: iter::once("/cmc/")
+                .chain(utf8_percent_encode(composition, ENCODED))
+                .collect(),
             received_at: rfc3339_micros(received_at_micros),
         }
     }
@@ -279,8 +279,14 @@ impl Common {
 
 /// The beginning of every value, up to but without the comma before the element's own members.
 pub(super) fn prefix(stream: Stream, composition: &str) -> String {
-    let composition = serde_json::Value::from(composition);
-    format!(r#"{{"event_type":"{stream}","server_composition":{composition}"#)
+    let composition = serde_json::Value::from(composition).to_string();
+    [
+        r#"{"event_type":""#,
+        stream.name(),
+        r#"","server_composition":"#,
+        &composition,
+    ]
+    .concat()
 }
 
 /// Writes events into a batch.
@@ -433,7 +439,7 @@ struct DeadLetters<'a> {
     rules: &'a Rules,
     opened: &'a Opened<'a>,
     request: &'a Request<'a>,
-    batch: BatchBuilder,
+    batch: Option<BatchBuilder>,
     failures: Vec<Failure>,
     offset: Option<usize>,
     texts: Option<Texts<'a>>,
@@ -473,7 +479,7 @@ impl<'a> DeadLetters<'a> {
             rules,
             opened,
             request,
-            batch: BatchBuilder::new(request.received_at_micros, &[], b"", 0),
+            batch: None,
             failures: Vec::new(),
             offset: None,
             texts: None,
@@ -519,15 +525,16 @@ impl<'a> DeadLetters<'a> {
             masked,
             ..DeadLetter::new(reason, self.request.received_at_micros, &value)
         };
-        letter.push(&mut self.batch, self.rules.max_record_bytes);
+        let received_at = self.request.received_at_micros;
+        let batch = self
+            .batch
+            .get_or_insert_with(|| BatchBuilder::new(received_at, &[], b"", 0));
+        letter.push(batch, self.rules.max_record_bytes);
         self.failures.push(Failure { reason, index });
     }
 
     fn finish(self) -> Option<(Batch, Tally)> {
-        if self.batch.events() == 0 {
-            return None;
-        }
-        let batch = self.batch.finish();
+        let batch = self.batch?.finish();
         let tally = tally_dead_letters(&batch);
         Some((batch, tally))
     }

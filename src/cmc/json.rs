@@ -7,6 +7,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
+use memchr::memchr;
 use serde::de::IgnoredAny;
 
 use super::{malformed::Malformed, request::BOM};
@@ -305,7 +306,7 @@ pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
 /// Appends the decoded contents of a JSON string; `None` (and an unfinished `out`) if it contains a lone surrogate.
 pub(super) fn unescape(raw: &str, out: &mut String) -> Option<()> {
     let mut rest = raw;
-    while let Some(at) = rest.find('\\') {
+    while let Some(at) = memchr(b'\\', rest.as_bytes()) {
         out.push_str(&rest[..at]);
         rest = rest.get(at + 1..)?;
         let (decoded, used) = match *rest.as_bytes().first()? {

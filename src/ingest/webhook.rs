@@ -327,8 +327,7 @@ impl Intake {
         // The two appends of a webhook share the time.
         let deadline = Instant::now() + self.append_timeout;
         Ok(async move {
-            let limit = deadline.saturating_duration_since(Instant::now());
-            log.append(batch, tally, share.into_permit(), limit)
+            log.append(batch, tally, share.into_permit(), deadline)
                 .await
                 .map_err(refused)
         })

@@ -6,12 +6,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::timeout_at,
+};
 
 use crate::{batch::Batch, stream::Tally};
 
@@ -199,7 +202,7 @@ impl Appender {
         }
     }
 
-    /// Makes a batch durable; returns when it is, or after `limit`.
+    /// Makes a batch durable; returns when it is, or at the deadline.
     ///
     /// Dropping the future does not withdraw the batch. `permit` is the batch's share of the bytes in flight; it is
     /// released when the batch has been written or withdrawn.
@@ -211,7 +214,7 @@ impl Appender {
         batch: Batch,
         tally: Tally,
         permit: OwnedSemaphorePermit,
-        limit: Duration,
+        deadline: Instant,
     ) -> Result<(), AppendError> {
         let withdrawn = Arc::new(AtomicBool::new(false));
         let (done, durable) = oneshot::channel();
@@ -246,7 +249,7 @@ impl Appender {
                 self.queue.changed.notify_one();
             }
         }
-        match tokio::time::timeout(limit, durable).await {
+        match timeout_at(deadline.into(), durable).await {
             Ok(Ok(result)) => result,
             // The writer ended without an answer, so it failed.
             Ok(Err(_)) => Err(AppendError::Failed),

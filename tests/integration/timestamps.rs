@@ -1,7 +1,12 @@
 //! The timestamp of a record is the time of sending: events that waited long outlive the topic's retention, and events that
 //! were received by a wrong clock are delivered at once.
 
-use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cmc_bridge::{
     batch::Batch,
@@ -85,7 +90,11 @@ fn receive_at(setup: &Setup, received: Timestamp, bodies: &[String]) {
         runtime.block_on(async {
             for (_, batch, tally) in batches.extract_if(.., |(of, ..)| *of == stream) {
                 let permit = Arc::clone(&permits).acquire_owned().await.unwrap();
-                log.appender().append(batch, tally, permit, LIMIT).await.unwrap();
+                let deadline = Instant::now() + LIMIT;
+                log.appender()
+                    .append(batch, tally, permit, deadline)
+                    .await
+                    .unwrap();
             }
         });
     }

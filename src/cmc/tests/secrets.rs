@@ -187,7 +187,7 @@ fn whole_letters(body: &[u8]) -> Vec<Vec<u8>> {
 fn whole_letters_with(body: &[u8], rules: &Rules) -> Vec<Vec<u8>> {
     let unread = Malformed::new(Reason::UnsupportedMediaType, None, "");
     let letter = |opened: Opened<'_>| {
-        let (batch, _) = dead_letter_body(&unread, &opened, rules, &request(body));
+        let (batch, _) = dead_letter_body(&unread, &opened, rules, &request(body)).unwrap();
         let view = BatchView::decode(batch.bytes()).unwrap();
         view.records[0].value().into_owned()
     };

@@ -214,7 +214,10 @@ impl Bench {
         runtime.block_on(async move {
             let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
             let limit = Duration::from_secs(60);
-            appender.append(batch, tally, permit, limit).await.unwrap();
+            appender
+                .append(batch, tally, permit, Instant::now() + limit)
+                .await
+                .unwrap();
         });
     }
 

@@ -61,7 +61,9 @@ fn open(disk: &SimDisk, options: &LogOptions) -> Opened {
 
 async fn append(appender: &Appender, number: u64, len: usize) -> Result<(), AppendError> {
     let (batch, tally) = batch(number, len);
-    appender.append(batch, tally, permit(), LONG).await
+    appender
+        .append(batch, tally, permit(), Instant::now() + LONG)
+        .await
 }
 
 fn read(backlog: &mut Backlog, n: usize) -> Vec<crate::spool::StoredBatch> {
@@ -313,7 +315,10 @@ async fn a_batch_that_waits_too_long_is_withdrawn() {
     let short = Duration::from_millis(30);
     for n in 1..4 {
         let (batch, tally) = batch(n, 40);
-        let answer = opened.appender.append(batch, tally, slot(), short).await;
+        let answer = opened
+            .appender
+            .append(batch, tally, slot(), Instant::now() + short)
+            .await;
         assert_eq!(answer, Err(AppendError::TooSlow));
     }
     assert!(slots.available_permits() < 10, "its memory is still in use");
@@ -349,7 +354,11 @@ async fn an_empty_log_is_not_full_after_a_refusal() {
     let short = Duration::from_millis(10);
     let refusal = loop {
         let (batch, tally) = batch(0, BIG);
-        match opened.appender.append(batch, tally, permit(), short).await {
+        match opened
+            .appender
+            .append(batch, tally, permit(), Instant::now() + short)
+            .await
+        {
             Err(AppendError::TooSlow) => {}
             refusal => break refusal,
         }
