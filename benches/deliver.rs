@@ -129,6 +129,8 @@ fn bridge(bootstrap: &str, topic: &str, mode: &str, spool: &Path) -> Server {
         ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
         ("CMC_BRIDGE__SPOOL__DIR", spool.to_str().expect("UTF-8")),
         ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic),
+        // As in the image.
+        ("MIMALLOC_PURGE_DELAY", "25"),
     ]);
     Server::start(
         &mut command,
