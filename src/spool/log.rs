@@ -58,7 +58,7 @@ pub struct LogOptions {
 /// What the writer measures.
 #[derive(Clone, Debug)]
 pub struct LogMetrics {
-    /// Seconds of a commit's write and sync.
+    /// Seconds that the disk took to write and sync a commit.
     pub sync_seconds: Histogram,
     /// Webhooks in a commit.
     pub commit_webhooks: Histogram,
@@ -366,15 +366,16 @@ impl LogWriter {
             return Ok(());
         };
         let received_micros = first.batch.received_at_micros();
-        let timer = self.metrics.sync_seconds.start_timer();
-        if let Err(error) = self.writer.commit() {
-            timer.stop_and_discard();
-            for pending in written.drain(..) {
-                let _ = pending.done.send(Err(AppendError::Failed));
+        let took = match self.writer.commit() {
+            Ok(took) => took,
+            Err(error) => {
+                for pending in written.drain(..) {
+                    let _ = pending.done.send(Err(AppendError::Failed));
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        timer.stop_and_record();
+        };
+        self.metrics.sync_seconds.observe(took.as_secs_f64());
         self.metrics.commit_webhooks.observe(written.len() as f64);
         let mut tally = Tally::default();
         let mut bytes = 0;

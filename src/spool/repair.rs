@@ -248,7 +248,7 @@ impl Rewriting {
 
     fn commit(&mut self) -> Result<(), SpoolError> {
         self.pending = 0;
-        self.writer.commit()
+        self.writer.commit().map(drop)
     }
 
     fn roll(&mut self, payload_len: usize) -> Result<(), SpoolError> {

@@ -64,30 +64,32 @@ struct Active {
 }
 
 impl Active {
-    /// Adds bytes at the end.
-    fn write(&mut self, bytes: &[u8], durability: Durability) -> Result<(), SpoolError> {
+    /// Adds bytes at the end. Returns how long the disk took.
+    fn write(&mut self, bytes: &[u8], durability: Durability) -> Result<Duration, SpoolError> {
+        let begun = clock::now();
         self.file
             .write_all_at(bytes, self.offset)
             .map_err(SpoolError::io("write", &self.path))?;
         self.offset += bytes.len() as u64;
-        match durability {
-            Durability::Fsync => self.sync(),
-            Durability::PageCache => Ok(()),
+        if durability == Durability::Fsync {
+            self.sync()?;
         }
+        Ok(clock::since(begun))
     }
 
-    /// Writes and syncs piece by piece, and leaves the disk to other logs for as long as it took before each further piece.
-    fn write_in_pieces(&mut self, bytes: &[u8], first: usize) -> Result<(), SpoolError> {
+    /// Writes and syncs piece by piece, and leaves the disk to other logs for as long as it took before each further piece. Returns
+    /// how long the disk took.
+    fn write_in_pieces(&mut self, bytes: &[u8], first: usize) -> Result<Duration, SpoolError> {
         let (mut size, mut rest) = (first.max(1), bytes);
+        let mut all = Duration::ZERO;
         loop {
-            let begun = clock::now();
             let (piece, further) = rest.split_at(size.min(rest.len()));
-            self.write(piece, Durability::Fsync)?;
+            let took = self.write(piece, Durability::Fsync)?;
+            all += took;
             if further.is_empty() {
-                return Ok(());
+                return Ok(all);
             }
             rest = further;
-            let took = clock::since(begun);
             if took > SLOW_PIECE {
                 size *= 2;
             }
@@ -221,22 +223,22 @@ impl Writer {
 
     /// Writes the commit being built and makes it as durable as configured. One with a giant batch goes piece by piece, because the
     /// syncs of other logs on the same disk wait for what is under way. What is left of it after a crash is a torn tail, as of any
-    /// commit.
+    /// commit. Returns how long the disk took.
     ///
     /// # Errors
     /// The disk failed, or the segment was deleted or moved; the writer must not be used any more.
-    pub fn commit(&mut self) -> Result<(), SpoolError> {
+    pub fn commit(&mut self) -> Result<Duration, SpoolError> {
         let Some(active) = &mut self.active else {
-            return Ok(());
+            return Ok(Duration::ZERO);
         };
         if self.buffer.is_empty() {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
         let giant = GIANT.min(active.len as usize / 4);
-        match self.durability {
+        let took = match self.durability {
             Durability::Fsync if self.largest > giant => active.write_in_pieces(&self.buffer, giant / 4)?,
             durability => active.write(&self.buffer, durability)?,
-        }
+        };
         active.check_in_place()?;
         if let Some((_, end)) = &mut self.last {
             *end = active.offset;
@@ -246,7 +248,7 @@ impl Writer {
         self.largest = 0;
         // The memory of a giant batch must not be kept for ever.
         self.buffer.shrink_to(8 << 20);
-        Ok(())
+        Ok(took)
     }
 
     /// Checks that the next start would find the active segment.
