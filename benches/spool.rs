@@ -126,7 +126,7 @@ fn run(open: Open, len: usize, time: Duration) -> Run {
                             let mut tally = Tally::default();
                             tally.count(Stream::Deliveries, None);
                             appender
-                                .append(batch.clone(), tally, permit, Duration::from_secs(60))
+                                .append(batch.clone(), tally, permit, sent + Duration::from_secs(60))
                                 .await
                                 .expect("appends");
                             times.push(sent.elapsed());
