@@ -2,9 +2,11 @@
 //!
 //! hyper itself answers input that is not HTTP, without a body. It writes nothing else while no request is being
 //! handled. That answer is discarded here, and the connection sends its own once hyper has ended.
+//!
+//! It takes no vectored writes, so hyper puts head and body of an answer into one buffer: both are short.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -100,21 +102,6 @@ impl<S: Socket> AsyncWrite for WatchedSocket<S> {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.mutes() {
-            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
-        }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 
