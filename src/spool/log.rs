@@ -176,7 +176,7 @@ pub(super) struct LogWriter {
     pub(super) queue: Arc<Queue>,
     tail: Arc<SharedEnd>,
     books: Arc<Books>,
-    metrics: LogMetrics,
+    pub(super) metrics: LogMetrics,
     /// The batches being written; empty between two turns.
     group: Vec<Pending>,
     /// Whether something was written since the last seal.

@@ -516,6 +516,9 @@ fn a_giant_batch_leaves_the_disk_to_others_again_and_again() {
     assert_eq!(syncs_and_time(3..7, MIB - 4096, millis(10)), (1, millis(10)));
     assert_eq!(syncs_and_time(7..8, MIB + 4096, millis(1)).0, 5);
     clock::simulate(None);
+    // Pauses are not the disk's time.
+    let disk_time = life.writer.metrics.sync_seconds.get_sample_sum();
+    assert!((disk_time - 0.268).abs() < 1e-6, "{disk_time}");
 }
 
 /// A backlog must not fill the page cache with data that nobody reads soon.
