@@ -444,7 +444,7 @@ pub fn error(reason: BlockReason, message: &str) -> BrokerError {
 impl Cluster {
     fn pause(&self) {
         if let Some(pause) = &self.pause {
-            pause();
+            pause(None);
         }
     }
 }

@@ -28,8 +28,8 @@ use crate::{
 
 const SECTOR: usize = 512;
 
-/// Called before each system call of a process. If it unwinds, the call never happens.
-pub type Pause = Arc<dyn Fn() + Send + Sync>;
+/// Called before each call of a process, with its kind if it is a system call. If it unwinds, the call never happens.
+pub type Pause = Arc<dyn Fn(Option<Op>) + Send + Sync>;
 
 /// A kind of system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -502,9 +502,9 @@ impl Entry {
 
 impl Mount {
     /// Runs before a call: other parts may run, or the process may die.
-    fn lock(&self) -> io::Result<MutexGuard<'_, DiskState>> {
+    fn lock(&self, op: Op) -> io::Result<MutexGuard<'_, DiskState>> {
         if let Some(pause) = &self.pause {
-            pause();
+            pause(Some(op));
         }
         self.lock_now()
     }
@@ -520,7 +520,7 @@ impl Mount {
 
 impl ReadStorage for Mount {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let disk = self.lock()?;
+        let disk = self.lock(Op::Read)?;
         let inside = disk.live.keys().filter(|path| path.parent() == Some(dir));
         Ok(inside.map(|path| file_name(path)).collect())
     }
@@ -541,21 +541,21 @@ impl Mount {
     }
 
     fn existing(&self, path: &Path) -> io::Result<OpenFile> {
-        let id = self.lock()?.live.get(path).copied();
+        let id = self.lock(Op::Read)?.live.get(path).copied();
         Ok(self.file(id.ok_or(io::ErrorKind::NotFound)?))
     }
 }
 
 impl Storage for Mount {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.lock()?;
+        let mut disk = self.lock(Op::Create)?;
         let ancestors = dir.ancestors().map(Path::to_path_buf);
         disk.dirs.extend(ancestors);
         Ok(())
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        let mut disk = self.lock()?;
+        let mut disk = self.lock(Op::Create)?;
         if !path.parent().is_some_and(|dir| disk.dirs.contains(dir)) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -581,7 +581,7 @@ impl Storage for Mount {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut disk = self.lock()?;
+        let mut disk = self.lock(Op::Rename)?;
         disk.change(Op::Rename, &file_name(from))?;
         let id = disk.live.remove(from).ok_or(io::ErrorKind::NotFound)?;
         disk.live.insert(to.to_path_buf(), id);
@@ -591,7 +591,7 @@ impl Storage for Mount {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut disk = self.lock()?;
+        let mut disk = self.lock(Op::Remove)?;
         disk.change(Op::Remove, &file_name(path))?;
         if disk.live.remove(path).is_some() {
             disk.entries.push(Entry::Unlink(path.to_path_buf()));
@@ -600,7 +600,7 @@ impl Storage for Mount {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.lock()?;
+        let mut disk = self.lock(Op::SyncDir)?;
         disk.change(Op::SyncDir, &file_name(dir))?;
         let (synced, rest) = std::mem::take(&mut disk.entries)
             .into_iter()
@@ -639,7 +639,7 @@ impl OpenFile {
 
 impl ReadFile for OpenFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut disk = self.mount.lock()?;
+        let mut disk = self.mount.lock(Op::Read)?;
         if disk.fault.as_ref().is_some_and(|fault| fault.op == Op::Read) {
             let name = disk.name_of(self.id);
             disk.fail_if_asked(Op::Read, &name)?;
@@ -652,19 +652,19 @@ impl ReadFile for OpenFile {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.mount.lock()?.file(self.id).live.len() as u64)
+        Ok(self.mount.lock(Op::Read)?.file(self.id).live.len() as u64)
     }
 }
 
 impl StorageFile for OpenFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let mut disk = self.mount.lock()?;
+        let mut disk = self.mount.lock(Op::Write)?;
         // A write is not atomic: other parts may run in between, and a death leaves part of it.
         if self.mount.pause.is_some() && buf.len() > 1 && disk.random(4) == 0 {
             let part = 1 + disk.random(buf.len() as u64 - 1) as usize;
             drop(disk);
             self.write_part(&buf[..part], offset)?;
-            self.mount.lock().map(drop)?;
+            self.mount.lock(Op::Write).map(drop)?;
             return self.write_part(&buf[part..], offset + part as u64);
         }
         drop(disk);
@@ -672,12 +672,12 @@ impl StorageFile for OpenFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.mount.lock()?;
+        let mut disk = self.mount.lock(Op::SyncData)?;
         let name = disk.name_of(self.id);
         while disk.syncs_held && name.ends_with(".segment") {
             drop(disk);
             thread::sleep(Duration::from_millis(1));
-            disk = self.mount.lock()?;
+            disk = self.mount.lock(Op::SyncData)?;
         }
         clock::sleep(disk.sync_time);
         let result = disk.change(Op::SyncData, &name);
@@ -696,7 +696,7 @@ impl StorageFile for OpenFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.mount.lock()?;
+        let mut disk = self.mount.lock(Op::SetLen)?;
         let name = disk.name_of(self.id);
         disk.change(Op::SetLen, &name)?;
         disk.file(self.id).set_len(len as usize);
@@ -704,7 +704,7 @@ impl StorageFile for OpenFile {
     }
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<bool> {
-        let mut disk = self.mount.lock()?;
+        let mut disk = self.mount.lock(Op::SetLen)?;
         let end = (offset + len) as usize;
         let growth = disk.growth(self.id, end);
         if growth > disk.room() {
@@ -717,11 +717,11 @@ impl StorageFile for OpenFile {
     }
 
     fn is_gone_from(&self, path: &Path) -> io::Result<bool> {
-        Ok(self.mount.lock()?.live.get(path) != Some(&self.id))
+        Ok(self.mount.lock(Op::Read)?.live.get(path) != Some(&self.id))
     }
 
     fn uncache(&self) {
-        if let Ok(mut disk) = self.mount.lock() {
+        if let Ok(mut disk) = self.mount.lock(Op::Uncache) {
             let name = disk.name_of(self.id);
             let _ = disk.change(Op::Uncache, &name);
         }

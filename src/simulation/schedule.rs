@@ -72,6 +72,10 @@ pub fn live(world: &World) {
 fn step(world: &World, copies: &mut Vec<Copy>) {
     let site = world.below(world.sites.borrow().len() as u64) as usize;
     if world.process(site).is_none() && world.one_in(2) {
+        // What a process has recovered but not yet synced is the hardest to get right, so it often dies again soon.
+        if world.one_in(2) {
+            die_soon(world, world.pick(&[50, 150]));
+        }
         world.start(site);
         return;
     }
@@ -92,11 +96,7 @@ fn step(world: &World, copies: &mut Vec<Copy>) {
         }
         82..85 if world.plan.disk_faults => disk_fault(world, site),
         82..85 => {}
-        85..89 => {
-            let calls = world.below(50);
-            world.note(format_args!("death in {calls} calls"));
-            world.dies_in.set(Some(calls));
-        }
+        85..89 => die_soon(world, 50),
         89 => world.bury(site),
         90 => stop(world, site),
         91 => {
@@ -112,6 +112,16 @@ fn step(world: &World, copies: &mut Vec<Copy>) {
     }
 }
 
+/// A process dies within this many calls, or at one of the next system calls of a kind.
+fn die_soon(world: &World, most: u64) {
+    let death = match world.one_in(2) {
+        true => (None, world.below(most)),
+        false => (Some(world.pick(&DISK_OPS)), world.below(4)),
+    };
+    world.note(format_args!("death after calls: {death:?}"));
+    world.dies_in.set(Some(death));
+}
+
 fn disk_fault(world: &World, site: usize) {
     let here = world.site(site);
     let disk = here.disk.borrow();
@@ -124,15 +134,16 @@ fn disk_fault(world: &World, site: usize) {
         disk.set_capacity(room);
     } else {
         // The state after a failed sync is the hardest to get right.
-        let (op, name) = if world.one_in(4) {
-            (Op::SyncData, ".segment")
+        let (op, name) = if world.one_in(3) {
+            (Op::SyncData, world.pick(&[".segment", "checkpoint"]))
         } else {
             (
                 world.pick(&DISK_OPS),
                 world.pick(&["", "", ".segment", "checkpoint", "spare"]),
             )
         };
-        let skip = world.below(6);
+        let most = world.pick(&[1, 6]);
+        let skip = world.below(most);
         world.note(format_args!(
             "disk of {site}: {op:?} of {name:?} fails after {skip}"
         ));
@@ -225,7 +236,9 @@ fn copy(world: &World, site: usize, copies: &mut Vec<Copy>) {
             // It now meets the position of another life, so this is a good moment to die.
             drop(here);
             world.start(site);
-            world.dies_in.set(world.one_in(2).then(|| world.below(40)));
+            if world.one_in(2) {
+                die_soon(world, 40);
+            }
             for _ in 0..4 {
                 world.step(site, Part::Lane);
             }

@@ -32,7 +32,7 @@ use crate::{
     metrics::{BlockReason, Outcome},
     simulation::{
         broker::Cluster,
-        disk::{Pause, SimDisk},
+        disk::{Op, Pause, SimDisk},
     },
     spool::{Durability, Manifest, SpoolError},
     stream::Stream,
@@ -78,8 +78,8 @@ pub struct World {
     pub oracle: RefCell<Oracle>,
     /// The processes whose steps are under way, the outermost first.
     stack: RefCell<Vec<usize>>,
-    /// After this many more calls, the process that makes the next one dies.
-    pub dies_in: Cell<Option<u64>>,
+    /// After this many more calls (of this kind), the process that makes the next one dies.
+    pub dies_in: Cell<Option<(Option<Op>, u64)>>,
     /// No more faults.
     pub calm: Cell<bool>,
     /// No other steps run during calls.
@@ -99,10 +99,10 @@ thread_local! {
 }
 
 /// A call of a process in this directory.
-fn called(site: usize) {
+fn called(site: usize, op: Option<Op>) {
     let world = WORLD.with_borrow(|world| world.as_ref().map(Rc::clone));
     if let Some(world) = world {
-        world.called(site);
+        world.called(site, op);
     }
 }
 
@@ -216,17 +216,18 @@ impl World {
     }
 
     /// A process makes a call.
-    fn called(&self, site: usize) {
+    fn called(&self, site: usize, op: Option<Op>) {
         self.count("calls");
-        match self.dies_in.get() {
-            Some(0) => {
+        if let Some((kind, calls)) = self.dies_in.get()
+            && (kind.is_none() || kind == op)
+        {
+            if calls == 0 {
                 self.dies_in.set(None);
                 self.note(format_args!("process {site} dies"));
                 self.count("deaths at a call");
                 resume_unwind(Box::new(Died));
             }
-            Some(calls) => self.dies_in.set(Some(calls - 1)),
-            None => {}
+            self.dies_in.set(Some((kind, calls - 1)));
         }
         let depth = self.stack.borrow().len();
         if self.alone.get() || depth > 2 || !self.one_in(self.plan.nest * (depth as u64).pow(2).max(1)) {
@@ -314,7 +315,7 @@ impl World {
     pub fn start(&self, site: usize) {
         let here = self.site(site);
         here.failed.set(here.disk.borrow().failed());
-        let pause: Pause = Arc::new(move || called(site));
+        let pause: Pause = Arc::new(move |op| called(site, op));
         self.note(format_args!("process {site} starts"));
         self.run(site, || {
             let disk = Rc::clone(&here.disk.borrow());
