@@ -295,18 +295,18 @@ pub(super) fn composition(member: &StringMember<'_>) -> Result<(), Malformed> {
 
 /// Opens a JSON body.
 pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
-    let text = match json::validate(body) {
+    let text = match json::text_of(body) {
         Ok(text) => text,
         Err(malformed) => return Opened::closed(malformed),
     };
     let mut cursor = Cursor::new(text);
     if cursor.peek() != b'{' {
         let offset = Some(cursor.at);
-        return Opened::closed(Malformed::new(
-            Reason::BodyNotObject,
-            offset,
-            "the body is not a JSON object",
-        ));
+        cursor.value();
+        let malformed = cursor.finish().err().unwrap_or_else(|| {
+            Malformed::new(Reason::BodyNotObject, offset, "the body is not a JSON object")
+        });
+        return Opened::closed(malformed);
     }
     cursor.enter();
     let mut fields = Fields::default();
@@ -332,7 +332,10 @@ pub(super) fn open_json<'a>(body: &'a [u8], rules: &Rules) -> Opened<'a> {
             }
         }
     }
-    fields.finish(Cow::Borrowed(text), rules)
+    match cursor.finish() {
+        Ok(()) => fields.finish(Cow::Borrowed(text), rules),
+        Err(malformed) => Opened::closed(malformed),
+    }
 }
 
 /// Reads a value that should be a string.

@@ -101,10 +101,12 @@ fn text_of(event: Option<Cow<'_, [u8]>>) -> Cow<'_, str> {
 }
 
 fn open_event(value: &[u8], rules: &Rules) -> Result<EventObject, Malformed> {
-    let text = json::validate(value)?;
+    let text = json::text_of(value)?;
     let mut cursor = Cursor::new(text);
     cursor.peek();
-    read_event(&mut cursor, text, rules.max_events)
+    let event = read_event(&mut cursor, text, rules.max_events);
+    cursor.finish()?;
+    event
 }
 
 /// Whether the text is a JSON list or object. The ends of a text already show that it can't be one.

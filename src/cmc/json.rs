@@ -1,9 +1,11 @@
 //! Reading JSON without changing it.
 //!
-//! [`validate`] lets serde_json check a text once, from its first byte to its last. A [`Cursor`] then walks the valid
-//! text and answers in [`Span`]s, so that what is passed on verbatim is a slice of what was received. Neither
-//! recurses: nesting costs a counter, not stack. A cursor never reads beyond the text, whatever the text is; on a
-//! text that was not validated its answers are meaningless.
+//! A [`Cursor`] walks a text and answers in [`Span`]s, so that what is passed on verbatim is a slice of what was received. It
+//! checks what it walks over, so that the text of nearly every webhook is read once. serde_json judges the rest
+//! ([`Cursor::finish`]): texts in which the cursor found a fault, to say which, and those with containers that it skipped
+//! without a look at their grammar. Until then, the cursor's answers are provisional.
+//!
+//! Neither recurses: nesting costs a counter, not stack. A cursor comes to the text's end whatever the text is.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -18,6 +20,13 @@ pub(super) type Span = Range<usize>;
 
 /// The text of `bytes`, which must be one valid JSON value in UTF-8.
 pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
+    let text = text_of(bytes)?;
+    judge(text)?;
+    Ok(text)
+}
+
+/// The text of `bytes`, which must be UTF-8. The text may still not be JSON.
+pub(super) fn text_of(bytes: &[u8]) -> Result<&str, Malformed> {
     // In UTF-16 and UTF-32, zeros stand beside the first character of every JSON text; in UTF-8 there are none.
     if let [0, ..] | [_, 0, ..] | [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] = bytes {
         let detail = "the JSON text is UTF-16 or UTF-32; it must be UTF-8";
@@ -27,18 +36,23 @@ pub(super) fn validate(bytes: &[u8]) -> Result<&str, Malformed> {
         let detail = "the JSON text begins with a byte order mark, which JSON does not allow";
         return Err(Malformed::new(Reason::InvalidJson, Some(0), detail));
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| {
+    std::str::from_utf8(bytes).map_err(|error| {
         let offset = error.valid_up_to();
         Malformed::new(Reason::InvalidUtf8, Some(offset), "the JSON text is not UTF-8")
-    })?;
-    match serde_json::from_str::<IgnoredAny>(text) {
-        Ok(IgnoredAny) => Ok(text),
-        Err(error) => Err(Malformed::new(
-            Reason::InvalidJson,
-            Some(offset_of(text, &error)),
-            error.to_string(),
-        )),
-    }
+    })
+}
+
+fn judge(text: &str) -> Result<(), Malformed> {
+    let error = match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(IgnoredAny) => return Ok(()),
+        Err(error) => error,
+    };
+    let offset = offset_of(text, &error);
+    Err(Malformed::new(
+        Reason::InvalidJson,
+        Some(offset),
+        error.to_string(),
+    ))
 }
 
 /// Whether the text is one valid JSON value.
@@ -118,24 +132,48 @@ pub(super) struct JsonValue {
     pub depth: usize,
 }
 
-/// A position in a valid JSON text.
+/// A position in a JSON text.
 pub(super) struct Cursor<'t> {
-    bytes: &'t [u8],
+    text: &'t str,
     /// The next byte to read.
     pub at: usize,
+    /// Whether the innermost object or list was just entered, so that no comma precedes what follows.
+    first: bool,
+    /// Whether what was walked over is valid JSON, as far as that can be told without serde_json.
+    certain: bool,
 }
 
 impl<'t> Cursor<'t> {
     pub fn new(text: &'t str) -> Self {
         Cursor {
-            bytes: text.as_bytes(),
+            text,
             at: 0,
+            first: false,
+            certain: true,
+        }
+    }
+
+    /// Whether the text is valid JSON, once the cursor has walked over its value.
+    ///
+    /// # Errors
+    /// It is not; says why, and where.
+    pub fn finish(mut self) -> Result<(), Malformed> {
+        self.peek();
+        match self.certain && self.at == self.text.len() {
+            true => Ok(()),
+            false => judge(self.text),
         }
     }
 
     /// The byte here; at the end zero, which occurs in no valid JSON text.
     fn byte(&self) -> u8 {
-        self.bytes.get(self.at).copied().unwrap_or(0)
+        self.text.as_bytes().get(self.at).copied().unwrap_or(0)
+    }
+
+    /// The text is not valid JSON. Nothing of it is read any more.
+    fn fail(&mut self) {
+        self.certain = false;
+        self.at = self.text.len();
     }
 
     /// The next byte that is not white space, with the cursor on it.
@@ -149,44 +187,52 @@ impl<'t> Cursor<'t> {
     /// Enters the object or list that begins here.
     pub fn enter(&mut self) {
         self.at += 1;
+        self.first = true;
     }
 
     /// The name of the next member of the object that the cursor is in; leaves the cursor at the member's value.
     /// `None` after the last one; leaves the cursor after the object.
     pub fn member(&mut self) -> Option<Quoted> {
-        match self.peek() {
-            b'}' => {
-                self.at += 1;
-                return None;
-            }
-            0 => return None,
-            b',' => {
-                self.at += 1;
-                self.peek();
-            }
-            _ => {}
+        if !self.another(b'}') {
+            return None;
+        }
+        if self.byte() != b'"' {
+            self.fail();
+            return None;
         }
         let name = self.quoted();
-        self.peek();
-        self.at += 1; // the colon
+        if self.peek() != b':' {
+            self.fail();
+            return None;
+        }
+        self.at += 1;
         self.peek();
         Some(name)
     }
 
     /// Whether the list that the cursor is in has another element; leaves the cursor at it, or after the list.
     pub fn element(&mut self) -> bool {
-        match self.peek() {
-            b']' => {
+        self.another(b']')
+    }
+
+    /// Whether the container that the cursor is in goes on; leaves the cursor at what follows, or after the container.
+    fn another(&mut self, end: u8) -> bool {
+        let first = std::mem::take(&mut self.first);
+        match (self.peek(), first) {
+            (byte, _) if byte == end => {
                 self.at += 1;
                 false
             }
-            0 => false,
-            b',' => {
+            (b',', false) => {
                 self.at += 1;
                 self.peek();
                 true
             }
-            _ => true,
+            (0 | b',', _) | (_, false) => {
+                self.fail();
+                false
+            }
+            (_, true) => true,
         }
     }
 
@@ -196,25 +242,31 @@ impl<'t> Cursor<'t> {
         let mut escaped = false;
         self.at = start;
         loop {
-            self.at += plain_run(self.bytes.get(self.at..).unwrap_or_default());
-            match self.byte() {
-                b'"' => {
+            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+            let run = plain_run(rest);
+            self.at += run;
+            match &rest[run..] {
+                [b'"', ..] => {
                     let span = start..self.at;
                     self.at += 1;
                     return Quoted { span, escaped };
                 }
-                b'\\' => {
-                    escaped = true;
-                    self.at += 2;
-                }
-                _ => {
-                    self.at = self.bytes.len();
-                    return Quoted {
-                        span: self.at..self.at,
-                        escaped,
-                    };
-                }
+                [b'\\', escape, rest @ ..] => match (escape, rest) {
+                    (b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', _) => self.at += 2,
+                    (b'u', [a, b, c, d, ..]) if [a, b, c, d].iter().all(|byte| byte.is_ascii_hexdigit()) => {
+                        self.at += 6;
+                    }
+                    _ => break,
+                },
+                // A control character, or the end.
+                _ => break,
             }
+            escaped = true;
+        }
+        self.fail();
+        Quoted {
+            span: self.at..self.at,
+            escaped,
         }
     }
 
@@ -236,6 +288,9 @@ impl<'t> Cursor<'t> {
                 while !matches!(self.byte(), b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t' | 0) {
                     self.at += 1;
                 }
+                if !is_scalar(&self.text.as_bytes()[start..self.at]) {
+                    self.fail();
+                }
                 JsonKind::Scalar
             }
         };
@@ -248,6 +303,7 @@ impl<'t> Cursor<'t> {
 
     /// Skips the object or list that begins here; returns its greatest depth.
     fn container(&mut self) -> usize {
+        self.certain = false;
         let mut depth = 0usize;
         let mut greatest = 0;
         loop {
@@ -272,32 +328,64 @@ impl<'t> Cursor<'t> {
     }
 }
 
-/// The number of bytes before the first `"` or backslash. Eight bytes are checked together: most of the time of
-/// reading a body goes here.
+/// Whether this is a number, `true`, `false` or `null`.
+fn is_scalar(text: &[u8]) -> bool {
+    /// What follows the digits, of which there must be one.
+    fn digits(text: &[u8]) -> Option<&[u8]> {
+        let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count > 0).then(|| &text[count..])
+    }
+    fn number(text: &[u8]) -> Option<&[u8]> {
+        let mut rest = match text.strip_prefix(b"-").unwrap_or(text) {
+            [b'0', rest @ ..] => rest,
+            digits_first => digits(digits_first)?,
+        };
+        if let [b'.', fraction @ ..] = rest {
+            rest = digits(fraction)?;
+        }
+        if let [b'e' | b'E', exponent @ ..] = rest {
+            let ([b'+' | b'-', unsigned @ ..] | unsigned) = exponent;
+            rest = digits(unsigned)?;
+        }
+        Some(rest)
+    }
+    matches!(text, b"true" | b"false" | b"null") || number(text).is_some_and(<[u8]>::is_empty)
+}
+
+const LOW: u64 = u64::from_le_bytes([0x01; 8]);
+const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
+
+/// Marks the high bit of each byte that is below `limit`, and possibly of bytes after the first such one. The limit is at most
+/// 0x80.
+fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(LOW * u64::from(limit)) & !word & HIGH
+}
+
+/// The same for bytes that are equal.
+fn equal(word: u64, byte: u8) -> u64 {
+    below(word ^ (LOW * u64::from(byte)), 1)
+}
+
+/// The number of bytes before the first `"`, backslash or control character. Eight bytes are checked together: most of the
+/// time of reading a body goes here.
 fn plain_run(bytes: &[u8]) -> usize {
     let mut run = 0;
     let mut rest = bytes;
     while let Some((word, tail)) = rest.split_first_chunk::<8>() {
-        let at = first_of(word, b'"', b'\\');
-        run += at;
-        if at < 8 {
-            return run;
+        let word = u64::from_le_bytes(*word);
+        let found = equal(word, b'"') | equal(word, b'\\') | below(word, b' ');
+        if found != 0 {
+            return run + found.trailing_zeros() as usize / 8;
         }
+        run += 8;
         rest = tail;
     }
-    let last = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+    let last = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
     run + last.unwrap_or(rest.len())
 }
 
 /// The position of the first of two bytes in a word; 8 if it has neither.
 pub(super) fn first_of(word: &[u8; 8], one: u8, other: u8) -> usize {
-    const LOW: u64 = u64::from_le_bytes([0x01; 8]);
-    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
-    /// Marks the high bit of each byte that is equal, and possibly of bytes after the first such one.
-    fn equal(word: u64, byte: u8) -> u64 {
-        let zero_where_equal = word ^ (LOW * u64::from(byte));
-        zero_where_equal.wrapping_sub(LOW) & !zero_where_equal & HIGH
-    }
     let word = u64::from_le_bytes(*word);
     let found = equal(word, one) | equal(word, other);
     found.trailing_zeros() as usize / 8
@@ -390,19 +478,92 @@ mod tests {
     }
 
     #[test]
-    fn plain_runs_end_at_the_first_quote_or_backslash() {
-        let filler: Vec<u8> = (0..=255).filter(|byte| !b"\"\\".contains(byte)).collect();
+    fn plain_runs_end_at_the_first_quote_backslash_or_control_character() {
+        let filler: Vec<u8> = (b' '..=255).filter(|byte| !b"\"\\".contains(byte)).collect();
         for length in 0..40 {
             for offset in 0..filler.len() - length {
                 let mut bytes = filler[offset..offset + length].to_vec();
                 assert_eq!(plain_run(&bytes), length);
-                for end in [b'"', b'\\'] {
+                for end in [b'"', b'\\', 0, 0x1F] {
                     bytes.truncate(length);
                     bytes.push(end);
                     bytes.extend_from_slice(b"abc\"\\#]!");
                     assert_eq!(plain_run(&bytes), length);
                 }
             }
+        }
+    }
+
+    /// Walks over the value at the cursor, into every container.
+    fn walk(cursor: &mut Cursor<'_>) {
+        match cursor.peek() {
+            b'{' => {
+                cursor.enter();
+                while cursor.member().is_some() {
+                    walk(cursor);
+                }
+            }
+            b'[' => {
+                cursor.enter();
+                while cursor.element() {
+                    walk(cursor);
+                }
+            }
+            _ => drop(cursor.value()),
+        }
+    }
+
+    /// Walks over `text`, and requires that the cursor finds it valid, without help, if serde_json does.
+    fn judges_as_serde_json(text: &str) {
+        let mut cursor = Cursor::new(text);
+        walk(&mut cursor);
+        cursor.peek();
+        let alone = cursor.certain && cursor.at == text.len();
+        assert_eq!(alone, is_valid(text), "{text:?}");
+        assert_eq!(cursor.finish().is_ok(), alone);
+    }
+
+    /// Every text of at most `most` of these pieces between two others.
+    fn every_text(before: &str, pieces: &[&str], most: u32, after: &str) {
+        let base = pieces.len();
+        for length in 0..=most {
+            for mut number in 0..base.pow(length) {
+                let mut text = before.to_owned();
+                for _ in 0..length {
+                    text.push_str(pieces[number % base]);
+                    number /= base;
+                }
+                text.push_str(after);
+                judges_as_serde_json(&text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cursor_judges_as_serde_json_does() {
+        let grammar = ["{", "}", "[", "]", ":", ",", "\"\"", "0", " "];
+        every_text("", &grammar, 5, "");
+        every_text("{\"\":[", &grammar, 4, "]}");
+        every_text("[{\"\":0", &grammar, 4, "}]");
+        let characters = ["\\", "\"", "u", "0", "F", "n", "/", "x", "\u{1f}", "十"];
+        every_text("{\"", &characters, 4, "\":0}");
+        every_text("\"\\u00", &characters, 4, "\"");
+        every_text("[", &["-", "0", "12", ".", "e", "E", "+", "x", "\0"], 5, "]");
+        every_text(
+            "",
+            &["true", "false", "null", "t", "nul", "l", " ", "\u{a0}", "\n"],
+            3,
+            "",
+        );
+    }
+
+    #[test]
+    fn a_skipped_container_is_left_to_serde_json() {
+        for (text, valid) in [("[{\"a\":1}]", true), ("[{\"a\"}]", false)] {
+            let mut cursor = Cursor::new(text);
+            cursor.value();
+            assert!(!cursor.certain);
+            assert_eq!(cursor.finish().is_ok(), valid);
         }
     }
 
