@@ -93,7 +93,7 @@ fn the_simulated_broker_plays_its_part() {
                 transactional,
                 seed: Cell::new(seed * 1000),
             };
-            assert_eq!(play(&world, transactional), 9);
+            assert_eq!(play(&world, transactional), 10);
         }
     }
 }
@@ -195,7 +195,7 @@ fn the_mock_cluster_plays_its_part() {
             topics: Cell::new(0),
             coordinator: Cell::new(1),
         };
-        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 3);
+        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 4);
     }
 }
 

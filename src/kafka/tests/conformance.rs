@@ -7,6 +7,7 @@
 
 use std::{
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -122,7 +123,7 @@ const ALL: &str = "20000 seen, in order";
 const NONE: &str = "0 seen, in order";
 const AMONG: &str = "refused, the odd one among the records";
 
-fn scripts<W: World>() -> [Script<W>; 9] {
+fn scripts<W: World>() -> [Script<W>; 10] {
     [
         Script {
             name: "all is delivered",
@@ -147,6 +148,14 @@ fn scripts<W: World>() -> [Script<W>; 9] {
             play: |scene| refused(scene, &[7000]),
             with: &[AMONG, "nothing behind it seen", NONE],
             without: &[AMONG, "nothing behind it seen"],
+        },
+        Script {
+            name: "a refusal is known before the next call",
+            temper: Temper::Refusing,
+            odd: &[0],
+            play: refused_before_a_call,
+            with: &[AMONG, NONE],
+            without: &[AMONG, NONE],
         },
         Script {
             name: "two are refused, one record a request",
@@ -289,6 +298,25 @@ impl<W: World> Scene<'_, W> {
         });
     }
 
+    /// Sees whether the odd records are among those refused.
+    fn among<'r>(
+        &mut self,
+        outcome: &'r Result<(), DeliveryError>,
+        odd: &[usize],
+    ) -> Option<&'r RefusedRecords> {
+        let Err(DeliveryError::Refused(refused)) = outcome else {
+            self.outcome(outcome);
+            return None;
+        };
+        // Perhaps nothing is known about which ones.
+        let among = |odd: &usize| refused.records.iter().any(|(number, _)| number == odd);
+        match refused.records.is_empty() || odd.iter().all(among) {
+            true => self.see(AMONG),
+            false => self.outcome(outcome),
+        }
+        Some(refused)
+    }
+
     fn commit(&mut self, broker: &mut impl Broker) {
         if self.transactional {
             self.see(match broker.commit(Seq(7), "v1 x", deadline()) {
@@ -333,16 +361,10 @@ fn delivered<W: World>(scene: &mut Scene<'_, W>) {
 fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
     let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
     let sent = scene.send(&mut broker, MANY, odd);
-    let Err(DeliveryError::Refused(refused)) = &sent else {
-        return scene.outcome(&sent);
-    };
     drop(broker);
-    // Perhaps nothing is known about which ones.
-    let among = |odd: &usize| refused.records.iter().any(|(number, _)| number == odd);
-    match refused.records.is_empty() || odd.iter().all(among) {
-        true => scene.see(AMONG),
-        false => scene.outcome(&sent),
-    }
+    let Some(refused) = scene.among(&sent, odd) else {
+        return;
+    };
     let values = scene.world.read(&scene.topic);
     let before: Vec<String> = (0..odd[0]).map(|number| value(number, &[])).collect();
     let delivered = refused.delivered.iter();
@@ -361,6 +383,23 @@ fn refused<W: World>(scene: &mut Scene<'_, W>, odd: &[usize]) {
     if scene.transactional || odd[0] == 0 {
         scene.count();
     }
+}
+
+/// A call on a failed transaction says only that it failed; the answer must say why.
+fn refused_before_a_call<W: World>(scene: &mut Scene<'_, W>) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::Batched);
+    broker.begin().unwrap();
+    let mut sent = scene.put(&mut broker, &value(0, &[0]));
+    // Without transactions, later records may be taken.
+    let later = if scene.transactional { 1..300 } else { 0..0 };
+    for number in later {
+        thread::sleep(Duration::from_millis(1));
+        sent = sent.and_then(|()| scene.put(&mut broker, &value(number, &[])));
+    }
+    let sent = sent.and_then(|()| broker.delivered(deadline()));
+    drop(broker);
+    scene.among(&sent, &[0]);
+    scene.count();
 }
 
 fn one_by_one<W: World>(scene: &mut Scene<'_, W>) {
