@@ -47,7 +47,7 @@
 //! | [`id`] | ce_id |
 //! | [`identity`](mod@identity) | when two forms of an event are the same event |
 //! | [`inbound`] | webhooks of received mail |
-//! | [`json`] | JSON bodies: validated, then walked by a cursor |
+//! | [`json`] | JSON bodies: walked by a cursor that checks them, and judged by serde_json where it has doubts |
 //! | [`mail`] | a received mail: fields and files |
 //! | [`malformed`] | why a body as a whole could not be understood |
 //! | [`mask`](mod@mask) | credentials masked in dead letters |
