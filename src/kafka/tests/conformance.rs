@@ -393,8 +393,11 @@ fn refused_before_a_call<W: World>(scene: &mut Scene<'_, W>) {
     // Without transactions, later records may be taken.
     let later = if scene.transactional { 1..300 } else { 0..0 };
     for number in later {
+        if sent.is_err() {
+            break;
+        }
         thread::sleep(Duration::from_millis(1));
-        sent = sent.and_then(|()| scene.put(&mut broker, &value(number, &[])));
+        sent = scene.put(&mut broker, &value(number, &[]));
     }
     let sent = sent.and_then(|()| broker.delivered(deadline()));
     drop(broker);
