@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
     Method, Request, StatusCode, Uri,
     client::conn::http1::{self, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -150,6 +150,8 @@ pub struct Reply {
     pub status: StatusCode,
     /// The body as text.
     pub text: String,
+    /// How long to wait before the next request, if the server says so (`Retry-After` in seconds).
+    pub retry_after: Option<Duration>,
 }
 
 /// A client with one connection.
@@ -227,6 +229,7 @@ impl Client {
                 Err(error) => return Err(io::Error::other(error)),
             };
             let status = answer.status();
+            let retry_after = seconds(answer.headers().get(RETRY_AFTER));
             let body = Limited::new(answer.into_body(), self.most);
             let body = body
                 .collect()
@@ -242,7 +245,11 @@ impl Client {
                     false => io::Error::other(error),
                 })?;
             let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-            return Ok(Reply { status, text });
+            return Ok(Reply {
+                status,
+                text,
+                retry_after,
+            });
         }
     }
 
@@ -330,6 +337,12 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// A number of seconds. A date, which a server may give instead, counts as none.
+fn seconds(value: Option<&HeaderValue>) -> Option<Duration> {
+    let seconds: u32 = value?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
 }
 
 #[cfg(test)]

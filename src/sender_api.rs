@@ -2,8 +2,9 @@
 //!
 //! `POST <url>/<list>/list.json`, the parameters as a form. The lists of a stream's events answer with up to `r` rows of one hour of one
 //! composition, from page `p` on; 204 or an empty list when there are none. The list `statistics` has the numbers of mails by day. Calls
-//! are repeated with growing waits when the connection breaks or the answer is late, 429 or 5xx. Any other answer ends the work; the
-//! sender's own errors are shown with code, field and message. The key appears in no text.
+//! are repeated with growing waits when the connection breaks or the answer is late, 429 or 5xx; with longer ones if the sender asks
+//! for them (`Retry-After`). Any other answer ends the work; the sender's own errors are shown with code, field and message. The key
+//! appears in no text.
 //!
 //! Nothing here says in which order rows come, or that pages stay the same between two calls: see [`crate::reconcile`]. Each call is
 //! bounded in time and memory, whatever the other side sends.
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::{
     cmc::{Secrets, mask},
     config,
-    http_client::{Client, Target, trust},
+    http_client::{Client, Reply, Target, trust},
     human,
     plain::visible,
     stream::Stream,
@@ -42,6 +43,8 @@ const WAITS: [Duration; 6] = [
     Duration::from_secs(16),
     Duration::from_secs(32),
 ];
+/// The longest wait that the sender may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// How much of an answer that isn't understood is shown, in characters.
 const SHOWN: usize = 200;
 
@@ -241,13 +244,20 @@ impl<'c> SenderApi<'c> {
             let answer = self.call(&target, form.clone()).await;
             self.next = Instant::now() + self.config.pause;
             let tries = self.waits.len() - waits.len() + 1;
+            let mut asked = Duration::ZERO;
             let (why, cure) = match answer {
-                Ok((StatusCode::NO_CONTENT, _)) => return Ok(Vec::new()),
-                Ok((StatusCode::OK, text)) => return self.rows(url, list, &text),
-                Ok((status, text)) if may_pass(status) => {
-                    (self.shown(status, &text), "Try again later, or ask the sender")
-                }
-                Ok((status, text)) => return Err(self.refused(url, status, &text)),
+                Ok(reply) => match reply.status {
+                    StatusCode::NO_CONTENT => return Ok(Vec::new()),
+                    StatusCode::OK => return self.rows(url, list, &reply.text),
+                    status if may_pass(status) => {
+                        asked = reply.retry_after.unwrap_or_default().min(LONGEST_WAIT);
+                        (
+                            self.shown(status, &reply.text),
+                            "Try again later, or ask the sender",
+                        )
+                    }
+                    status => return Err(self.refused(url, status, &reply.text)),
+                },
                 // A certificate that isn't trusted, an endless answer, and the like.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     let cure = "Check that sender_api.url is the sender's, and sender_api.ca_file the authority that signed its certificate";
@@ -266,7 +276,7 @@ impl<'c> SenderApi<'c> {
                 }
             };
             match waits.next() {
-                Some(wait) => sleep(*wait).await,
+                Some(wait) => sleep(asked.max(*wait)).await,
                 None => return Err(unavailable(why, cure, tries)),
             }
         }
@@ -283,16 +293,15 @@ impl<'c> SenderApi<'c> {
         fields.collect::<Vec<_>>().join("&").into()
     }
 
-    async fn call(&mut self, target: &Target, form: Bytes) -> io::Result<(StatusCode, String)> {
+    async fn call(&mut self, target: &Target, form: Bytes) -> io::Result<Reply> {
         let client = self.clients.entry(target.path.clone()).or_insert_with(|| {
             Client::new(target.clone(), None)
                 .with_trust(self.trust.clone())
                 .with_most(ANSWER)
         });
-        let reply = client
+        client
             .post("application/x-www-form-urlencoded", form, self.config.timeout)
-            .await?;
-        Ok((reply.status, reply.text))
+            .await
     }
 
     fn rows(&self, url: String, list: &str, text: &str) -> Result<Vec<Box<RawValue>>, ApiError> {

@@ -245,6 +245,7 @@ fn exactly_the_holes_are_filled() {
         (sum(&first, "sender"), sum(&first, "unknown_to_sender")),
         (listed.len() as u64, 3)
     );
+    assert_eq!(sender.early_calls(), 0);
     let near: Vec<&str> = first["left"]
         .as_array()
         .unwrap()

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -27,6 +27,9 @@ pub const KEY: &str = "k3y&=+ %\"秘密";
 
 /// A composition that the sender doesn't have.
 pub const UNKNOWN: &str = "unknown & \"本番\"";
+
+/// The wait that a busy sender asks for: longer than the client's own first one.
+pub const BUSY: Duration = Duration::from_secs(2);
 
 /// How an answer goes on after its head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub struct Listed {
 /// How the server misbehaves.
 #[derive(Clone, Debug, Default)]
 pub struct Unkind {
-    /// Every so many calls one is answered 503, …
+    /// Every so many calls one is answered 503, with a wait of [`BUSY`] that the client must keep, …
     pub busy: Option<u64>,
     /// … or its connection is cut in the answer.
     pub cut: Option<u64>,
@@ -102,6 +105,10 @@ struct State {
     unkind: Mutex<Unkind>,
     released: Condvar,
     calls: AtomicU64,
+    /// When the next call may come.
+    next: Mutex<Instant>,
+    /// Calls that came too early.
+    early: AtomicU64,
     over: AtomicBool,
 }
 
@@ -141,6 +148,8 @@ impl Sender {
             unkind: Mutex::default(),
             released: Condvar::new(),
             calls: AtomicU64::new(0),
+            next: Mutex::new(Instant::now()),
+            early: AtomicU64::new(0),
             over: AtomicBool::new(false),
         });
         let shared = Arc::clone(&state);
@@ -186,6 +195,11 @@ impl Sender {
     pub fn calls(&self) -> u64 {
         self.state.calls.load(Ordering::Relaxed)
     }
+
+    /// How many calls came earlier than it asked for, so far.
+    pub fn early_calls(&self) -> u64 {
+        self.state.early.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Sender {
@@ -208,12 +222,19 @@ fn serve(state: &State, stream: impl Read + Write) {
             }
             unkind.clone()
         };
+        if Instant::now() < *state.next.lock() {
+            state.early.fetch_add(1, Ordering::Relaxed);
+        }
         let is_nth = |every: Option<u64>| every.is_some_and(|every| call.is_multiple_of(every));
         let (status, text) = match is_nth(unkind.busy) {
             true => (503, "busy".to_owned()),
             false => answer(state, &unkind, call, &path, &body),
         };
-        let head = format!("HTTP/1.1 {status} S\r\ncontent-type: application/json\r\n");
+        let mut head = format!("HTTP/1.1 {status} S\r\ncontent-type: application/json\r\n");
+        if status == 503 {
+            *state.next.lock() = Instant::now() + BUSY;
+            head += &format!("retry-after: {}\r\n", BUSY.as_secs());
+        }
         let head = match status {
             204 => head + "\r\n",
             _ => format!("{head}content-length: {}\r\n\r\n", text.len()),
