@@ -11,6 +11,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER},
 };
 use hyper_util::rt::TokioIo;
+use jiff::{Timestamp, fmt::rfc2822};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
@@ -150,7 +151,7 @@ pub struct Reply {
     pub status: StatusCode,
     /// The body as text.
     pub text: String,
-    /// How long to wait before the next request, if the server says so (`Retry-After` in seconds).
+    /// How long to wait before the next request, if the server says so (`Retry-After`, RFC 9110).
     pub retry_after: Option<Duration>,
 }
 
@@ -229,7 +230,7 @@ impl Client {
                 Err(error) => return Err(io::Error::other(error)),
             };
             let status = answer.status();
-            let retry_after = seconds(answer.headers().get(RETRY_AFTER));
+            let retry_after = wait(answer.headers().get(RETRY_AFTER), Timestamp::now());
             let body = Limited::new(answer.into_body(), self.most);
             let body = body
                 .collect()
@@ -339,10 +340,14 @@ pub fn trust(file: Option<&Path>) -> Result<TlsConnector, String> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// A number of seconds. A date, which a server may give instead, counts as none.
-fn seconds(value: Option<&HeaderValue>) -> Option<Duration> {
-    let seconds: u32 = value?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.into()))
+/// The wait that `Retry-After` asks for, as a number of seconds or as a date; `None` if it is neither, or the date has passed.
+fn wait(retry_after: Option<&HeaderValue>, now: Timestamp) -> Option<Duration> {
+    let text = retry_after?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = rfc2822::parse(text).ok()?.timestamp();
+    Duration::try_from(date.duration_since(now)).ok()
 }
 
 #[cfg(test)]
@@ -366,6 +371,27 @@ mod tests {
         let begun = std::time::Instant::now();
         let (_listener, ()) = tokio::join!(open, target.reachable_within(patience));
         assert!((2 * RETRY..patience).contains(&begun.elapsed()));
+    }
+
+    #[test]
+    fn the_wait_is_in_seconds_or_until_a_date() {
+        let now = "2026-11-30T02:00:00Z".parse().unwrap();
+        let of = |text: &str| wait(Some(&HeaderValue::from_str(text).unwrap()), now);
+        let seconds = |number| Some(Duration::from_secs(number));
+        for (text, expected) in [
+            ("0", seconds(0)),
+            (" 120 ", seconds(120)),
+            ("99999999999", seconds(99_999_999_999)),
+            ("Mon, 30 Nov 2026 02:01:30 GMT", seconds(90)),
+            ("Mon, 30 Nov 2026 01:59:59 GMT", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
+        assert_eq!(wait(None, now), None);
     }
 
     #[test]
