@@ -2,12 +2,13 @@
 //!
 //! The load is one-event webhooks at fixed rates, and webhooks of 100 events as fast as they are answered. The ways alternate on
 //! one broker: exactly-once, at-least-once, and bare rdkafka producers that send the same records with the same codec, with a
-//! transaction every 50 ms and without. CPU time is that of whole processes, from /proc. The broker's includes what it uses at
+//! transaction every 100 ms and without. CPU time is that of whole processes, from /proc. The broker's includes what it uses at
 //! rest. Latency is measured on its own, because a consumer costs the broker CPU time: from the moment when the generator
 //! should have posted an event, whether it was late or not, until a `read_committed` consumer has it.
 //!
-//! `cargo bench --bench through -- [seconds=8] [rounds=1] [rates=10,100,1000,5000] [codecs=none,lz4] [other=<path>]`.
-//! `codecs` compares codecs instead of ways. `other` is a second binary, which takes turns with this one.
+//! `cargo bench --bench through -- [seconds=8] [rounds=1] [rates=10,100,1000,5000] [other=<path>] [settings=<name>=<value>,…]`.
+//! `other` is a second binary, which takes turns with this one. `settings` compares exactly-once delivery with each of these
+//! settings instead of ways; a name is the end of the setting's variable, such as `KAFKA__PROPERTIES__COMPRESSION_TYPE`.
 
 // A benchmark that can't continue panics.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
@@ -47,22 +48,26 @@ const HUNDRED: &str = include_str!("../tests/samples/deliveries-batch-100.json")
 const PARTITIONS: i32 = 3;
 const LIMIT: Duration = Duration::from_secs(300);
 /// The bare producer's pace, which is the bridge's default.
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(100);
 /// Without this, the tests' brokers start faster and run slower than production's.
 const JAVA_OPTIONS: [(&str, &str); 1] = [("_JAVA_OPTIONS", "-XX:TieredStopAtLevel=4")];
 
 /// A way from the generator into Kafka.
-#[derive(Clone)]
 struct Way {
     name: String,
     kind: Kind,
-    codec: Option<String>,
 }
 
-#[derive(Clone)]
 enum Kind {
-    Bridge { binary: String, delivery: &'static str },
+    Bridge(Bridge),
     Bare { transactions: bool },
+}
+
+struct Bridge {
+    binary: String,
+    delivery: &'static str,
+    /// The name and value of a variable.
+    setting: Option<(String, String)>,
 }
 
 /// What a way cost.
@@ -188,36 +193,44 @@ fn main() {
 
 fn ways() -> Vec<Way> {
     let own = env!("CARGO_BIN_EXE_cmc-bridge").to_owned();
+    let other = argument("other");
     let bridge = |prefix: &str, binary: &str, delivery: &'static str| Way {
         name: format!("{prefix}{delivery}"),
-        kind: Kind::Bridge {
+        kind: Kind::Bridge(Bridge {
             binary: binary.to_owned(),
             delivery,
-        },
-        codec: None,
+            setting: None,
+        }),
+    };
+    let others = |delivery| {
+        other
+            .iter()
+            .map(move |other| bridge("other binary, ", other, delivery))
     };
     let mut ways = Vec::new();
-    if let Some(codecs) = argument("codecs") {
-        for codec in codecs.split(',') {
-            ways.push(Way {
-                name: codec.to_owned(),
-                codec: Some(codec.to_owned()),
-                ..bridge("", &own, "exactly-once")
-            });
-        }
+    if let Some(settings) = argument("settings") {
+        let parts = settings
+            .split(',')
+            .map(|setting| setting.split_once('=').expect("<name>=<value>"));
+        ways.extend(parts.map(|(name, value)| Way {
+            name: format!("{name}={value}"),
+            kind: Kind::Bridge(Bridge {
+                binary: own.clone(),
+                delivery: "exactly-once",
+                setting: Some((format!("CMC_BRIDGE__{name}"), value.to_owned())),
+            }),
+        }));
+        ways.extend(["exactly-once", "at-least-once"].into_iter().flat_map(others));
         return ways;
     }
     for delivery in ["exactly-once", "at-least-once"] {
         ways.push(bridge("", &own, delivery));
-        ways.extend(argument("other").map(|other| bridge("other binary, ", &other, delivery)));
+        ways.extend(others(delivery));
     }
-    for (name, transactions) in [("bare, transactions", true), ("bare, none", false)] {
-        ways.push(Way {
-            name: name.to_owned(),
-            kind: Kind::Bare { transactions },
-            codec: Some("lz4".to_owned()),
-        });
-    }
+    ways.extend([true, false].map(|transactions| Way {
+        name: format!("bare, {}", if transactions { "transactions" } else { "none" }),
+        kind: Kind::Bare { transactions },
+    }));
     ways
 }
 
@@ -267,7 +280,7 @@ fn at_rate(
     let topic = kafka.topic();
     let cost = match &way.kind {
         Kind::Bare { transactions } => {
-            let bare = Bare::start(kafka, way, &topic, *transactions);
+            let bare = Bare::start(kafka, &topic, *transactions);
             bare.cost(kafka, || {
                 let (begun, mut sent, mut ended) = (Instant::now(), 0, Instant::now());
                 while begun.elapsed() < time {
@@ -290,8 +303,8 @@ fn at_rate(
                 bare.commit();
             })
         }
-        Kind::Bridge { binary, delivery } => {
-            let (server, _spool) = bridge(kafka, binary, delivery, way, &topic);
+        Kind::Bridge(of_way) => {
+            let (server, _spool) = of_way.start(kafka, &topic);
             bridge_cost(runtime, kafka, &server, || {
                 runtime.block_on(post_at(server.address, rate, time));
             })
@@ -314,7 +327,7 @@ fn at_full_speed(
 ) -> Cost {
     let cost = match &way.kind {
         Kind::Bare { transactions } => {
-            let bare = Bare::start(kafka, way, topic, *transactions);
+            let bare = Bare::start(kafka, topic, *transactions);
             bare.cost(kafka, || {
                 let begun = Instant::now();
                 while begun.elapsed() < time {
@@ -326,8 +339,8 @@ fn at_full_speed(
                 bare.commit();
             })
         }
-        Kind::Bridge { binary, delivery } => {
-            let (server, _spool) = bridge(kafka, binary, delivery, way, topic);
+        Kind::Bridge(of_way) => {
+            let (server, _spool) = of_way.start(kafka, topic);
             let bodies: Vec<String> = (0..64).map(hundred).collect();
             let bodies: Vec<&[u8]> = bodies.iter().map(String::as_bytes).collect();
             bridge_cost(runtime, kafka, &server, || {
@@ -343,11 +356,11 @@ fn at_full_speed(
 
 /// From the moment when each event should have been posted until a consumer has it.
 fn latencies(runtime: &Runtime, kafka: &Kafka, way: &Way, rate: u64, time: Duration) -> Vec<Duration> {
-    let Kind::Bridge { binary, delivery } = &way.kind else {
+    let Kind::Bridge(of_way) = &way.kind else {
         return Vec::new();
     };
     let topic = kafka.topic();
-    let (server, _spool) = bridge(kafka, binary, delivery, way, &topic);
+    let (server, _spool) = of_way.start(kafka, &topic);
     let consumer: BaseConsumer = topics::client_config(&kafka.broker.bootstrap())
         .set("group.id", wait::unique("latency"))
         .set("isolation.level", "read_committed")
@@ -465,37 +478,29 @@ fn id(number: u64) -> String {
     )
 }
 
-fn bridge(
-    kafka: &Kafka,
-    binary: &str,
-    delivery: &str,
-    way: &Way,
-    topic: &str,
-) -> (Server, tempfile::TempDir) {
-    let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let mut command = Command::new(binary);
-    command.arg("serve").envs([
-        ("CMC_BRIDGE__INGEST__LISTEN", "127.0.0.1:0"),
-        ("CMC_BRIDGE__ADMIN__LISTEN", "127.0.0.1:0"),
-        ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
-        ("CMC_BRIDGE__LOG__FORMAT", "json"),
-        ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", &kafka.broker.bootstrap()),
-        ("CMC_BRIDGE__KAFKA__CREATE_TOPICS", "true"),
-        ("CMC_BRIDGE__KAFKA__DELIVERY", delivery),
-        ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
-        ("CMC_BRIDGE__SPOOL__DIR", spool.path().to_str().expect("UTF-8")),
-        ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic),
-    ]);
-    command.envs(
-        way.codec
-            .iter()
-            .map(|codec| ("CMC_BRIDGE__KAFKA__PROPERTIES__COMPRESSION_TYPE", codec)),
-    );
-    let server = Server::start(
-        &mut command,
-        &["webhooks are served", "metrics and probes are served"],
-    );
-    (server, spool)
+impl Bridge {
+    fn start(&self, kafka: &Kafka, topic: &str) -> (Server, tempfile::TempDir) {
+        let spool = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let mut command = Command::new(&self.binary);
+        command.arg("serve").envs([
+            ("CMC_BRIDGE__INGEST__LISTEN", "127.0.0.1:0"),
+            ("CMC_BRIDGE__ADMIN__LISTEN", "127.0.0.1:0"),
+            ("CMC_BRIDGE__INGEST__AUTH__ALLOW_ANONYMOUS", "true"),
+            ("CMC_BRIDGE__LOG__FORMAT", "json"),
+            ("CMC_BRIDGE__KAFKA__BOOTSTRAP_SERVERS", &kafka.broker.bootstrap()),
+            ("CMC_BRIDGE__KAFKA__CREATE_TOPICS", "true"),
+            ("CMC_BRIDGE__KAFKA__DELIVERY", self.delivery),
+            ("CMC_BRIDGE__SPOOL__MAX_BYTES", "64GiB"),
+            ("CMC_BRIDGE__SPOOL__DIR", spool.path().to_str().expect("UTF-8")),
+            ("CMC_BRIDGE__STREAMS__DELIVERIES__TOPIC", topic),
+        ]);
+        command.envs(self.setting.clone());
+        let server = Server::start(
+            &mut command,
+            &["webhooks are served", "metrics and probes are served"],
+        );
+        (server, spool)
+    }
 }
 
 /// What the bridge and the broker use until all that `run` has posted is in Kafka.
@@ -554,14 +559,14 @@ struct Bare<'a> {
 }
 
 impl<'a> Bare<'a> {
-    fn start(kafka: &Kafka, way: &Way, topic: &'a str, transactional: bool) -> Bare<'a> {
+    fn start(kafka: &Kafka, topic: &'a str, transactional: bool) -> Bare<'a> {
         let done = Arc::new(AtomicU64::new(0));
         let mut config = topics::client_config(&kafka.broker.bootstrap());
         config
             .set("enable.idempotence", "true")
             .set("linger.ms", "1")
             .set("partitioner", "murmur2_random")
-            .set("compression.type", way.codec.as_deref().unwrap_or("none"));
+            .set("compression.type", "lz4");
         if transactional {
             config.set("transactional.id", wait::unique("bare"));
         }

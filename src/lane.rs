@@ -31,7 +31,9 @@
 //!      compacted topic. The lane knows that before it sends anything. Rules that were read long ago are read again first.
 //!    - The broker refuses it. Kafka refuses whole requests, so the lane sends the range again. If the broker named the
 //!      refused records, the rest is sent without them. Otherwise the batches of the refused request go one record per request,
-//!      and the others as before; a refusal then names its record.
+//!      and the others as before; a refusal then names its record. If that takes longer than a transaction may, the next ones
+//!      only ask about records that the broker has not taken yet. When it has been asked about all, the batches go many
+//!      records per request again, without those that it refused.
 //!
 //!    The records of a received mail belong together: when one of them is diverted, all are.
 //!
@@ -42,9 +44,10 @@
 //! 7. The timestamp of a record is the time of sending. Retention would soon delete a record with an old timestamp, and the
 //!    broker would refuse one that is ahead of its clock. If the broker refuses the time of sending, because its clock and this
 //!    machine's differ, records go without a timestamp for ten minutes.
-//! 8. Transactions begin at least `kafka.commit_interval` apart, because each costs the brokers much the same however few
-//!    events it has. The first event after a pause goes at once, and so does a full transaction and the one after it. A drain
-//!    does not pause.
+//! 8. While events keep coming, transactions begin `kafka.commit_interval` apart, because each costs the brokers much the same
+//!    however few events it has. An interval in which none began is kept for one that begins early. So the first event after a
+//!    pause goes at once, and events that come once in an interval don't wait. A full transaction and the one after it begin at
+//!    once. A drain does not pause.
 //!
 //! # At least once
 //!

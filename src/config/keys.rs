@@ -204,7 +204,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         "kafka.commit_interval",
         millis(0, Duration::from_secs(1)),
-        Str("50ms"),
+        Str("100ms"),
     ),
     key("kafka.properties", Properties, Empty),
     key("streams.deliveries.enabled", Boolean, Flag(true)),

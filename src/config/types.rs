@@ -142,7 +142,7 @@ pub struct Kafka {
     pub transaction_bytes: usize,
     /// `kafka.transaction_timeout`: after this time the broker aborts an open transaction.
     pub transaction_timeout: Duration,
-    /// `kafka.commit_interval`: transactions of a stream begin at least this far apart while events keep coming.
+    /// `kafka.commit_interval`: transactions of a stream begin this far apart while events keep coming.
     pub commit_interval: Duration,
     /// `[kafka.properties]`: librdkafka properties by their own names; some are secrets.
     pub properties: BTreeMap<String, SecretString>,

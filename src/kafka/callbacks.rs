@@ -127,7 +127,7 @@ impl ProducerContext for Callbacks {
         match result {
             Ok(message) => {
                 debug_assert!(message.offset() >= 0);
-                self.deliveries.delivered();
+                self.deliveries.delivered(number);
             }
             Err((error, message)) => self.deliveries.failed(UndeliveredRecord {
                 number,

@@ -36,6 +36,8 @@ pub struct Deliveries {
 #[derive(Default)]
 struct Counts {
     delivered: usize,
+    /// The numbers of the delivered records, if they are kept.
+    numbers: Option<Vec<usize>>,
     /// In the order of their reports, which is not the order of their causes: librdkafka may report a record that it gave up
     /// because of an error before that error.
     failures: Vec<UndeliveredRecord>,
@@ -69,15 +71,21 @@ impl Deliveries {
         self.state.lock()
     }
 
-    /// Begins a new count.
-    pub fn reset(&self) {
-        *self.lock() = Counts::default();
+    /// Begins a new count, which also keeps the records' numbers if it is `numbered`.
+    pub fn reset(&self, numbered: bool) {
+        *self.lock() = Counts {
+            numbers: numbered.then(Vec::new),
+            ..Counts::default()
+        };
     }
 
     /// Takes the report of a delivered record.
-    pub fn delivered(&self) {
+    pub fn delivered(&self, number: usize) {
         let mut counts = self.lock();
         counts.delivered += 1;
+        if let Some(numbers) = &mut counts.numbers {
+            numbers.push(number);
+        }
         if counts.done() == counts.wanted {
             self.changed.notify_all();
         }
@@ -190,6 +198,11 @@ impl Deliveries {
         }
     }
 
+    /// The numbers of the records delivered so far, if they are kept.
+    pub fn numbers(&self) -> Vec<usize> {
+        self.lock().numbers.clone().unwrap_or_default()
+    }
+
     /// The failures so far.
     pub fn failures(&self) -> Vec<UndeliveredRecord> {
         self.lock().failures.clone()
@@ -217,7 +230,7 @@ mod tests {
     #[test]
     fn a_full_queue_whose_callbacks_are_all_over_is_tried_again() {
         let deliveries = Deliveries::default();
-        deliveries.delivered();
+        deliveries.delivered(0);
         let begun = Instant::now();
         assert_eq!(deliveries.wait_for_room(true, soon()), Waited::Delivered);
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -246,8 +259,9 @@ mod tests {
             .map(UndeliveredRecord::code)
             .collect();
         assert_eq!(codes, [Some(Code::PurgeQueue), Some(Code::InvalidRecord)]);
-        deliveries.reset();
-        deliveries.delivered();
+        deliveries.reset(true);
+        deliveries.delivered(7);
+        assert_eq!(deliveries.numbers(), [7]);
         assert_eq!(deliveries.wait(1, soon()), Waited::Delivered);
         assert_eq!(deliveries.wait(2, Instant::now()), Waited::TimedOut);
     }
@@ -256,13 +270,13 @@ mod tests {
     fn whoever_waits_is_woken_by_the_last_report_and_by_the_first_failure() {
         type End = fn(&Deliveries);
         let ends: [(End, Waited); 3] = [
-            (Deliveries::delivered, Waited::Delivered),
+            (|d| d.delivered(1), Waited::Delivered),
             (|d| d.failed(failure(0, Code::InvalidRecord)), Waited::Failed),
             (Deliveries::fail, Waited::Failed),
         ];
         for (end, expected) in ends {
             let deliveries = Arc::new(Deliveries::default());
-            deliveries.delivered();
+            deliveries.delivered(0);
             let theirs = Arc::clone(&deliveries);
             let waiting = std::thread::spawn(move || theirs.wait(2, soon()));
             end(&deliveries);

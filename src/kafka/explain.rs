@@ -40,7 +40,13 @@ impl LastError {
         }
     }
 
-    fn get(&self) -> Option<(Code, String)> {
+    /// Forgets the report: what it said has been dealt with.
+    pub fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// The report, if it is recent.
+    pub fn get(&self) -> Option<(Code, String)> {
         let last = self.0.lock();
         let (when, code, text) = last.as_ref()?;
         (when.elapsed() < RECENT).then(|| (*code, text.clone()))

@@ -190,6 +190,7 @@ impl KafkaBroker {
                         group = session.group,
                         "the broker allows transactions no more than the usual time"
                     );
+                    session.callbacks.last_error.forget();
                     stretch = 1;
                 }
                 Err(error) => return Err(session.explain("begin as a transactional producer", &error)),
@@ -247,7 +248,13 @@ impl KafkaBroker {
 
     fn too_slow(&self, doing: &str) -> BrokerError {
         let timed_out = KafkaError::Flush(Code::OperationTimedOut);
-        self.explain(doing, &timed_out)
+        let mut error = self.explain(doing, &timed_out);
+        if self.committer.is_some() && self.session.callbacks.last_error.get().is_none() {
+            error
+                .cure
+                .push_str(". If Kafka is only slow, raise kafka.transaction_timeout");
+        }
+        error
     }
 
     /// Whether refusals do not affect other records, so that all of them are collected.
@@ -404,15 +411,17 @@ impl Broker for KafkaBroker {
     }
 
     fn begin(&mut self) -> Result<(), BrokerError> {
-        self.session.callbacks.deliveries.reset();
+        let in_transaction = self.committer.is_some();
+        let numbered = in_transaction && self.mode == Mode::OneByOne;
+        self.session.callbacks.deliveries.reset(numbered);
         self.sent = 0;
         self.half = Half::default();
-        match self.committer {
-            Some(_) => self
+        match in_transaction {
+            true => self
                 .producer
                 .begin_transaction()
                 .map_err(|error| self.explain("begin a transaction", &error)),
-            None => Ok(()),
+            false => Ok(()),
         }
     }
 
@@ -462,6 +471,10 @@ impl Broker for KafkaBroker {
             false => deliveries.wait(self.sent, deadline),
         };
         self.waited(waited)
+    }
+
+    fn taken(&self) -> Vec<usize> {
+        self.session.callbacks.deliveries.numbers()
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, deadline: Instant) -> Result<(), BrokerError> {

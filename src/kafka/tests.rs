@@ -93,7 +93,7 @@ fn the_simulated_broker_plays_its_part() {
                 transactional,
                 seed: Cell::new(seed * 1000),
             };
-            assert_eq!(play(&world, transactional), 10);
+            assert_eq!(play(&world, transactional), 11);
         }
     }
 }

@@ -76,8 +76,8 @@ pub struct Lane<C: Connect> {
     unconfirmed: Option<InFlight>,
     /// Records sent and not delivered yet. With transactions it is set only until the turn ends.
     in_flight: Option<InFlight>,
-    /// When the last transaction began; `None` before the first, and after one that left batches behind.
-    begun_at: Option<Instant>,
+    /// When the next transaction may begin; `None` before the first, and after one that left batches behind.
+    next_at: Option<Instant>,
     /// Maximum number of events in the next transaction. Never more than `options.transaction_events`.
     most_events: usize,
     wait: Duration,
@@ -152,7 +152,7 @@ impl<C: Connect> Lane<C> {
             pace: Pace::new(),
             unconfirmed: None,
             in_flight: None,
-            begun_at: None,
+            next_at: None,
             blocked: None,
             stored_at: clock::now(),
             committed_at: Some(clock::now()),
@@ -372,15 +372,20 @@ impl<C: Connect> Lane<C> {
     /// refusal, begins at once.
     fn pause(&self) -> Option<Duration> {
         let waiting = self.backlog.end().events - self.backlog.position().events;
-        if waiting >= self.most_events as u64 || self.refusals.is_some() {
+        let is_paced = !self.options.timing.commit_interval.is_zero() && self.refusals.is_none();
+        if !is_paced || waiting >= self.most_events as u64 {
             return None;
         }
-        let left = self
-            .options
-            .timing
-            .commit_interval
-            .checked_sub(clock::since(self.begun_at?))?;
+        let left = self.next_at?.checked_duration_since(clock::now())?;
         (!left.is_zero()).then_some(left)
+    }
+
+    /// When the transaction after one that begins now may begin. Each uses up an interval, and one unused interval is kept, so
+    /// that a lane keeps up with events that come just as often as transactions may begin.
+    fn next_after(&self, begun: Instant) -> Instant {
+        let interval = self.options.timing.commit_interval;
+        self.next_at
+            .map_or(begun, |next| (next + interval).clamp(begun, begun + interval))
     }
 
     /// Ends all pauses between transactions, for a lane that is to end.
@@ -391,17 +396,26 @@ impl<C: Connect> Lane<C> {
     /// Delivers the next batches in one transaction.
     fn transaction(&mut self) -> Result<Turn, Stop> {
         let mut sent = InFlight::begin();
-        self.begun_at = Some(sent.begun);
+        self.next_at = Some(self.next_after(sent.begun));
         let delivered = self.begin(&sent).and_then(|deadline| {
             self.send(&mut sent, self.most_events, deadline)?;
             self.broker()?.delivered(deadline)?;
-            Ok(deadline)
+            match &mut self.refusals {
+                Some(refusals) if sent.only_asks => {
+                    refusals.asked_until(sent.end.seq);
+                    Err(Stop::Again)
+                }
+                _ => Ok(deadline),
+            }
         });
         let deadline = match delivered {
             Ok(deadline) => deadline,
-            Err(stop) => {
+            Err(mut stop) => {
                 if matches!(stop, Stop::Late(_)) {
                     self.adapt(sent.events, None);
+                    if self.learn(&sent) {
+                        stop = Stop::Paced(self.pace.wait());
+                    }
                 }
                 self.ended(TransactionOutcome::Aborted, sent.begun);
                 self.in_flight = Some(sent);
@@ -410,21 +424,20 @@ impl<C: Connect> Lane<C> {
         };
         let (begun, end, events) = (sent.begun, sent.end, sent.events);
         let metadata = position::metadata(self.backlog.history(), end.seq);
-        self.unconfirmed = Some(sent);
         if let Err(error) = self.broker()?.commit(end.seq, &metadata, deadline) {
             if clock::now() >= deadline {
                 self.adapt(events, None);
+                self.learn(&sent);
             }
             self.ended(TransactionOutcome::Failed, begun);
+            self.unconfirmed = Some(sent);
             return Err(error.into());
         }
         self.adapt(events, Some(clock::since(begun)));
         self.ended(TransactionOutcome::Committed, begun);
         self.committed_at = Some(clock::now());
-        if let Some(sent) = self.unconfirmed.take() {
-            self.begun_at = self.begun_at.filter(|_| !sent.full);
-            self.book(&sent);
-        }
+        self.next_at = self.next_at.filter(|_| !sent.full);
+        self.book(&sent);
         Ok(Turn::Progress)
     }
 

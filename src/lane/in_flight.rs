@@ -30,6 +30,8 @@ pub struct InFlight {
     pub bytes: usize,
     /// Whether it left batches behind that would not fit.
     pub full: bool,
+    /// Whether records were left out because the broker has taken them before: it only asks about the others, and is not committed.
+    pub only_asks: bool,
     pub diverted: Vec<Failure>,
     pub records: Vec<SentRecord>,
     /// When the webhooks arrived, with the number of events of each.
@@ -45,6 +47,7 @@ impl InFlight {
             events: 0,
             bytes: 0,
             full: false,
+            only_asks: false,
             diverted: Vec::new(),
             records: Vec::new(),
             received: Vec::new(),

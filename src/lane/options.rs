@@ -29,7 +29,7 @@ pub struct Timing {
     pub checkpoint_every: Duration,
     /// How often an idle lane commits its position.
     pub recommit_every: Duration,
-    /// Transactions begin at least this far apart while there is less to deliver than a full one.
+    /// Transactions begin this far apart while there is less to deliver than a full one.
     pub commit_interval: Duration,
     /// The first wait after a failure. It doubles up to `longest_wait`.
     pub first_wait: Duration,

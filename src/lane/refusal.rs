@@ -30,6 +30,9 @@ pub struct Refusals {
     keyless: bool,
     /// Without transactions: records that are delivered and must not be sent again.
     delivered: BTreeSet<SentRecord>,
+    /// With transactions: records of the batches that go one record per request which the broker took, in a transaction that ran
+    /// out of time.
+    taken: BTreeSet<SentRecord>,
 }
 
 impl Refusals {
@@ -41,6 +44,7 @@ impl Refusals {
             refused: BTreeMap::new(),
             keyless: false,
             delivered: BTreeSet::new(),
+            taken: BTreeSet::new(),
         }
     }
 
@@ -57,6 +61,23 @@ impl Refusals {
             true => batches,
             false => known.start.min(batches.start)..known.end.max(batches.end),
         };
+        self.taken.clear();
+    }
+
+    /// Takes note that the broker took this record, although its transaction ended without a commit.
+    pub fn take(&mut self, record: SentRecord) {
+        self.taken.insert(record);
+    }
+
+    /// Whether the broker is known to take a record of a batch that goes one record per request.
+    pub fn is_taken(&self, record: &SentRecord) -> bool {
+        self.taken.contains(record)
+    }
+
+    /// Sends the batches before this one many records per request: the broker has been asked about each of their records.
+    pub fn asked_until(&mut self, seq: Seq) {
+        self.one_by_one.start = seq.max(self.one_by_one.start);
+        self.taken.clear();
     }
 
     /// Takes note that this record is delivered.

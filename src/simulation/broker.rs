@@ -214,6 +214,8 @@ pub struct Inner {
     pub unstable_positions: bool,
     /// One in this many records is sent as soon as it is queued, along with all before it; none if 0.
     pub hasty: usize,
+    /// The number of records that a transaction of one record per request can deliver before its deadline, if there is a limit.
+    pub one_by_one: Option<usize>,
     /// The mode of each connection so far.
     pub connects: Vec<Mode>,
     /// The number of calls so far.
@@ -592,8 +594,12 @@ impl Producer {
     }
 
     /// Sends at most this many waiting records, until one is refused.
-    fn transmit(&mut self, inner: &mut Inner, most: usize) -> Result<(), DeliveryError> {
-        let mut left = most;
+    fn transmit(&mut self, inner: &mut Inner, most: usize, deadline: Instant) -> Result<(), DeliveryError> {
+        let limit = inner
+            .one_by_one
+            .filter(|_| self.mode == Mode::OneByOne && !inner.plain);
+        let in_time = limit.map(|limit| limit.saturating_sub(self.queued.len() - self.waiting));
+        let mut left = in_time.map_or(most, |in_time| most.min(in_time));
         let requests = self.requests(inner);
         let mut refused = RefusedRecords {
             named: self.mode == Mode::OneByOne,
@@ -634,6 +640,10 @@ impl Producer {
                 self.in_flight - 1
             };
             after.get_or_insert(others);
+        }
+        if after.is_none() && in_time.is_some_and(|in_time| in_time < most) && self.waiting > 0 {
+            clock::simulate_wait(deadline);
+            return Err(DeliveryError::Late(error(BlockReason::Connect, "too slow")));
         }
         if after.is_none() {
             return Ok(());
@@ -744,7 +754,7 @@ impl Broker for Producer {
         })
     }
 
-    fn send(&mut self, record: Outgoing<'_>, _: Instant) -> Result<(), DeliveryError> {
+    fn send(&mut self, record: Outgoing<'_>, deadline: Instant) -> Result<(), DeliveryError> {
         let own = |(name, value): &(&str, &[u8])| ((*name).to_owned(), value.to_vec());
         let copy = StoredRecord {
             key: record.key.map(<[u8]>::to_vec),
@@ -763,7 +773,7 @@ impl Broker for Producer {
             }
             let full = inner.queue.is_some_and(|queue| producer.waiting >= queue);
             if full || inner.hasty > 0 && inner.choose(inner.hasty) == 0 {
-                producer.transmit(inner, usize::MAX)?;
+                producer.transmit(inner, usize::MAX, deadline)?;
             }
             let partitions = inner
                 .topics
@@ -798,18 +808,26 @@ impl Broker for Producer {
                 }
                 Some(_) => {
                     let some = producer.queued.len() / 2;
-                    producer.transmit(inner, some)?;
+                    producer.transmit(inner, some, deadline)?;
                     return Err(error(BlockReason::Transaction, "delivery failed").into());
                 }
                 None => {}
             }
-            producer.transmit(inner, usize::MAX)
+            producer.transmit(inner, usize::MAX, deadline)
         });
         // Without transactions, a late delivery is not a failure.
         if matches!(result, Err(DeliveryError::Late(_))) && self.cluster.lock().plain {
             self.broken = false;
         }
         result
+    }
+
+    fn taken(&self) -> Vec<usize> {
+        let of_transaction = self.mode == Mode::OneByOne && !self.cluster.lock().plain;
+        let numbers = 0..self.queued.len();
+        numbers
+            .filter(|number| of_transaction && self.queued[*number].delivered)
+            .collect()
     }
 
     fn commit(&mut self, position: Seq, metadata: &str, _: Instant) -> Result<(), BrokerError> {

@@ -42,6 +42,8 @@ pub struct Plan {
     pub unstable_positions: bool,
     /// One in this many records is sent at once.
     pub hasty: usize,
+    /// Records that a transaction of one record per request delivers in time.
+    pub one_by_one: Option<usize>,
     /// The events' topics refuse null keys.
     pub compacted: bool,
     /// Records that fit into a producer's queue.
@@ -87,6 +89,7 @@ impl Plan {
             names_records: random.one_in(2),
             unstable_positions: random.one_in(4),
             hasty: random.pick(&[0, 2, 6]),
+            one_by_one: random.one_in(3).then(|| 1 + random.below(6) as usize),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
             // In the longest ones, a segment that was left early is not worth reusing.

@@ -78,6 +78,6 @@ fn kafka_plays_its_part() {
             runtime: Runtime::new().unwrap(),
             delivery,
         };
-        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 8);
+        assert_eq!(play(&world, delivery == Delivery::ExactlyOnce), 9);
     }
 }

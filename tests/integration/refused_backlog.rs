@@ -68,7 +68,8 @@ impl Case {
         let setup = setup
             .topics(&topics)
             .set("kafka.delivery", self.delivery)
-            .set("ingest.max_body_bytes", "16MiB");
+            .set("ingest.max_body_bytes", "16MiB")
+            .set("ingest.max_events", "25000");
         let setup = match self.refused {
             Refused::KeylessUntold => {
                 grant_all(&topics);
@@ -200,6 +201,20 @@ fn a_keyless_record_that_nothing_foretells() {
     run(Refused::KeylessUntold, 1, (70, 1000), &[31_200]);
     run(Refused::KeylessUntold, 6, (1, 10_000), &[9999]);
     run(Refused::KeylessUntold, 1, (1, 10_000), &[0, 300, 5000]);
+}
+
+/// One record per request, the webhook takes longer than its transaction may.
+#[test]
+fn a_keyless_record_in_a_webhook_for_which_one_transaction_is_too_short() {
+    Case {
+        refused: Refused::KeylessUntold,
+        delivery: "exactly-once",
+        partitions: 1,
+        webhooks: 1,
+        events: 25_000,
+        places: &[24_999],
+    }
+    .run();
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.kafka.transaction_events, 40_000);
     assert_eq!(config.kafka.transaction_bytes, 32 << 20);
     assert_eq!(config.kafka.transaction_timeout, Duration::from_secs(15));
-    assert_eq!(config.kafka.commit_interval, Duration::from_millis(50));
+    assert_eq!(config.kafka.commit_interval, Duration::from_millis(100));
     assert!(config.kafka.properties.is_empty());
     let streams = Stream::ALL.map(|stream| {
         (

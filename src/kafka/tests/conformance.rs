@@ -123,7 +123,7 @@ const ALL: &str = "20000 seen, in order";
 const NONE: &str = "0 seen, in order";
 const AMONG: &str = "refused, the odd one among the records";
 
-fn scripts<W: World>() -> [Script<W>; 10] {
+fn scripts<W: World>() -> [Script<W>; 11] {
     [
         Script {
             name: "all is delivered",
@@ -164,6 +164,14 @@ fn scripts<W: World>() -> [Script<W>; 10] {
             play: one_by_one,
             with: &["refused, an odd one named", NONE],
             without: &["refused, all odd ones named", "38 seen, in order"],
+        },
+        Script {
+            name: "all are taken, one record a request",
+            temper: Temper::Kind,
+            odd: &[],
+            play: taken,
+            with: &["delivered", "taken: [0, 1, 2, 3, 4]", NONE],
+            without: &["delivered", "taken: []", "5 seen, in order"],
         },
         Script {
             name: "one is too large for the client",
@@ -423,6 +431,17 @@ fn one_by_one<W: World>(scene: &mut Scene<'_, W>) {
         }
         _ => scene.outcome(&sent),
     }
+    drop(broker);
+    scene.count();
+}
+
+fn taken<W: World>(scene: &mut Scene<'_, W>) {
+    let mut broker = scene.producer(Uuid::new_v4(), Mode::OneByOne);
+    let sent = scene.send(&mut broker, 5, &[]);
+    scene.outcome(&sent);
+    let mut taken = broker.taken();
+    taken.sort_unstable();
+    scene.see(format!("taken: {taken:?}"));
     drop(broker);
     scene.count();
 }

@@ -131,6 +131,10 @@ impl<C: Connect> Lane<C> {
             if group.is_none() && refusals.is_some_and(|refusals| refusals.is_delivered(&of_record)) {
                 continue;
             }
+            if refusals.is_some_and(|refusals| refusals.is_taken(&of_record)) {
+                sent.only_asks = true;
+                continue;
+            }
             let value = record.value_in(&mut scratch);
             headers.clear();
             headers.extend(view.headers(record));
@@ -193,6 +197,23 @@ impl<C: Connect> Lane<C> {
             });
         }
         Ok(())
+    }
+
+    /// Takes note of what the broker took of a transaction that ran out of time, one record per request. Returns whether it took
+    /// anything, so that the next transaction asks about less.
+    pub(super) fn learn(&mut self, sent: &InFlight) -> bool {
+        let taken = self.broker.as_ref().map(C::Broker::taken).unwrap_or_default();
+        let Some(refusals) = self.refusals.as_mut().filter(|_| !taken.is_empty()) else {
+            return false;
+        };
+        for record in taken.iter().filter_map(|number| sent.records.get(*number)) {
+            refusals.take(*record);
+        }
+        info!(
+            stream = %self.options.stream, topic = self.options.topic, records = taken.len(),
+            "the time for a transaction is over before each record has had a request of its own; the next one asks about the others"
+        );
+        true
     }
 
     /// Decides what to do after a refusal: rule 4.
@@ -273,6 +294,10 @@ fn send_letter(
             ..of_record
         };
         if refusals.is_some_and(|refusals| refusals.is_delivered(&of_letter)) {
+            continue;
+        }
+        if refusals.is_some_and(|refusals| refusals.is_taken(&of_letter)) {
+            sent.only_asks = true;
             continue;
         }
         let outgoing = Outgoing {

@@ -520,9 +520,11 @@ fn transactions_begin_an_interval_apart_unless_they_are_full() {
         },
         ..options()
     });
-    // The first event goes at once, the next one when the interval is over.
-    bench.append(&[1]);
-    bench.settle();
+    // After a pause two transactions may begin at once, the next one when the interval is over.
+    for _ in 0..2 {
+        bench.append(&[1]);
+        bench.settle();
+    }
     bench.append(&[1]);
     assert_eq!(bench.turn(), Turn::Paused(interval));
     at(20);
@@ -534,16 +536,60 @@ fn transactions_begin_an_interval_apart_unless_they_are_full() {
     bench.append(&[9, 3]);
     bench.settle();
     bench.append(&[1]);
+    bench.settle();
+    bench.append(&[1]);
     assert_eq!(bench.turn(), Turn::Paused(interval));
     // Neither does a lane that is to end.
     bench.lane().hurry();
     bench.settle();
-    assert_eq!(bench.cluster.lock().transactions, [1, 2, 9, 3, 1]);
-    // After a pause an event goes at once.
-    bench.lane().options.timing.commit_interval = interval;
-    at(200);
+    assert_eq!(bench.cluster.lock().transactions, [1, 1, 2, 9, 3, 1, 1]);
+    clock::simulate(None);
+}
+
+#[test]
+fn events_that_come_as_often_as_transactions_may_begin_do_not_wait() {
+    let interval = Duration::from_millis(50);
+    let begun = Instant::now();
+    clock::simulate(Some(begun));
+    let mut bench = Bench::with(LaneOptions {
+        timing: Timing {
+            commit_interval: interval,
+            ..options().timing
+        },
+        ..options()
+    });
+    for number in 0..20 {
+        // Half of them come late, by up to half an interval.
+        let late = interval / 2 * (number % 2) * number / 20;
+        clock::simulate(Some(begun + interval * number + late));
+        bench.append(&[1]);
+        bench.settle();
+    }
+    assert_eq!(bench.cluster.lock().transactions, [1; 20]);
+    clock::simulate(None);
+}
+
+#[test]
+fn transactions_that_need_not_wait_do_not_make_later_ones_wait_longer() {
+    let interval = Duration::from_secs(1);
+    let begun = Instant::now();
+    clock::simulate(Some(begun));
+    let mut bench = Bench::with(LaneOptions {
+        transaction_events: 1,
+        timing: Timing {
+            commit_interval: interval,
+            ..options().timing
+        },
+        ..options()
+    });
+    // Each is full, and leaves nothing behind.
+    for _ in 0..20 {
+        bench.append(&[1]);
+        bench.settle();
+    }
+    bench.lane().most_events = 2;
     bench.append(&[1]);
-    assert_eq!(bench.turn(), Turn::Progress);
+    assert_eq!(bench.turn(), Turn::Paused(interval));
     clock::simulate(None);
 }
 
@@ -837,6 +883,45 @@ fn what_is_refused_alone_is_diverted_in_the_same_transaction() {
         bench.append(&[5]);
         bench.settle();
         assert_eq!(bench.cluster.lock().connects.len(), connects.len());
+    }
+}
+
+/// A webhook that has too many records for one transaction of one record per request is asked about in several, and delivered
+/// in one. So a slow broker can't keep it from being delivered.
+#[test]
+fn refused_records_are_found_even_if_one_by_one_takes_longer_than_a_transaction() {
+    for (in_time, seed) in [(1, 1), (1, 2), (4, 3), (4, 4), (15, 5), (39, 6), (40, 7), (41, 8)] {
+        let mut bench = with_limit(1000, false, options());
+        {
+            let mut inner = bench.cluster.lock();
+            (inner.one_by_one, inner.seed, inner.hasty) = (Some(in_time), seed, 10);
+            inner.topics.get_mut(TOPIC).unwrap().more_partitions = 2;
+        }
+        bench.append(&[3]);
+        let events: Vec<String> = (3..43).map(|n| n.to_string()).collect();
+        let large = |n: &str| "x".repeat(1500) + n;
+        let values: Vec<String> = events
+            .iter()
+            .map(|n| match n.as_str() {
+                "3" | "14" | "42" => large(n),
+                _ => n.clone(),
+            })
+            .collect();
+        let events: Vec<Event<'_>> = values
+            .iter()
+            .map(|value| Event {
+                key: Some("key"),
+                value,
+            })
+            .collect();
+        bench.append_events(&events);
+        bench.append(&[3]);
+        bench.settle();
+        bench.appended.retain(|value| value.len() < 1000);
+        bench.check_delivered();
+        assert_eq!(bench.cluster.values(LETTERS), ["3", "14", "42"].map(large));
+        let books = bench.books();
+        assert_eq!((books.delivered, books.diverted), (43, 3), "{in_time}");
     }
 }
 
