@@ -6,7 +6,7 @@
 //! rest. Latency is measured on its own, because a consumer costs the broker CPU time: from the moment when the generator
 //! should have posted an event, whether it was late or not, until a `read_committed` consumer has it.
 //!
-//! `cargo bench --bench through -- [seconds=8] [rounds=1] [rates=10,100,1000,5000] [other=<path>] [settings=<name>=<value>,…]`.
+//! `cargo bench --bench through -- [seconds=8] [rounds=1] [rates=5000,1000,100,10] [other=<path>] [settings=<name>=<value>,…]`.
 //! `other` is a second binary, which takes turns with this one. `settings` compares exactly-once delivery with each of these
 //! settings instead of ways; a name is the end of the setting's variable, such as `KAFKA__PROPERTIES__COMPRESSION_TYPE`.
 
@@ -95,6 +95,7 @@ fn argument(name: &str) -> Option<String> {
 fn numbers(name: &str, default: &str) -> Vec<u64> {
     let text = argument(name).unwrap_or_else(|| default.to_owned());
     text.split(',')
+        .filter(|number| !number.is_empty())
         .map(|number| number.parse().expect("a number"))
         .collect()
 }
@@ -132,7 +133,7 @@ fn main() {
         "| events/s | way | Kafka, % of a core | bridge, % of a core | transactions/s | bytes an event | p50 | p99 |\n\
          |---|---|---|---|---|---|---|---|"
     );
-    for rate in numbers("rates", "10,100,1000,5000") {
+    for rate in numbers("rates", "5000,1000,100,10") {
         let mut costs: Vec<Vec<Cost>> = ways.iter().map(|_| Vec::new()).collect();
         let mut times: Vec<Vec<Duration>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
