@@ -220,8 +220,8 @@ pub trait Broker {
     /// The first failure of any record ends the wait.
     fn delivered(&mut self, deadline: Instant) -> Result<(), DeliveryError>;
 
-    /// The records since `begin` that the broker is known to have taken, by number: with transactions and one record per request.
-    /// Otherwise none. It may also be called after an error.
+    /// The numbers of the records since `begin` that the broker is known to have taken, with transactions and one record per
+    /// request; otherwise none. It may also be called after an error.
     fn taken(&self) -> Vec<usize>;
 
     /// Commits the transaction, and with it the position and its metadata.

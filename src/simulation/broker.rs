@@ -215,7 +215,7 @@ pub struct Inner {
     /// One in this many records is sent as soon as it is queued, along with all before it; none if 0.
     pub hasty: usize,
     /// The number of records that a transaction of one record per request can deliver before its deadline, if there is a limit.
-    pub one_by_one: Option<usize>,
+    pub one_by_one_in_time: Option<usize>,
     /// The mode of each connection so far.
     pub connects: Vec<Mode>,
     /// The number of calls so far.
@@ -596,7 +596,7 @@ impl Producer {
     /// Sends at most this many waiting records, until one is refused.
     fn transmit(&mut self, inner: &mut Inner, most: usize, deadline: Instant) -> Result<(), DeliveryError> {
         let limit = inner
-            .one_by_one
+            .one_by_one_in_time
             .filter(|_| self.mode == Mode::OneByOne && !inner.plain);
         let in_time = limit.map(|limit| limit.saturating_sub(self.queued.len() - self.waiting));
         let mut left = in_time.map_or(most, |in_time| most.min(in_time));
@@ -823,10 +823,14 @@ impl Broker for Producer {
     }
 
     fn taken(&self) -> Vec<usize> {
-        let of_transaction = self.mode == Mode::OneByOne && !self.cluster.lock().plain;
-        let numbers = 0..self.queued.len();
-        numbers
-            .filter(|number| of_transaction && self.queued[*number].delivered)
+        let mut inner = self.cluster.lock();
+        if inner.plain || self.mode == Mode::Batched {
+            return Vec::new();
+        }
+        let delivered = (0..self.queued.len()).filter(|number| self.queued[*number].delivered);
+        // While records wait, the reports of others may be under way.
+        delivered
+            .filter(|_| self.waiting == 0 || inner.choose(4) > 0)
             .collect()
     }
 

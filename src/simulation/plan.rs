@@ -43,7 +43,7 @@ pub struct Plan {
     /// One in this many records is sent at once.
     pub hasty: usize,
     /// Records that a transaction of one record per request delivers in time.
-    pub one_by_one: Option<usize>,
+    pub one_by_one_in_time: Option<usize>,
     /// The events' topics refuse null keys.
     pub compacted: bool,
     /// Records that fit into a producer's queue.
@@ -89,7 +89,7 @@ impl Plan {
             names_records: random.one_in(2),
             unstable_positions: random.one_in(4),
             hasty: random.pick(&[0, 2, 6]),
-            one_by_one: random.one_in(3).then(|| 1 + random.below(6) as usize),
+            one_by_one_in_time: random.one_in(3).then(|| 1 + random.below(6) as usize),
             compacted: random.one_in(2),
             queue: random.one_in(3).then(|| 1 + random.below(6) as usize),
             // In the longest ones, a segment that was left early is not worth reusing.

@@ -125,7 +125,7 @@ impl World {
             inner.request = plan.request;
             inner.names_records = plan.names_records;
             inner.hasty = plan.hasty;
-            inner.one_by_one = plan.one_by_one;
+            inner.one_by_one_in_time = plan.one_by_one_in_time;
             inner.unstable_positions = plan.unstable_positions;
             inner.plain = plan.delivery == Delivery::AtLeastOnce;
             for (name, topic) in &mut inner.topics {

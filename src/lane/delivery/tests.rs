@@ -137,6 +137,17 @@ impl Bench {
         Bench::with(options())
     }
 
+    /// With this `commit_interval`.
+    fn paced(interval: Duration, options: LaneOptions) -> Bench {
+        Bench::with(LaneOptions {
+            timing: Timing {
+                commit_interval: interval,
+                ..options.timing
+            },
+            ..options
+        })
+    }
+
     fn with(options: LaneOptions) -> Bench {
         Bench::on(Cluster::new(&[TOPIC, LETTERS]), options)
     }
@@ -239,15 +250,18 @@ impl Bench {
         for events in batches {
             let first = self.appended.len();
             let values: Vec<String> = (first..first + events).map(|n| n.to_string()).collect();
-            let events: Vec<_> = values
-                .iter()
-                .map(|value| Event {
-                    key: Some("key"),
-                    value,
-                })
-                .collect();
-            self.append_events(&events);
+            self.append_values(&values);
         }
+    }
+
+    /// Appends a batch with these values, all with the same key.
+    fn append_values(&mut self, values: &[String]) {
+        let event = |value| Event {
+            key: Some("key"),
+            value,
+        };
+        let events: Vec<_> = values.iter().map(|value| event(value)).collect();
+        self.append_events(&events);
     }
 
     /// One turn, and a check of the books.
@@ -512,14 +526,13 @@ fn transactions_begin_an_interval_apart_unless_they_are_full() {
     let begun = Instant::now();
     let at = |millis| clock::simulate(Some(begun + Duration::from_millis(millis)));
     at(0);
-    let mut bench = Bench::with(LaneOptions {
-        transaction_events: 10,
-        timing: Timing {
-            commit_interval: interval,
-            ..options().timing
+    let mut bench = Bench::paced(
+        interval,
+        LaneOptions {
+            transaction_events: 10,
+            ..options()
         },
-        ..options()
-    });
+    );
     // After a pause two transactions may begin at once, the next one when the interval is over.
     for _ in 0..2 {
         bench.append(&[1]);
@@ -551,13 +564,7 @@ fn events_that_come_as_often_as_transactions_may_begin_do_not_wait() {
     let interval = Duration::from_millis(50);
     let begun = Instant::now();
     clock::simulate(Some(begun));
-    let mut bench = Bench::with(LaneOptions {
-        timing: Timing {
-            commit_interval: interval,
-            ..options().timing
-        },
-        ..options()
-    });
+    let mut bench = Bench::paced(interval, options());
     for number in 0..20 {
         // Half of them come late, by up to half an interval.
         let late = interval / 2 * (number % 2) * number / 20;
@@ -574,14 +581,13 @@ fn transactions_that_need_not_wait_do_not_make_later_ones_wait_longer() {
     let interval = Duration::from_secs(1);
     let begun = Instant::now();
     clock::simulate(Some(begun));
-    let mut bench = Bench::with(LaneOptions {
-        transaction_events: 1,
-        timing: Timing {
-            commit_interval: interval,
-            ..options().timing
+    let mut bench = Bench::paced(
+        interval,
+        LaneOptions {
+            transaction_events: 1,
+            ..options()
         },
-        ..options()
-    });
+    );
     // Each is full, and leaves nothing behind.
     for _ in 0..20 {
         bench.append(&[1]);
@@ -596,14 +602,13 @@ fn transactions_that_need_not_wait_do_not_make_later_ones_wait_longer() {
 #[test]
 fn a_backlog_of_large_events_is_not_paced() {
     clock::simulate(Some(Instant::now()));
-    let mut bench = Bench::with(LaneOptions {
-        transaction_bytes: 1,
-        timing: Timing {
-            commit_interval: Duration::from_secs(1),
-            ..options().timing
+    let mut bench = Bench::paced(
+        Duration::from_secs(1),
+        LaneOptions {
+            transaction_bytes: 1,
+            ..options()
         },
-        ..options()
-    });
+    );
     bench.append(&[1, 1, 1]);
     bench.settle();
     assert_eq!(bench.cluster.lock().transactions, [1, 1, 1]);
@@ -894,32 +899,21 @@ fn refused_records_are_found_even_if_one_by_one_takes_longer_than_a_transaction(
         let mut bench = with_limit(1000, false, options());
         {
             let mut inner = bench.cluster.lock();
-            (inner.one_by_one, inner.seed, inner.hasty) = (Some(in_time), seed, 10);
+            (inner.one_by_one_in_time, inner.seed, inner.hasty) = (Some(in_time), seed, 10);
             inner.topics.get_mut(TOPIC).unwrap().more_partitions = 2;
         }
         bench.append(&[3]);
-        let events: Vec<String> = (3..43).map(|n| n.to_string()).collect();
-        let large = |n: &str| "x".repeat(1500) + n;
-        let values: Vec<String> = events
-            .iter()
-            .map(|n| match n.as_str() {
-                "3" | "14" | "42" => large(n),
-                _ => n.clone(),
-            })
-            .collect();
-        let events: Vec<Event<'_>> = values
-            .iter()
-            .map(|value| Event {
-                key: Some("key"),
-                value,
-            })
-            .collect();
-        bench.append_events(&events);
+        let large = |n: usize| format!("{}{n}", "x".repeat(1500));
+        let value = |n| match n {
+            3 | 14 | 42 => large(n),
+            _ => n.to_string(),
+        };
+        bench.append_values(&(3..43).map(value).collect::<Vec<_>>());
         bench.append(&[3]);
         bench.settle();
         bench.appended.retain(|value| value.len() < 1000);
         bench.check_delivered();
-        assert_eq!(bench.cluster.values(LETTERS), ["3", "14", "42"].map(large));
+        assert_eq!(bench.cluster.values(LETTERS), [3, 14, 42].map(large));
         let books = bench.books();
         assert_eq!((books.delivered, books.diverted), (43, 3), "{in_time}");
     }

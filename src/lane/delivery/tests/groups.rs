@@ -28,14 +28,7 @@ fn append_groups(bench: &mut Bench, nth: usize, place: usize, refused: &str) -> 
                 false => format!("{group}.{number}"),
             })
             .collect();
-        let events: Vec<_> = values
-            .iter()
-            .map(|value| Event {
-                key: Some("key"),
-                value,
-            })
-            .collect();
-        bench.append_events(&events);
+        bench.append_values(&values);
         match is_refused {
             true => diverted.extend(values),
             false => whole.extend(values),
